@@ -130,7 +130,9 @@ def head_labels(source: Parent) -> list[str]:
 
 
 def _component_hint(first: Parent, other: Parent) -> str:
-    """The part that the two have in common, where all that differs is outside of it."""
+    """Name the part that two whole models have in common, where all that differs is outside of it."""
+    if first.part is not None or other.part is not None:
+        return ""
     if bool(first.config.sub_configs) != bool(other.config.sub_configs):
         return "; of a model with parts write component: text, to merge its language part alone"
     try:

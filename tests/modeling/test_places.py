@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge.errors import PathError
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM
-from hf_evomerge.modeling.modeling_evo_merged import _COUNTS_FROM_THE_END
+from hf_evomerge.modeling.layers_evo_merged import _COUNTS_FROM_THE_END
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 

@@ -90,8 +90,8 @@ def test_the_memory_of_models_is_counted(tiny_half: Path, search_config: Config)
     assert 0.6 * size < one < size
     vectors = 2 * 3 * one  # two sources and the base, at twice the width
     assert found == {
-        "merge": {"parents": one, "ps": one + vectors},
-        "path": {"kind": "gates", "parents": one, "dfs": 2 * one},
+        "ps": {"parents": one, "ps": one + vectors},
+        "dfs": {"parents": one, "dfs": 2 * one},
         "hybrid": {"parents": one, "ps": one + vectors, "dfs": one + vectors + 2 * one},
     }
 

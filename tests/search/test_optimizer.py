@@ -267,7 +267,7 @@ def test_asking_and_telling_out_of_turn(algorithm: Any) -> None:
 
 def test_one_number_is_too_few() -> None:
     """CMA-ES needs two numbers and says what to do instead; random search does with one."""
-    with pytest.raises(SearchError, match="at least 2 numbers to evolve; give finer layer groups, or use algorithm: random"):
+    with pytest.raises(SearchError, match="at least 2 numbers to evolve; give finer layer groups, or write by: random"):
         Optimizer(_start(1))
     assert Optimizer(_start(1), algorithm="random").ask()
 

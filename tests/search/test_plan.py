@@ -19,7 +19,7 @@ from hf_evomerge.search.plan import plan_search
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan says what each phase does, adds up their times, counts workers where they help, and writes nothing."""
     monkeypatch.chdir(tmp_path)
-    plan = plan_search(search_config("hybrid", compare={"baselines": ["average", "random"]}))
+    plan = plan_search(search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2}))
     assert plan.dimensions == {"ps": 2, "dfs": 6}
     assert plan.evaluations == {"ps": 8, "dfs": 8, "random": 16}
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}

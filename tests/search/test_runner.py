@@ -117,8 +117,8 @@ def test_what_exceeds_a_limit_fails_alone(
     sleeping, stopped, hungry = (Job(jobs[0].target, "search", (index,)) for index in (4, 5, 6))
     scores = _run(process_runner, [jobs[0], sleeping, stopped, jobs[4], hungry, jobs[5]])
     assert [scores[0], scores[3], scores[5]] == [expected[0], expected[4], expected[5]]
-    assert [scores[1].error, scores[2].error] == ["took longer than 2 s (limits.seconds)"] * 2
-    assert scores[4].error == "took more than 0.9 GB of memory (limits.memory)"
+    assert [scores[1].error, scores[2].error] == ["took longer than 2 s (compute.limits.seconds)"] * 2
+    assert scores[4].error == "took more than 0.9 GB of memory (compute.limits.memory)"
     assert 2 <= scores[1].seconds <= 2 + 4 * TICK  # no look at it counts for more
 
 

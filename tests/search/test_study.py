@@ -89,7 +89,7 @@ def test_trials_are_in_the_order_of_their_numbers(study: Study) -> None:
 def test_a_trial_is_stored_once(study: Study) -> None:
     """A second trial of the same stage and number is refused, and the first one stays."""
     study.add_trial(_trial(0, 1.0))
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(SearchError, match="UNIQUE constraint"):
         study.add_trial(_trial(0, 2.0))
     study.add_trial(_trial(0, 3.0, stage="dfs"))
     assert [trial.fitness for trial in study.trials()] == [3.0, 1.0]
