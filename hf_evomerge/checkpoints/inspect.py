@@ -164,12 +164,12 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
 
 
 def _gives_words(config: Any) -> bool:
-    """Whether the head, by the name of the class, gives words; that of labels is a matrix of its own."""
+    """Tell whether the head gives words, by the name of its class; a head of labels is a matrix of its own."""
     return not re.search("Classification|QuestionAnswering|MultipleChoice", (config.architectures or [""])[0])
 
 
 def _adapter(source: Parent) -> dict[str, Any] | None:
-    """The adapter of a source. Raises `SourceError` where it does not fit the base."""
+    """Describe the adapter of a source. Raises `SourceError` where it does not fit the base."""
     if (adapter := source.adapter) is None:
         return None
     alphas = {*(adapter.config.get("alpha_pattern") or {}).values(), adapter.config.get("lora_alpha")} - {None}

@@ -35,7 +35,7 @@ class AgreementSpec(TaskSpec):
     source: str | None = None
     """The source of all examples, where the data does not say it; ``base`` is the base."""
     temperature: Positive = 3.0
-    """What logits are divided by before they are compared."""
+    """Divisor of the logits before they are compared."""
     max_new_tokens: Count = 64
     """Tokens of the answer that a source writes itself, where the data has none."""
     separator: str = ""

@@ -38,7 +38,7 @@ class ClassificationSpec(TaskSpec):
     """A name for the head of each source, in their order; each example says which it is for (``head_field``), and a model is
     scored through the heads of the sources. Through its own where empty."""
     temperature: Positive = 1.0
-    """What logits are divided by."""
+    """Divisor of the logits."""
     batch_size: Count = 16
     """Examples in a forward pass. It changes the memory and the time, not the scores."""
 

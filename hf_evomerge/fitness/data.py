@@ -41,7 +41,7 @@ def _as_list(value: Any) -> Any:
 
 
 class DataSpec(StrictModel):
-    """Which records to read and how to make examples of them."""
+    """Records to read, and how to make examples of them."""
 
     jsonl: str | None = None
     """A file with one JSON object per line. A relative name starts at the current directory."""
@@ -54,7 +54,7 @@ class DataSpec(StrictModel):
     streaming: bool = False
     """Read from the begin as far as ``count`` needs, and download no more."""
     filter: dict[str, Value | list[Value]] | None = None
-    """Which records count: a value, or a list of values, for each field that is looked at."""
+    """Records that count: a value, or a list of values, for each field that is looked at."""
     config: str | None = None
     """The data set's configuration, where it has several."""
     split: str | None = None

@@ -24,7 +24,7 @@ class TextSpec(TaskSpec):
     """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
     text's bytes in UTF-8."""
     temperature: Positive = 1.0
-    """What logits are divided by."""
+    """Divisor of the logits."""
     batch_size: Count = 16
     """Texts in a forward pass. It changes the memory and the time, not the scores: small batches stay in a CPU's caches, a GPU
     is faster with larger ones."""
