@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
@@ -347,7 +347,7 @@ def tables(rows: list[Record]) -> str:
         of = {problem: [row for row in rows if row["method"] == name and row["problem"] == problem] for problem in problems}
         lines.append([method.label, *map(_quality, of.values())])
         if name != "default":
-            leads.append([method.label, *(_lead(rows, found) for found in of.values())])
+            leads.append([method.label, *(lead(rows, found) for found in of.values())])
     order = [["adapters by their slopes at zero, the steepest first", "places of the two that the task was made of"]]
     for row in rows:
         if slopes := row.get("slopes"):
@@ -355,10 +355,11 @@ def tables(rows: list[Record]) -> str:
             places = ", ".join(f"{name} {ranked.index(name) + 1}" for name in PARTS[row["problem"].partition(",")[0]])
             listed = ", ".join(f"{name} {slopes[name]:.2f}" for name in ranked)
             order.append([f"{row['problem']}, draw {row['draw']}: {listed}", places])
-    return "\n\n".join("\n".join(_markdown(each)) for each in (lines, leads, order))
+    return "\n\n".join("\n".join(markdown(each)) for each in (lines, leads, order))
 
 
-def _markdown(rows: list[list[str]]) -> list[str]:
+def markdown(rows: list[list[str]]) -> list[str]:
+    """The lines of a table."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]]
 
@@ -371,21 +372,24 @@ def _quality(rows: list[Record]) -> str:
     return "; ".join(f"{fmean(test[what] for test in tests):.{digits}f}" for what, digits in (("accuracy", 3), ("loglik", 2)))
 
 
-def _lead(rows: list[Record], others: list[Record]) -> str:
+def lead(rows: list[Record], others: list[Record], what: Literal["accuracy", "fitness"] = "fitness") -> str:
     """Difference and interval over held-out examples, of the mean over draws that both have."""
     pairs = [
-        [Scores(each["held_out"]["loglik"]) for each in (row, other)]
+        [_values(each, what) for each in (row, other)]
         for other in others
         for row in rows
         if row["method"] == "default" and (row["problem"], row["draw"]) == (other["problem"], other["draw"])
     ]
     if not pairs:
         return ""
-    found = compare(
-        *(Scores(np.mean([each.values for each in column], axis=0)) for column in zip(*pairs, strict=True)), "fitness"
-    )
+    found = compare(*(Scores(np.mean(column, axis=0)) for column in zip(*pairs, strict=True)), "fitness")
     assert found is not None
-    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def _values(row: Record, what: Literal["accuracy", "fitness"]) -> list[float]:
+    held = row["held_out"]
+    return [float(each) for each in (held["right"] if what == "accuracy" else held["loglik"])]
 
 
 if __name__ == "__main__":

