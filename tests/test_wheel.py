@@ -17,6 +17,7 @@ import pytest
 
 from local_hub import LocalHub
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 MAIN = "from hf_evomerge.cli import app; app()"
 LOAD = """

@@ -168,6 +168,7 @@ def test_the_place_of_the_sources_does_not_matter(half_family, make_recipe, tmp_
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 def test_hash_seed_and_threads_do_not_matter(tmp_path, make_recipe):
     """Another process with another hash seed and more threads writes the same bits, large tensors included."""
     family = save_family(tmp_path, tiny_config(hidden_size=128, vocab_size=2048, num_hidden_layers=1), torch.bfloat16, 2)

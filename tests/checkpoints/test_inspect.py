@@ -68,6 +68,7 @@ def test_a_plain_model(tiny: Path, tiny_half: Path) -> None:
         assert (found.tokenizer, found.chat_template, found.recipe, found.merged) == (True, False, False, None)
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_parts(tmp_path: Path) -> None:
     """A shell's own process, which starts without torch where it can, tells the parts of a model that has several."""
     save_vlm(tmp_path / "sight", "llava", 0)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from slowly import slow_beyond
 from typer.testing import CliRunner
 
 from hf_evomerge.cli import app
@@ -136,7 +137,7 @@ def _trials(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_search_says_how_to_go_on(
     search_config: Callable[..., SearchConfig], tmp_path: Path, program: Program, name: str
 ) -> None:
@@ -160,7 +161,7 @@ def test_a_search_says_how_to_go_on(
     _wait_for(lambda: _trials(tmp_path / "out") > before, again)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_build_says_how_to_go_on(
     tiny: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -194,7 +195,7 @@ def test_what_does_not_stop_is_ended(tmp_path: Path, program: Program, twice: bo
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_local_space_does_not_live_on(tmp_path: Path, program: Program, name: str) -> None:
     """The app that `space --local` runs ends with the command, whichever signal ends it."""
     number, status = SIGNALS[name]

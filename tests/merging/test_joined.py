@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import ARCHITECTURES, tiny_model, token_ids
+from slowly import slow_beyond
+from tiny_models import ARCHITECTURES, FAMILIES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.checkpoints.open import open_source
@@ -106,7 +107,7 @@ def test_the_gradient_on_a_quantised_base(family: Path, load: Any, tmp_path: Pat
     assert found["weight", 0, None] == pytest.approx(wanted, rel=0.02)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, ARCHITECTURES))
 def test_every_architecture(architecture: str, tmp_path: Path) -> None:
     """Adapters of all linear layers say the same unmerged as merged, or the reason is said before anything is loaded."""
     tiny_model(architecture).save_pretrained(tmp_path / "base")

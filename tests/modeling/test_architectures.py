@@ -12,7 +12,8 @@ import pytest
 import torch
 from fold_cases import VARIANTS
 from properties import CASES, NO_MLP_DELTA, NO_SDPA, PROPERTIES
-from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
+from slowly import slow_beyond
+from tiny_models import ARCHITECTURES, FAMILIES, OLD_CACHE_NAMES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.modeling import MLP_BRANCH, EvoMergedConfig
@@ -27,7 +28,7 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("architecture", "name"), CASES)
+@pytest.mark.parametrize(("architecture", "name"), slow_beyond(FAMILIES, CASES))
 def test_properties_hold_for_every_architecture(architecture: str, name: str, tmp_path: Path) -> None:
     """Each property of the table holds for each architecture to which it applies."""
     if name == "offloaded":
@@ -35,7 +36,7 @@ def test_properties_hold_for_every_architecture(architecture: str, name: str, tm
     PROPERTIES[name].check(architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name in MLP_BRANCH])
+@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, [name for name in ARCHITECTURES if name in MLP_BRANCH]))
 def test_the_mlp_branch_is_added_to_the_residual(architecture: str) -> None:
     """Where mlp_delta is allowed, a block's output is a straight line in the factor of its MLP, and not through zero."""
     model = tiny_model(architecture, 3)

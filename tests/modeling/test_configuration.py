@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from refusals import REFUSALS, VALID, table
-from tiny_models import ARCHITECTURES, tiny_model
+from slowly import slow_beyond
+from tiny_models import ARCHITECTURES, FAMILIES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from hf_evomerge.modeling import EvoMergedConfig, check_alike
@@ -161,7 +162,7 @@ def test_sources_of_two_architectures_are_refused() -> None:
         check_alike([llama(), Qwen2Config(**LLAMA)])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, ARCHITECTURES))
 def test_known_architectures_can_be_rearranged(architecture: str) -> None:
     """In these architectures a layer is the same wherever it stands."""
     check_rearrangeable([tiny_model(architecture, 4).config])

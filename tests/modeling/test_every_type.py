@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from every_type import TYPES
+from slowly import slow_beyond
 from type_verdicts import FAILS, IN_PLACE, PLAIN_FAILS, REFUSED, SEES, WORKS, Verdict, refusal, row, verdict
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "model-tests.md").read_text(encoding="utf-8")
@@ -32,7 +33,7 @@ def test_a_type_is_refused_as_the_table_says(name: str) -> None:
     assert recorded.why.startswith(found.why if found else "")
 
 
-@pytest.mark.parametrize("name", ["falcon_h1", "dots1", "exaone", "nemotron_h"])
+@pytest.mark.parametrize("name", slow_beyond(["exaone"], ["falcon_h1", "dots1", "exaone", "nemotron_h"]))
 def test_a_type_does_what_the_table_says(name: str, tmp_path: Path) -> None:
     """A few that are built in unusual ways, with everything that the table's script runs."""
     with torch.no_grad():

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, tiny_model, token_ids
+from slowly import slow_beyond
+from tiny_models import ARCHITECTURES, FAMILIES, tiny_model, token_ids
 
 from hf_evomerge.errors import PathError, SourceError
 from hf_evomerge.routing.gates import check_gates, gate_gradient, gate_path
@@ -30,7 +31,7 @@ def make_pool() -> Any:
 
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
-@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - REFUSED))
+@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, sorted(set(ARCHITECTURES) - REFUSED)))
 def test_gates_are_scales(architecture: str, hops: list[int] | None, make_pool: Any) -> None:
     """The model with gates computes what the path with the decoded scales and sums does; its gradient is that of its loss."""
     experts = {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}

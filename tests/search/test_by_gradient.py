@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from searches import BY_BOTH, BY_GRADIENT, GRADIENT, Config, facts
+from slowly import slow_beyond
 from watch import Watch
 
 from hf_evomerge.errors import EvoMergeError
@@ -74,7 +75,9 @@ def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Pat
     assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png", "path.png"}
 
 
-@pytest.mark.parametrize(("name", "stage", "workers"), [("dfs", "dfs", 2), ("joint terms", "joint", 0)])
+@pytest.mark.parametrize(
+    ("name", "stage", "workers"), slow_beyond(["joint terms"], [("dfs", "dfs", 2), ("joint terms", "joint", 0)])
+)
 def test_a_search_by_gradient_killed_and_resumed(
     name: str, stage: str, workers: int, search_config: Config, tmp_path: Path
 ) -> None:
@@ -99,7 +102,7 @@ def test_a_search_by_gradient_killed_and_resumed(
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("space", "dies_in"), [("ps", "ps-first"), ("dfs", "dfs")])
+@pytest.mark.parametrize(("space", "dies_in"), slow_beyond(["dfs"], [("ps", "ps-first"), ("dfs", "dfs")]))
 def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: Config, tmp_path: Path) -> None:
     """One study holds the gradient on the likelihood and the evolution on answers; killed in either, it ends the same."""
     config = search_config(space, **BY_BOTH[space], fitness={"task": "generation", "extract": "all", "max_new_tokens": 2})

@@ -78,6 +78,7 @@ def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Cal
     assert cluster.is_initialized()  # it was there before the runner
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
     """A search that a cluster began and this process ends has the trials of one process; another kind of device is refused."""
     optimizer = {"evaluations": 8, "population": 4}
@@ -107,6 +108,7 @@ def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Callable[.
     assert Study.open(tmp_path / "there").meta("devices") == ["another GPU", *kinds]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Callable[..., SearchConfig]) -> None:
     """A source that a machine has not, or another file of it, and a device that no machine has."""
     config = search_config()

@@ -39,6 +39,7 @@ def test_devices_of_a_search(search_config: Config, monkeypatch: pytest.MonkeyPa
         search_config(compute={"device": []})
 
 
+@pytest.mark.slow
 def test_a_search_on_two_devices(search_config: Config, tmp_path: Path) -> None:
     """Two names of the processor are two devices with a worker each, and the trials are those of one."""
     one, two = (search_config(compute={"device": device}) for device in ("cpu", ["cpu", "cpu:0"]))

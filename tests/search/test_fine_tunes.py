@@ -24,6 +24,7 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 
+@pytest.mark.slow
 def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
     monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))

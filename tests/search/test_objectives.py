@@ -283,6 +283,7 @@ def settings(tiny: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     """Killed with two workers and resumed with none, the study is bit for bit that of one process; every point can be built."""
     config = validate(SearchConfig, settings, SearchError)

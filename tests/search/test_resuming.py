@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from searches import Config, Settings, count_trials, digests, facts
+from slowly import slow_beyond
 from watch import Watch
 
 from hf_evomerge.building.build import build_model
@@ -57,6 +58,7 @@ def _stop_in_mid_generation(search: subprocess.Popen[bytes], folder: Path, popul
     raise AssertionError("no trials")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
     """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
@@ -154,7 +156,7 @@ def test_a_study_does_not_depend_on_the_current_directory(
     assert repeated.to_json() == result.to_json()
 
 
-@pytest.mark.parametrize("how", ["copied", "alone"])
+@pytest.mark.parametrize("how", slow_beyond(["copied"], ["copied", "alone"]))
 def test_a_study_moves_with_its_data(
     how: str, tiny: Path, tmp_path: Path, search_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_study_moves_with_its_data(
     assert repeated.to_json() == result.to_json()
 
 
+@pytest.mark.slow
 def test_a_study_that_moves_again_and_again(tiny: Path, tmp_path: Path, search_settings: Settings) -> None:
     """Trials that were made in three places are those of one, and a search whose sources stayed behind names their folder."""
     places = [tmp_path / name for name in ("one", "two", "and/three")]

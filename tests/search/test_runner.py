@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from killing import EXAMPLES, FailingTask, KillingTask, harmless_jobs
 from searches import facts
+from slowly import slow_beyond
 
 from hf_evomerge.errors import FitnessError, MachineError, SearchError, is_of_machine
 from hf_evomerge.fitness import Scores
@@ -190,7 +191,7 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..
         list(ProcessRunner(gone, 1).run(harmless_jobs(config)))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", slow_beyond([0], [0, 2]))
 def test_what_the_machine_does_is_no_failure_of_a_candidate(
     search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
@@ -246,6 +247,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [True, False])
 def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
     search_config: Callable[..., SearchConfig], tmp_path: Path, sent: bool

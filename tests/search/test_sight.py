@@ -110,6 +110,7 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any,
         assert output.split() == processor.tokenizer.decode(written, skip_special_tokens=True).split()
 
 
+@pytest.mark.slow
 def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
     """Parents are scored too, the plain one in the body of the one that sees; the winner answers as the search said."""
     folder = parents("llava")

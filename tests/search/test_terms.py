@@ -58,6 +58,7 @@ class KilledError(Exception):
     """As if the process had been killed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("space", "more"), [("ps", {}), ("dfs", {"evaluations": 20})])
 def test_a_search_by_terms_killed_and_resumed(
     space: str, more: Given, search_config: Config, terms: Given, tmp_path: Path
@@ -87,6 +88,7 @@ def test_a_search_by_terms_killed_and_resumed(
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_agreement_alone_climbs(search_config: Config, agreement: Given, tmp_path: Path) -> None:
     """Without a label a search by gradient finds a merge that agrees better with both parents, by every score of the study."""
     config = search_config(optimize=[GRADIENT], fitness=ALONE, data=agreement, merge={"groups": "tensor"})

@@ -71,6 +71,7 @@ def test_unmerged_candidates_score_as_merged_ones(
             assert np.allclose(scores.values, row.scores.values, atol=1e-4), row.model
 
 
+@pytest.mark.slow
 def test_a_search_over_adapters_killed_and_resumed(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
     """Killed in the middle and resumed, by two workers or by none, it is the same study, bit for bit."""
     config = search_config(**{**ROWS, **adapters})

@@ -222,6 +222,7 @@ def test_an_edit_changes_the_answer_at_once(visit: Callable[..., Any], served: S
     page.wait_for_selector("#ev-said >> text=as published")
 
 
+@pytest.mark.slow
 def test_the_last_hop_stays(visit: Callable[..., Any], served: Served) -> None:
     """Dropping the last hop but one works, the last one ends with a friendly line."""
     published = served.show.published
@@ -234,6 +235,7 @@ def test_the_last_hop_stays(visit: Callable[..., Any], served: Served) -> None:
     expect(page.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], served: Served) -> None:
     """What one visitor edits, another does not see."""
     one, other = visit(), visit()
@@ -248,6 +250,7 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], served: S
     expect(one.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(hops + 1)
 
 
+@pytest.mark.slow
 def test_the_replay_walks_through_the_moments(visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It plays when the tab is opened, from the first moment to the published model; the slider shows any of them."""
     import actions
@@ -268,6 +271,7 @@ def test_the_replay_walks_through_the_moments(visit: Callable[..., Any], monkeyp
     expect(best.locator("svg:visible .ev-hop").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any], served: Served) -> None:
     """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus.
 
@@ -303,6 +307,7 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any],
     expect(phone.locator(".ev-tip")).to_have_text(_begins("Hop 2:"))
 
 
+@pytest.mark.slow
 def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], served: Served) -> None:
     """Every model's answer to the example that the page opens with, and what it solved, above the fold with Ask."""
     phone, laptop = {"width": 390, "height": 844}, {"width": 1280, "height": 720}
@@ -326,6 +331,7 @@ def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], ser
         assert box["y"] + box["height"] <= laptop["height"], what
 
 
+@pytest.mark.slow
 def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served, dfs: Path) -> None:
     """A link opens the page with the edit and its answer; the score says how many examples it gets right."""
     page = visit()
@@ -346,6 +352,7 @@ def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served,
     broken.wait_for_selector("#ev-said .ev-error >> text=cannot be read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theme", "wide"), [("light", 1280), ("dark", 820)])
 def test_everybody_can_use_it(visit: Callable[..., Any], served: Served, theme: str, wide: int) -> None:
     """Every tab has its part and none is wider than a phone; axe finds nothing, there or on a wider screen, in both themes."""
@@ -368,6 +375,7 @@ def test_everybody_can_use_it(visit: Callable[..., Any], served: Served, theme: 
     assert page.evaluate(f"{red} > 127") == (theme == "dark")
 
 
+@pytest.mark.slow
 def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
     """Markup and control characters are shown or left out, never run; no prompt, or one too long, is one line."""
     page = visit()
@@ -388,6 +396,7 @@ def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
     expect(page.locator("#ev-answers img, #ev-answers2 img, #ev-said img, #ev-problem img")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
     """Stop ends the answer that is being written and keeps what is there; the next one ends when its page is closed."""
     page = visit()
@@ -403,6 +412,7 @@ def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, slo
     served.show.host._pass.release()
 
 
+@pytest.mark.slow
 def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]) -> None:
     """While the model answers one visitor, the next sees their place in the queue, and then their answer."""
     first, second = visit(), visit()
@@ -417,6 +427,7 @@ def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]
     first.wait_for_selector("#ev-answers .ev-done")
 
 
+@pytest.mark.slow
 def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
     """Whoever comes while the queue is full sees the whole page, and is told why no question and no edit is taken."""
     slow[0] = 20.0
@@ -435,6 +446,7 @@ def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], serve
     expect(page.locator("#ev-film svg:visible")).to_have_attribute("aria-label", re.compile("; 1 is shown"))
 
 
+@pytest.mark.slow
 def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
     """Who edits on while an answer is written does not wait for it: the newest edit's answer is what is shown."""
     page = visit()
@@ -448,6 +460,7 @@ def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Serv
     page.locator(f"#ev-answers2 .ev-done:nth-child(2) .ev-role >> text='{hops} hops'").wait_for()
 
 
+@pytest.mark.slow
 def test_the_page_is_there_before_the_model(
     visit: Callable[..., Any], serve: Callable[..., Served], dfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +489,7 @@ def test_the_page_is_there_before_the_model(
     page.wait_for_selector("#ev-status .ev-ready")
 
 
+@pytest.mark.slow
 def test_other_models_have_their_page(
     visit: Callable[..., Any], serve: Callable[..., Served], ps: Path, broken: Callable[..., Path], several: None
 ) -> None:

@@ -69,6 +69,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4, "conv_kernel": 4, "time_step_rank": 4},
 }
 
+# The families that every run of the tests has; the others are slow.
+FAMILIES = ("llama", "qwen2", "qwen3_5_text", "gemma3_text", "gpt2", "mixtral", "mamba")
+
 # Mixtures of experts: fields beside these.
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {},

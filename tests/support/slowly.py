@@ -1,0 +1,14 @@
+"""Tables of cases of which only some run in every `make test`; the others are behind the marker `slow`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_beyond(often: Collection[Any], cases: Iterable[Any]) -> list[Any]:
+    """Mark every case as slow whose value, or first value, is not among these."""
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*row, marks=[] if row[0] in often else pytest.mark.slow) for row in rows]
