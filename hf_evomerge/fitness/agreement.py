@@ -43,10 +43,7 @@ class AgreementSpec(TaskSpec):
     batch_size: Count = 8
     """Examples in a forward pass. It changes the memory and the time, not the scores."""
 
-    @property
-    def unit(self) -> str:
-        """Unit of a score: the divergence, negative."""
-        return "nats of divergence per token, negative"
+    unit: ClassVar[str] = "nats of divergence per token, negative"
 
     def at_temperature(self, temperature: float) -> None:
         """None: a score is no log-probability."""

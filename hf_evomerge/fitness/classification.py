@@ -42,10 +42,7 @@ class ClassificationSpec(TaskSpec):
     batch_size: Count = 16
     """Examples in a forward pass. It changes the memory and the time, not the scores."""
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Classifiers."""
-        return ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING")
+    kinds: ClassVar[tuple[str, ...]] = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING")
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,7 @@ class ChoiceSpec(TaskSpec):
         """Prompts have no answers: whatever stands for one will do."""
         return {"answer_field": data.get("prompt_field", "prompt"), **data}
 
-    @property
-    def unit(self) -> str:
-        """What is told."""
-        return "generations, and one for the candidate that was chosen"
+    unit: ClassVar[str] = "generations, and one for the candidate that was chosen"
 
 
 @register_task("choice")
@@ -114,10 +111,7 @@ class ClipSpec(ChoiceSpec):
     revision: str | None = None
     """Its branch, tag or commit."""
 
-    @property
-    def unit(self) -> str:
-        """What the fitness is measured in."""
-        return "cosine of picture and text"
+    unit: ClassVar[str] = "cosine of picture and text"
 
 
 @register_task("clip")

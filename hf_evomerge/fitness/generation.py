@@ -36,13 +36,7 @@ class AnswerSpec(WritingSpec):
     ``last_number`` and ``text`` otherwise."""
     tolerance: Annotated[Number, Field(ge=0)] = 1e-6
     """Largest difference of two numbers that are the same."""
-    score: Literal["accuracy"] = "accuracy"
-    """What the values are: ``accuracy`` is 1 for a right answer (in the right language), else 0."""
-
-    @property
-    def unit(self) -> str:
-        """The mean of ones and zeros."""
-        return "share of right answers"
+    unit: ClassVar[str] = "share of right answers"
 
     @model_validator(mode="after")
     def _check_options(self) -> AnswerSpec:

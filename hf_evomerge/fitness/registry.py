@@ -25,15 +25,10 @@ class TaskSpec(StrictModel):
     """Number of the way of scoring, which a study keeps: raise it when the same answers would score otherwise, and a search
     that began with the old scores does not go on with the new ones."""
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Which models it scores, by the names of transformers' mappings of classes."""
-        return ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
-
-    @property
-    def unit(self) -> str:
-        """What the fitness is measured in; empty where the task does not say."""
-        return ""
+    kinds: ClassVar[tuple[str, ...]] = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
+    """Models that it scores, by the names of transformers' mappings of classes."""
+    unit: ClassVar[str] = ""
+    """Unit of the fitness; empty where the task does not say."""
 
     def at_temperature(self, temperature: float) -> Self | None:
         """The task with logits divided by a temperature, beside its own; None where scores are not log-probabilities."""

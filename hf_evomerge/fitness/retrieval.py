@@ -35,10 +35,7 @@ class RetrievalSpec(TaskSpec):
     batch_size: Count = 32
     """Texts in a forward pass. It changes the memory and the time, not the scores."""
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Whatever has hidden states."""
-        return ("MODEL_MAPPING",)
+    kinds: ClassVar[tuple[str, ...]] = ("MODEL_MAPPING",)
 
 
 @register_task("retrieval")

@@ -22,21 +22,12 @@ class RougeLSpec(WritingSpec):
     """
 
     task: Literal["rouge_l"] = "rouge_l"
-    stemmer: bool = False
-    """Whether English words are compared by their stems (Porter's)."""
 
     @model_validator(mode="after")
     def _check_language(self) -> RougeLSpec:
         if self.language is not None and self.language.code not in ("en", "ja"):
             raise ValueError(f"language: words of {self.language.code!r} cannot be told apart here; there are en and ja")
-        if self.stemmer and self.is_japanese:
-            raise ValueError("stemmer: is for English words; leave it out")
         return self
-
-    @property
-    def is_japanese(self) -> bool:
-        """Whether words are Japanese."""
-        return self.language is not None and self.language.code == "ja"
 
 
 @register_task("rouge_l")
@@ -68,7 +59,8 @@ class RougeLTask(WritingTask):
 
 def _scorer(spec: RougeLSpec) -> Any:
     library = optional("rouge_score.rouge_scorer", "rouge", "fitness.task: rouge_l", FitnessError)
-    return library.RougeScorer(["rougeL"], use_stemmer=spec.stemmer, tokenizer=_JapaneseWords() if spec.is_japanese else None)
+    is_japanese = spec.language is not None and spec.language.code == "ja"
+    return library.RougeScorer(["rougeL"], tokenizer=_JapaneseWords() if is_japanese else None)
 
 
 class _JapaneseWords:

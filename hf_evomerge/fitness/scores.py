@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import copy
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Scores:
         truncated: Whether each output was cut at the limit of its length, where outputs have one, shape (n,).
         seconds: Wall time of the evaluation.
         gradient: Of the fitness, in the coordinates that it was asked for.
+        others: Scores of the search's other objectives, by name.
+        error: Why there are no scores; see `failed`.
 
     Raises:
         FitnessError: There is no value, one is not finite, or the other columns are not as long.
@@ -46,21 +48,31 @@ class Scores:
         truncated: ArrayLike | None = None,
         seconds: float = 0.0,
         gradient: ArrayLike | None = None,
+        others: Mapping[str, Scores] = MappingProxyType({}),
+        error: str | None = None,
     ) -> None:
         self.values: NDArray[np.float64] = np.array(values, dtype=np.float64)
         self.correct: NDArray[np.bool_] | None = None if correct is None else np.array(correct, dtype=np.bool_)
-        self.outputs: list[str] | None = None if outputs is None else list(outputs)
+        self.outputs = None if outputs is None else list(outputs)
         self.truncated: NDArray[np.bool_] | None = None if truncated is None else np.array(truncated, dtype=np.bool_)
         self.gradient: NDArray[np.float64] | None = None if gradient is None else np.array(gradient, dtype=np.float64)
-        self.others: dict[str, Scores] = {}
-        self.seconds = seconds
-        self.error: str | None = None
-        self._check()
+        self.seconds, self.others, self.error = seconds, dict(others), error
+        if error is None and (self.values.ndim != 1 or not self.values.size):
+            raise FitnessError("no scores: there must be one per example")
+        if (bad := np.flatnonzero(~(np.abs(self.values) <= LARGEST))).size:
+            found = self.values[bad[0]]
+            what = f"beyond {LARGEST:g}" if np.isfinite(found) else "not a finite number"
+            raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
+        if self.gradient is not None and not np.isfinite(self.gradient).all():
+            raise FitnessError("the gradient of the fitness is not finite")
+        for name, given in (("outputs", self.outputs), ("correct", self.correct), ("truncated", self.truncated)):
+            if given is not None and len(given) != len(self.values):
+                raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
 
     @classmethod
     def failed(cls, error: str, seconds: float = 0.0) -> Scores:
         """An evaluation that gave no scores, and one line that says why."""
-        return cls([0.0], seconds=seconds)._with(values=np.zeros(0), error=one_line(error, 1000))
+        return cls([], seconds=seconds, error=one_line(error, 1000))
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -84,41 +96,9 @@ class Scores:
         columns: dict[str, Any] = {name: column(name) for name in ("values", "correct", "outputs", "truncated")}
         return cls(**columns, seconds=seconds, gradient=gradient)
 
-    def _check(self) -> None:
-        if self.error is None and (self.values.ndim != 1 or not self.values.size):
-            raise FitnessError("no scores: there must be one per example")
-        if (bad := np.flatnonzero(~(np.abs(self.values) <= LARGEST))).size:
-            found = self.values[bad[0]]
-            what = f"beyond {LARGEST:g}" if np.isfinite(found) else "not a finite number"
-            raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
-        if self.gradient is not None and not np.isfinite(self.gradient).all():
-            raise FitnessError("the gradient of the fitness is not finite")
-        for name, given in (("outputs", self.outputs), ("correct", self.correct), ("truncated", self.truncated)):
-            if given is not None and len(given) != len(self.values):
-                raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
-
-    def with_gradient(self, gradient: ArrayLike) -> Scores:
-        """The same scores with the gradient of their mean; raises `FitnessError` where it is not finite."""
-        return self._with(gradient=np.array(gradient, dtype=np.float64))
-
-    def with_outputs(self, outputs: Sequence[str] | None, truncated: ArrayLike | None) -> Scores:
-        """The same scores with what the model wrote; raises `FitnessError` where there is not one per example."""
-        cut = None if truncated is None else np.array(truncated, dtype=np.bool_)
-        return self._with(outputs=None if outputs is None else list(outputs), truncated=cut)
-
-    def with_others(self, others: Mapping[str, Scores]) -> Scores:
-        """Attach the scores of the search's other objectives, by name; none by default."""
-        return self._with(others=dict(others))
-
-    def timed(self, seconds: float) -> Scores:
-        """The same scores with another wall time."""
-        return self._with(seconds=seconds)
-
-    def _with(self, **columns: Any) -> Scores:
-        scores = copy(self)
-        vars(scores).update(columns)
-        scores._check()
-        return scores
+    def replace(self, **columns: Any) -> Scores:
+        """The same scores with other columns, by the names of the arguments; raises `FitnessError` as above."""
+        return Scores(**{**vars(self), **columns})
 
     @property
     def mean(self) -> float | None:

@@ -200,5 +200,4 @@ class TermsTask(PreparedTask):
             own += [] if term.data else [scores]
         right = next((scores.correct for scores in own if scores.correct is not None), None)
         written = next((scores for scores in own if scores.outputs is not None), own[0])
-        found = Scores(values, correct=right, outputs=written.outputs, truncated=written.truncated)
-        return found.with_others(others)
+        return Scores(values, correct=right, outputs=written.outputs, truncated=written.truncated, others=others)

@@ -6,7 +6,7 @@ An encoder-decoder is given the prompt in its encoder, and its decoder writes fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -42,10 +42,7 @@ class WritingSpec(TaskSpec):
     batch_size: Count = 16
     """Prompts that are decoded together. It changes the memory and the time, not the scores."""
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Whatever writes."""
-        return (*super().kinds, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
+    kinds: ClassVar[tuple[str, ...]] = (*TaskSpec.kinds, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
 
     @field_validator("stop")
     @classmethod

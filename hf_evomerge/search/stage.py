@@ -234,7 +234,7 @@ class StageRun:
         for candidate in candidates:
             if candidate.number not in trials:  # its recipe has been evaluated as an earlier trial
                 original = self.first_of_recipe[candidate.key, batch]
-                trial = candidate.trial(self.stage, generation, original.scores.timed(0.0))
+                trial = candidate.trial(self.stage, generation, original.scores.replace(seconds=0.0))
                 self._add(trials, replace(trial, duplicate_of=original.number), batch)
         return [trials[candidate.number] for candidate in candidates]
 

@@ -60,7 +60,6 @@ def test_comparison(keys: dict[str, Any], output: str, answer: str, right: bool)
         ({"stop": ["a", ""]}, "stop"),
         ({"language": {"code": "Japanese"}}, "language.code"),
         ({"language": {"code": "ja", "threshold": 2}}, "language.threshold"),
-        ({"score": "rouge"}, "score"),
     ],
 )
 def test_wrong_options(keys: dict[str, Any], complaint: str) -> None:

@@ -43,7 +43,8 @@ def test_a_failed_evaluation_has_an_error_and_no_number() -> None:
 def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
     """Scores are equal where their numbers, outputs and errors are; a bit, a sign of zero or a flag makes a difference."""
     scores = Scores([0.1 + 0.2, 0.0], correct=[True, False], outputs=["a", "b"])
-    assert scores == Scores(np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"]).timed(3.0)
+    same = Scores(np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"], seconds=3.0)
+    assert scores == same
     assert scores != Scores([0.3, 0.0], correct=[True, False], outputs=["a", "b"])
     assert scores != Scores([0.1 + 0.2, -0.0], correct=[True, False], outputs=["a", "b"])
     assert scores != Scores([0.1 + 0.2, 0.0], correct=[True, True], outputs=["a", "b"])
@@ -55,8 +56,8 @@ def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
 def test_time_is_set_on_a_copy() -> None:
     """Scores with another time are new scores; the others keep theirs."""
     scores = Scores([1.0], seconds=1.0)
-    assert (scores.timed(2.0).seconds, scores.seconds) == (2.0, 1.0)
-    assert Scores.failed("no", 1.0).timed(0.0).seconds == 0.0
+    assert (scores.replace(seconds=2.0).seconds, scores.seconds) == (2.0, 1.0)
+    assert Scores.failed("no", 1.0).replace(seconds=0.0).seconds == 0.0
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], 1.0, [[1.0]]])

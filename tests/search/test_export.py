@@ -83,7 +83,7 @@ def test_several_objectives(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "front", config.model_dump(mode="json"))
     for number, (fitness, hops) in enumerate([(0.5, 3), (0.75, 6), (0.25, 5)]):
         key = study.add_recipe(Recipe(sources=SOURCES, flow=FlowPart(path=[f"0:0-{hops - 1}"])))
-        scores = Scores([fitness]).with_others({"hops": Scores([hops])})
+        scores = Scores([fitness], others={"hops": Scores([hops])})
         study.add_trial(Trial("dfs", number, 0, np.array([float(number)]), key, scores))
     study.close()
     rows = trial_rows(tmp_path / "front")

@@ -83,7 +83,7 @@ class ToyRunner:
             of_a = sum(source == 0 for source, _ in hops)
             values = np.linspace(0, 1, EXAMPLES) + of_a + 0.1 * len(job.split)
             others = {"hops": Scores([len(hops)]), "other": Scores([float(len(hops) - of_a)] * 2, correct=[True, False])}
-            yield index, Scores(values, seconds=0.1).with_others(others)
+            yield index, Scores(values, seconds=0.1, others=others)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -31,7 +31,7 @@ class _Trials:
 
 def test_trials_are_drawn_as_the_study_has_them() -> None:
     """Each has its fitness, accuracy, examples, cost and objectives; a failed one has none; stages stand in order."""
-    right = Scores([-1.0, -3.0], correct=[True, False]).with_others({"hops": Scores([7.0])})
+    right = Scores([-1.0, -3.0], correct=[True, False], others={"hops": Scores([7.0])})
     study = _Trials(
         Trial("dfs", 0, 0, np.zeros(1), None, right, cost=0.5), Trial("ps", 3, 1, np.zeros(1), None, Scores.failed("broken"))
     )

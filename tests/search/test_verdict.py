@@ -92,7 +92,7 @@ def test_answers_that_were_cut_are_warned_about() -> None:
     """More than 2 % of cut answers are named with their model and shown in a column; 1 % is not worth a word."""
     rows = _rows(0.9)
     for share, said in ((0.01, False), (0.1, True)):
-        cut = rows[-2].scores.with_outputs(["x"] * N, np.arange(N) < share * N)
+        cut = rows[-2].scores.replace(outputs=["x"] * N, truncated=np.arange(N) < share * N)
         marked = [*rows[:-2], Row("ps", "evolved PS", cut, winner=True), rows[-1]]
         assert any(s.startswith("ANSWERS WERE CUT") and "evolved PS 10%" in s for s in verdict(marked, "test")) == said
         assert f"{share:.1%}" in rows_table(marked, "")

@@ -107,9 +107,9 @@ class Evaluator:
                 raise FitnessError(
                     f"the task gave {scores.values.size} scores for {count} examples; there must be one per example"
                 )
-            scores = scores.timed(time.perf_counter() - begin)
+            scores = scores.replace(seconds=time.perf_counter() - begin)
             if split in SPLITS and batch is None and slopes is None and fitness is None:
-                scores = scores.with_others({**scores.others, **self._others(target, split, scores, rows)})
+                scores = scores.replace(others={**scores.others, **self._others(target, split, scores, rows)})
             return scores
         except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
@@ -165,4 +165,4 @@ class Evaluator:
                 found.append(task.backward(model))
 
         gradient = slopes.take(self.models, target, backward)
-        return found[0].with_gradient(gradient)
+        return found[0].replace(gradient=gradient)

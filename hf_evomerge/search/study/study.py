@@ -87,7 +87,7 @@ class Study(StudyFile):
             with self._readable("trials", row):
                 values, correct, seconds, error, cost, gradient = row[8:]
                 scores = _scores(values, correct, seconds, error, gradient)
-                scores = scores.with_others(others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {}))
+                scores = scores.replace(others=others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {}))
                 found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost))
         return found
 
@@ -134,8 +134,9 @@ class Study(StudyFile):
         """The stored scores of a recipe key, or of a parent, on a split."""
         for row in self._whole("evaluations", "label = ? AND split = ?", label, split):
             with self._readable("evaluations", row):
-                scores = _scores(*row[3:]).with_outputs(*self.answers(label, split))
-                return scores.with_others(self._others(split, label).get(label, {}))
+                outputs, truncated = self.answers(label, split)
+                others = self._others(split, label).get(label, {})
+                return _scores(*row[3:]).replace(outputs=outputs, truncated=truncated, others=others)
         return None
 
     def evaluated(self) -> list[tuple[str, str]]:
