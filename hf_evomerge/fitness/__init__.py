@@ -15,7 +15,6 @@ from .harness import LmEvalSpec, LmEvalTask
 from .likelihood import LikelihoodSpec, LikelihoodTask
 from .loading import check_disjoint, load_examples
 from .multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
-from .pairwise import PairwiseTask
 from .perplexity import PerplexitySpec, PerplexityTask
 from .registry import (
     AnyTaskSpec,
@@ -39,7 +38,7 @@ __all__ = ["AgreementSpec", "AgreementTask", "AnyTaskSpec", "ChoiceSpec", "Choic
 __all__ += ["ClassificationTask", "ClipSpec", "ClipTask", "Comparison", "DataSpec", "DifferentiableTask", "Example"]
 __all__ += ["FunctionTask", "GenerationSpec", "GenerationTask", "Gsm8kSpec", "Gsm8kTask", "JudgingTask"]
 __all__ += ["LikelihoodSpec", "LikelihoodTask", "LmEvalSpec", "LmEvalTask", "MgsmSpec", "MgsmTask"]
-__all__ += ["MultipleChoiceSpec", "MultipleChoiceTask", "PairwiseTask", "PerplexitySpec", "PerplexityTask"]
+__all__ += ["MultipleChoiceSpec", "MultipleChoiceTask", "PerplexitySpec", "PerplexityTask"]
 __all__ += ["RetrievalSpec", "RetrievalTask", "RougeLSpec", "RougeLTask", "Scores", "Task", "TaskSpec", "TermsSpec"]
 __all__ += ["TermsTask", "check_disjoint", "compare", "draw", "get_task", "load_examples", "make_task", "parse_task"]
 __all__ += ["register_task", "render_prompt", "task_names"]

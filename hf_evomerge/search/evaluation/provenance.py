@@ -17,7 +17,7 @@ from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SearchError
-from ...fitness import Example, FunctionTask, PairwiseTask, Task
+from ...fitness import Example, FunctionTask, Task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
@@ -132,7 +132,7 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
         parts["scores"] = config.fitness.scores_version
         terms = getattr(config.fitness, "terms", ())
         parts |= {f"scores of term {number}": term.fitness.scores_version for number, term in enumerate(terms)}
-    elif isinstance(task := task_factory(), FunctionTask | PairwiseTask):
+    elif isinstance(task := task_factory(), FunctionTask):
         parts["function"] = _text(task.function)
     elif (spec_type := vars(type(task)).get("spec_type")) is not None:
         parts["scores"] = spec_type.scores_version
