@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..errors import FitnessError
 from ..recipes.strict_yaml import Count, Positive
-from .encoding import check_examples, device_of, length_batches, scoring
+from .encoding import device_of, length_batches, scoring
 from .example import Example
 from .pictures import SeeingTokenizer, placed
 from .prepared import GradientTask
@@ -116,7 +116,6 @@ class ClassificationTask(GradientTask):
                 self._batches.append((head, rows, _inputs([examples[i] for i in rows], tokenizer)))
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
-        check_examples(self._examples)
         count = len(self._examples)
         values, correct, outputs = [0.0] * count, [False] * count, [""] * count
         for head, batch, inputs in self._batches:

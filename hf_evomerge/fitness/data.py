@@ -40,6 +40,10 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
+"""Names; one stands for a list of itself."""
+
+
 class DataSpec(StrictModel):
     """Records to read, and how to make examples of them."""
 
@@ -47,7 +51,7 @@ class DataSpec(StrictModel):
     """A file with one JSON object per line. A relative name starts at the current directory."""
     dataset: str | None = None
     """A data set's repository id on the Hub, or a folder with JSON, CSV or Parquet files."""
-    data_files: str | list[str] | None = None
+    data_files: Names | None = None
     """Files of the data set; or, without one, files by name or address: CSV, TSV, JSON, Parquet, Arrow or text."""
     columns: list[str] | None = None
     """The fields of CSV and TSV files that begin without their names."""
@@ -61,7 +65,7 @@ class DataSpec(StrictModel):
     """The data set's split; ``train`` where absent."""
     revision: str | None = None
     """The data set's branch, tag or commit; a commit pins the data."""
-    lm_eval: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
+    lm_eval: Names | None = None
     """Tasks of lm-evaluation-harness, by name or as YAML files, whose documents are the records: for the fitness task
     ``lm_eval``, which says how they become prompts."""
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
@@ -154,15 +158,13 @@ class DataSpec(StrictModel):
     @property
     def name(self) -> str:
         """What the data is called in messages."""
-        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
         of_sources = [each.name for each in (self.sources or {}).values()]
-        return self.jsonl or self.dataset or ", ".join(self.lm_eval or of_sources or files) or "function"
+        return self.jsonl or self.dataset or ", ".join(self.lm_eval or of_sources or self.data_files or []) or "function"
 
     @property
     def suffix(self) -> str:
         """How the names of all files end; empty where they do not all end alike."""
-        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
-        ends = {Path(file.partition("?")[0]).suffix.lower() for file in files}
+        ends = {Path(file.partition("?")[0]).suffix.lower() for file in self.data_files or ()}
         return ends.pop() if len(ends) == 1 else ""
 
     @property

@@ -117,12 +117,6 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def check_examples(examples: Sequence[Example]) -> None:
-    """Refuse to prepare a task without examples."""
-    if not examples:
-        raise FitnessError("no examples to evaluate on")
-
-
 def check_length(model: Any, tokens: int, what: str) -> None:
     """Refuse sequences that are longer than the model has positions for: on a GPU they would end the process."""
     limit = _positions(model)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from ..errors import FitnessError, shown
-from .encoding import check_examples, scoring
+from .encoding import scoring
 from .example import Example
+from .prepared import PreparedTask
 from .scores import Scores
 
 FitnessFunction = Callable[[Any, Any, list[Example]], Iterable[float]]
 
 
-class FunctionTask:
+class FunctionTask(PreparedTask):
     """Score a model by a function of the model, the tokenizer and the examples.
 
     The function returns one number per example, in their order; more is better. It runs in inference mode with the model in
@@ -27,14 +28,13 @@ class FunctionTask:
     """
 
     def __init__(self, function: FitnessFunction) -> None:
+        super().__init__(None)
         self.function = function
-        self._examples: list[Example] = []
-        self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Keep the examples and the tokenizer for the function."""
-        check_examples(examples)
-        self._examples, self._tokenizer = list(examples), tokenizer
+        super().prepare(examples, tokenizer)
+        self._tokenizer = tokenizer
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model.
@@ -43,7 +43,6 @@ class FunctionTask:
             FitnessError: The function returns something else than one finite number per example. What it raises itself
                 passes through.
         """
-        check_examples(self._examples)
         name = getattr(self.function, "__name__", type(self.function).__name__)
         with scoring(model):
             returned = self.function(model, self._tokenizer, list(self._examples))

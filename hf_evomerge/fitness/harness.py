@@ -27,8 +27,9 @@ from ..errors import FitnessError, nearest, shown
 from ..recipes.limited_yaml import load_limited, read_limited
 from ..recipes.strict_yaml import Count, Index, StrictModel, validate
 from .chat_process import ChatError, limited, render_chat
-from .encoding import check_examples, scoring
+from .encoding import scoring
 from .example import Example
+from .prepared import PreparedTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -52,8 +53,6 @@ class LmEvalSpec(TaskSpec):
     """Wrap the prompts in the tokenizer's chat template."""
     system: str | None = None
     """The system message of the chat."""
-    multiturn: bool = True
-    """Whether solved examples are turns of the chat, or stand in one message."""
     batch_size: Count = 16
     """Requests that run together. It changes the memory and the time; scores in their last bits."""
 
@@ -112,7 +111,7 @@ class TaskKeys(StrictModel):
 
 
 @register_task("lm_eval")
-class LmEvalTask:
+class LmEvalTask(PreparedTask):
     """Scores documents of lm_eval's tasks by lm_eval's own metrics, negated where less is better.
 
     ``correct`` says what is right where the metrics are accuracies or exact matches; ``outputs`` are the generated responses of
@@ -122,7 +121,7 @@ class LmEvalTask:
     spec_type: ClassVar[type[TaskSpec]] = LmEvalSpec
 
     def __init__(self, spec: LmEvalSpec) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self._places: list[tuple[str, int]] = []  # the task and the document of each example
         self._tasks: dict[str, Any] = {}
         self._metrics: dict[str, tuple[str, str | None]] = {}
@@ -131,7 +130,7 @@ class LmEvalTask:
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Load the tasks of the examples; raises `FitnessError` where one cannot score examples, or these are not lm_eval's."""
-        check_examples(examples)
+        super().prepare(examples, tokenizer)
         found: dict[str, Any] = {}
         self._places = []
         for example in examples:
@@ -139,7 +138,10 @@ class LmEvalTask:
             if not name or not number.isdecimal():
                 raise FitnessError(f"{example.id}: is no document of lm_eval; write data: {{search: {{lm_eval: TASK}}}}")
             if name not in found:
-                found[name] = load_task(name)
+                tasks = load_tasks(name)
+                if len(tasks) != 1:
+                    raise FitnessError(f"lm_eval: {name}: is a group of {len(tasks)} tasks")
+                found[name] = next(iter(tasks.values()))
             self._places.append((str(found[name].config.task), int(number)))
         self._tasks = {str(task.config.task): task for task in found.values()}
         if len(self._tasks) < len(found):
@@ -154,9 +156,6 @@ class LmEvalTask:
         """Score one model; raises `FitnessError` where a score is not finite."""
         import lm_eval
 
-        if not self._places:
-            raise FitnessError("no examples to evaluate on")
-
         asked: dict[str, list[int]] = {}
         for name, number in sorted(self._places):
             asked.setdefault(name, []).append(number)
@@ -169,7 +168,7 @@ class LmEvalTask:
                 log_samples=True,
                 system_instruction=self.spec.system,
                 apply_chat_template=self.spec.chat,
-                fewshot_as_multiturn=self.spec.multiturn,
+                fewshot_as_multiturn=True,
             )
         return self._scores({name: self._of_task(name, samples) for name, samples in found["samples"].items()})
 
@@ -228,24 +227,12 @@ class LmEvalTask:
         _render(self._tokenizer, [{"role": "user", "content": example.prompt}])
 
 
-def load_task(name: str) -> Any:
-    """One of lm_eval's tasks by name, or that of a YAML file.
-
-    Raises:
-        FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or the file would run code.
-    """
-    tasks = load_tasks(name)
-    if len(tasks) != 1:
-        raise FitnessError(f"lm_eval: {name}: is a group of {len(tasks)} tasks")
-    return next(iter(tasks.values()))
-
-
 @functools.lru_cache(maxsize=64)
 def load_tasks(name: str) -> dict[str, Any]:
     """What lm_eval knows by a name, by the names that lead to each: a task, or those of a group or a tag; or a YAML file's.
 
     Raises:
-        FitnessError: As `load_task`.
+        FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or the file would run code.
     """
     if find_spec("lm_eval") is None:
         raise FitnessError("lm_eval: is not installed: pip install 'hf-evomerge[eval]'")
@@ -264,15 +251,12 @@ def load_tasks(name: str) -> dict[str, Any]:
             ) from cause
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            what = (
-                "runs what the model writes as a program" if getattr(task, "UNSAFE_CODE", False) else "shows pictures or sounds"
-            )
+            runs = getattr(task, "UNSAFE_CODE", False)
+            what = "runs what the model writes as a program" if runs else "shows pictures or sounds"
             raise FitnessError(f"lm_eval: {name}: {what}, which is not done here")
         given = {key: getattr(task.config, key, None) for key in ("repeats", "generation_kwargs")}
         _check_keys(name, {"task": name, **{key: value for key, value in given.items() if value is not None}})
-    if is_file and len(tasks) == 1:
-        return {name: next(iter(tasks.values()))}
-    return tasks
+    return {name: next(iter(tasks.values()))} if is_file and len(tasks) == 1 else tasks
 
 
 def read_documents(names: Sequence[str]) -> list[Example]:
@@ -390,25 +374,24 @@ def _surroundings(*, own: bool) -> Iterator[None]:
     from lm_eval.api import metrics
     from lm_eval.filters import extraction
 
-    python, numpy, generator = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    python, numpy = random.getstate(), np.random.get_state()
     logger, environment = logging.getLogger("lm_eval"), lm_eval.utils.env
     level = logger.level
-    random.seed(_SEEDS["python"])
-    np.random.seed(_SEEDS["numpy"])
-    torch.manual_seed(_SEEDS["torch"])
     logger.setLevel(logging.ERROR)
     if own:
         lm_eval.utils.env = SimpleNamespace(from_string=_template)
         metrics.re = extraction.re = SimpleNamespace(compile=_pattern, escape=re.escape, findall=re.findall, sub=_sub)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
+            random.seed(_SEEDS["python"])
+            np.random.seed(_SEEDS["numpy"])
+            torch.manual_seed(_SEEDS["torch"])
             yield
     finally:
         lm_eval.utils.env, metrics.re, extraction.re = environment, re, re
         logger.setLevel(level)
         random.setstate(python)
         np.random.set_state(numpy)
-        torch.random.set_rng_state(generator)
 
 
 def _template(text: str) -> Any:

@@ -14,13 +14,11 @@ from .prepared import GradientTask, PreparedTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
-Normalize = Literal["sum", "token", "byte"]
-
 
 class TextSpec(TaskSpec):
     """What tasks have in common that score given texts by their log-probability."""
 
-    normalize: Normalize = "sum"
+    normalize: Literal["sum", "token", "byte"] = "sum"
     """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
     text's bytes in UTF-8."""
     temperature: Positive = 1.0
@@ -39,42 +37,31 @@ class TextTask(PreparedTask):
     """Log-probability of the answers, by teacher forcing."""
 
     spec: TextSpec
-
-    def __init__(self, spec: TextSpec) -> None:
-        super().__init__(spec)
-        self._pairs: Pairs | None = None
-        self._owners: list[int] = []  # the example of each pair
-        self._units: list[int] = []  # what each example's log-probability is divided by
+    divides_tokens: ClassVar[bool] = True
+    """Whether the temperature divides the logits of tokens."""
+    _pairs: Pairs
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise the examples into length-sorted micro-batches; raises `FitnessError` where one has no tokens."""
         super().prepare(examples, tokenizer)
         pairs = [self._encode(example, tokenizer) for example in examples]
-        self._owners = [number for number, own in enumerate(pairs) for _ in own]
+        self._owners = [number for number, own in enumerate(pairs) for _ in own]  # the example of each pair
         owners = [examples[number] for number in self._owners]
         every = [pair for own in pairs for pair in own]
-        self._pairs = Pairs(every, owners, self.spec.batch_size, tokenizer, self.token_temperature)
-        self._units = [
-            _units(self.spec.normalize, example.answer, sum(len(answer) for _, answer in own))
-            for example, own in zip(examples, pairs, strict=True)
-        ]
+        temperature = self.spec.temperature if self.divides_tokens else 1.0
+        self._pairs = Pairs(every, owners, self.spec.batch_size, tokenizer, temperature)
 
-    @property
-    def token_temperature(self) -> float:
-        """Temperature of the tokens' logits."""
-        return self.spec.temperature
+        def units(example: Example, own: list[Pair]) -> int:
+            tokens, letters = sum(len(answer) for _, answer in own), example.answer.encode("utf-8", "surrogatepass")
+            return {"sum": 1, "token": tokens, "byte": len(letters)}[self.spec.normalize]
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where its logits are not finite."""
-        return self._run(model, gradient=False)
+        self._units = [units(example, own) for example, own in zip(examples, pairs, strict=True)]
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
         """The pairs whose log-probabilities together are the example's."""
         raise NotImplementedError
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
-        if self._pairs is None:
-            raise FitnessError("no examples to evaluate on")
         units = [self._units[owner] / self.share(owner) for owner in self._owners] if gradient else []
         mean_of = (units, len(self._units)) if gradient else None
         found, exact = self._pairs.score(model, mean_of)
@@ -127,8 +114,3 @@ class LikelihoodTask(TextTask, GradientTask):
 
     def _scores(self, values: list[float], exact: list[bool]) -> Scores:
         return Scores(values, correct=exact)
-
-
-def _units(normalize: Normalize, text: str, tokens: int) -> int:
-    """What a text's log-probability is divided by: 1, its tokens, or its bytes in UTF-8."""
-    return {"sum": 1, "token": tokens, "byte": len(text.encode("utf-8", "surrogatepass"))}[normalize]

@@ -107,15 +107,11 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
     head = _text(record, spec.head_field, where) if spec.head_field else ""
     gloss = _text(record, spec.gloss_field, where) if spec.gloss_field else ""
-    pictures = _pictures(record, spec, where)
+    pictures: tuple[Picture, ...] = ()
+    if spec.image_field is not None:
+        given = _field(record, spec.image_field, where)
+        pictures = read_pictures(given, f"{where} (field {spec.image_field!r})", _folder_of(spec))
     return Example(prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss=gloss)
-
-
-def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]:
-    if spec.image_field is None:
-        return ()
-    given = _field(record, spec.image_field, where)
-    return read_pictures(given, f"{where} (field {spec.image_field!r})", _folder_of(spec))
 
 
 def _folder_of(spec: DataSpec) -> Path | None:
@@ -126,8 +122,7 @@ def _folder_of(spec: DataSpec) -> Path | None:
         from huggingface_hub.constants import HF_HOME
 
         return Path(spec.dataset).absolute() if Path(spec.dataset).is_dir() else Path(HF_HOME)
-    files = [spec.data_files] if isinstance(spec.data_files, str) else spec.data_files or []
-    return Path(spec.jsonl or files[0]).absolute().parent
+    return Path(spec.jsonl or (spec.data_files or [])[0]).absolute().parent
 
 
 def _filled(template: str, record: Record, where: str) -> str:

@@ -42,11 +42,7 @@ class MultipleChoiceTask(TextTask):
 
     spec_type: ClassVar[type[TaskSpec]] = MultipleChoiceSpec
     spec: MultipleChoiceSpec
-
-    @property
-    def token_temperature(self) -> float:
-        """None of its own: the softmax that counts is over choices."""
-        return 1.0
+    divides_tokens: ClassVar[bool] = False  # the softmax that counts is over choices
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise every choice of every example; raises `FitnessError` where an example has no choices to choose from."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import FitnessError
-from .encoding import check_examples
 from .example import Example
 from .scores import Scores
 
@@ -29,20 +28,24 @@ class PreparedTask:
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Keep the examples; raises `FitnessError` where there are none."""
-        check_examples(examples)
+        if not examples:
+            raise FitnessError("no examples to evaluate on")
         self._examples = list(examples)
 
     def share(self, number: int) -> float:
         """Weight of an example in the gradient."""
         return 1.0 if self.shares is None else self.shares[number]
 
-
-class GradientTask(PreparedTask):
-    """Scores a model in one run, with a backward pass or without."""
-
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where what it gives is not finite or does not fit the task."""
         return self._run(model, gradient=False)
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        raise NotImplementedError
+
+
+class GradientTask(PreparedTask):
+    """Scores a model in one run, with a backward pass or without."""
 
     def backward(self, model: Any) -> Scores:
         """As `evaluate`, with a backward pass of the mean score; the gradients of micro-batches add up."""
@@ -50,6 +53,3 @@ class GradientTask(PreparedTask):
         if score != "log_probability":
             raise FitnessError(f"fitness.score: {score} has no gradient; write log_probability")
         return self._run(model, gradient=True)
-
-    def _run(self, model: Any, *, gradient: bool) -> Scores:
-        raise NotImplementedError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import FitnessError
 from ..recipes.strict_yaml import Count, Positive
-from .encoding import check_examples, check_length, device_of, encodes, length_batches, scoring
+from .encoding import check_length, device_of, encodes, length_batches, scoring
 from .example import Example
 from .prepared import GradientTask
 from .registry import TaskSpec, register_task
@@ -70,7 +70,6 @@ class RetrievalTask(GradientTask):
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch
 
-        check_examples(self._examples)
         check_length(model, self._longest, "the longest text")
         passages = list(dict.fromkeys(example.answer for example in self._examples))
         own = torch.tensor([passages.index(example.answer) for example in self._examples], device=device_of(model))

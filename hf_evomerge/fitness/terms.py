@@ -19,7 +19,6 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 from ..errors import EvoMergeError, FitnessError
 from ..recipes.strict_yaml import Positive, StrictModel
 from .data import DataSpec
-from .encoding import check_examples
 from .example import Beside, Example
 from .loading import load_examples
 from .prepared import GradientTask, PreparedTask
@@ -186,7 +185,6 @@ class TermsTask(PreparedTask):
         return self._run("evaluate", model)
 
     def _run(self, how: str, model: Any) -> Scores:
-        check_examples(self._examples)
         values, others, own = np.zeros(len(self._examples)), dict[str, Scores](), list[Scores]()
         for task, term, hand, name in zip(self.tasks, self.spec.terms, self._hands, self.spec.names, strict=True):
             if not hand.examples:

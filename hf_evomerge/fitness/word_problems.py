@@ -68,22 +68,14 @@ class WordProblemSpec(AnswerSpec):
             raise ValueError(f"compat: the paper measured ja alone (found {_code(self.language)}); leave out compat")
         return self
 
-    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def completed(self, data: Mapping[str, Any], hub: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """A section of ``data`` with this task's prompt and fields, and its data on the Hub where no other is named."""
         given = {key: value for key, value in data.items() if value is not None}
         words = WORDS.get(_code(self.language))
-        usual = self._fields(given) if any(name in given for name in SOURCES) else {**self._hub(), **self._fields(given)}
+        usual = {**({} if any(name in given for name in SOURCES) else hub), **fields}
         if words is not None and not {"template", "prompt_field"} & given.keys():
             usual["template"] = "{question}\n\n" + words.instruction if given.get("chat") else words.template
         return {**usual, **given}
-
-    def _hub(self) -> dict[str, Any]:
-        """Where the problems are on the Hub."""
-        raise NotImplementedError
-
-    def _fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a source's records."""
-        raise NotImplementedError
 
 
 class MgsmSpec(WordProblemSpec):
@@ -100,14 +92,13 @@ class MgsmSpec(WordProblemSpec):
             raise ValueError(f"language: which? There are prompts for {', '.join(WORDS)}; others need a template under data")
         return self
 
-    def _hub(self) -> dict[str, Any]:
-        return {"dataset": "juletxara/mgsm", "config": _code(self.language), "split": "test"}
-
-    def _fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        files = given.get("data_files") or []
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """See `completed`."""
+        files = data.get("data_files") or []
         files = [files] if isinstance(files, str) else files
         is_table = bool(files) and all(str(file).endswith(".tsv") for file in files)  # as published: without a heading
-        return {"answer_field": "answer_number", **({"columns": ["question", "answer_number"]} if is_table else {})}
+        fields = {"answer_field": "answer_number", **({"columns": ["question", "answer_number"]} if is_table else {})}
+        return self.completed(data, {"dataset": "juletxara/mgsm", "config": _code(self.language), "split": "test"}, fields)
 
 
 class Gsm8kSpec(WordProblemSpec):
@@ -115,11 +106,9 @@ class Gsm8kSpec(WordProblemSpec):
 
     task: Literal["gsm8k"] = "gsm8k"
 
-    def _hub(self) -> dict[str, Any]:
-        return {"dataset": "openai/gsm8k", "config": "main", "split": "test"}
-
-    def _fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {"answer_after": "####"}
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """See `completed`."""
+        return self.completed(data, {"dataset": "openai/gsm8k", "config": "main", "split": "test"}, {"answer_after": "####"})
 
 
 @register_task("mgsm")

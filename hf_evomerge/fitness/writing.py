@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from ..recipes.strict_yaml import Count
 from .answers import LanguageCheck, cut_at_stops, language_probability
-from .encoding import check_examples, check_length, encode_prompt, encode_source, encodes, length_batches, scoring
+from .encoding import check_length, encode_prompt, encode_source, encodes, length_batches, scoring
 from .example import Example
 from .pictures import placed, seen_inputs
 from .prepared import PreparedTask
@@ -95,7 +95,6 @@ class WritingTask(PreparedTask):
         Raises:
             FitnessError: The model's logits are not finite, or it has too few positions.
         """
-        check_examples(self._examples)
         everyone, tokens = self._prompts, max(map(len, self._prompts)) + self.spec.max_new_tokens
         if encodes(model):
             everyone = [encode_source(example, self._tokenizer) for example in self._examples]

@@ -161,8 +161,6 @@ def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: P
     """No examples, too long an example, and a tokenizer that cannot end an answer are refused."""
     with pytest.raises(FitnessError, match="no examples"):
         score(model, [], tokenizer)
-    with pytest.raises(FitnessError, match="no examples"):
-        LikelihoodTask(LikelihoodSpec()).evaluate(model)
     with pytest.raises(FitnessError, match=r"^b: the longest example takes 66 tokens; the model has 64 positions"):
         score(model, [Example("one", "two", "a"), Example("one " * 65, "two", "b"), Example("one", "two", "c")], tokenizer)
     endless = copy.deepcopy(tokenizer)
