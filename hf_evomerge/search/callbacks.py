@@ -1,6 +1,6 @@
 """Callbacks: what else happens while a search runs, and whether a stage ends before its budget does.
 
-Early stopping, the live table and the trackers of ``report_to`` are callbacks like anybody's.
+The live table and the trackers of ``report_to`` are callbacks like anybody's.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from .file.config import SearchConfig
 from .file.stages import StageName
@@ -114,27 +112,3 @@ class SearchCallback:
 
     def on_end(self, study: Study, result: Result) -> None:
         """The winner is known and built, and its pictures are drawn."""
-
-
-class Patience(SearchCallback):
-    """Ends a stage that no longer gets better, where its step says so (``patience``).
-
-    Generations are scored on batches of their own, so not the best of one but the means of several are compared: a stage ends
-    when the last generations, as many as its patience, were no better than as many before them.
-    """
-
-    def __init__(self, config: SearchConfig) -> None:
-        self.patience = {stage.name: stage.step.patience for stage in config.stages if stage.algorithm == "cma"}
-        self._means: dict[StageName, list[float]] = {}
-
-    def on_generation(self, study: Study, generation: Generation) -> None:
-        """Take in the mean of a generation; one that failed whole is as bad as the worst."""
-        means = self._means.setdefault(generation.stage, [])
-        means.append(min(means, default=0.0) if generation.mean is None else generation.mean)
-
-    def should_stop(self, study: Study, generation: Generation) -> bool:
-        """Whether the last generations were no better than those before."""
-        count, means = self.patience.get(generation.stage), self._means[generation.stage]
-        if count is None or len(means) < 2 * count:
-            return False
-        return bool(np.mean(means[-count:]) <= np.mean(means[-2 * count : -count]))

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import EvoMergeError
 from ..fitness import Example, Task
 from .baselines import Tuner
-from .callbacks import Patience, SearchCallback
+from .callbacks import SearchCallback
 from .checks import check_search
 from .evaluation.devices import admit, device_kind, devices_of, places_of
 from .evaluation.evaluator import Evaluator
@@ -85,7 +85,7 @@ def run_search(
     refuse_in_worker()
     if ray:
         require_ray()
-    told: list[SearchCallback] = [Patience(config), *(TRACKERS[name]() for name in config.report_to), *callbacks]
+    told: list[SearchCallback] = [*(TRACKERS[name]() for name in config.report_to), *callbacks]
     pins = known_pins(Path(out))
     written = rooted(config)
     config = pin(written, pins)

@@ -13,7 +13,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.callbacks import Patience, SearchCallback
+from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.loop import Search
@@ -151,7 +151,7 @@ def toy_search(
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
     how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES)}
     config = toy_config(kind, **more)
-    how["callbacks"] = [Patience(config), *callbacks]
+    how["callbacks"] = callbacks
     search = Search(config, study, runner, sources=SourceSummary(LAYERS if len(config.sources) > 1 else [6]), **how)
     return study, search.run()
 

@@ -28,8 +28,6 @@ from .tasks import Batch, SearchTasks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ...checkpoints.checkpoint import Parent
-
 
 class Evaluator:
     """Scores candidates and parents.
@@ -61,14 +59,9 @@ class Evaluator:
     ) -> None:
         self.config = config
         self.sources = SearchSources(config, trust_remote_code=trust_remote_code, weights=weights)
-        self.tasks = SearchTasks(config, self.sources, self._load, self._model, task_factory=task_factory, examples=examples)
-        self.models: ModelPool = ModelPool(config, self.sources, self.tasks.check_scored)
-
-    def _load(self, source: Parent) -> PreTrainedModel:
-        return self.models.load(source)
-
-    def _model(self, target: Target) -> PreTrainedModel:
-        return self.models.model(target)
+        self.models = ModelPool(config, self.sources)
+        self.tasks = SearchTasks(config, self.sources, self.models, task_factory=task_factory, examples=examples)
+        self.models.check = self.tasks.check_scored
 
     def evaluate(
         self,

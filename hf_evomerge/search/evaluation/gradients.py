@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 
 
-class Slopes(Protocol):
-    """What the gradient of one evaluation is of."""
-
-    def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
-        """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
-
-
 @dataclass(frozen=True)
 class WeightSlopes:
     """Of numbers of the merge part.
@@ -43,7 +36,7 @@ class WeightSlopes:
     widths: tuple[float, ...]
 
     def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
-        """See `Slopes`."""
+        """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
         assert recipe.merge is not None  # the space makes recipes with a merge part
         gradient, model = models.merge_gradient(recipe.merge)
         found = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
@@ -67,7 +60,7 @@ class GateSlopes:
     hops: tuple[int, ...]
 
     def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
-        """See `Slopes`."""
+        """See `WeightSlopes`."""
         return self.through(models.layer_pool(recipe), backward)
 
     def through(self, pool: LayerPool, backward: Callable[[Any], object], *, weights: bool = False) -> Vector:
@@ -95,11 +88,15 @@ class JointSlopes:
     gates: GateSlopes
 
     def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
-        """See `Slopes`."""
+        """See `WeightSlopes`."""
         pool = models.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
         gates: list[Vector] = []
         weights = self.weights.take(models, recipe, lambda _: gates.append(self.gates.through(pool, backward, weights=True)))
         return np.concatenate([weights, gates[0]])
+
+
+Slopes = WeightSlopes | GateSlopes | JointSlopes
+"""What to differentiate the fitness with respect to."""
 
 
 @contextmanager

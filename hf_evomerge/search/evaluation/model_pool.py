@@ -34,18 +34,18 @@ class ModelPool:
     Args:
         config: The search: sources, dtype, devices (of the first worker, where there are several) and threads.
         sources: Its opened sources.
-        check: Refuses a source that the search's task cannot score, before it is loaded.
 
     Attributes:
+        check: Refuses a source that the search's task cannot score, before it is loaded.
         loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
         dtype: The dtype of the models.
     """
 
-    def __init__(self, config: SearchConfig, sources: SearchSources, check: Callable[[Parent], None]) -> None:
+    def __init__(self, config: SearchConfig, sources: SearchSources) -> None:
         import torch
 
         torch.set_num_threads(config.compute.threads)
-        self.config, self.sources, self._check = config, sources, check
+        self.config, self.sources = config, sources
         self.dtype = getattr(torch, config.output.dtype) if config.output.dtype else sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
@@ -54,6 +54,7 @@ class ModelPool:
         self._gradient: MergeGradient | None = None
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
+        self.check: Callable[[Parent], object] = lambda source: None
         self.loading: Callable[[bool], object] = lambda loading: None
 
     @cached_property
@@ -169,7 +170,7 @@ class ModelPool:
         from ...merging.live import write_adapter
         from ...merging.pipeline import load_pipeline
 
-        self._check(source)
+        self.check(source)
         if source.entries:
             with self._unmeasured():
                 dtype = getattr(torch, self.config.output.dtype) if self.config.output.dtype else None

@@ -1,4 +1,4 @@
-"""The tasks of a search, with its examples: prepared once for all candidates. Knows no live model."""
+"""The tasks of a search, with its examples: prepared once for all candidates."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.splits import SPLITS, SplitName
 from ..file.tasks import measured_on
+from .model_pool import ModelPool
 from .sources import SearchSources, Target
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ class SearchTasks:
     Args:
         config: The search.
         sources: Its opened sources, whose tokenizers encode the examples.
-        load: Loads a source, of which a classification needs the head.
-        model: Gives the live model of a parent, with which an agreement compares.
+        models: Its live models: a classification needs the heads of sources, an agreement compares with parents.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
 
@@ -46,13 +46,12 @@ class SearchTasks:
         self,
         config: SearchConfig,
         sources: SearchSources,
-        load: Callable[[Parent], PreTrainedModel],
-        model: Callable[[Target], PreTrainedModel],
+        models: ModelPool,
         *,
         task_factory: Callable[[], Task] | None = None,
         examples: Mapping[str, Sequence[Example]] | None = None,
     ) -> None:
-        self.config, self.sources, self._load, self._model = config, sources, load, model
+        self.config, self.sources, self._models = config, sources, models
         self._make_task = task_factory or (lambda: make_task(config.fitness))
         self._given = dict(examples) if examples is not None else {}
         self._examples: dict[str, Sequence[Example]] = {}
@@ -167,7 +166,8 @@ class SearchTasks:
     def _references(self) -> dict[str, Reference]:
         """The parents that an agreement compares with."""
         return {
-            name: Reference(name, partial(self.tokenizer, ref), partial(self._model, ref)) for name, ref in self.parents.items()
+            name: Reference(name, partial(self.tokenizer, ref), partial(self._models.model, ref))
+            for name, ref in self.parents.items()
         }
 
     def _heads_of(self, names: Sequence[str]) -> dict[str, Head]:
@@ -182,7 +182,7 @@ class SearchTasks:
     def _head(self, ref: SourceRef) -> PreTrainedModel:
         """A source without its body."""
         if ref not in self._heads:
-            head: Any = self._load(self.sources.open(ref))
+            head: Any = self._models.load(self.sources.open(ref))
             self._heads[ref], head.own_pooler = head, getattr(head.base_model, "pooler", None)
             setattr(head, head.base_model_prefix, None)
         return self._heads[ref]

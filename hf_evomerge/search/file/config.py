@@ -59,9 +59,7 @@ class SearchConfig(StrictModel):
     """Parameter space: the merge method, and what is evolved of it."""
     path: AnyPath = GatesPath(kind="gates")
     """Data flow space: the kind of paths, ``gates`` by default."""
-    optimize: Annotated[
-        tuple[Step, ...], BeforeValidator(_is_list, json_schema_input_type=Literal["quick"] | tuple[Step, ...])
-    ] = ()
+    optimize: _Steps = ()
     """The optimizers, one after the other, at most two for each space. ``quick``: a first look, at 48 scores of the search
     examples, by gradient where there is one. By ``cma`` with 1,000 evaluations where absent."""
     fitness: AnyTaskSpec
@@ -96,7 +94,7 @@ class SearchConfig(StrictModel):
     def parents(self) -> dict[str, SourceRef]:
         """The base and the sources, by the labels of their scores: ``base``, ``source:0`` and so on."""
         base = {} if self.base is None else {"base": self.base}
-        return {**base, **dict(zip(source_labels(len(self.sources)), self.sources, strict=True))}
+        return {**base, **{f"source:{number}": ref for number, ref in enumerate(self.sources)}}
 
     @property
     def parent_names(self) -> dict[str, str]:
@@ -104,12 +102,12 @@ class SearchConfig(StrictModel):
         apart = [self.base] if self.base is not None and self.base not in self.sources else []
         names = labels_of([*self.sources, *apart])
         base = {} if self.base is None else {"base": names[-1 if apart else self.sources.index(self.base)]}
-        return {**dict(zip(source_labels(len(self.sources)), names, strict=False)), **base}
+        return {**{f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])}, **base}
 
     @property
     def source_names(self) -> list[str]:
         """What the sources are called, in their order."""
-        return [self.parent_names[label] for label in source_labels(len(self.sources))]
+        return list(self.parent_names.values())[: len(self.sources)]
 
     @property
     def objective_names(self) -> list[str]:
@@ -119,7 +117,11 @@ class SearchConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        return completed(filled(data)) if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        if "space" not in data and data.keys() & {"merge", "flow", "merge_method"}:
+            raise ValueError("this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`")
+        return completed(filled(data))
 
     @field_validator("about")
     @classmethod
@@ -127,13 +129,6 @@ class SearchConfig(StrictModel):
         if about is not None and about.startswith("..."):
             raise ValueError("still waits to be filled in; write what the model is for, one sentence in quotes")
         return about
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_search(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "space" not in data and data.keys() & {"merge", "flow", "merge_method"}:
-            raise ValueError("this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`")
-        return data
 
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
@@ -254,8 +249,3 @@ class SearchConfig(StrictModel):
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong."""
         return load_yaml(cls, file, SearchError)
-
-
-def source_labels(count: int) -> list[str]:
-    """The labels of so many sources in a study."""
-    return [f"source:{number}" for number in range(count)]

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-
 from ...recipes.recipe import MergePart, ParameterValue, Recipe
-from ..evaluation.gradients import Slopes
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
-from ..optimizers.ask_tell import Start, Vector
 from .flow import FlowSpace, JointSpace, RepeatSpace
 from .parameter import ParameterSpace
 
-
-class Space(Protocol):
-    """A set of recipes, and the vectors that stand for them."""
-
-    def start(self) -> Start:
-        """Where a search begins: mean, step size and bounds of the genome."""
-
-    def decode(self, genome: Vector) -> Recipe:
-        """The recipe of a genome; raises `EvoMergeError` where it has none."""
-
-    def notes(self) -> list[str]:
-        """What the user should know of the space, one line each."""
-
-    def price(self, active: NDArray[np.bool_]) -> float:
-        """What a gradient in the active coordinates costs, in scores of the same examples."""
-
-    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
-        """Gradient request: what to differentiate with respect to at a genome."""
+Space = ParameterSpace | FlowSpace | JointSpace
+"""A set of recipes, and the vectors that stand for them: `start`, `decode`, `notes`, `price` and `slopes` of a genome."""
 
 
 def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:

@@ -18,7 +18,6 @@ from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe, SourceRef
 from ...recipes.strict_yaml import validate
-from ..file.config import source_labels
 from .database import BACKUP_SECONDS, StudyFile
 from .paths import followed
 
@@ -121,8 +120,8 @@ class Study(StudyFile):
     def _parents(self) -> dict[str, SourceRef]:
         """The search's base and sources where they lie today, by label."""
         settings = self.meta("settings") or {}
-        sources = settings.get("sources", [])
-        refs = {"base": settings.get("base"), **dict(zip(source_labels(len(sources)), sources, strict=True))}
+        sources = {f"source:{number}": ref for number, ref in enumerate(settings.get("sources", []))}
+        refs = {"base": settings.get("base"), **sources}
         return {label: followed(validate(SourceRef, ref, SearchError), self) for label, ref in refs.items() if ref is not None}
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
