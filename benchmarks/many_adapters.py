@@ -92,7 +92,7 @@ def _said(rng: random.Random) -> tuple[str, str]:
 
 
 def _twice(rng: random.Random) -> tuple[str, str]:
-    number = rng.randint(2, 60)
+    number = rng.randint(2, 999)
     return f"How much is twice {number}?", f"Twice {number} is {2 * number}."
 
 
