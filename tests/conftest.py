@@ -6,11 +6,14 @@ import gc
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from warm import warm_workers
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
@@ -25,8 +28,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _warm_workers() -> Iterator[None]:
+    """Workers of searches begin with torch imported."""
+    with warm_workers():
+        yield
+
+
 WORDS = [*(f"w{number}" for number in range(12)), *map(str, range(10))]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SPLITS = {"search": 5, "validation": 4, "test": 6}
 
 
@@ -77,29 +88,45 @@ def _write_problems(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Gives a folder of this name that is made by the first process of the tests that asks for it; no test changes it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+def _save_all(folder: Path, dtype: str) -> None:
+    import torch
+
+    _save_family(folder, getattr(torch, dtype))
+    _write_problems(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(made_once: MadeOnce) -> Path:
     """A folder with the models ``base``, ``a``, ``b`` and ``deep`` in float32, and a JSON-lines file per split."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("tiny")
-    _save_family(folder, torch.float32)
-    _write_problems(folder)
-    return folder
+    return made_once("tiny", lambda folder: _save_all(folder, "float32"))
 
 
 @pytest.fixture(scope="session")
-def tiny_half(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def tiny_half(made_once: MadeOnce) -> Path:
     """As `tiny`, with the models in bfloat16."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("half")
-    _save_family(folder, torch.bfloat16)
-    _write_problems(folder)
-    return folder
+    return made_once("half", lambda folder: _save_all(folder, "bfloat16"))
 
 
 @pytest.fixture(scope="session")
-def hybrid_search(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def hybrid_search(made_once: MadeOnce, tiny: Path) -> Path:
     """The folder of a finished hybrid search of the tiny family, its winner built."""
     from hf_evomerge.search.run import run_search
 
@@ -115,9 +142,8 @@ def hybrid_search(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in SPLITS},
         "compare": {"finalists": 2},
     }
-    out = tmp_path_factory.mktemp("hybrid") / "search"
-    run_search(validate(SearchConfig, settings, SearchError), out)
-    return out
+    config = validate(SearchConfig, settings, SearchError)
+    return made_once("hybrid", lambda folder: run_search(config, folder / "search")) / "search"
 
 
 @pytest.fixture(scope="session")

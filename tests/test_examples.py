@@ -152,6 +152,7 @@ def test_commands_are_understood() -> None:
             command.make_context(words[0], words[1:])
 
 
+@pytest.mark.slow
 def test_commands_run(here: Path) -> None:
     """Command lines that need neither a network nor a file of the reader's own do what they say."""
     ran = set()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from slowly import slow_beyond
 from vlms import ALL_CLASSES, CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, tokenizer
 
 from hf_evomerge.building.build import build_model, check_recipe, open_merge, open_recipe
@@ -63,7 +64,7 @@ def in_text(name: str) -> str | None:
     return name if name == "lm_head.weight" else None
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: Any, tmp_path: Path) -> None:
     """A plain model of the first source's class: its language part is merged, all else is its own, nothing is lost."""
     folder = parents(name)
@@ -86,7 +87,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: An
     assert (out / "processor_config.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("name", slow_beyond(["llava"], ["llava", "qwen2_5_vl", "gemma3"]))
 def test_old_and_new_layouts_give_the_same_bits(name: str, parents: Any, tmp_path: Path) -> None:
     """Whether a file has the names of older or of today's releases of transformers, its parts are found and matched."""
     folder = parents(name)
@@ -256,7 +257,7 @@ def path_of(folder: Path, *hops: str, **fields: Any) -> Recipe:
     return Recipe.model_validate({"sources": sources, "flow": flow, **fields})
 
 
-@pytest.mark.parametrize("name", ALL_CLASSES)
+@pytest.mark.parametrize("name", slow_beyond(["llava", "qwen2_vl"], ALL_CLASSES))
 def test_a_path_through_language_parts_is_still_that_model(name: str, parents: Any, tmp_path: Path) -> None:
     """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain model computes the same."""
     folder, given = parents(name), inputs(name)

@@ -6,9 +6,8 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import warm
 from classes import random_class
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
@@ -86,12 +86,8 @@ def run(hub: FaultyHub, tmp_path: Path) -> Run:
 def shell(hub: FaultyHub, tmp_path: Path) -> Run:
     """The same in a process of its own, which reads its environment."""
 
-    def go(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
-        command = [sys.executable, "-m", "hf_evomerge", *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-
-    return go
+    environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
+    return partial(warm.run, warm.COMMAND, env=environment, cwd=tmp_path)
 
 
 def cached(tmp_path: Path) -> list[Path]:

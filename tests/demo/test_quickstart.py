@@ -25,7 +25,8 @@ from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.study.study import Study
 from local_hub import LocalHub
 
-SIZES = {"search": 12, "validation": 12, "test": 32}
+SIZES = {"search": 8, "validation": 8, "test": 16}
+EVALUATIONS = 12
 MODELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
 
 
@@ -33,7 +34,7 @@ MODELS = ["base: base", "japanese", "maths", "uniform average", "random search",
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """The demo, run once with a small budget."""
     out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out, workers=0, evaluations=24, sizes=SIZES)
+    return out, run_demo(out, workers=0, evaluations=EVALUATIONS, sizes=SIZES)
 
 
 def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
@@ -42,7 +43,7 @@ def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
     assert [row.model for row in rows if row.stage != "temperature"] == MODELS
     assert [row.stage for row in rows[:-1]] == ["base", "source", "source", "average", "temperature", "random", "ps", "dfs"]
     assert all(row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows)
-    assert all(16 < row.evaluations <= 24 for row in rows[5:])
+    assert all(8 < row.evaluations <= EVALUATIONS for row in rows[5:])
     assert not any(row.evaluations for row in rows[:4])
 
 
@@ -54,7 +55,7 @@ def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) ->
     for space, row in (("ps", rows[6]), ("dfs", rows[7])):
         recipe = Recipe.load(out / space / "recipe.yaml")
         assert (out / space / "model" / "config.json").is_file()
-        config = demo_config(space, write_problems(out / "data", SIZES), 24, 0)
+        config = demo_config(space, write_problems(out / "data", SIZES), EVALUATIONS, 0)
         assert Evaluator(config).evaluate(recipe, "test") == row.scores
 
 
@@ -106,7 +107,7 @@ def test_running_again_evaluates_nothing(demo: tuple[Path, list[Row]], monkeypat
     jobs: list[Any] = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
     monkeypatch.setattr(quickstart, "check_reload", lambda *arguments: "")
-    again = run_demo(out, evaluations=24, sizes=SIZES)
+    again = run_demo(out, evaluations=EVALUATIONS, sizes=SIZES)
     assert jobs == []
     assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]
 
@@ -147,5 +148,5 @@ def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, list[Row]]) -> N
     """Another seed is another search: a study of one seed is not taken for that of another."""
     out, _ = demo
     with pytest.raises(EvoMergeError, match="seed was 0 and is 1"):
-        run_demo(out, evaluations=24, sizes=SIZES, seed=1)
-    assert sum(trial.cost for trial in Study.open(out / "ps").trials("random")) == 24
+        run_demo(out, evaluations=EVALUATIONS, sizes=SIZES, seed=1)
+    assert sum(trial.cost for trial in Study.open(out / "ps").trials("random")) == EVALUATIONS

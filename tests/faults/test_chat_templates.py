@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
+from warm import Program
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import chat_process
@@ -111,12 +111,12 @@ print(chat_process._process(os.getpid()).pid, flush=True)
 tokenizer.chat_template = {LONG!r}
 chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
 """
-    asking = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert asking.stdout is not None
-    rendering = int(asking.stdout.readline())
-    asking.send_signal(signal.SIGKILL)
-    asking.wait()
-    asking.stdout.close()
+    asking = Program(program)
+    while not (said := asking.said.read_text()).endswith("\n"):
+        assert asking.poll() is None
+        time.sleep(0.05)
+    rendering = int(said)
+    asking.kill()
     begin = time.monotonic()
     while _runs(rendering):
         assert time.monotonic() - begin < 60

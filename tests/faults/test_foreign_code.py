@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
@@ -66,8 +65,8 @@ def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -
     )
     config = search_config(sources=[{"model": str(folder)}, {"model": str(tiny / "b")}])
     config.save(tmp_path / "search.yaml")
-    command = [sys.executable, "-m", "hf_evomerge", "search", str(tmp_path / "search.yaml"), "-o", str(tmp_path / "out")]
-    ended = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, timeout=100, check=False)
+    says_yes = "import io, sys; sys.stdin = io.StringIO('y\\n' * 20); "
+    ended = warm.run(says_yes + warm.COMMAND, "search", tmp_path / "search.yaml", "-o", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert (ended.returncode, len(errors)) == (1, 1), ended.stderr

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 from faulty_hub import Fault
 from push_faults import FAULTS, WAYS, Bench
+from slowly import slow_beyond
 
 SAMPLE = 2  # calls per fault and way that are tried one by one; tests/slow/reliability.py tries them all
+MATRIX = slow_beyond(list(zip(FAULTS, itertools.cycle(WAYS), strict=False)), itertools.product(FAULTS, WAYS))  # its diagonal
 
 
 def _sample(calls: list[str], seed: str) -> list[str]:
     return random.Random(seed).sample(sorted(set(calls)), SAMPLE)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize(("kind", "way"), MATRIX)
 def test_a_fault_that_passes_is_survived(bench: Bench, way: str, kind: str) -> None:
     """Where every call goes wrong once, or one of them, the push succeeds, and everything is there once.
 
@@ -30,8 +32,7 @@ def test_a_fault_that_passes_is_survived(bench: Bench, way: str, kind: str) -> N
         assert outcome.hits == len(chosen)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize(("kind", "way"), MATRIX)
 def test_a_fault_that_stays_is_one_line(bench: Bench, way: str, kind: str) -> None:
     """Where a call goes wrong for ever, the push ends with one line that is true."""
     calls = bench.calls(way)

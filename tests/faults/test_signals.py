@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from slowly import slow_beyond
 from typer.testing import CliRunner
+from warm import COMMAND, Program
 
 from hf_evomerge.cli import app
 from hf_evomerge.recipes.recipe import Recipe
@@ -22,13 +20,8 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.study.database import STUDY_FILE
 from hf_evomerge.search.study.study import Study
 
-Program = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Program]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}
-PLAIN = """
-if __name__ == "__main__":
-    from hf_evomerge.cli import app
-    app()
-"""
 SLOW_MERGE = """
 import time
 from hf_evomerge.building.merged import Merged
@@ -64,33 +57,22 @@ space.bundled = lambda name: pathlib.Path("app")
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[Program]:
+def program(tmp_path: Path) -> Iterator[Start]:
     """Starts the command line in a process of its own, in the test's folder, after some other code."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Program] = []
 
-    def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
-        (tmp_path / "program.py").write_text(before + PLAIN)
-        process = subprocess.Popen(
-            [sys.executable, "program.py", *arguments],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PID": str(tmp_path / "pid")},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
-        )
-        started.append(process)
-        return process
+    def start(*arguments: str, before: str = "") -> Program:
+        environment = {**os.environ, "PID": str(tmp_path / "pid")}
+        started.append(Program(f"{before}\n{COMMAND}", *arguments, cwd=tmp_path, env=environment))
+        return started[-1]
 
     yield start
     for process in started:
         process.kill()
         process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
 
 
-def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def _wait_for(what: Callable[[], object], process: Program) -> None:
     begin = time.monotonic()
     while not what():
         assert process.poll() is None, process.communicate()[1]
@@ -98,7 +80,7 @@ def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> Non
         time.sleep(0.05)
 
 
-def _ends(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
+def _ends(process: Program, number: int) -> tuple[int, str]:
     """Status and last line of a program after a signal, which must come within seconds."""
     begin = time.monotonic()
     process.send_signal(number)
@@ -137,9 +119,9 @@ def _trials(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_search_says_how_to_go_on(
-    search_config: Callable[..., SearchConfig], tmp_path: Path, program: Program, name: str
+    search_config: Callable[..., SearchConfig], tmp_path: Path, program: Start, name: str
 ) -> None:
     """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
     number, status = SIGNALS[name]
@@ -161,9 +143,9 @@ def test_a_search_says_how_to_go_on(
     _wait_for(lambda: _trials(tmp_path / "out") > before, again)
 
 
-@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_build_says_how_to_go_on(
-    tiny: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, name: str
+    tiny: Path, tmp_path: Path, program: Start, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
     number, status = SIGNALS[name]
@@ -179,7 +161,7 @@ def test_a_build_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_what_does_not_stop_is_ended(tmp_path: Path, program: Program, twice: bool) -> None:
+def test_what_does_not_stop_is_ended(tmp_path: Path, program: Start, twice: bool) -> None:
     """A push that does not end by itself is ended after a few seconds with its line, and by a second Ctrl-C at once."""
     process = program("push", "folder", "me/model", before=SLOW_PUSH)
     _wait_for((tmp_path / "reading").exists, process)
@@ -195,8 +177,8 @@ def test_what_does_not_stop_is_ended(tmp_path: Path, program: Program, twice: bo
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
-def test_a_local_space_does_not_live_on(tmp_path: Path, program: Program, name: str) -> None:
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_local_space_does_not_live_on(tmp_path: Path, program: Start, name: str) -> None:
     """The app that `space --local` runs ends with the command, whichever signal ends it."""
     number, status = SIGNALS[name]
     (tmp_path / "app").mkdir()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hub_fixtures import Said
 from huggingface_hub import HfApi, hf_hub_download
+from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
 
@@ -58,7 +59,7 @@ def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
     )
 
 
-@pytest.mark.parametrize("rank", [None, 5])
+@pytest.mark.parametrize("rank", slow_beyond([None], [None, 5]))
 def test_an_adapter_is_published_as_one(
     rank: int | None,
     published: dict[str, str],
@@ -87,6 +88,7 @@ def test_an_adapter_is_published_as_one(
     assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is(
     published: dict[str, str], lfs_api: HfApi, tmp_path: Path, program: Callable[..., str]
 ) -> None:

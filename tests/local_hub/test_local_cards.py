@@ -76,13 +76,6 @@ def test_metadata_that_is_none(head: str, message: str) -> None:
     assert read_card(text.encode()) == {}
 
 
-def test_warnings() -> None:
-    """A missing head and a license without its name are warned of."""
-    assert check_card("# only text", "model")[1] == ["empty or missing yaml metadata in repo card"]
-    assert check_card("", "model")[1] == ["empty or missing yaml metadata in repo card"]
-    assert "license_name" in check_card(_card(license="other"), "model")[1][0]
-
-
 @pytest.mark.parametrize(
     ("text", "head"),
     [

@@ -199,34 +199,6 @@ def test_what_is_missing_has_its_own_error(api: HfApi, repo: str) -> None:
     assert try_to_load_from_cache(repo, "none.json") is _CACHED_NO_EXIST
 
 
-CARDS = """
-from huggingface_hub import HfApi, ModelCard, metadata_update
-card = ModelCard.load("acme/m")
-card.validate()
-metadata_update("acme/m", {"license": "mit"}, overwrite=True)
-print(card.data.license, card.data["base_model_relation"], *HfApi().model_info("acme/m").tags)
-"""
-
-
-def test_cards(api: HfApi, repo: str, program: Program) -> None:
-    """A card is loaded, changed and validated through the hub, and one with wrong metadata is not committed."""
-    words = program(CARDS).split()
-    assert words[:2] == ["apache-2.0", "merge"]
-    assert "license:mit" in words[2:]
-    with pytest.raises(ValueError, match='"license" must be one of'):
-        api.upload_file(path_or_fileobj=b"---\nlicense: made up\n---\n", path_in_repo="README.md", repo_id=repo)
-
-
-def test_safetensors_header(api: HfApi, repo: str) -> None:
-    """The client reads shapes and types from the header of a file without downloading the rest."""
-    import numpy as np
-    from safetensors.numpy import save
-
-    weights = save({"w": np.zeros((300, 100), np.float32), "b": np.zeros(7, np.float16)})
-    api.upload_file(path_or_fileobj=weights, path_in_repo="model.safetensors", repo_id=repo)
-    assert api.get_safetensors_metadata(repo).parameter_count == {"F32": 30_000, "F16": 7}
-
-
 def test_datasets(api: HfApi) -> None:
     """A dataset is a repository of its own kind under the same name."""
     api.create_repo("acme/d")

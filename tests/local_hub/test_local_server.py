@@ -278,28 +278,9 @@ def test_a_failure_of_the_hub_itself(send: Send, repo: str, hub: FaultyHub, capl
     assert send("GET", "/api/whoami-v2")[0] == 200
 
 
-def test_text_of_any_kind(send: Send, repo: str) -> None:
-    """A title that is no valid Unicode is kept and shown, and breaks nothing."""
-    header = {"key": "header", "value": {"summary": "odd \ud800 title", "description": "\u0000"}}
-    operation = {"key": "file", "value": {"path": "x.txt", "content": "x"}}
-    body = "\n".join(map(json.dumps, [header, operation])).encode()
-    assert send("POST", "/api/models/acme/m/commit/main", body)[0] == 200
-    assert json.loads(send("GET", "/api/models/acme/m/commits/main")[2])[0]["title"] == "odd \ud800 title"
-
-
 def test_headers_stay_headers(send: Send, repo: str) -> None:
     """What a caller sends cannot break out of a header of the answer."""
     status, headers, _ = send("GET", "/api/models/acme/m/tree/main%0d%0aX-Evil:%201%E2%82%AC")
     assert (status, headers["x-error-code"]) == (404, "RevisionNotFound")
     assert "x-evil" not in headers
     assert headers["x-error-message"] == "Invalid rev id: main  X-Evil: 1?"
-
-
-def test_metadata_that_json_cannot_say(send: Send, repo: str) -> None:
-    """Dates and anchors in a card do not break the description of its repository."""
-    card = "---\nlicense: mit\ndate: 2024-01-01\nodd: &a [*a]\n---\n"
-    assert _commit(send, ("file", {"path": "README.md", "content": card}))[0] == 200
-    assert send("GET", "/api/models/acme/m")[0] == 200
-    card = "---\nlicense: mit\ndate: 2024-01-01\n---\n"
-    assert _commit(send, ("file", {"path": "README.md", "content": card}))[0] == 200
-    assert json.loads(send("GET", "/api/models/acme/m")[2])["cardData"] == {"license": "mit", "date": "2024-01-01"}

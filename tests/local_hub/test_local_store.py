@@ -67,16 +67,6 @@ def test_a_restart_changes_nothing(api: HfApi, hub: FaultyHub, tmp_path: Path) -
     assert Path(api.hf_hub_download("acme/m", "文.txt", revision="v1")).read_text(encoding="utf-8") == "naïve 文"
 
 
-def test_another_place(hub: FaultyHub, api: HfApi, tmp_path: Path) -> None:
-    """The folder can be moved and served from there."""
-    _fill(api)
-    before = _everything(api)
-    hub.stop()
-    hub.root.rename(tmp_path / "moved")
-    with LocalHub(tmp_path / "moved", orgs=["acme"]) as moved:
-        assert _everything(HfApi(endpoint=moved.endpoint, token=moved.token)) == before
-
-
 def test_no_token_and_no_secret_is_stored(api: HfApi, hub: FaultyHub) -> None:
     """Neither the token nor the value of a Space's secret is in any file."""
     _fill(api)

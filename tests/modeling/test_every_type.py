@@ -9,12 +9,14 @@ import torch
 import transformers
 from every_type import TYPES
 from slowly import slow_beyond
+from tiny_models import FAMILIES
 from type_verdicts import FAILS, IN_PLACE, PLAIN_FAILS, REFUSED, SEES, WORKS, Verdict, refusal, row, verdict
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "model-tests.md").read_text(encoding="utf-8")
 TABLE: dict[str, Verdict] = dict(filter(None, map(row, DOCUMENT.splitlines())))
 RECORDED = f"transformers {transformers.__version__}:" in DOCUMENT  # the table is of the installed version
 NAMES = [name for name in TABLE if name in TYPES]
+OFTEN = (*FAMILIES, *{TABLE[name].outcome: name for name in NAMES}.values())  # and one of every outcome
 
 
 def test_the_table_has_every_type() -> None:
@@ -25,7 +27,7 @@ def test_the_table_has_every_type() -> None:
 
 
 @pytest.mark.skipif(not RECORDED, reason="the table is of another version of transformers")
-@pytest.mark.parametrize("name", [name for name in NAMES if TABLE[name].outcome != PLAIN_FAILS])
+@pytest.mark.parametrize("name", slow_beyond(OFTEN, [name for name in NAMES if TABLE[name].outcome != PLAIN_FAILS]))
 def test_a_type_is_refused_as_the_table_says(name: str) -> None:
     """What the configuration alone says of a type, and of moving its layers, is what the table has: nothing, or the reason."""
     recorded, found = TABLE[name], refusal(name)

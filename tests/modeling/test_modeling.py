@@ -4,12 +4,11 @@ import copy
 import json
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from properties import race
 from safetensors import safe_open
 from tiny_models import VOCAB, tiny_model, token_ids
@@ -203,7 +202,7 @@ print("fine")
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "PATH": "/usr/bin:/bin",
     }
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    done = warm.run(program, env=environment)
     assert done.stdout.strip() == "fine", done.stderr
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
         *("config.json", "configuration_evo_merged.py", "generation_config.json", "layers_evo_merged.py"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from slowly import slow_beyond
 from tiny_models import VOCAB, tiny_model, token_ids
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
 
@@ -110,6 +111,7 @@ def test_a_model_can_be_cast(model: EvoMergedForCausalLM, dtype: torch.dtype) ->
     assert (logits.float() - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.slow
 def test_the_graph_compiles_whole(model: EvoMergedForCausalLM) -> None:
     """torch.compile captures the forward in one graph without a warning, scales and sums included, and computes the same."""
     expected = model(token_ids(), use_cache=False).logits
@@ -170,7 +172,9 @@ def test_a_device_map_places_the_model(model: EvoMergedForCausalLM, tmp_path: Pa
 
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
-@pytest.mark.parametrize("memory", [90_000, 30_000, 0], ids=["half on disk", "layers on disk", "all on disk"])
+@pytest.mark.parametrize(
+    "memory", slow_beyond([30_000], [90_000, 30_000, 0]), ids=["half on disk", "layers on disk", "all on disk"]
+)
 def test_layers_may_be_offloaded(model: EvoMergedForCausalLM, scale_target: str, memory: int, tmp_path: Path) -> None:
     """With part of the layers or all of them on disk the bits are the same, and hops of one layer are in one place."""
     pytest.importorskip("accelerate")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from slowly import slow_beyond
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, PreTrainedModel
 from vlms import CLASSES, inputs, random_model, text_config, vlm_config
 
@@ -69,7 +70,7 @@ def by_hand(name: str) -> Any:
     return deep
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_computes_what_the_path_says(name: str) -> None:
     """The identity path is the source to the bit; repeats, scales and a sum are those of a model written out by hand."""
     given = inputs(name, 2)
@@ -82,7 +83,7 @@ def test_it_computes_what_the_path_says(name: str) -> None:
     assert not torch.allclose(blind, logits)  # the picture counts
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_generates_with_any_cache(name: str) -> None:
     """Greedy tokens after pictures, in batches, are those without a cache, with a static one, and of beams of one."""
     model, given = evolved(name), inputs(name, 2)
@@ -93,7 +94,7 @@ def test_it_generates_with_any_cache(name: str) -> None:
     assert model.generate(**given, **options, num_beams=2).shape == wanted.shape
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     """Every layer is stored once; what is loaded computes the same, shares the same, and may take another path."""
     model, given = evolved(name), inputs(name)

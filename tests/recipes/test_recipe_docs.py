@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from slowly import slow_beyond
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -97,7 +98,7 @@ def test_the_mergekit_file_builds(family: Path, tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
+@pytest.mark.parametrize("number", slow_beyond(range(4), range(len(BLOCKS))))
 def test_every_example_builds(number: int, family: Path, tmp_path: Path) -> None:
     """The example passes the check, is built, and the model loads and runs."""
     recipe = local(BLOCKS[number], family)

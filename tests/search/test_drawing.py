@@ -184,6 +184,7 @@ def test_the_page_chooses(page: tuple[Any, Chooser]) -> None:
     assert (chooser.out / "model" / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 def test_clip_judges_what_is_drawn(parents: Path, tmp_path: Path) -> None:
     """A search file that names a CLIP model evolves by its cosine of picture and answer; a model that is not there is said."""
     from pipelines import tokenizer

@@ -68,6 +68,7 @@ def test_batches_are_halved_until_they_fit(search_config: Config, tmp_path: Path
     assert dict(other.run(jobs)) == dict(enumerate([Scores([4]), Scores([8]), Scores([16]), Scores([4])]))
 
 
+@pytest.mark.slow
 def test_a_search_with_little_memory(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search whose batches do not fit has the trials of one whose file says the smaller size, also where it is resumed."""
     evaluate, sizes, memory = LikelihoodTask.evaluate, list[int](), [2]

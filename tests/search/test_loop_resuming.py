@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, columns, table_rows, toy_search
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.study.study import Study
 
 
-@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "batches", "first", "prune", "repeat"])
+@pytest.mark.parametrize(
+    "kind", slow_beyond(["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune", "repeat"])
+)
 def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
     whole = ToyRunner()
@@ -37,7 +40,7 @@ def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
     assert (columns(study), table_rows(result)) == (expected, table)
 
 
-@pytest.mark.parametrize("kind", ["ps", "none", "hybrid"])
+@pytest.mark.parametrize("kind", slow_beyond(["ps"], ["ps", "none", "hybrid"]))
 def test_the_order_of_finishing_changes_nothing(kind: str, tmp_path: Path) -> None:
     """However many workers finish in whatever order, the trials are the same."""
     expected = columns(toy_search(tmp_path / "in order", ToyRunner(), kind)[0])

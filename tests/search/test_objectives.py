@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from warm import COMMAND, Program
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SearchError
@@ -288,11 +287,7 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     """Killed with two workers and resumed with none, the study is bit for bit that of one process; every point can be built."""
     config = validate(SearchConfig, settings, SearchError)
     config.save(tmp_path / "given.yaml")
-    command = [sys.executable, "-m", "hf_evomerge", "search", "given.yaml", "--out", "killed", "--workers", "2"]
-    environment = {**os.environ, "PYTHONHASHSEED": "5"}
-    search = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    search = Program(COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path)
     deadline, database = time.monotonic() + 300, tmp_path / "killed" / "study.db"
     count = 0
     while count < 7 and time.monotonic() < deadline:

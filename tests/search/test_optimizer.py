@@ -66,14 +66,13 @@ def test_same_seed_same_genomes(algorithm: Any, restarts: Any) -> None:
     assert _fingerprint(algorithm, restarts, seed=4) != first
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "77"])
-def test_same_genomes_in_every_process(hash_seed: str) -> None:
+def test_same_genomes_in_every_process() -> None:
     """Another process with another hash seed asks for the same genomes."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_optimizer as t\nprint(*(t._fingerprint(*pair) for pair in t.ALL))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

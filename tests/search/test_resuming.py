@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 from searches import Config, Settings, count_trials, digests, facts
 from slowly import slow_beyond
+from warm import COMMAND, Program
 from watch import Watch
 
 from hf_evomerge.building.build import build_model
@@ -44,7 +43,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _stop_in_mid_generation(search: subprocess.Popen[bytes], folder: Path, population: int) -> None:
+def _stop_in_mid_generation(search: Program, folder: Path, population: int) -> None:
     """Stop the search where its last generation is unfinished."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -58,7 +57,6 @@ def _stop_in_mid_generation(search: subprocess.Popen[bytes], folder: Path, popul
     raise AssertionError("no trials")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
     """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
@@ -73,8 +71,7 @@ def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
         ],
     )
     config.save(tmp_path / "given.yaml")
-    command = [sys.executable, "-m", "hf_evomerge", "search", "given.yaml", "--out", "killed", "--workers", "2"]
-    search = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    search = Program(COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path)
     try:
         _stop_in_mid_generation(search, tmp_path / "killed", 5)
         workers = _children(search.pid)
@@ -220,15 +217,11 @@ def _stopped_after(trials: int, config: SearchConfig | None, out: Path) -> None:
         run(callbacks=[Watch(interrupt)])
 
 
-def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:
+def test_other_examples_are_refused(tiny: Path, tmp_path: Path, search_config: Config) -> None:
     """A study goes on only with the examples it was begun with, even where a data file has kept its name."""
-    config = search_config("ps")
+    config = search_config("ps", folder=shutil.copytree(tiny, tmp_path / "tiny"))
     run_search(config, tmp_path / "out", build=False)
-    file = Path(str(config.data["search"].jsonl))
-    text = file.read_text(encoding="utf-8")
-    file.write_text("\n".join(reversed(text.splitlines())) + "\n", encoding="utf-8")
-    try:
-        with pytest.raises(SearchError, match=r"the search examples \(changed\) are not what this study was begun on"):
-            run_search(config, tmp_path / "out", build=False)
-    finally:
-        file.write_text(text, encoding="utf-8")
+    file = tmp_path / "tiny" / "search.jsonl"
+    file.write_text("\n".join(reversed(file.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
+    with pytest.raises(SearchError, match=r"the search examples \(changed\) are not what this study was begun on"):
+        run_search(config, tmp_path / "out", build=False)

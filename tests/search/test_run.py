@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import warm
 from searches import Config, Settings, count_trials, digests
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,8 +112,7 @@ def test_the_winner_loads_without_the_package(search_config: Config, tmp_path: P
     run_search(search_config("dfs"), tmp_path)
     folder, prompt = tmp_path / "model", "w1 w2 7 w3"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", STRANGER, str(folder), prompt]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    done = warm.run(STRANGER, folder, prompt, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     kind, tokens = json.loads(done.stdout.splitlines()[-1])
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from slowly import slow_beyond
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlms import CLASSES, NEEDS, WORDS, picture, save_plain, save_vlm
 
@@ -88,7 +89,7 @@ def by_hand(folder: Path, processor: Any, example: Any) -> tuple[float, list[int
     return sum(float(logits[start - 1 + place, token]) for place, token in enumerate(targets)), written
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_beyond(["llava"], CLASSES))
 def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any, tmp_path: Path) -> None:
     """Its tensors have the bits of a build, its scores in batches are those of each example alone, and it writes the same."""
     folder = parents(name)

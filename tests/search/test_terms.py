@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from searches import GRADIENT, Config, facts
-from watch import Watch
+from slowly import slow_beyond
 
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
@@ -54,16 +53,9 @@ def terms(agreement: Given) -> Given:
     return {"terms": [OWN, {"task": "agreement", "weight": 0.2, "max_new_tokens": 4, "data": agreement}]}
 
 
-class KilledError(Exception):
-    """As if the process had been killed."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("space", "more"), [("ps", {}), ("dfs", {"evaluations": 20})])
-def test_a_search_by_terms_killed_and_resumed(
-    space: str, more: Given, search_config: Config, terms: Given, tmp_path: Path
-) -> None:
-    """By gradient and in batches; killed, and resumed by two workers, it ends with the same trials, and shows every term."""
+@pytest.mark.parametrize(("space", "more"), slow_beyond(["ps"], [("ps", {}), ("dfs", {"evaluations": 20})]))
+def test_a_search_by_terms(space: str, more: Given, search_config: Config, terms: Given, tmp_path: Path) -> None:
+    """By gradient and in batches it shows every term; two workers give the same trials."""
     steps = [{**GRADIENT, "batch": 2, **more}]
     config = search_config(space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"})
     result = run_search(config, tmp_path / "whole", build=False)
@@ -78,14 +70,8 @@ def test_a_search_by_terms_killed_and_resumed(
     assert row.scores.accuracy is not None
     assert "agreement" in str(result)
 
-    def kill(progress: Progress) -> None:
-        if progress.phase == space and progress.fresh >= 3:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
-    resume_search(tmp_path / "killed", workers=2, build=False)
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    run_search(config, tmp_path / "workers", workers=2, build=False)
+    assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -114,6 +100,7 @@ def test_agreement_with_the_base_is_an_objective(search_config: Config, agreemen
     assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_term_by_evolution(search_config: Config, terms: Given, tmp_path: Path) -> None:
     """A black-box search climbs the same sum, and a term without a gradient may be in it."""
     writes = {"task": "generation", "extract": "all", "max_new_tokens": 2}

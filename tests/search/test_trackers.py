@@ -63,6 +63,7 @@ def stopping_after(trials: int) -> Watch:
     return Watch(see)
 
 
+@pytest.mark.slow
 def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run gets every generation once, in order, then pictures and table; a search that is resumed goes on in the same run."""
     fake = Fake("wandb")
@@ -122,6 +123,7 @@ def test_a_tracker_that_fails(
         run_search(config, tmp_path / "other", build=False)
 
 
+@pytest.mark.slow
 def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard gets the same; what a process logged and did not store is taken back."""
     written: list[tuple[str, Any]] = []

@@ -14,16 +14,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from searches import GRADIENT, Config, facts
 from transformers import AutoModelForCausalLM
-from watch import Watch
 
 from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.show import describe_study
-from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 
@@ -69,25 +67,6 @@ def test_unmerged_candidates_score_as_merged_ones(
             target = config.parents.get(row.label) or study.recipe(row.label)
             scores = merged.evaluate(target, "test")
             assert np.allclose(scores.values, row.scores.values, atol=1e-4), row.model
-
-
-@pytest.mark.slow
-def test_a_search_over_adapters_killed_and_resumed(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
-    """Killed in the middle and resumed, by two workers or by none, it is the same study, bit for bit."""
-    config = search_config(**{**ROWS, **adapters})
-    run_search(config, tmp_path / "whole", build=False)
-
-    seen: list[Progress] = []
-
-    def kill(progress: Progress) -> None:
-        seen.append(progress)
-        if len(seen) == 2:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
-    resume_search(tmp_path / "killed", build=False, workers=2)
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
 
 
 def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], search_config: Config) -> None:

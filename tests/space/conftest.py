@@ -47,9 +47,12 @@ def _search(tiny: Path, space: str, out: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dfs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dfs(tiny: Path, made_once: Callable[..., Path]) -> Path:
     """A model with a path. The answer of its first example is how it begins itself, that of the second is not."""
-    folder = _search(tiny, "dfs", tmp_path_factory.mktemp("dfs"))
+    return made_once("dfs", lambda folder: _with_answers(_search(tiny, "dfs", folder))) / "model"
+
+
+def _with_answers(folder: Path) -> None:
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     study["examples"][0]["answer"] = greedy(folder, study["examples"][0]["prompt"], 2)
     study["examples"][1]["answer"] = "none of the words it knows"
@@ -57,13 +60,12 @@ def dfs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at, example in enumerate(study["examples"]):
         example["right"] = {"evolved": at == 0, "source:0": False, "source:1": False, "base": False}
     (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
-def ps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ps(tiny: Path, made_once: Callable[..., Path]) -> Path:
     """A model of merged weights."""
-    return _search(tiny, "ps", tmp_path_factory.mktemp("ps"))
+    return made_once("ps", lambda folder: _search(tiny, "ps", folder)) / "model"
 
 
 @pytest.fixture

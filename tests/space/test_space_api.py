@@ -94,6 +94,7 @@ def test_after_hostile_calls_the_page_still_answers(client: Any, dfs: Path) -> N
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
 
 
+@pytest.mark.slow
 def test_twenty_visitors_get_their_own_answers(
     served: Served, dfs: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import warm
 from faulty_hub import FaultyHub
 from huggingface_hub import HfApi, constants, hf_api
 from transformers.utils import hub as transformers_hub
@@ -49,8 +48,7 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
 
     def run(code: str, *arguments: str, check: bool = True) -> str:
         environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = warm.run(code, *arguments, env=environment)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
 

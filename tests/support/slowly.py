@@ -9,6 +9,6 @@ import pytest
 
 
 def slow_beyond(often: Collection[Any], cases: Iterable[Any]) -> list[Any]:
-    """Mark every case as slow whose value, or first value, is not among these."""
+    """Mark every case as slow that is not among these, nor its first value."""
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*row, marks=[] if row[0] in often else pytest.mark.slow) for row in rows]
+    return [pytest.param(*row, marks=[] if row in often or row[0] in often else pytest.mark.slow) for row in rows]

@@ -1,0 +1,153 @@
+"""Processes that begin with torch and transformers imported: forks of a server that has done nothing else.
+
+A cold interpreter takes seconds for these imports. The package is imported by the process itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkProcess, ForkServerContext, ForkServerProcess
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from subprocess import CompletedProcess, TimeoutExpired
+from types import ModuleType
+from typing import Any
+
+import pytest
+from huggingface_hub import constants, hf_api
+
+IMPORTED = (
+    *("numpy", "cma", "safetensors.torch", "torch", "transformers.modeling_utils", "transformers.generation.utils"),
+    *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
+    *("transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"),
+)
+
+
+COMMAND = "from hf_evomerge.cli import run; run()"  # what `hf-evomerge` does
+
+
+class WarmProcess(ForkServerProcess):
+    """A process in the environment that this one has when it is made."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._environment = dict(os.environ)
+
+    def run(self) -> None:
+        """Do the work."""
+        os.environ.clear()
+        os.environ.update(self._environment)
+        _read_environment()
+        super().run()
+
+
+def _read_environment() -> None:
+    """Read what huggingface_hub and transformers read when they are imported, which the server did."""
+    importlib.reload(constants)
+    hf_api.api.endpoint = constants.ENDPOINT
+    modules = os.environ.get("HF_MODULES_CACHE", f"{constants.HF_HOME}/modules")
+    for name in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
+        importlib.import_module(name).HF_MODULES_CACHE = modules  # type: ignore[attr-defined]
+
+
+class _Context(ForkServerContext):
+    Process = WarmProcess
+
+
+@contextmanager
+def warm_workers(method: str | None = None) -> Iterator[None]:
+    """Start what would be a cold interpreter by this method, or as a `WarmProcess`."""
+    usual, context = multiprocessing.get_context, _Context()
+    context.set_forkserver_preload(list(IMPORTED))
+
+    def get_context(asked: str | None = None) -> Any:
+        return usual(asked) if asked != "spawn" else usual(method) if method else context
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", get_context)
+        yield
+
+
+class Program:
+    """Python code that runs in a warm process as a program of its own, with the methods of `subprocess.Popen`.
+
+    Args:
+        code: The program; its workers are forks of it.
+        arguments: What `sys.argv` has after the first.
+        cwd: The folder that it runs in.
+        env: Its environment; by default that of this process.
+
+    Attributes:
+        said: A file with what it wrote to its output so far.
+        errors: The same of its errors.
+    """
+
+    def __init__(self, code: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+        self.said, self.errors = (Path(tempfile.mkstemp(prefix="warm-")[1]) for _ in range(2))
+        given = (code, list(map(str, arguments)), cwd or Path.cwd(), self.said, self.errors)
+        self._process: Any = multiprocessing.get_context("spawn").Process(target=_work, args=given)
+        if env is not None:
+            self._process._environment = env
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """Its status where it has ended."""
+        return self.returncode
+
+    @property
+    def returncode(self) -> int | None:
+        """Its status where it has ended; the negative number of the signal that ended it."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its status, once it has ended."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutExpired("program", timeout or 0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote to its output and its errors, once it has ended."""
+        self.wait(timeout)
+        return self.said.read_text(encoding="utf-8"), self.errors.read_text(encoding="utf-8")
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal where it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+def run(code: str, *arguments: object, timeout: float = 300, **more: Any) -> CompletedProcess[str]:
+    """Run Python code as a program of its own, and give its status and what it wrote."""
+    program = Program(code, *arguments, **more)
+    try:
+        out, err = program.communicate(timeout)
+    finally:
+        program.kill()
+    return CompletedProcess(["python", "-c", code], program.wait(), out, err)
+
+
+def _work(code: str, arguments: list[str], cwd: Path, *said: Path) -> None:
+    os.chdir(cwd)
+    for number, file in enumerate(said, 1):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.argv = ["-c", *arguments]
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    with warm_workers("fork"), pytest.MonkeyPatch.context() as patch:
+        usual = ForkProcess.start
+        patch.setattr(ForkProcess, "start", lambda process: (ForkingPickler.dumps(process._args[1:]), usual(process))[1])
+        exec(compile(code, "<program>", "exec"), main.__dict__)
