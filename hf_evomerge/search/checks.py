@@ -20,6 +20,7 @@ from .file.splits import SPLITS, SplitName
 from .file.stages import Stage
 from .optimizers.ask_tell import Start
 from .optimizers.sweep import sweep_cost
+from .runners.cluster import require_ray
 from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
 from .spaces.space import Space, make_space, uniform_average
@@ -57,9 +58,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
             check_device(device)
     if config.compute.limits.memory is not None:
         check_memory_limit()
-    for name in config.report_to:
-        TRACKERS[name]()  # refuses one that is not installed
-    splits = {split: evaluator.tasks.examples(split) for split in ["search", *evaluator.tasks.splits]}
+    splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[str(SplitName(name, "retain"))] for name in config.compare.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
     together = {  # whatever is looked at for one objective, or term, is no test of another
@@ -70,8 +69,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         for split in SPLITS
     }
     check_disjoint(**together, retained=retained)
-    if config.compute.quantization:
-        _check_quantization(config)
+    _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
@@ -84,25 +82,14 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
         found.warnings += evaluator.sources.merged(config.merge_part()).sampled_findings().warnings
     found.notes += _check_average(config, evaluator)
-    if config.objectives:
-        optional("pymoo", "objectives", "objectives: a search for several", SearchError)
-    if "lora" in config.compare.baselines:
-        try:
-            evaluator.tasks.differentiable_task()
-        except FitnessError as error:
-            raise SearchError(f"compare.baselines: lora follows a gradient; leave it out: {error}") from error
-        optional("peft", "lora", "fine-tuning", SearchError)
-    for stage in config.stages:
-        if stage.role == "random":
-            continue
+    for stage in (stage for stage in config.stages if stage.role != "random"):
         on_merge = config.space == "hybrid" and stage.space == "dfs"
         space = make_space(config, stage, evaluator.sources.summary, config.merge_part() if on_merge else None)
         start = space.start()
-        mean = start.mean
-        warnings = _check_recipe(space.decode(mean), evaluator)
+        warnings = _check_recipe(space.decode(start.mean), evaluator)
         _check_sweep(stage, start, len(splits["search"]))
         found.notes += _check_gradient(config, stage, evaluator, space)
-        found.dimensions[stage.name] = mean.size
+        found.dimensions[stage.name] = start.mean.size
         found.notes += [note for note in space.notes() if note not in found.notes]
         found.warnings += [line for line in warnings if line not in found.warnings]
     for split in splits:
@@ -121,14 +108,27 @@ def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     return []
 
 
-def _check_quantization(config: SearchConfig) -> None:
-    """Refuse a quantised base where something would need it whole, or on several devices."""
-    for package in ("bitsandbytes", "accelerate"):
-        optional(package, "quantization", "quantization", SearchError)
+def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:
+    """Refuse what needs a package that is not there, and a quantised base where it is wanted whole, or on several devices."""
+    if not here:
+        require_ray()
+    for name in config.report_to:
+        TRACKERS[name]()  # refuses one that is not installed
+    if config.objectives:
+        optional("pymoo", "objectives", "objectives: a search for several", SearchError)
+    if config.compute.quantization:
+        for package in ("bitsandbytes", "accelerate"):
+            optional(package, "quantization", "quantization", SearchError)
+        if "lora" in config.compare.baselines:
+            raise SearchError("compare.baselines: lora fine-tunes whole models; leave it out, or quantization")
+        if config.compute.devices_per_model > 1:
+            raise SearchError("compute.devices_per_model: a quantised base is on one device; leave it out, or quantization")
     if "lora" in config.compare.baselines:
-        raise SearchError("compare.baselines: lora fine-tunes whole models; leave it out, or quantization")
-    if config.compute.devices_per_model > 1:
-        raise SearchError("compute.devices_per_model: a quantised base is on one device; leave it out, or quantization")
+        try:
+            evaluator.tasks.differentiable_task()
+        except FitnessError as error:
+            raise SearchError(f"compare.baselines: lora follows a gradient; leave it out: {error}") from error
+        optional("peft", "lora", "fine-tuning", SearchError)
 
 
 def _unused(config: SearchConfig) -> Iterator[str]:

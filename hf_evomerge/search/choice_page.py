@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import EvoMergeError
@@ -34,16 +36,10 @@ def choice_page(chooser: Chooser) -> Any:
         raise EvoMergeError('the page needs Gradio: pip install "hf-evomerge[space]"') from cause
 
     def shown() -> tuple[Any, ...]:
-        chosen = chooser.chosen
         candidates = [(picture, f"{number + 1}") for number, picture in enumerate(chooser.pictures)]
-        before = [(str(file), f"{number + 1}") for number, file in enumerate(chosen)]
-        return (
-            chooser.generation,
-            gr.Gallery(candidates, visible=bool(candidates)),
-            _text(chooser),
-            gr.Gallery(before[::-1], visible=bool(before)),
-            gr.Button(interactive=bool(before)),
-        )
+        before = [(str(file), f"{number + 1}") for number, file in enumerate(chooser.chosen)][::-1]
+        galleries = (gr.Gallery(pictures, visible=bool(pictures)) for pictures in (candidates, before))
+        return chooser.generation, _text(chooser), *galleries, gr.Button(interactive=bool(before))
 
     def clicked(generation: int, event: gr.SelectData) -> tuple[Any, ...]:
         chooser.choose(int(generation), int(event.index))
@@ -54,36 +50,31 @@ def choice_page(chooser: Chooser) -> Any:
     def look() -> dict[str, Any]:
         return {"generation": chooser.generation, "candidates": len(chooser.pictures), "text": _text(chooser)}
 
-    def choose(generation: int, candidate: int) -> dict[str, Any]:
+    @contextmanager
+    def told() -> Iterator[None]:
         try:
-            return {"taken": chooser.choose(generation, candidate), **look()}
+            yield
         except EvoMergeError as error:
             raise gr.Error(str(error)) from error
 
+    def choose(generation: int, candidate: int) -> dict[str, Any]:
+        with told():
+            return {"taken": chooser.choose(generation, candidate), **look()}
+
     def build() -> str:
-        try:
+        with told():
             return f"Built: `{chooser.build()}`"
-        except EvoMergeError as error:
-            raise gr.Error(str(error)) from error
 
     with gr.Blocks(title="Choose") as page:
         gr.Markdown("# Which one is best?")
         text, generation = gr.Markdown(), gr.State()
-        candidates = gr.Gallery(
-            label="candidates", elem_id="candidates", allow_preview=False, columns=3, height="auto", object_fit="contain"
-        )
+        plain: dict[str, Any] = {"allow_preview": False, "height": "auto"}
+        candidates = gr.Gallery(label="candidates", elem_id="candidates", columns=3, object_fit="contain", **plain)
         with gr.Row():
             button = gr.Button("Build the one I chose last", interactive=False)
             built = gr.Markdown()
-        chosen = gr.Gallery(
-            label="chosen so far, the last first",
-            elem_id="chosen",
-            allow_preview=False,
-            columns=6,
-            height="auto",
-            visible=False,
-        )
-        everything = [generation, candidates, text, chosen, button]
+        chosen = gr.Gallery(label="chosen so far, the last first", elem_id="chosen", columns=6, visible=False, **plain)
+        everything = [generation, text, candidates, chosen, button]
         page.load(shown, outputs=everything, api_visibility="private")
         candidates.select(clicked, generation, everything, concurrency_limit=1, api_visibility="private")
         button.click(build, outputs=built, api_name="build")

@@ -81,11 +81,12 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
             study.close()
             raise
         _give_more(study, config)
-    said = (out / SEARCH_FILE).exists()  # not where the process that began the study ended in between
-    kept = written
-    with suppress(EvoMergeError):  # a file that cannot be read does not count, and the user was told
-        kept = SearchConfig.load(out / SEARCH_FILE) if said else written
-    if not said or (written.about is not None and written.about != about_of(out, config)) or _raised(kept, written):
+    kept: SearchConfig | None = None
+    if (out / SEARCH_FILE).exists():  # not where the process that began the study ended in between
+        kept = written
+        with suppress(EvoMergeError):  # a file that cannot be read does not count, and the user was told
+            kept = SearchConfig.load(out / SEARCH_FILE)
+    if kept is None or written.about not in (None, kept.about) or _raised(kept, written):
         written.save(out / SEARCH_FILE)
     return study
 
@@ -132,8 +133,7 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
         written = pin(written, study.meta("pins") or {})
     except EvoMergeError as error:
         return config, f"{error}; the study's own settings count"
-    settings = written.model_dump(mode="json")
-    if changed := _changed_settings(config.model_dump(mode="json"), settings):
+    if changed := _changes(config.model_dump(mode="json"), written.model_dump(mode="json")):
         return config, f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
     return written.model_copy(update={"about": config.about}), None
 
@@ -229,7 +229,7 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
 def _check_same(study: Study, out: Path, now: SearchConfig) -> None:
     """Refuse to go on with other settings, but for more evaluations of what no later stage was begun at."""
     before = settings_of(study)
-    if changed := _changed_settings(before.model_dump(mode="json"), now.model_dump(mode="json")):
+    if changed := _changes(before.model_dump(mode="json"), now.model_dump(mode="json")):
         raise SearchError(f"{out}: holds the study of another search: {', '.join(changed)}; choose another folder")
     for stage in _raised(before, now):
         after = next((each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None)
@@ -258,23 +258,15 @@ def _give_more(study: Study, config: SearchConfig) -> None:
         study.set_meta(NOTE, os.path.abspath(study.folder))  # the settings have the names of today
 
 
-def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """As `_changes`, of what trials depend on; see `about_of`."""
-    return _changes({**before, "about": None}, {**now, "about": None})
-
-
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """What differs between two settings, but for evaluations that are more now: the keys, with both values."""
+    """Keys that differ between two settings, with both values; more evaluations, and ``about``, are no difference."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
         return [change for changes in inside for change in changes]
-    if before == now or (where.endswith(".evaluations") and now > before):
+    if before == now or where == "about" or (where.endswith(".evaluations") and now > before):
         return []
-    return [f"{where} was {_json(before)} and is {_json(now)}"]
-
-
-def _json(value: Any) -> str:
-    return one_line(json.dumps(value, ensure_ascii=False), 80)
+    was, is_now = (one_line(json.dumps(value, ensure_ascii=False), 80) for value in (before, now))
+    return [f"{where} was {was} and is {is_now}"]

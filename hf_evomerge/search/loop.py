@@ -65,7 +65,6 @@ class Search:
         config: SearchConfig,
         study: Study,
         runner: Runner,
-        *,
         sources: SourceSummary,
         splits: Mapping[str, int] = MappingProxyType({"search": 0}),
         tuner: Tuner | None = None,

@@ -126,7 +126,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
-    examples = {split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits}
+    examples = evaluator.tasks.sizes
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
     warnings += [*checked.warnings, *_of_splits(examples)]
     stages, merge = list[Phase](), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .loop import Search
 from .results.plots import draw_pictures
 from .results.result import Result
 from .runners.batch_size import FittedRunner, largest_batch
-from .runners.cluster import RayRunner, require_ray
+from .runners.cluster import RayRunner
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .study.files import PLOTS_FOLDER
@@ -57,18 +57,15 @@ def run_search(
 
     Args:
         config: What to search. Where the folder has a study, it must be the one that this study was begun with, on the same
-            examples, sources and task; the last stage may have more evaluations. Branches on the Hub are pinned to their
-            commits when the study begins.
+            examples, sources and task; the last stage may have more evaluations. Branches on the Hub are pinned to commits.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
             without limits; where the search file sets some, or has devices for several workers, each gets one. None: as
             many as cores and memory take, each started when there is enough to do; one beside each GPU.
-        ray: Whether an actor of a Ray cluster evaluates on each of its devices (extra ``ray``): the cluster that
-            ``RAY_ADDRESS`` names, or that runs on this machine, or one that is started here. `workers` is then how many at
-            most, and 0 as None.
+        ray: Whether an actor of a Ray cluster evaluates on each device (extra ``ray``): of the one that ``RAY_ADDRESS`` names,
+            that runs here, or is started here. `workers` is then how many at most, and 0 as None.
         mixed_devices: Whether scores may be from devices of several kinds, such as two models of GPU, whose last bits differ.
-        task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
-            worker.
+        task_factory: Makes the fitness task, in place of the search file's; importable where there is more than one worker.
         examples: Examples per split, in place of the search file's data.
         build: Whether to build the winner.
         trust_remote_code: Whether Python files that come with the sources may be run; the study does not remember it.
@@ -78,50 +75,35 @@ def run_search(
         EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
 
     Example:
-        >>> result = run_search(SearchConfig.load("search.yaml"), "my-search")
-        >>> result.winner.save("winner.yaml")
+        >>> run_search(SearchConfig.load("search.yaml"), "my-search").winner.save("winner.yaml")
     """
-    arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
     refuse_in_worker()
-    if ray:
-        require_ray()
-    told: list[SearchCallback] = [*(TRACKERS[name]() for name in config.report_to), *callbacks]
-    pins = known_pins(Path(out))
-    written = rooted(config)
+    told = (*(TRACKERS[name]() for name in config.report_to), *callbacks)
+    arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
+    pins, written = known_pins(Path(out)), rooted(config)
     config = pin(written, pins)
     evaluator = Evaluator(config, **arguments)
     checked = check_search(config, evaluator, here=not ray)
-    study = open_study(config, Path(out), pins, written)
-    runner: Runner | None = None
-    try:
+    with open_study(config, Path(out), pins, written) as study:
         check_same_grounds(study, evaluator, task_factory)
         study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge_part()))
         for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
-        runner = _runner(config, evaluator, study, workers, partial(admit, study, mixed=mixed_devices), arguments, ray=ray)
-        if (rows := largest_batch(config)) is not None:
-            runner = FittedRunner(runner, study, rows)
-        search = Search(
-            config,
-            study,
-            runner,
-            sources=evaluator.sources.summary,
-            splits={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
-            tuner=Tuner(evaluator, study.folder / "baselines", config.fitness if task_factory is None else None),
-            callbacks=told,
-        )
-        result = search.run()
-        save_results(config, study, result)
-        if build:
-            build_winner(study.folder, result.winner, trust_remote_code=trust_remote_code)
-        draw_pictures(config, study, result.winner, evaluator.sources.layers, study.folder / PLOTS_FOLDER)
+        with closing(_runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)) as runner:
+            tuner = Tuner(evaluator, study.folder / "baselines", config.fitness if task_factory is None else None)
+            result = Search(config, study, runner, evaluator.sources.summary, evaluator.tasks.sizes, tuner, told).run()
+        _write(result, config, study, evaluator, build=build)
         for callback in told:
             callback.on_end(study, result)
         return result
-    finally:
-        if runner is not None:
-            runner.close()
-        study.close()
+
+
+def _write(result: Result, config: SearchConfig, study: Study, evaluator: Evaluator, *, build: bool) -> None:
+    """Write results, winner and pictures."""
+    save_results(config, study, result)
+    if build:
+        build_winner(study.folder, result.winner, trust_remote_code=evaluator.sources.trust_remote_code)
+    draw_pictures(config, study, result.winner, evaluator.sources.layers, study.folder / PLOTS_FOLDER)
 
 
 def _runner(
@@ -129,7 +111,7 @@ def _runner(
     evaluator: Evaluator,
     study: Study,
     workers: int | None,
-    admit: Callable[[str, str], None],
+    mixed_devices: bool,
     arguments: dict[str, Any],
     *,
     ray: bool,
@@ -137,22 +119,29 @@ def _runner(
     """What evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
     limits = Limits(
         config.compute.limits,
-        examples={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
+        examples=evaluator.tasks.sizes,
         layers=min(evaluator.sources.layers),
         parents=lambda: [study.evaluation(label, "search") for label in config.parents],
     )
+    admitted = partial(admit, study, mixed=mixed_devices)
+    runner: Runner
     if ray:
         memory = max(memory_of_models(config, evaluator).values())
-        sent = {**arguments, "examples": {split: evaluator.tasks.examples(split) for split in evaluator.tasks.splits}}
-        known = files(study, evaluator)
-        return RayRunner(config, workers or None, memory=memory, files=known, admit=admit, limits=limits, **sent)
-    places = places_of(config)
-    for device in devices_of(config):
-        admit(device_kind(device), "")
-    if workers == 0 and len(places) == 1 and config.compute.limits == LimitsConfig():
-        return LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
-    count = default_workers(config, memory_of_models(config, evaluator)) if workers is None else workers or len(places)
-    return ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)
+        sent = {**arguments, "examples": evaluator.tasks.of_splits, "limits": limits, "files": files(study, evaluator)}
+        runner = RayRunner(config, workers or None, memory=memory, admit=admitted, **sent)
+    else:
+        places = places_of(config)
+        for device in devices_of(config):
+            admitted(device_kind(device))
+        if workers == 0 and len(places) == 1 and config.compute.limits == LimitsConfig():
+            runner = LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
+        else:
+            count = workers or len(places)
+            if workers is None:
+                count = default_workers(config, memory_of_models(config, evaluator))
+            runner = ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)
+    rows = largest_batch(config)
+    return runner if rows is None else FittedRunner(runner, study, rows)
 
 
 def resume_search(
@@ -185,6 +174,5 @@ def resume_search(
         logger.warning(line)
     with suppress(EvoMergeError):  # of which `edited` has told
         config = config.model_copy(update={"about": about_of(Path(out), config)})
-    more: dict[str, Any] = {"trust_remote_code": trust_remote_code, "callbacks": callbacks}
-    more |= {"ray": ray, "mixed_devices": mixed_devices}
-    return run_search(config, out, workers=workers, build=build, **more)
+    how: dict[str, Any] = {"workers": workers, "ray": ray, "mixed_devices": mixed_devices, "build": build}
+    return run_search(config, out, **how, trust_remote_code=trust_remote_code, callbacks=callbacks)

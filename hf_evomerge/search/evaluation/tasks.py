@@ -79,6 +79,16 @@ class SearchTasks:
             self._examples[split] = own
         return self._examples[split]
 
+    @property
+    def of_splits(self) -> dict[str, Sequence[Example]]:
+        """The examples of every split that there are some for."""
+        return {split: self.examples(split) for split in self.splits}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many these are."""
+        return {split: len(examples) for split, examples in self.of_splits.items()}
+
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
         try:
