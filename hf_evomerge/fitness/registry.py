@@ -15,6 +15,8 @@ from ..recipes.strict_yaml import StrictModel, validate
 from .example import Example
 from .scores import Scores
 
+LANGUAGE_MODELS = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
+
 
 class TaskSpec(StrictModel):
     """A task's section of a YAML file; every task has its own kind."""
@@ -25,10 +27,15 @@ class TaskSpec(StrictModel):
     """Number of the way of scoring, which a study keeps: raise it when the same answers would score otherwise, and a search
     that began with the old scores does not go on with the new ones."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
-    """Models that it scores, by the names of transformers' mappings of classes."""
-    unit: ClassVar[str] = ""
-    """Unit of the fitness; empty where the task does not say."""
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Models that it scores, by the names of transformers' mappings of classes."""
+        return LANGUAGE_MODELS
+
+    @property
+    def unit(self) -> str:
+        """Unit of the fitness; empty where the task does not say."""
+        return ""
 
     def at_temperature(self, temperature: float) -> Self | None:
         """The task with logits divided by a temperature, beside its own; None where scores are not log-probabilities."""

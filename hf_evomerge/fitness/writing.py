@@ -16,7 +16,7 @@ from .encoding import check_length, encode_prompt, encode_source, encodes, lengt
 from .example import Example
 from .pictures import placed, seen_inputs
 from .prepared import PreparedTask
-from .registry import TaskSpec
+from .registry import LANGUAGE_MODELS, TaskSpec
 from .respond import Written, respond
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class WritingSpec(TaskSpec):
     batch_size: Count = 16
     """Prompts that are decoded together. It changes the memory and the time, not the scores."""
 
-    kinds: ClassVar[tuple[str, ...]] = (*TaskSpec.kinds, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
+    kinds: ClassVar[tuple[str, ...]] = (*LANGUAGE_MODELS, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
 
     @field_validator("stop")
     @classmethod
