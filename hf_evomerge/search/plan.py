@@ -22,7 +22,7 @@ from .file.config import SearchConfig
 from .file.paths import RepeatPath
 from .file.splits import SplitName
 from .file.stages import Stage
-from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
+from .optimizers.ask_tell import GROWTH, Vector, default_population
 from .optimizers.descent import checks_of
 from .optimizers.sweep import sweep_cost
 from .spaces.space import Space, make_space
@@ -219,8 +219,13 @@ class _StageCost:
         one_by_one = self.gradient or self.sweep
         usual = default_population(self.start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
         self.population = 1 if one_by_one else stage.step.population or usual
+        self.budget = stage.evaluations
+        if self.sweep:
+            self.budget = math.ceil(sweep_cost(self.start, size=self.sizes[0], examples=self.count))
+        self.kind = "gradient steps" if self.gradient else f"generations of {self.population}"
+        self.rounds = self._rounds(self.budget)
 
-    def rounds(self, budget: float) -> list[float]:
+    def _rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""
         found = []
         if self.gradient:  # the starts are scored before the first step, and the average of the points now and then
@@ -234,18 +239,15 @@ class _StageCost:
 
     def phase(self) -> Phase:
         """Describe the stage, and how long it takes."""
-        budget = self.stage.evaluations
-        if self.sweep:
-            budget = math.ceil(sweep_cost(self.start, size=self.sizes[0], examples=self.count))
-        near = _near(self.start)
+        step = np.where(np.arange(self.start.mean.size) % 2, 0.01, -0.01) * self.start.sigma
+        near: Vector = np.clip(self.start.mean + step, self.start.lower, self.start.upper)  # another genome, and as good
         first, second = (self.space.decode(genome) for genome in (self.start.mean, near))
         seconds = 0.0
-        for size, rounds in zip(self.sizes, self.rounds(budget), strict=True):
-            if rounds == 0:
-                continue
+        used = {size: rounds for size, rounds in zip(self.sizes, self.rounds, strict=True) if rounds > 0}
+        for size, rounds in used.items():
             batch = None if size == self.count else tuple(range(size))
             seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
-        what = [f"{self.start.mean.size} numbers to evolve", f"{budget} evaluations"]
+        what = [f"{self.start.mean.size} numbers to evolve", f"{self.budget} evaluations"]
         method, path = self.config.merge.method, self.config.path
         scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
         kinds = {"ps": method, "dfs": scales, "joint": f"{method} and {scales}"}
@@ -257,23 +259,19 @@ class _StageCost:
                 everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
                 longest = 0 if everything is None else len(everything.to_path())
             what.append(f"paths of {len(second.flow.to_path())} to {longest} hops")
-        used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0] or [self.sizes[0]]
-        sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
-        kind = "gradient steps" if self.gradient else f"generations of {self.population}"
-        done = "every candidate" if self.sweep else f"{sum(self.rounds(budget)):.0f} {kind}"
+        sizes = f"{min(used)} to {max(used)}" if len(used) > 1 else f"{min(used, default=self.sizes[0])}"
+        done = "every candidate" if self.sweep else f"{sum(self.rounds):.0f} {self.kind}"
         what.append(f"{done} on {sizes} of {self.count} examples{' at first' if self.sweep else ''}")
         at_once = self.config.compute.gradient_parts if self.gradient else math.inf if self.sweep else self.population
         return Phase(self.stage.name, ", ".join(what), seconds, at_once)
 
     def warnings(self) -> list[str]:
         """Say that a budget is too small to move far."""
-        budget = self.stage.evaluations
-        rounds, least = sum(self.rounds(budget)), 20 if self.gradient else 2
+        rounds, least = sum(self.rounds), 20 if self.gradient else 2
         if self.stage.role == "random" or self.sweep or rounds >= least:
             return []
-        kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         return [
-            f"{self.stage}: evaluations: {budget} do for {rounds:.1f} {kind}, and fewer than {least} hardly move; "
+            f"{self.stage}: evaluations: {self.budget} do for {rounds:.1f} {self.kind}, and fewer than {least} hardly move; "
             f"give more, or a smaller {'batch' if self.gradient else 'population'}"
         ]
 
@@ -281,13 +279,6 @@ class _StageCost:
         everything, fitness = np.ones(genome.size, dtype=np.bool_), self.stage.fitness
         slopes = self.space.slopes(genome, everything) if self.gradient else None
         return lambda target: self.evaluator.evaluate(target, "search", batch, slopes, fitness)
-
-
-def _near(start: Start) -> Vector:
-    """Another genome than the mean, and as good."""
-    step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
-    near: Vector = np.clip(start.mean + step, start.lower, start.upper)
-    return near
 
 
 def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:

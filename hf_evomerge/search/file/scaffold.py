@@ -94,42 +94,21 @@ def draft_search(
     opened = [open_source(_named(name, base)) for name in names]
     file, problems = os.fspath(data), _Problems(os.fspath(data), opened)
     refs = [source.ref.model_copy(update={"component": problems.component}) for source in opened]
-    of_adapters = {
-        ref.model_copy(update={"adapter": None, "adapter_revision": None}) for ref in refs if ref.adapter is not None
-    }
-    if base is None and len(of_adapters) > 1:
-        raise SearchError(f"sources: adapters of {', '.join(map(str, sorted(map(str, of_adapters))))}; give those of one base")
-    given = SourceRef(model=base) if base else of_adapters.pop() if len(of_adapters) == 1 else None
-    ancestor = open_source(given) if given is not None else None
-    everyone = [*opened, *([ancestor] if ancestor is not None else [])]
+    given = SourceRef(model=base) if base else _base_of(refs)
+    everyone = [*opened, *([open_source(given)] if given is not None else [])]
     depths = [source.layer_count for source in everyone]
     by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
     settings = {"base": given, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
-    as_merged = Recipe.model_validate({"sources": refs, **settings})
     parts = as_parts([Component(each, problems.component) for each in everyone] if problems.component else everyone)
-    matched, matched_base = match_tokens(
-        as_merged, dict(enumerate(parts[: len(opened)])), next(iter(parts[len(opened) :]), None)
-    )
+    merged, ancestor = dict(enumerate(parts[: len(opened)])), next(iter(parts[len(opened) :]), None)
+    matched, matched_base = match_tokens(Recipe.model_validate({"sources": refs, **settings}), merged, ancestor)
     check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
-    templates = [most_common_template([source.folder]) is not None for source in everyone]
+    templates, based = [most_common_template([source.folder]) is not None for source in everyone], given is not None
     lines = [
-        "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
-        "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
-        "optimize: quick",
-        '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
-        *_space(depths, ancestor is not None),
-        "sources: # the fine-tunes that are merged",
-        *(f"  - {_mapping(ref)}" for ref in refs),
-        *([f"base: {_mapping(given)} # the common ancestor: merged are the differences from it"] if given else []),
-        *(["output: {vocabulary: union} # they have not the same tokens: rows are matched by token"] if by_token else []),
-        *(
-            [f"compute: {{device: {_scalar(device)}}}"]
-            if device != "cpu"
-            else ["# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"]
-        ),
+        *_models(depths, refs, given, by_token=by_token, device=device),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
-        *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=ancestor is not None),
+        *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=based),
     ]
     text = "\n".join(lines) + "\n"
     parse_yaml(SearchConfig, text, SearchError)
@@ -140,6 +119,14 @@ def draft_search(
         *(f"warning: {line}" for line in twins(everyone, [*labels_of(refs), "the base"], download=False)),
     )
     return Draft(text, found)
+
+
+def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
+    """The base of the adapters among some sources; raises `SearchError` where they have several."""
+    bases = {ref.model_copy(update={"adapter": None, "adapter_revision": None}) for ref in refs if ref.adapter is not None}
+    if len(bases) > 1:
+        raise SearchError(f"sources: adapters of {', '.join(sorted(map(str, bases)))}; give those of one base")
+    return next(iter(bases), None)
 
 
 def _mapping(ref: SourceRef) -> str:
@@ -164,6 +151,26 @@ def _named(name: str, base: str | None) -> SourceRef:
     pairs = ((part, "", "") if Path(part).exists() else part.partition("@") for part in (model, adapter))
     (model, _, revision), (adapter, _, at) = pairs
     return SourceRef(model=model, revision=revision or None, adapter=adapter or None, adapter_revision=at or None)
+
+
+def _models(
+    depths: Sequence[int], refs: Sequence[SourceRef], given: SourceRef | None, *, by_token: bool, device: str
+) -> list[str]:
+    """What the file begins with: the look, the models, and where they run."""
+    return [
+        "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
+        "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
+        "optimize: quick",
+        '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
+        *_space(depths, given is not None),
+        "sources: # the fine-tunes that are merged",
+        *(f"  - {_mapping(ref)}" for ref in refs),
+        *([f"base: {_mapping(given)} # the common ancestor: merged are the differences from it"] if given else []),
+        *(["output: {vocabulary: union} # they have not the same tokens: rows are matched by token"] if by_token else []),
+        "# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"
+        if device == "cpu"
+        else f"compute: {{device: {_scalar(device)}}}",
+    ]
 
 
 def _space(depths: Sequence[int], based: bool) -> list[str]:
@@ -289,18 +296,14 @@ class _Problems:
         answers = [example.answer for example in self.examples]
         long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
         separator = self._separator(source) if not chat else ""
-        between = (
-            f"  separator: {json.dumps(separator)} # what stands between prompt and answer; scored as the answer's beginning"
-        )
+        between = f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the answer's beginning"
         if self.task in TASKS:
             heads = f", heads: {json.dumps(self.heads)}" if self.heads else ""
             return [f"fitness: {{task: {self.task}{heads}}} # {TASKS[self.task]}"]
         if self.task == "multiple_choice":
             score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
             return ["fitness:", "  task: multiple_choice", score, between]
-        task = (
-            "  task: likelihood # the log-probability of the right answer: one forward pass per problem, and it has a gradient"
-        )
+        task = "  task: likelihood # the log-probability of the right answer: one forward pass a problem, and it has a gradient"
         lines = ["fitness:", task, between]
         if long:
             lines.append("  normalize: token # answers are long: the mean over an answer's tokens, so that each counts alike")
