@@ -160,7 +160,6 @@ class AgreementTask(GradientTask):
                 self.references[name].read(new, self.spec)
 
     def _by_source(self, examples: Sequence[Example]) -> Iterator[tuple[str, list[Example]]]:
-        """The examples of each source, by its name."""
         found: dict[str, list[Example]] = {}
         for example in examples:
             name = example.source or self.spec.source

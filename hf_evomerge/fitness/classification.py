@@ -159,7 +159,6 @@ def _by_name(logits: torch.Tensor, names: Mapping[int, str]) -> tuple[torch.Tens
 
 
 def _inputs(examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
-    """What the model is given of a batch."""
     if any(example.pictures for example in examples):
         if not isinstance(tokenizer, SeeingTokenizer):
             raise FitnessError(f"{examples[0].id}: has pictures, which a tokenizer alone cannot read; name a model that sees")

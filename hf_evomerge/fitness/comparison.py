@@ -199,7 +199,6 @@ def _matched_interval(gained: int, lost: int, count: int) -> tuple[float, float]
 
 @lru_cache(maxsize=256)  # the table, its file and the words are about the same comparisons
 def _resampled(difference: bytes) -> tuple[float, float, float]:
-    """Interval and p value."""
     numbers = np.frombuffer(difference)
     return *_bootstrap_interval(numbers), _random_signs(numbers)
 

@@ -140,7 +140,6 @@ class ClipTask(ChoiceTask):
 
     @cached_property
     def _judge(self) -> tuple[Any, Any]:
-        """The model that judges, and its processor."""
         from transformers import AutoModel, AutoProcessor
 
         name, revision = self.spec.model, self.spec.revision

@@ -173,7 +173,6 @@ class LmEvalTask(PreparedTask):
         return self._scores({name: self._of_task(name, samples) for name, samples in found["samples"].items()})
 
     def _of_task(self, name: str, samples: list[dict[str, Any]]) -> dict[int, tuple[float, str]]:
-        """Value and response of each document of a task."""
         metric, chosen = self._metrics[name]
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         chosen = filters[0] if chosen is None else chosen
@@ -205,7 +204,6 @@ class LmEvalTask(PreparedTask):
         return Scores(values, correct=correct, outputs=outputs if any(outputs) else None)
 
     def _metric(self, name: str) -> tuple[str, str | None]:
-        """Metric and filter of a task."""
         task, given = self._tasks[name], self.spec.metric
         metrics = list(task.aggregation())
         if isinstance(given, dict):
@@ -312,7 +310,6 @@ def _check_file(file: Path) -> None:
 
 
 def _check_keys(name: str, keys: dict[str, Any]) -> TaskKeys:
-    """Check the keys of a task, or of its file; raises `FitnessError`."""
     try:
         return validate(TaskKeys, keys, FitnessError)
     except FitnessError as cause:

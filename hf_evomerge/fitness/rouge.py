@@ -64,8 +64,6 @@ def _scorer(spec: RougeLSpec) -> Any:
 
 
 class _JapaneseWords:
-    """Words of Japanese text, as rouge-score asks for them."""
-
     def __init__(self) -> None:
         fugashi, unidic_lite = (
             optional(name, "rouge", "fitness.language: ja", FitnessError) for name in ("fugashi", "unidic_lite")

@@ -160,7 +160,6 @@ class TermsTask(PreparedTask):
 
     @property
     def _own(self) -> list[Any]:
-        """The tasks that score the search's own examples."""
         return [task for task, term in zip(self.tasks, self.spec.terms, strict=True) if not term.data]
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:

@@ -80,7 +80,6 @@ class WritingTask(PreparedTask):
         self._seen = [self._see(batch, [lengths[i] for i in batch]) for batch in self._batches]
 
     def _see(self, batch: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
-        """What a model is given of the pictures of a batch."""
         return seen_inputs(self._tokenizer, [self._examples[i] for i in batch], lengths, max(lengths), left=True)
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:

@@ -155,7 +155,6 @@ def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
 
 
 def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
-    """Refuse a budget that ends before a sweep does."""
     if stage.algorithm != "sweep":
         return
     (size,), budget = stage.batch_sizes(examples), stage.evaluations

@@ -127,7 +127,6 @@ def say(text: str) -> None:
 
 
 def _rate(row: Progress) -> float:
-    """Evaluations per second in this process."""
     return row.fresh / max(row.seconds, 1e-9)
 
 

@@ -246,7 +246,6 @@ class Search:
 
     @property
     def _searched(self) -> float:
-        """What the search spent, in scores of all search examples."""
         stages = [stage for stage in self.config.stages if stage.role != "random"]
         return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage.name)), 2)
 
@@ -292,7 +291,6 @@ class Search:
 
     @property
     def _chosen_on(self) -> str:
-        """The split that models are chosen on."""
         return "validation" if "validation" in self.splits else "search"
 
     def _behind(self, stage: Stage) -> list[Stage]:

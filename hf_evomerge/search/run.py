@@ -99,7 +99,6 @@ def run_search(
 
 
 def _write(result: Result, config: SearchConfig, study: Study, evaluator: Evaluator, *, build: bool) -> None:
-    """Write results, winner and pictures."""
     save_results(config, study, result)
     if build:
         build_winner(study.folder, result.winner, trust_remote_code=evaluator.sources.trust_remote_code)

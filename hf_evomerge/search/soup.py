@@ -72,7 +72,6 @@ def _linear(weights: Sequence[float]) -> MergePart:
 
 
 def _greedy(config: SearchConfig) -> tuple[list[int], list[float]]:
-    """The checkpoints that greedy keeps, in its order, and the score of the average after each."""
     evaluator, count = Evaluator(config), len(config.sources)
 
     def score(target: Target) -> float:

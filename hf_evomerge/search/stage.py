@@ -252,7 +252,6 @@ class StageRun:
         return [trials[candidate.number] for candidate in candidates]
 
     def _slopes(self, genome: Vector) -> Slopes | None:
-        """Gradient request for a genome, where the optimizer wants one."""
         request = self.optimizer.request
         if not request.gradient:
             return None
@@ -268,7 +267,6 @@ class StageRun:
             )
 
     def _decode(self, genome: Vector) -> tuple[str, Recipe | None, str | None]:
-        """Key and recipe of a genome, or why it has none."""
         try:
             recipe = self.space.decode(genome)
         except EvoMergeError as error:
@@ -285,7 +283,6 @@ class StageRun:
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
 
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
-        """Store a new trial and take it into the generation."""
         self.study.add_trial(trial)
         for callback in self.callbacks:
             callback.on_trial(self.study, trial)

@@ -84,7 +84,6 @@ class Tracker(SearchCallback):
         self._tell(self.close)
 
     def _tell(self, call: Callable[[], object]) -> bool:
-        """Call the tracker unless it has failed before; whether it was told."""
         try:
             if not self.failed:
                 call()

@@ -121,7 +121,6 @@ class Evaluator:
         return task.write(model)[0][0].strip()
 
     def _others(self, target: Target, split: str, scores: Scores, rows: int | None) -> dict[str, Scores]:
-        """The scores of the objectives beside the fitness, by name."""
         found: dict[str, Scores] = {}
         for objective in self.config.objectives:
             if isinstance(objective, TaskObjective):
@@ -148,7 +147,6 @@ class Evaluator:
         return Scores([self.sources.open(ref).layer_count])
 
     def _differentiated(self, task: Task, target: Target, slopes: Slopes) -> Scores:
-        """Scores with their gradient."""
         assert isinstance(task, DifferentiableTask)  # the search has been checked
         assert isinstance(target, Recipe)  # parents have no numbers
         found: list[Scores] = []

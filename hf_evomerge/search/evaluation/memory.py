@@ -119,7 +119,6 @@ def _factors(source: Parent, itemsize: int) -> int:
 
 
 def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool) -> int:
-    """Bytes that are kept beside the merged model."""
     method, kept = get_method(config.merge.method), 0
     for info in merged.tensors.values():
         needed = memory_needed(method, math.prod(info.shape), len(config.merge_sources), has_base) if info.is_float else 0

@@ -174,14 +174,12 @@ class SearchTasks:
 
     @cached_property
     def _references(self) -> dict[str, Reference]:
-        """The parents that an agreement compares with."""
         return {
             name: Reference(name, partial(self.tokenizer, ref), partial(self._models.model, ref))
             for name, ref in self.parents.items()
         }
 
     def _heads_of(self, names: Sequence[str]) -> dict[str, Head]:
-        """The heads of the sources by these names."""
         if len(names) > len(self.sources) or len(set(names)) < len(names):
             raise FitnessError(f"fitness.heads: {', '.join(names)}; give each of the {len(self.sources)} sources one name")
         return {

@@ -47,7 +47,6 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
-    """The algorithm of a step that names none."""
     path, merge = data.get("path"), data.get("merge") or {}
     kind = path.get("kind") if isinstance(path, Mapping) else getattr(path, "kind", "gates")
     if data.get("objectives"):
@@ -110,7 +109,6 @@ def _task(fitness: Any) -> TaskSpec | None:
 
 
 def _differentiable(fitness: Any) -> bool:
-    """Whether a section names a task whose fitness has a gradient."""
     from ...fitness import make_task
 
     spec = _task(fitness)
@@ -118,6 +116,5 @@ def _differentiable(fitness: Any) -> bool:
 
 
 def _smooth(part: Mapping[str, Any]) -> bool:
-    """Whether the merge method of a section has a gradient."""
     method = all_methods().get(part.get("method", "task_arithmetic"))
     return method is not None and any(parameter.smooth for parameter in method.parameters)

@@ -130,7 +130,6 @@ def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
 
 
 def _mapping(ref: SourceRef) -> str:
-    """A reference in one line of YAML."""
     return f"{{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
 
 

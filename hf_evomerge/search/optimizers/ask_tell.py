@@ -213,7 +213,6 @@ class Optimizer(Asked):
             yield [self.start.sample(self.rng) for _ in range(self.population)]
 
     def _cma_batches(self) -> Batches:
-        """Generations of one CMA-ES run after the other."""
         population = self.population
         self.mean = yield from self.best_candidate(self.start)
         while True:

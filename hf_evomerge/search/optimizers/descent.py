@@ -176,8 +176,6 @@ class _Nested:
 
 
 class _Adam:
-    """The direction of Adam's steps."""
-
     def __init__(self, size: int) -> None:
         self.first, self.second, self.count = np.zeros(size), np.zeros(size), 0
 

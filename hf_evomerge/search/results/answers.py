@@ -71,7 +71,6 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
 
 
 def _names(study: Study, config: SearchConfig) -> dict[str, str]:
-    """What the models of a study are called, by the labels of their scores."""
     names = config.parent_names
     for trial in study.trials():
         if trial.recipe_key is not None:

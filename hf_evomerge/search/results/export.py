@@ -100,7 +100,6 @@ def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str])
 
 
 def _with_params(study: Study, config: SearchConfig, stage: str) -> Iterator[tuple[Trial, dict[str, float]]]:
-    """The trials of a stage with their numbers, by name."""
     for trial in study.trials(stage):
         recipe = study.recipe(trial.recipe_key) if trial.recipe_key is not None else None
         if recipe is None or recipe.flow is not None:
@@ -111,7 +110,6 @@ def _with_params(study: Study, config: SearchConfig, stage: str) -> Iterator[tup
 
 
 def _merge_numbers(recipe: Recipe) -> Iterator[tuple[str, float]]:
-    """What a merge's numbers are called, and their values."""
     merge = recipe.merge
     assert merge is not None  # a recipe has at least one part
     labels = labels_of(recipe.sources)

@@ -308,7 +308,6 @@ class RayRunner(PoolRunner[RayWorker]):
             self.workers += [RayWorker(node, self._maker(node), self._first, self._admit) for _ in range(room)]
 
     def _count(self, resources: Mapping[str, float]) -> int:
-        """How many workers a machine has."""
         if self._per_gpu:
             return int(resources.get("GPU", 0)) * self._per_gpu // self._gpus
         return workers_that_fit(int(resources.get("CPU", 0)), resources.get("memory", 0.0), self._threads, self._memory)

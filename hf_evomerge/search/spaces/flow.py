@@ -67,7 +67,6 @@ class FlowSpace:
         return Start(mean, sigma, lower, upper, candidates, names, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
 
     def _name(self, slots: Sequence[int]) -> str:
-        """What a path through some slots is called."""
         names = [*(f"{name}'s layers" for name in self.config.source_names), "the merged model"]
         parts = list(dict.fromkeys(names[self.genome.layout.slots[slot][0]] for slot in slots))
         return parts[0] if len(parts) == 1 else f"splice of {' and '.join(parts)}"

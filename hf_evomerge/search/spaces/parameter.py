@@ -124,7 +124,6 @@ class ParameterSpace:
 
     @cached_property
     def _run_length(self) -> int:
-        """How many rows share a number."""
         lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
         few = (length for length in lengths if sum(math.ceil(rows / length) for rows in self.tensors.values()) <= _MOST_RUNS)
         return next(few, lengths[-1])
@@ -135,7 +134,6 @@ class ParameterSpace:
         return [group] if count == 1 else [(group, run) for run in range(count)]
 
     def _groups(self, layer_count: int) -> list[str]:
-        """The keys of the groups, in the order of the layers or as the file has them."""
         groups = self.space.groups
         if groups == "tensor" or groups == "rows":
             if not self.tensors:

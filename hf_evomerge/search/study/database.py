@@ -298,7 +298,6 @@ def _is_whole(row: Values) -> bool:
 
 
 def _row_name(table: str, row: Values) -> str:
-    """What a row is called in messages."""
     return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}".removeprefix("meta ")
 
 

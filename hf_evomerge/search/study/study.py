@@ -177,7 +177,6 @@ class Study(StudyFile):
 
 
 def _score_columns(scores: Scores) -> tuple[Any, ...]:
-    """Fitness, scores, correct, seconds and error, as they are stored."""
     values = None if scores.error is not None else _pack(scores.values)
     return scores.mean, values, _pack(scores.correct), float(scores.seconds), scores.error
 
