@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from .file.tasks import units
 from .optimizers.nsga import knee, non_dominated
 from .results.front import finalists, front, judged
 from .results.result import Result
-from .results.table import Row
+from .results.table import Row, RowStage
 from .results.verdict import about_parents
 from .runners.job import Job
 from .runners.runner import Runner
@@ -97,12 +98,10 @@ class Search:
                     winners[stage.name] = self._choose(list(dict.fromkeys(keys)))
             contenders = [stage.name for stage in self.config.stages if stage.role == "main"]
             if self.config.objectives:
-                winner = self._choose(finalists(self.config, self.study))
-                return self._result(winner, winners)
+                return self._result(self._choose(finalists(self.config, self.study)), winners)
             if "validation" not in self.splits:
                 contenders.sort(key=lambda stage: -(self.study.best(stage)[0].fitness or 0.0))  # of equals the earlier stage
-            winner = self._choose([winners[stage] for stage in contenders])
-            return self._result(winner, winners)
+            return self._result(self._choose([winners[stage] for stage in contenders]), winners)
 
     @property
     def judged_on(self) -> str:
@@ -210,15 +209,20 @@ class Search:
         targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
         scores = self._evaluate_labels(targets, split, "test", fitness)
         retained = self._retained(targets, fitness)
-        rows = [self._parent_row(label, scores[label], retained[label]) for label in self._parents()]
+
+        def row(stage: RowStage, name: str, label: str, **more: Any) -> Row:
+            return Row(stage, name, scores[label], retained=retained[label], label=label, **more)
+
+        names = self.config.parent_names
+        rows = [
+            row("base", f"base: {names[label]}", label) if label == "base" else row("source", names[label], label)
+            for label in self._parents()
+        ]
         if average is not None and scores[average.key].error is None:
-            rows.append(
-                Row("average", "uniform average", scores[average.key], retained=retained[average.key], label=average.key)
-            )
+            rows.append(row("average", "uniform average", average.key))
         elif average is not None:
             logger.warning(f"the results have no uniform average: {scores[average.key].error}")
-        for label, each in tuned.items():
-            rows.append(Row(each.stage, each.name, scores[label], each.cost, retained=retained[label], label=label))
+        rows += [row(each.stage, each.name, label, evaluations=each.cost) for label, each in tuned.items()]
         for stage in self.config.stages:
             key = winners[stage.name]
             trials = [trial for before in self._behind(stage) for trial in self.study.trials(before.name)]
@@ -230,10 +234,9 @@ class Search:
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
             ended_with = key == winner and stage.role == "main" and not any(row.winner for row in rows)
-            rows.append(Row(stage.name, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key], label=key))
+            rows.append(row(stage.name, name, key, evaluations=cost, seconds=seconds, winner=ended_with))
         if points and not any(row.winner for row in rows):  # it is on the front of all stages, and of none the knee
-            name = "knee of the whole front"
-            rows.append(Row(self.config.spaces[-1], name, scores[winner], winner=True, retained=retained[winner], label=winner))
+            rows.append(row(self.config.spaces[-1], "knee of the whole front", winner, winner=True))
         return Result(
             self.study.recipe(winner),
             split,
@@ -307,12 +310,6 @@ class Search:
             for label, scores in self._evaluate_labels(targets, split, split, fitness).items():
                 retained[label][name] = scores
         return retained
-
-    def _parent_row(self, label: str, scores: Scores, retained: dict[str, Scores]) -> Row:
-        name = self.config.parent_names[label]
-        if label == "base":
-            return Row("base", f"base: {name}", scores, retained=retained, label=label)
-        return Row("source", name, scores, retained=retained, label=label)
 
     def _evaluate_labels(
         self,

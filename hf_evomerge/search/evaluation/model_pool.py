@@ -254,9 +254,10 @@ class ModelPool:
 
         merged = self.sources.merged(part)
         first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
+        source = self.sources[first]
         if (first, rows) not in self._merged_models:
             self._visitor = None
-            model = self._body(self.sources[first])
+            model = self._body(source)
             if rows and model.get_input_embeddings().num_embeddings != rows:
                 model.resize_token_embeddings(rows, mean_resizing=False)
             self._merged_models[first, rows] = model
@@ -268,15 +269,11 @@ class ModelPool:
                 part.method,
                 part.options,
                 self.config.compute.seed,
-                self._part_of(model, self.sources[first]),
+                getattr(model, source.part) if source.whole.entries and source.part else model,  # of a pipeline the part
                 router=router,
                 vocabulary=plan.vocabulary,
             )
         return merger, model
-
-    def _part_of(self, model: Any, source: Parent) -> Any:
-        """What merges are written into: of a pipeline the component."""
-        return getattr(model, source.part) if source.whole.entries and source.part else model
 
     def _body(self, first: Parent) -> Any:
         """The model that merges are written into: the first source, with the parts that others give."""

@@ -11,7 +11,7 @@ from ...pictures.front import front_scene
 from ...pictures.matplotlib_painter import save_scenes
 from ...pictures.path import path_scene
 from ...pictures.scene import Scene
-from ...pictures.trials import Objective, Point
+from ...pictures.trials import Objective
 from ...pictures.trials import Trial as Drawn
 from ...pictures.weights import weights_of, weights_scene
 from ...recipes.recipe import Recipe
@@ -19,8 +19,8 @@ from ...recipes.stage_names import STAGES
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, known_values
 from ..file.tasks import units
-from ..study.study import Study, Trial
-from .front import front
+from ..study.study import Study
+from .front import front, judged, published_point
 
 _CHART, _PANEL = 860, 420  # pixels: cards are narrower than the widest pages
 
@@ -65,10 +65,7 @@ def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Sce
     """The front of a study on the search split, over each objective beside the fitness."""
     names = config.objective_names
     trials = [trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")]
-    points = [
-        Point(point.number, point.stage, point.trial, known_values(point.searched, names), {}, point.key == winner.key)
-        for point in front(config, study)
-    ]
+    points = [published_point(point, names) for point in judged(front(config, study), {}, winner.key)]
     parents = {name: known_values(scores, names) for name, scores in parent_scores(config, study).items()}
     first, *others = [Objective(name, unit) for name, unit in units(config).items()]
     return [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
@@ -81,21 +78,16 @@ def drawn_trials(study: Study, names: Sequence[str] = ()) -> list[Drawn]:
         study: The study.
         names: The objectives of the search.
     """
-    return [_drawn(trial, names) for stage in STAGES for trial in study.trials(stage)]
-
-
-def _drawn(trial: Trial, names: Sequence[str]) -> Drawn:
-    scores = trial.scores
-    return Drawn(
-        trial.stage,
-        trial.number,
-        trial.generation,
-        trial.fitness,
-        accuracy=scores.accuracy,
-        examples=scores.values.size,
-        cost=trial.cost,
-        others=known_values(scores, names),
-    )
+    return [
+        Drawn(
+            *(trial.stage, trial.number, trial.generation, trial.fitness, trial.scores.accuracy),
+            examples=trial.scores.values.size,
+            cost=trial.cost,
+            others=known_values(trial.scores, names),
+        )
+        for stage in STAGES
+        for trial in study.trials(stage)
+    ]
 
 
 def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:

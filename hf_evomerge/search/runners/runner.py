@@ -132,7 +132,7 @@ class PoolWorker(Protocol):
 
         Raises:
             EOFError: The process has died.
-            MachineError: The machine has failed, not the job.
+            MachineError: The machine has failed, not the job, or the process was killed while it started.
             MachineLostError: The machine that it was on is gone.
             SearchError: It does not start.
         """

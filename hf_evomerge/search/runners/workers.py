@@ -66,7 +66,7 @@ class Worker:
         return self._pipe
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
-        """Give the worker a job; raises `MachineError` or `SearchError` where no process can be started."""
+        """See `PoolWorker`."""
         if self._process is None or not self._process.is_alive():
             self.end()
             try:
@@ -78,13 +78,7 @@ class Worker:
             self.pipe.send(job)
 
     def look(self) -> Scores | None:
-        """The scores of the job where it is finished or was given up; None where it is not.
-
-        Raises:
-            EOFError: The process has died.
-            MachineError: The machine has failed, not the job, or the process was killed while it started.
-            SearchError: It does not start.
-        """
+        """See `PoolWorker`."""
         now = time.monotonic()
         if self._ready and not self._loading:
             passed = min(now - self._seen, 4 * TICK)  # where it is longer, this process stood still as well
