@@ -23,7 +23,6 @@ from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, known_values
 from ..search.file.splits import SPLITS
 from ..search.file.stages import STAGES, Stage
-from ..search.file.tasks import units
 from ..search.folder import about_of
 from ..search.results.export import trial_row
 from ..search.results.plots import parent_levels, parent_scores
@@ -87,7 +86,7 @@ def write_record(
             "settings": _public_settings(config.model_copy(update={"about": about_of(search, config)}), publish),
             "splits": _split_sizes(study),
             "stages": [_stage(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
-            "unit": units(config)[FITNESS],
+            "unit": config.units[FITNESS],
             "names": config.parent_names,
             "licenses": dict(licenses or {}),
             "levels": parent_levels(config, study),
@@ -151,7 +150,7 @@ def _winning_trial(study: Study, results: Results | None) -> int | None:
 def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
     """The objectives, and the parents' values of each on the search examples."""
     parents = {name: known_values(scores, config.objective_names) for name, scores in parent_scores(config, study).items()}
-    return {"objectives": [Objective(name, unit) for name, unit in units(config).items()], "parents": parents}
+    return {"objectives": [Objective(name, unit) for name, unit in config.units.items()], "parents": parents}
 
 
 def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> dict[str, Any]:

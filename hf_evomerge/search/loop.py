@@ -23,7 +23,6 @@ from .file.config import SearchConfig
 from .file.objectives import FITNESS, vector
 from .file.splits import SplitName
 from .file.stages import Stage, StageName
-from .file.tasks import units
 from .optimizers.nsga import knee, non_dominated
 from .results.front import finalists, front, judged
 from .results.result import Result
@@ -243,7 +242,7 @@ class Search:
             rows,
             objectives=self.config.objective_names if points else [],
             front=judged(points, scores, winner),
-            unit=units(self.config)[FITNESS],
+            unit=self.config.units[FITNESS],
             looks=self.study.meta("looks") or 1,
         )
 

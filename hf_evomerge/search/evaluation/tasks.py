@@ -15,8 +15,8 @@ from ...fitness.pictures import SeeingTokenizer
 from ...fitness.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
+from ..file.objectives import only_task_objectives
 from ..file.splits import SPLITS, SplitName
-from ..file.tasks import measured_on
 from .model_pool import ModelPool
 from .sources import SearchSources, Target
 
@@ -91,8 +91,10 @@ class SearchTasks:
 
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
+        own = {each.name: each.fitness for each in only_task_objectives(self.config.objectives)}
         try:
-            self.prepared(self.config.sources[0], split, fitness=measured_on(self.config, split), ready=False)
+            fitness = own.get(SplitName.parse(split).objective)
+            self.prepared(self.config.sources[0], split, fitness=fitness, ready=False)
         except FitnessError as error:
             if not str(error).startswith("data.chat:"):
                 raise  # it names the file of the example

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ...errors import RecipeError, SearchError
 from ...fitness.data import DataSpec
-from ...fitness.registry import AnyTaskSpec
+from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...fitness.terms import TermsSpec
 from ...fitness.writing import WritingSpec
 from ...recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, Sources, labels_of
@@ -113,6 +113,20 @@ class SearchConfig(StrictModel):
     def objective_names(self) -> list[str]:
         """The fitness, and the other objectives."""
         return [FITNESS, *map(name_of, self.objectives)]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the objectives by their names, the fitness first; empty where a task does not say one."""
+        tasks = {each.name: (each.fitness or self.fitness).unit for each in only_task_objectives(self.objectives)}
+        found = {FITNESS: self.fitness.unit, **TAKEN, **tasks}
+        return {name: found[name] for name in self.objective_names}
+
+    @property
+    def task_specs(self) -> list[TaskSpec]:
+        """The fitness, those of the stages and those of the objectives; of a sum its terms."""
+        tasks = (self.fitness, *(stage.fitness for stage in self.stages))
+        others = (each.fitness for each in only_task_objectives(self.objectives))
+        return [part for task in (*tasks, *others) if task is not None for part in task.parts]
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,6 @@ from ...recipes.recipe import Recipe
 from ...recipes.stage_names import STAGES
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, known_values
-from ..file.tasks import units
 from ..study.study import Study
 from .front import front, judged, published_point
 
@@ -45,7 +44,7 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
     trials = drawn_trials(study, config.objective_names)
     apart = {stage.name: stage.fitness.task for stage in config.stages if stage.fitness is not None}
     own = [trial for trial in trials if trial.stage not in apart]
-    name = fitness_name(units(config)[FITNESS])
+    name = fitness_name(config.units[FITNESS])
     save("fitness", fitness_scene(own, parent_levels(config, study), name, _CHART))
     if others := [trial for trial in trials if trial.stage in apart]:
         save("fitness-first", fitness_scene(others, {}, ", ".join(dict.fromkeys(apart.values())), _CHART))
@@ -67,7 +66,7 @@ def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Sce
     trials = [trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")]
     points = [published_point(point, names) for point in judged(front(config, study), {}, winner.key)]
     parents = {name: known_values(scores, names) for name, scores in parent_scores(config, study).items()}
-    first, *others = [Objective(name, unit) for name, unit in units(config).items()]
+    first, *others = [Objective(name, unit) for name, unit in config.units.items()]
     return [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
 
 

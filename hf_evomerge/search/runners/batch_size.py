@@ -13,7 +13,6 @@ from ...errors import MachineError
 from ...fitness import Scores
 from ...recipes.recipe import Recipe
 from ..file.config import SearchConfig
-from ..file.tasks import task_specs
 from ..study.study import Study
 from .job import Job
 from .runner import Runner
@@ -82,7 +81,7 @@ class FittedRunner:
 
 def largest_batch(config: SearchConfig) -> int | None:
     """The largest batch of a search's tasks; None where none of them has one."""
-    return max((task.batch_size for task in task_specs(config) if hasattr(task, "batch_size")), default=None)
+    return max((task.batch_size for task in config.task_specs if hasattr(task, "batch_size")), default=None)
 
 
 def _kind(job: Job) -> str:
