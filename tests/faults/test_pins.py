@@ -7,21 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from huggingface_hub import HfApi
-from watch import Watch
+from watch import killed
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
-
-
-class _StoppedError(Exception):
-    """The search was stopped on purpose."""
 
 
 def test_a_branch_that_moves_does_not_move_the_search(
@@ -35,13 +29,7 @@ def test_a_branch_that_moves_does_not_move_the_search(
     settings = search_settings(sources=[{"model": "local/a"}, {"model": "local/b", "revision": "main"}], base=None)
     settings["merge"] = {**settings["merge"], "method": "linear"}
     config = validate(SearchConfig, settings, SearchError)
-
-    def stop(progress: Progress) -> None:
-        if progress.phase == "ps" and progress.done == 5:
-            raise _StoppedError
-
-    with pytest.raises(_StoppedError):
-        run_search(config, tmp_path / "out", callbacks=[Watch(stop)], build=False)
+    killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "out")
     whole = run_search(config, tmp_path / "whole", build=False)
     data = json.loads((tiny / "a" / "config.json").read_text())
     lfs_api.upload_file(

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from test_files import damaged, look
 from typer.testing import CliRunner
-from watch import Watch
+from watch import killed
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.digests import digest_source
@@ -27,7 +27,6 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_study
 from hf_evomerge.search.results.show import describe_study
@@ -36,21 +35,9 @@ from hf_evomerge.search.study.database import BACKUP_FILE, STUDY_FILE
 from hf_evomerge.search.study.study import Study, Trial
 
 
-class _StoppedError(Exception):
-    """The search was stopped on purpose."""
-
-
 def _stopped(config: SearchConfig, out: Path, after: int = 6, **more: Any) -> None:
     """Run a search until some trials are stored."""
-    trials = []
-
-    def see(progress: Progress) -> None:
-        trials.append(progress)
-        if progress.phase == "ps" and progress.done == after:
-            raise _StoppedError
-
-    with pytest.raises(_StoppedError):
-        run_search(config, out, callbacks=[Watch(see)], build=False, **more)
+    killed(lambda seen: seen.phase == "ps" and seen.done == after, run_search, config, out, **more)
 
 
 def _trials(folder: Path) -> list[tuple[Any, ...]]:
@@ -261,7 +248,6 @@ def _sql(folder: Path, *statements: tuple[Any, ...]) -> None:
 
 
 DAMAGES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "settings": (("UPDATE meta SET value = '{' WHERE key = 'settings'",), "settings"),
     "score": (("UPDATE trials SET scores = zeroblob(40) WHERE stage = 'ps' AND number = 3",), "trial ps 3"),
     "odd": (("UPDATE trials SET scores = x'00' WHERE stage = 'ps' AND number = 3",), "trial ps 3"),
     "genome": (("UPDATE trials SET genome = x'0011' WHERE stage = 'dfs' AND number = 0",), "trial dfs 0"),
@@ -302,32 +288,6 @@ def test_a_flipped_bit_in_the_file_is_noticed(finished: Path) -> None:
     for act in (check_study, describe_study):
         with pytest.raises(SearchError, match="trial ps 2 is damaged"):
             act(finished)
-
-
-@pytest.mark.parametrize("page", [1, 3, 6])
-def test_a_page_that_is_overwritten_is_one_line(finished: Path, page: int) -> None:
-    """Where a part of the file is overwritten, checking, showing and going on are one line each, whatever SQLite finds."""
-    file = finished / STUDY_FILE
-    sqlite3.connect(file).execute("PRAGMA wal_checkpoint(TRUNCATE)").connection.close()
-    data = bytearray(file.read_bytes())
-    data[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
-    file.write_bytes(data)
-    for act in (lambda: resume_search(finished, build=False), lambda: describe_study(finished), lambda: check_study(finished)):
-        try:
-            act()
-        except EvoMergeError as error:
-            line = str(error)
-        else:
-            line = ""
-        assert "\n" not in line
-    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
-    assert told.output.count("\n") == 1
-
-
-def test_a_study_that_is_whole_is_said_to_be(finished: Path) -> None:
-    """An undamaged study is checked with status 0."""
-    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
-    assert (told.exit_code, told.output) == (0, f"{finished / STUDY_FILE}: whole\n")
 
 
 BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {

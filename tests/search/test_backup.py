@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from searches import Config, facts
 from typer.testing import CliRunner
-from watch import Watch
+from watch import killed
 
 from hf_evomerge.cli import app
 from hf_evomerge.errors import MachineError, SearchError
@@ -190,17 +190,14 @@ def test_a_copy_goes_on_to_the_same_study(search_config: Config, tmp_path: Path)
     config, out = search_config("ps"), tmp_path / "out"
     log = out / f"{STUDY_FILE}-wal"
 
-    def copy(progress: Progress) -> None:
+    def copy(progress: Progress) -> object:
         if progress.phase == "ps" and progress.done == 3:
             with Study.open(out) as study:
                 study.backup()
-        if progress.phase == "ps" and progress.done == 6:
-            shutil.copy(log, tmp_path)
-            raise KeyboardInterrupt
+        return progress.phase == "ps" and progress.done == 6 and shutil.copy(log, tmp_path)
 
     whole = run_search(config, tmp_path / "whole", build=False)
-    with pytest.raises(KeyboardInterrupt):
-        run_search(config, out, build=False, callbacks=[Watch(copy)])
+    killed(copy, run_search, config, out)
     _sql(out, "UPDATE trials SET fitness = 7 WHERE number = 1")
     with pytest.raises(SearchError, match=r"trial ps 1 is damaged; .* with 3 trials") as caught:
         resume_search(out, build=False)

@@ -47,6 +47,12 @@ def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
 
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}
 DFS = {"space": "dfs"}
+JOINT = {"space": "joint"}
+RANGE = "merge.parameters.weight: low is below high, and start between them"
+
+
+def _by(algorithm: str, **more: Any) -> dict[str, Any]:
+    return {"optimize": [{"by": algorithm, **more}]}
 
 
 def _weight(**bounds: float) -> dict[str, Any]:
@@ -68,53 +74,30 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_path("prune"), "path.layers: is missing"),
         (_path("prune", layers=1, scales="slot"), "path.scales: no such key; there are kind, layers, order"),
         (_path("repeat", times=[2, 2]), "path.times: numbers that are distinct, each once (found [2, 2])"),
-        (_path("loop"), "path: must be a mapping with kind: gates, prune, repeat, paper"),
         ({**DFS, "path": {"order": [0]}}, "path: must be a mapping with kind: gates, prune, repeat, paper"),
-        (
-            {**_path("repeat"), **ONE, "optimize": [{"by": "cma"}]},
-            "optimize: by: cma cannot search dfs with path.kind: repeat; w",
-        ),
-        (
-            {**ONE, "optimize": [{"by": "sweep"}]},
-            "optimize: by: sweep cannot search dfs with path.kind: gates; write cma or grad",
-        ),
-        ({"optimize": [{"by": "sweep"}]}, "optimize: by: sweep cannot search ps; write cma or gradient or random"),
-        (
-            {**_path("paper"), "optimize": [{"by": "gradient"}]},
-            "optimize: by: gradient cannot search dfs with path.kind: paper;",
-        ),
-        ({"optimize": [{"by": "nsga2"}]}, "optimize: by: nsga2 cannot search ps; write cma or gradient or random"),
+        ({**_path("repeat"), **ONE, **_by("cma")}, "optimize: by: cma cannot search dfs with path.kind: repeat; write sweep"),
+        ({**ONE, **_by("sweep")}, "optimize: by: sweep cannot search dfs with path.kind: gates; write cma or gradient"),
+        (_by("sweep"), "optimize: by: sweep cannot search ps; write cma or gradient or random"),
+        ({**_path("paper"), **_by("gradient")}, "optimize: by: gradient cannot search dfs with path.kind: paper; write cma or"),
+        (_by("nsga2"), "optimize: by: nsga2 cannot search ps; write cma or gradient or random"),
         ({"optimize": [{"evaluation": 3}]}, "optimize.0.evaluation: no such key; did you mean evaluations?"),
         ({"optimize": {"by": "cma"}}, "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]"),
         ({"optimize": "quik"}, "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]"),
         ({"optimize": [{}, {}, {}]}, "optimize: ps has 2 steps at most (found 3)"),
-        (
-            {"optimize": [{"fitness": {"task": "likelihood"}}]},
-            "optimize: the last step of a space climbs the search's own fitness",
-        ),
-        ({"optimize": [{"by": "gradient", "patience": 3}]}, "optimize.0: patience: says nothing to by: gradient; leave it out"),
-        ({"optimize": [{"by": "random", "batch": 8}]}, "optimize.0: batch: says nothing to by: random; leave it out"),
-        ({"optimize": [{"by": "sweep", "population": 8}]}, "optimize.0: population: says nothing to by: sweep; leave it out"),
+        (_by("cma", fitness={"task": "likelihood"}), "optimize: the last step of a space climbs the search's own fitness"),
+        (_by("gradient", patience=3), "optimize.0: patience: says nothing to by: gradient; leave it out"),
+        (_by("random", batch=8), "optimize.0: batch: says nothing to by: random; leave it out"),
+        (_by("sweep", population=8), "optimize.0: population: says nothing to by: sweep; leave it out"),
         ({"sorces": []}, "sorces: no such key; did you mean sources?"),
         ({"compute": {"seed": -1}}, "compute.seed: must be at least 0 (found -1)"),
         ({"optimize": [{"batch": 0}]}, "optimize.0.batch: must be at least 1 (found 0)"),
         ({"optimize": [{"batch": "some"}]}, "optimize.0.batch: must be a whole number or 'all' (found 'some')"),
         ({"merge": 5}, "merge: must be a mapping of keys to values (found 5)"),
-        (
-            _weight(low=2, high=-0.5),
-            "merge.parameters.weight: low is below high, and start between them (found low 2.0, high -0",
-        ),
+        (_weight(low=2, high=-0.5), f"{RANGE} (found low 2.0, high -0.5"),
         (_weight(low=0), "merge.parameters.weight.high: is missing"),
-        (
-            {"merge": {"parameters": {"weight": "x"}}},
-            "merge.parameters.weight: must be a number or a mapping of keys to values (",
-        ),
-        (
-            {"merge": {"groups": "tensr"}},
-            "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number or a list (found 'tensr')",
-        ),
+        ({"merge": {"parameters": {"weight": "x"}}}, "merge.parameters.weight: must be a number or a mapping of keys to"),
+        ({"merge": {"groups": "tensr"}}, "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number"),
         ({"output": {"vocabulary": {"from": "bse"}}}, "output.vocabulary.from: must be a whole number or 'base' (found 'bse')"),
-        ({"output": {"vocabulary": {"from": 5}}}, "output.vocabulary"),
         ({"output": {"tokenizer": 5}}, "output.tokenizer"),
         ({"compare": {"finalists": 0}}, "compare.finalists: must be at least 1 (found 0)"),
         ({"compute": {"threads": 0}}, "compute.threads: must be at least 1 (found 0)"),
@@ -125,18 +108,15 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"merge": {"sources": []}}, "merge.sources: must have 1 or more entries"),
         (_path("gates", order=[0, 2]), "path.order: [0, 2] must be distinct numbers from 0 to 1"),
         ({**_path("gates", order=[3]), "space": "hybrid"}, "path.order: [3] must be distinct numbers from 0 to 2"),
-        (_weight(low=1, high=1), "merge.parameters.weight"),
-        (_weight(low=0, high=1, start=2), "merge.parameters.weight"),
+        (_weight(low=1, high=1), RANGE),
+        (_weight(low=0, high=1, start=2), f"{RANGE} (found low 0.0, high 1.0, start 2.0)"),
         (_weight(low=0, high=float("inf")), "merge.parameters.weight"),
-        ({"merge": {"groups": 0}}, "merge.groups"),
         ({"optimize": [{"by": "ga"}]}, "optimize.0.by"),
         ({"optimize": [{"population": 1}]}, "optimize.0.population: must be at least 2"),
         ({"optimize": [{"sigma": 0}]}, "optimize.0.sigma: must be more than 0 (found 0)"),
         ({"optimize": [{"evaluations": 0}]}, "optimize.0.evaluations: must be at least 1"),
-        ({"optimize": [{"minutes": -1}]}, "optimize.0.minutes: must be more than 0"),
         ({"optimize": [{"restarts": "always"}]}, "optimize.0.restarts"),
         (_path("paper", scale_bounds=[1, 2]), "path.scale_bounds: 1 is not between 1.0 and 2.0"),
-        (_path("paper", scale_bounds=[1.5, 0.5]), "path.scale_bounds: 1 is not between 1.5 and 0.5"),
         (_path("paper", scale_bounds=[0.5]), "path.scale_bounds"),
         (_path("gates", repetitions=0), "path.repetitions: must be at least 1 (found 0)"),
         (_path("gates", max_hops=1), "path.max_hops: must be at least 2 (found 1)"),
@@ -148,29 +128,17 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_weight(low=-1e308, high=1e308), "merge.parameters.weight.low: must be at least -1"),
         (_path("repeat", longest=10**9), "path.longest: must be at most 4096 (found 1000000000)"),
         (_path("repeat", times=[2, 10**9]), "path.times.1: must be at most 64 (found 1000000000)"),
-        (
-            {"space": "joint", "optimize": [{"by": "cma"}]},
-            "optimize: by: cma cannot search joint with path.kind: gates; write grad",
-        ),
-        (
-            {**_path("paper"), "space": "joint"},
-            "optimize: by: gradient cannot search joint with path.kind: paper; write another",
-        ),
-        (
-            {"space": "joint", "path": {"kind": "gates", "order": [1, 0]}},
-            "path.order: [1, 0] is without the merged model, which has number 2",
-        ),
-        ({"space": "joint", "optimize": [{}, {}]}, "optimize: joint has 1 step at most (found 2)"),
+        ({**JOINT, **_by("cma")}, "optimize: by: cma cannot search joint with path.kind: gates; write gradient"),
+        ({**_path("paper"), **JOINT}, "optimize: by: gradient cannot search joint with path.kind: paper; write another"),
+        ({**_path("gates", order=[1, 0]), **JOINT}, "path.order: [1, 0] is without the merged model, which has number 2"),
+        ({**JOINT, "optimize": [{}, {}]}, "optimize: joint has 1 step at most (found 2)"),
         (_path("paper", terms="all"), "path.terms: no such key"),
         (_path("gates", terms=3), "path.terms: must be 1 or 'all' (found 3)"),
         (_path("paper", initialisation="zero"), "path.initialisation"),
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),
         ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: no such key; "),
-        (
-            {"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x.jsonl"}}},
-            "data.search: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]",
-        ),
+        ({"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x"}}}, "data.search: the documents of fitness.task"),
     ],
 )
 def test_refusals(more: dict[str, Any], message: str) -> None:
@@ -180,14 +148,6 @@ def test_refusals(more: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert not re.search("Input should|a valid|Field|constrained|Error", str(caught.value))
-
-
-def test_range_complaints_say_what_is_wrong() -> None:
-    """A range the wrong way round, and a start outside it, are explained."""
-    with pytest.raises(SearchError, match=r"low is below high.*low 1\.0, high 0\.0"):
-        _config(merge={"parameters": {"weight": {"low": 1, "high": 0}}})
-    with pytest.raises(SearchError, match=r"start between them \(found low 0\.0, high 1\.0, start 2\.0\)"):
-        _config(merge={"parameters": {"weight": {"low": 0, "high": 1, "start": 2}}})
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from pipelines import save_dit, save_sdxl
+from watch import killed
 
-from hf_evomerge import Example, FunctionTask, SearchCallback, SearchConfig, run_search
+from hf_evomerge import Example, FunctionTask, SearchConfig, run_search
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import draw
 from hf_evomerge.search.choice_page import choice_page
@@ -80,14 +81,9 @@ def test_a_search_is_repeatable_resumable_and_built(parents: Path, tmp_path: Pat
     report = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert [row["stage"] for row in report["rows"]] == ["source", "source", "average", "ps"]
 
-    class Interrupt(SearchCallback):
-        def on_trial(self, study: Any, trial: Any) -> None:
-            if trial.number == 5:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_search(config, tmp_path / "cut", task_factory=task, examples=given, callbacks=[Interrupt()])
-    run_search(config, tmp_path / "cut", task_factory=task, examples=given, build=False)
+    cut: dict[str, Any] = {"task_factory": task, "examples": given}
+    killed(lambda seen: seen.phase == "ps" and seen.done == 6, run_search, config, tmp_path / "cut", **cut)
+    run_search(config, tmp_path / "cut", build=False, **cut)
     trials = [[(t.genome.tolist(), t.fitness) for t in Study.open(tmp_path / name).trials("ps")] for name in ("whole", "cut")]
     assert trials[0] == trials[1]
     assert len(trials[0]) == 8

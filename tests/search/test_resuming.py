@@ -14,7 +14,7 @@ import pytest
 from searches import Config, Settings, count_trials, digests, facts
 from slowly import slow_beyond
 from warm import COMMAND, Program
-from watch import Watch
+from watch import Watch, killed
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import SearchError, SourceError
@@ -207,14 +207,8 @@ def test_a_study_that_moves_again_and_again(tiny: Path, tmp_path: Path, search_s
 
 def _stopped_after(trials: int, config: SearchConfig | None, out: Path) -> None:
     """Run a search, or go on with it, and interrupt it after so many trials."""
-
-    def interrupt(progress: Progress) -> None:
-        if progress.phase == "ps" and progress.done >= trials:
-            raise KeyboardInterrupt
-
     run = partial(resume_search, out) if config is None else partial(run_search, config, out)
-    with pytest.raises(KeyboardInterrupt):
-        run(callbacks=[Watch(interrupt)])
+    killed(lambda seen: seen.phase == "ps" and seen.done >= trials, run)
 
 
 def test_other_examples_are_refused(tiny: Path, tmp_path: Path, search_config: Config) -> None:

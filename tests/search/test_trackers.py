@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from watch import Watch
+from watch import killed
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.file.config import SearchConfig
@@ -17,10 +17,6 @@ from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
-
-
-class Killed(BaseException):
-    """The process was killed."""
 
 
 class Fake(ModuleType):
@@ -51,16 +47,9 @@ class Fake(ModuleType):
         return "table", [columns, *data]
 
 
-def stopping_after(trials: int) -> Watch:
-    """A callback that kills the search after so many trials."""
-    seen = []
-
-    def see(progress: Any) -> None:
-        seen.append(progress)
-        if len([each for each in seen if each.phase == "ps"]) > trials:
-            raise Killed
-
-    return Watch(see)
+def cut_short(config: SearchConfig, out: Path) -> None:
+    """Run a search that is ended after six trials."""
+    killed(lambda seen: seen.phase == "ps" and seen.done > 5, run_search, config, out)
 
 
 @pytest.mark.slow
@@ -70,8 +59,7 @@ def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_PROJECT", "merges")
     config = search_config("ps", report_to=["wandb"])
-    with pytest.raises(Killed):
-        run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
+    cut_short(config, tmp_path / "out")
     result = run_search(config, tmp_path / "out", build=False)
     resume_search(tmp_path / "out", build=False)
     opened = [given for name, given in fake.calls if name == "init"]
@@ -140,8 +128,7 @@ def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     config = search_config("ps", report_to=["tensorboard"])
-    with pytest.raises(Killed):
-        run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
+    cut_short(config, tmp_path / "out")
     run_search(config, tmp_path / "out", build=False)
     means = [given for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
     steps = [step for _, _, step in means]
@@ -159,8 +146,7 @@ def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("trackio", reason="trackio is not installed")
     monkeypatch.setenv("TRACKIO_PROJECT", "merges")
     config = search_config("ps", report_to=["trackio"])
-    with pytest.raises(Killed):
-        run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
+    cut_short(config, tmp_path / "out")
     run_search(config, tmp_path / "out", build=False)
     connection = sqlite3.connect(tmp_path / "trackio" / "merges.db")
     rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()

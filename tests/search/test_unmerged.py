@@ -25,10 +25,6 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 
-class KilledError(Exception):
-    """As if the process had been killed."""
-
-
 @pytest.fixture(scope="module")
 def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Sources and base of a search over two adapters of the tiny family's base."""

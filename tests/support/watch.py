@@ -1,8 +1,11 @@
-"""A callback that hands the progress of a search to a function, which may note it or end the search."""
+"""Searches that are watched, and searches that are ended as a killed process is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.study.study import Study
@@ -17,3 +20,18 @@ class Watch(SearchCallback):
     def on_progress(self, study: Study, progress: Progress) -> None:
         """Hand it on."""
         self.see(progress)
+
+
+class KilledError(BaseException):
+    """As if the process had been killed."""
+
+
+def killed(when: Callable[[Progress], object], run: Callable[..., object], *given: Any, **more: Any) -> None:
+    """Run a search, or go on with it, and end it where its progress is such."""
+
+    def see(progress: Progress) -> None:
+        if when(progress):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(*given, **{"build": False, "callbacks": [Watch(see)], **more})
