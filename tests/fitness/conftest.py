@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_evomerge.fitness import Example
+from hf_evomerge.fitness import Example, Scores
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "1", "2", "18", "答え", "は"]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -72,3 +72,19 @@ def broken_model() -> LlamaForCausalLM:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
     return model
+
+
+def check_gradient(task: Any, model: Any, parameter: torch.nn.Parameter, *, step: float = 1e-3, rel: float = 0.02) -> Scores:
+    """Scores with a gradient, whose slope along a direction of one parameter is that of the mean score."""
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
+    parameter.grad = None
+    scores: Scores = task.backward(model)
+    assert parameter.grad is not None
+    slope, ends = float((parameter.grad * direction).sum()), []
+    for sign in (step, -step):
+        with torch.no_grad():
+            parameter.add_(sign * direction)
+            ends.append(task.evaluate(model).mean)
+            parameter.sub_(sign * direction)
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=rel)
+    return scores

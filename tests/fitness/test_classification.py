@@ -27,6 +27,8 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 
+from .conftest import check_gradient
+
 
 def task_of(**settings: Any) -> Any:
     """The task, unprepared."""
@@ -79,17 +81,11 @@ def test_a_classifier_is_fine_tuned(tokenizer: Any) -> None:
 
 
 def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
-    """A step along it raises the mean."""
-    model = random_class("bert", 0)
+    """Along one direction of the head it is the slope of the mean."""
+    model: Any = random_class("bert", 0)
     task = task_of(batch_size=2)
     task.prepare([Example("one two", "red", "a"), Example("four", "blue", "b"), Example("five", "blue", "c")], tokenizer)
-    before = task.backward(model).mean
-    squares = sum(float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.add_(parameter.grad, alpha=1e-3)
-    assert task.evaluate(model).mean - before == pytest.approx(1e-3 * squares, rel=0.1)
+    check_gradient(task, model, model.classifier.weight)
 
 
 def test_labels_and_heads_that_are_not_there_are_refused(tokenizer: Any, model: Any) -> None:

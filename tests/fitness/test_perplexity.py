@@ -13,7 +13,7 @@ from hf_evomerge.fitness import Example, PerplexitySpec, PerplexityTask, Scores
 from hf_evomerge.fitness.perplexity import windows
 from hf_evomerge.recipes.strict_yaml import validate
 
-from .conftest import WORDS
+from .conftest import WORDS, check_gradient
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +85,9 @@ def test_windows_of_a_long_text(model: LlamaForCausalLM, tokenizer: PreTrainedTo
 def test_gradient(model: LlamaForCausalLM, texts: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
     """The gradient is that of the mean over texts, through all windows."""
     moved = copy.deepcopy(model).double()
-    weight = moved.model.layers[0].mlp.down_proj.weight
     task = PerplexityTask(PerplexitySpec(window=8, stride=3))
     task.prepare(texts, tokenizer)
-    task.backward(moved)
-    assert weight.grad is not None
-    step = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = float((weight.grad * step).sum())
-    with torch.no_grad():
-        weight += step
-        ahead = task.evaluate(moved).mean
-        weight -= 2 * step
-        behind = task.evaluate(moved).mean
-    assert ahead is not None
-    assert behind is not None
-    assert (ahead - behind) / 2 == pytest.approx(expected, rel=1e-2, abs=1e-7)
+    check_gradient(task, moved, moved.model.layers[0].mlp.down_proj.weight, rel=0.01)
 
 
 def test_refusals(tokenizer: PreTrainedTokenizerFast) -> None:

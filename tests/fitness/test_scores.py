@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,29 +54,19 @@ def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
     assert Scores.failed("a") != Scores.failed("b")
 
 
-def test_time_is_set_on_a_copy() -> None:
-    """Scores with another time are new scores; the others keep theirs."""
-    scores = Scores([1.0], seconds=1.0)
-    assert (scores.replace(seconds=2.0).seconds, scores.seconds) == (2.0, 1.0)
-    assert Scores.failed("no", 1.0).replace(seconds=0.0).seconds == 0.0
-
-
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], 1.0, [[1.0]]])
-def test_scores_are_finite_numbers_one_per_example(values: object) -> None:
-    """No scores at all, a number by itself, a table, or a score that is no finite number, is refused."""
-    with pytest.raises(FitnessError):
-        Scores(values)  # type: ignore[arg-type]
-
-
-def test_a_score_that_is_not_finite_is_named() -> None:
-    """The complaint says which example it is."""
-    with pytest.raises(FitnessError, match="the score of example 1 is nan"):
-        Scores([1.0, math.nan])
-
-
-def test_columns_have_one_length() -> None:
-    """Outputs and correctness come one per score."""
-    with pytest.raises(FitnessError, match="2 scores but 1 outputs"):
-        Scores([1.0, 2.0], outputs=["a"])
-    with pytest.raises(FitnessError, match="2 scores but 3 correct"):
-        Scores([1.0, 2.0], correct=[True, False, True])
+@pytest.mark.parametrize(
+    ("values", "columns", "message"),
+    [
+        ([], {}, ""),
+        ([1.0, math.nan], {}, "the score of example 1 is nan"),
+        ([math.inf], {}, ""),
+        (1.0, {}, ""),
+        ([[1.0]], {}, ""),
+        ([1.0, 2.0], {"outputs": ["a"]}, "2 scores but 1 outputs"),
+        ([1.0, 2.0], {"correct": [True, False, True]}, "2 scores but 3 correct"),
+    ],
+)
+def test_scores_are_finite_numbers_one_per_example(values: Any, columns: dict[str, Any], message: str) -> None:
+    """No scores at all, a number by itself, a table, one that is no finite number, columns of other lengths: refused."""
+    with pytest.raises(FitnessError, match=message):
+        Scores(values, **columns)

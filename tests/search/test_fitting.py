@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from watch import killed
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.fitness.likelihood import LikelihoodTask
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
 from hf_evomerge.search.runners.job import Job
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
 
@@ -79,18 +79,12 @@ def test_a_search_with_little_memory(search_config: Config, tmp_path: Path, monk
         sizes.append(task.spec.batch_size)
         return evaluate(task, model)
 
-    class Stop(SearchCallback):
-        def on_trial(self, study: Study, trial: Trial) -> None:
-            if trial.number == 4:
-                raise InterruptedError
-
     monkeypatch.setattr(LikelihoodTask, "evaluate", little)
     fitness = {"task": "likelihood", "separator": " "}
     small = run_search(search_config(fitness={**fitness, "batch_size": 2}), tmp_path / "small", build=False)
     config = search_config(fitness={**fitness, "batch_size": 11})
     assert largest_batch(config) == 11
-    with pytest.raises(InterruptedError):
-        run_search(config, tmp_path / "little", build=False, callbacks=[Stop()])
+    killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "little")
     assert Study.open(tmp_path / "little").meta("rows") == {"model": 2, "merge": 2}
     memory[0] = 99
     assert resume_search(tmp_path / "little", build=False).winner == small.winner

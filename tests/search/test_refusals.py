@@ -95,14 +95,6 @@ def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Pa
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
 
 
-def test_overlapping_splits_are_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
-    """Splits that share a prompt are refused, naming the place."""
-    data = {split: {"jsonl": str(tiny / f"{name}.jsonl")} for split, name in (("search", "search"), ("test", "search"))}
-    with pytest.raises(FitnessError, match=r"the splits overlap: .*search\.jsonl:1 \(search\)"):
-        run_search(search_config(data=data), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
     tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
