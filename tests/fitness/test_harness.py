@@ -102,6 +102,13 @@ def score(model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | N
     return task.evaluate(model)
 
 
+def changed(task: str, change: dict[str, Any], folder: Path) -> str:
+    """The file of a task with other keys."""
+    text = yaml.safe_dump({**yaml.safe_load(Path(task).read_text(encoding="utf-8")), **change})
+    (folder / "task.yaml").write_text(text.replace("'!function utils.prompt'", "!function utils.prompt"), encoding="utf-8")
+    return str(folder / "task.yaml")
+
+
 @pytest.mark.parametrize(
     ("kind", "metric"),
     [
@@ -202,12 +209,9 @@ def test_leaves_everything_as_it_was(
 )
 def test_refuses_files(change: dict[str, Any], message: str, tasks: dict[str, str], tmp_path: Path) -> None:
     """A task's file that would run code, by whichever way, or that cannot be loaded, is refused in one line."""
-    text = yaml.safe_dump({**yaml.safe_load(Path(tasks["tiny_choice"]).read_text(encoding="utf-8")), **change})
     (tmp_path / "utils.py").write_text("raise SystemExit('this has run')\n", encoding="utf-8")
-    file = tmp_path / "task.yaml"
-    file.write_text(text.replace("'!function utils.prompt'", "!function utils.prompt"), encoding="utf-8")
     with pytest.raises(FitnessError, match=message) as refusal:
-        load_examples(DataSpec(lm_eval=[str(file)]))
+        load_examples(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
     assert len(str(refusal.value).splitlines()) == 1
 
 
@@ -226,10 +230,8 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 def test_templates_without_end(change: dict[str, str], tasks: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
     """A task's template that loops, doubles or backtracks is one line, also where only some documents make it do so."""
     monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
-    file = tmp_path / "task.yaml"
-    file.write_text(yaml.safe_dump({**yaml.safe_load(Path(tasks["tiny_choice"]).read_text("utf-8")), **change}), "utf-8")
     with pytest.raises(FitnessError, match="takes more than 1 s or 2 GiB"):
-        load_examples(DataSpec(lm_eval=[str(file)]))
+        load_examples(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
 
 
 @pytest.mark.parametrize(
@@ -255,10 +257,8 @@ def test_what_a_task_file_does_without_end_while_it_scores_is_ended(
         "lm_eval.models.huggingface.HFLM.generate_until", lambda self, requests, **_: ["x" * 60] * len(requests)
     )
     kind = "tiny_choice" if "doc_to_choice" in change else "tiny_write"
-    file = tmp_path / "task.yaml"
-    file.write_text(yaml.safe_dump({**yaml.safe_load(Path(tasks[kind]).read_text("utf-8")), **change}), "utf-8")
     with pytest.raises((ChatError, FitnessError), match="takes more than 1 s or 2 GiB"):
-        score(model, tokenizer, [str(file)])
+        score(model, tokenizer, [changed(tasks[kind], change, tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -307,11 +307,9 @@ def test_generates_without_what_a_source_asks_for(
 
 def test_refuses_metrics_of_all_documents(tasks: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """A metric that only many documents together have scores no example."""
-    content = yaml.safe_load(Path(tasks["tiny_write"]).read_text(encoding="utf-8"))
-    file = tmp_path / "bleu.yaml"
-    file.write_text(yaml.safe_dump({**content, "metric_list": [{"metric": "bleu"}]}), encoding="utf-8")
+    file = changed(tasks["tiny_write"], {"metric_list": [{"metric": "bleu"}]}, tmp_path)
     with pytest.raises(FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"):
-        LmEvalTask(LmEvalSpec()).prepare(load_examples(DataSpec(lm_eval=[str(file)])), tokenizer)
+        LmEvalTask(LmEvalSpec()).prepare(load_examples(DataSpec(lm_eval=[file])), tokenizer)
 
 
 def test_refuses_other_data(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,11 +11,11 @@ from unittest.mock import MagicMock
 import killing
 import pytest
 from killing import EXAMPLES, KillingTask, harmless_jobs
+from watch import killed
 
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SearchError
-from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.provenance import versions
@@ -25,7 +25,7 @@ from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, _joi
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
 from hf_evomerge.search.runners.runner import DIED, LocalRunner
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +85,7 @@ def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Callable[.
     steps = [{"by": "gradient", "evaluations": 10}, optimizer]
     config = search_config(optimize=steps, compute={"gradient_parts": 3})
     here = run_search(config, tmp_path / "here", build=False)
-
-    class Stop(SearchCallback):
-        def on_trial(self, study: Study, trial: Trial) -> None:
-            if trial.stage == "ps" and trial.number == 4:
-                raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run_search(config, tmp_path / "there", ray=True, callbacks=[Stop()], build=False)
+    killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "there", ray=True)
     study = Study.open(tmp_path / "there")
     kinds = study.meta("devices")
     assert len(kinds) == 1

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from classes import CLASSES, random_class
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
+from tiny_adapters import save_adapter
+from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
 from vlms import WORDS, tokenizer
 
@@ -197,11 +198,7 @@ def test_few_problems_are_not_spread_thin(tiny: Path, tmp_path: Path) -> None:
 
 def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
     """An adapter of the base that is given, by its folder; and one named with its base."""
-    from peft import LoraConfig, get_peft_model
-
-    model = AutoModelForCausalLM.from_pretrained(tiny / "base", trust_remote_code=False)
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
-    lora, data = str(tmp_path / "lora"), _data(tmp_path, {"question": "w1 w2", "answer": 3})
+    lora, data = str(save_adapter(tiny / "base", tmp_path / "lora", 0)), _data(tmp_path, {"question": "w1 w2", "answer": 3})
     draft = draft_search([lora, f"{tiny / 'a'}+{lora}", str(tiny / "b")], data, base=str(tiny / "base"))
     sources = parse_yaml(SearchConfig, draft.text, SearchError).sources
     assert [(source.model, source.adapter) for source in sources] == [
@@ -213,12 +210,8 @@ def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_adapters(tiny: Path, tmp_path: Path) -> None:
     """A folder of adapters stands for all of them, and the base is the one that they name."""
-    from peft import LoraConfig, get_peft_model
-
-    for name in ("b", "a", "c"):
-        model = AutoModelForCausalLM.from_pretrained(tiny / "base", trust_remote_code=False)
-        tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
-        tuned.save_pretrained(tmp_path / "loras" / name)
+    for seed, name in enumerate(("b", "a", "c")):
+        save_adapter(tiny / "base", tmp_path / "loras" / name, seed)
     draft = draft_search([str(tmp_path / "loras")], _data(tmp_path, {"question": "w1 w2", "answer": 3}))
     config = parse_yaml(SearchConfig, draft.text, SearchError)
     base = str(tiny / "base")

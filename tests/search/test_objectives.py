@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from toy_search import StoppedError
 from warm import COMMAND, Program
 
 from hf_evomerge.building.build import build_model
@@ -55,10 +56,6 @@ TOY: dict[str, Any] = {
     "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
     "compare": {"finalists": 4, "baselines": ["random"]},
 }
-
-
-class StoppedError(Exception):
-    """The runner was stopped, as if the process had been killed."""
 
 
 class ToyRunner:
@@ -214,10 +211,9 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"objectives": ["hops", "hops"]}, "objectives: hops is there twice"),
-        ({"objectives": [{"name": "fitness", "data": {"search": {"jsonl": "x"}}}]}, "objectives: fitness is there twice"),
         (
-            {"objectives": [{"name": "hops", "data": {"search": {"jsonl": "x"}}}]},
-            "objectives: hops is there twice; the fitness and what a model takes have their own names",
+            {"objectives": [{"name": "fitness", "data": {"search": {"jsonl": "x"}}}]},
+            "objectives: fitness is there twice; the fitness and what a model takes have their own names",
         ),
         ({"objectives": [{"name": "same"}]}, "objectives.0: same: is what the fitness measures already"),
         ({"objectives": [{"name": 3}]}, "objectives.0.name: must be a text (found 3)"),
