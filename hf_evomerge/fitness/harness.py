@@ -183,7 +183,8 @@ class LmEvalTask(PreparedTask):
             if sample["filter"] == chosen:
                 if metric not in sample:
                     raise FitnessError(f"metric: {name} has no {metric!r}; {nearest(metric, sample['metrics'])}")
-                found[sample["doc_id"]] = (self._value(name, metric, sample[metric]), _response(sample))
+                wrote = sample["resps"][0][0]
+                found[sample["doc_id"]] = (self._value(name, metric, sample[metric]), wrote if isinstance(wrote, str) else "")
         return found
 
     def _value(self, name: str, metric: str, value: Any) -> float:
@@ -318,12 +319,6 @@ def _check_keys(name: str, keys: dict[str, Any]) -> TaskKeys:
 
 def _aggregation(task: Any, metric: str) -> str:
     return str(getattr(task.aggregation().get(metric), "__name__", "unknown"))
-
-
-def _response(sample: dict[str, Any]) -> str:
-    """What the model wrote for a document; empty where it was not asked to write."""
-    first = sample["resps"][0][0]
-    return first if isinstance(first, str) else ""
 
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, str]], answer: bool = True) -> str:

@@ -224,7 +224,8 @@ class Search:
         rows += [row(each.stage, each.name, label, evaluations=each.cost) for label, each in tuned.items()]
         for stage in self.config.stages:
             key = winners[stage.name]
-            trials = [trial for before in self._behind(stage) for trial in self.study.trials(before.name)]
+            behind = [stage] if stage.role == "random" else self.config.stages[: stage.number + 1]  # what it builds on
+            trials = [trial for before in behind for trial in self.study.trials(before.name)]
             name = _WINNER_NAMES[stage.name]
             if self.config.space == "hybrid" and stage.space == "dfs":
                 name = name.replace("DFS", "PS+DFS")
@@ -294,10 +295,6 @@ class Search:
     @property
     def _chosen_on(self) -> str:
         return "validation" if "validation" in self.splits else "search"
-
-    def _behind(self, stage: Stage) -> list[Stage]:
-        """List a stage and the stages that it builds on: in a hybrid search all before it."""
-        return [stage] if stage.role == "random" else self.config.stages[: stage.number + 1]
 
     def _retained(
         self, targets: Mapping[str, Recipe | SourceRef], fitness: Mapping[str, TaskSpec | None]

@@ -65,7 +65,11 @@ def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callabl
     """
     from ...checkpoints.digests import digest_source
 
-    examples = {split: [_examples(evaluator, split)] for split in evaluator.tasks.splits}
+    texts = {
+        split: json.dumps([_text_of(example) for example in evaluator.tasks.examples(split)])
+        for split in evaluator.tasks.splits
+    }
+    examples = {split: [sha256(text.encode()).hexdigest()] for split, text in texts.items()}
     _compare(study, "examples", "the {} examples", examples)
     for label, source in _sources(evaluator).items():
         _compare(study, "files", f"{{}} of {source}", digest_source(source, study.meta("files", label) or {}), of=label)
@@ -109,11 +113,6 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], 
             )
     if before != found:
         study.set_meta(key, found, of)
-
-
-def _examples(evaluator: Evaluator, split: str) -> str:
-    texts = [_text_of(example) for example in evaluator.tasks.examples(split)]
-    return sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _text_of(example: Example) -> list[Any]:

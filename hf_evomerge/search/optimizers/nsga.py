@@ -60,7 +60,8 @@ class ParetoOptimizer(Asked):
         algorithm.setup(problem, termination=NoTermination())
         while (offspring := algorithm.ask()) is not None and len(offspring):
             yield list(np.asarray(offspring.get("X"), dtype=np.float64))
-            Evaluator().eval(StaticProblem(problem, F=self._costs()), offspring)
+            costs = np.column_stack([to_costs(column) for column in np.array(self.objectives).T])  # a failed one is worse
+            Evaluator().eval(StaticProblem(problem, F=costs), offspring)
             algorithm.tell(infills=offspring)
 
     def _bounds(self) -> tuple[Vector, Vector]:
@@ -82,10 +83,6 @@ class ParetoOptimizer(Asked):
                 point = np.where(out, -0.5 * self.start.sigma, point)
             points.append(point)
         return np.array(points)
-
-    def _costs(self) -> NDArray[np.float64]:
-        """What is to be minimised, shape (genomes, objectives); a failed candidate is worse than all others in everything."""
-        return np.column_stack([to_costs(column) for column in np.array(self.objectives).T])
 
 
 def non_dominated(vectors: Sequence[Vector]) -> list[int]:

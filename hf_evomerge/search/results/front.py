@@ -14,7 +14,7 @@ from ...record import Figures
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, known_values, values, vector
 from ..optimizers.nsga import non_dominated, spread
-from ..study.study import Study, Trial
+from ..study.study import Study
 from .table import Row, other_text, render
 
 
@@ -49,18 +49,14 @@ def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = Non
         stages: Which stages; those of its spaces where None.
     """
     names = config.objective_names
-    trials = [trial for stage in stages or config.spaces for trial in _whole(study.trials(stage))]
+    found = (trial for stage in stages or config.spaces for trial in study.trials(stage))
+    trials = [trial for trial in found if trial.fitness is not None and trial.duplicate_of is None]
     vectors = [vector(trial.scores, names) for trial in trials]
-    found = sorted((tuple(-vectors[i]), i) for i in non_dominated(vectors))
+    best = sorted((tuple(-vectors[i]), i) for i in non_dominated(vectors))
     return [
         Point(number, trials[i].stage, trials[i].number, trials[i].recipe_key or "", trials[i].scores)
-        for number, (_, i) in enumerate(found)
+        for number, (_, i) in enumerate(best)
     ]
-
-
-def _whole(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that have all their scores, each recipe once."""
-    return [trial for trial in trials if trial.fitness is not None and trial.duplicate_of is None]
 
 
 def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[str]:
