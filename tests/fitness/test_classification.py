@@ -12,22 +12,23 @@ import pytest
 import torch
 from classes import CLASSES, random_class
 from PIL import Image
+from searches import Config
 from transformers import BertConfig, BertForPreTraining, ViTForImageClassification, ViTImageProcessor
 from vlms import WORDS
 from vlms import tokenizer as words
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task, parse_task
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 
 from .conftest import check_gradient
+
+STEP = {"by": "gradient", "evaluations": 9}
 
 
 def task_of(**settings: Any) -> Any:
@@ -99,7 +100,7 @@ def test_labels_and_heads_that_are_not_there_are_refused(tokenizer: Any, model: 
         task.evaluate(model)
 
 
-def test_a_search_over_classifiers_of_pictures(tmp_path: Path) -> None:
+def test_a_search_over_classifiers_of_pictures(tmp_path: Path, search_config: Config) -> None:
     """Vision transformers are scored on pictures and merged; the built winner classifies as its trial did."""
     for seed, name in enumerate(("base", "a", "b")):
         random_class("vit", seed).save_pretrained(tmp_path / name)
@@ -110,16 +111,9 @@ def test_a_search_over_classifiers_of_pictures(tmp_path: Path) -> None:
         lines.append({"prompt": f"picture {number}", "answer": color, "picture": f"{number}.png"})
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     data = {"jsonl": str(tmp_path / "data.jsonl"), "image_field": "picture"}
-    settings = {
-        "space": "ps",
-        "sources": [{"model": str(tmp_path / name)} for name in "ab"],
-        "base": {"model": str(tmp_path / "base")},
-        "merge": {"groups": "model"},
-        "optimize": [{"by": "gradient", "evaluations": 9}],
-        "fitness": {"task": "classification"},
-        "data": {"search": {**data, "count": 3}, "test": {**data, "start": 3}},
-    }
-    run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out")
+    splits = {"search": {**data, "count": 3}, "test": {**data, "start": 3}}
+    fitness = {"task": "classification"}
+    run_search(search_config("ps", tmp_path, optimize=[STEP], fitness=fitness, data=splits), tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     winner = next(row for row in rows if row["winner"])
     built = tmp_path / "out" / "model"
@@ -144,24 +138,23 @@ def two_heads(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def headed(folder: Path, **changes: Any) -> SearchConfig:
+@pytest.fixture
+def headed(tmp_path: Path, search_config: Config) -> Config:
     """A search over the bodies, scored through both heads."""
-    data = {"jsonl": str(folder / "data.jsonl"), "image_field": "picture", "head_field": "task"}
-    settings = {
-        "space": "ps",
-        "sources": [{"model": str(folder / name), "component": "vision"} for name in "ab"],
-        "base": {"model": str(folder / "base")},
+    data = {"jsonl": str(tmp_path / "data.jsonl"), "image_field": "picture", "head_field": "task"}
+    settings: dict[str, Any] = {
+        "sources": [{"model": str(tmp_path / name), "component": "vision"} for name in "ab"],
         "merge": {"groups": "block"},
-        "optimize": [{"by": "gradient", "evaluations": 9}],
+        "optimize": [STEP],
         "fitness": {"task": "classification", "heads": ["color", "light"]},
         "data": {"search": {**data, "count": 4}, "test": {**data, "start": 4}},
     }
-    return validate(SearchConfig, {**settings, **changes}, SearchError)
+    return lambda **changes: search_config("ps", tmp_path, **{**settings, **changes})
 
 
-def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path) -> None:
+def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path, headed: Config) -> None:
     """Every example has its own head, on the one body; the model of each head is built by naming its source first."""
-    run_search(headed(two_heads), two_heads / "out", build=False)
+    run_search(headed(), two_heads / "out", build=False)
     rows = json.loads((two_heads / "out" / "results.json").read_text())["rows"]
     winner = next(row for row in rows if row["winner"])
     recipe = Recipe.load(two_heads / "out" / "recipe.yaml")
@@ -190,14 +183,16 @@ def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path) -> No
         (["color", "light", "more"], "fitness.heads: color, light, more; give each of the 2 sources one name"),
     ],
 )
-def test_heads_that_do_not_fit_are_refused_before_a_search(two_heads: Path, heads: list[str], message: str) -> None:
+def test_heads_that_do_not_fit_are_refused_before_a_search(
+    two_heads: Path, headed: Config, heads: list[str], message: str
+) -> None:
     """No head, another name, another head's labels, more names than sources: nothing is written."""
     with pytest.raises(FitnessError, match=message):
-        run_search(headed(two_heads, fitness={"task": "classification", "heads": heads}), two_heads / "out")
+        run_search(headed(fitness={"task": "classification", "heads": heads}), two_heads / "out")
     assert not (two_heads / "out").exists()
 
 
-def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path: Path) -> None:
+def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path: Path, headed: Config) -> None:
     """bert-base-uncased is a masked language model whose file has a pooler and whose class has none: the heads bring theirs."""
     for seed, (name, labels) in enumerate({"a": ["red", "blue"], "b": ["dark", "light", "grey"]}.items()):
         random_class("bert", seed, id2label=dict(enumerate(labels)), label2id={}).save_pretrained(tmp_path / name)
@@ -211,6 +206,6 @@ def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path: Path) -> 
     data = {"jsonl": str(tmp_path / "data.jsonl"), "head_field": "task"}
     sources = [{"model": str(tmp_path / name), "component": "text"} for name in "ab"]
     splits = {"search": {**data, "count": 4}, "test": {**data, "start": 4}}
-    run_search(headed(tmp_path, sources=sources, data=splits), tmp_path / "out", build=False)
+    run_search(headed(sources=sources, data=splits), tmp_path / "out", build=False)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert len({row["fitness"] for row in rows if row["fitness"] is not None}) == len(rows)

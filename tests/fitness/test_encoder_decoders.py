@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from classes import random_class
+from searches import Config
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError
+from hf_evomerge.errors import EvoMergeError, FitnessError
 from hf_evomerge.fitness import Example, GenerationTask, load_examples, make_task, parse_task
 from hf_evomerge.fitness.example import Picture
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
-from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
@@ -82,26 +82,18 @@ def test_pictures_and_long_prompts_are_refused(ending_tokenizer: Any) -> None:
             task.write(model)
 
 
-def search_of(folder: Path, name: str, tokenizer: Any, **changes: Any) -> SearchConfig:
+def search_of(search_config: Config, folder: Path, name: str, tokenizer: Any, **changes: Any) -> SearchConfig:
     """A search for the merge that writes what the merge with weights .9 and .4 writes."""
     for seed, called in enumerate(("base", "a", "b")):
         random_writer(name, seed).save_pretrained(folder / called)
         tokenizer.save_pretrained(folder / called)
-    settings = {
-        "space": "ps",
-        "sources": [{"model": str(folder / called)} for called in "ab"],
-        "base": {"model": str(folder / "base")},
-        "merge": {"groups": "model"},
-        "optimize": [{"evaluations": 8, "batch": "all"}],
-        "fitness": WRITES,
-        "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")},
-        "compare": {"baselines": []},
-        **changes,
-    }
+    data = {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")}
+    steps, compare = [{"evaluations": 8, "batch": "all"}], {"baselines": []}
+    settings = {"optimize": steps, "fitness": WRITES, "data": data, "compare": compare, **changes}
     for split, prompts in (("search", PROMPTS[:3]), ("test", PROMPTS[3:])):
         lines = [json.dumps({"prompt": prompt, "answer": "w1"}) for prompt in prompts]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
-    config = validate(SearchConfig, settings, SearchError)
+    config = search_config("ps", folder, **settings)
     if not changes:
         aim = config.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}]))
         evaluator = Evaluator(config)
@@ -118,9 +110,9 @@ def search_of(folder: Path, name: str, tokenizer: Any, **changes: Any) -> Search
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_a_search_on_generated_answers(name: str, ending_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_search_on_generated_answers(name: str, ending_tokenizer: Any, tmp_path: Path, search_config: Config) -> None:
     """The winner is built as a plain model, which writes what its trial wrote; an answer can be shown."""
-    config = search_of(tmp_path, name, ending_tokenizer)
+    config = search_of(search_config, tmp_path, name, ending_tokenizer)
     result = run_search(config, tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)
     built = tmp_path / "out" / "model"
@@ -133,9 +125,9 @@ def test_a_search_on_generated_answers(name: str, ending_tokenizer: Any, tmp_pat
     assert shown == scores.outputs[0].strip()
 
 
-def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer: Any, tmp_path: Path, search_config: Config) -> None:
     """BART's config is also that of a decoder alone, which such a model is not: one line, and nothing is written."""
-    config = search_of(tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"})
+    config = search_of(search_config, tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"})
     with pytest.raises(EvoMergeError, match=r"BartForConditionalGeneration .* is no model that the task likelihood scores"):
         run_search(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()

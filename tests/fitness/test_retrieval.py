@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from classes import random_class
+from searches import Config
 from transformers import BertModel
 
-from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, make_task, parse_task
 from hf_evomerge.fitness.example import Picture
-from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 from .conftest import check_gradient
@@ -110,7 +109,7 @@ def test_what_cannot_be_retrieved_is_refused(tokenizer: Any) -> None:
         task.evaluate(encoder(0))
 
 
-def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path, search_config: Config) -> None:
     """Encoders without a head are merged and scored; the built one has the settings of its pooling beside it."""
     for seed, name in enumerate(("base", "a", "b")):
         encoder(seed).save_pretrained(tmp_path / name)
@@ -121,17 +120,10 @@ def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path) -> None
     for split, examples in (("search", EXAMPLES), ("test", [Example("two", "five"), Example("six", "one")])):
         lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    settings = {
-        "space": "ps",
-        "sources": [{"model": str(tmp_path / name)} for name in "ab"],
-        "base": {"model": str(tmp_path / "base")},
-        "merge": {"groups": "model"},
-        "optimize": [{"by": "gradient", "evaluations": 9}],
-        "fitness": {"task": "retrieval"},
-        "data": {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")},
-        "compare": {"baselines": []},
-    }
-    result = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out")
+    data = {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")}
+    steps, fitness = [{"by": "gradient", "evaluations": 9}], {"task": "retrieval"}
+    config = search_config("ps", tmp_path, optimize=steps, fitness=fitness, data=data, compare={"baselines": []})
+    result = run_search(config, tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)
     task = task_of()
     task.prepare([Example("two", "five"), Example("six", "one")], tokenizer)
