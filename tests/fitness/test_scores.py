@@ -57,11 +57,11 @@ def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
 @pytest.mark.parametrize(
     ("values", "columns", "message"),
     [
-        ([], {}, ""),
+        ([], {}, "no scores"),
         ([1.0, math.nan], {}, "the score of example 1 is nan"),
-        ([math.inf], {}, ""),
-        (1.0, {}, ""),
-        ([[1.0]], {}, ""),
+        ([math.inf], {}, "the score of example 0 is inf"),
+        (1.0, {}, "no scores"),
+        ([[1.0]], {}, "no scores"),
         ([1.0, 2.0], {"outputs": ["a"]}, "2 scores but 1 outputs"),
         ([1.0, 2.0], {"correct": [True, False, True]}, "2 scores but 3 correct"),
     ],
