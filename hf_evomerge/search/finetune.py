@@ -40,15 +40,7 @@ class Lora:
 
     @classmethod
     def for_cost(cls, cost: float, examples: int, *, rate: float, batch: int = 8, **more: Any) -> Lora:
-        """As many steps as a cost pays for.
-
-        Args:
-            cost: In scores of all examples.
-            examples: How many there are.
-            rate: As above.
-            batch: As above.
-            **more: The other attributes.
-        """
+        """As many steps as a cost, in scores of so many examples, pays for; other arguments are the attributes."""
         batch = min(batch, examples)
         return cls(rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more)
 
