@@ -154,7 +154,7 @@ class TermsTask(PreparedTask):
         self.tasks: list[Any] = [make_task(part) for part in spec.parts]
         self._hands: list[_Hand] = []
         if all(isinstance(task, GradientTask) for task in self.tasks):
-            self.backward: Callable[[Any], Scores] = partial(self._run, "backward")
+            self.backward: Callable[[Any], Scores] = partial(self._run, gradient=True)
         if judges := [task for task in self._own if hasattr(task, "judge")]:
             self.judge: Callable[[str, Example], bool] = judges[0].judge
 
@@ -179,16 +179,12 @@ class TermsTask(PreparedTask):
             if hasattr(task, "read_references"):
                 task.read_references(_hand(examples, number, own=not term.data).examples)
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` as the tasks do."""
-        return self._run("evaluate", model)
-
-    def _run(self, how: str, model: Any) -> Scores:
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         values, others, own = np.zeros(len(self._examples)), dict[str, Scores](), list[Scores]()
         for task, term, hand, name in zip(self.tasks, self.spec.terms, self._hands, self.spec.names, strict=True):
             if not hand.examples:
                 continue
-            scores: Scores = getattr(task, how)(model)
+            scores: Scores = task.backward(model) if gradient else task.evaluate(model)
             shares = np.array(hand.shares)
             mean = float((shares * scores.values).sum() / shares.sum()) if term.data else 0.0
             values += term.weight * mean * shares.sum() / len(values)
