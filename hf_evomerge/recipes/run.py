@@ -54,7 +54,10 @@ def _names(run: str) -> list[str]:
         folder, files = named_folder(run), ("config.json", "adapter_config.json")
         if not folder.is_dir():
             raise ValueError(f"{run}: no such folder of checkpoints")
-        return [each.name for each in folder.iterdir() if any((each / file).is_file() for file in files)]
+        there = [each for each in folder.iterdir() if any((each / file).is_file() for file in files)]
+        if away := next((each for each in there if each.resolve().parent != folder.resolve()), None):
+            raise ValueError(f"{away}: a link to {away.resolve()}, which is not in {run}; list checkpoints as sources")
+        return [each.name for each in there if not each.is_symlink()]  # `latest` would count twice
     from huggingface_hub import list_repo_refs
 
     try:
