@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.hashes import file_sha256
 from ..errors import EvoMergeError, HubError, SearchError
 from ..pictures.trials import Objective
 from ..recipes.names import hidden, named_folder
@@ -26,7 +27,7 @@ from ..search.file.stages import STAGES, Stage
 from ..search.folder import about_of
 from ..search.results.export import trial_row
 from ..search.results.plots import parent_levels, parent_scores
-from ..search.study.files import PLOTS_FOLDER, RESULTS_FILE
+from ..search.study.files import PLOTS_FOLDER, RESULTS_FILE, WRITTEN
 from ..search.study.paths import renamed, settings_of
 from ..search.study.study import Study, Trial
 
@@ -69,7 +70,7 @@ def write_record(
         What ``study.json`` holds.
 
     Raises:
-        SearchError: There is no search in the folder.
+        SearchError: There is no search in the folder, or its results were changed since.
         HubError: It exceeds a limit of published records.
         FitnessError: Examples are asked for and cannot be read.
     """
@@ -77,7 +78,9 @@ def write_record(
     with Study.open(search) as study:
         config = settings_of(study)
         trials = {stage: study.trials(stage) for stage in STAGES}
-        results = Results.load(search / RESULTS_FILE, SearchError) if (search / RESULTS_FILE).is_file() else None
+        results = Results.load(file, SearchError) if (file := search / RESULTS_FILE).is_file() else None
+        if results is not None and file_sha256(file) != (study.meta(WRITTEN) or {}).get(RESULTS_FILE):
+            raise SearchError(f"{file}: is not what the search ended with; `hf-evomerge search {search}` writes it again")
         parts = {
             "format": 1,
             "space": config.space,

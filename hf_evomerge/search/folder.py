@@ -16,6 +16,7 @@ from ..checkpoints.model_folder import check_place
 from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe
+from ..recipes.whole_file import write_whole
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
 from .file.stages import Stage
@@ -143,7 +144,7 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     folder = study.folder
     result.winner.save(folder / RECIPE_FILE)
     report = {"space": config.space, "seed": config.compute.seed, **result.to_json()}
-    (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(folder / RESULTS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     study.set_meta(WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)})
     study.backup()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -312,6 +313,22 @@ def test_what_was_changed_beside_the_study_is_noticed(finished: Path, name: str)
     assert str(finished / name if "not what" in message else finished) in told.output
     assert message in told.output
     assert f"`hf-evomerge search {finished}`" in told.output
+
+
+def test_results_are_written_whole(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk takes no new results the old ones stay as they were."""
+    before = (finished / "results.json").read_bytes()
+
+    def full(old: Path, new: Path) -> None:
+        if Path(new).name == "results.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(old, new)
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        resume_search(finished, build=False)
+    assert (finished / "results.json").read_bytes() == before
+    assert check_study(finished) == []
 
 
 def test_a_model_of_another_recipe_is_noticed(finished: Path) -> None:

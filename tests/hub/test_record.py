@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from hf_evomerge.errors import SearchError
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import STUDY_JSON, Record
@@ -52,6 +53,17 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
     found = next(row for row in rows if (row["stage"], row["number"]) == (record.winner.stage, record.trial))
     assert Recipe.from_yaml(found["recipe"]).flow == Recipe.load(hybrid_search / "recipe.yaml").flow
     study.close()
+
+
+def test_edited_results_are_not_published(hybrid_search: Path, tmp_path: Path) -> None:
+    """Figures in results.json that the search did not write there never get onto a card."""
+    copy = shutil.copytree(hybrid_search, tmp_path / "search")
+    results = json.loads((copy / "results.json").read_text())
+    results["rows"][-1]["accuracy"] = 1.0
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(SearchError, match=r"results\.json: is not what the search ended with; .* writes it again"):
+        write_record(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_path: Path) -> None:

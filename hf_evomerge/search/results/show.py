@@ -45,14 +45,9 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             listed = study.best(stage.name, best)
             compared = [trial for trial in listed if trial.scores.values.size == listed[0].scores.values.size]
             for trial in compared:
-                recipe = study.recipe(trial.recipe_key or "")
-                table.add_row(
-                    str(trial.number),
-                    str(trial.generation),
-                    Figures.of(trial.scores).fitness_text,
-                    Figures.of(trial.scores).accuracy_text,
-                    describe_recipe(recipe),
-                )
+                figures, place = Figures.of(trial.scores), (str(trial.number), str(trial.generation))
+                recipe = describe_recipe(study.recipe(trial.recipe_key or ""))
+                table.add_row(*place, figures.fitness_text, figures.accuracy_text, recipe)
             parts.append(render(table, 80))
             parts += [f"fitness: {unit}"] if unit else []
             if len(compared) < len(listed):
