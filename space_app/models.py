@@ -288,10 +288,8 @@ class Host:
     def _judge(self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]) -> list[bool]:
         if (task := self.published.task) is None:
             raise SpaceError("The search's own task cannot score here.")
-        data, tokenizer = (
-            self.published.prompts,
-            loaded.tokenizer if loaded.processor is None else SeeingTokenizer(loaded.processor),
-        )
+        data = self.published.prompts
+        tokenizer = loaded.tokenizer if loaded.processor is None else SeeingTokenizer(loaded.processor)
         task.prepare([_asked(each.prompt, loaded, data, each.pictures, each.answer) for each in examples], tokenizer)
         correct = task.evaluate(model).correct
         return [] if correct is None else correct.tolist()

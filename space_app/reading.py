@@ -27,6 +27,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASC
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "examples", "evaluations"]
 _COLUMNS += ["recipe", "path", "scales"]
 _MAX_PICTURES = 100
+_MOST_READ = 256 << 20  # bytes of the trials: a few kilobytes of Parquet can say one text a million times
 _PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
 _OBJECTIVE = "objective."  # begins the names of their columns
 UNSET = (
@@ -170,10 +171,20 @@ def _front_matter(file: Path) -> dict[str, Any]:
 def _trials(file: Path) -> tuple[Trial, ...]:
     import pyarrow.parquet as parquet
 
-    there = parquet.read_schema(file).names
+    found, opened = list[Trial](), parquet.ParquetFile(file)
+    there, groups = opened.schema_arrow.names, opened.metadata.to_dict()["row_groups"]
     others = [name for name in there if name.startswith(_OBJECTIVE)][:MAX_OBJECTIVES]
-    table = parquet.read_table(file, columns=[*(name for name in _COLUMNS if name in there), *others])
-    return tuple(_trial(row) for row in table.slice(0, MAX_TRIALS).to_pylist())
+    columns = [*(name for name in _COLUMNS if name in there), *others]
+    parts = [part for group in groups for part in group["columns"] if part["path_in_schema"].partition(".")[0] in columns]
+    size = sum(part["total_uncompressed_size"] for part in parts)
+    for batch in opened.iter_batches(8, columns=columns) if size <= _MOST_READ else ():
+        size += batch.nbytes
+        found += map(_trial, batch.to_pylist())
+        if len(found) >= MAX_TRIALS or size > _MOST_READ:
+            break
+    if size > _MOST_READ:
+        raise SpaceError(f"trials.parquet holds more than {_MOST_READ >> 20} MiB and is left out.")
+    return tuple(found[:MAX_TRIALS])
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:

@@ -99,11 +99,8 @@ def clean_prompt(prompt: object) -> tuple[str, str]:
 
 def _is_control(character: str) -> bool:
     """Control characters but tab and newline, lone surrogates, and marks that turn the direction of the text round."""
-    if character in "\n\t":
-        return False
-    return (
-        unicodedata.category(character) in ("Cc", "Cs") or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    )
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return character not in "\n\t" and (turns or unicodedata.category(character) in ("Cc", "Cs"))
 
 
 def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:

@@ -192,3 +192,23 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
     named = replace(found, record=Record(names=names))
     assert [parent.label for parent in reading._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
     assert by_label["user/maths"].revision == "f" * 40
+
+
+@pytest.mark.parametrize(("rows", "characters"), [(2000, 10_000), (1, 2 << 20)])
+def test_a_small_file_of_endless_trials_is_left_out(
+    broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, rows: int, characters: int
+) -> None:
+    """A few kilobytes that say one text thousands of times, or one without end, are never held whole."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.setattr(reading, "_MOST_READ", 1 << 20)
+    folder, read = broken(), []
+    monkeypatch.setattr(reading, "_trial", read.append)
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), ["x" * characters])
+    parquet.write_table(pa.table({"stage": ["ps"] * rows, "recipe": one}), folder / "trials.parquet", compression="zstd")
+    assert (folder / "trials.parquet").stat().st_size < 20_000
+    found = reading.read(str(folder))
+    assert found.trials == ()
+    assert "trials.parquet holds more than 1 MiB and is left out." in found.notes
+    assert len(read) < 150
