@@ -17,9 +17,11 @@ from ..building.build import build_model
 from ..checkpoints.lora import WEIGHTS_FILE
 from ..checkpoints.open import open_files, open_source
 from ..checkpoints.pipeline import INDEX
-from ..errors import HubError
+from ..errors import HubError, RecipeError
 from ..recipes.names import is_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..recipes.strict_yaml import read_text
+from ..search.evaluation.provenance import version_of
 from .card import read_json
 from .client import ask, default_api
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
@@ -173,11 +175,13 @@ def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Rec
 
     commit = ask(f"{repo_id}: cannot be read", lambda: str(api.model_info(repo_id, revision=revision).sha))
     try:
-        recipe = Recipe.load(_download(api, repo_id, RECIPE_FILE, commit))
+        recipe = Recipe.from_yaml(read_text(_download(api, repo_id, RECIPE_FILE, commit), HubError))
     except HubError as error:
         if not isinstance(error.__cause__, RemoteEntryNotFoundError):
             raise
         raise HubError(f"{repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from") from error
+    except RecipeError as error:
+        raise HubError(f"{repo_id}: {RECIPE_FILE}: {error}") from error
     missing = [ref.model for ref in parents_of(recipe) if not is_on_hub(ref)]
     if missing:
         raise HubError(
@@ -246,14 +250,5 @@ def _compare_code(
 
 
 def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    changed = {}
-    for name, then in (recipe.built.versions if recipe.built else {}).items():
-        try:
-            now = version(name)
-        except PackageNotFoundError:
-            now = "none"
-        if now != then:
-            changed[name] = (then, now)
-    return changed
+    built = recipe.built.versions if recipe.built else {}
+    return {name: (then, now) for name, then in built.items() if (now := version_of(name)) != then}

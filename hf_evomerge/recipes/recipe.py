@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ..errors import EvoMergeError, PathError, RecipeError
 from .layer_path import MAX_HOPS, LayerPath
 from .run import Run, expanded
-from .strict_yaml import Count, Index, Number, StrictModel, dump_yaml, load_yaml, parse_yaml
+from .strict_yaml import Count, Index, Number, StrictModel, dump_yaml, load_yaml, read_yaml, validate
 from .whole_file import write_whole
 
 MAX_SLICE = 256  # sources of one slice
@@ -392,10 +392,7 @@ class Recipe(StrictModel):
 
     def _check_components(self) -> None:
         """Raise `ValueError` unless what is said about parts goes together."""
-        named = {
-            "processor": self.processor,
-            **{f"components.{part}": number for part, number in (self.components or {}).items()},
-        }
+        named = {"processor": self.processor, **{f"components.{part}": at for part, at in (self.components or {}).items()}}
         for key, index in named.items():
             if index is not None and not self.has_components:
                 raise ValueError(f"{key}: no source names a component; write component: text on those that a part is merged of")
@@ -462,8 +459,11 @@ class Recipe(StrictModel):
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
-        """Read a recipe from YAML text; raises `RecipeError` with the key that is wrong."""
-        return parse_yaml(cls, text, RecipeError)
+        """Read a recipe from YAML text, which looks for nothing; raises `RecipeError` with the key that is wrong."""
+        data = read_yaml(text, RecipeError)
+        if isinstance(data.get("sources"), dict):
+            raise RecipeError("sources: must be a list, here; a run is looked for where a file names it (found a mapping)")
+        return validate(cls, data, RecipeError)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Recipe:

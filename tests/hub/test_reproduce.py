@@ -281,6 +281,20 @@ def test_a_recipe_of_a_stranger_reads_no_folder(
         reproduce("local/merge", api=lfs_api)
 
 
+def test_a_recipe_of_a_stranger_lists_no_folder(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path
+) -> None:
+    """A published recipe whose sources are a run is refused before the run is looked for."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    (tmp_path / "private-1").mkdir()
+    (tmp_path / "private-1" / "config.json").write_text("{}")
+    text = f"sources: {{run: {tmp_path}}}\nmerge: {{method: linear}}\n"
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="recipe.yaml", path_or_fileobj=text.encode())
+    with pytest.raises(HubError, match=r"local/merge: recipe\.yaml: sources: must be a list") as refusal:
+        reproduce("local/merge", api=lfs_api)
+    assert "private-1" not in str(refusal.value)
+
+
 def test_names_from_a_repository_do_not_reach_the_terminal_raw() -> None:
     """A tensor's name that holds control characters cannot clear the screen or colour what follows."""
     hostile = TensorDifference("x\x1b[2J\ny", "1 of 2 numbers differ", 0.5)

@@ -212,3 +212,14 @@ def test_a_small_file_of_endless_trials_is_left_out(
     assert found.trials == ()
     assert "trials.parquet holds more than 1 MiB and is left out." in found.notes
     assert len(read) < 150
+
+
+def test_a_published_recipe_looks_for_no_run(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """A recipe that names a folder of checkpoints is left out: its folders would be listed on the page's own machine."""
+    (tmp_path / "runs" / "private-1").mkdir(parents=True)
+    (tmp_path / "runs" / "private-1" / "config.json").write_text("{}")
+    text = json.dumps({"sources": {"run": str(tmp_path / "runs")}, "merge": {"method": "linear"}})
+    found = reading.read(str(broken(recipe__yaml=text)))
+    assert found.recipe is None
+    assert [note for note in found.notes if "sources: must be a list" in note]
+    assert "private-1" not in str(found.notes)
