@@ -26,14 +26,18 @@ import seeing  # noqa: E402
 import views  # noqa: E402
 from actions import MIXED, Actions  # noqa: E402
 from endpoints import endpoints, friendly  # noqa: E402
+from gradio.components.gallery import GalleryData, GalleryImage, GalleryVideo  # noqa: E402
+from gradio.state_holder import SessionState  # noqa: E402
 from models import MAX_TOKENS, choices  # noqa: E402
 from published import TO_TRY, Published  # noqa: E402
+from pydantic import Field  # noqa: E402
 from reading import settings  # noqa: E402
 from showcase import Edit, Showcase  # noqa: E402
 from texts import cards, message  # noqa: E402
 
 from hf_evomerge.errors import EvoMergeError  # noqa: E402
 
+SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
 gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
 QUEUE = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
@@ -66,6 +70,12 @@ PLAY_ONCE = """() => {
   const moves = !window.evPlayed && !matchMedia('(prefers-reduced-motion: reduce)').matches;
   if (moves) document.querySelector('#ev-play')?.click();
   window.evPlayed = true; }"""
+
+
+class Files(GalleryData):
+    """What a gallery is given: so few files that a list of wrong ones is one complaint, and not a million."""
+
+    root: list[GalleryImage | GalleryVideo] = Field(max_length=64)
 
 
 class Page:
@@ -102,6 +112,7 @@ class Page:
         """A gallery that takes files and follows no address. Only its value is ever updated: any more would make another."""
         look: dict[str, Any] = {"height": 160, "object_fit": "contain", "allow_preview": False, "buttons": []}
         gallery = gr.Gallery(label=label, elem_id=name, file_types=seeing.TYPES, interactive=True, **look)
+        gallery.data_model = Files
         take = gallery.async_move_resource_to_block_cache
 
         async def take_file(given: str | Path | None) -> str | None:
@@ -178,14 +189,8 @@ class Page:
         ]
 
     def _edit_buttons(self) -> None:
-        names = {
-            "drop": "Drop",
-            "repeat": "Repeat",
-            "earlier": "← Earlier",
-            "later": "Later →",
-            "undo": "Undo",
-            "reset": "Reset",
-        }
+        names = {key: key.capitalize() for key in ("drop", "repeat", "earlier", "later", "undo", "reset")}
+        names |= {"earlier": "← Earlier", "later": "Later →"}
         with gr.Row(elem_classes="ev-buttons"):
             self.buttons = {key: gr.Button(name, elem_id=f"ev-{key}", size="sm") for key, name in names.items()}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,28 @@ def test_after_hostile_calls_the_page_still_answers(client: Any, dfs: Path) -> N
 
 
 @pytest.mark.slow
+def _call(served: Served, name: str, data: list[Any], session: str) -> None:
+    """Call one of the page's own functions past the queue, as no page would."""
+    number = next(number for number, each in served.blocks.fns.items() if getattr(each.fn, "__name__", "") == name)
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
+    call = urllib.request.Request(f"{served.url}gradio_api/run/predict", body, {"Content-Type": "application/json"})
+    with suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(call, timeout=60).close()
+
+
+def test_what_visitors_sent_and_saw_is_not_kept(served: Served) -> None:
+    """Each visitor's state has their edit, and no words of theirs: a thousand long ones would fill the memory."""
+    _call(served, "gloss", ["a very long prompt " * 10_000], "long")
+    kept = served.blocks.state_holder["long"]
+    assert len(str([part.get("props", {}).get("value") for part in kept.components])) < 100_000
+
+
+def test_a_list_of_wrong_pictures_is_one_complaint(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    """A hundred thousand numbers in place of pictures were 43 million characters of the page's log."""
+    _call(served, "rehearsed", ["w1", list(range(100_000)), None], "wrong")
+    assert len(capfd.readouterr().err) < 100_000
+
+
 def test_twenty_visitors_get_their_own_answers(
     served: Served, dfs: Path, record_property: Callable[[str, object], None]
 ) -> None:
