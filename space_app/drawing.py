@@ -9,10 +9,11 @@ from typing import Any
 
 import gradio as gr
 import loading
+from published import as_float
 from seeing import KEPT
 from texts import SpaceError, escape, message
 
-from hf_evomerge.errors import EvoMergeError, one_line
+from hf_evomerge.errors import one_line
 
 INDEX = "model_index.json"
 MAX_STEPS = 100
@@ -57,6 +58,7 @@ class Painter:
         self.ready.set()
 
     def _load(self) -> None:
+        import torch
         from diffusers import DiffusionPipeline
 
         loading.check_memory(loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model)
@@ -67,9 +69,9 @@ class Painter:
         self.by_class = "prompt" not in taken
         if self.by_class and "class_labels" not in taken:
             raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
-        self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or _has_gpu() else pipeline
+        self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or torch.cuda.is_available() else pipeline
 
-    def draw(self, prompt: str, seed: int = 0, steps: int = 8) -> Any:
+    def draw(self, prompt: str, seed: float = 0, steps: float = 8) -> Any:
         """The picture of a prompt, or of the number of a class; the same for the same seed and steps. Raises `SpaceError`."""
         self.ready.wait()
         if self.error:
@@ -79,9 +81,10 @@ class Painter:
             raise SpaceError("This model draws classes: give the number of one, such as 3.")
         if not prompt or len(prompt) > MAX_PROMPT:
             raise SpaceError(f"Give a prompt of 1 to {MAX_PROMPT} characters.")
-        if seed is None or steps is None or not (0 <= seed <= MAX_SEED and 1 <= steps <= MAX_STEPS):
+        chosen = as_float(seed), as_float(steps)
+        if chosen[0] is None or chosen[1] is None or not (0 <= chosen[0] <= MAX_SEED and 1 <= chosen[1] <= MAX_STEPS):
             raise SpaceError(f"Seeds go from 0 to {MAX_SEED}, steps from 1 to {MAX_STEPS}.")
-        return self._run(prompt, int(seed), int(steps))
+        return self._run(prompt, int(chosen[0]), int(chosen[1]))
 
     def _draw(self, prompt: str, seed: int, steps: int) -> Any:
         import torch
@@ -103,11 +106,9 @@ def page(painter: Painter) -> gr.Blocks:
 
     def draw(prompt: str, seed: float, steps: float) -> Any:
         try:
-            return painter.draw(prompt, int(seed), int(steps))
-        except EvoMergeError as error:
-            raise gr.Error(str(error)) from error
-        except (ValueError, IndexError) as error:  # a class that there is not
-            raise gr.Error(one_line(error)) from error
+            return painter.draw(prompt, seed, steps)
+        except Exception as error:  # the pipeline has its own, such as of a class that there is not
+            raise gr.Error(one_line(error), print_exception=False) from error
 
     with gr.Blocks(title="hf_evomerge", analytics_enabled=False, delete_cache=KEPT) as blocks:
         name = painter.model.rstrip("/").rpartition("/")[2]
@@ -125,9 +126,3 @@ def page(painter: Painter) -> gr.Blocks:
         button.click(draw, **drawn, api_name="draw")
         prompt.submit(draw, **drawn, api_visibility="private")
     return blocks
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

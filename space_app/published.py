@@ -186,7 +186,7 @@ class Published:
             return None
         if isinstance(task, WritingTask):
             most = min(task.spec.max_new_tokens, MAX_SCORED)
-            task.spec = task.spec.model_copy(update={"language": None, "engine": "transformers", "max_new_tokens": most})
+            task.spec = task.spec.model_copy(update={"language": None, "max_new_tokens": most})
         return task
 
     @property

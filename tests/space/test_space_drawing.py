@@ -52,7 +52,15 @@ def test_what_cannot_be_drawn_is_said(served: tuple[Any, Any]) -> None:
 
     with pytest.raises(AppError, match="the number of one"):
         served[0].predict("a cat", 0, 2, api_name="/draw")
-    for asked, said in ((("3", -1, 2), "Seeds go from 0"), (("3", 0, 1000), "steps from 1 to 100"), (("", 0, 1), "number")):
+    with pytest.raises(AppError, match="verflow"):  # of torch
+        served[0].predict("9" * 30, 0, 1, api_name="/draw")
+    calls = {
+        ("3", -1, 2): "Seeds go from 0",
+        ("3", None, 2): "Seeds",
+        ("3", 0, 1000): "steps from 1 to 100",
+        ("", 0, 1): "number",
+    }
+    for asked, said in calls.items():
         with pytest.raises(SpaceError, match=said):
             served[1].draw(*asked)
 
