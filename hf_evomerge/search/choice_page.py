@@ -42,7 +42,7 @@ def choice_page(chooser: Chooser) -> Any:
         return chooser.generation, _text(chooser), *galleries, gr.Button(interactive=bool(before))
 
     def clicked(generation: int, event: gr.SelectData) -> tuple[Any, ...]:
-        chooser.choose(int(generation), int(event.index))
+        choose(generation, event.index)
         return shown()
 
     clicked.__annotations__["event"] = gr.SelectData  # Gradio cannot read the name of what is imported in a function

@@ -116,8 +116,8 @@ class Chooser:
         with self._lock:
             if generation != self.generation or not self.pictures:
                 return False
-            if not 0 <= number < len(self.pictures):
-                raise SearchError(f"candidate {number}: there are {len(self.pictures)}, numbered from 0")
+            if not isinstance(number, int) or not 0 <= number < len(self.pictures):
+                raise SearchError(f"candidate {number!r}: there are {len(self.pictures)}, numbered from 0")
             (self.out / CHOSEN_FOLDER).mkdir(exist_ok=True)
             self.pictures[number].save(self.out / CHOSEN_FOLDER / f"{generation:04}.png")
             self._go(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ def test_choices_are_a_search(choices: SearchConfig, tmp_path: Path) -> None:
     assert len({picture.tobytes() for picture in chooser.pictures}) == 4
     with pytest.raises(EvoMergeError, match="nothing has been chosen yet"):
         chooser.build()
-    with pytest.raises(EvoMergeError, match="candidate 4: there are 4"):
-        chooser.choose(0, 4)
+    for number in (4, -1, 0.5, 1.0, "1", None, [0]):
+        with pytest.raises(EvoMergeError, match=f"candidate {re.escape(repr(number))}: there are 4"):
+            chooser.choose(0, number)  # type: ignore[arg-type]
     light = []
     for _ in range(2):
         number = bright(chooser)
