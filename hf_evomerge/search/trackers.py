@@ -87,7 +87,7 @@ class Tracker(SearchCallback):
         try:
             if not self.failed:
                 call()
-        except Exception as error:  # of any kind: a network, a disk, a server
+        except (Exception, SystemExit) as error:  # of any kind: a network, a disk, a server
             self.failed = True
             logger.warning(f"report_to: {self.name} has failed, and is told no more before a resume: {one_line(error)}")
         return not self.failed

@@ -85,8 +85,13 @@ def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     assert [name for name, _ in fake.calls].count("finish") == 2
 
 
+@pytest.mark.parametrize("failure", [ConnectionError, SystemExit])
 def test_a_tracker_that_fails(
-    search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    search_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: type[BaseException],
 ) -> None:
     """One that fails in the middle costs a warning, no trial; a resume tells it the rest; one that cannot begin is a line."""
     fake = Fake("wandb")
@@ -94,7 +99,7 @@ def test_a_tracker_that_fails(
     log = fake.log
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise ConnectionError("the server\nis gone")
+        raise failure("the server\nis gone")
 
     monkeypatch.setattr(fake, "log", lambda values, step: refuse() if step > 1 else log(values, step))
     config = search_config("ps", report_to=["wandb"])
