@@ -118,7 +118,7 @@ def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
     for where, here in found.items():
         inside = any(place.startswith(f"{where}.") for place in found)
         exact = [item for item in here if not _of_another_kind(item)]
-        if inside and not exact:
+        if inside and all(item["type"] == "too_short" for item in exact):  # what is wrong in it does not count
             continue  # it is a mapping or a list, as it may be, and something is wrong in it
         words = _either(list(dict.fromkeys(_words(item, kind) for item in exact or here)))
         silent = any(item["type"] in ("missing", "value_error", "extra_forbidden") for item in exact)

@@ -279,3 +279,11 @@ def test_what_the_file_says_stays() -> None:
     for wrong in ({"merge": 3}, {"optimize": [3]}, {"space": "no"}, {"fitness": {"task": "magic"}}, {"optimize": "slow"}):
         with pytest.raises(SearchError, match=next(iter(wrong))):
             _config(**{**QUICK, **wrong})
+
+
+def test_a_list_whose_only_entry_is_wrong_has_that_one_complaint() -> None:
+    """It is not said to be empty as well."""
+    with pytest.raises(SearchError) as refusal:
+        _config(**_path("repeat", times=[10**9]))
+    assert "path.times.0: must be at most 64 (found 1000000000)" in str(refusal.value)
+    assert "entries" not in str(refusal.value)
