@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.building.extracted import extract_adapter
+from hf_evomerge.building.folded import fold
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
@@ -56,6 +58,35 @@ class Bench:
         self.build(self.fresh())
         self.search(self.fresh())
         self.built, self.searched = self.of_build(scratch / "1"), self.of_search(scratch / "2")
+
+    def more(self) -> dict[str, tuple[Callable[[Path], None], Callable[[Path], object], object]]:
+        """What else a kill may hit: how each is done, what is compared of it, and what that is where nothing goes wrong."""
+        from tiny_adapters import save_adapter
+
+        tiny, big = self.scratch / "tiny", self.scratch / "big"
+        path = Recipe.model_validate(
+            {"sources": self.recipe.sources, "flow": {"path": [*(f"{i % 2}:{i}" for i in range(10)), "0:9"]}}
+        )
+        adapters = [{"model": str(tiny / "base"), "adapter": str(self.scratch / f"lora{seed}")} for seed in (1, 2)]
+        with quiet():
+            build_model(path, self.scratch / "routed", progress=False)
+            for seed in (1, 2):
+                save_adapter(tiny / "base", self.scratch / f"lora{seed}", seed)
+        settings = self.config.model_dump(mode="json", exclude_none=True) | {"sources": adapters}
+        config = validate(SearchConfig, settings, SearchError)
+        works: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+            "a fold": (lambda out: void(fold(self.scratch / "routed", out)), self.of_build),
+            "an extraction": (
+                lambda out: void(extract_adapter(str(big / "source0"), str(big / "base"), out, progress=False)),
+                self.of_build,
+            ),
+            "a search over adapters": (lambda out: void(run_search(config, out, build=False)), self.of_search),
+        }
+        found = {}
+        for name, (work, of) in works.items():
+            work(out := self.fresh())
+            found[name] = work, of, of(out)
+        return found
 
     def fresh(self) -> Path:
         """The name of a folder that is not there."""
@@ -143,6 +174,10 @@ def command(*arguments: object) -> Callable[[], None]:
         app()
 
     return call
+
+
+def void(_: object) -> None:
+    """Nothing of what was returned."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Kills searches and builds at random moments, up to four times each, lets them end, and compares every bit."""
+"""Kills at random moments, up to four times each, what searches and builds; lets it end, and compares every bit."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from pathlib import Path
 from .bench import Bench, Rows, ended, start
 
 CHAIN = 4  # kills before one is left in peace
-WORKERS = 0.1  # of the searches, in two worker processes
+WORKERS = 0.1  # of the plain searches, in two worker processes
+IN_WORKERS = "a search in two workers"
 
 
 def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
-    """So many kills: every other chain a build, and of the searches a tenth in worker processes."""
+    """So many kills: every kind of work in turn, and of the plain searches a tenth in worker processes."""
     bench, rng, lost = Bench(scratch), random.Random(seed), []
-    rows: Rows = {name: {} for name in ("a search", "a search in two workers", "a build")}
-    seconds = {"a build": _time(bench, bench.build), "a search": _time(bench, bench.search)}
+    works = {
+        "a build": (bench.build, bench.of_build, bench.built),
+        "a search": (bench.search, bench.of_search, bench.searched),
+        **bench.more(),
+    }
+    rows: Rows = {name: {} for name in (*works, IN_WORKERS)}
+    seconds = {name: _time(bench, work) for name, (work, _, _) in works.items()}
+    works[IN_WORKERS] = works["a search"]
     while (injected := sum(row.get("injected", 0) for row in rows.values())) < count:
-        name = rng.choice(["a build", "a search"])
+        name = rng.choice([each for each in works if each != IN_WORKERS])
         if name == "a search" and rng.random() < WORKERS:
-            name = "a search in two workers"
+            name = IN_WORKERS
+        work, of, expected = works[name]
         out, log = bench.fresh(), scratch / "log"
         hits = 0
         for _ in range(min(CHAIN, count - injected)):
-            hits += _kill(bench, name, out, log, rng.uniform(0.02, 1.1) * seconds.get(name, 12.0))
-        of, expected = (bench.of_build, bench.built) if name == "a build" else (bench.of_search, bench.searched)
-        work = bench.search if name != "a build" else (lambda out: None) if out.exists() else bench.build
-        status = ended(start(lambda out=out, work=work: work(out), log))
+            hits += _kill(bench, name, work, out, log, rng.uniform(0.02, 1.1) * seconds.get(name, 12.0))
+        begun = out.exists() and "search" not in name  # a folder under its name is whole
+        status = 0 if begun else ended(start(lambda out=out, work=work: work(out), log))
         same = status == 0 and of(out) == expected
         row = rows[name]
         row["injected"] = row.get("injected", 0) + hits
@@ -53,9 +60,9 @@ def _time(bench: Bench, work: Callable[[Path], None]) -> float:
     return time.monotonic() - begin
 
 
-def _kill(bench: Bench, name: str, out: Path, log: Path, after: float) -> bool:
+def _kill(bench: Bench, name: str, work: Callable[[Path], None], out: Path, log: Path, after: float) -> bool:
     """Begin, or go on, and kill after some seconds; whether there was something to kill."""
-    if name == "a search in two workers":
+    if name == IN_WORKERS:
         call = ["search", str(bench.scratch / "search.yaml"), "--out", str(out), "--workers", "2", "--no-model"]
         with log.open("a") as stream:
             process = subprocess.Popen([sys.executable, "-m", "hf_evomerge", *call], stdout=stream, stderr=stream)
@@ -64,9 +71,8 @@ def _kill(bench: Bench, name: str, out: Path, log: Path, after: float) -> bool:
             return False
         process.kill()
         return process.wait() == -signal.SIGKILL
-    if name == "a build" and out.exists():
+    if out.exists() and "search" not in name:
         return False
-    work = bench.build if name == "a build" else bench.search
     pid = start(lambda: work(out), log)
     time.sleep(after)
     os.kill(pid, signal.SIGKILL)
