@@ -96,7 +96,6 @@ def test_after_hostile_calls_the_page_still_answers(client: Any, dfs: Path) -> N
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
 
 
-@pytest.mark.slow
 def _call(served: Served, name: str, data: list[Any], session: str) -> None:
     """Call one of the page's own functions past the queue, as no page would."""
     number = next(number for number, each in served.blocks.fns.items() if getattr(each.fn, "__name__", "") == name)
@@ -119,6 +118,7 @@ def test_a_list_of_wrong_pictures_is_one_complaint(served: Served, capfd: pytest
     assert len(capfd.readouterr().err) < 100_000
 
 
+@pytest.mark.slow
 def test_twenty_visitors_get_their_own_answers(
     served: Served, dfs: Path, record_property: Callable[[str, object], None]
 ) -> None:
