@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slowly import slow_beyond
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.recipes.recipe import Recipe
@@ -45,7 +46,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", slow_beyond(["package first", "configuration alone"], ORDERS))
 def test_registered_in_any_order(order: str, merged: Path) -> None:
     """A merged model, or its configuration, loads by the Auto classes without trust_remote_code, whatever is imported first."""
     program = f"import sys\n{ORDERS[order]}\nprint(type(Auto.from_pretrained(sys.argv[1])).__module__)"

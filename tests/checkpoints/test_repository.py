@@ -6,8 +6,9 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import warm
 from classes import random_class
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
@@ -87,7 +87,8 @@ def shell(hub: FaultyHub, tmp_path: Path) -> Run:
     """The same in a process of its own, which reads its environment."""
 
     environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
-    return partial(warm.run, warm.COMMAND, env=environment, cwd=tmp_path)
+    command = [sys.executable, "-m", "hf_evomerge"]
+    return lambda *words: subprocess.run([*command, *words], env=environment, capture_output=True, text=True, cwd=tmp_path)
 
 
 def cached(tmp_path: Path) -> list[Path]:
