@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from faulty_hub import FaultyHub
-from huggingface_hub import _CACHED_NO_EXIST, CommitOperationCopy, HfApi, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
     BadRequestError,
     HfHubHTTPError,
@@ -152,17 +151,6 @@ def test_commits_move_only_from_where_they_began(api: HfApi, repo: str) -> None:
     assert not api.file_exists(repo, "b.txt")
 
 
-def test_copy_and_delete(api: HfApi, repo: str) -> None:
-    """Files are copied inside of a repository and deleted, alone or by folder; what is not there cannot be deleted."""
-    api.create_commit(repo, [CommitOperationCopy("model.safetensors", "copy.safetensors")], commit_message="copy")
-    assert Path(api.hf_hub_download(repo, "copy.safetensors")).read_bytes() == WEIGHTS
-    api.delete_file("copy.safetensors", repo)
-    api.delete_folder("sub", repo)
-    assert api.list_repo_files(repo) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
-    assert _status(lambda: api.delete_file("copy.safetensors", repo), RemoteEntryNotFoundError) == 404
-    assert _status(lambda: api.delete_folder("sub", repo), RemoteEntryNotFoundError) == 404
-
-
 def test_branches_tags_and_history(api: HfApi, repo: str) -> None:
     """Branches and tags are created once, committed to or not, found by every name of a revision, and deleted."""
     start = api.repo_info(repo).sha
@@ -197,17 +185,6 @@ def test_what_is_missing_has_its_own_error(api: HfApi, repo: str) -> None:
     assert _status(lambda: api.model_info(repo, revision="none"), RevisionNotFoundError) == 404
     assert _status(lambda: api.hf_hub_download(repo, "none.json"), RemoteEntryNotFoundError) == 404
     assert try_to_load_from_cache(repo, "none.json") is _CACHED_NO_EXIST
-
-
-def test_datasets(api: HfApi) -> None:
-    """A dataset is a repository of its own kind under the same name."""
-    api.create_repo("acme/d")
-    api.create_repo("acme/d", repo_type="dataset")
-    line = json.dumps({"prompt": "1+1", "answer": "2"}).encode()
-    api.upload_file(path_or_fileobj=line, path_in_repo="train.jsonl", repo_id="acme/d", repo_type="dataset")
-    assert Path(api.hf_hub_download("acme/d", "train.jsonl", repo_type="dataset")).read_bytes() == line
-    assert api.dataset_info("acme/d").id == "acme/d"
-    assert api.list_repo_files("acme/d") == [".gitattributes"]
 
 
 def test_pull_requests(api: HfApi, repo: str, folder: Path) -> None:

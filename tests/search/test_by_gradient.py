@@ -21,6 +21,10 @@ from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
 
+class KilledError(Exception):
+    """As if the process had been killed."""
+
+
 @pytest.mark.parametrize("name", BY_GRADIENT)
 def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) -> None:
     """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
-import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkProcess, ForkServerContext, ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
+from tempfile import mkdtemp
 from types import ModuleType
 from typing import Any
 
@@ -90,9 +92,13 @@ class Program:
     """
 
     def __init__(self, code: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
-        self.said, self.errors = (Path(tempfile.mkstemp(prefix="warm-")[1]) for _ in range(2))
+        folder = mkdtemp(prefix="warm-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.said, self.errors = (Path(folder, name) for name in ("said", "errors"))
+        self.said.touch()
+        self.errors.touch()
         given = (code, list(map(str, arguments)), cwd or Path.cwd(), self.said, self.errors)
-        self._process: Any = multiprocessing.get_context("spawn").Process(target=_work, args=given)
+        self._process: Any = _Context().Process(target=_work, args=given)
         if env is not None:
             self._process._environment = env
         self._process.start()
