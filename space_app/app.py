@@ -36,6 +36,7 @@ from showcase import Edit, Showcase  # noqa: E402
 from texts import cards, message  # noqa: E402
 
 from hf_evomerge.errors import EvoMergeError  # noqa: E402
+from hf_evomerge.pictures.style import style_sheet  # noqa: E402
 
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
 gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
@@ -372,7 +373,7 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
     show.start()
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     blocks.launch(
-        head=f"<style>{style}</style><script>{script}</script>",  # not css=, which would change the selectors
+        head=f"<style>{style_sheet()}\n{style}</style><script>{script}</script>",  # not css=, which would change the selectors
         theme=gr.themes.Default(
             primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ).set(  # white on these, and these on white, have a contrast of 5 to 1

@@ -1,4 +1,4 @@
-"""How looks are painted. On a page the style sheet says the same of each look, by the class of its name."""
+"""How looks are painted: in files, and on pages by the style sheet that is made of them here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {
     "grey": "#6b7280",
     "good": "#00704f",
 }
-"""On white; `space_app/style.css` has the same, and lighter ones for dark pages."""
+"""On white; `space_app/style.css` has lighter ones for dark pages."""
 
 SHAPES: dict[str, tuple[tuple[float, float], ...]] = {
     "circle": (),
@@ -88,3 +88,19 @@ def paint(name: str, own: str) -> str:
     """The colour of a name, on white."""
     fixed = {"own": COLOURS.get(own, INK), "ink": INK, "subdued": SUBDUED, "paper": PAPER, "rule": RULE}
     return fixed.get(name) or COLOURS[name]
+
+
+def style_sheet() -> str:
+    """The looks as CSS, each by the class of its name, and on light pages the colours above as ``--ev-NAME``."""
+    variables = {name: f"--ev-{name.removeprefix('s')}" for name in COLOURS}
+    rules = [f".gradio-container {{ {' '.join(f'{variables[name]}: {COLOURS[name]};' for name in COLOURS)} }}"]
+    rules += [f".ev-{name} {{ --c: var({variable}); }}" for name, variable in variables.items()]
+    variables |= {"own": "--c, var(--ev-grey)", "ink": "--body-text-color", "paper": "--body-background-fill"}
+    variables["rule"] = "--border-color-primary"
+    for name, look in LOOKS.items():
+        fill, stroke = (f"var({variables[each]})" if each else "" for each in (look.fill, look.stroke))
+        told = {"fill": fill or ("none" if stroke else "transparent"), "stroke": stroke, "stroke-width": look.width or ""}
+        told["fill-opacity" if fill else "stroke-opacity"] = look.opacity if look.opacity < 1 else ""
+        told["stroke-dasharray"] = " ".join(map(str, look.dash))
+        rules.append(f".ev-{name.split()[-1]} {{ {' '.join(f'{key}: {value};' for key, value in told.items() if value)} }}")
+    return "\n".join(rules)

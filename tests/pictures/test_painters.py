@@ -18,12 +18,11 @@ from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
 from hf_evomerge.pictures.matplotlib_painter import paint_figure, save_scenes
 from hf_evomerge.pictures.path import path_scene
 from hf_evomerge.pictures.scene import MIDDLE, WIDE, Axes, Panel, Scene
-from hf_evomerge.pictures.style import COLOURS, LETTERS, LOOKS, SHAPES, Look
+from hf_evomerge.pictures.style import COLOURS, LETTERS, SHAPES, style_sheet
 from hf_evomerge.pictures.svg import paint_svg, responsive
 from hf_evomerge.recipes.layer_path import LayerPath
 
 ROOT = Path(__file__).parents[2]
-STYLES = (ROOT / "space_app" / "style.css").read_text(encoding="utf-8")
 AXES = Axes(10, 20, 110, 120, (0, 10), (0, 5))
 MARKS: dict[str, Mark] = {
     "line": Line(((0, 0), (10, 5)), "median", "ps"),
@@ -88,27 +87,15 @@ def test_corners_are_where_the_axes_put_them(name: str) -> None:
     np.testing.assert_allclose(patch.get_path().vertices[: len(places)], places, atol=0.06)
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_every_look_is_painted_by_the_style_sheet_too(look: str) -> None:
-    """The style sheet of the Space has a rule for each look, that fills or draws what the look does, as wide and as dense."""
-    wanted = f".ev-{look.split()[-1]}"
-    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", STYLES)
-    declared = ";".join(inside for selectors, inside in rules if wanted in map(str.strip, selectors.split(",")))
-    assert declared
-    painted = LOOKS[look]
-    assert ("stroke: " in declared) == bool(painted.stroke)
-    if painted.width:
-        assert float(re.findall(r"stroke-width: ([\d.]+)", declared)[0]) == painted.width
-    if painted.opacity < 1:
-        assert float(re.findall(r"opacity: ([\d.]+)", declared)[0]) == painted.opacity
-    if painted.dash:
-        assert tuple(map(float, re.findall(r"dasharray: ([\d. ]+)", declared)[0].split())) == painted.dash
-
-
-def test_colours_are_those_of_the_style_sheet() -> None:
-    """Sources, stages and grey have the same colours in files and on light pages."""
-    for name, colour in COLOURS.items():
-        assert f"--ev-{name.removeprefix('s')}: {colour};" in STYLES
+def test_looks_are_the_same_on_pages() -> None:
+    """The style sheet fills or draws what a look does, as wide, as dense and in its colour, which is that of files."""
+    rules = dict(re.findall(r"(\S+) \{ (.*) \}", style_sheet()))
+    assert "--ev-2: #00805e; " in rules[".gradio-container"]
+    assert rules[".ev-s2"] == "--c: var(--ev-2);"
+    assert rules[".ev-route"] == "fill: none; stroke: var(--ev-grey); stroke-width: 1.2; stroke-opacity: 0.8;"
+    assert rules[".ev-used"] == "fill: var(--c, var(--ev-grey)); fill-opacity: 0.16;"
+    assert rules[".ev-pad"] == "fill: transparent;", "it can be pressed"
+    assert rules[".ev-level"].endswith("stroke-dasharray: 5 4;")
     (patch,) = paint_figure([scene_of(Symbol((5, 2), 4.0, "point", "s2"))]).axes[0].patches
     assert to_hex(patch.get_facecolor()) == COLOURS["s2"]
 
@@ -121,7 +108,6 @@ def test_a_group_hands_its_colour_on() -> None:
 
 def test_invisible_pads_are_on_pages_only() -> None:
     """A pad can be pressed and is not painted."""
-    assert LOOKS["pad"] == Look()
     pad = Rect((5, 2), (1, 1), "pad", tip="here")
     assert svg(paint_svg(scene_of(pad)))[0].attrib["data-tip"] == "here"
     assert not paint_figure([scene_of(pad)]).axes[0].patches
