@@ -20,12 +20,12 @@ from texts import bar, counted, details, escape, listed, message, number, table
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example
 from hf_evomerge.pictures.climb import climb_scene
-from hf_evomerge.pictures.fitness import fitness_name, fitness_scene
+from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.path import Words
 from hf_evomerge.pictures.scene import MIDDLE
 from hf_evomerge.pictures.svg import responsive
-from hf_evomerge.pictures.trials import Step, accurate, climb, of_stage, stages, whole, without_first
+from hf_evomerge.pictures.trials import FITNESS, Objective, Step, accurate, climb, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
 from hf_evomerge.record import EVOLVED, Results
@@ -190,9 +190,8 @@ def fitness_view(published: Published) -> str:
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
     trials, unit = without_first(published.trials), published.record.unit
-    picture = (
-        responsive(lambda width: fitness_scene(trials, published.record.levels, fitness_name(unit), width)) if trials else ""
-    )
+    name, levels = str(Objective(FITNESS, unit)), published.record.levels
+    picture = responsive(lambda width: fitness_scene(trials, levels, name, width)) if trials else ""
     words = (
         "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
         "failed. The line is the best so far of those scored on all search problems."

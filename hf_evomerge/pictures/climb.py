@@ -19,12 +19,8 @@ def score_text(trial: Trial) -> str:
 def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE) -> Scene:
     """Draw a bar for each moment, as high as the search had come: those after the one that is shown are pale.
 
-    Args:
-        steps: The moments, of which there is one at least.
-        at: Which of them is shown, from 0.
-        stage: Whose colour is used.
-        accurate: Whether heights are accuracies.
-        width: The width in pixels that there is.
+    There is at least one moment; `at` is the one that is shown, from 0. The colour is that of the stage. With `accurate`
+    heights are accuracies. The width is in pixels.
     """
     heights = [step.height for step in steps]
     low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
@@ -40,15 +36,8 @@ def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, widt
         bar = Rect((place, (step.height + floor) / 2), size, "plus", strength=0.85 if place <= at else 0.18)
         marks.append(Group([bar], "cell", stage_colour(stage), tip))
         if place % sparse(pitch, 44) == 0:
-            marks.append(
-                Text(
-                    (place, floor),
-                    number(step.evaluations, 2 if step.evaluations < 10 else 3),
-                    "tick",
-                    anchor="middle",
-                    shift=(0, 17),
-                )
-            )
+            words = number(step.evaluations, 2 if step.evaluations < 10 else 3)
+            marks.append(Text((place, floor), words, "tick", anchor="middle", shift=(0, 17)))
     marks.append(Text((at, heights[at]), score_text(steps[at].trial), "name halo", stage_colour(stage), "middle", (0, -6)))
     marks.append(Text((-0.5, floor), "evaluations spent", "tick", shift=(0, 34)))
     words = f"{'Right answers' if accurate else 'Fitness, by what it lacks to 0,'} whenever the search got better"

@@ -19,11 +19,6 @@ def stage_colour(stage: str) -> str:
     return "grey" if stage == "random" else stage if stage in COLOURS else "s3"
 
 
-def fitness_name(unit: str) -> str:
-    """What the axis of the fitness is called."""
-    return f"fitness ({unit})" if unit else "fitness"
-
-
 def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
     """The fitness that is worth showing: without the far tail of bad trials, which would flatten all others.
 
@@ -57,11 +52,8 @@ def dot(axes: Axes, at: Spot, words: str) -> Symbol:
 def fitness_scene(trials: Sequence[Trial], levels: Mapping[str, float], name: str = "fitness", width: int = WIDE) -> Scene:
     """Draw every trial, the best so far of each stage, and levels as dashed lines.
 
-    Args:
-        trials: Trials of all stages; there is at least one.
-        levels: Fitness of models to compare with, such as base and parents, by name.
-        name: What the fitness is called.
-        width: The width in pixels that there is.
+    There is at least one trial. `levels` are the fitness of models to compare with, such as base and parents, by name; `name`
+    is what the fitness is called. The width is in pixels.
     """
     narrow = width == NARROW
     of = {stage: of_stage(trials, stage) for stage in stages(trials)}

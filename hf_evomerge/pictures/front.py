@@ -26,12 +26,8 @@ def front_scene(
 ) -> Scene:
     """Draw one objective over another: every trial, the models that no other beats, the one on show, and the parents.
 
-    Args:
-        trials: The trials.
-        points: The front, of at least one model; a line joins its points where there are no other objectives.
-        objectives: What goes up, and what goes to the right.
-        parents: Their values by objective, by name.
-        width: The width in pixels that there is.
+    The front has at least one point; a line joins its points where there are no other objectives. The first objective goes up,
+    the second to the right. Parents have their values by objective, by name. The width is in pixels.
     """
     narrow = width == NARROW
     up, right = (objective.name for objective in objectives)
@@ -73,10 +69,8 @@ def _parents(axes: Axes, known: Mapping[str, tuple[float, float]], objectives: S
         tip = f"{name}: {_values(objectives, place[::-1])}"
         marks.append(Symbol(place, 6.5, "parent", shape="diamond", tip=tip))
         label = name[: 24 if narrow else 60]
-        if axes.x(place[0]) > (axes.left + axes.right) / 2:
-            marks.append(Text(place, label, "tick halo", anchor="end", shift=(-9, 15)))
-        else:
-            marks.append(Text(place, label, "tick halo", shift=(9, 15)))
+        side = -1 if axes.x(place[0]) > (axes.left + axes.right) / 2 else 1
+        marks.append(Text(place, label, "tick halo", anchor="end" if side < 0 else "start", shift=(9 * side, 15)))
     return marks
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError
-from .marks import Group, Line, Mark, Rect, Spot, Symbol, Text
+from .marks import Group, Line, Mark, Rect, Symbol, Text
 from .scene import Axes, Scene
 from .style import LETTERS, LOOKS, SHAPES, Look, paint
 
@@ -26,11 +26,7 @@ _LETTER = 0.92 * _POINT  # matplotlib's own letters are wider than those of page
 
 
 def save_scenes(scenes: Sequence[Scene], file: str | os.PathLike[str]) -> None:
-    """Write scenes side by side, without anything that differs from run to run.
-
-    Args:
-        scenes: What to paint.
-        file: A ``.png`` file.
+    """Write scenes side by side to a ``.png`` file, without anything that differs from run to run.
 
     Raises:
         EvoMergeError: The file has another suffix.
@@ -99,7 +95,7 @@ def _patch(mark: Line | Rect | Symbol, place: Axes, style: dict[str, Any], look:
     if isinstance(mark, Rect):
         (x0, x1), (y0, y1) = map(sorted, zip(*map(place.spot, mark.corners), strict=True))
         return Rectangle((x0, y0), x1 - x0, y1 - y0, **style)
-    x, y = _shifted(mark, place)
+    x, y = place.spot(mark.at, mark.shift)
     if mark.shape == "circle":
         return Circle((x, y), mark.size, **style)
     return Polygon([(x + dx * mark.size, y + dy * mark.size) for dx, dy in SHAPES[mark.shape]], **style)
@@ -109,12 +105,8 @@ def _write(axes: axes_module.Axes, mark: Text, place: Axes, own: str) -> None:
     from matplotlib.patheffects import withStroke
 
     size, weight, colour = LETTERS[mark.look.removesuffix("halo").strip()]
-    words = axes.text(*_shifted(mark, place), mark.words.replace("$", r"\$"), fontsize=size * _LETTER, weight=weight)
+    words = axes.text(*place.spot(mark.at, mark.shift), mark.words.replace("$", r"\$"), fontsize=size * _LETTER, weight=weight)
     words.set(color=paint(colour, own), ha={"start": "left", "middle": "center", "end": "right"}[mark.anchor], va="baseline")
     words.set(rotation=-mark.angle, rotation_mode="anchor", zorder=1, gid=mark.look, clip_on=False)
     if mark.look.endswith("halo"):
         words.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
-
-
-def _shifted(mark: Symbol | Text, place: Axes) -> Spot:
-    return place.x(mark.at[0]) + mark.shift[0], place.y(mark.at[1]) + mark.shift[1]

@@ -28,11 +28,7 @@ class Words(NamedTuple):
 def words_over(axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float]) -> list[Mark]:
     """The first word of the answer that changes on the way, over each step where there is room, else where it changes.
 
-    Args:
-        axes: Those of the steps.
-        spots: Where the steps are.
-        words: What is written.
-        above: How many pixels higher the words stand.
+    `spots` are where the steps are on the axes, `above` how many pixels higher the words stand.
     """
     changing = (k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1)
     k, marks, ends = next(changing, 0), list[Mark](), list[tuple[float, float, float]]()
@@ -87,8 +83,7 @@ def path_scene(
 
     Args:
         path: The path.
-        labels: Name of each source.
-        layers: Number of layers of each source; as many as the path needs where it is not known.
+        labels, layers: Name and number of layers of each source; as many as the path needs where it is not known.
         gated: Whether scales are gates of what each hop adds; see `LayerPath.added`.
         selected: The hop that a visitor has selected, from 0; None where none can be.
         words: What the model writes, and what it would write after each hop; the first that changes is written on the hops.
@@ -206,19 +201,14 @@ def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None, wo
     if draft.gated:
         tip += f", adds {said(draft.added[at])} of what its layer{'s' if len(hop.terms) > 1 else ''} would"
     tip += words.said(at) if words is not None else ""
-    marks: list[Mark] = [
-        Rect(spot, (1.0, 44 / draft.row if draft.narrow else 24 / draft.row), "pad") for spot in draft.spots(at)
-    ]
-    size = max(abs(hop.scale) * draft.unit, 2.5)
+    pad = (1.0, (44 if draft.narrow else 24) / draft.row)
+    marks: list[Mark] = [Rect(spot, pad, "pad") for spot in draft.spots(at)]
+    size, negative = max(abs(hop.scale) * draft.unit, 2.5), hop.scale < 0
     for spot, term in zip(draft.spots(at), hop.terms, strict=True):
         shape = SOURCE_SHAPES[term.source % len(SOURCE_SHAPES)]
-        marks.append(Symbol(spot, size, _shape_look(hop.scale), source_colour(term.source), shape))
-    look = "hop negative" if hop.scale < 0 else "hop"
-    return Group(marks, look, tip=tip, hop=at if selected is not None else None, selected=at == selected)
-
-
-def _shape_look(scale: float) -> str:
-    return "markshape hollow" if scale < 0 else "markshape"
+        marks.append(Symbol(spot, size, f"markshape{' hollow' * negative}", source_colour(term.source), shape))
+    pressed = at if selected is not None else None
+    return Group(marks, f"hop{' negative' * negative}", tip=tip, hop=pressed, selected=at == selected)
 
 
 def said(shares: Sequence[float]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .marks import Group, Line, Mark, Spot, Text
+from .marks import Line, Mark, Spot, Text
 
 WIDE, MIDDLE, NARROW = 1120, 700, 348
 """Widths in pixels that pictures are made for: wide screens, tablets, phones."""
@@ -33,9 +33,9 @@ class Axes:
         low, high = self.y_range
         return self.bottom - (value - low) / ((high - low) or 1) * (self.bottom - self.top)
 
-    def spot(self, at: Spot) -> Spot:
-        """A place in pixels."""
-        return self.x(at[0]), self.y(at[1])
+    def spot(self, at: Spot, shift: Spot = (0.0, 0.0)) -> Spot:
+        """A place in pixels, moved by as many."""
+        return self.x(at[0]) + shift[0], self.y(at[1]) + shift[1]
 
 
 PIXELS = Axes(0, 0, 1, 1, (0, 1), (1, 0))
@@ -66,14 +66,6 @@ class Scene:
     panels: Sequence[Panel]
     label: str
     scrolls: bool = False
-
-    def marks(self) -> Iterator[Mark]:
-        """All marks, those in groups too."""
-        waiting: list[Mark] = [mark for panel in self.panels for mark in panel.marks][::-1]
-        while waiting:
-            yield (mark := waiting.pop())
-            if isinstance(mark, Group):
-                waiting += mark.marks[::-1]
 
 
 def number(value: float | None, digits: int = 3) -> str:

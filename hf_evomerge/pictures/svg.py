@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import singledispatch
 from html import escape
+from typing import Any
 
-from .marks import Group, Line, Mark, Rect, Spot, Symbol, Text
+from .marks import Line, Rect, Spot, Symbol, Text
 from .scene import MIDDLE, NARROW, WIDE, Axes, Scene
 from .style import LOOKS, SHAPES
 
 
 def responsive(draw: Callable[[int], Scene], wide: int = WIDE) -> str:
-    """One picture for each width of screens, of which the style sheet shows what fits.
+    """One picture for each width of screens, of which the style sheet shows what fits: wide, for tablets, for phones.
 
-    Args:
-        draw: Makes the scene of a width.
-        wide: The width for wide screens; the picture for tablets is left out where it is no wider than that.
+    The picture for tablets is left out where `wide`, the width in pixels for wide screens, is no larger.
     """
     narrow = f'<div class="ev-narrow">{paint_svg(draw(NARROW))}</div>'
     if wide < WIDE:
@@ -54,9 +53,16 @@ def _places(spots: Iterable[Spot]) -> str:
 
 
 @singledispatch
-def _painted(mark: Mark, axes: Axes) -> str:
-    """One mark."""
-    raise TypeError(f"{type(mark).__name__} is no mark")
+def _painted(mark: Any, axes: Axes) -> str:
+    """One mark: a group, with the marks in it; the other kinds follow."""
+    content = "".join(_painted(each, axes) for each in mark.marks)
+    head = _class(f"{mark.look}{' selected' if mark.selected else ''}", mark.colour)
+    if mark.tip:
+        role = "img" if mark.hop is None else "button"
+        head += f' role="{role}" tabindex="-1"{_tip(mark.tip)} aria-label="{escape(mark.tip)}"'
+    if mark.hop is not None:
+        head += f' data-hop="{mark.hop}" aria-pressed="{str(mark.selected).lower()}"'
+    return f"<g{head}>{content}</g>"
 
 
 @_painted.register
@@ -80,7 +86,7 @@ def _(mark: Rect, axes: Axes) -> str:
 
 @_painted.register
 def _(mark: Symbol, axes: Axes) -> str:
-    x, y = axes.x(mark.at[0]) + mark.shift[0], axes.y(mark.at[1]) + mark.shift[1]
+    x, y = axes.spot(mark.at, mark.shift)
     head = f"{_class(mark.look, mark.colour)}{_tip(mark.tip)}"
     if mark.shape == "circle":
         return f'<circle{head} cx="{x:.1f}" cy="{y:.1f}" r="{mark.size:.1f}"/>'
@@ -89,19 +95,7 @@ def _(mark: Symbol, axes: Axes) -> str:
 
 @_painted.register
 def _(mark: Text, axes: Axes) -> str:
-    x, y = axes.x(mark.at[0]) + mark.shift[0], axes.y(mark.at[1]) + mark.shift[1]
+    x, y = axes.spot(mark.at, mark.shift)
     turned = f' transform="rotate({mark.angle} {x:.1f} {y:.1f})"' if mark.angle else ""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{mark.anchor}"'
     return f"<text {place}{_class(mark.look, mark.colour)}{turned}>{escape(mark.words)}</text>"
-
-
-@_painted.register
-def _(mark: Group, axes: Axes) -> str:
-    content = "".join(_painted(each, axes) for each in mark.marks)
-    head = _class(f"{mark.look}{' selected' if mark.selected else ''}", mark.colour)
-    if mark.tip:
-        role = "img" if mark.hop is None else "button"
-        head += f' role="{role}" tabindex="-1"{_tip(mark.tip)} aria-label="{escape(mark.tip)}"'
-    if mark.hop is not None:
-        head += f' data-hop="{mark.hop}" aria-pressed="{str(mark.selected).lower()}"'
-    return f"<g{head}>{content}</g>"

@@ -17,9 +17,7 @@ class Trial:
     """One trial of a search.
 
     Attributes:
-        stage: The stage it is of, such as ``ps``.
-        number: Its number in the stage, from 0.
-        generation: The generation it is of.
+        stage, number, generation: The stage, such as ``ps``, its number in the stage, from 0, and its generation.
         fitness: What it scored; None where it failed.
         accuracy: The share of right answers, where the task tells.
         path, scales: Its hops and their scales in data flow space.
@@ -59,13 +57,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Point:
-    """One model that no other of the search beats in every objective.
+    """One model that no other of the search beats in every objective, by the number that it is picked by.
 
     Attributes:
-        number: What it is picked by.
         stage, trial: The trial that found it.
-        search: The objectives on the search split.
-        judged: The same where the results are measured; empty where it was not scored there.
+        search, judged: The objectives on the search split, and where the results are measured; empty if not scored there.
         winner: Whether it is the model that the search ended with.
     """
 
@@ -133,12 +129,8 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     """The moments at which a stage got better, in order; the last is the published model's, where it is of the stage.
 
     Where generations are scored on batches, a height is the mean over the last quarter of what came before, so that a lucky
-    batch is no progress; elsewhere that of the best trial so far. Trials of the first generation stand by themselves.
-
-    Args:
-        trials: Those of one stage, in order.
-        most: Moments are left out where there are more, the first and the last never.
-        winner: The trial of the published model.
+    batch is no progress; elsewhere that of the best trial so far. Trials of the first generation stand by themselves. Of
+    more than `most` moments some are left out, the first and the last never.
     """
     exact, ends, share = {trial.number for trial in whole(trials)}, spent(trials), accurate(trials)
     batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)

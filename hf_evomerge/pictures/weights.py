@@ -73,12 +73,7 @@ class Weights(NamedTuple):
 
 
 def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
-    """Read the numbers of a merge.
-
-    Args:
-        merge: The `merge` part of a recipe as plain data.
-        labels: The names of the sources.
-    """
+    """Read the numbers of a recipe's `merge`, as plain data; labels are the names of the sources."""
     rows = _rows(merge, labels)
     numbers = {name: value for name, value in (merge.get("options") or {}).items() if not isinstance(value, dict)}
     notes = [f"{name} = {value}" for name, value in numbers.items()]
@@ -92,10 +87,7 @@ def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
 def weights_scene(weights: Weights, width: int = WIDE, words: Words | None = None) -> Scene:
     """Draw a bar for each source in each layer, beside each other; one strip for each parameter.
 
-    Args:
-        weights: What `weights_of` reads.
-        width: The width in pixels that there is.
-        words: What the model would write after each layer.
+    The width is in pixels; words are what the model would write after each layer.
     """
     columns = weights.layers
     strips = [list(rows) for _, rows in groupby(weights.rows, key=lambda row: row.parameter)]
@@ -132,21 +124,11 @@ def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words:
         bars: list[Mark] = [Rect((at, (low + high) / 2), (1, high - low), "pad")]
         for place, row in enumerate(rows):
             if (value := _value(row, column)) is not None:
-                spot = at + (place - (len(rows) - 1) / 2) * thick
-                bars.append(
-                    Rect((spot, value / 2), (thick * 0.9, abs(value)), "plus", source_colour(row.source), strength=0.75)
-                )
+                spot, size = at + (place - (len(rows) - 1) / 2) * thick, (thick * 0.9, abs(value))
+                bars.append(Rect((spot, value / 2), size, "plus", source_colour(row.source), strength=0.75))
                 if pitch * thick >= 17:
-                    bars.append(
-                        Text(
-                            (spot, max(value, 0.0)),
-                            number(value, 2 if pitch * thick >= 26 else 1),
-                            "tick halo",
-                            "",
-                            "middle",
-                            (0, -4),
-                        )
-                    )
+                    digits = number(value, 2 if pitch * thick >= 26 else 1)
+                    bars.append(Text((spot, max(value, 0.0)), digits, "tick halo", "", "middle", (0, -4)))
         after = int(column.removeprefix("blocks.")) if column.startswith("blocks.") else -1
         said = ", ".join(f"{row.name.removesuffix(': weight')} {number(_value(row, column))}" for row in rows)
         tip = f"{'layer ' if after >= 0 else ''}{group_name(column)}: {said}{words.said(after) if words and after >= 0 else ''}"
@@ -154,10 +136,9 @@ def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words:
         if at % every == 0 or after < 0:
             marks.append(Text((at, low), group_name(column), "tick", anchor="middle", shift=(0, 17)))
     blocks: list[Spot] = [(float(at), high) for at, column in enumerate(columns) if column.startswith("blocks.")]
-    return [
-        *marks,
-        *(words_over(axes, blocks, words, [20.0] * len(blocks)) if words and len(blocks) == len(words.after) else []),
-    ]
+    if words and len(blocks) == len(words.after):
+        marks += words_over(axes, blocks, words, [20.0] * len(blocks))
+    return marks
 
 
 def _rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[WeightRow]:

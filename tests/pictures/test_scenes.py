@@ -9,13 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from scenes import marks_of
 
 from hf_evomerge.pictures.climb import climb_scene
 from hf_evomerge.pictures.fitness import fitness_range, fitness_scene, stage_colour
 from hf_evomerge.pictures.front import front_scene
-from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
+from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.path import Words, path_scene
-from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Panel, Scene, ticks
+from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Scene, ticks
 from hf_evomerge.pictures.trials import Objective, Point, Step, Trial
 from hf_evomerge.pictures.weights import weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -29,8 +30,7 @@ SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
 
 def of_kind(marks: Scene | Group, kind: type, look: str = "") -> list[Any]:
     """The marks of a kind, of one look or of all."""
-    every = marks.marks() if isinstance(marks, Scene) else marks.marks
-    return [mark for mark in every if isinstance(mark, kind) and (not look or mark.look.split(" ")[0] == look)]
+    return [mark for mark in marks_of(marks) if isinstance(mark, kind) and (not look or mark.look.split(" ")[0] == look)]
 
 
 def words(scene: Scene) -> list[str]:
@@ -412,14 +412,6 @@ def test_axes_put_numbers_between_their_edges() -> None:
     assert axes.spot((4, -2)) == (110, 20)
     assert axes.spot((1, 0)) == (35, 120)
     assert Axes(0, 0, 1, 1, (3, 3), (3, 3)).spot((3, 3)) == (0, 1)
-
-
-def test_marks_of_a_scene_are_walked_in_the_order_of_painting() -> None:
-    """Groups come before their marks, the marks of later panels last."""
-    inner: list[Mark] = [Text((0, 0), "a"), Text((0, 0), "b")]
-    axes = Axes(0, 0, 1, 1, (0, 1), (0, 1))
-    scene = Scene(1, 1, [Panel(axes, [Group(inner)]), Panel(axes, [Text((0, 0), "c")])], "")
-    assert [mark.words if isinstance(mark, Text) else "group" for mark in scene.marks()] == ["group", "a", "b", "c"]
 
 
 def test_scenes_need_no_painter() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from scenes import marks_of
 from toy_search import StoppedError
 from warm import COMMAND, Program
 
@@ -355,7 +356,7 @@ def test_the_picture(tmp_path: Path) -> None:
     panels = front_scenes(validate(SearchConfig, TOY, SearchError), study, result.winner)
     assert [scene.label.split(":")[0] for scene in panels] == ["fitness over hops", "fitness over other"]
     for scene, name in zip(panels, ("hops", "other"), strict=True):
-        points = [mark.at for mark in scene.marks() if isinstance(mark, Symbol) and mark.look == "point" and mark.at != (0, 0)]
+        points = [mark.at for mark in marks_of(scene) if isinstance(mark, Symbol) and mark.look == "point"]
         expected = [(point.searched.others[name].mean, point.searched.mean) for point in result.front]
         assert set(expected) <= set(points)
-        assert sum(isinstance(mark, Group) and mark.tip.endswith("; this model") for mark in scene.marks()) == 1
+        assert sum(isinstance(mark, Group) and mark.tip.endswith("; this model") for mark in marks_of(scene)) == 1

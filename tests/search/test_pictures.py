@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from scenes import marks_of
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.pictures.marks import Text
@@ -49,7 +50,7 @@ def test_a_search_has_pictures_of_what_its_winner_is(
 
     def keep(scenes: Any, file: Path) -> None:
         (scene,) = cast("tuple[Scene]", scenes)
-        drawn[file.name] = [mark.words for mark in scene.marks() if isinstance(mark, Text)]
+        drawn[file.name] = [mark.words for mark in marks_of(scene) if isinstance(mark, Text)]
 
     monkeypatch.setattr(plots, "save_scenes", keep)
     with closing(Study.open(hybrid_search)) as study:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...fitness.scores import Scores
-from ...pictures.fitness import fitness_name, fitness_scene
+from ...pictures.fitness import fitness_scene
 from ...pictures.front import front_scene
 from ...pictures.matplotlib_painter import save_scenes
 from ...pictures.path import path_scene
@@ -44,7 +44,7 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
     trials = drawn_trials(study, config.objective_names)
     apart = {stage.name: stage.fitness.task for stage in config.stages if stage.fitness is not None}
     own = [trial for trial in trials if trial.stage not in apart]
-    name = fitness_name(config.units[FITNESS])
+    name = str(Objective(FITNESS, config.units[FITNESS]))
     save("fitness", fitness_scene(own, parent_levels(config, study), name, _CHART))
     if others := [trial for trial in trials if trial.stage in apart]:
         save("fitness-first", fitness_scene(others, {}, ", ".join(dict.fromkeys(apart.values())), _CHART))
