@@ -62,7 +62,7 @@ class Actions:
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
-        self.show.stop(str(request.session_hash))
+        self.show.begin(str(request.session_hash), stopped=True)
 
     def answer(self, prompt: str, shown: Shown, others: list[str], tokens: float, request: gr.Request) -> Iterator[str]:
         """The answers, as they grow."""
@@ -186,11 +186,7 @@ class Actions:
     def shown(self, edit: Edit, group: str, problem: str = "", *, moves: bool = False) -> list[Any]:
         """The edit and what shows it: picture, list and scale of hops, weights, a line about what was changed, link and recipe.
 
-        Args:
-            edit: What is shown.
-            group: The layers whose weights are shown.
-            problem: What is wrong, where something is.
-            moves: Whether a weight is being moved, and is left alone.
+        `problem` says what is wrong, where something is. With `moves` a weight is being moved, and is left alone.
         """
         published, way = self.show.published, edit.way
         if published is None:

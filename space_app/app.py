@@ -47,6 +47,10 @@ FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
+FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+# white on these, and these on white, have a contrast of 5 to 1
+CONTRAST = {"button_primary_background_fill": "*primary_600", "color_accent": "*primary_600"}
+CONTRAST["button_primary_background_fill_hover"] = "*primary_700"
 LIVE = "element.setAttribute('aria-live', 'polite');"  # screen readers say what changes in it
 SELECT_HOP = """
 const choose = (target) => {
@@ -136,15 +140,8 @@ class Page:
             self.another = gr.Button("Next problem", elem_id="ev-another", scale=1, min_width=120, visible=False)
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
         self.answers = gr.HTML("", elem_id="ev-answers", min_height=120, js_on_load=LIVE)
-        self.samples = gr.Dataset(
-            components=[self.prompt],
-            samples=[],
-            samples_per_page=TO_TRY,
-            label="Problems of the model's own task",
-            type="index",
-            visible=False,
-            elem_id="ev-samples",
-        )
+        look: dict[str, Any] = {"label": "Problems of the model's own task", "elem_id": "ev-samples", "visible": False}
+        self.samples = gr.Dataset(components=[self.prompt], samples=[], samples_per_page=TO_TRY, type="index", **look)
         with gr.Accordion("Which models, and how long an answer", open=False, elem_id="ev-options") as self.options, gr.Row():
             self.others = gr.CheckboxGroup([], label="Ask these too", visible=False, elem_id="ev-others", min_width=300)
             self.tokens = gr.Slider(
@@ -182,12 +179,8 @@ class Page:
 
     def _weight_controls(self) -> None:
         self.group = gr.Dropdown([mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False)
-        self.parts = [
-            gr.Slider(
-                0, mixing.MAX_FACTOR, value=1, step=0.05, visible=False, label=f"Parent {at + 1}", elem_id=f"ev-part-{at}"
-            )
-            for at in range(MIXED)
-        ]
+        look: dict[str, Any] = {"value": 1, "step": 0.05, "visible": False}
+        self.parts = [gr.Slider(0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", **look) for at in range(MIXED)]
 
     def _edit_buttons(self) -> None:
         names = {key: key.capitalize() for key in ("drop", "repeat", "earlier", "later", "undo", "reset")}
@@ -275,7 +268,7 @@ class Page:
 
     async def fill(self, request: gr.Request) -> dict[Any, Any]:
         """The page as soon as the model's files are read; the weights may still be on their way."""
-        while not self.show.known.is_set():
+        while not self.show.ready.is_set():
             await asyncio.sleep(0.1)
         published = self.show.published
         if published is None:
@@ -360,12 +353,9 @@ class Page:
 
 
 def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase | drawing.Painter]:
-    """Start the page of a model, and the model behind it.
+    """Start the page of a model (empty where the owner has set none, which the page then explains), and the model behind it.
 
-    Args:
-        model: Repository id or folder; empty where the owner has set none, which the page then explains.
-        revision: Branch, tag or commit.
-        options: More options of Gradio's `launch`.
+    `options` are more options of Gradio's `launch`.
     """
     show: Any = drawing.Painter(model, revision) if drawing.is_pipeline(model, revision) else Showcase(model, revision)
     blocks = drawing.page(show) if isinstance(show, drawing.Painter) else Page(show).build()
@@ -374,13 +364,7 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     blocks.launch(
         head=f"<style>{style_sheet()}\n{style}</style><script>{script}</script>",  # not css=, which would change the selectors
-        theme=gr.themes.Default(
-            primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ).set(  # white on these, and these on white, have a contrast of 5 to 1
-            button_primary_background_fill="*primary_600",
-            button_primary_background_fill_hover="*primary_700",
-            color_accent="*primary_600",
-        ),
+        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", **FONTS).set(**CONTRAST),
         footer_links=["api", "gradio", "settings"],
         mcp_server=importlib.util.find_spec("mcp") is not None,
         ssr_mode=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +32,14 @@ def is_pipeline(model: str, revision: str | None = None) -> bool:
         return False
 
 
-class Painter:
-    """Holds the pipeline, and lets one picture at a time be drawn.
-
-    Args:
-        model: Repository id or folder.
-        revision: Branch, tag or commit.
-    """
+class Painter(loading.Behind):
+    """Holds the pipeline of a repository or folder, and lets one picture at a time be drawn."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:
-        self.model, self.revision, self.error = model, revision, ""
-        self.by_class = False
-        self.ready = threading.Event()
+        super().__init__(model)
+        self.model, self.revision, self.by_class = model, revision, False
         self._pipeline: Any = None
         self._run = loading.on_gpu(self._draw)
-
-    def start(self) -> None:
-        """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
-        loading.in_background(self.load)
-
-    def load(self) -> None:
-        """Load the pipeline: safetensors alone, and none of its code; what goes wrong is in `error`."""
-        self.error = loading.failure(self.model, self._load)
-        self.ready.set()
 
     def _load(self) -> None:
         import torch

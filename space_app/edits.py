@@ -25,13 +25,7 @@ MAX_SCALE = 10.0
 
 @dataclass(frozen=True)
 class Route:
-    """A path with its scales, and which hop the visitor is looking at.
-
-    Attributes:
-        hops: One text per hop, such as ``0:3`` or ``0:3*0.5 + 1:4*0.5``.
-        scales: One number per hop.
-        selected: The hop that the next edit changes, from 0.
-    """
+    """A path with a scale per hop, and the hop, from 0, that the next edit changes; a hop is a text such as ``0:3``."""
 
     hops: tuple[str, ...]
     scales: tuple[float, ...]
@@ -46,8 +40,10 @@ class Route:
         return LayerPath.parse(self.hops, self.scales)
 
     def select(self, index: object) -> Route:
-        """The same route, looking at another hop."""
-        return replace(self, selected=self._index(index))
+        """The same route, looking at another hop; raises `SpaceError` where there is no such hop."""
+        if isinstance(index, bool) or not isinstance(index, (int, float)) or index != index or not 0 <= index < len(self):
+            raise SpaceError(f"There is no hop {index!r:.40}; the path has {len(self)}.")
+        return replace(self, selected=int(index))
 
     def drop(self) -> Route:
         """Without the selected hop; raises `SpaceError` where it is the last one left."""
@@ -75,30 +71,18 @@ class Route:
 
     def scale(self, value: object) -> Route:
         """With another scale on the way into the selected hop."""
-        checked = _scale(value, self.selected)
         at = self.selected
-        return replace(self, scales=(*self.scales[:at], checked, *self.scales[at + 1 :]))
+        return replace(self, scales=(*self.scales[:at], _scale(value, at), *self.scales[at + 1 :]))
 
     def only_scales_hop(self, before: Route) -> bool:
         """Whether nothing but the scale of the selected hop is other than before."""
         return self.hops == before.hops and self.scale(0) == before.select(self.selected).scale(0)
 
-    def _index(self, index: object) -> int:
-        if isinstance(index, bool) or not isinstance(index, (int, float)) or index != index or not 0 <= index < len(self):
-            raise SpaceError(f"There is no hop {index!r:.40}; the path has {len(self)}.")
-        return int(index)
-
 
 def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> Route:
-    """Check a path that came through the API.
+    """Check a path that came through the API: a text per hop or range of layers, as in a recipe, and a number per hop.
 
-    Args:
-        hops: A list of texts, one per hop, or a range of layers such as ``0:0-7``, or that so many times: ``0:3-4 x2``.
-        scales: A list of numbers, one per hop; all 1 where there is none.
-        holds: The hops of the published model. Layers that none of them runs are not in the checkpoint.
-
-    Raises:
-        EvoMergeError: Something is not as it must be; the message says what.
+    Layers that no hop of the published model (`holds`) runs are not in the checkpoint. Raises `EvoMergeError`.
     """
     if isinstance(hops, str) or not isinstance(hops, Sequence) or not hops:
         raise SpaceError('The path must be a list of hops, such as ["0:0", "0:1", "1:1"].')
@@ -163,20 +147,13 @@ def _hop_words(way: Route, at: int, labels: Sequence[str]) -> str:
 
 
 def changed_recipe(published: Published, changed: Route | None, merge: Mapping[str, Any] | None = None) -> str:
-    """The recipe of the changed model, as YAML that `hf-evomerge merge` reads.
+    """The recipe of a model with another path, or another merge of weights, as YAML that `hf-evomerge merge` reads.
 
-    Args:
-        published: The model; where it has no recipe, the sources of its configuration are used.
-        changed: The path as the visitor has made it; None of a merge of weights.
-        merge: The merge as the visitor has made it.
-
-    Raises:
-        RecipeError: The configuration is not one of a model with a path.
+    Where the model has no recipe, its configuration names the sources. Raises `RecipeError`.
     """
-    if changed is None:
-        own = published.recipe.model_dump(exclude={"merge", "built"}) if published.recipe is not None else {}
-        return validate(Recipe, {**own, "merge": merge}, RecipeError).to_yaml()
-    kept = published.recipe.model_dump(exclude={"flow", "built"}) if published.recipe is not None else {}
-    config = {key: published.config[key] for key in ("scale_target", "embedding_source") if key in published.config}
-    flow = {**config, "path": list(changed.hops), "scales": list(changed.scales)}
-    return validate(Recipe, {"sources": published.sources_of_config, **kept, "flow": flow}, RecipeError).to_yaml()
+    part: dict[str, Any] = {"merge": merge}
+    if changed is not None:
+        config = {key: published.config[key] for key in ("scale_target", "embedding_source") if key in published.config}
+        part = {"flow": {**config, "path": list(changed.hops), "scales": list(changed.scales)}}
+    kept = published.recipe.model_dump(exclude={*part, "built"}) if published.recipe is not None else {}
+    return validate(Recipe, {"sources": published.sources_of_config, **kept, **part}, RecipeError).to_yaml()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import edits
 import gradio as gr
 import seeing
-from models import Job, Piece, choices
-from showcase import Showcase, token_bound
-from texts import SpaceError
+from models import Job, choices
+from showcase import Showcase, chosen, token_bound
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example
@@ -34,12 +34,8 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         Returns:
             A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of the examples) and `note`.
         """
-        published, _ = show.need()
-        if model != EVOLVED and model not in choices(published.parents):
-            there = ", ".join([EVOLVED, *choices(published.parents)])
-            raise SpaceError(f"There is no model {model!r:.60} here; there are {there}.")
-        seen = seeing.of_texts(pictures)
-        return _answered(show, prompt, max_tokens, lambda words, bound: Job(model, words, bound, pictures=seen))
+        chosen([model], [EVOLVED, *choices(show.need()[0].parents)])
+        return _answered(show, prompt, max_tokens, Job(model, "", pictures=seeing.of_texts(pictures)))
 
     def answer_with_path(
         prompt: str, path: list[str], scales: list[float] | None = None, max_tokens: int = 64, pictures: list[str] | None = None
@@ -56,9 +52,9 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         Returns:
             A mapping as that of `answer`.
         """
-        way, seen = edits.route(path, scales, holds=_own_path(show)), seeing.of_texts(pictures)
-        job = partial(Job, hops=way.hops, scales=way.scales, pictures=seen)
-        return _answered(show, prompt, max_tokens, lambda words, bound: job(EVOLVED, words, bound))
+        way = edits.route(path, scales, holds=show.need()[0].path)
+        job = Job(EVOLVED, "", hops=way.hops, scales=way.scales, pictures=seeing.of_texts(pictures))
+        return _answered(show, prompt, max_tokens, job)
 
     def about() -> dict[str, Any]:
         """Say what the model is: its sources, path, scales, results, examples and the state of this Space.
@@ -86,7 +82,6 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
 
 def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its errors as Gradio shows them: one line, without a trace."""
-    from functools import wraps
 
     @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -103,22 +98,14 @@ def _example(example: Example) -> dict[str, Any]:
     return {"prompt": example.prompt, "answer": example.answer, **({"pictures": seen} if seen else {})}
 
 
-def _own_path(show: Showcase) -> tuple[str, ...]:
-    published, _ = show.need()
-    if not published.path:
-        raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
-    return published.path
-
-
-def _answered(show: Showcase, prompt: object, max_tokens: object, job: Callable[[str, int], Job]) -> dict[str, Any]:
+def _answered(show: Showcase, prompt: object, max_tokens: object, job: Job) -> dict[str, Any]:
     _, host = show.need()
     words, note = show.question(prompt)
-    asked = job(words, token_bound(max_tokens))
-    piece: Piece = host.whole_answer(asked)
+    piece = host.whole_answer(replace(job, prompt=words, max_tokens=token_bound(max_tokens)))
     return {
         "text": piece.text,
         "tokens": piece.tokens,
         "seconds": round(piece.seconds, 4),
-        "right": show.verdict((words, asked.pictures), piece.text),
+        "right": show.verdict((words, job.pictures), piece.text),
         "note": note,
     }

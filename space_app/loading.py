@@ -36,19 +36,16 @@ def load(model: str, revision: str | None, *, sees: bool = False, adapter: tuple
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, trust_remote_code=False, **options).eval()
+    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, **options).eval()
     if adapter is not None:
-        model, options = adapter[0], {"revision": adapter[1]} if adapter[1] else {}  # the tokenizer is there
-    processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=False, **options) if sees else None
-    if sees:
-        tokenizer = SeeingTokenizer(processor).tokenizer  # with the processor's chat template
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **options)
+        model, options["revision"] = adapter  # the tokenizer is there
+    encodes: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(model, **options)
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
-    found = Loaded(loaded, tokenizer, processor)
+    # a processor's tokenizer is given its chat template
+    found = Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes) if sees else Loaded(loaded, encodes)
     return found if adapter is None else use_adapter(found, adapter)
 
 
@@ -78,27 +75,37 @@ def sees(model: str, revision: str | None) -> bool:
     """Whether a parent is given pictures beside text, by its config."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False, **({"revision": revision} if revision else {}))
-    return seeing.sees(config.to_dict())
+    return seeing.sees(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict())
 
 
-def failure(name: str, task: Callable[[], None]) -> str:
-    """Run what loads a model; returns what went wrong in one line, whatever its files provoke. Empty where nothing did."""
-    try:
-        task()
-    except EvoMergeError as error:
-        return str(error)
-    except Exception as error:  # the page must say it and stay
-        return f"{name} cannot be loaded: {one_line(error)}"
-    return ""
+class Behind:
+    """Something that is loaded behind the page: `ready` is set when it is there, or when `error` says why it is not."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.error, self.ready = name, "", threading.Event()
+
+    def start(self) -> None:
+        """Load beside the page; on ZeroGPU at once, because models must be placed before the first call."""
+        if zero_gpu():
+            self.load()
+        else:
+            threading.Thread(target=self.load, daemon=True, name="load").start()
+
+    def load(self) -> None:
+        """Load; what goes wrong, whatever the files provoke, is one line in `error`."""
+        try:
+            self._load()
+        except Exception as error:  # the page must say it and stay
+            self.error = told(error, f"{self.name} cannot be loaded")
+        self.ready.set()
+
+    def _load(self) -> None:
+        raise NotImplementedError
 
 
-def in_background(task: Callable[[], None]) -> None:
-    """Load beside the page; on ZeroGPU at once, because models must be placed before the first call."""
-    if zero_gpu():
-        task()
-    else:
-        threading.Thread(target=task, daemon=True, name="load").start()
+def told(error: Exception, failed: str) -> str:
+    """An error as a visitor reads it, in one line: an unexpected one after the words for what failed."""
+    return str(error) if isinstance(error, EvoMergeError) else f"{failed}: {one_line(error)}"
 
 
 def weights_bytes(model: str, revision: str | None, pattern: str = "model*.safetensors") -> int:

@@ -39,7 +39,7 @@ def turns_one(before: Factors, after: Factors) -> bool:
     return len({cell[:2] for cell in set.symmetric_difference(*kept)}) <= 1
 
 
-def checked(factors: object, layers: int, parents: int) -> Factors:
+def checked(factors: Any, layers: int, parents: int) -> Factors:
     """Factors that came from a link; raises `SpaceError` where they are none."""
     found: Factors = ()
     for item in factors if isinstance(factors, list) and len(factors) <= layers + 2 else [None]:
@@ -74,15 +74,9 @@ def _factors_of(name: str, factors: Mapping[str, Sequence[float]], parents: int)
 
 
 def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[str, Any] | None:
-    """The `merge` part of a recipe with the weights that factors make of it.
+    """A recipe's merge of so many layers with its weights times factors.
 
-    Args:
-        merge: The part as it is published.
-        factors: What was changed.
-        layers: The layers of the merge.
-
-    Returns:
-        None where parents have no weights, or gradients, or keys that name no layers.
+    None where parents have no weights, or gradients, or keys that name no layers.
     """
     parameters = merge.get("parameters", [])
     weights = [item["weight"] for item in parameters if "weight" in item]
@@ -124,14 +118,8 @@ def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[
 def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors) -> Iterator[None]:
     """Multiply the weights that the parents have in a merge, for as long as the context lasts.
 
-    A tensor of the merge is base + sum_i w_i (parent_i - base). The w_i are found by least squares, whatever the groups of the
-    recipe are, and become f_i w_i.
-
-    Args:
-        model: The merge; the same bits are in it afterwards.
-        parents: Models of the same class.
-        base: That of the merge; zero where None.
-        factors: What to change.
+    A tensor of the merge is base + sum_i w_i (parent_i - base); no base is zero. The w_i are found by least squares, whatever
+    the groups of the recipe are, and become f_i w_i. Afterwards the same bits are in the model.
 
     Raises:
         SpaceError: The merge is no weighted sum of these models.
@@ -170,12 +158,9 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
 
 
 def shares(vectors: Tensor, change: Tensor, rows: int) -> Tensor:
-    """Find w_i d_i of each source by least squares, where change = sum_i w_i d_i, with weights of their own for each of `rows`.
+    """Find w_i d_i of each source by least squares, where change = sum_i w_i d_i, with weights for each of `rows` equal parts.
 
-    Args:
-        vectors: The d_i, shape (sources, ...).
-        change: Their weighted sum, as far as it is one.
-        rows: How many equal parts have weights of their own.
+    `vectors` are the d_i, of shape (sources, ...).
     """
     import torch
 

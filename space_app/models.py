@@ -21,7 +21,7 @@ from loading import MAX_SECONDS, Loaded
 from published import Parent, Published
 from texts import SpaceError
 
-from hf_evomerge.errors import EvoMergeError, one_line
+from hf_evomerge.errors import one_line
 from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.encoding import encode_prompt, room, scoring
 from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 256
 MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
+_NO_ANSWER = "The model could not answer"
 _MOST_QUICK = 50e6  # parameters of a model that answers without being asked
 _LAST_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embedding_norm")  # before the head
 
@@ -44,12 +45,10 @@ class Job:
 
     Attributes:
         key: ``evolved``, or the label of a parent.
-        prompt: The visitor's text, checked.
+        prompt, pictures: What the visitor has sent, checked.
         max_tokens: At most so many new tokens.
-        hops: Another path through the layers of the evolved model.
-        scales: Its scales.
+        hops, scales: Another path through the layers of the evolved model.
         factors: What the parents' weights in a merge are multiplied by.
-        pictures: What the files of the pictures hold that go with the prompt, checked.
     """
 
     key: str
@@ -71,19 +70,12 @@ class Piece:
     seconds: float = 0.0
 
 
-class Host:
-    """Holds the models of one Space and lets one pass at a time run on them.
-
-    Args:
-        published: The model as it was read.
-        max_seconds: The longest time that one answer may take.
-    """
+class Host(loading.Behind):
+    """Holds the models of one Space and lets one pass at a time run on them, of `max_seconds` at most."""
 
     def __init__(self, published: Published, *, max_seconds: float = MAX_SECONDS) -> None:
-        self.published = published
-        self.max_seconds = max_seconds
-        self.error = ""
-        self.ready = threading.Event()  # set when the model is in memory, or has failed to get there
+        super().__init__(published.name)
+        self.published, self.max_seconds = published, max_seconds
         self._pass = threading.Lock()
         self.evolved: Loaded | None = None
         self._parents: dict[str, Loaded] = {}
@@ -96,15 +88,6 @@ class Host:
         size = self.evolved.model.num_parameters() if self.evolved is not None else math.inf
         return size <= _MOST_QUICK and not loading.zero_gpu()
 
-    def start(self) -> None:
-        """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
-        loading.in_background(self.load)
-
-    def load(self) -> None:
-        """Load the evolved model; what goes wrong is in `error`."""
-        self.error = loading.failure(self.published.name, self._load)
-        self.ready.set()
-
     def _load(self) -> None:
         own = model, revision = self.published.model, self.published.revision
         if (base := self.published.base) is not None:
@@ -114,14 +97,7 @@ class Host:
         self.evolved = loading.load(model, revision, sees=self.published.sees, adapter=adapter)
 
     def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
-        """Write one answer.
-
-        Args:
-            job: What is asked of which model.
-            stopped: Asked between pieces; the answer ends where it says True.
-
-        Yields:
-            The answer so far; the last piece is ``done`` or ``stopped``.
+        """Write one answer, piece by piece; the last is ``done``, or ``stopped`` where `stopped` says so between two.
 
         Raises:
             SpaceError: The model cannot be loaded, or the prompt does not fit.
@@ -167,12 +143,10 @@ class Host:
         ids: list[int] = []
         tokenizer, begin, state = None, time.monotonic(), "waiting"
         try:
-            while True:
-                try:
+            while state != "done":
+                kind, value = "", None
+                with suppress(queue.Empty):
                     kind, value = news.get(timeout=_HEARTBEAT)
-                except queue.Empty:
-                    yield Piece(state, _decode(tokenizer, ids), len(ids), time.monotonic() - begin if ids else 0.0)
-                    continue
                 if kind == "error":  # as a piece: an exception would lose its words on the way out of ZeroGPU's process
                     yield Piece("error", value)
                     return
@@ -180,10 +154,9 @@ class Host:
                     tokenizer, begin, state = value, time.monotonic(), "writing"
                 elif kind == "tokens":
                     ids = value
-                    yield Piece("writing", _decode(tokenizer, ids), len(ids), time.monotonic() - begin)
-                else:
-                    yield Piece("done", _decode(tokenizer, ids), len(ids), value)
-                    return
+                state = "done" if kind == "end" else state
+                seconds = value if kind == "end" else time.monotonic() - begin
+                yield Piece(state, _decode(tokenizer, ids), len(ids), seconds if ids else 0.0)
         finally:
             stop.set()
 
@@ -208,10 +181,8 @@ class Host:
                 if not begun and not stop.is_set():
                     raise SpaceError(f"Reading the prompt took longer than {self.max_seconds:.0f} s here. Shorten it.")
                 news.put(("end", seconds))
-        except EvoMergeError as error:
-            news.put(("error", str(error)))
         except Exception as error:  # shown to the visitor, in one line
-            news.put(("error", f"The model could not answer: {one_line(error)}"))
+            news.put(("error", loading.told(error, _NO_ANSWER)))
 
     def _rerouted(self, model: Any, job: Job) -> Any:
         if not job.hops:
@@ -232,14 +203,7 @@ class Host:
         return mixing.mixed(model, parents, bases[0] if bases else None, job.factors)
 
     def score(self, job: Job, examples: Sequence[Example]) -> list[bool]:
-        """Judge the answers of a model by the search's own task.
-
-        Args:
-            job: The model, changed or as it is.
-            examples: What it is asked.
-
-        Returns:
-            Whether it answers each of them right.
+        """Judge a model's answer to each of some examples by the search's own task.
 
         Raises:
             SpaceError: The model or its path does not work, or the search's task cannot score here, or it takes too long.
@@ -250,11 +214,7 @@ class Host:
     def lens(self, job: Job) -> tuple[list[str], list[list[str]]]:
         """Read the hidden state after each layer with the head: what the model would write, were the layer its last.
 
-        Args:
-            job: The prompt, and the path where it is another one.
-
-        Returns:
-            The tokens of the answer, at most eight; and for each layer the token that the head likes best in place of each.
+        Gives the tokens of the answer, at most eight, and for each layer the token that the head likes best in place of each.
 
         Raises:
             SpaceError: The model is not loaded, or the prompt does not fit, or its class has no norm that is known here.
@@ -278,12 +238,10 @@ class Host:
                 model, end = self._rerouted(loaded.model, job), time.monotonic() + self.max_seconds
                 with self._mixed(model, job), scoring(model), _ended_by(model, lambda: time.monotonic() > end):
                     return getattr(self, work)(loaded, model, job, *arguments)
-        except EvoMergeError as error:
-            return str(error)
         except _EndedError:
             return f"This takes longer than {self.max_seconds:.0f} s here."
         except Exception as error:  # shown to the visitor, in one line
-            return f"The model could not answer: {one_line(error)}"
+            return loading.told(error, _NO_ANSWER)
 
     def _judge(self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]) -> list[bool]:
         if (task := self.published.task) is None:
@@ -295,14 +253,10 @@ class Host:
         return [] if correct is None else correct.tolist()
 
     def _look(self, loaded: Loaded, model: Any, job: Job) -> tuple[list[str], list[list[str]]]:
-        import torch
-
         tokenizer = loaded.tokenizer
         asked = encode(job.prompt, loaded, self.published.prompts, job.pictures)
-        inputs, start = torch.tensor([asked.ids], device=model.device), len(asked.ids)
-        options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **asked.seen(model, start)}
-        config = greedy(model, tokenizer, min(8, asked.room))
-        written = model.generate(inputs, generation_config=config, trust_remote_code=False, **options)
+        config, start = greedy(model, tokenizer, min(8, asked.room)), len(asked.ids)
+        written = model.generate(**asked.given(model), generation_config=config, trust_remote_code=False)
         seen = asked.seen(model, written.shape[1] - 1)
         states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
         norms = [part for name, part in model.get_decoder().named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
@@ -351,10 +305,8 @@ class Host:
             if loading.sees(parent.model, parent.revision):
                 return loading.load(parent.model, parent.revision, sees=True)
             return self._given_eyes(parent)
-        except EvoMergeError:
-            raise
         except Exception as error:
-            raise SpaceError(f"{parent.label} cannot be loaded: {one_line(error)}") from error
+            raise SpaceError(loading.told(error, f"{parent.label} cannot be loaded")) from error
 
     def _given_eyes(self, blind: Parent) -> Loaded:
         """A parent that is a plain language model, put into the first that sees, as the search scored it."""
@@ -371,12 +323,9 @@ class Host:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as a model is given it.
+    """A prompt as a model is given it: its token ids, and the number of tokens for which the model has positions after it.
 
-    Attributes:
-        ids: Its token ids.
-        room: The tokens for which the model has positions after it.
-        see: What the model is given of pictures, for a number of tokens from the prompt's on.
+    `see` gives what a model sees of pictures, for a number of tokens from the prompt's on.
     """
 
     ids: list[int]
@@ -387,11 +336,16 @@ class Prompt:
         """What the model is given of pictures, where it is."""
         return placed(self.see(tokens), model)
 
+    def given(self, model: Any) -> dict[str, Any]:
+        """What `generate` is given, where the model is."""
+        import torch
+
+        inputs = torch.tensor([self.ids], device=model.device)
+        return {"inputs": inputs, "attention_mask": torch.ones_like(inputs), **self.seen(model, len(self.ids))}
+
 
 def encode(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures = ()) -> Prompt:
-    """Encode a prompt as the search does.
-
-    The chat template is used where the tokenizer has one, unless the search prompted the models without.
+    """Encode a prompt as the search does: with the tokenizer's chat template, unless the search prompted the models without.
 
     Raises:
         EvoMergeError: The prompt does not fit, or has no tokens, or a picture cannot be read.
@@ -426,22 +380,12 @@ def _write(
 ) -> bool:
     """Write an answer greedily, so that two models or two paths differ by what they are and not by chance.
 
-    The end counts between two layers too: reading a long prompt is one step of `generate`.
-
-    Args:
-        model: The model.
-        prompt: What it answers.
-        config: How it writes.
-        news: Gets the token ids so far, after each token.
-        over: Says whether to end.
-
-    Returns:
-        Whether there is a first token.
+    After each token `news` gets the ids so far. `over` says whether to end, between two layers too: reading a long prompt is
+    one step of `generate`. Gives whether there is a first token.
     """
     import torch
     from transformers import StoppingCriteriaList
 
-    inputs = torch.tensor([prompt.ids], device=model.device)
     begun = False
 
     def ended(written: Any, scores: Any, **_: Any) -> Any:
@@ -450,10 +394,9 @@ def _write(
         news.put(("tokens", written[0, len(prompt.ids) :].tolist()))
         return torch.full((1,), over(), dtype=torch.bool, device=written.device)
 
-    seen: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **prompt.seen(model, len(prompt.ids))}
+    given: dict[str, Any] = {**prompt.given(model), "stopping_criteria": StoppingCriteriaList([ended])}
     with suppress(_EndedError), scoring(model), _ended_by(model, over):
-        ends = StoppingCriteriaList([ended])
-        model.generate(inputs, generation_config=config, stopping_criteria=ends, trust_remote_code=False, **seen)
+        model.generate(**given, generation_config=config, trust_remote_code=False)
     return begun
 
 

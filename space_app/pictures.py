@@ -24,16 +24,9 @@ def path_picture(
     words: Words | None = None,
     listed: bool = True,
 ) -> str:
-    """The route of the hidden state, on screens of every width.
+    """The route of the hidden state on screens of every width (see `path_scene`), and a table of the hops where `listed`.
 
-    Args:
-        way: The path.
-        labels: The names of the sources.
-        layers: The number of layers of each source; as many as the path needs where it is not known.
-        gated: Whether scales are gates of what each hop adds.
-        select: Whether a hop can be chosen, and which one is shows.
-        words: What the model would write after each hop.
-        listed: Whether a table of the hops follows, for those who read rather than see.
+    With `select` a hop can be chosen, and which one is shows.
     """
     path, selected = way.path, way.selected if select else None
     picture = responsive(
@@ -59,14 +52,9 @@ def path_picture(
 def weights_picture(
     merge: Mapping[str, Any], labels: Sequence[str], words: Words | None = None, *, wide: int = WIDE, listed: bool = True
 ) -> str:
-    """The weights of a merge in each layer, on screens of every width, and every number of it on demand.
+    """The weights of a recipe's merge in each layer, on screens of every width (see `weights_scene`).
 
-    Args:
-        merge: The `merge` part of a recipe.
-        labels: The names of the sources.
-        words: What the model would write after each layer.
-        wide: The width for wide screens.
-        listed: Whether every number is there too.
+    `wide` is the width for wide screens; with `listed` every number is there on demand.
     """
     weights = weights_of(merge, labels)
     if not weights.rows:

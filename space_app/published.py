@@ -33,8 +33,7 @@ class Parent:
 
     Attributes:
         label: Its name in pictures and tables.
-        model: Repository or folder.
-        revision: Commit, where it is pinned.
+        model, revision: Repository or folder, and the commit where it is pinned.
         role: ``parent`` or ``base``.
         missing: Why it cannot be loaded; empty where it can.
         adapter: The repository or folder of the LoRA adapter that makes it of the published adapter's base, and its commit.
@@ -53,13 +52,11 @@ class Published:
     """A model as its repository describes it.
 
     Attributes:
-        model: Repository id or folder, as `from_pretrained` takes it.
-        revision: The commit that was read; None for a folder.
+        model, revision: Repository and the commit that was read, or a folder and None.
         name: What it is called on the page.
         config: `config.json`; of an adapter its base's.
         base: The base, where the model is a LoRA adapter of it.
-        recipe_text: `recipe.yaml` as it stands; empty where there is none.
-        recipe: The same, parsed; None where there is none, or it cannot be read.
+        recipe_text, recipe: `recipe.yaml` as it stands, and parsed; empty and None where there is none, or it cannot be read.
         record: The record of its search; an empty one where there is none, or it cannot be read.
         trials: The trials, in the order they were run.
         card: The metadata of the model's card.

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,24 +39,16 @@ UNSET = (
 
 def settings(folder: Path) -> tuple[str, str | None]:
     """The model and the revision that the owner has set: by variables, or by `space.json` beside the app."""
-    given: Any = {}
-    if (file := folder / "space.json").is_file():
-        try:
-            given = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            given = {}
-    given = mapping(given)
+    given: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # no file, or one that cannot be read
+        given = mapping(_json(folder / "space.json"))
     model = os.environ.get("EVOMERGE_MODEL", "").strip() or str(given.get("model") or "").strip()
     revision = os.environ.get("EVOMERGE_REVISION", "").strip() or str(given.get("revision") or "").strip()
     return model, revision or None
 
 
 def read(model: str, revision: str | None = None) -> Published:
-    """Read what a published model says about itself.
-
-    Args:
-        model: A folder, or the id of a repository on the Hub.
-        revision: Branch, tag or commit on the Hub; the main branch by default.
+    """Read what a model in a folder, or at a branch, tag or commit on the Hub, says about itself.
 
     Raises:
         SpaceError: No model is named, or it cannot be found, or neither it nor its base has a readable `config.json`.
@@ -69,16 +62,11 @@ def read(model: str, revision: str | None = None) -> Published:
     if not _REPO_ID.fullmatch(model):
         words = "which is neither a folder here nor a repository such as user/model"
         raise SpaceError(f"EVOMERGE_MODEL is {model!r:.100}, {words}.")
-    commit = _commit(model, revision)
-    return _read_parts(Published(model=model, name=model, revision=commit), lambda name: _download(model, name, commit))
-
-
-def _commit(model: str, revision: str | None) -> str:
-    """The commit that a revision stands for now, so that weights and record are of the same one."""
     file = _download(model, "config.json", revision) or _download(model, "adapter_config.json", revision)
     if file is None:
         raise SpaceError(f"{model} has no config.json; it is not a model that can be loaded.")
-    return file.parent.name  # the cache's folder of a snapshot is named by its commit
+    commit = file.parent.name  # of the cache's folder of a snapshot: weights and record are of the same one
+    return _read_parts(Published(model=model, name=model, revision=commit), lambda name: _download(model, name, commit))
 
 
 def _download(model: str, name: str, revision: str | None) -> Path | None:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import edits
 import mixing
 import seeing
-from loading import failure, in_background, zero_gpu
+from loading import Behind, zero_gpu
 from models import MAX_TOKENS, Host, Job, Piece, choices
 from published import TO_TRY, Published, as_float
 from reading import read
@@ -104,22 +104,16 @@ class Edit:
         raise SpaceError("The link's edit is not one of this model.")
 
 
-class Showcase:
-    """The model, its parents and who is waiting for what.
-
-    Args:
-        model: Repository id or folder, as the owner has set it.
-        revision: Branch, tag or commit.
-    """
+class Showcase(Behind):
+    """The model that the owner has set, its parents and who is waiting for what."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:
+        super().__init__(model)
         self.model, self.revision = model, revision
         self.published: Published | None = None
         self.host: Host | None = None
-        self.problem = ""
         self.small: list[str] = []  # the parents that are asked with the model
         self.started = time.monotonic()
-        self.known = threading.Event()
         self.rehearsed: dict[Asked, dict[str, Piece]] = {}  # the answers to examples, by what is asked and by model
         self._words: dict[Asked, Words] = {}  # what is said after each hop of the published model, to examples
         self._plain: dict[tuple[str, seeing.Pictures, int], Piece] = {}  # the published model's answers beside changed ones
@@ -130,20 +124,15 @@ class Showcase:
         self._files: dict[Picture, str] = {}  # where the pictures of examples are, for the page
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-pictures-")
 
-    def start(self) -> None:
-        """Read and load behind the page."""
-        in_background(self.open)
-
-    def open(self) -> None:
-        """Read what the model says about itself, then load it; what goes wrong is in `problem`."""
-        self.problem = failure(self.model, self._read)
-        self.known.set()
-        if self.host is not None and self.published is not None:
+    def load(self) -> None:
+        """Read what the model says about itself; then load it, and let it rehearse."""
+        super().load()
+        if self.host is not None:
             self.host.start()
             self.rehearse()
         self.ready_for.set()
 
-    def _read(self) -> None:
+    def _load(self) -> None:
         self.published = read(self.model, self.revision)
         self.host = Host(self.published)
         self.small = [key for key in choices(self.published.parents) if self.host.is_small(key, _SMALL)]
@@ -194,10 +183,10 @@ class Showcase:
     def status(self) -> tuple[str, str]:
         """The state (``busy``, ``ready`` or ``error``) and a line that says more."""
         seconds = time.monotonic() - self.started
-        if not self.known.is_set():
+        if not self.ready.is_set():
             return "busy", f"Reading {self.model} … {seconds:.0f} s"
-        if self.problem:
-            return "error", self.problem
+        if self.error:
+            return "error", self.error
         host = self.host
         if host is None or not host.ready.is_set():
             return "busy", f"Loading the weights … {seconds:.0f} s. Everything but the answers is there already."
@@ -211,20 +200,13 @@ class Showcase:
 
     def need(self) -> tuple[Published, Host]:
         """The model, once it is known; raises `SpaceError` where there is none."""
-        self.known.wait(120)
+        self.ready.wait(120)
         if self.published is None or self.host is None:
-            raise SpaceError(self.problem or "The model is still being read. Please try again in a moment.")
+            raise SpaceError(self.error or "The model is still being read. Please try again in a moment.")
         return self.published, self.host
 
-    def begin(self, session: str) -> None:
-        """A visitor asks: what is still written for them ends, earlier stops no longer count."""
-        self._mark(session, stopped=False)
-
-    def stop(self, session: str) -> None:
-        """A visitor stops what is being written for them, or is about to be."""
-        self._mark(session, stopped=True)
-
-    def _mark(self, session: str, *, stopped: bool) -> None:
+    def begin(self, session: str, *, stopped: bool = False) -> None:
+        """A visitor asks, or stops: what is still written for them ends, and after a stop what is about to be written."""
         with self._marking:
             self._marks[session] = (self._marks.get(session, (0, False))[0] + 1, stopped)
             self._marks.move_to_end(session)
@@ -243,29 +225,21 @@ class Showcase:
     def ask(
         self, prompt: object, others: object, tokens: object, session: str, pictures: seeing.Pictures = ()
     ) -> Iterator[list[Card]]:
-        """Let the evolved model answer, and after it the parents that were chosen; the others' cards stay beside it.
-
-        Raises:
-            SpaceError: The prompt or the choice is not as it must be.
-        """
+        """Let the evolved model answer, then the parents that were chosen, beside the others' cards; raises `SpaceError`."""
         published, _ = self.need()
         words, note = self.question(prompt)
         bound = token_bound(tokens)
-        chosen = [EVOLVED, *_chosen(others, choices(published.parents))]
+        keys = [EVOLVED, *chosen(others, choices(published.parents))]
         cards = self.cards()
-        cards |= {key: replace(cards[key], state="waiting") for key in chosen}
+        cards |= {key: replace(cards[key], state="waiting") for key in keys}
         cards[EVOLVED] = replace(cards[EVOLVED], note=note)
-        jobs = {at: Job(key, words, bound, pictures=pictures) for at, key in enumerate(cards) if key in chosen}
+        jobs = {at: Job(key, words, bound, pictures=pictures) for at, key in enumerate(cards) if key in keys}
         yield from self._answers(list(cards.values()), jobs, session)
 
     def ask_changed(
         self, prompt: object, edit: Edit, tokens: object, session: str, pictures: seeing.Pictures = ()
     ) -> Iterator[list[Card]]:
-        """Let the published model, unless it has answered this, and the changed one answer.
-
-        Raises:
-            SpaceError: The prompt is not as it must be, or the model has no path.
-        """
+        """Let the published model, unless it has answered this, and the changed one answer; raises `SpaceError`."""
         published, _ = self.need()
         words, note = self.question(prompt)
         asked = (words, pictures, token_bound(tokens))
@@ -285,13 +259,9 @@ class Showcase:
             yield shown
 
     def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
-        """Let the changed model answer all examples, and the published one where that is not known.
+        """Let the changed model answer all examples, and the published one where that is not known; raises `SpaceError`.
 
-        Yields:
-            How many were answered, how many of these the changed model gets right, and how many the published one does.
-
-        Raises:
-            SpaceError: The model cannot be scored.
+        Yields how many were answered, how many of these the changed model gets right, and how many the published one does.
         """
         published, host = self.need()
         stopped, right, plain = self.stopper(session), list[bool](), Job(EVOLVED, "")
@@ -377,10 +347,11 @@ def token_bound(tokens: object) -> int:
     return int(value)
 
 
-def _chosen(others: object, there: list[str]) -> list[str]:
-    chosen: Any = others or []
-    if not isinstance(chosen, list) or not all(isinstance(name, str) for name in chosen):
+def chosen(others: object, there: list[str]) -> list[str]:
+    """The names of models that were chosen, each once; raises `SpaceError` where they are none of those that are there."""
+    names: Any = others or []
+    if not isinstance(names, list):
         raise SpaceError("The other models must be a list of names.")
-    if bad := [name for name in chosen if name not in there]:
+    if bad := [name for name in names if name not in there]:
         raise SpaceError(f"There is no model {bad[0]!r:.60} here; there are {', '.join(there) or 'none but the evolved one'}.")
-    return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys(names))

@@ -23,17 +23,14 @@ class Card:
     """One model's answer, as it is shown.
 
     Attributes:
-        name: The model's name.
-        role: What it is, such as ``evolved`` or ``parent``.
+        name, role: The model's name, and what it is, such as ``evolved`` or ``parent``.
         state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``; ``known`` is an answer from before,
             ``unasked`` none.
         text: The answer so far, or what went wrong.
-        tokens: Tokens that were generated.
-        seconds: Time from the first to the last of them.
+        tokens, seconds: Tokens that were generated, and the time from the first to the last.
         right: Whether the answer is right; None where that is not known.
         note: A line below the answer.
-        wanted: The right answer, where this one is wrong.
-        reason: Why it is wrong, as far as that can be told.
+        wanted, reason: The right answer where this one is wrong, and why it is, as far as that can be told.
         solved: How many problems it solved when it was tested, of how many, and which these were.
     """
 
@@ -64,6 +61,7 @@ _STATES = {
 }
 
 
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _EMPTY = '<span class="ev-faint">(an empty answer)</span>'
 
 
@@ -73,13 +71,7 @@ def escape(text: object) -> str:
 
 
 def clean_prompt(prompt: object) -> tuple[str, str]:
-    """Check a prompt and take out what no model should read.
-
-    Args:
-        prompt: What the visitor sent.
-
-    Returns:
-        The prompt without control characters, and a note that says what was left out ("" where nothing was).
+    """A visitor's prompt without control characters, and a note that says what was left out ("" where nothing was).
 
     Raises:
         SpaceError: It is no text, or there is nothing in it, or it is too long.

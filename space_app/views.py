@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import edits
@@ -45,8 +44,6 @@ NO_PATH = (
     "all of its parents can be loaded to merge them anew. The Weights tab shows how much of each went into each layer."
 )
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
-
-
 _NUMBERS = ("no model", "it", "both", "all three", "all four", "all five", "all six")
 _MOST_CAPTION = 300  # characters of a prompt
 _MOST_BUTTON = 60  # characters of a problem on its button
@@ -234,7 +231,7 @@ def results_table(published: Published) -> str:
     if results is None or not results.rows:
         return ""
     total, accurate = results.examples, any(row.accuracy is not None for row in results.rows)
-    heads = ["model", *([f"right of {total:,}"] if accurate else []), f"fitness ({unit})" if unit else "fitness", "evaluations"]
+    heads = ["model", *([f"right of {total:,}"] if accurate else []), str(Objective(FITNESS, unit)), "evaluations"]
     rows = [
         (
             row.model,
@@ -277,14 +274,7 @@ def film(published: Published, stage: str) -> list[Step]:
 
 
 def film_view(published: Published, stage: str, at: int, *, runs: bool = False) -> tuple[str, str]:
-    """The moments of a stage as bars, and the model of one of them.
-
-    Args:
-        published: The model.
-        stage: The stage that is replayed.
-        at: The place of the moment among those of the stage.
-        runs: Whether others follow by themselves.
-    """
+    """The moments of a stage as bars, and the model of the one at a place among them; with `runs` others follow."""
     steps = film(published, stage)
     if not steps:
         return message(NO_STUDY), ""
@@ -301,15 +291,11 @@ def film_view(published: Published, stage: str, at: int, *, runs: bool = False) 
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
     else:
-        drawn = weights_picture(merge, published.sources, listed=False) if (merge := _merge_of(trial.recipe)) else ""
+        drawn = ""
+        with suppress(EvoMergeError):  # a recipe that cannot be read
+            if merge := merge_of(Recipe.from_yaml(trial.recipe)):
+                drawn = weights_picture(merge, published.sources, listed=False)
     return f'<div class="{"ev-runs" if runs else ""}">{bars}</div>', said + drawn
-
-
-def _merge_of(recipe: str) -> Mapping[str, Any]:
-    try:
-        return merge_of(Recipe.from_yaml(recipe))
-    except EvoMergeError:
-        return {}
 
 
 def commands(published: Published) -> str:

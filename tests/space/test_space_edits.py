@@ -165,7 +165,7 @@ def _shown(**parts: Any) -> Showcase:
     parents = (Parent("a", "a"), Parent("b", "b"))
     show.published = Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents, **parts)
     show.host = Host(show.published)
-    show.known.set()
+    show.ready.set()
     return show
 
 

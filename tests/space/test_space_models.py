@@ -349,7 +349,7 @@ def test_the_answer_is_seen_to_come_about(host: Host, ps: Path) -> None:
 def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
     """Every model answers the first examples when the page starts; what is on record is taken as it is."""
     show = Showcase(str(dfs))
-    show.open()
+    show.load()
     prompt = show.published.examples[0].prompt
     cards = show.in_advance(prompt)
     assert [card.name for card in cards] == ["model", "a", "b", "base"]
@@ -371,7 +371,7 @@ def test_a_changed_model_is_scored_as_the_search_scores(dfs: Path, monkeypatch: 
 
     monkeypatch.setattr(showcase, "_AT_ONCE", 2)
     show = Showcase(str(dfs))
-    show.open()
+    show.load()
     published = show.published
     changed = Edit.of(published).way.drop()
     wanted = {}

@@ -36,7 +36,7 @@ def test_an_example_is_asked_to_the_letter() -> None:
     show = showcase.Showcase("")
     show.published = Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")]))
     show.host = Host(show.published)
-    show.known.set()
+    show.ready.set()
     assert show.question("1 + 1 =")[0] == "1 + 1 = "
     assert show.question(" 1 + 2 = ")[0] == "1 + 2 ="
 
@@ -86,7 +86,7 @@ def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
     show = showcase.Showcase("")
     show.published = Published("m", "m", record=Record.model_validate(study))
     show.host = Host(show.published)
-    show.known.set()
+    show.ready.set()
     return show.verdict(("?", ()), text)
 
 
