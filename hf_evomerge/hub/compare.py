@@ -19,18 +19,13 @@ from .card import read_json
 # How the sources are called, which the recipe says, and who wrote the file.
 _UNCOMPARED = ("sources", "transformers_version", "_name_or_path", "_diffusers_version")
 PACKAGE = "hf-evomerge"
-# The sha256 of the class's files in each release, by version; the installed version's own are those of its files.
-RELEASED_CODE: Mapping[str, Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """A tensor that came out otherwise.
+    """A tensor that came out otherwise: its name, how it differs in words, and the largest absolute difference.
 
-    Attributes:
-        name: Its name.
-        what: How it differs, in words.
-        largest: Largest absolute difference; None where the two cannot be subtracted.
+    The last is None where the two cannot be subtracted.
     """
 
     name: str
@@ -85,30 +80,22 @@ def compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[s
 def compare_code(
     built: Path, published: Mapping[str, Path], versions: Mapping[str, tuple[str, str]]
 ) -> tuple[list[str], list[str]]:
-    """Compare the Python files of a published model with those of the package.
+    """Compare the Python files of a published model, by their names, with those of a model that was built again.
 
-    Args:
-        built: The folder of the model that was built again.
-        published: The published Python files, by their names.
-        versions: The versions that were others when the model was built: ``{library: (then, now)}``.
-
-    Returns:
-        What differs, and what could not be compared, one line each.
+    `versions` are those that were others when the model was built: ``{library: (then, now)}``. Gives what differs, and what
+    could not be compared, one line each.
     """
     then, now = versions.get(PACKAGE, ("", ""))
-    known = RELEASED_CODE.get(then) if then else {file.name: file_sha256(file) for file in built.glob("*.py")}
     differ, unknown = [], []
-    for name in sorted(published):
-        sha = file_sha256(published[name])
-        if (built / name).is_file() and sha == file_sha256(built / name):
+    for name, file in sorted(published.items()):
+        if not (built / name).is_file():
+            unknown.append(f"{name} is not part of {PACKAGE}; trust_remote_code may run it, so read it first")
+        elif file_sha256(file) == file_sha256(built / name):
             continue
-        if known is not None and name in known:
-            if sha != known[name]:
-                differ.append(f"{name} is not that of {PACKAGE} {then or version(PACKAGE)}; trust_remote_code would run it")
-        elif known is None and (built / name).is_file():
+        elif then:
             unknown.append(f"{name} is from {PACKAGE} {then}, and this is {now}; read it, or install that version")
         else:
-            unknown.append(f"{name} is not part of {PACKAGE}; trust_remote_code may run it, so read it first")
+            differ.append(f"{name} is not that of {PACKAGE} {version(PACKAGE)}; trust_remote_code would run it")
     return differ, unknown
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -21,14 +23,13 @@ from ..errors import HubError, RecipeError
 from ..recipes.names import is_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import read_text
-from ..search.evaluation.provenance import version_of
 from .card import read_json
 from .client import ask, default_api
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
 from .names import hashes, is_on_hub, listing, parents_of, parts_of, weight_files
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Reproduction:
         settings: What differs in ``config.json``, one line each.
         code: Which Python files are not those of the package, one line each.
         uncompared: Which Python files could not be compared, one line each.
-        versions: What the model was built with, where that is not what it was rebuilt with: ``{library: (then, now)}``.
+        versions: What the model was built with and rebuilt with, where that differs: ``{library: (then, now)}``.
     """
 
     repo_id: str
@@ -117,10 +118,10 @@ def reproduce(
         True
     """
     api = api or default_api()
-    commit, recipe = _published(api, repo_id, revision)
-    _check_published(api, repo_id, commit, recipe)
-    assert recipe.built is not None  # _published has refused it otherwise
-    whole = WEIGHTS_FILE not in recipe.built.sha256
+    published = _Published(api, repo_id, revision)
+    recipe, given = published.recipe()
+    published.check(given)
+    whole = WEIGHTS_FILE not in given
     for ref in recipe.refs:
         verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
@@ -128,14 +129,16 @@ def reproduce(
         again = recipe.model_copy(update={"built": None})
         built = build_model(again, folder, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
         files = hashes(built, weight_files(built))
-        count, differences = (0, []) if files == recipe.built.sha256 else _compare(built, repo_id, commit)
+        there = SourceRef(model=repo_id, revision=published.commit)
+        both = (open_files(ref) for ref in (SourceRef(model=str(built)), there))
+        count, differences = (0, []) if files == given else compare_tensors(*both)
         versions = _other_versions(recipe)
         settings = []
         for name in config_files(built):
-            settings += compare_configs(built / name, _download(api, repo_id, name, commit), versions)
-        differ, unknown = _compare_code(api, repo_id, commit, built=built, versions=versions)
+            settings += compare_configs(built / name, published.download(name), versions)
+        code = published.compare_code(built, versions)
     return Reproduction(
-        repo_id, commit, files, count, tuple(differences), tuple(settings), versions, tuple(differ), tuple(unknown)
+        repo_id, published.commit, files, count, tuple(differences), tuple(settings), versions, *map(tuple, code)
     )
 
 
@@ -145,10 +148,6 @@ def verify_source(
     """Download a source and its adapter, or the adapter alone, and refuse them where a weights file is not what the Hub says.
 
     What was downloaded before is compared as well: a disk may fail, and a cache may be shared.
-
-    Raises:
-        HubError: A file's sha256 is another.
-        SourceError: It cannot be downloaded.
     """
     source = open_source(ref, trust_remote_code=trust_remote_code)
     if whole:
@@ -159,96 +158,89 @@ def verify_source(
     for part, folder in zip(parts_of(ref), folders, strict=True):
         if part.gguf is not None:
             continue  # compared with the recipe's own sha256 when it was opened
-        expected = _hub_sha256(api, part)
+        expected = _hub_sha256(_info(api, part.model, part.revision))
         inside = "*/*.safetensors" if source.entries and part.model == source.ref.model else "*.safetensors"
         for name, sha in hashes(folder, sorted(folder.glob(inside))).items():
             if name in expected and sha != expected[name]:
-                raise HubError(
-                    f"{part.model}: {folder / name} is not what the Hub holds (its sha256 is another); remove it, and run this "
-                    "again"
-                )
+                what = f"{folder / name} is not what the Hub holds (its sha256 is another)"
+                raise HubError(f"{part.model}: {what}; remove it, and run this again")
 
 
-def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Recipe]:
-    """The commit and the recipe of a model that can be rebuilt."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+class _Published:
+    """A published model at a commit: the names of its files, and the sha256 of each large one, as the Hub knows it."""
 
-    commit = ask(f"{repo_id}: cannot be read", lambda: str(api.model_info(repo_id, revision=revision).sha))
-    try:
-        recipe = Recipe.from_yaml(read_text(_download(api, repo_id, RECIPE_FILE, commit), HubError))
-    except HubError as error:
-        if not isinstance(error.__cause__, RemoteEntryNotFoundError):
-            raise
-        raise HubError(f"{repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from") from error
-    except RecipeError as error:
-        raise HubError(f"{repo_id}: {RECIPE_FILE}: {error}") from error
-    missing = [ref.model for ref in parents_of(recipe) if not is_on_hub(ref)]
-    if missing:
-        raise HubError(
-            f"{repo_id}: only its author can rebuild it: {listing(list(dict.fromkeys(missing)))} cannot be had from the Hub"
-        )
-    if folder := next((part.model for part in parents_of(recipe) if is_folder(part.model)), None):
-        raise HubError(f"{repo_id}: {folder!r} in its {RECIPE_FILE} is a folder on this machine, or would be one; not read")
-    if recipe.built is None:
-        raise HubError(f"{repo_id}: its {RECIPE_FILE} does not say what it gave; build it with `hf-evomerge merge`")
-    return commit, recipe
+    def __init__(self, api: HfApi, repo_id: str, revision: str | None) -> None:
+        self.api, self.repo_id = api, repo_id
+        info = _info(api, repo_id, revision)
+        self.commit, self.sha256 = str(info.sha), _hub_sha256(info)
+        self.names = [file.rfilename for file in info.siblings or []]
+
+    def download(self, name: str) -> Path:
+        """One small file."""
+        call = partial(self.api.hf_hub_download, self.repo_id, name, revision=self.commit)
+        return Path(ask(f"{self.repo_id}: {name} cannot be downloaded", call))
+
+    def recipe(self) -> tuple[Recipe, dict[str, str]]:
+        """The recipe, and the sha256 of each weights file that it gave; refused where nobody else can rebuild the model."""
+        if RECIPE_FILE not in self.names:
+            raise HubError(f"{self.repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from")
+        try:
+            recipe = Recipe.from_yaml(read_text(self.download(RECIPE_FILE), HubError))  # which looks for no run's checkpoints
+        except RecipeError as error:
+            raise HubError(f"{self.repo_id}: {RECIPE_FILE}: {error}") from error
+        parents = parents_of(recipe)
+        if missing := list(dict.fromkeys(ref.model for ref in parents if not is_on_hub(ref))):
+            raise HubError(f"{self.repo_id}: only its author can rebuild it: {listing(missing)} cannot be had from the Hub")
+        if folder := next((part.model for part in parents if is_folder(part.model)), None):
+            what = f"{folder!r} in its {RECIPE_FILE} is a folder on this machine, or would be one"
+            raise HubError(f"{self.repo_id}: {what}; not read")
+        if recipe.built is None:
+            said = f"its {RECIPE_FILE} does not say what it gave"
+            raise HubError(f"{self.repo_id}: {said}; build it with `hf-evomerge merge`")
+        return recipe, recipe.built.sha256
+
+    def check(self, told: Mapping[str, str]) -> None:
+        """Refuse weights that the recipe does not tell of: transformers might load them in place of those that it does."""
+        for name, sha in told.items():
+            if self.sha256.get(name) != sha:
+                changed = f"is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
+                raise HubError(f"{self.repo_id}: {name} {changed}")
+        deep = 1 if INDEX in self.names else 0  # of a pipeline what is in its components' folders
+        there = [name for name in self.names if name.count("/") <= deep]
+        loadable = [name for name in there if name.endswith(".safetensors")]
+        for index in (name for name in there if name.endswith(".safetensors.index.json")):
+            weights = read_json(self.download(index)).get("weight_map")
+            place = index.rpartition("/")
+            loadable += ["".join(place[:2]) + str(name) for name in weights.values()] if isinstance(weights, dict) else []
+        if extra := [name for name in dict.fromkeys(loadable) if name not in told]:
+            added = "may be loaded in place of the files that are; it was added after the model was pushed"
+            raise HubError(f"{self.repo_id}: {extra[0]} is not in its {RECIPE_FILE}, and {added}")
+
+    def compare_code(self, built: Path, versions: Mapping[str, tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """See `compare_code`. A tokenizer or a processor may bring code of its own."""
+        published = {name: self.download(name) for name in self.names if name.endswith(".py") and "/" not in name}
+        differ, unknown = compare_code(built, published, versions)
+        for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+            if name in self.names and "auto_map" in read_json(self.download(name)):
+                unknown.append(f"{name} names code of its own; read it before you load the model with trust_remote_code")
+        return differ, unknown
 
 
-def _hub_sha256(api: HfApi, ref: SourceRef) -> dict[str, str]:
+def _info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+    return ask(f"{repo_id}: cannot be read", partial(api.model_info, repo_id, revision=revision, files_metadata=True))
+
+
+def _hub_sha256(info: ModelInfo) -> dict[str, str]:
     """The sha256 of each large file, as the Hub knows it."""
-    what = f"{ref.model}: cannot be read"
-    info = ask(what, lambda: api.model_info(ref.model, revision=ref.revision, files_metadata=True))
     return {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
 
 
-def _check_published(api: HfApi, repo_id: str, commit: str, recipe: Recipe) -> None:
-    """Refuse weights that the recipe does not tell of: transformers might load them in place of those that it does."""
-    told = recipe.built.sha256 if recipe.built is not None else {}
-    there = _hub_sha256(api, SourceRef(model=repo_id, revision=commit))
-    for name, sha in told.items():
-        if there.get(name) != sha:
-            raise HubError(
-                f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
-            )
-    names = ask(f"{repo_id}: cannot be read", lambda: api.list_repo_files(repo_id, revision=commit))
-    deep = 1 if INDEX in names else 0  # of a pipeline what is in its components' folders
-    loadable = [name for name in names if name.endswith(".safetensors") and name.count("/") <= deep]
-    for index in (name for name in names if name.endswith(".safetensors.index.json") and name.count("/") <= deep):
-        weights = read_json(_download(api, repo_id, index, commit)).get("weight_map")
-        place = index.rpartition("/")
-        loadable += ["".join(place[:2]) + str(name) for name in weights.values()] if isinstance(weights, dict) else []
-    if extra := [name for name in dict.fromkeys(loadable) if name not in told]:
-        raise HubError(
-            f"{repo_id}: {extra[0]} is not in its {RECIPE_FILE}, and may be loaded in place of the files that are; it was "
-            "added after the model was pushed"
-        )
-
-
-def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
-    """One small file of the published model."""
-    what = f"{repo_id}: {name} cannot be downloaded"
-    return Path(ask(what, lambda: api.hf_hub_download(repo_id, name, revision=commit)))
-
-
-def _compare(built: Path, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
-    """Tensor by tensor: how the rebuilt model differs from the published one."""
-    here = open_files(SourceRef(model=str(built)))
-    return compare_tensors(here, open_files(SourceRef(model=repo_id, revision=commit)))
-
-
-def _compare_code(
-    api: HfApi, repo_id: str, commit: str, *, built: Path, versions: Mapping[str, tuple[str, str]]
-) -> tuple[list[str], list[str]]:
-    """See `compare_code`. A tokenizer or a processor may bring code of its own."""
-    names = ask(f"{repo_id}: cannot be read", lambda: api.list_repo_files(repo_id, revision=commit))
-    published = {name: _download(api, repo_id, name, commit) for name in names if name.endswith(".py") and "/" not in name}
-    differ, unknown = compare_code(built, published, versions)
-    for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
-        if name in names and "auto_map" in read_json(_download(api, repo_id, name, commit)):
-            unknown.append(f"{name} names code of its own; read it before you load the model with trust_remote_code")
-    return differ, unknown
-
-
 def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:
-    built = recipe.built.versions if recipe.built else {}
-    return {name: (then, now) for name, then in built.items() if (now := version_of(name)) != then}
+    from importlib.metadata import PackageNotFoundError, version
+
+    pairs = {}
+    for name, then in (recipe.built.versions if recipe.built else {}).items():
+        pairs[name] = (then, "none")
+        with suppress(PackageNotFoundError):
+            pairs[name] = (then, version(name))
+    return {name: (then, now) for name, (then, now) in pairs.items() if then != now}

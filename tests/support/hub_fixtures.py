@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -97,6 +98,18 @@ def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
 def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
     """The real client as user `local`."""
     return connect(hub)
+
+
+def upload_models(api: HfApi, *folders: Path, licenses: Sequence[str] = ()) -> dict[str, str]:
+    """Put models on the hub as ``local/FOLDER``, with a card each that states a license; gives their names there, by folder."""
+    names = {str(folder): f"local/{folder.name}" for folder in folders}
+    for (folder, name), license in zip_longest(names.items(), licenses):
+        api.create_repo(name)
+        api.upload_folder(repo_id=name, folder_path=folder)
+        if license is not None:
+            card = f"---\nlicense: {license}\n---\n".encode()
+            api.upload_file(repo_id=name, path_in_repo="README.md", path_or_fileobj=card)
+    return names
 
 
 def commit_titles(api: HfApi, repo_id: str = "local/merge") -> list[str]:
