@@ -43,13 +43,12 @@ _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What is known of a model.
+    """What is known of a model, and of the pictures beside it.
 
     Attributes:
         config: Its ``config.json``; of a pipeline its ``model_index.json``, of an adapter its ``adapter_config.json``.
         recipe: Its recipe, with the sources named as they are published.
         study: The record of its search; None where it comes from a recipe that nobody searched for.
-        images: The pictures beside it.
         verified: Whether it was built again, and came out the same.
         space: The Space that shows it, where one is made with it or is there already.
     """
@@ -138,16 +137,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def render_card(facts: CardFacts, repo_id: str, license: LicenseDecision, *, languages: Sequence[str] = ()) -> str:
-    """Write the card of a model.
+    """Write the card of a model that goes to a repository: the text of ``README.md``, YAML metadata and Markdown.
 
-    Args:
-        facts: What is known of it.
-        repo_id: Where it will be.
-        license: What it goes out under.
-        languages: ISO 639 codes, for the Hub's filters.
-
-    Returns:
-        The text of ``README.md``: YAML metadata and Markdown.
+    Languages are ISO 639 codes, for the Hub's filters.
 
     Raises:
         HubError: The template or the facts do not fit.
@@ -199,10 +191,7 @@ def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[st
 def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
     """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything was uploaded.
 
-    `RepoCard.validate` asks the default endpoint, which need not be this client's.
-
-    Raises:
-        HubError: It does not.
+    `RepoCard.validate` asks the default endpoint, which need not be this client's. Raises `HubError`.
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
@@ -213,10 +202,8 @@ def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
         return [str(error.get("message")) for error in response.json().get("errors", [])]
 
     if complaints := ask(f"{repo_id}: the metadata of the card cannot be checked", check):
-        raise HubError(
-            f"{repo_id}: the Hub does not take the metadata of the card: {one_line(ValueError('; '.join(complaints)))}; "
-            "correct --license or --language"
-        )
+        what = f"the Hub does not take the metadata of the card: {one_line('; '.join(complaints))}"
+        raise HubError(f"{repo_id}: {what}; correct --license or --language")
 
 
 def _license_terms(repo_id: str, license: LicenseDecision) -> dict[str, Any]:
@@ -260,9 +247,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "rank": facts.config.get("r"),
         "served_rank": served_rank(facts.config.get("r") or 1),
         **_source_values(facts),
-        "missing_text": listing(
-            list(dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref)))
-        ),
+        "missing_text": listing([*dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref))]),
     }
 
 

@@ -27,13 +27,9 @@ Content = Path | bytes
 
 @dataclass(frozen=True)
 class Commit:
-    """Where a commit landed.
+    """Where a commit landed: its repository, and its page or the pull request's.
 
-    Attributes:
-        repo_id: The repository.
-        sha: The commit; the branch's head if there was nothing to change.
-        url: Its page, or the pull request's.
-        changed: Whether there was anything to commit.
+    `sha` is the branch's head, and `changed` false, if there was nothing to commit.
     """
 
     repo_id: str
@@ -44,12 +40,9 @@ class Commit:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a commit goes.
+    """Where a commit goes: a branch, which must exist, of a repository of type ``model`` or ``space``.
 
-    Attributes:
-        repo_id, repo_type: The repository: ``model`` or ``space``.
-        revision: The branch; must exist.
-        create_pr: Whether a pull request to the branch is opened in place of a commit to it.
+    With `create_pr` a pull request to the branch is opened in place of a commit to it.
     """
 
     repo_id: str
@@ -61,14 +54,7 @@ class Target:
 def commit_files(
     api: HfApi, target: Target, files: Mapping[str, Content], *, message: str, remove: Callable[[str], bool] = lambda _: False
 ) -> Commit:
-    """Make the repository hold these files, in one commit.
-
-    Args:
-        api: The client.
-        target: A repository and branch that exist.
-        files: What each file in the repository is to hold.
-        message: The commit's first line.
-        remove: Which of the repository's other files go.
+    """Make a repository hold these files, in one commit with this first line; `remove` says which of its other files go.
 
     Raises:
         HubError: It did not work, or somebody else changed the repository meanwhile. Says what is there and what is not.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -37,14 +38,12 @@ _OF_THE_PARENTS = "licenses-of-the-parents"  # the Hub wants a name where the li
 
 @dataclass(frozen=True)
 class ParentLicense:
-    """The license of one parent, as its repository states it.
+    """The license and the languages of one parent, as its repository, or a folder, states them.
 
     Attributes:
-        model: The parent's repository, or the name of a folder.
         license: The identifier; ``other`` for one with a name of its own, ``unknown`` where nothing is stated.
         name, link: The name and address of a license without an identifier.
         note: Why nothing is known.
-        languages: The model's languages, as its card states them.
     """
 
     model: str
@@ -74,14 +73,9 @@ class ParentLicense:
 
 @dataclass(frozen=True)
 class LicenseDecision:
-    """What the merge goes out under.
+    """License of the merge: an identifier, ``other`` where the parents' licenses do not settle it; and why, in a sentence.
 
-    Attributes:
-        license: An identifier; ``other`` where the parents' licenses do not settle it.
-        name, link: Name and address of a license without an identifier.
-        parents: The parents' licenses.
-        reason: One sentence that says why.
-        chosen: Whether the user chose it.
+    `name` and `link` are those of a license without an identifier, `chosen` says whether the user chose it.
     """
 
     license: str
@@ -99,11 +93,9 @@ class LicenseDecision:
 
 
 def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) -> LicenseDecision:
-    """Decide under which license a merge may go out.
+    """Decide under which license a merge may go out, from those of all sources and of the base.
 
-    Args:
-        parents: The licenses of all sources and of the base.
-        chosen: The user's own choice, as a Hub identifier; it is taken as it is.
+    The user's own choice, a Hub identifier, is taken as it is.
 
     Raises:
         HubError: The parents' licenses contradict each other, or forbid merges, and the user has chosen nothing.
@@ -123,17 +115,12 @@ def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) 
         return LicenseDecision(first.license, "All parents are under this license.", parents, first.name, first.address)
     if parents and all(parent.license in PERMISSIVE for parent in parents):
         notices = tuple(f"{parent.model}: {parent.license}" for parent in parents if parent.license != "apache-2.0")
-        return LicenseDecision(
-            "apache-2.0", "All parents are under permissive licenses, whose notices are kept.", parents, notices=notices
-        )
+        reason = "All parents are under permissive licenses, whose notices are kept."
+        return LicenseDecision("apache-2.0", reason, parents, notices=notices)
     unknown = [parent.model for parent in parents if parent.license in (UNKNOWN, OTHER)]
-    reason = (
-        f"The license of {listing(unknown)} is not stated in a known form."
-        if len(unknown) == 1
-        else f"The licenses of {listing(unknown)} are not stated in a known form."
-        if unknown
-        else "The parents are under different licenses."
-    )
+    one, many = f"The license of {listing(unknown)} is", f"The licenses of {listing(unknown)} are"
+    reason = f"{one if len(unknown) == 1 else many} not stated in a known form."
+    reason = reason if unknown else "The parents are under different licenses."
     return LicenseDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS)
 
 
@@ -149,15 +136,11 @@ def _conflict(parents: Sequence[ParentLicense]) -> str | None:
     for parent in parents:
         if "-nd-" in f"{parent.license}-":
             return f"{parent.model} is under {parent.license}, which allows no derived works"
-    for parent in parents:
-        if not parent.license.startswith(_SHARE_ALIKE):
-            continue
-        for other in parents:
-            if other.terms != parent.terms and other.license not in (*PERMISSIVE, UNKNOWN, OTHER):
-                return (
-                    f"{parent.model} is under {parent.license}, which derived works must keep, and {other.model} under "
-                    f"{other.license}, which says otherwise"
-                )
+    for parent, other in permutations(parents, 2):
+        strict = parent.license.startswith(_SHARE_ALIKE) and other.license not in (*PERMISSIVE, UNKNOWN, OTHER)
+        if strict and other.terms != parent.terms:
+            kept = f"{parent.model} is under {parent.license}, which derived works must keep"
+            return f"{kept}, and {other.model} under {other.license}, which says otherwise"
     return None
 
 

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 class PublicNames:
     """Names sources for strangers. Callable: ``names(ref)`` is the published reference.
 
-    Args:
-        api: The client.
-        published: The repositories where local folders were published, by folder. What is there must be what is in the folder.
+    `published` are the repositories where local folders were published, by folder. What is there must be what is in the folder.
 
     Attributes:
         guessed: Repositories whose commit the recipe does not name: pinned to what they hold now.
@@ -58,9 +56,8 @@ class PublicNames:
         if is_folder(ref.model):
             folder = named_folder(ref.model)
             repo_id = self._published.get(folder.resolve())
-            return (
-                ref.model_copy(update={"model": hidden(ref.model)}) if repo_id is None else self._same_weights(folder, repo_id)
-            )
+            hides = ref.model_copy(update={"model": hidden(ref.model)})
+            return hides if repo_id is None else self._same_weights(folder, repo_id)
         is_commit = REGEX_COMMIT_HASH.fullmatch(ref.revision or "") is not None
         if is_commit and "/" in ref.model:
             return ref

@@ -32,13 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was published.
-
-    Attributes:
-        model: The model's commit.
-        space: The Space's, where one was asked for.
-        warnings: As in the plan.
-    """
+    """What was published: the model's commit, and the Space's where one was asked for; with the plan's warnings."""
 
     model: Commit
     space: Commit | None = None
@@ -112,16 +106,10 @@ def preview_push(
 def check_push(
     repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None, draws: bool = False
 ) -> None:
-    """Refuse, before a search begins, what could not be pushed when it ends.
+    """Refuse, before a search begins, what could not be pushed to a repository when it ends.
 
-    Checks the login, the name, what is there already, and the licenses of the parents.
-
-    Args:
-        repo_id: Where the winner is to go.
-        recipe_refs: The sources and the base.
-        options: How it is to be published.
-        api: The client.
-        draws: Whether the sources are diffusion pipelines.
+    Checks the login, the name, what is there already, and the licenses of the sources and the base. With `draws` the sources
+    are diffusion pipelines.
 
     Raises:
         HubError: As `push_model`.

@@ -43,13 +43,8 @@ if TYPE_CHECKING:
 _CODE = tuple(f"{name}_evo_merged.py" for name in ("configuration", "layers", "modeling", "sources"))
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
-    *("*.safetensors", "*.safetensors.index.json", CONFIG_FILE, *COMPANIONS, *_CODE),
-    *(
-        RECIPE_FILE,
-        STUDY_JSON,
-        TRIALS_FILE,
-        *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "front", "path", "weights", "example-*")),
-    ),
+    *("*.safetensors", "*.safetensors.index.json", CONFIG_FILE, *COMPANIONS, *_CODE, RECIPE_FILE, STUDY_JSON, TRIALS_FILE),
+    *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "front", "path", "weights", "example-*")),
     *(f"{EVAL_FOLDER}/{task}.yaml" for _, task in BENCHMARKS.values()),
 )
 _KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
@@ -101,12 +96,10 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do; ``print`` it to read it.
+    """What a push to a repository would do; ``print`` it to read it.
 
     Attributes:
-        repo_id: Where it goes.
-        files: What each file in the repository is to hold. Files that were made for the push are gone when it is over.
-        sizes: Bytes of each file.
+        files, sizes: What each file is to hold, and its bytes. Files that were made for the push are gone when it is over.
         license: What it goes out under.
         warnings: What a reader should know before it is public, one line each.
         removed: Which files of an earlier winner go.
@@ -134,11 +127,9 @@ class PushPlan:
 
 
 def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path) -> PushPlan:
-    """Make everything that a push sends, and send nothing.
+    """Make everything that `push_model` sends, in the empty folder `scratch`, and send nothing.
 
-    Args:
-        folder, repo_id, options, api: As for `push_model`.
-        scratch: An empty folder for the files that are made; the plan needs it until it is carried out.
+    The plan needs the folder until it is carried out.
     """
     model, search = find_model(Path(folder))
     draws = (model / INDEX).is_file()
@@ -232,29 +223,18 @@ def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
 
 
 def _built(model: Path, weights: Sequence[Path]) -> Built | None:
-    """What the recipe gave when the model was built; None where nobody has written it down.
-
-    Raises:
-        HubError: Something of it was changed since.
-    """
+    """What the recipe gave when the model was built; None where nobody has written it down. Refused where it was changed."""
     record = read_build_record(model)
     if record is None:
         return None
     if changed := changed_since(model, record):
-        raise HubError(
-            f"{model}: {listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it "
-            f"again, or remove {BUILD_FILE} to publish it without saying where it comes from"
-        )
+        what = f"{listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it again"
+        raise HubError(f"{model}: {what}, or remove {BUILD_FILE} to publish it without saying where it comes from")
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
 
 def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
-    """Build the model again, and compare.
-
-    Raises:
-        HubError: Weights or config come out otherwise.
-        EvoMergeError: It cannot be built.
-    """
+    """Build the model again, and refuse it where weights or config come out otherwise."""
     with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
         again, trust = recipe.model_copy(update={"built": None}), options.trust_remote_code
         whole = not is_adapter(model)
@@ -291,10 +271,9 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
     if (named := config.get("base_model_name_or_path")) is not None:
         base = names(SourceRef(model=named, revision=config.get("revision")))
         if not is_on_hub(base):
-            raise HubError(
-                f"{named}: the adapter's base is on this machine only, so nobody could load the adapter; publish the base, and "
-                f"pass --published {named}=user/name, or merge again with --whole"
-            )
+            what = "the adapter's base is on this machine only, so nobody could load the adapter"
+            hint = f"publish the base, and pass --published {named}=user/name, or merge again with --whole"
+            raise HubError(f"{named}: {what}; {hint}")
         config |= {"base_model_name_or_path": base.model, "revision": base.revision}
     for described, ref in zip(config.get("sources") or [], recipe.sources, strict=False):
         described.pop("revision", None)

@@ -61,13 +61,9 @@ def write_record(
     Args:
         search: The study's folder. An unfinished one has no results yet.
         out: The folder to write to; it may exist.
-        examples: How many problems of the test split to publish, for others to try; the first ones. They are the user's data,
-            so none by default.
+        examples: How many problems of the test split to publish, the first ones. They are the user's data, so none by default.
         publish: Says how a source is named in the record.
         licenses: The parents' licenses, by the names that are published.
-
-    Returns:
-        What ``study.json`` holds.
 
     Raises:
         SearchError: There is no search in the folder, or its results were changed since.
@@ -159,10 +155,8 @@ def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
 def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> dict[str, Any]:
     """The first problems of the test split with their answers, which models got them right, and what these wrote.
 
-    How many of all problems only the winner solves is counted too.
-
-    Their pictures are written as
-    PNG, pixel for pixel, without what else their files say, such as a place.
+    How many of all problems only the winner solves is counted too. Pictures are written as PNG, pixel for pixel, without what
+    else their files say, such as a place.
     """
     if count == 0:
         return {}

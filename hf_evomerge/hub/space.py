@@ -67,20 +67,14 @@ def push_space(
 
 
 def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
-    """Refuse a Space that is there and is not ours: its code would be replaced.
-
-    Raises:
-        HubError: It shows something else, or is public and should be private.
-    """
+    """Refuse a Space that shows something else, whose code would be replaced, or is public and should be private."""
     info = _space(repo_id, api)
     if info is None:
         return
     names = [file.rfilename for file in info.siblings or []]
     if SETTINGS_FILE not in names and (code := next(filter(_is_code, names), None)):
-        raise HubError(
-            f"{repo_id}: is a Space with an app of its own ({code}), which would be replaced; give the Space another name with "
-            "`hf-evomerge space`, or empty it"
-        )
+        what = f"is a Space with an app of its own ({code}), which would be replaced"
+        raise HubError(f"{repo_id}: {what}; give the Space another name with `hf-evomerge space`, or empty it")
     if private and not info.private:
         raise HubError(f"{repo_id}: the Space exists and is public; make it private, or leave out --private")
 
@@ -106,14 +100,10 @@ def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
 def space_files(
     model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None, has_path: bool = True
 ) -> dict[str, Content]:
-    """What the Space's repository holds.
+    """What the repository of the Space of a model, at a branch or commit, holds.
 
-    Args:
-        model: The model that it shows.
-        revision: Its branch or commit.
-        title: The Space's title; the app's own by default.
-        picture: A picture in the model's repository, which previews of links show.
-        has_path: Whether the model has a path; a merge of weights has none.
+    Its title is the app's own by default. Previews of links show a picture of the model's repository. A merge of weights has no
+    path.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {
@@ -172,23 +162,18 @@ def _check_there(model: str, revision: str | None) -> None:
     except RevisionNotFoundError as cause:
         raise HubError(f"{model}: has no branch or commit {revision}") from cause
     except (HFValidationError, RepositoryNotFoundError) as cause:
-        raise HubError(
-            f"{model}: no such folder here, and no such model on the Hub that this login can see; check the name, or log in "
-            "with `hf auth login` where it is private"
-        ) from cause
+        missing = "no such folder here, and no such model on the Hub that this login can see"
+        hint = "check the name, or log in with `hf auth login` where it is private"
+        raise HubError(f"{model}: {missing}; {hint}") from cause
     except (OSError, httpx.HTTPError):
         return
 
 
 def with_record(folder: Path, shown: Path) -> Path:
-    """A model folder as it would be published, but with the sources where they are on this machine.
+    """A study, or a model's folder, as it would be published, but with the sources where they are on this machine.
 
-    Args:
-        folder: A study, or a model's folder.
-        shown: The folder to make, with links to the model's files and the record of the search beside them.
-
-    Returns:
-        `shown`, or `folder` itself where no search is known.
+    Makes the folder `shown`, with links to the model's files and the record of the search beside them; gives `folder` itself
+    where no search is known.
     """
     if not (folder / STUDY_FILE).is_file() and not (folder.parent / STUDY_FILE).is_file():
         return folder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import Said
+from hub_fixtures import Said, upload_models
 from huggingface_hub import HfApi, hf_hub_download
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
@@ -41,12 +41,8 @@ for kind in AutoPeftModelForCausalLM, AutoModelForCausalLM:
 @pytest.fixture
 def published(tiny: Path, tmp_path: Path, lfs_api: HfApi) -> dict[str, str]:
     """A base and two adapters of it on the hub, by their folders."""
-    folders = {"base": tiny / "base"}
-    folders |= {name: save_adapter(tiny / "base", tmp_path / name, seed) for seed, name in enumerate(("ja", "maths"))}
-    for name, folder in folders.items():
-        lfs_api.create_repo(f"local/{name}")
-        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=folder)
-    return {str(folder): f"local/{name}" for name, folder in folders.items()}
+    folders = [tiny / "base", *(save_adapter(tiny / "base", tmp_path / name, i) for i, name in enumerate(("ja", "maths")))]
+    return upload_models(lfs_api, *folders)
 
 
 def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:

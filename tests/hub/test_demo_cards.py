@@ -1,15 +1,8 @@
-"""The cards of the demo's models in ``model_cards/demo``: what the package would write today.
-
-After a demo, ``python tests/hub/test_demo_cards.py DEMO`` brings what they are made of up to date; without an argument it only
-writes the cards again.
-"""
+"""The cards of the demo's models in ``model_cards/demo``: what the package would write today, and run as a program writes."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from huggingface_hub import ModelCard
@@ -19,7 +12,6 @@ from hf_evomerge.hub.licenses import ParentLicense, decide_license
 
 CARDS = Path(__file__).parents[2] / "model_cards" / "demo"
 SPACES = {"ps": "demo/evolved-ps", "dfs": "demo/evolved-dfs", "hybrid": "demo/evolved"}
-FACTS = ("config.json", "recipe.yaml", "study.json")
 
 
 def _render(space: str) -> str:
@@ -51,26 +43,6 @@ def test_the_card_claims_what_was_measured() -> None:
     assert card.data.eval_results[0].metric_value == round(study.winner.accuracy, 4)
 
 
-def _refresh(demo: Path) -> None:
-    """Publish the demo's winners to a hub of their own, and take what is there."""
-    from hf_evomerge.demo.quickstart import SPECIALISTS, publish
-    from local_hub import LocalHub
-
-    with TemporaryDirectory() as scratch, LocalHub(scratch, user="demo") as hub:
-        for space, repo_id in SPACES.items():
-            publish(demo / space, SPECIALISTS, "demo/tiny", "--name", repo_id, environment=hub.environment())
-            folder = CARDS / space
-            shutil.rmtree(folder, ignore_errors=True)
-            from huggingface_hub import HfApi
-
-            HfApi(endpoint=hub.endpoint, token=hub.token).snapshot_download(
-                repo_id, local_dir=folder, allow_patterns=[*FACTS, "images/*.png"]
-            )
-            shutil.rmtree(folder / ".cache")
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        _refresh(Path(sys.argv[1]))
     for name in SPACES:
         (CARDS / name / "README.md").write_text(_render(name), encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from faulty_hub import FaultyHub
-from hub_fixtures import Said, commit_titles
+from hub_fixtures import Said, commit_titles, upload_models
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from transformers import AutoModelForCausalLM
 
@@ -93,13 +93,7 @@ def test_a_parameter_space_merge_is_a_plain_model(plain: Path, lfs_api: HfApi, p
 
 def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
     """Sources that were published are pinned to commits everywhere, with their licenses; no folder of this machine is named."""
-    published = {}
-    for name in ("a", "b", "base"):
-        lfs_api.create_repo(f"local/{name}")
-        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
-        published[str(tiny / name)] = f"local/{name}"
-    card = b"---\nlicense: mit\n---\n"
-    lfs_api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="local/b")
+    published = upload_models(lfs_api, *(tiny / name for name in ("b", "a", "base")), licenses=["mit"])
     push_model(hybrid_search, "local/merge", PushOptions(published=published), api=lfs_api)
     folder = Path(lfs_api.snapshot_download("local/merge", local_dir=tmp_path / "got"))
     assert Record.load(folder / "study.json").licenses == {"local/b": "mit"}
@@ -144,9 +138,7 @@ def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_
 
 def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, lfs_api: HfApi) -> None:
     """A source whose commit the model's recipe does not name is pinned to what is there now, with a warning."""
-    for name in ("a", "b"):
-        lfs_api.create_repo(f"local/{name}")
-        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
+    upload_models(lfs_api, tiny / "a", tiny / "b")
     sources = [{"model": "local/a"}, {"model": "local/b", "revision": "main"}]
     Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(plain / "recipe.yaml")
     write_build_record(plain)

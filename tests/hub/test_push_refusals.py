@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from faulty_hub import FaultyHub
+from hub_fixtures import upload_models
 from huggingface_hub import HfApi
 
 from hf_evomerge.errors import EvoMergeError, HubError
@@ -122,13 +123,7 @@ def _copy_with_recipe(tiny: Path, tmp_path: Path) -> Path:
 
 def test_a_license_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
     """Parents whose licenses contradict each other are refused before the repository is made, unless the user chooses."""
-    published = {}
-    for name, license in (("a", "cc-by-sa-4.0"), ("b", "cc-by-nc-4.0")):
-        lfs_api.create_repo(f"local/{name}")
-        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
-        card = f"---\nlicense: {license}\n---\n".encode()
-        lfs_api.upload_file(repo_id=f"local/{name}", path_in_repo="README.md", path_or_fileobj=card)
-        published[str(tiny / name)] = f"local/{name}"
+    published = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "cc-by-nc-4.0"])
     with pytest.raises(HubError, match=r"local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"):
         push_model(plain, "local/merge", PushOptions(published=published), api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")

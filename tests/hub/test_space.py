@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_fixtures import Said
+from hub_fixtures import Said, upload_models
 from huggingface_hub import HfApi, SpaceCard
 
 import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
 from hf_evomerge.hub.bundled import bundled
 from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An app in place of the Space's, which writes what it sees to `SEEN`."""
+    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    return tmp_path / "app.py"
 
 
 @pytest.fixture
@@ -77,16 +85,14 @@ def test_a_space_needs_its_model(lfs_api: HfApi) -> None:
     assert not lfs_api.repo_exists("local/s", repo_type="space")
 
 
-def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_app_runs_here_without_the_hub(app: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`run_space` starts the same app, told by the environment which model to show."""
-    (tmp_path / "app.py").write_text("import os; open(os.environ['SEEN'], 'w').write(os.environ['EVOMERGE_MODEL'])")
-    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
-    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    app.write_text("import os; open(os.environ['SEEN'], 'w').write(os.environ['EVOMERGE_MODEL'])")
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what the Hub has cannot be asked: the app tells
     run_space("my-search/model")
     assert (tmp_path / "seen").read_text() == "my-search/model"
-    (tmp_path / "app.py").write_text("raise SystemExit(3)")
+    app.write_text("raise SystemExit(3)")
     with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
         run_space("my-search/model")
     for name in ("NOTHERE", "./not/there", str(tmp_path / "nothing")):
@@ -113,20 +119,17 @@ def test_a_name_is_looked_up_before_the_app_runs(model: str, lfs_api: HfApi, mon
 
 
 def test_a_search_whose_data_moved_is_shown_without_problems(
-    hybrid_search: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hybrid_search: Path, app: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where the examples of a search cannot be read any more, the page has everything but them, and that is said."""
 
     def moved(*_: object) -> Any:
         raise FitnessError("data/test.jsonl: cannot be read")
 
-    copy = "import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', os.environ['SEEN'])"
-    (tmp_path / "app.py").write_text(copy)
-    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
+    app.write_text("import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', os.environ['SEEN'])")
     monkeypatch.setattr("hf_evomerge.fitness.loading.load_examples", moved)
-    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     run_space(str(hybrid_search))
-    study = json.loads((tmp_path / "seen").read_text())
+    study = json.loads(app.with_name("seen").read_text())
     assert study.get("examples", []) == []
     assert study["stages"]
     assert "no problems to try: data/test.jsonl" in capsys.readouterr().err
@@ -136,20 +139,17 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     assert not capsys.readouterr().err
 
 
-def test_a_search_is_shown_with_its_record(hybrid_search: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_search_is_shown_with_its_record(hybrid_search: Path, app: Path) -> None:
     """The folder of a search is shown as it would be published, its sources where they are; nothing is left behind."""
-    look = """
+    app.write_text("""
 import json, os, pathlib
 folder = pathlib.Path(os.environ["EVOMERGE_MODEL"])
 study = json.loads((folder / "study.json").read_text())
 seen = [str(folder), sorted(file.name for file in folder.iterdir()), study["settings"]]
 pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
-"""
-    (tmp_path / "app.py").write_text(look)
-    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
-    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+""")
     run_space(str(hybrid_search))
-    folder, names, settings = json.loads((tmp_path / "seen").read_text())
+    folder, names, settings = json.loads(app.with_name("seen").read_text())
     assert {"config.json", "model.safetensors", "recipe.yaml", "study.json", "trials.parquet", "images"} <= set(names)
     assert Path(settings["sources"][0]["model"]).is_dir()
     assert not Path(folder).exists()
@@ -179,13 +179,8 @@ def test_a_search_that_could_not_push_does_not_begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Contradicting licenses, and a login that is not there, stop the search before its first trial."""
-    sources = []
-    for name, license in (("a", "cc-by-sa-4.0"), ("b", "gemma")):
-        lfs_api.create_repo(f"local/{name}")
-        card = f"---\nlicense: {license}\n---\n".encode()
-        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
-        lfs_api.upload_file(repo_id=f"local/{name}", path_in_repo="README.md", path_or_fileobj=card)
-        sources.append({"model": f"local/{name}"})
+    names = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "gemma"])
+    sources = [{"model": name} for name in names.values()]
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings(sources=sources)))
     words = ("search", tmp_path / "search.yaml", "--out", tmp_path / "out", "--push-to", "local/won")
     refused = "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma"
