@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import EvoMergeError
 from ..recipes.whole_file import write_whole
-from .common import LOGGER, MODELS, Model, TrustRemoteCode, app, one_line_errors, quiet, without_torch
+from .common import LOGGER, MODELS, AsJson, Model, Replace, TrustRemoteCode, app, one_line_errors, quiet, without_torch
+
+if TYPE_CHECKING:
+    from ..recipes.recipe import Recipe
 
 
 def _print_methods(asked: bool) -> None:
@@ -19,6 +22,16 @@ def _print_methods(asked: bool) -> None:
 
         typer.echo(methods_table())
         raise typer.Exit
+
+
+Methods = Annotated[
+    bool,
+    typer.Option(
+        "--methods", help="List the merge methods and their parameters, and stop.", callback=_print_methods, is_eager=True
+    ),
+]
+_WHOLE = "Write the whole model, or an adapter; without either, an adapter where it is one."
+Whole = Annotated[bool | None, typer.Option("--whole/--adapter", help=_WHOLE)]
 
 
 @app.command(**MODELS)
@@ -33,20 +46,10 @@ def merge(
         int | None, typer.Option(min=0, help="Of a study for several objectives: the front's point N.", metavar="N")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    overwrite: Replace = False,
     max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
-    methods: Annotated[
-        bool,
-        typer.Option(
-            "--methods", help="List the merge methods and their parameters, and stop.", callback=_print_methods, is_eager=True
-        ),
-    ] = False,
-    whole: Annotated[
-        bool | None,
-        typer.Option(
-            "--whole/--adapter", help="Write the whole model, or an adapter; without either, an adapter where it is one."
-        ),
-    ] = None,
+    methods: Methods = False,
+    whole: Whole = None,
     rank: Annotated[
         int | None, typer.Option(min=1, max=1 << 20, help="The largest rank of the adapter; exact by default.")
     ] = None,
@@ -74,43 +77,41 @@ def merge(
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
         from ..checkpoints.writer import check_target
-        from ..mergekit import load
-        from ..search.folder import found_recipe
 
         quiet()
-        if soup is not None:
-            from ..search.soup import soup_recipe
-
-            chosen, line = soup_recipe(str(recipe), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
-            place = Path("merged")
-            LOGGER.info(line)
-        elif recipe.is_dir():
-            chosen, place = found_recipe(recipe, pick)
-        elif pick is not None:
-            raise EvoMergeError(f"--pick: {recipe} is no study, and has no front to pick from")
-        else:
-            read = load(recipe)
-            chosen, place = read.recipe, Path("merged")
-            for line in read.notes:
-                LOGGER.info(line)
-        out = out or place
+        chosen, place = _recipe_of(recipe, pick, soup, checkpoints, data)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
+        how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
         if dry_run:
-            check_target(out, overwrite=overwrite)
-            checked = check_recipe(chosen, trust_remote_code=trust_remote_code, whole=whole)
+            check_target(out or place, overwrite=overwrite)
+            checked = check_recipe(chosen, **how)
             typer.echo(f"{checked}\n{checked.ledger}")
-            return
-        show = sys.stderr.isatty()
-        folder = build_model(
-            chosen,
-            out,
-            overwrite=overwrite,
-            progress=show,
-            max_shard_size=max_shard_size,
-            trust_remote_code=trust_remote_code,
-            whole=whole,
-        )
-        typer.echo(f"built {folder}")
+        else:
+            how |= {"max_shard_size": max_shard_size, "progress": sys.stderr.isatty()}
+            typer.echo(f"built {build_model(chosen, out or place, overwrite=overwrite, **how)}")
+
+
+def _recipe_of(given: Path, pick: int | None, soup: str | None, checkpoints: str, data: str | None) -> tuple[Recipe, Path]:
+    """The recipe to build, and the folder that it is built in by default."""
+    if given.is_dir() and soup is None:
+        from ..search.folder import found_recipe
+
+        return found_recipe(given, pick)
+    if soup is not None:
+        from ..search.soup import soup_recipe
+
+        chosen, line = soup_recipe(str(given), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
+        notes = [line]
+    elif pick is not None:
+        raise EvoMergeError(f"--pick: {given} is no study, and has no front to pick from")
+    else:
+        from ..mergekit import load
+
+        read = load(given)
+        chosen, notes = read.recipe, read.notes
+    for line in notes:
+        LOGGER.info(line)
+    return chosen, Path("merged")
 
 
 @app.command(**MODELS)
@@ -180,7 +181,7 @@ def extract(
     base: Annotated[str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("adapter"),
     rank: Annotated[int, typer.Option(min=1, max=1 << 20, help="The rank of the adapter.")] = 16,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    overwrite: Replace = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps.
@@ -206,11 +207,7 @@ def extract(
 
 
 @app.command(**MODELS)
-def inspect(
-    model: Model,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
+def inspect(model: Model, as_json: AsJson = False, trust_remote_code: TrustRemoteCode = False) -> None:
     """Show what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
 
     **Example**
@@ -236,7 +233,7 @@ def diff(
     b: Annotated[str, typer.Argument(help="The checkpoint to compare it with.", show_default=False)],
     base: Annotated[str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor as well.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show how two checkpoints differ per layer group: size and angle of the difference, and signs.

@@ -20,27 +20,23 @@ from ..errors import MAX_MESSAGE, EvoMergeError, MachineError, is_of_machine, on
 from .stopping import Stopped, same_command, stoppable
 
 
-class Command(TyperCommand):
-    """A command whose help shows no type for a switch."""
+class _Plain:
+    """Help that shows no type for a switch."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Arguments and options."""
-        return _switches(super().get_params(ctx))
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
 
 
-class Program(TyperGroup):
-    """The program, whose help shows no type for a switch."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Options of the program itself."""
-        return _switches(super().get_params(ctx))
+class Command(_Plain, TyperCommand):
+    """A command of the program."""
 
 
-def _switches(params: list[Any]) -> list[Any]:
-    for param in params:
-        if getattr(param, "is_flag", False):
-            param.metavar = ""
-    return params
+class Program(_Plain, TyperGroup):
+    """The program."""
 
 
 app = typer.Typer(
@@ -81,6 +77,8 @@ Ray = Annotated[
 MixedDevices = Annotated[
     bool, typer.Option("--mixed-devices", help="Allow scores from several kinds of device, whose last bits differ.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")]
 RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 WithSpace = Annotated[bool, typer.Option("--space", help="Also make a Gradio Space of the same name that shows the model.")]

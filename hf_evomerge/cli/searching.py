@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,10 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..hub.push_plan import PushOptions
     from ..search.file.config import SearchConfig
-    from ..search.results.result import Result
+
+    Push = tuple[str, PushOptions]
 
 
 @app.command(**START)
@@ -195,44 +197,41 @@ def search(
             raise EvoMergeError(f"{file}: a folder, whose search goes on there; leave out --out")
         config = settings_in(file) if goes_on else SearchConfig.load(str(file))
         out = file if goes_on else out or Path(file.stem)
-        if push_to is None and (space or private or license):
+        push = _checked_push(config, push_to, no_model, {"space": space, "private": private, "license": license})
+        how: dict[str, Any] = {"ray": ray, "mixed_devices": mixed_devices, "trust_remote_code": trust_remote_code}
+        if dry_run:
+            _say_plan(config, out, workers, trust_remote_code=trust_remote_code)
+        elif config.fitness.task == "choice":
+            _open_choice_page(config, out)
+        else:
+            _run(config, out, goes_on=goes_on, build=not no_model, push=push, workers=workers, **how)
+
+
+def _checked_push(config: SearchConfig, push_to: str | None, no_model: bool, how: Mapping[str, Any]) -> Push | None:
+    """Where the winner is to go, if it is to be published, and how; refused where the Hub would not take it."""
+    if push_to is None:
+        if any(how.values()):
             raise EvoMergeError(
                 "--space, --private and --license say how to publish, and nothing is published; add --push-to user/name"
             )
-        if push_to is not None:
-            from ..hub.push import check_push
-            from ..hub.push_plan import PushOptions
+        return None
+    from ..hub.push import check_push
+    from ..hub.push_plan import PushOptions
 
-            if no_model:
-                raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
-            options = PushOptions(private=private, license=license, space=space)
-            check_push(push_to, config.refs, options, draws=config.fitness.task == "clip")
-        if dry_run:
-            from ..search.display import say
-            from ..search.folder import check_out
-            from ..search.plan import plan_search
+    if no_model:
+        raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
+    options = PushOptions(**how)
+    check_push(push_to, config.refs, options, draws=config.fitness.task == "clip")
+    return push_to, options
 
-            check_out(config, out)
-            say(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
-            return
-        if config.fitness.task == "choice":
-            return _open_choice_page(config, out)
-        from ..search.run import resume_search, run_search
 
-        how: dict[str, Any] = {
-            "workers": workers,
-            "ray": ray,
-            "mixed_devices": mixed_devices,
-            "trust_remote_code": trust_remote_code,
-        }
-        run = partial(resume_search, out, **how) if goes_on else partial(run_search, config, out, **how)
-        _run(run, config, out, build=not no_model, then=not no_model and push_to is None)
-        if push_to is not None:
-            from .publishing import push_and_report
+def _say_plan(config: SearchConfig, out: Path, workers: int | None, *, trust_remote_code: bool) -> None:
+    from ..search.display import say
+    from ..search.folder import check_out
+    from ..search.plan import plan_search
 
-            push_and_report(out, push_to, options)
-            if not space:
-                typer.echo(f"next:   hf-evomerge space {push_to} --model {push_to}")
+    check_out(config, out)
+    say(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
 
 
 def _open_choice_page(config: SearchConfig, out: Path) -> None:
@@ -342,33 +341,29 @@ def export(
         from ..search.results.answers import export_answers
         from ..search.results.export import check_new, export_csv, export_parquet
 
-        wanted = [
-            (file, write, what)
-            for file, write, what in (
-                (csv, export_csv, "trials"),
-                (parquet, export_parquet, "trials"),
-                (answers, export_answers, "answers"),
-            )
-            if file is not None
-        ]
+        tables = {csv: (export_csv, "trials"), parquet: (export_parquet, "trials"), answers: (export_answers, "answers")}
+        wanted = {file: table for file, table in tables.items() if file is not None}
         if not wanted:
             raise EvoMergeError("export: nothing to write; name a file with --csv, --parquet or --answers")
-        for file, _, _ in wanted:  # before any of them is written
+        for file in wanted:  # before any of them is written
             check_new(file)
-        for file, write, what in wanted:
+        for file, (write, what) in wanted.items():
             typer.echo(f"{file}: {write(study, file)} {what}")
 
 
-def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, build: bool, then: bool) -> None:
-    """Run a search, or go on with it, below a table of its phases, and say what it has left."""
+def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: Push | None, **how: Any) -> None:
+    """Run a search, or go on with it, below a table of its phases; say what it has left, and publish it where asked."""
     from ..search.display import LiveTable, say
     from ..search.folder import about_of
+    from ..search.run import resume_search, run_search
+    from .publishing import push_and_report
 
+    run = partial(resume_search, out) if goes_on else partial(run_search, config, out)
     with LiveTable(config=config) as table:
-        result = search(callbacks=[table], build=build)
+        result = run(callbacks=[table], build=build, **how)
     say(str(result))
     lines = [f"recipe: {out / 'recipe.yaml'}", *([f"model:  {out / 'model'}"] if build else []), f"plots:  {out / 'plots'}"]
-    if then:
+    if build and push is None:
         about = config.about
         with suppress(EvoMergeError):  # a file that cannot be read was told of
             about = about_of(out, config)
@@ -380,3 +375,7 @@ def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, buil
         steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
         lines += [f"{head:8}hf-evomerge {step}" for head, step in zip(("next:", ""), steps, strict=True)]
     typer.echo("\n".join(lines))  # not wrapped: commands are copied
+    if push is not None:
+        push_and_report(out, *push)
+        if not push[1].space:
+            typer.echo(f"next:   hf-evomerge space {push[0]} --model {push[0]}")
