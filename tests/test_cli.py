@@ -266,7 +266,8 @@ def test_a_dry_run_looks_at_the_folder(search_settings: Settings, search_file: P
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run").exit_code == 0
     search_file.write_text(yaml.safe_dump(search_settings(compute={"seed": 7})), encoding="utf-8")
-    assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", "--dry-run")
+    for dry in ([], ["--dry-run"]):
+        assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", *dry)
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused(
@@ -321,13 +322,6 @@ def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> 
             f"error: {built}: a merged model with a path of its own; name the models that it was made from, or a copy that "
             "`fold` has written"
         )
-
-
-def test_a_study_of_another_search_is_one_line(search_settings: Settings, search_file: Path, tmp_path: Path) -> None:
-    """Going on with other settings is refused with the key that differs."""
-    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
-    search_file.write_text(yaml.safe_dump(search_settings(compute={"seed": 7})), encoding="utf-8")
-    assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out")
 
 
 def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from imports import imports
 
 PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 
@@ -55,19 +54,6 @@ def _modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def _imports(file: Path, root: Path = PACKAGE) -> Iterator[tuple[str, int]]:
-    """Every module that a file imports, in functions and under TYPE_CHECKING as well, as a full dotted name."""
-    parts = [root.name, *file.relative_to(root).with_suffix("").parts]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = parts[: -node.level] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module, node.lineno
-            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
-
-
 def _part(name: str) -> str | None:
     """The part of the package that a dotted name is in; None outside of it, and for the package itself."""
     pieces = name.split(".")
@@ -85,7 +71,7 @@ def _own_part(file: Path) -> str:
 def test_imports_point_one_way(file: Path) -> None:
     """A module imports its own part of the package and the parts below it, and nothing above."""
     own = _own_part(file)
-    for name, line in _imports(file):
+    for name, line in imports(file, PACKAGE):
         part = _part(name)
         if part is None or part == own:
             continue
@@ -98,7 +84,7 @@ def test_no_circle_of_imports() -> None:
     """No file of the package imports, by way of others, lazily or for types alone, a file that imports it."""
     files = {_dotted(file): file for file in _modules()}
     edges = {
-        name: {target for target, _ in _imports(file) if not f"{name}.".startswith(f"{target}.")} & set(files)
+        name: {target for target, _ in imports(file, PACKAGE) if not f"{name}.".startswith(f"{target}.")} & set(files)
         for name, file in files.items()
     }  # "from . import x" means x, not the folder
     TopologicalSorter(edges).prepare()  # raises CycleError
@@ -110,7 +96,7 @@ def test_rooms_of_search_import_downwards(room: str) -> None:
     """A room of ``search/`` imports the rooms below it, and none of the files that drive the search."""
     known = {file.stem for file in (PACKAGE / "search").glob("*.py")} | set(ROOMS)
     for file in sorted((PACKAGE / "search" / room).glob("*.py")):
-        for name, line in _imports(file):
+        for name, line in imports(file, PACKAGE):
             if name.startswith("hf_evomerge.search.") and (part := name.split(".")[2]) in known - {room}:
                 assert part in ROOMS[room], f"{file.relative_to(PACKAGE)}:{line} imports {name}"
 
@@ -122,7 +108,7 @@ def _dotted(file: Path) -> str:
 def test_the_modelling_files_travel_alone() -> None:
     """The files that are pushed with the weights import each other and otherwise nothing of the package, by any spelling."""
     for file in sorted((PACKAGE / "modeling").glob("*_evo_merged.py")):
-        for name, line in _imports(file):
+        for name, line in imports(file, PACKAGE):
             if name.split(".")[0] == PACKAGE.name:
                 assert name.startswith(f"{PACKAGE.name}.modeling"), f"{file.name}:{line} imports {name}"
     assert len(list((PACKAGE / "modeling").glob("*_evo_merged.py"))) == 4
@@ -140,7 +126,7 @@ def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path: Path) ->
     (root / "merging" / "methods").mkdir(parents=True)
     file = root / "merging" / "methods" / "ties.py"
     file.write_text("from ...errors import E\nfrom ..registry import r\nimport torch\ndef f():\n    from . import common\n")
-    assert {name for name, _ in _imports(file, root)} == {
+    assert {name for name, _ in imports(file, root)} == {
         "hf_evomerge.errors",
         "hf_evomerge.errors.E",
         "hf_evomerge.merging.registry",

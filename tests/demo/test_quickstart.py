@@ -124,16 +124,6 @@ def test_reloading_notices_another_model(demo: tuple[Path, list[Row]]) -> None:
         check_reload({str(SPECIALISTS / "japanese"): result}, out / "data" / "test.jsonl")
 
 
-def test_problems_are_the_same_for_everybody(tmp_path: Path) -> None:
-    """The problems that are written are the same every time, all different, and of no two splits."""
-    first = write_problems(tmp_path / "1", SIZES)
-    second = write_problems(tmp_path / "2", SIZES)
-    lines = {split: file.read_text(encoding="utf-8").splitlines() for split, file in first.items()}
-    assert lines == {split: file.read_text(encoding="utf-8").splitlines() for split, file in second.items()}
-    prompts = [json.loads(line)["prompt"] for split in lines.values() for line in split]
-    assert len(set(prompts)) == len(prompts) == sum(SIZES.values())
-
-
 @pytest.mark.parametrize("budget", [8, 24, 150])
 def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
     """PS, DFS and the two stages of PS+DFS together have the same budget."""

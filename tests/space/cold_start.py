@@ -19,6 +19,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from gradio_client import Client
+
 from hf_evomerge.hub.space import space_files
 
 SPACE = Path(__file__).parents[2] / "space_app"
@@ -65,17 +67,11 @@ def start(environment: Path, app: Path) -> dict[str, Any]:
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, process)
-        page = round(time.monotonic() - begin, 1)
-        about = call(url, "about", [])
-        prompt = (about["examples"] or [{"prompt": "1"}])[0]["prompt"]
-        answer = call(url, "answer", [prompt, "evolved", 32, None])
-        return {
-            "page": page,
-            "answer": round(time.monotonic() - begin, 1),
-            "prompt": prompt,
-            "text": answer["text"],
-            "right": answer["right"],
-        }
+        page, client = round(time.monotonic() - begin, 1), Client(url, verbose=False)
+        prompt = (client.predict(api_name="/about")["examples"] or [{"prompt": "1"}])[0]["prompt"]
+        answer = client.predict(prompt, "evolved", 32, None, api_name="/answer")
+        said = {"prompt": prompt, "text": answer["text"], "right": answer["right"]}
+        return {"page": page, "answer": round(time.monotonic() - begin, 1), **said}
     finally:
         process.terminate()
         process.wait(30)
@@ -93,25 +89,6 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.1)
     raise SystemExit(f"no page within {LIMIT:.0f} s")
-
-
-def call(url: str, name: str, arguments: list[Any]) -> Any:
-    """Call an endpoint as any HTTP client does."""
-    body = json.dumps({"data": arguments}).encode()
-    headers = {"Content-Type": "application/json"}
-    asked = urllib.request.Request(f"{url}/gradio_api/call/{name}", body, headers)
-    event = json.load(urllib.request.urlopen(asked, timeout=LIMIT))["event_id"]
-    kind = ""
-    with urllib.request.urlopen(f"{url}/gradio_api/call/{name}/{event}", timeout=LIMIT) as lines:
-        for line in lines:
-            key, _, value = line.decode().strip().partition(": ")
-            if key == "event":
-                kind = value
-            elif key == "data" and kind == "complete":
-                return json.loads(value)[0]
-            elif key == "data" and kind == "error":
-                raise SystemExit(f"{name}: {value}")
-    raise SystemExit(f"{name}: no answer")
 
 
 if __name__ == "__main__":

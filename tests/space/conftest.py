@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served import Served, greedy
@@ -21,35 +22,33 @@ for _needed in ("gradio", "gradio_client", "pyarrow"):
     pytest.importorskip(_needed, reason="the Space's tests need the packages of the 'dev' extra")
 
 
-def _search(tiny: Path, space: str, out: Path) -> Path:
-    """A finished search of the tiny family, published with its record: the model's folder."""
-    from hf_evomerge.errors import SearchError
+@pytest.fixture(scope="session")
+def finished(search_config: Callable[..., Any], made_once: Callable[..., Path]) -> Callable[..., Path]:
+    """Makes a search of the tiny family, published with its record: the model's folder, which a function may change."""
     from hf_evomerge.hub.record import write_record
-    from hf_evomerge.recipes.strict_yaml import validate
-    from hf_evomerge.search.file.config import SearchConfig
     from hf_evomerge.search.run import run_search
 
-    optimizer = {"evaluations": 12, "population": 4}
-    settings = {
-        "space": space,
-        "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
-        "base": {"model": str(tiny / "base")},
-        "path": {"kind": "gates", "repetitions": 2},
-        "optimize": [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}],
-        "fitness": {"task": "likelihood", "separator": " "},
-        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "validation", "test")},
-        "compare": {"finalists": 2},
-    }
-    run_search(validate(SearchConfig, settings, SearchError), out / "search")
-    shutil.copytree(out / "search" / "model", out / "model")
-    write_record(out / "search", out / "model", examples=3)
-    return out / "model"
+    def make(space: str, change: Callable[[Path], None] = lambda folder: None) -> Path:
+        optimizer = {"evaluations": 12, "population": 4}
+        optimize = [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}]
+        merge = {} if space == "dfs" else {"merge": {}}
+        config = search_config(space, path={"kind": "gates", "repetitions": 2}, optimize=optimize, **merge)
+
+        def search(out: Path) -> None:
+            run_search(config, out / "search")
+            shutil.copytree(out / "search" / "model", out / "model")
+            write_record(out / "search", out / "model", examples=3)
+            change(out / "model")
+
+        return made_once(space, search) / "model"
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def dfs(tiny: Path, made_once: Callable[..., Path]) -> Path:
+def dfs(finished: Callable[..., Path]) -> Path:
     """A model with a path. The answer of its first example is how it begins itself, that of the second is not."""
-    return made_once("dfs", lambda folder: _with_answers(_search(tiny, "dfs", folder))) / "model"
+    return finished("dfs", _with_answers)
 
 
 def _with_answers(folder: Path) -> None:
@@ -63,9 +62,9 @@ def _with_answers(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def ps(tiny: Path, made_once: Callable[..., Path]) -> Path:
+def ps(finished: Callable[..., Path]) -> Path:
     """A model of merged weights."""
-    return made_once("ps", lambda folder: _search(tiny, "ps", folder)) / "model"
+    return finished("ps")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -28,7 +27,7 @@ def client(served: Served) -> Any:
 
 
 def test_the_api_is_named_and_described(client: Any) -> None:
-    """The public endpoints are the five named ones, each with its description and its parameters; the page's events are not."""
+    """The public endpoints are the three named ones, each with description and parameters; the page's events are not."""
     info = client.view_api(return_format="dict", print_info=False)
     assert set(info["named_endpoints"]) == NAMES
     assert not info["unnamed_endpoints"]
@@ -81,10 +80,8 @@ HOSTILE: list[tuple[str, list[Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "said"), HOSTILE)
-def test_hostile_calls_get_a_friendly_line(client: Any, served: Served, name: str, arguments: list[Any], said: str) -> None:
+def test_hostile_calls_get_a_friendly_line(client: Any, name: str, arguments: list[Any], said: str) -> None:
     """Wrong types, endless and empty input, unknown models and layers: one line that says what is wrong, and no trace."""
-    if arguments[0] == ["OWN"]:
-        arguments = [list(served.show.published.path[:1]), *arguments[1:]]
     with pytest.raises(AppError, match=said) as caught:
         client.predict(*arguments, api_name=name)
     assert "Traceback" not in str(caught.value)
@@ -119,9 +116,7 @@ def test_a_list_of_wrong_pictures_is_one_complaint(served: Served, capfd: pytest
 
 
 @pytest.mark.slow
-def test_twenty_visitors_get_their_own_answers(
-    served: Served, dfs: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_twenty_visitors_get_their_own_answers(served: Served, dfs: Path) -> None:
     """Twenty at once, each with their own prompt and path, get exactly their own answer."""
     path = served.show.published.path
     jobs = [
@@ -130,19 +125,13 @@ def test_twenty_visitors_get_their_own_answers(
     ]
     wanted = [greedy(dfs, prompt, 12, way, scales) for prompt, way, scales in jobs]
     clients = [served.client() for _ in jobs]
-    waits: list[float] = []
 
     def ask(k: int) -> str:
         prompt, way, scales = jobs[k]
-        begin = time.monotonic()
-        answer = clients[k].predict(prompt, way, scales, 12, api_name="/answer_with_path")
-        waits.append(time.monotonic() - begin)
-        return str(answer["text"])
+        return str(clients[k].predict(prompt, way, scales, 12, api_name="/answer_with_path")["text"])
 
     with ThreadPoolExecutor(20) as pool:
         got = list(pool.map(ask, range(20)))
-    record_property("waits", sorted(waits))
-    print(f"20 visitors: median wait {sorted(waits)[10]:.2f} s, longest {max(waits):.2f} s")
     assert got == wanted
     assert len(set(wanted)) > 5
 

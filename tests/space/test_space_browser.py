@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import pyarrow as pa
+import pyarrow
 import pytest
 from pyarrow import parquet
 from served import Served, greedy
@@ -98,7 +98,7 @@ def several(ps: Path, tmp_path: Path) -> Path:
     file, table_file = folder / "study.json", folder / "trials.parquet"
     text, table = file.read_text(encoding="utf-8"), parquet.read_table(table_file)
     others = [1.0 - k / 20 for k in range(table.num_rows)]
-    parquet.write_table(table.append_column("objective.English", pa.array(others)), table_file)
+    parquet.write_table(table.append_column("objective.English", pyarrow.array(others)), table_file)
     study = json.loads(text)
     study["objectives"] = [{"name": name, "unit": "share"} for name in ("fitness", "English")]
     points = ({"fitness": table["fitness"][k].as_py(), "English": others[k]} for k in range(2))

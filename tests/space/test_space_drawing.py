@@ -134,15 +134,6 @@ def test_it_is_rebuilt_to_the_same_bits(published: tuple[Path, HfApi]) -> None:
         reproduce("demo/bright", api=api)
 
 
-def test_a_model_and_a_pipeline_do_not_share_a_repository(published: tuple[Path, HfApi], tmp_path: Path) -> None:
-    """A pipeline is not pushed over a model."""
-    search, api = published
-    api.create_repo("demo/text")
-    api.upload_file(repo_id="demo/text", path_in_repo="config.json", path_or_fileobj=b"{}")
-    with pytest.raises(HubError, match="holds a model"):
-        push_model(search, "demo/text", api=api)
-
-
 def test_its_space_draws(published: tuple[Path, HfApi], monkeypatch: pytest.MonkeyPatch) -> None:
     """The Space shows the page that draws, with the pictures of the published weights; where memory is short it says so."""
     import loading

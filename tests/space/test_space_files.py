@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from imports import imports
 
 from hf_evomerge.hub.space import LEFT_OUT, space_files
 
@@ -59,24 +58,6 @@ def test_the_extra_and_the_requirements_agree() -> None:
     }
 
 
-def _imports(file: Path, module: str, *, lazy: bool) -> Iterator[str]:
-    """The modules that a file imports, by dotted name; `lazy` those in its functions too, never those for type checkers."""
-    nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-            base = package[: len(package) - node.level + 1] if node.level else []
-            name = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            nodes += node.orelse
-        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            nodes += ast.iter_child_nodes(node)
-
-
 def _package(folder: Path) -> dict[str, Path]:
     """The modules of the package in a folder, by dotted name."""
     files = (file.relative_to(folder) for file in (folder / "hf_evomerge").rglob("*.py"))
@@ -99,7 +80,7 @@ def test_what_the_modules_import_is_uploaded() -> None:
         seen.add(name)
         file = own.get(name) or package[name]
         assert str(file.relative_to(SPACE if name in own else ROOT)) in uploaded, name
-        for imported in _imports(file, name, lazy=name in own):
+        for imported, _ in imports(file, SPACE if name in own else ROOT / "hf_evomerge", at_once=name not in own):
             parts = imported.split(".")
             inside = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & (own.keys() | package.keys())
             waiting += inside

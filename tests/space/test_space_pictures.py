@@ -63,14 +63,6 @@ def test_a_merge_has_a_table_that_says_the_same() -> None:
     assert "no numbers to draw" in pictures.weights_picture({"method": "linear"}, ["a"])
 
 
-def test_ten_thousand_trials_stay_light() -> None:
-    """A long search is thinned for the page."""
-    trials = tuple(Trial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000))
-    html = views.fitness_view(Published("m", "m", trials=trials))
-    assert len(html) < 900_000
-    assert f"best {MINUS}0.1" in html
-
-
 def test_the_commands_of_a_local_model_name_its_folder(tmp_path: Path) -> None:
     """What is to be pasted names the model's own folder, also with a space in it, and promises no comparison or rebuild."""
     said = views.commands(Published("/x/my search/model", "my search"))
@@ -157,7 +149,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
 @pytest.mark.parametrize("select", [True, False])
 @pytest.mark.parametrize("hops", [1, 2, 5, 13, 130])
 def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -> None:
-    """Title, legend, the hint to scroll and the names of the sources each have a place of their own."""
+    """Title, the ends of the route and the names of the sources each have a place of their own."""
     for scales in ((1.0,) * hops, (0.25, *(1.0,) * hops, 2.77)[:hops]):
         way = Route(tuple(f"{k % 2}:{k % 8}" for k in range(hops)), scales)
         for frame in _frames(pictures.path_picture(way, ["japanese", "maths"], [8, 8], select=select)):
@@ -169,10 +161,6 @@ def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -
                     spots.append((x, x + size, float(node.attrib["y"]), node.text))
             for at, (left, right, y, _) in enumerate(spots):
                 assert not [one for one in spots[:at] if one[0] < right and left < one[1] and abs(one[2] - y) < 10], spots
-            band = min(float(node.attrib["y"]) for node in frame.iter() if node.attrib.get("class") in ("ev-used", "ev-unused"))
-            legend = [node for node in frame.iter() if node.attrib.get("class", "").startswith("ev-legend")]
-            lowest = [float(one[0].attrib["cy"]) + float(one[0].attrib["r"]) for one in legend]
-            assert max(lowest, default=0.0) < band
             said = "".join(frame.itertext())
             assert "tokens" in said
             assert "answer" in said
@@ -220,20 +208,8 @@ def test_a_better_row_that_is_not_on_show_is_explained() -> None:
 
 def test_a_card_says_what_its_model_solves() -> None:
     """How many problems, with a bar; what is less needed is in a tip; who was not asked says so."""
-    shown = cards(
-        [
-            Card(
-                "m",
-                "evolved",
-                state="known",
-                text="10",
-                tokens=4,
-                seconds=2.0,
-                wanted="11",
-                solved=(486, 500, "unseen problems"),
-            )
-        ]
-    )
+    answer = Card("m", "evolved", state="known", text="10", tokens=4, seconds=2.0, wanted="11")
+    shown = cards([replace(answer, solved=(486, 500, "unseen problems"))])
     assert "<b>486</b> of 500 unseen problems" in shown
     assert "width:97.2%" in shown
     (tip,) = re.findall(r'data-tip="(.*?)"', shown)

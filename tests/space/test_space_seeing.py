@@ -152,16 +152,6 @@ def test_a_gallery_follows_no_address(served: Served) -> None:
     assert "Addresses are not followed" in said
 
 
-def test_the_space_has_what_it_needs(search: Path, hub: LocalHub) -> None:
-    """The Space beside the model has the module for pictures, and names the model."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    name = f"demo/{search.name}"
-    assert {"seeing.py", "app.py"} <= set(HfApi(endpoint=hub.endpoint).list_repo_files(name, repo_type="space"))
-    settings = json.loads(Path(hf_hub_download(name, "space.json", repo_type="space")).read_text())
-    assert settings["model"] == name
-
-
 @pytest.mark.parametrize(
     ("data", "said"),
     [
