@@ -42,12 +42,16 @@ def turns_one(before: Factors, after: Factors) -> bool:
 def checked(factors: Any, layers: int, parents: int) -> Factors:
     """Factors that came from a link; raises `SpaceError` where they are none."""
     found: Factors = ()
-    for item in factors if isinstance(factors, list) and len(factors) <= layers + 2 else [None]:
-        there = isinstance(item, list) and len(item) == 2 and item[0] in groups(layers) and isinstance(item[1], list)
-        values = [value for value in item[1] if type(value) in (int, float) and 0 <= value <= MAX_FACTOR] if there else []
-        if not there or not len(values) == len(item[1]) == parents:
-            raise SpaceError("The link's edit cannot be read.")
-        found = with_factors(found, item[0], [float(value) for value in values])
+    try:
+        if len(factors) > layers + 2:
+            raise ValueError
+        for group, values in factors:
+            good = [float(value) for value in values if type(value) in (int, float) and 0 <= value <= MAX_FACTOR]
+            if group not in groups(layers) or not len(good) == len(values) == parents:
+                raise ValueError
+            found = with_factors(found, group, good)
+    except (TypeError, ValueError) as cause:
+        raise SpaceError("The link's edit cannot be read.") from cause
     return found
 
 

@@ -142,6 +142,7 @@ class Host(loading.Behind):
         worker.start()
         ids: list[int] = []
         tokenizer, begin, state = None, time.monotonic(), "waiting"
+        value: Any
         try:
             while state != "done":
                 kind, value = "", None

@@ -166,8 +166,8 @@ def _trials(file: Path) -> tuple[Trial, ...]:
     parts = [part for group in groups for part in group["columns"] if part["path_in_schema"].partition(".")[0] in columns]
     size = sum(part["total_uncompressed_size"] for part in parts)
     for batch in opened.iter_batches(8, columns=columns) if size <= _MOST_READ else ():
-        size += batch.nbytes
-        found += map(_trial, batch.to_pylist())
+        found += map(_trial, rows := batch.to_pylist())
+        size += len(str(rows))  # a dictionary is counted once by `nbytes`, whatever its rows hold
         if len(found) >= MAX_TRIALS or size > _MOST_READ:
             break
     if size > _MOST_READ:
