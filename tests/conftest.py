@@ -28,6 +28,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imported_meanwhile() -> Iterator[None]:
+    """Keep out what the tests of a file imported as well."""
+    yield
+    pytest_collection_finish()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _warm_workers() -> Iterator[None]:
     """Workers of searches begin with torch imported."""

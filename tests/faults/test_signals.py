@@ -11,14 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from searches import count_trials
 from typer.testing import CliRunner
 from warm import COMMAND, Program
 
 from hf_evomerge.cli import app
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.study.database import STUDY_FILE
-from hf_evomerge.search.study.study import Study
 
 Start = Callable[..., Program]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}
@@ -108,16 +107,6 @@ def _children(pid: int) -> list[int]:
     return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
-def _trials(folder: Path) -> int:
-    if not (folder / STUDY_FILE).exists():
-        return 0
-    study = Study.open(folder)
-    try:
-        return len(study.trials())
-    finally:
-        study.close()
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_search_says_how_to_go_on(
@@ -128,7 +117,7 @@ def test_a_search_says_how_to_go_on(
     optimizer = {"evaluations": 400, "population": 4}
     search_config(merge={"groups": "model"}, optimize=[optimizer]).save(tmp_path / "my search.yaml")
     process = program("search", "my search.yaml", "--out", "out", "--workers", "1", "--no-model")
-    _wait_for(lambda: _trials(tmp_path / "out") >= 3, process)
+    _wait_for(lambda: count_trials(tmp_path / "out") >= 3, process)
     workers = _children(process.pid)
     assert workers
     ended, line = _ends(process, number)
@@ -138,9 +127,9 @@ def test_a_search_says_how_to_go_on(
     assert _are_gone(*workers)
     if name != "INT":
         return  # the line is the same, and going on by it is tried once
-    before = _trials(tmp_path / "out")
+    before = count_trials(tmp_path / "out")
     again = program(*shlex.split(command)[1:])
-    _wait_for(lambda: _trials(tmp_path / "out") > before, again)
+    _wait_for(lambda: count_trials(tmp_path / "out") > before, again)
 
 
 @pytest.mark.parametrize("name", SIGNALS)

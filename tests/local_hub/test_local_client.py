@@ -253,11 +253,3 @@ def test_spaces(api: HfApi, folder: Path) -> None:
     bad = b"---\nsdk: gradio\ncolorFrom: mauve\n---\n"
     with pytest.raises(ValueError, match="colorFrom"):
         api.upload_file(path_or_fileobj=bad, path_in_repo="README.md", repo_id="acme/s", repo_type="space")
-
-
-def test_what_is_not_imitated_is_said(api: HfApi, repo: str) -> None:
-    """A call for what the hub does not do fails at once with 501."""
-    with pytest.raises(HfHubHTTPError, match="does not imitate GET /api/jobs") as refused:
-        list(api.list_jobs(namespace="local"))
-    assert refused.value.response.status_code == 501
-    assert _status(lambda: api.update_repo_settings(repo, gated="manual")) == 501

@@ -100,7 +100,6 @@ def test_agreement_with_the_base_is_an_objective(search_config: Config, agreemen
     assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_a_term_by_evolution(search_config: Config, terms: Given, tmp_path: Path) -> None:
     """A black-box search climbs the same sum, and a term without a gradient may be in it."""
     writes = {"task": "generation", "extract": "all", "max_new_tokens": 2}
