@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
 from ..checkpoints.lora import CONFIG_FILE, WEIGHTS_FILE, Change
-from ..checkpoints.model_folder import write_chat_template
 from ..errors import SourceError
 from ..merging.method import Call
 from ..merging.methods.common import divisor
@@ -87,7 +86,6 @@ class AdapterCheckpoint(Checkpoint):
 
     @cached_property
     def _matrices(self) -> dict[str, tuple[str, str, tuple[int, int]]]:
-        """Weight, letter and shape of every tensor."""
         found = {}
         for weight in sorted(self.modules, key=tensor_order):
             module = self.modules[weight]
@@ -167,8 +165,6 @@ class AdapterCheckpoint(Checkpoint):
         text = json.dumps(self.adapter_config(), indent=2, ensure_ascii=False)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         self.tokenizer_source.write_tokenizer(folder)
-        if self.chat_template is not None:
-            write_chat_template(folder, self.chat_template)
 
     def unused(self, source: Parent, name: str) -> str:
         """Reason why a weight is left out: no adapter changes it."""
@@ -342,7 +338,6 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
 
 
 def _shares(call: Call) -> list[float]:
-    """Compute the factor of each task vector."""
     total = divisor(call.weights) if call.options["normalize"] else 1.0
     return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Parent
-from ..checkpoints.compatibility import Tokenizer
+from ..checkpoints.compatibility import Tokenizer, tensor_differences
 from ..checkpoints.component import Component
-from ..checkpoints.headers import TensorInfo
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import copy_code, write_chat_template
+from ..checkpoints.model_folder import CODE, copy_files
 from ..errors import SourceError
 from ..recipes.recipe import Recipe, SourceRef
 from .merged import Merged, result_fields
@@ -69,8 +68,9 @@ class Composed(PlannedCheckpoint):
     def _take(self, part: str, donor: Parent) -> None:
         """Put a part of another source in the place of the model's own; raises `SourceError` where they are not alike."""
         own, other = Component(self.host, part), Component(donor, part)
-        _check_alike(own, other)
-        self.planned |= {raw: self._copy(other, name) for name, raw in own.raw.items()}
+        for complaint in tensor_differences(own, other):
+            raise SourceError(f"components.{part}: {complaint}; their parts do not fit")
+        self.planned |= {raw: self._copy(other, name) for name, raw in own.raw.items() if name in other.raw}
         self._parts[part] = other
 
     def _copy(self, checkpoint: Checkpoint, name: str) -> Planned:
@@ -129,27 +129,11 @@ class Composed(PlannedCheckpoint):
         self.processor_source.write_processor(folder)
         self.tokenizer_source.write_tokenizer(folder)
         if self.host.trust_remote_code:
-            copy_code(self.host.folder, folder)
-        if self.recipe.chat_template is not None:
-            write_chat_template(folder, self.recipe.chat_template)
+            copy_files(self.host.folder, folder, CODE)
 
     def __str__(self) -> str:
         part = next(iter(self._parts))
         return f"{self.merged}, as {part} of {self.host}"
-
-
-def _check_alike(own: Component, donor: Component) -> None:
-    """Raise `SourceError` where a part of the model and the one that takes its place are not alike."""
-    for name in own.raw.keys() | donor.raw.keys():
-        here, there = own.tensors.get(name), donor.tensors.get(name)
-        if here is None or there is None or here.shape != there.shape:
-            raise SourceError(
-                f"components.{own.part}: {name} is {_shape(here)} in {own}, {_shape(there)} in {donor}; their parts do not fit"
-            )
-
-
-def _shape(info: TensorInfo | None) -> str:
-    return "missing" if info is None else str(list(info.shape))
 
 
 def check_ids(host: Parent, tokenizer: Parent, size: int) -> None:

@@ -202,7 +202,6 @@ def _merged_config(source: Checkpoint) -> EvoMergedConfig:
 
 
 def _layout(config: EvoMergedConfig) -> FoldLayout:
-    """Where the scales go in this architecture."""
     from ..modeling.layers_evo_merged import check_scale_target
 
     try:
@@ -262,9 +261,11 @@ def _plan(
     """Find every tensor of the result in the headers of the merged model, and what becomes of it."""
     import torch
 
+    from ..modeling.origins import as_written, saved_tensors
+
     with torch.device("meta"):
         model = _plain_class(config)(plain)
-    shapes = _shapes(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in as_written(model, saved_tensors(model)).items()}
     hops = list(_hop_names(config, layers := _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
@@ -281,15 +282,6 @@ def _plan(
             raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
         plan[name] = Planned.copy(source, stored, None if kept & set(name.split(".")) else dtype)
     return plan, changes
-
-
-def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """The tensors of a checkpoint of this model, under the names in which ``save_pretrained`` writes them."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    left_out = model.all_tied_weights_keys.keys() | set(model._keys_to_ignore_on_save or ())
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
 
 
 def _weight_of(model: PreTrainedModel, module: Any) -> str:
@@ -327,7 +319,6 @@ def _stored_names(
 
 
 def _layer_changes(config: EvoMergedConfig, hops: Iterable[tuple[str, int, str, str]]) -> dict[str, Change]:
-    """What becomes of the tensors of the layers."""
     layout, factors = _layout(config), hop_factors(config)
     present: list[list[str]] = [[] for _ in factors]
     changes = {}

@@ -14,9 +14,9 @@ from ..checkpoints.checkpoint import Parent
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import TensorInfo, tensor_order
 from ..errors import RecipeError, SourceError
-from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
+from ..merging.checks import check_sources, complete
 from ..merging.method import Call, MergeMethod
-from ..merging.registry import check_part, get_method
+from ..merging.registry import get_method
 from ..merging.rows import row_count
 from ..merging.vocabulary import Vocabulary, has_rows, plan_vocabulary
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
@@ -35,7 +35,7 @@ class MergePlan:
         sources: Those that are merged, each once; the first gives the config.
         base: The base.
         tensors: The tensors of the result by their names, in their order.
-        values, options: Complete parameters for the whole model; empty where the recipe has slices.
+        options: Complete options for the whole model; empty where the recipe has slices.
         vocabulary: What becomes of vocabularies that differ.
         stack: Index in `sources` and layer of each layer of the result; None: those of the first source in their order.
     """
@@ -44,7 +44,6 @@ class MergePlan:
     sources: list[Parent]
     base: Parent | None
     tensors: dict[str, Planned]
-    values: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
     vocabulary: Vocabulary | None = None
     stack: list[tuple[int, int]] | None = None
@@ -65,23 +64,28 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     part, merged_sources = recipe.merge, list(sources)
     if part is None:
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
-    has_base, first = base is not None, merged_sources[0]
+    first = merged_sources[0]
     names = merged_names(first.tensors, part.router)
     if part.unmatched == "ignore":
         part = _without_unmatched(part, names)
+    method, has_base = get_method(part.method), base is not None
     if part.slices is None:
-        depth = first.layer_count
-        method = check_part(part, sources=len(merged_sources), has_base=has_base, layer_count=depth, names=names)
-    else:
-        for piece in part.slices:
-            check_sources(get_method(part.method), len(piece.layers), has_base)
+        values, options = complete(
+            method,
+            part.parameters,
+            part.options,
+            sources=len(merged_sources),
+            has_base=has_base,
+            layer_count=first.layer_count,
+            names=names,
+        )
+    for piece in part.slices or ():
+        check_sources(method, len(piece.layers), has_base)
     same_vocabulary = recipe.vocabulary in (None, "refuse", *BY_TOKEN)
     check_mergeable(merged_sources, base, same_depth=part.slices is None, same_vocabulary=same_vocabulary)
     vocabulary = plan_vocabulary(recipe, merged_sources, base)
     if part.slices is not None:
         return _plan_slices(recipe, part, part.slices, merged_sources, base, vocabulary)
-    options = complete_options(method, part.options, depth)
-    values = complete_parameters(method, part.parameters, len(merged_sources), depth)
     tensors, merged = dict[str, Planned](), set(names)
     donor = merged_sources[recipe.merge_sources.index(part.router)] if isinstance(part.router, int) else first
     for name in sorted(first.tensors, key=tensor_order):
@@ -91,7 +95,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         inputs = tuple((source, name) for source in merged_sources)
         origin = (base, name) if base is not None else None
         tensors[name] = _planned(inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary)
-    return MergePlan(method, merged_sources, base, tensors, values, options, vocabulary)
+    return MergePlan(method, merged_sources, base, tensors, options, vocabulary)
 
 
 def _without_unmatched(part: MergePart, names: Sequence[str]) -> MergePart:
@@ -152,7 +156,7 @@ def _plan_slices(
     for position, piece in enumerate(slices):
         where = f"merge.slices[{position}]"
         merged_sources = [by_number[run[0][0]] for run in piece.runs()]
-        options, values = _slice_values(method, part, piece, merged_sources, base, where)
+        values, options = _slice_values(method, part, piece, merged_sources, base, where)
         layers = [*([piece.base_layers()] if base is not None else []), *([n for _, n in run] for run in piece.runs())]
         _check_depth(layers, [*([base] if base is not None else []), *merged_sources], where)
         outside = {"embed"} if position == 0 else set()
@@ -165,15 +169,14 @@ def _plan_slices(
             stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
     tensors = {name: tensors[name] for name in sorted(tensors, key=tensor_order)}
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
-    return MergePlan(method, sources, base, tensors, [], {}, vocabulary, None if as_it_is else stack)
+    return MergePlan(method, sources, base, tensors, {}, vocabulary, None if as_it_is else stack)
 
 
 def _slice_values(
     method: MergeMethod, part: MergePart, piece: SlicePart, sources: list[Parent], base: Parent | None, where: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The complete parameters of a slice, with gradients over its layers."""
     try:
-        check_sources(method, len(sources), base is not None)
         count, names = len(piece.runs()[0]), merged_names(sources[0].tensors, part.router)
         mappings: list[Mapping[str, Any]] = [part.options, piece.options, *piece.parameters]
         for mapping in mappings:
@@ -181,14 +184,17 @@ def _slice_values(
                 keys = list(value) if isinstance(value, Mapping) else []
                 if grouped := [key for key in keys if parse_key(key).kind == "block"]:
                     raise RecipeError(f"{name}.{grouped[0]}: slices name the layers themselves; use patterns, or another slice")
-        options = complete_options(method, {**part.options, **piece.options}, count, names)
-        values = complete_parameters(method, piece.parameters, len(sources), count, names)
-        check_together(method, values, options, names=names)
-        if method.survey is not None and options.get("semantics") == "paper":
-            raise RecipeError("merge.options.semantics: paper looks at the whole model at once; it does not go with slices")
+        return complete(
+            method,
+            piece.parameters,
+            {**part.options, **piece.options},
+            sources=len(sources),
+            has_base=base is not None,
+            layer_count=count,
+            names=names,
+        )
     except RecipeError as cause:
         raise RecipeError(f"{where}: {cause}") from cause
-    return options, values
 
 
 def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Parent], where: str) -> None:
@@ -238,5 +244,4 @@ class _Stacked:
 
 
 def _renumbered(name: str, number: int) -> str:
-    """The name of the same tensor of another block."""
     return _NUMBER.sub(lambda match: f"{match[1]}{number}", name, count=1)

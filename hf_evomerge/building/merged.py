@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
@@ -18,9 +17,9 @@ from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import MODULES, copy_code, write_chat_template
+from ..checkpoints.model_folder import CODE, MODULES, copy_files
 from ..errors import SourceError
-from ..merging.arithmetic import SLICE, ModelJob, TensorJob
+from ..merging.arithmetic import SLICE, TensorJob
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
@@ -69,11 +68,6 @@ class Merged(PlannedCheckpoint):
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self.planned = self.plan.tensors
-        self._relatedness = self._new_relatedness()
-        self._jobs: dict[str, TensorJob] = {}
-        self._surveyed: list[Any] = []
-        self._merged: set[str] = set()
-        self._lock = Lock()
         reshaped = self.plan.stack is not None or self.plan.vocabulary is not None
         reshaped = reshaped and self.plan.sources[0].part is None  # a part is checked in the model that it is of
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
@@ -114,10 +108,8 @@ class Merged(PlannedCheckpoint):
         if not planned.is_merged:
             yield from super().stream(name)
             return
-        self._merged.add(name)
-        model = self._survey()  # first: it may make this tensor's job
-        job = self._jobs.pop(name, None) or self._job(name)
-        call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
+        job = self._job(name)
+        call, dtype = job.call(planned.values, planned.options), torch_dtype(planned.info.dtype)
         lets_go = job.method.is_sum and all(source.adapter is None for source in self.plan.sources)
         for start, stop, here in job.slices(call):
             if lets_go and start // SLICE % _HELD == 0 and start:  # or the pages of every source would stay mapped
@@ -125,8 +117,6 @@ class Merged(PlannedCheckpoint):
                 self.close()
                 job = self._job(name)
             base, vectors = job.parts(start, stop)
-            if start // SLICE % 32 < 2:  # a sixteenth of a large tensor says enough
-                self._relatedness.add(base, vectors)
             here.owns = job.is_fresh
             yield job.method.function(base, vectors, here).to(dtype)
         if lets_go:
@@ -135,22 +125,6 @@ class Merged(PlannedCheckpoint):
         vocabulary = self.plan.vocabulary
         if planned.vocabulary and vocabulary is not None and vocabulary.donor is not None:
             yield vocabulary.donor.read(planned.inputs[0][1], dtype)[vocabulary.shared :].to(dtype).reshape(-1)
-
-    def _survey(self) -> Any:
-        """What the method wants to know of the whole model, found out once; None for most. The jobs that it makes are kept."""
-        method = self.plan.method
-        if method.survey is None or not self.plan.values:
-            return None
-        with self._lock:
-            if not self._surveyed:
-                self._jobs = {name: self._job(name) for name, planned in self.planned.items() if planned.is_merged}
-                jobs = ModelJob(list(self._jobs.values()))
-                self._surveyed.append(method.survey(jobs, self.plan.values, self.plan.options))
-        return self._surveyed[0]
-
-    def _new_relatedness(self) -> Relatedness:
-        plan = self.plan
-        return Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
 
     def _job(self, name: str) -> TensorJob:
         planned = self.planned[name]
@@ -169,23 +143,17 @@ class Merged(PlannedCheckpoint):
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
     def findings(self) -> Findings:
-        """How the sources are related, as far as they were merged: a build that goes on merges what is left."""
-        found, whole = self._relatedness.findings(), sum(planned.is_merged for planned in self.planned.values())
-        if len(self._merged) < whole:
-            part = f" (in the {len(self._merged)} of {whole} tensors that were merged now)"
-            found = Findings([line + part for line in found.notes], [line + part for line in found.warnings])
-        if modules := sorted(file.parent.name for file in self.tokenizer_source.beside.glob(MODULES[-1])):
-            found.notes.append(f"copied from {self.tokenizer_source} and not merged: {', '.join(modules)}")
-        return found
-
-    def sampled_findings(self) -> Findings:
-        """How the sources are related, from the first slice of every tensor, before anything is merged."""
-        sample = self._new_relatedness()
+        """How the sources are related, from the first slice of every tensor that is merged."""
+        plan = self.plan
+        related = Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
         for name, planned in self.planned.items():
             if planned.is_merged:
                 job = self._job(name)
-                sample.add(*job.parts(0, min(SLICE, job.numel)))
-        return sample.findings()
+                related.add(*job.parts(0, min(SLICE, job.numel)))
+        found = related.findings()
+        if modules := sorted(file.parent.name for file in self.tokenizer_source.beside.glob(MODULES[-1])):
+            found.notes.append(f"copied from {self.tokenizer_source} and not merged: {', '.join(modules)}")
+        return found
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -193,7 +161,6 @@ class Merged(PlannedCheckpoint):
         return type(self.plan.sources[0].config).from_dict(self._config_fields())
 
     def _config_fields(self) -> dict[str, Any]:
-        """What ``config.json`` holds."""
         first, vocabulary = self.plan.sources[0], self.plan.vocabulary
         fields = first.read_json("config.json") if self.plan.stack is None else json.loads(self._stacked().to_json_string())
         return result_fields(first, fields, self.recipe.dtype, vocabulary.size if vocabulary is not None else None)
@@ -214,9 +181,7 @@ class Merged(PlannedCheckpoint):
         self.tokenizer_source.write_tokenizer(folder)
         for source in (self.plan.sources[0], self.tokenizer_source):
             if source.trust_remote_code:
-                copy_code(source.folder, folder)
-        if self.chat_template is not None:
-            write_chat_template(folder, self.chat_template)
+                copy_files(source.folder, folder, CODE)
 
     def __str__(self) -> str:
         stack = self.plan.stack

@@ -31,7 +31,7 @@ def write_build_record(folder: Path, tensors: str | None = None, energy: dict[st
     Returns:
         What the record says.
     """
-    built = Built(versions=library_versions(), sha256=_hashes(folder), tensors=tensors, energy=energy)
+    built = Built(versions={name: version(name) for name in _LIBRARIES}, sha256=_hashes(folder), tensors=tensors, energy=energy)
     (folder / BUILD_FILE).write_text(built.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     return built
 
@@ -55,11 +55,6 @@ def changed_since(folder: Path, built: Built) -> list[str]:
     """The names of the recorded files that are not what they were, are gone, or were added."""
     now = _hashes(folder)
     return sorted(name for name in now.keys() | built.sha256.keys() if now.get(name) != built.sha256.get(name))
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide about the bits, as they are installed here."""
-    return {name: version(name) for name in _LIBRARIES}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

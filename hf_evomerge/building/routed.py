@@ -15,7 +15,6 @@ from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import write_chat_template
 from ..checkpoints.part_layout import PartLayout
 from ..errors import SourceError, one_line
 from ..recipes.layer_groups import classify
@@ -135,8 +134,6 @@ class Routed(PlannedCheckpoint):
         if self.body is not None:
             self.processor_source.write_processor(folder)
         self.tokenizer_source.write_tokenizer(folder)
-        if self.chat_template is not None:
-            write_chat_template(folder, self.chat_template)
 
     def __str__(self) -> str:
         merged = [str(self.merge.merged)] if self.merge is not None else []

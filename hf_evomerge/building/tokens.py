@@ -277,7 +277,9 @@ class MatchedSource(View):
             settings = json.loads(file.read_text(encoding="utf-8"))
             if "added_tokens_decoder" in settings:
                 added = self._match.tokenizer["added_tokens"]
-                settings["added_tokens_decoder"] = {str(item["id"]): _without_id(item) for item in added}
+                settings["added_tokens_decoder"] = {
+                    str(item["id"]): {key: value for key, value in item.items() if key != "id"} for item in added
+                }
                 file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def tokenizer(self) -> Any:
@@ -341,7 +343,3 @@ def _extended(data: dict[str, Any], tokens: Mapping[str, int], added: Mapping[st
                 kept.append({**item, "id": tokens[item["content"]]})
     data["added_tokens"] = sorted(kept, key=lambda item: int(item["id"]))
     return data
-
-
-def _without_id(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key != "id"}

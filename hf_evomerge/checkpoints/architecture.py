@@ -96,7 +96,7 @@ def fit_of(kind: type[PreTrainedModel], config: PretrainedConfig, tensors: Mappi
         missing = {name for name in missing if "pooler" not in name.split(".")}
     misshapen = [f"{name} is {list(here)}, not {list(there)}" for name, here, there in sorted(found.mismatched_keys)]
     misshapen += [one_line(text) for text in found.conversion_errors.values()]
-    return Fit(_in_order(missing), misshapen, _in_order(found.unexpected_keys))
+    return Fit(sorted(missing, key=tensor_order), misshapen, sorted(found.unexpected_keys, key=tensor_order))
 
 
 def model_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel] | None:
@@ -131,10 +131,6 @@ def is_of_kind(config: PretrainedConfig, mappings: Iterable[str]) -> bool:
         if mapping == "MODEL_MAPPING" or name in names or not hasattr(transformers, name):
             return True
     return False
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=tensor_order)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from ..errors import SourceError, one_line
 from ..recipes.recipe import SourceRef
 from .headers import StoredTensor, TensorInfo, read_mapping
 from .inside import check_folder
-from .model_folder import COMPANIONS, copy_code, copy_companions, copy_processor
+from .model_folder import CODE, COMPANIONS, PROCESSOR, copy_files
 
 if TYPE_CHECKING:
     import torch
@@ -337,15 +337,15 @@ class Parent(Checkpoint):
         shutil.copyfile(self.folder / "config.json", folder / "config.json")
         self.write_tokenizer(folder)
         if self.trust_remote_code:
-            copy_code(self.folder, folder)
+            copy_files(self.folder, folder, CODE)
 
     def write_tokenizer(self, folder: Path) -> None:
         """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
-        copy_companions(self.beside, folder)
+        copy_files(self.beside, folder)
 
     def write_processor(self, folder: Path) -> None:
         """Copy processors and chat templates, except what `folder` has already."""
-        copy_processor(self.beside, folder)
+        copy_files(self.beside, folder, PROCESSOR)
 
     def same_folder(self, other: Parent) -> bool:
         """Whether both are read from one folder, whatever it is called; their adapters may differ."""

@@ -56,7 +56,7 @@ def check_mergeable(
             continue
         complaints = list(_setting_differences(first, source, same_depth, same_vocabulary))
         if same_depth:
-            complaints += _tensor_differences(first, source, same_vocabulary)
+            complaints += tensor_differences(first, source, same_vocabulary)
         if not same_vocabulary and (other := _first_other_token(first, source)) is not None:
             complaints.append(other)
         if complaints:
@@ -138,7 +138,7 @@ def _component_hint(first: Parent, other: Parent) -> str:
     try:
         part = next(iter(first.layout.parts))
         here, there = Component(first, part), Component(other, part)
-        alike = not [*_setting_differences(here, there, True, True), *_tensor_differences(here, there, True)]
+        alike = not [*_setting_differences(here, there, True, True), *tensor_differences(here, there)]
     except (SourceError, StopIteration):  # a class that is not known, or has no such part
         return ""
     return f"; write component: {part} to merge that alone, in which they are alike" if alike else ""
@@ -167,7 +167,8 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
         yield OTHER_VOCABULARY
 
 
-def _tensor_differences(first: Parent, other: Parent, same_vocabulary: bool) -> Iterator[str]:
+def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = True) -> Iterator[str]:
+    """Say which tensors of two checkpoints do not match, one line each; rows may differ where vocabularies do."""
     here, there = ((source.config.architectures or ["unknown"])[0] for source in (first, other))
     if here != there and first.tensors.keys() != other.tensors.keys():
         yield f"{other} was saved from {there}, {first} from {here}"

@@ -232,7 +232,6 @@ def _reason(a: Parent, b: Parent, name: str, called: tuple[str, str]) -> str | N
 
 
 def _compare(a: Parent, b: Parent, base: Parent | None, name: str) -> _Sums:
-    """The sums of one tensor, slice by slice."""
     flat = [source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
     sums = _Sums(elements=flat[0].numel(), tasks=np.zeros(6) if base is not None else None)
     for start in range(0, sums.elements, SLICE):

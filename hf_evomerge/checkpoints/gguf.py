@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -96,8 +94,12 @@ class GgufFile:
                 if not folder.is_dir():
                     scratch = folder.with_name(f"{folder.name}.partial")
                     shutil.rmtree(scratch, ignore_errors=True)
-                    with _one_line_errors(name):
+                    try:
                         _dequantise(self.file, scratch, name)
+                    except Exception as cause:  # anything: the libraries read a stranger's bytes without asking
+                        if isinstance(cause, SourceError) or (isinstance(cause, OSError) and cause.errno is not None):
+                            raise  # the last is the disk's error
+                        raise SourceError(f"{name}: cannot be read as a GGUF model: {one_line(cause)}") from cause
                     make_readable(scratch)
                     os.replace(scratch, folder)
         except OSError as cause:
@@ -105,21 +107,7 @@ class GgufFile:
         return folder
 
 
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on a damaged or an unknown file into one line."""
-    try:
-        yield
-    except SourceError:
-        raise
-    except Exception as cause:  # anything: they read a stranger's bytes without asking
-        if isinstance(cause, OSError) and cause.errno is not None:
-            raise  # the disk's, not theirs
-        raise SourceError(f"{name}: cannot be read as a GGUF model: {one_line(cause)}") from cause
-
-
 def _dequantise(file: Path, folder: Path, name: str) -> None:
-    """Write config, weights and tokenizer into a folder."""
     import torch
     import transformers
     from gguf import GGMLQuantizationType as Kind

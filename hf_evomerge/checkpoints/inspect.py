@@ -111,7 +111,9 @@ class Inspection:
             lines.append(f"{'path':13} {len(path)} hops over {merged['distinct_layers']} distinct layers")
             scaled = f"scales multiply {SCALED.get(target, target)}"
             lines.append(f"{'':13} {scaled}; embeddings and head of source {merged['embedding_source']}")
-            lines += [f"source {i:<6} {_source_text(source)}" for i, source in enumerate(merged["sources"])]
+            for i, source in enumerate(merged["sources"]):
+                revision = f"@{source['revision']}" if source.get("revision") else ""
+                lines.append(f"source {i:<6} {source.get('model', 'unnamed')}{revision}, {source['layers']} layers")
             lines += hop_table(path, scales)
         return "\n".join(lines)
 
@@ -200,24 +202,17 @@ def _times(name: str, runs: Counter[int]) -> int:
 
 
 def _size(tensors: Iterable[tuple[TensorInfo, int]]) -> Size:
-    dtypes, bits, parameters = Counter[str](), 0, 0
+    dtypes, size, parameters = Counter[str](), 0, 0
     for info, times in tensors:
-        count = info.numel * times
-        dtypes[info.dtype] += count
-        digits = re.search(r"\d+", info.dtype)
-        bits += count * (int(digits[0]) if digits else 8)  # BOOL has no number in its name
-        parameters += count if info.dtype.startswith(("F", "BF")) else 0
-    return Size(parameters, bits // 8, dict(sorted(dtypes.items())))
+        dtypes[info.dtype] += info.numel * times
+        size += info.bytes * times
+        parameters += info.numel * times if info.dtype.startswith(("F", "BF")) else 0
+    return Size(parameters, size, dict(sorted(dtypes.items())))
 
 
 def _size_text(size: Size) -> str:
     dtypes = ", ".join(f"{name} {count:,}" for name, count in size.dtypes.items())
     return f"{size.parameters:,} parameters, {size.bytes:,} bytes ({dtypes})"
-
-
-def _source_text(source: dict[str, Any]) -> str:
-    revision = f"@{source['revision']}" if source.get("revision") else ""
-    return f"{source.get('model', 'unnamed')}{revision}, {source['layers']} layers"
 
 
 def _has_recipe(source: Parent) -> bool:

@@ -290,7 +290,6 @@ class Adapter:
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
 
     def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any] | None = None) -> float:
-        """A module's rank or alpha."""
         config = self.config if config is None else config
         value = config.get(key, default)
         given = config.get(patterns)

@@ -28,6 +28,7 @@ COMPANIONS = (
     *PROCESSOR,
     *SENTENCE,
 )
+CODE = ("*.py",)
 REPLACED = "replaced"  # the old model, in the hidden folder of the build whose model takes its place
 
 
@@ -120,22 +121,8 @@ def _clean(folder: Path, out: Path, *, keep: bool = False) -> None:
     lock.release()
 
 
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the generation settings, the tokenizer, its chat templates and processors, except what `folder` has already."""
-    _copy(source, folder, COMPANIONS)
-
-
-def copy_processor(source: Path, folder: Path) -> None:
-    """Copy the processors and the chat templates, except what `folder` has already."""
-    _copy(source, folder, PROCESSOR)
-
-
-def copy_code(source: Path, folder: Path) -> None:
-    """Copy the Python files that come with a model, except what `folder` has already."""
-    _copy(source, folder, ["*.py"])
-
-
-def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
+def copy_files(source: Path, folder: Path, patterns: Iterable[str] = COMPANIONS) -> None:
+    """Copy what goes with the weights, or the files of some patterns, except what `folder` has already."""
     for pattern in patterns:
         for file in sorted(source.glob(pattern)):
             target = folder / file.relative_to(source)

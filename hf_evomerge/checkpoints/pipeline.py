@@ -194,7 +194,6 @@ class _Folder(Source):
 
     @cached_property
     def _names(self) -> list[str]:
-        """Its safetensors files."""
         if self.repository is not None:
             return self.repository.weight_files()
         return sorted(file.name for file in self.folder.glob("*.safetensors"))
@@ -243,19 +242,16 @@ _OWN_CODE = "code that comes with the pipeline, and none is run; give a pipeline
 
 
 def _place(block: tuple[str, int]) -> tuple[int, str, int]:
-    """What blocks are sorted by."""
     name, number = block
     return _ORDER.index(name) if name in _ORDER else len(_ORDER), name, number
 
 
 def _is_known(library: str) -> bool:
-    """Whether classes are looked for in a library that is installed, or in one of diffusers' own pipelines."""
+    """Say whether classes are looked for in a library that is installed, or in one of diffusers' own pipelines."""
     if library in ("diffusers", "transformers"):
         return True
-    return library.isidentifier() and find_spec("diffusers") is not None and _has_pipelines(library)
-
-
-def _has_pipelines(name: str) -> bool:
+    if not library.isidentifier() or find_spec("diffusers") is None:
+        return False
     import diffusers
 
-    return (Path(str(diffusers.__file__)).parent / "pipelines" / name / "__init__.py").is_file()
+    return (Path(str(diffusers.__file__)).parent / "pipelines" / library / "__init__.py").is_file()

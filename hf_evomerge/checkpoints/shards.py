@@ -10,41 +10,16 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from ..errors import EvoMergeError
+from .headers import TensorInfo
 
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "B": 1}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor to be written.
-
-    Attributes:
-        name: Its name.
-        dtype: Safetensors' name of its dtype.
-        shape: Its shape.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        size = ITEM_BYTES[self.dtype]
-        for length in self.shape:
-            size *= length
-        return size
 
 
 def parse_size(text: str | int) -> int:
@@ -56,54 +31,25 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def plan_shards(entries: Sequence[Entry], max_size: int) -> list[list[Entry]]:
-    """Cut the tensors, in their order, into shards of at most `max_size` bytes; a larger tensor has a shard of its own."""
-    shards: list[list[Entry]] = [[]]
-    room = max_size
-    for entry in entries:
-        if entry.size > room and shards[-1]:
-            shards.append([])
-            room = max_size
-        shards[-1].append(entry)
-        room -= entry.size
-    # within a shard the wide dtypes come first, so that every tensor is aligned
-    return [sorted(shard, key=lambda entry: -ITEM_BYTES[entry.dtype]) for shard in shards]
-
-
-def shard_names(count: int, stem: str = "model") -> list[str]:
-    """The file names that transformers looks for, and with another stem diffusers."""
-    if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def header(entries: Sequence[Entry]) -> bytes:
+def header(tensors: Mapping[str, TensorInfo]) -> bytes:
     """What stands before the tensors of one file: its length and a JSON text, padded to a multiple of 8 bytes."""
     fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for entry in entries:
-        fields[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [end, end + entry.size]}
-        end += entry.size
+    for name, info in tensors.items():
+        fields[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.bytes]}
+        end += info.bytes
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
 
-def write_index(folder: Path, shards: Mapping[str, Sequence[Entry]], stem: str = "model") -> None:
-    """Write ``model.safetensors.index.json``, which says in which shard a tensor is."""
-    total = sum(entry.size for entries in shards.values() for entry in entries)
-    where = {entry.name: file for file, entries in shards.items() for entry in entries}
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2)
-    (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
-
-
 Write = Callable[[bytes | memoryview], None]
-Produce = Callable[[Entry, Write], None]
+Produce = Callable[[str, Write], None]
 
 
 def write_shards(
     folder: Path,
-    entries: Sequence[Entry],
+    tensors: Mapping[str, TensorInfo],
     produce: Produce,
     *,
     max_size: int,
@@ -115,24 +61,33 @@ def write_shards(
 
     Args:
         folder: Where. Files that an interrupted call left there, of the same tensors, are checked and kept.
-        entries: The tensors in their order.
-        produce: Computes one tensor and hands its bytes to the function that it is given, from the first to the last. Called
-            from several threads at a time, and not for tensors of files that are kept.
+        tensors: Dtype and shape of the tensors by their names, in their order.
+        produce: Computes the tensor of a name and hands its bytes to the function that it is given, from the first to the last.
+            Called from several threads at a time, and not for tensors of files that are kept.
         max_size: Bytes of the largest file; a larger tensor has a file of its own.
         stem: What the names of the files begin with.
         threads: How many tensors are computed at a time.
         done: Called with the size of each piece that is written or kept, from several threads.
     """
-    shards = plan_shards(entries, max_size)
-    files = dict(zip(shard_names(len(shards), stem), shards, strict=True))
-    with _pool(threads) as pool:
-        for name, shard in files.items():
-            if _is_kept(folder / name, shard):
-                done(sum(entry.size for entry in shard))
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split: Any = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda info: info.bytes,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=max_size,
+    )
+    with ThreadPoolExecutor(threads, "merge") as pool:
+        for file, names in split.filename_to_tensors.items():
+            # the wide dtypes come first, so that every tensor is aligned
+            shard = {name: tensors[name] for name in sorted(names, key=lambda name: -tensors[name].bits)}
+            if _is_kept(folder / file, shard):
+                done(sum(info.bytes for info in shard.values()))
             else:
-                _write_file(folder / name, shard, produce, pool=pool, done=done)
-    if len(files) > 1:
-        write_index(folder, files, stem)
+                _write_file(folder / file, shard, produce, pool=pool, done=done)
+    if split.is_sharded:
+        text = json.dumps({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=2)
+        (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
 def remove_checksums(folder: Path) -> None:
@@ -141,30 +96,20 @@ def remove_checksums(folder: Path) -> None:
         file.unlink()
 
 
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that compute one tensor each; what is still waiting is dropped where one of them fails."""
-    pool = ThreadPoolExecutor(threads, "merge")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _write_file(
-    file: Path, shard: Sequence[Entry], produce: Produce, *, pool: ThreadPoolExecutor, done: Callable[[int], object]
+    file: Path, shard: Mapping[str, TensorInfo], produce: Produce, *, pool: ThreadPoolExecutor, done: Callable[[int], object]
 ) -> None:
     unfinished = file.with_name(f"{file.name}.part")
     first = header(shard)
     tasks: list[Future[int]] = []
     descriptor = os.open(unfinished, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
     try:
-        os.truncate(descriptor, len(first) + sum(entry.size for entry in shard))
+        os.truncate(descriptor, len(first) + sum(info.bytes for info in shard.values()))
         _write_at(descriptor, memoryview(first), 0)
         offset = len(first)
-        for entry in shard:
-            tasks.append(pool.submit(_write_tensor, descriptor, entry, offset, produce, done))
-            offset += entry.size
+        for name, info in shard.items():
+            tasks.append(pool.submit(_write_tensor, descriptor, name, info, offset, produce, done))
+            offset += info.bytes
         wait(tasks, return_when=FIRST_EXCEPTION)
         failed = [task for task in tasks if task.done() and task.exception() is not None]
         sums = [task.result() for task in failed or tasks]
@@ -177,7 +122,9 @@ def _write_file(
     os.replace(unfinished, file)
 
 
-def _write_tensor(descriptor: int, entry: Entry, offset: int, produce: Produce, done: Callable[[int], object]) -> int:
+def _write_tensor(
+    descriptor: int, name: str, info: TensorInfo, offset: int, produce: Produce, done: Callable[[int], object]
+) -> int:
     """Write one tensor at its place; returns its checksum."""
     place, checksum = offset, 0
 
@@ -189,9 +136,9 @@ def _write_tensor(descriptor: int, entry: Entry, offset: int, produce: Produce, 
         place += len(piece)
         done(len(piece))
 
-    produce(entry, write)
-    if place != offset + entry.size:
-        raise EvoMergeError(f"{entry.name}: {place - offset} bytes were made, {entry.size} were announced")
+    produce(name, write)
+    if place != offset + info.bytes:
+        raise EvoMergeError(f"{name}: {place - offset} bytes were made, {info.bytes} were announced")
     return checksum
 
 
@@ -206,7 +153,7 @@ def _sums_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.sums")
 
 
-def _is_kept(file: Path, shard: Sequence[Entry]) -> bool:
+def _is_kept(file: Path, shard: Mapping[str, TensorInfo]) -> bool:
     """Whether a file of an interrupted build is whole and holds these tensors."""
     try:
         sums = json.loads(_sums_of(file).read_text(encoding="utf-8"))
@@ -214,7 +161,7 @@ def _is_kept(file: Path, shard: Sequence[Entry]) -> bool:
             first = header(shard)
             if stream.read(len(first)) != first or len(sums) != len(shard):
                 return False
-            found = [_checksum(stream, entry.size) for entry in shard]
+            found = [_checksum(stream, info.bytes) for info in shard.values()]
             return found == sums and not stream.read(1)
     except (OSError, ValueError, TypeError):
         return False

@@ -61,7 +61,8 @@ class Source(Parent):
         """The checkpoint's config; its own code is run with consent only."""
         from transformers import AutoConfig
 
-        self.check_fields(self.read_json("config.json"))
+        for complaint in _complaints(self.read_json("config.json"), self.trust_remote_code):
+            raise SourceError(f"{self}: config.json: {complaint}")
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
             if isinstance(config.get_text_config(), dict):
@@ -73,11 +74,6 @@ class Source(Parent):
                     f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
                 ) from cause
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
-
-    def check_fields(self, fields: dict[str, Any]) -> None:
-        """Raise `SourceError` where a config says what none says that can be used here."""
-        for complaint in _complaints(fields, self.trust_remote_code):
-            raise SourceError(f"{self}: config.json: {complaint}")
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, loaded anew; its own code is run with consent only. Raises `SourceError`."""

@@ -99,8 +99,6 @@ def _module(modules: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, An
 
 
 class _Reader:
-    """Reads one file."""
-
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = data
         if not isinstance(data["merge_method"], str):
@@ -175,7 +173,6 @@ class _Reader:
         return entries
 
     def _entry(self, item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        """An entry of ``models`` or ``sources``."""
         if item.get("model") is None:
             raise RecipeError(f"{where}.model: missing")
         self._note_unknown(item, ("model", "parameters", "layer_range"), f"{where}.")
@@ -226,7 +223,6 @@ class _Reader:
         return SlicePart(layers=layers, base=None if same else base, options=options, parameters=values)
 
     def _part(self, part: MergePart) -> MergePart:
-        """The part without what is empty."""
         empty = part.slices is None and not any(part.parameters)
         pieces = [
             piece if any(piece.parameters) else piece.model_copy(update={"parameters": []}) for piece in part.slices or ()
@@ -235,7 +231,7 @@ class _Reader:
 
     def _values(self, scope: str, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
         """The parameters of a scope from the settings that may hold them, the first of which counts most."""
-        declared = {p.name: p for p in self.method.parameters if p.scope == scope and p.name != "semantics"}
+        declared = {p.name: p for p in self.method.parameters if p.scope == scope}
         if self.method.name == "karcher":
             declared.pop("weight", None)
         for name in {name: None for settings in scopes for name in settings}:

@@ -164,7 +164,6 @@ def _written_row(recipe: Recipe, row: TokenRow) -> dict[str, Any]:
 
 
 def _party(recipe: Recipe, key: int | str) -> str:
-    """A source or the base, as mergekit names it."""
     ref = recipe.base if key == "base" else recipe.sources[int(key)]
     assert ref is not None  # the recipe was checked
     return _reference(ref)
@@ -194,8 +193,8 @@ def _written(method: MergeMethod, scope: str, given: Mapping[str, Any], where: s
             if value == "expected":
                 raise RecipeError(f"{place}: mergekit knows l1 and none (found {value!r})")
             found[name] = value == "l1"
-        elif name == "semantics" or (method.name == "karcher" and name == "weight"):
-            if value not in ("mergekit", parameter.default):
+        elif method.name == "karcher" and name == "weight":
+            if value != parameter.default:
                 raise RecipeError(f"{place}: mergekit has nothing like it (found {value!r})")
         else:
             found[name] = _written_value(value, place)

@@ -8,8 +8,7 @@ kept for the next merge of the same tensors with other parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial, reduce
-from itertools import accumulate
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,20 +68,13 @@ class TensorJob:
         self._derived: dict[str, Magnitudes] = {}
         self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
         self._magnitudes = [Magnitudes(partial(self.blocks, index), self.numel, keep) for index in range(len(self._inputs))]
-        self._kept_base: Tensor | None = None
-        self._kept: list[Tensor] | None = None
+        self._origin = self._base  # what inputs are differences to, where they are not made yet
         if keep:
-            self._kept = self.tensors(0, self.numel)
-            self._kept_base = self.base(0, self.numel)
+            self._inputs, self._base = self.tensors(0, self.numel), self.base(0, self.numel)
+            self._origin = None
 
     def run(
-        self,
-        sources: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
-        out: Tensor,
-        *,
-        model: Any = None,
-        slice_size: int = SLICE,
+        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], out: Tensor, *, slice_size: int = SLICE
     ) -> None:
         """Merge the tensor into `out`.
 
@@ -90,17 +82,16 @@ class TensorJob:
             sources: Complete per-source parameters; a value may be one number per layer group, or per run of rows.
             options: Complete global options.
             out: Where the result goes, rounded to its dtype: contiguous, of the tensor's number of elements.
-            model: What the method's ``survey`` computed from the whole model.
             slice_size: Elements per slice; the result does not depend on it.
         """
-        call = self.call(sources, options, model)
+        call = self.call(sources, options)
         flat = out.view(-1)
         for start, stop, here in self.slices(call, slice_size):
             flat[start:stop].copy_(self.method.function(*self.parts(start, stop), here))
 
-    def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: Any = None) -> Call:
+    def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call:
         """The parameters that apply to this tensor, and what the method computes from the whole of it."""
-        call = Call.of_tensor(self.name, sources, options, model)
+        call = Call.of_tensor(self.name, sources, options)
         if self.method.prepare is not None and self.numel > 0:
             call.prepared = self.method.prepare(self, call)
         return call
@@ -115,7 +106,7 @@ class TensorJob:
     def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
         """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is converted once."""
         base = self.base(start, stop)
-        if base is None or self._kept is not None:
+        if base is None or self._origin is None:
             return base, self.tensors(start, stop)
         return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
@@ -123,7 +114,7 @@ class TensorJob:
     def is_fresh(self) -> bool:
         """Whether `parts` makes tensors that nobody else has."""
         converted = all(each.element_size() != 4 or each.device != self.device for each in self._inputs)
-        return self._kept is None and (self._base is not None or converted)
+        return not self.keep and (self._origin is not None or converted)
 
     def tensors(self, start: int, stop: int) -> list[Tensor]:
         """A slice of all inputs, as `tensor` gives it."""
@@ -131,21 +122,16 @@ class TensorJob:
 
     def base(self, start: int, stop: int) -> Tensor | None:
         """A slice of the base in float32, for methods on task vectors."""
-        if self._kept_base is not None:
-            return self._kept_base[start:stop]
         return self._float(self._base[start:stop]) if self._base is not None else None
 
     def tensor(self, index: int, start: int, stop: int) -> Tensor:
         """A slice of one input in float32: of a task vector or of a source. Do not write to it."""
-        if self._kept is not None:
-            return self._kept[index][start:stop]
         values = self._inputs[index][start:stop]
-        return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
+        return self._float(values) if self._origin is None else self._difference(values, self._float(self._origin[start:stop]))
 
     def _stored(self, index: int, start: int, stop: int) -> Tensor:
         """A slice of one input with the values of `tensor`, in the dtype of the file where that takes no arithmetic."""
-        as_is = self._base is None and self._kept is None
-        return self._inputs[index][start:stop] if as_is else self.tensor(index, start, stop)
+        return self._inputs[index][start:stop] if self._origin is None else self.tensor(index, start, stop)
 
     def cut(self, index: int, k: int) -> Cut:
         """What keeps the `k` elements of largest magnitude of one input."""
@@ -248,46 +234,6 @@ class TensorJob:
 
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device).float()
-
-
-class ModelJob:
-    """All tensors of the merged model as one long vector, for methods that look at a whole task vector at once.
-
-    Args:
-        tensors: The tensors in the order of `tensor_order`.
-    """
-
-    def __init__(self, tensors: Sequence[TensorJob]) -> None:
-        self.tensors = tensors
-        self._magnitudes: dict[int, Magnitudes] = {}
-
-    def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
-        """What the method computes from the whole model; None for most."""
-        survey = self.tensors[0].method.survey if self.tensors else None
-        return survey(self, sources, options) if survey is not None else None
-
-    @cached_property
-    def offsets(self) -> dict[str, int]:
-        """Position of each tensor in the vector."""
-        ends = accumulate((tensor.numel for tensor in self.tensors), initial=0)
-        return {tensor.name: start for tensor, start in zip(self.tensors, ends, strict=False)}
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return sum(tensor.numel for tensor in self.tensors)
-
-    def cut(self, index: int, k: int) -> Cut:
-        """What keeps the `k` elements of largest magnitude of one input; positions count through all tensors."""
-        if index not in self._magnitudes:
-            keep = all(tensor.keep for tensor in self.tensors)
-            self._magnitudes[index] = Magnitudes(lambda: self._blocks(index), self.numel, keep)
-        return self._magnitudes[index].cut(k)
-
-    def _blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for tensor in self.tensors:
-            for start, block in tensor.blocks(index):
-                yield self.offsets[tensor.name] + start, block
 
 
 def memory_needed(method: MergeMethod, numel: int, sources: int, with_base: bool) -> int:

@@ -6,28 +6,50 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..recipes.layer_groups import expand, is_tensor, one_of_each, parse_key
-from .method import MergeMethod
+from ..recipes.layer_groups import expand, is_tensor
+from .method import Call, MergeMethod
+
+_FINE = 1 << 40  # rows: the numbers of a real tensor change at fewer places
 
 
-def check_together(
+def complete(
     method: MergeMethod,
-    sources: Sequence[Mapping[str, Any]],
+    parameters: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     *,
+    sources: int,
+    has_base: bool,
     layer_count: int | None = None,
     names: Sequence[str] | None = None,
-) -> None:
-    """Raise `RecipeError` where the complete parameters, each of them right, do not go together."""
-    if method.check is None:
-        return
-    if names is None:
-        keys = [
-            key for values in (*sources, options) for value in values.values() if isinstance(value, Mapping) for key in value
-        ]
-        by_name = any(parse_key(key).kind == "pattern" for key in keys)
-        names = [] if by_name or layer_count is None else one_of_each(layer_count)
-    method.check(sources, options, names)
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Check everything that is given to a method, and fill in the defaults.
+
+    Args:
+        method: The method.
+        parameters, options: What a recipe gives.
+        sources: Number of merged sources.
+        has_base: Whether there is a base.
+        layer_count: Number of blocks, where it is known: layer groups are checked, and gradients laid over the blocks.
+        names: Raw names of the tensors, where they are known: patterns are checked, and what does not go together.
+
+    Returns:
+        The parameters of each source, and the options.
+
+    Raises:
+        RecipeError: Naming the key.
+    """
+    check_sources(method, sources, has_base)
+    chosen = complete_options(method, options, layer_count, names)
+    values = complete_parameters(method, parameters, sources, layer_count, names)
+    if (check := method.check) is None:
+        return values, chosen
+    for name in names or ():
+        for _, _, call in Call.of_tensor(name, values, chosen).runs(_FINE):
+            try:
+                check(call)
+            except RecipeError as cause:
+                raise RecipeError(f"merge.parameters: {cause} (in {name})") from cause
+    return values, chosen
 
 
 def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:

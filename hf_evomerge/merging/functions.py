@@ -7,7 +7,6 @@ its declaration names. No torch until one of them is called.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from inspect import Parameter as Argument
@@ -15,15 +14,14 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError, SourceError
-from .arithmetic import ModelJob, TensorJob
-from .checks import check_together, number_of_models
-from .method import MergeMethod
+from .arithmetic import TensorJob
+from .checks import number_of_models
+from .method import Call, MergeMethod
 from .parameters import Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KEY = re.compile(r"^merge\.(?:options\.(\w+)|parameters(\[\d+\])?(?:\.(\w+))?): ")  # of a recipe, in a method's own check
 _BASE = "The common ancestor's tensor: what is merged are the differences to it, the task vectors."
 _NAME = "Raw name of the tensor in a checkpoint. It decides with `seed` and a source's position which elements are dropped."
 _SEED = "The recipe's seed."
@@ -80,12 +78,11 @@ def _documentation(method: MergeMethod) -> str:
     """The docstring of the method's function with sections for the arguments, the result and the errors before its example."""
     text, example, code = inspect.cleandoc(method.function.__doc__ or "").partition("\nExample:\n")
     names = ", `name` and `seed`" if method.random else ""
-    alone = ", were this tensor the whole model" if method.survey is not None else ""
     sections = {
         "Args:": _lines(method),
         "Returns:": [
             "A new tensor of the sources' shape, in the dtype and on the device of the first. It is computed in float32 and "
-            f"rounded once, to the bits that `build_model` writes for the same parameters{names} and dtype{alone}."
+            f"rounded once, to the bits that `build_model` writes for the same parameters{names} and dtype."
         ],
         "Raises:": [
             "RecipeError: A parameter is of the wrong kind or out of range, parameters do not go together, or the number of "
@@ -93,12 +90,9 @@ def _documentation(method: MergeMethod) -> str:
             "SourceError: The tensors are not all of one shape, or do not hold floats.",
         ],
     }
-    written = [f"{title}\n" + "\n".join(_wrapped(line) for line in lines) for title, lines in sections.items()]
+    wrapped = partial(fill, width=124, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+    written = [f"{title}\n" + "\n".join(map(wrapped, lines)) for title, lines in sections.items()]
     return "\n\n".join([text.strip(), *written, *([example.strip() + "\n" + code] if example else [])])
-
-
-def _wrapped(line: str) -> str:
-    return fill(line, 124, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
 def _lines(method: MergeMethod) -> Iterator[str]:
@@ -133,21 +127,13 @@ def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:
         for mapping, value in zip(values, _one_each(method, parameter, given, len(sources)), strict=True):
             mapping[parameter.name] = value
     options = {parameter.name: _one(method, parameter, given) for parameter in method.options}
-    try:
-        check_together(method, values, options)
-    except RecipeError as cause:
-        raise RecipeError(f"{method.name}: {_KEY.sub(partial(_as_argument, method), str(cause))}") from cause
+    if method.check is not None:
+        method.check(Call(options, values))
     job = TensorJob(given.get("name", ""), method, base, sources, seed=given.get("seed", 0))
     with torch.no_grad():
         merged = torch.empty(sources[0].shape, dtype=sources[0].dtype, device=sources[0].device)
-        job.run(values, options, merged, model=ModelJob([job]).survey(values, options))
+        job.run(values, options, merged)
     return merged
-
-
-def _as_argument(method: MergeMethod, key: re.Match[str]) -> str:
-    """What the function calls a key of a recipe, before a colon; nothing where the key is of no parameter alone."""
-    named = next((p for p in method.parameters if p.name == (key[1] or key[3])), None)
-    return "" if named is None else f"{_argument(named)}{key[2] or ''}: "
 
 
 def _check_tensors(method: MergeMethod, base: Any, sources: Any) -> None:
@@ -171,7 +157,6 @@ def _check_tensors(method: MergeMethod, base: Any, sources: Any) -> None:
 
 
 def _one_each(method: MergeMethod, parameter: Parameter, given: Mapping[str, Any], count: int) -> list[Any]:
-    """The value of each source."""
     name = _argument(parameter)
     where, value = f"{method.name}: {name}", _plain(given[name])
     if not isinstance(value, (list, tuple)):
@@ -186,7 +171,6 @@ def _one_each(method: MergeMethod, parameter: Parameter, given: Mapping[str, Any
 
 
 def _one(method: MergeMethod, parameter: Parameter, given: Mapping[str, Any]) -> Any:
-    """The value of an option."""
     value = _plain(given[_argument(parameter)])
     parameter.check_one(value, f"{method.name}: {_argument(parameter)}")
     return value

@@ -100,7 +100,6 @@ class MergeGradient:
         self.merger.apply(parameters, options)
         complete, chosen = self.merger.complete(parameters, options)
         check_no_ramp(self.merger.method, [chosen, *complete])
-        survey = self.merger.survey(complete, chosen)
         found: dict[str, list[Products]] = {job.name: [] for job, _ in self.merger.jobs}
 
         def take(parameter: Tensor) -> None:
@@ -109,7 +108,7 @@ class MergeGradient:
             flat = parameter.grad.reshape(-1)
             for job, offset in self._parts[parameter]:  # type: ignore[index]
                 part = flat[offset : offset + job.numel]
-                found[job.name].append(products(job, part, complete, chosen, survey))
+                found[job.name].append(products(job, part, complete, chosen))
             parameter.grad = None
 
         before = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
@@ -159,9 +158,7 @@ def check_differentiable(method: MergeMethod) -> None:
         raise RecipeError(f"merge.method: {method.name} has no gradient; those that have one are {', '.join(names)}")
 
 
-def products(
-    job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], survey: Any = None
-) -> Products:
+def products(job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Products:
     """The inner products of a tensor's gradient with the derivatives of the merged tensor.
 
     Sums are float64, element after element of slice after slice.
@@ -169,12 +166,12 @@ def products(
     Args:
         job: The tensor.
         gradient: The gradient of a loss with respect to it, flat.
-        sources, options, survey: As `TensorJob.call` takes them.
+        sources, options: As `TensorJob.call` takes them.
 
     Returns:
         Those of each smooth parameter.
     """
-    whole = Call.of_tensor(job.name, sources, options, survey)
+    whole = Call.of_tensor(job.name, sources, options)
     rows, totals = row_count(job.shape), zeros(job.method, whole)
     if job.method.is_sum and job.numel and not whole.options["normalize"]:
         for source in range(len(sources)):
@@ -298,7 +295,7 @@ def _beside(value: float) -> float:
 
 
 def _copy(call: Call) -> Call:
-    return Call(dict(call.options), [dict(values) for values in call.sources], model=call.model)
+    return Call(dict(call.options), [dict(values) for values in call.sources])
 
 
 def _at(call: Call, place: tuple[str, int | None]) -> float:

@@ -98,7 +98,6 @@ class JoinedAdapters(MergeKind):
             layer.write(call)
 
     def _calls(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[tuple[_Layer, Call]]:
-        """Every layer with its parameters."""
         return [(layer, Call.of_tensor(layer.name, sources, options)) for layer in self.layers]
 
     def run_alone(self, source: int | None) -> None:
@@ -177,12 +176,10 @@ class _Layer:
         return [(source, (left * part.float()).sum(1, dtype=torch.float64).numpy(force=True)) for (source, left), part in parts]
 
     def _columns(self, joined: Tensor) -> Sequence[Tensor]:
-        """The columns of each source."""
         return joined.split([left.shape[1] for left in self.left.values()], dim=1)
 
 
 def _of_rows(value: Rows, rows: int) -> Any:
-    """The number of each row."""
     if (count := len(value.numbers)) > rows:
         raise RecipeError(f"merge.parameters: {count} numbers for the {rows} rows of a tensor; give fewer")
     return np.array(value.numbers)[np.arange(rows) * count // rows]

@@ -15,8 +15,8 @@ from ..checkpoints.headers import tensor_order
 from ..errors import SourceError
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import ParameterValue
-from .arithmetic import ModelJob, TensorJob, memory_needed
-from .checks import check_sources, check_together, complete_options, complete_parameters
+from .arithmetic import TensorJob, memory_needed
+from .checks import complete
 from .fused import fused_parts
 from .registry import get_method
 from .vocabulary import Vocabulary, has_rows
@@ -56,22 +56,26 @@ class MergeKind:
         same_vocabulary: bool = True,
     ) -> None:
         self.method = get_method(method)
-        check_sources(self.method, len(sources), base is not None)
         check_mergeable(sources, base, same_vocabulary=same_vocabulary)
         self.layer_count = sources[0].layer_count
-        self.source_count = len(sources)
+        self.source_count, self.has_base = len(sources), base is not None
         self.names = merged_names(sources[0].tensors, router)
         self.options = dict(options)
-        complete_options(self.method, self.options, self.layer_count, self.names)
+        self.complete([])
 
     def complete(
         self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The parameters and options of a merge with the defaults filled in; see `LiveMerger.apply`."""
-        complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count, self.names)
-        chosen = complete_options(self.method, {**self.options, **(options or {})}, self.layer_count, self.names)
-        check_together(self.method, complete, chosen, names=self.names)
-        return complete, chosen
+        return complete(
+            self.method,
+            parameters,
+            {**self.options, **(options or {})},
+            sources=self.source_count,
+            has_base=self.has_base,
+            layer_count=self.layer_count,
+            names=self.names,
+        )
 
 
 class LiveMerger(MergeKind):
@@ -139,7 +143,6 @@ class LiveMerger(MergeKind):
                 keep=keep,
             )
             self.jobs.append((job, target))
-        self._model = ModelJob([job for job, _ in self.jobs])
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
         """Overwrite the model's parameters with one merge.
@@ -154,17 +157,12 @@ class LiveMerger(MergeKind):
         """
         import torch
 
-        complete, chosen = self.complete(parameters, options)
+        values, chosen = self.complete(parameters, options)
         with torch.inference_mode():
-            model = self.survey(complete, chosen)
             for job, target in self.jobs:
-                job.run(complete, chosen, target, model=model)
+                job.run(values, chosen, target)
             for target, rows in self._copied:
                 target.copy_(rows)
-
-    def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
-        """What the method computes from the whole model for one merge; None for most."""
-        return self._model.survey(sources, options)
 
 
 def write_adapter(source: Parent, model: PreTrainedModel) -> None:

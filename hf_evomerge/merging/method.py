@@ -25,7 +25,6 @@ class Call:
             called for a run of rows at a time where numbers differ between them.
         prepared: What the method's ``prepare`` computed from the whole tensor; None where it has none.
         start: Position of the slice in the flattened tensor.
-        model: What the method's ``survey`` computed from the whole model; None where it has none.
         owns: Whether the function may write to the tensors of the sources.
     """
 
@@ -33,16 +32,14 @@ class Call:
     sources: list[dict[str, Any]]
     prepared: Any = None
     start: int = 0
-    model: Any = None
     owns: bool = False
 
     @classmethod
-    def of_tensor(cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: Any = None) -> Call:
+    def of_tensor(cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call:
         """The parameters that apply to the tensor of this name; values may be one per layer group."""
         return cls(
             {key: resolve(value, name) for key, value in options.items()},
             [{key: resolve(value, name) for key, value in values.items()} for values in sources],
-            model=model,
         )
 
     def runs(self, rows: int) -> Iterator[tuple[int, int, Call]]:
@@ -61,7 +58,7 @@ class Call:
         edges = sorted({-(-number * rows // count) for count in counts for number in range(count + 1)})
         for first, last in pairwise(edges):
             here = [{key: _at(value, first, rows) for key, value in values.items()} for values in (self.options, *self.sources)]
-            yield first, last, Call(here[0], here[1:], self.prepared, model=self.model)
+            yield first, last, Call(here[0], here[1:], self.prepared)
 
     @property
     def weights(self) -> list[float]:
@@ -73,18 +70,15 @@ def _at(value: Any, row: int, rows: int) -> Any:
     return value.at(row, rows) if isinstance(value, Rows) else value
 
 
-MergeFunction = Callable[["torch.Tensor | None", "list[torch.Tensor]", Call], "torch.Tensor"]
-"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; it may change what it owns."""
+MergeFunction = Callable[[Any, "list[torch.Tensor]", Call], "torch.Tensor"]
+"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; it may change what it owns.
+
+The base is None where the method works without one.
+"""
 Prepare = Callable[[Any, Call], Any]
 """Looks at one tensor of the model, a `TensorJob`, which imports this file."""
-Survey = Callable[[Any, Sequence[Mapping[str, Any]], Mapping[str, Any]], Any]
-"""Looks at all tensors, a `ModelJob`, before the first is merged, given the parameters of the sources and the options."""
-Check = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], Sequence[str]], None]
-"""Raises `RecipeError` where parameters of the sources and options, each of them right, do not go together.
-
-Values may differ from tensor to tensor (`resolve` of the layer groups tells them); the third argument holds the names of the
-tensors, and is empty while they are not known.
-"""
+Check = Callable[[Call], None]
+"""Raises `RecipeError` where numbers for one tensor, each of them right, do not go together."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,6 @@ class MergeMethod:
         task_vectors: Whether it is handed differences to the base (then it needs one) rather than the sources themselves.
         base_optional: For methods on task vectors: without a base they are handed the sources themselves.
         prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.prepared``.
-        survey: Computes what depends on the whole model, from all tensors and the parameters; its result is ``call.model``.
         check: Refuses parameters that do not go together, before any work.
         is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not normalize: its gradient is then
             made of the inner products with the task vectors (or tensors) alone.
@@ -116,7 +109,6 @@ class MergeMethod:
     task_vectors: bool = False
     base_optional: bool = False
     prepare: Prepare | None = None
-    survey: Survey | None = None
     check: Check | None = None
     is_sum: bool = False
     random: bool = False

@@ -8,31 +8,26 @@ import this file, and not the other way round: the package ``merging`` imports `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import EvoMergeError, RecipeError
 from ..recipes.recipe import MergePart
-from .checks import check_sources, check_together, complete_options, complete_parameters
-from .method import Check, MergeFunction, MergeMethod, Prepare, Survey
+from .checks import complete
+from .method import MergeFunction, MergeMethod
 from .parameters import Parameter
 
 METHODS: dict[str, MergeMethod] = {}
 
 
 def register_method(
-    name: str,
-    *,
-    parameters: Sequence[Parameter] = (),
-    task_vectors: bool = False,
-    base_optional: bool = False,
-    prepare: Prepare | None = None,
-    survey: Survey | None = None,
-    check: Check | None = None,
-    is_sum: bool = False,
-    random: bool = False,
-    memory: int = 0,
-    count: tuple[int, int | None] = (1, None),
+    name: str, *, parameters: Sequence[Parameter] = (), **more: Any
 ) -> Callable[[MergeFunction], MergeFunction]:
-    """Register the function below as a merge method; see `MergeMethod` for the arguments.
+    """Register the function below as a merge method.
+
+    Args:
+        name: Its name in a recipe.
+        parameters: All parameters that it takes.
+        more: The further attributes of `MergeMethod`.
 
     Raises:
         EvoMergeError: The name is taken, or two parameters have one name.
@@ -53,21 +48,7 @@ def register_method(
         if repeated := [key for key in names if names.count(key) > 1]:
             raise EvoMergeError(f"merge method {name!r} declares the parameter {repeated[0]!r} twice")
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        METHODS[name] = MergeMethod(
-            name=name,
-            function=function,
-            parameters=tuple(parameters),
-            task_vectors=task_vectors,
-            base_optional=base_optional,
-            prepare=prepare,
-            survey=survey,
-            check=check,
-            is_sum=is_sum,
-            random=random,
-            memory=memory,
-            count=count,
-            help=summary,
-        )
+        METHODS[name] = MergeMethod(name=name, function=function, parameters=tuple(parameters), help=summary, **more)
         return function
 
     return register
@@ -103,8 +84,5 @@ def check_part(
             where one is needed, too many or too few sources.
     """
     method = get_method(part.method)
-    check_sources(method, sources, has_base)
-    options = complete_options(method, part.options, layer_count, names)
-    values = complete_parameters(method, part.parameters, sources, layer_count, names)
-    check_together(method, values, options, layer_count=layer_count, names=names)
+    complete(method, part.parameters, part.options, sources=sources, has_base=has_base, layer_count=layer_count, names=names)
     return method

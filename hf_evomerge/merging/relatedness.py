@@ -1,13 +1,12 @@
-"""How closely the sources of a merge are related: lengths of task vectors and angles between them, from the merging pass.
+"""How closely the sources of a merge are related: lengths of task vectors and angles between them.
 
-For a summary in words only: float32 inner products over a part of each large tensor. They do not affect the merged model.
+For a summary in words only: float32 inner products over a part of each large tensor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,20 +35,15 @@ class Relatedness:
         self.task_vectors = task_vectors
         self.base = 0.0
         self.products = np.zeros((len(self.names), len(self.names)))
-        self._lock = Lock()
 
     def add(self, base: Tensor | None, vectors: Sequence[Tensor]) -> None:
-        """Count one slice of one tensor; called from several threads."""
+        """Count one slice of one tensor."""
         if len(vectors) != len(self.names):
             return  # a slice of the recipe in which other sources take part
-        products = np.zeros_like(self.products)
         for i, left in enumerate(vectors):
-            for j, right in enumerate(vectors[: i + 1]):
-                products[i, j] = products[j, i] = float(left.dot(right))
-        length = float(base.dot(base)) if base is not None else 0.0
-        with self._lock:
-            self.products += products
-            self.base += length
+            for j, right in enumerate(vectors):
+                self.products[i, j] += float(left.dot(right))
+        self.base += float(base.dot(base)) if base is not None else 0.0
 
     def findings(self) -> Findings:
         """What to tell the user: lengths and angles, and a warning where the sources are hardly related."""

@@ -155,17 +155,15 @@ class Drop:
     Attributes:
         limit: density * 65536, rounded.
         field: The random numbers.
-        levels: How many different numbers there are.
     """
 
     limit: int
     field: RandomField
-    levels: int = LEVELS
 
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is dropped."""
-        return self.limit >= self.levels
+        return self.limit >= LEVELS
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
         """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is dropped."""
@@ -173,7 +171,7 @@ class Drop:
             return vector.clone()
         # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
         mask = self.field.slice(start, vector)
-        return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
+        return mask.neg_().add_(float(self.limit - LEVELS // 2)).clamp_(0, 1).mul_(vector)
 
 
 class RandomField:

@@ -31,12 +31,11 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     """
     with torch.device("meta"):
         merged = merged_class(config)(config)
-    left_out = merged.all_tied_weights_keys.keys() | set(merged._keys_to_ignore_on_save or ())
-    state = {name: tensor for name, tensor in merged.state_dict().items() if name not in left_out}
-    raw = _as_written(merged, state)
+    state = saved_tensors(merged)
+    raw = as_written(merged, state)
     prefix = f"{merged._inner_name}."
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    known = _as_written(merged.inner, inside)
+    known = as_written(merged.inner, inside)
     layers = written_layers(merged.inner, inside, f"{merged._layers_name.removeprefix(prefix)}.0.")
     if layers is None or {f"{prefix}{name}" for name in known} != raw.keys():
         raise ValueError(
@@ -56,12 +55,18 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
 
 def written_layers(model: PreTrainedModel, state: dict[str, torch.Tensor], first: str) -> str | None:
     """How names of tensors of layers begin where they are written, up to the number; None where they do not begin alike."""
-    names = list(_as_written(model, {name: tensor for name, tensor in state.items() if name.startswith(first)}))
+    names = list(as_written(model, {name: tensor for name, tensor in state.items() if name.startswith(first)}))
     begin, found, _ = names[0].partition(".0.")
     return f"{begin}." if found and all(name.startswith(f"{begin}.0.") for name in names) else None
 
 
-def _as_written(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a model that ``save_pretrained`` writes, under their names in the model."""
+    left_out = model.all_tied_weights_keys.keys() | set(model._keys_to_ignore_on_save or ())
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+
+
+def as_written(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under the names, and in the shapes, in which ``save_pretrained`` writes them."""
     from transformers.core_model_loading import revert_weight_conversion
 

@@ -269,7 +269,6 @@ def without_unmatched(value: Any, names: Sequence[str]) -> Any:
 
 
 def _some(names: Sequence[str]) -> str:
-    """A name from outside the blocks, and one from inside."""
     kinds = {classify(name)[0]: name for name in reversed(names)}
     return " and ".join(kinds[kind] for kind in ("embed", "block") if kind in kinds) or ", ".join(names[:1])
 

@@ -124,7 +124,6 @@ def _among(ref: SourceRef, alike: Sequence[SourceRef]) -> str:
 
 
 def _tail(name: str, count: int) -> str:
-    """The last parts of a path."""
     return "/".join(name.rstrip("/").split("/")[-count:]).removesuffix(".gguf")
 
 

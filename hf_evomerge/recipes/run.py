@@ -49,7 +49,6 @@ def expanded(sources: Any) -> Any:
 
 
 def _names(run: str) -> list[str]:
-    """List the names of a run's checkpoints."""
     if is_folder(run):
         folder, files = named_folder(run), ("config.json", "adapter_config.json")
         if not folder.is_dir():

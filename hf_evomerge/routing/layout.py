@@ -202,7 +202,6 @@ class FlowGenome:
         return LayerPath.of(layers, self._scales(on, vector[len(self.layout) :]))
 
     def _slots_on(self, indicators: Vector) -> list[int]:
-        """Indices of the slots on the path, in order."""
         last_of_a = (self.layout.order[0], self.layout.layers[0] - 1)
         on = [0, *(int(slot) for slot in np.flatnonzero(indicators > 0) if slot > 0)]
         ends_at_a = self.layout.slots[on[-1]] == last_of_a

@@ -18,7 +18,6 @@ from filelock import FileLock
 from forked import status_of_fork
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.building import build
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints import model_folder, shards, writer
 from hf_evomerge.errors import EvoMergeError, PathError, RecipeError, SourceError
@@ -85,15 +84,6 @@ def test_the_path_runs_through_the_merged_model(make: MakeRecipe, tmp_path: Path
     assert torch.equal(plain(ids).logits, both(ids).logits)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_dtype_of_the_result(dtype: str, make: MakeRecipe, tmp_path: Path) -> None:
-    """The result has the recipe's dtype, in its configuration and in its file."""
-    folder = build_model(make("both", dtype=dtype), tmp_path / "model", progress=False)
-    assert {str(parameter.dtype) for parameter in AutoModelForCausalLM.from_pretrained(folder).parameters()} == {
-        f"torch.{dtype}"
-    }
-
-
 def test_the_dtype_is_the_first_sources(tiny: Path, tiny_half: Path, tmp_path: Path) -> None:
     """Where no dtype is given it is that of source 0, also where source 0 is not the first that is merged."""
     sources = [{"model": str(tiny / "a")}, {"model": str(tiny_half / "b")}]
@@ -144,10 +134,8 @@ def _killed_at(call: int, recipe: Recipe, out: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
-def test_a_killed_build_goes_on(
-    part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A build killed at any point leaves no folder; the next goes on to the same bytes, says of what it reports, cleans up."""
+def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build killed at any point leaves no folder; the next goes on to the same bytes, and cleans up."""
     recipe = make(part)
     whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
     out = tmp_path / "out"
@@ -158,9 +146,7 @@ def test_a_killed_build_goes_on(
     assert len(kept) >= 3
     made: list[str] = []
     monkeypatch.setattr("hf_evomerge.checkpoints.shards._write_file", _noting(made))
-    with caplog.at_level("INFO", "hf_evomerge"):
-        build_model(recipe, out, progress=False, max_shard_size="2KB")
-    assert "tensors that were merged now)" in caplog.text
+    build_model(recipe, out, progress=False, max_shard_size="2KB")
     assert made
     assert not kept & set(made)
     assert _digests(out) == _digests(whole)
@@ -383,17 +369,3 @@ def test_checking_refuses_what_building_refuses(
         build_model(recipe, tmp_path / "model", progress=False)
     assert str(checked.value) == str(built.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sources_that_cannot_share_a_path(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
-    """Checking a path refuses sources whose layers cannot run in one model, without building."""
-    model = AutoModelForCausalLM.from_pretrained(tiny / "a")
-    type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 32})).save_pretrained(tmp_path / "wide")
-    recipe = make("flow", sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}])
-    with pytest.raises(SourceError, match="hidden_size is 32, but 16 in source 0"):
-        check_recipe(recipe)
-
-
-def test_the_name_of_the_saved_recipe_is_public() -> None:
-    """The recipe's file has the name that the documentation gives it."""
-    assert build.RECIPE_FILE == "recipe.yaml"

@@ -148,19 +148,6 @@ def test_a_missing_tensor_is_named(saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_and_file_modes(saved: Path, tmp_path: Path) -> None:
-    """A small shard size gives an index and several files, all of them readable by others, and the same tensors."""
-    fold(saved, tmp_path / "whole", progress=False)
-    fold(saved, tmp_path / "cut", max_shard_size="20KB", progress=False)
-    shards = sorted((tmp_path / "cut").glob("*.safetensors"))
-    assert len(shards) > 3
-    assert all(file.stat().st_mode & 0o777 == 0o644 for file in (tmp_path / "cut").iterdir())
-    together = {name: tensor for file in shards for name, tensor in load_file(file).items()}
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    assert together.keys() == whole.keys()
-    assert all(torch.equal(together[name], whole[name]) for name in whole)
-
-
 def test_a_dtype_can_be_asked_for(saved: Path, tmp_path: Path) -> None:
     """The factor is applied before the weights are rounded to the dtype that is asked for, and config.json says it."""
     exact, plain = (

@@ -165,7 +165,6 @@ def test_lists_with_an_entry_per_layer_follow(stack, deep, tmp_path):
             RecipeError,
             "merge.slices[0]: merge.parameters[0].scale: the pattern '*nothing*' names no tensor",
         ),
-        ([{"layers": ["0:0"], "options": {"semantics": "paper"}}], "ties", RecipeError, "looks at the whole model at once"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused(stack, tmp_path, slices, method, kind, message):

@@ -10,20 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from classes import random_class
-from safetensors.torch import load_file, save_file
+from classes import random_class, save_tensors
+from safetensors.torch import load_file
 
 from hf_evomerge.checkpoints import diff
 from hf_evomerge.checkpoints.diff import diff_models
-
-
-def _model(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
-    """A checkpoint that consists of the tensors and a config."""
-    folder.mkdir()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 11, "vocab_size": 7, **more}
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
-    return folder
 
 
 def _expected(x: Any, y: Any) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     """A difference of 5 from a length of 5 is 1, at a right angle; zeros have no sign; blocks come in the order of numbers."""
     a = {"layers.10.w": torch.tensor([3.0, 4.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
     b = {"layers.10.w": torch.tensor([-4.0, 3.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
-    found = diff_models(_model(tmp_path / "a", a), _model(tmp_path / "b", b))
+    found = diff_models(save_tensors(tmp_path / "a", a), save_tensors(tmp_path / "b", b))
     assert [row.name for row in found.groups] == ["blocks.9", "blocks.10", "head"]
     zero, turned, same = (row.weights for row in found.groups)
     assert vars(turned) == {
@@ -91,9 +82,9 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         "embed.weight": torch.ones(2, 2),
         "bad": torch.tensor([1.0, math.inf]),
     }
-    a = _model(tmp_path / "a", {**shared, "mine": torch.ones(1), "new": torch.ones(1)})
-    b = _model(tmp_path / "b", {**shared, "embed.weight": torch.ones(3, 2), "yours": torch.ones(1), "new": torch.ones(1)})
-    base = _model(tmp_path / "base", {"w": torch.zeros(2), "bad": torch.ones(2)})
+    a = save_tensors(tmp_path / "a", {**shared, "mine": torch.ones(1), "new": torch.ones(1)})
+    b = save_tensors(tmp_path / "b", {**shared, "embed.weight": torch.ones(3, 2), "yours": torch.ones(1), "new": torch.ones(1)})
+    base = save_tensors(tmp_path / "base", {"w": torch.zeros(2), "bad": torch.ones(2)})
     found = diff_models(a, b, base=base)
     assert found.notes == [
         "bad: holds values that are not finite numbers",
@@ -109,7 +100,7 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     assert found.total.tasks.norm_x == pytest.approx(math.sqrt(2))
     json.loads(found.to_json(tensors=True))
     assert "not compared: mine: not in B" in str(found)
-    nothing = diff_models(a, _model(tmp_path / "other", {"x": torch.ones(1)}))
+    nothing = diff_models(a, save_tensors(tmp_path / "other", {"x": torch.ones(1)}))
     assert nothing.total.elements == 0
     assert "no tensor could be compared" in str(nothing)
     json.loads(nothing.to_json())
@@ -122,7 +113,7 @@ def test_strangers_are_warned_of(noise: float | None, warned: bool, tmp_path: Pa
     base = torch.randn(400, generator=generator)
     for name in ("a", "b", "base"):
         other = torch.randn(400, generator=generator)
-        _model(tmp_path / name, {"w": base if name == "base" else other if noise is None else base + noise * other})
+        save_tensors(tmp_path / name, {"w": base if name == "base" else other if noise is None else base + noise * other})
     found = diff_models(tmp_path / "a", tmp_path / "b", base=tmp_path / "base")
     lines = [line for line in str(found).splitlines() if line.startswith("warning: ")]
     assert len(lines) == warned == (found.warning is not None)

@@ -25,7 +25,6 @@ from hf_evomerge.errors import RecipeError, SearchError, SourceError
 from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml
-from hf_evomerge.search.evaluation.provenance import pin
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.run import run_search
@@ -164,20 +163,6 @@ def test_a_file_stands_for_itself(files):
     assert digest_source(source, {}) == {"f32.gguf": [file_sha256(files / "f32.gguf")]}
     assert source.pinned == SourceRef(model=str(files), gguf="f32.gguf", gguf_sha256=file_sha256(files / "f32.gguf"))
     assert inspect_model(str(files / "f32.gguf")).model == str(files / "f32.gguf")
-
-
-def test_a_search_is_pinned_to_the_files_content(files):
-    """What a study goes on from is this file, not its name."""
-    source = {"model": str(files / "f32.gguf")}
-    config = SearchConfig.model_validate(
-        {
-            "space": "ps",
-            "sources": [source, source],
-            "fitness": {"task": "likelihood"},
-            "data": {"search": {"jsonl": "x.jsonl"}},
-        }
-    )
-    assert pin(config, {}).sources[1].gguf_sha256 == file_sha256(files / "f32.gguf")
 
 
 def test_a_draft_names_the_file(files, tmp_path):

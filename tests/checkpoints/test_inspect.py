@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from classes import random_class
-from hub_fixtures import use_hub
-from safetensors.torch import save_file
+from classes import random_class, save_tensors
 from tiny_adapters import save_adapter
 from typer.testing import CliRunner
 from vlms import save_vlm
@@ -37,15 +31,6 @@ def _invoke(*arguments: Any) -> str:
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
-
-
-def _model(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
-    """A checkpoint that consists of the tensors and a config."""
-    folder.mkdir()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 11, "vocab_size": 7, **more}
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +101,7 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path: Path) -> None:
 def test_integers_and_templates_and_quantised_weights(tmp_path: Path) -> None:
     """Integers are no parameters but take room; a template inside the tokenizer's settings and the quantisation are seen."""
     tensors = {"w": torch.zeros(3, 5, dtype=torch.float16), "ids": torch.zeros(7, dtype=torch.int64), "on": torch.ones(2) > 0}
-    folder = _model(tmp_path / "odd", tensors, quantization_config={"quant_method": "gptq", "bits": 4})
+    folder = save_tensors(tmp_path / "odd", tensors, quantization_config={"quant_method": "gptq", "bits": 4})
     (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     found = inspect_model(folder)
     assert found.stored == inspection.Size(15, 30 + 56 + 2, {"BOOL": 2, "F16": 15, "I64": 7})
@@ -146,72 +131,6 @@ def test_an_adapter(tiny: Path, tmp_path: Path) -> None:
     assert json.loads(_invoke("inspect", folder, "--json"))["adapter"] == told
 
 
-def test_inspect_reads_no_weight(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers are enough: nothing asks for a tensor."""
-    with monkeypatch.context() as patched:
-        patched.setattr("hf_evomerge.checkpoints.source.Source.read", lambda *arguments: pytest.fail("a weight was read"))
-        assert inspect_model(merged).layers == 5
-
-
-COMMIT = "c" * 40
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as one repository needs; notes how many bytes of each file went out."""
-
-    folder: Path
-    sent: dict[str, int]
-
-    def do_GET(self) -> None:
-        """Answer about the repository, or with a file or a part of it."""
-        name = self.path.rpartition("/")[2]
-        if self.path.startswith("/api/"):
-            files = sorted(self.folder.iterdir())
-            tree = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "e"} for file in files]
-            whole = {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
-            self._answer(json.dumps(tree if "/tree/" in self.path else whole).encode())
-        elif (file := self.folder / name).is_file():
-            data = file.read_bytes()
-            if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-                data = data[int(wanted[1]) : int(wanted[2]) + 1]
-            self._answer(data, 206 if wanted else 200)
-            self.sent[name] = self.sent.get(name, 0) + (len(data) if self.command == "GET" else 0)
-        else:
-            self._answer(b"", 404)
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def _answer(self, data: bytes, status: int = 200) -> None:
-        self.send_response(status)
-        for key, value in (("Content-Length", len(data)), ("ETag", '"e"'), ("X-Repo-Commit", COMMIT)):
-            self.send_header(key, str(value))
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
-def test_a_repository_is_inspected_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a repository on the Hub only the header of the weights is fetched, and what is said is what its folder would say."""
-    folder = _model(tmp_path / "folder", {"layers.0.w": torch.ones(200, 1000), "lm_head.weight": torch.ones(3)})
-    (folder / "recipe.yaml").touch()
-    handler = type("Handler", (_Hub,), {"folder": folder, "sent": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    use_hub(monkeypatch, SimpleNamespace(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_any"), tmp_path / "home")
-    try:
-        said = _invoke("inspect", "some/model", "--json")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert json.loads(said) == {**json.loads(inspect_model(folder).to_json()), "model": f"some/model@{COMMIT}"}
-    assert handler.sent["model.safetensors"] < 200_000 < (folder / "model.safetensors").stat().st_size
-
-
 def test_the_commands(merged: Path, tiny: Path, tmp_path: Path) -> None:
     """Both commands print text for people and JSON for machines, with a bar per group as long as its difference."""
     assert json.loads(_invoke("inspect", merged, "--json"))["merged"]["distinct_layers"] == 3
@@ -227,7 +146,7 @@ def test_the_commands(merged: Path, tiny: Path, tmp_path: Path) -> None:
     assert len(every["tensors"]) == 21
     assert "model.layers.1.mlp.up_proj.weight" in _invoke("diff", tiny / "a", tiny / "b", "--tensors")
     for name, change in (("a", [1.0, 1.0]), ("b", [2.0, 1.5])):
-        _model(tmp_path / name, {f"layers.{i}.w": torch.full((4,), value) for i, value in enumerate(change)})
+        save_tensors(tmp_path / name, {f"layers.{i}.w": torch.full((4,), value) for i, value in enumerate(change)})
     shown = _invoke("diff", tmp_path / "a", tmp_path / "b").splitlines()
     bars = {line.split()[0]: line.count("█") for line in shown if line.startswith("blocks.")}
     assert bars == {"blocks.0": 30, "blocks.1": 15}

@@ -99,20 +99,6 @@ def test_it_is_what_peft_merges(case: str, dtype: torch.dtype, adapted: Callable
             assert (found != expected[name]).float().mean() <= (0.5 if twice else 0.001), name
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_scaled_factors_are_what_is_added(case: str, adapted: Callable[..., tuple[Path, Path]]) -> None:
-    """The product of the scaled factors is what a plain product adds; DoRA, embeddings and whole tensors are no products."""
-    base, adapter = adapted(**CASES[case])
-    source, before = opened(base, adapter), load_file(base / "model.safetensors")
-    assert source.adapter is not None
-    for name, change in source.changes.items():
-        if change.is_product:
-            left, right = source.adapter.scaled_factors(change)
-            assert torch.allclose(before[name] + left @ right, source.read(name), atol=1e-6), name
-        else:
-            assert change.magnitude or change.whole or "embed" in name, name
-
-
 @pytest.mark.parametrize("dora", [False, True])
 def test_transposed_layers(dora: bool, adapted: Callable[..., tuple[Path, Path]]) -> None:
     """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here."""
@@ -165,19 +151,6 @@ def test_a_merge_of_adapters(adapted: Callable[..., tuple[Path, Path]], tmp_path
     for name, tensor in sums.items():
         expected = origin[name] + ((source.read(name) - origin[name]) + (other.read(name) - origin[name]))
         assert torch.equal(tensor, expected), name
-
-
-def test_reports_name_the_adapters(
-    adapted: Callable[..., tuple[Path, Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Two adapters of one base are told apart in what is said of them."""
-    base, first = adapted(r=4)
-    second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
-    sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
-    with caplog.at_level("INFO", "hf_evomerge"):
-        recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
-        build_model(recipe, tmp_path / "out", progress=False, whole=True)
-    assert "cosine between weights: base+adapter and base+second" in caplog.text
 
 
 def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:

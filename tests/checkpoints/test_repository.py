@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
+from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.repository import Repository, find_folder
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SourceError
@@ -107,6 +108,16 @@ def test_a_dry_run_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tm
     fetched = [seen for seen in hub.requests[before:] if seen.method == "GET" and WEIGHTS in seen.target]
     assert fetched
     assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
+
+
+def test_inspect_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+    """Of a repository only the headers are fetched, and what is said is what its folder would say."""
+    done = run("inspect", "local/a", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said.pop("model").startswith("local/a@")
+    assert said == {key: value for key, value in json.loads(inspect_model(tiny / "a").to_json()).items() if key != "model"}
+    assert cached(tmp_path) == []
 
 
 def test_weights_are_fetched_checked_and_kept(hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hf_evomerge.checkpoints.shards import Entry, Write, remove_checksums, write_shards
+from hf_evomerge.checkpoints.headers import TensorInfo
+from hf_evomerge.checkpoints.shards import Write, remove_checksums, write_shards
 from hf_evomerge.errors import EvoMergeError
 
-ENTRIES = [Entry(f"t{n}", "F32", (n, 5)) for n in (3, 1, 0, 7, 4)]
-SIZE = sum(entry.size for entry in ENTRIES)
+TENSORS = {f"t{n}": TensorInfo("F32", (n, 5)) for n in (3, 1, 0, 2, 4)}
+SIZE = sum(info.bytes for info in TENSORS.values())
 
 
-def values(entry: Entry) -> np.ndarray:
+def values(name: str) -> np.ndarray:
     """What a tensor holds."""
-    return np.arange(entry.size // 4, dtype=np.float32).reshape(entry.shape) + len(entry.name) + entry.shape[0]
+    info = TENSORS[name]
+    return np.arange(info.numel, dtype=np.float32).reshape(info.shape) + info.shape[0]
 
 
 class Producer:
@@ -30,17 +32,17 @@ class Producer:
         self.made: list[str] = []
         self.threads: set[int] = set()
 
-    def __call__(self, entry: Entry, write: Write) -> None:
+    def __call__(self, name: str, write: Write) -> None:
         """Make one tensor."""
         self.threads.add(threading.get_ident())
-        if entry.name == self.slow:
+        if name == self.slow:
             time.sleep(0.1)
-        if entry.name == self.fail:
+        if name == self.fail:
             raise OSError("disk full")
-        data = values(entry).tobytes()
+        data = values(name).tobytes()
         write(data[:4])
         write(memoryview(data)[4:])
-        self.made.append(entry.name)
+        self.made.append(name)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -55,14 +57,14 @@ def test_threads_do_not_matter(tmp_path: Path, size: int) -> None:
         folder = tmp_path / str(threads)
         folder.mkdir()
         producer = Producer(slow="t3")
-        write_shards(folder, ENTRIES, producer, max_size=size, threads=threads)
+        write_shards(folder, TENSORS, producer, max_size=size, threads=threads)
         remove_checksums(folder)
-        assert sorted(producer.made) == sorted(entry.name for entry in ENTRIES)
+        assert sorted(producer.made) == sorted(TENSORS)
     assert files(tmp_path / "1") == files(tmp_path / "3")
     found = {}
     for file in (tmp_path / "3").glob("*.safetensors"):
         found |= load_file(file)
-    assert all(np.array_equal(found[entry.name], values(entry)) for entry in ENTRIES)
+    assert all(np.array_equal(found[name], values(name)) for name in TENSORS)
     assert (tmp_path / "3" / "model.safetensors.index.json").exists() == (size < SIZE)
     assert all(not name.startswith(".") and not name.endswith(".part") for name in files(folder))
 
@@ -70,7 +72,7 @@ def test_threads_do_not_matter(tmp_path: Path, size: int) -> None:
 def test_several_threads_work(tmp_path: Path) -> None:
     """With more than one thread, another thread goes on while one is busy."""
     producer = Producer(slow="t3")
-    write_shards(tmp_path, ENTRIES, producer, max_size=1000, threads=2)
+    write_shards(tmp_path, TENSORS, producer, max_size=1000, threads=2)
     assert len(producer.threads) == 2
     assert producer.made[-1] == "t3"
 
@@ -78,15 +80,15 @@ def test_several_threads_work(tmp_path: Path) -> None:
 def test_what_was_finished_is_kept(tmp_path: Path) -> None:
     """After a failure the finished files are there and are not made again; the unfinished one does not have its name."""
     with pytest.raises(OSError, match="disk full"):
-        write_shards(tmp_path, ENTRIES, Producer(fail="t7"), max_size=80)
+        write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
     assert [name for name in files(tmp_path) if name.endswith(".safetensors")] == ["model-00001-of-00003.safetensors"]
     producer, done = Producer(), list[int]()
-    write_shards(tmp_path, ENTRIES, producer, max_size=80, done=done.append)
-    assert producer.made == ["t7", "t4"]
+    write_shards(tmp_path, TENSORS, producer, max_size=80, done=done.append)
+    assert producer.made == ["t2", "t4"]
     assert sum(done) == SIZE
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    write_shards(fresh, ENTRIES, Producer(), max_size=80)
+    write_shards(fresh, TENSORS, Producer(), max_size=80)
     expected = files(fresh)
     (tmp_path / "fresh").rename(tmp_path.with_name("fresh"))
     assert files(tmp_path) == expected
@@ -96,7 +98,7 @@ def test_what_was_finished_is_kept(tmp_path: Path) -> None:
 def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     """A kept file that lost a byte, gained one, holds another value, order or tensor, or has no checksums, is not trusted."""
     with pytest.raises(OSError, match="disk full"):
-        write_shards(tmp_path, ENTRIES, Producer(fail="t7"), max_size=80)
+        write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
     file = tmp_path / "model-00001-of-00003.safetensors"
     whole = file.read_bytes()
     if damage == "sums":
@@ -112,13 +114,13 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
         }
         file.write_bytes(broken[damage])
     producer = Producer()
-    write_shards(tmp_path, ENTRIES, producer, max_size=80)
-    assert producer.made == ["t3", "t1", "t0", "t7", "t4"]
+    write_shards(tmp_path, TENSORS, producer, max_size=80)
+    assert producer.made == ["t3", "t1", "t0", "t2", "t4"]
     assert file.read_bytes() == whole
 
 
 def test_a_tensor_of_another_length_is_an_error(tmp_path: Path) -> None:
     """A tensor that turns out shorter than announced does not become a file."""
     with pytest.raises(EvoMergeError, match="t3: 4 bytes were made, 60 were announced"):
-        write_shards(tmp_path, ENTRIES, lambda entry, write: write(b"four"), max_size=1000)
+        write_shards(tmp_path, TENSORS, lambda name, write: write(b"four"), max_size=1000)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -87,7 +87,7 @@ def test_opening_needs_no_torch(saved):
     code = (
         f"import sys; from hf_evomerge.checkpoints.open import open_source\n"
         f"s = open_source({str(saved)!r}); s._files(); s._index()\n"
-        "sys.exit(' '.join({'torch', 'transformers', 'safetensors'} & set(sys.modules)) or 0)"
+        "sys.exit(' '.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
@@ -168,22 +168,22 @@ def test_missing_files_are_refused(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "not a safetensors file, or cut short"),
-        (lambda data: data[:5], "not a safetensors file, or cut short"),
-        (lambda data: data[:200], "not a safetensors file, or cut short"),
-        (lambda data: data[:-4], r"holds \d+ bytes of tensors, the header says \d+; download it again"),
-        (lambda data: data[:8] + b"x" + data[9:], r"the safetensors header cannot be read \(.*; download it again"),
-        (lambda data: struct.pack("<Q", 2) + b"[]", "the safetensors header cannot be read"),
-        (lambda data: struct.pack("<Q", 8) + b'{"a": 1}', "the safetensors header cannot be read"),
-        (lambda data: struct.pack("<Q", 1 << 40) + data[8:], "not a safetensors file, or cut short"),
-        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file, or cut short"),
+        (lambda data: b"", "header too small"),
+        (lambda data: data[:5], "header too small"),
+        (lambda data: data[:200], "invalid header length"),
+        (lambda data: data[:-4], "file not fully covered"),
+        (lambda data: data[:8] + b"x" + data[9:], "invalid JSON in header"),
+        (lambda data: struct.pack("<Q", 2) + b"[]", "invalid JSON in header"),
+        (lambda data: struct.pack("<Q", 8) + b'{"a": 1}', "invalid JSON in header"),
+        (lambda data: struct.pack("<Q", 1 << 40) + data[8:], "header too large"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "header too large"),
     ],
 )
 def test_damaged_files_are_refused(folder, damage, message):
     """A damaged or cut file is found by its header, before any tensor is read."""
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(SourceError, match=message) as caught:
+    with pytest.raises(SourceError, match=f"not a safetensors file, or damaged: .*{message}.*; download it again") as caught:
         _ = open_source(str(folder)).tensors
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_evomerge.checkpoints.lora import Adapter
-from hf_evomerge.checkpoints.model_folder import copy_companions
+from hf_evomerge.checkpoints.model_folder import copy_files
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SourceError
 
@@ -61,7 +61,7 @@ def test_a_link_is_not_copied(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(EvoMergeError, match=r"tokenizer\.json: a link to"):
-        copy_companions(folder, out)
+        copy_files(folder, out)
     assert not (out / "tokenizer.json").exists()
 
 
@@ -98,7 +98,7 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
         out = tmp_path / "out"
         out.mkdir()
         assert open_source(str(snapshot)).tensors
-        copy_companions(snapshot, out)
+        copy_files(snapshot, out)
         assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
         return
     if escapes == "blob":

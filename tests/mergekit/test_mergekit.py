@@ -331,10 +331,6 @@ def recipe_of(**fields: object) -> Recipe:
             "merge.parameters[0].weight.*a*b*: mergekit knows parts of names",
         ),
         (
-            {"merge": {"method": "ties", "options": {"semantics": "paper"}}, "base": A},
-            "merge.options.semantics: mergekit has nothing like it (found 'paper')",
-        ),
-        (
             {"merge": {"method": "dare_ties", "options": {"rescale": "expected"}}, "base": A},
             "merge.options.rescale: mergekit knows",
         ),

@@ -17,13 +17,10 @@ from safetensors.torch import load_file
 from hf_evomerge import merging
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import RecipeError, SourceError
-from hf_evomerge.merging.arithmetic import ModelJob, TensorJob
 from hf_evomerge.merging.checks import complete_options, complete_parameters
 from hf_evomerge.merging.parameters import Parameter
 from hf_evomerge.merging.registry import METHODS, get_method, register_method
 from hf_evomerge.recipes.layer_groups import resolve
-
-BY_TENSOR = [case for case in CASES if case[2].get("semantics") != "paper"]
 
 
 def call(method, base, sources, parameters, options, **more):
@@ -40,9 +37,7 @@ def call(method, base, sources, parameters, options, **more):
     return function(sources, **arguments, **more, **({"base": base} if chosen.base_optional else {}))
 
 
-@pytest.mark.parametrize(
-    ("method", "parameters", "options"), BY_TENSOR, ids=[f"{case[0]}-{i}" for i, case in enumerate(BY_TENSOR)]
-)
+@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 def test_functions_give_the_bits_of_a_build(half_family, make_recipe, tmp_path, method, parameters, options):
     """Each tensor that a build writes is the function's, called with its name, the recipe's seed and the same parameters."""
     recipe = make_recipe(half_family, method, parameters, options, len(parameters), base=method != "slerp", seed=7)
@@ -55,16 +50,6 @@ def test_functions_give_the_bits_of_a_build(half_family, make_recipe, tmp_path, 
         found = call(method, base[name], [source[name] for source in sources], parameters, options, name=name, seed=7)
         assert found.dtype == wanted.dtype == torch.bfloat16
         assert torch.equal(found, wanted), name
-
-
-def test_the_papers_ties_takes_the_tensor_for_the_model():
-    """With semantics paper the function merges a model of one tensor."""
-    base, sources = tensors(2)
-    method, parameters = get_method("ties"), [{"weight": 0.7, "density": 0.3}, {"density": 0.6}]
-    values, options = complete_parameters(method, parameters, 2), complete_options(method, {"semantics": "paper"})
-    job = TensorJob(NAME, method, base, sources, seed=0)
-    job.run(values, options, out := torch.empty_like(base), model=ModelJob([job]).survey(values, options))
-    assert torch.equal(merging.ties(base, sources, weights=[0.7, 1], density=[0.3, 0.6], semantics="paper"), out)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -156,8 +141,7 @@ ONE, TWO = torch.ones(2), torch.ones(3)
         ("ties", (ONE, [ONE]), {"weights": [1, 2]}, RecipeError, "ties: weights: found 2 values for 1 sources; give one"),
         ("ties", (ONE, [ONE]), {"density": {"default": 1}}, RecipeError, "ties: density: .* is not a finite number"),
         ("ties", (ONE, [ONE]), {"normalize": 1}, RecipeError, "ties: normalize: 1 is not true or false"),
-        ("ties", (ONE, [ONE]), {"semantics": "peft"}, RecipeError, "ties: semantics: 'peft' is not one of mergekit, paper"),
-        ("ties", (ONE, [ONE]), {"semantics": "paper", "rescale": "l1"}, RecipeError, "'l1' does not go with semantics paper"),
+        ("ties", (ONE, [ONE]), {"rescale": "l2"}, RecipeError, "ties: rescale: 'l2' is not one of none, l1"),
         ("linear", ([ONE, ONE],), {"weights": [1, -1]}, RecipeError, "the weights of linear add up to 0"),
         ("slerp", ([ONE],), {}, RecipeError, "slerp: sources: found 1 tensors; give 2"),
         ("linear", ([],), {}, RecipeError, "linear: sources: found 0 tensors; give at least 1"),
@@ -195,15 +179,13 @@ def test_pefts_magnitude_prune():
 
 
 def test_pefts_ties():
-    """With equal weights peft's ties is semantics paper on trimmed tensors, times the weight; mergekit's divides by weights."""
+    """With equal weights peft's ties is the weight times this one, which divides by weights."""
     base, sources, weights = peft_inputs()
-    trimmed = [peft.magnitude_based_pruning(source, 0.3) for source in sources]
     expected = peft.ties(sources, torch.tensor([0.5] * 3), 0.3)
-    torch.testing.assert_close(merging.ties(base, trimmed, weights=0.5, semantics="paper"), expected)
     torch.testing.assert_close(merging.ties(base, sources, weights=0.5, density=0.3), expected / 0.5)
     # peft elects before it weights, here after: with unequal weights other signs win
     unequal = peft.ties(sources, torch.tensor(weights), 0.3)
-    assert not torch.allclose(merging.ties(base, trimmed, weights=weights, semantics="paper"), unequal)
+    assert (merging.ties(base, sources, weights=weights, density=0.3).sign() != unequal.sign()).any()
 
 
 def test_pefts_dare(monkeypatch):
@@ -236,26 +218,3 @@ def test_what_is_no_tensor(base, sources, message):
     with pytest.raises(SourceError) as caught:
         merging.task_arithmetic(base, sources)
     assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("method", "arguments", "message"),
-    [
-        ("linear", {"weights": [1, -1], "normalize": True}, "linear: the weights of linear add up to 0; with normalize"),
-        ("ties", {"semantics": "paper", "rescale": "l1"}, "ties: rescale: 'l1' does not go with semantics paper; write none"),
-    ],
-)
-def test_errors_speak_of_arguments(method, arguments, message):
-    """Where arguments do not go together the message names them, and no key of a recipe."""
-    function, tensors = getattr(merging, method), [ONE, ONE]
-    with pytest.raises(RecipeError) as caught:
-        function(ONE, tensors, **arguments) if get_method(method).needs_base else function(tensors, **arguments)
-    assert str(caught.value).startswith(message)
-    assert "merge." not in str(caught.value)
-
-
-def test_density_0_keeps_nothing():
-    """With density 0 a source adds nothing: the base stays."""
-    base = torch.randn(8)
-    for method in ("ties", "dare_ties", "dare_linear", "breadcrumbs"):
-        assert torch.equal(getattr(merging, method)(base, [torch.randn(8)], density=0), base)

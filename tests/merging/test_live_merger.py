@@ -88,15 +88,11 @@ def test_options_of_one_merge(family, make_recipe, open_all, load):
         ([{}, {"size": 2}], r"merge.parameters\[1\].size: ties has no such parameter"),
         ([{}, {"weight": {"blocks.7": 1, "default": 1}}], "there are 2 blocks, 0 to 1"),
         ([{}, {"weight": {"blocks.1": 1}}], "no layer group names"),
-        (
-            [{}, {"density": {"default": 0.5}}],
-            r"parameters\[1\].density: semantics paper trims the whole model at once; give one",
-        ),
     ],
 )
 def test_a_wrong_candidate_is_refused_and_changes_nothing(family, make_recipe, open_all, load, parameters, message):
     """A candidate that is wrong raises before the first tensor is written, and the next one is fine."""
-    recipe = make_recipe(family, "ties", options={"semantics": "paper"})
+    recipe = make_recipe(family, "ties")
     model = load(family / "base")
     merger = merger_of(recipe, model, open_all)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

@@ -10,6 +10,7 @@ import pytest
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.merging.parameters import Parameter
 from hf_evomerge.merging.registry import METHODS, all_methods, check_part, get_method, register_method
+from hf_evomerge.recipes.layer_groups import one_of_each
 from hf_evomerge.recipes.recipe import MergePart
 
 NAMES = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
@@ -90,16 +91,11 @@ REFUSED = [
     (part(parameters=[{"density": {"default": 1, "blocks.0": 2}}, {}]), r"density.blocks.0: 2(.0)? is out of range"),
     (part("linear", [{"weight": 1}, {"weight": -1}]), "the weights of linear add up to 0; with normalize they must not be 0"),
     (part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]), "the weights of linear add up to 0"),
-    (
-        part("ties", [{}, {"density": {"default": 0.5}}], semantics="paper"),
-        r"parameters\[1\].density: semantics paper trims the whole model at once; give one number",
-    ),
     (part(parameters=[{"weight": []}, {}]), r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient"),
     (part(parameters=[{"density": [0.5, 2]}, {}]), r"merge.parameters\[0\].density\[1\]: 2(.0)? is out of range"),
     (part(parameters=[{"density": {"*mlp*": [0.5, -1], "default": 1}}, {}]), r"density.\*mlp\*\[1\]: -1(.0)? is out of range"),
     (part(**{"lambda": [1.0, 2.0]}), r"merge.options.lambda: takes one value, not a gradient over the layers"),
     (part("linear", [{"weight": [0, 1]}, {"weight": [0, 2]}]), "the weights of linear add up to 0"),
-    (part("ties", [{}, {"density": [0.5, 1]}], semantics="paper"), r"parameters\[1\].density: semantics paper trims the whole"),
     (part("slerp", t={"default": 0.5, "blocks.9": 1}), r"merge.options.t: layer group blocks.9: there are 4 blocks"),
 ]
 
@@ -108,7 +104,7 @@ REFUSED = [
 def test_a_wrong_part_is_refused(wrong, message):
     """Each mistake in a merge part is answered with its key, what was found and what to do."""
     with pytest.raises(RecipeError, match=message):
-        check_part(wrong, sources=2, has_base=True, layer_count=4)
+        check_part(wrong, sources=2, has_base=True, layer_count=4, names=one_of_each(4))
 
 
 def test_a_right_part_passes():
@@ -120,8 +116,7 @@ def test_a_right_part_passes():
     cancel = [{"weight": 1}, {"weight": -1}]
     check_part(part("linear", cancel, normalize=False), sources=2, has_base=False)
     halves = [{"weight": {"default": 0, "embed": 1, "blocks.0-1": 1, "head": 1}}, {"weight": 0.5}]
-    check_part(part("linear", halves), sources=2, has_base=False, layer_count=2)
-    check_part(part("ties", [{"density": 0.5}, {}], semantics="paper"), sources=2, has_base=True)
+    check_part(part("linear", halves), sources=2, has_base=False, layer_count=2, names=one_of_each(2))
 
 
 def test_patterns_are_checked_against_the_names():

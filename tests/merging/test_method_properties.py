@@ -9,7 +9,7 @@ import pytest
 import torch
 from method_cases import CASES, IDS, NAME, RANDOM, merge, tensors
 
-from hf_evomerge.merging.arithmetic import ModelJob, TensorJob, memory_needed
+from hf_evomerge.merging.arithmetic import TensorJob, memory_needed
 from hf_evomerge.merging.checks import complete_options, complete_parameters
 from hf_evomerge.merging.registry import all_methods, get_method
 from hf_evomerge.recipes.layer_groups import resolve
@@ -18,7 +18,6 @@ METHODS = sorted(all_methods())
 SEVERAL = [name for name in METHODS if get_method(name).count[1] != 1]
 WEIGHTED = [name for name in METHODS if any(p.name == "weight" for p in get_method(name).parameters)]
 ANY_NUMBER = [name for name in WEIGHTED if get_method(name).count[1] is None]
-ONE_TENSOR = [case for case in CASES if case[2].get("semantics") != "paper"]
 LOOK_AT_ROWS = ["model_stock", "nuslerp", "della", "della_linear", "arcee_fusion"]
 
 
@@ -50,7 +49,7 @@ def test_merging_a_model_with_itself_gives_it_back(method, with_base):
 
 
 @pytest.mark.parametrize("size", [999, 1])
-@pytest.mark.parametrize(("method", "parameters", "options"), [case for case in ONE_TENSOR if get_method(case[0]).task_vectors])
+@pytest.mark.parametrize(("method", "parameters", "options"), [case for case in CASES if get_method(case[0]).task_vectors])
 def test_sources_that_equal_the_base_change_nothing(method, parameters, options, size):
     """Where all models are one, methods on task vectors give its bits back, whatever the parameters."""
     base, _ = tensors(1, size=size)
@@ -95,7 +94,7 @@ def test_nothing_taken_leaves_the_base(method):
 
 
 @pytest.mark.parametrize("shape", [(515,), (5, 103), (103, 5), (5, 1), (3, 7, 11)])
-@pytest.mark.parametrize(("method", "parameters", "options"), ONE_TENSOR)
+@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
 def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shape):
     """A tensor merged in slices of any size, with its statistics kept or computed again, has the same bits."""
     base, sources = tensors(len(parameters), size=int(np.prod(shape)))
@@ -108,7 +107,7 @@ def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shap
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("method", "parameters", "options"), ONE_TENSOR)
+@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
 def test_threads_do_not_matter(method, parameters, options):
     """Several threads give the bits of one."""
     base, sources = tensors(len(parameters), size=400 * 300)
@@ -156,13 +155,9 @@ def test_the_memory_of_a_search_is_declared(method, parameters, options):
     base, sources = tensors(len(parameters), size=size)
     base, sources = base.view(100, 1000).bfloat16(), [source.view(100, 1000).bfloat16() for source in sources]
     job = TensorJob(NAME, chosen, base, sources, seed=0, keep=True)
-    inputs = [id(tensor) for tensor in [job._base, *job._inputs]]
     values, complete = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
-    model = ModelJob([job])
-    surveyed = model.survey(values, complete)
-    job.run(values, complete, torch.empty(100, 1000), model=surveyed)
-    seen = list(inputs)
-    found = held(job, seen) + held(model, seen)
+    job.run(values, complete, torch.empty(100, 1000))
+    found = held(job, [])
     said = memory_needed(chosen, size, len(sources), with_base=True)
     assert found <= said * 1.1
     if all(resolve(v.get("density", 0.5), NAME) not in (0, 1) and v.get("weight", 1) != 0 for v in parameters):

@@ -128,49 +128,6 @@ def test_the_graph_exports(model: EvoMergedForCausalLM) -> None:
     assert torch.allclose(logits, model(token_ids()).logits, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
-        {"num_beams": 3, "num_return_sequences": 3, "do_sample": True},
-        {"num_return_sequences": 4, "do_sample": True, "top_k": 10, "temperature": 0.7},
-    ],
-    ids=["beams", "sampled beams", "samples"],
-)
-def test_several_sequences_per_prompt(model: EvoMergedForCausalLM, options: dict[str, object]) -> None:
-    """Beam search and sampling give the asked number of continuations, the same ones with and without a cache."""
-    ids = token_ids()
-    written = []
-    for use_cache in (True, False):
-        torch.manual_seed(0)
-        given = {"max_new_tokens": 5, "eos_token_id": None, "pad_token_id": 0, "use_cache": use_cache, **options}
-        written.append(model.generate(ids, attention_mask=torch.ones_like(ids), **given))
-    assert written[0].shape == (2 * int(str(options["num_return_sequences"])), 14)
-    assert torch.equal(written[0], written[1])
-    assert torch.equal(written[0][0, :9], ids[0])
-
-
-def test_many_paths_hold_one_set_of_weights(model: EvoMergedForCausalLM) -> None:
-    """However many models with_path makes, they add no tensor, and a change of one is a change of all."""
-    paths = ["0:0, 1:1", "1:1, 0:0, 0:0", "0:2, 1:2*0.5 + 0:1*0.5", "0:1"]
-    others = [model.with_path(path) for path in paths]
-    storages = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
-    assert all({tensor.untyped_storage().data_ptr() for tensor in other.parameters()} <= storages for other in others)
-    with torch.no_grad():
-        model.layers[0].get_parameter(WEIGHT).zero_()
-    assert not others[0].layers[0].get_parameter(WEIGHT).any()
-    assert not others[1].layers[2].get_parameter(WEIGHT).any()
-
-
-def test_a_device_map_places_the_model(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
-    """device_map loads the same bits with the same sharing."""
-    pytest.importorskip("accelerate")
-    model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
-    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
-    assert_shared(again)
-
-
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize(
     "memory", slow_beyond([30_000], [90_000, 30_000, 0]), ids=["half on disk", "layers on disk", "all on disk"]

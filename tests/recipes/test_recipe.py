@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_evomerge.errors import EvoMergeError, RecipeError
+from hf_evomerge.errors import RecipeError
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, labels_of
 
 MERGE = "merge: {method: linear}\n"
@@ -274,12 +274,6 @@ def test_a_recipe_does_not_change() -> None:
     """The fields of a recipe cannot be set once it is made."""
     with pytest.raises(ValueError, match="frozen"):
         FULL.seed = 1  # type: ignore[misc]
-
-
-def test_errors_are_of_the_package() -> None:
-    """A recipe's errors can be caught as the package's own."""
-    with pytest.raises(EvoMergeError):
-        Recipe.from_yaml(HEAD)
 
 
 @pytest.mark.parametrize(

@@ -127,11 +127,6 @@ def test_scales_of_the_matrix_are_shared_over_repetitions() -> None:
     assert path.scales == [1.0, 1.25, 0.75, 1.25, 1.0]
 
 
-def test_no_scales() -> None:
-    """Without an encoding every scale is 1."""
-    assert FlowGenome(SMALL, "none").decode(_genome([0, 1, 3, 5])).scales == [1.0] * 4
-
-
 @pytest.mark.parametrize(
     ("encoding", "extra"), [("none", 0), ("slot", 192), ("matrix", 4096), ("network", NETWORK_WIDTH * 5 + 1)]
 )

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import gc
 import time
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_evomerge.errors import PathError, SourceError
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -15,11 +16,7 @@ from hf_evomerge.routing.pool import LayerPool
 IDS = torch.arange(3, 15).view(2, 6)
 
 
-def llama(layers: int = 3, seed: int = 0, **fields: Any) -> LlamaForCausalLM:
-    """A small random Llama."""
-    torch.manual_seed(seed)
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**{**shape, "num_hidden_layers": layers, "initializer_range": 0.2, **fields})).eval()
+llama = partial(tiny_model, "llama")
 
 
 @pytest.fixture
@@ -110,19 +107,6 @@ def test_a_path_beyond_the_sources_is_refused(pool: LayerPool) -> None:
         pool.model(LayerPath.parse("0:0, 0:3"))
     with pytest.raises(PathError, match=r"path\[0\]: source 2"):
         pool.model(LayerPath.parse("2:0"))
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"intermediate_size": 48}, r"sources\[1\]: intermediate_size is 48, but 40 in source 0"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, r"sources\[1\]: rope_parameters"),
-    ],
-)
-def test_sources_that_do_not_fit_are_refused(other: dict[str, Any], message: str) -> None:
-    """Sources whose layers cannot run in one model are refused when the pool is made."""
-    with pytest.raises(SourceError, match=message):
-        LayerPool([llama(), llama(**other)])
 
 
 def test_sources_of_other_kinds_are_refused(pool: LayerPool) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -49,3 +52,12 @@ def random_class(name: str, seed: int, **changes: Any) -> PreTrainedModel:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
+    """A checkpoint that consists of the tensors and a config."""
+    folder.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 11, "vocab_size": 7, **more}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder

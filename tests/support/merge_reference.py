@@ -79,27 +79,6 @@ def vote(base, kept, weights, normalize, lam=1.0):
     return out
 
 
-def ties_paper(bases, sources, weights, densities, normalize=True, lam=1.0):
-    """TIES as arXiv:2306.01708 has it: one vector per model, the mean a plain one, ties to the majority.
-
-    Args:
-        bases: The base's tensors, flat.
-        sources: Per source, its tensors.
-    """
-    kept = [
-        w * trim(np.concatenate([x - b for x, b in zip(source, bases, strict=True)]), density)
-        for source, w, density in zip(sources, weights, densities, strict=True)
-    ]
-    total = sum(kept)
-    majority = 1.0 if np.sign(total).sum() >= 0 else -1.0
-    sign = np.where(total == 0, majority, np.sign(total))
-    agree = [(np.sign(part) == sign) for part in kept]
-    mixed = sum(part * keep for part, keep in zip(kept, agree, strict=True))
-    mixed = mixed / np.maximum(sum(agree), 1) if normalize else mixed
-    ends = np.cumsum([base.size for base in bases])[:-1]
-    return [base + lam * part for base, part in zip(bases, np.split(mixed, ends), strict=True)]
-
-
 def breadcrumbs(delta, density, gamma, rescale="none"):
     """Without the largest and the smallest; of equal magnitudes the first counts as larger."""
     if density >= 1:

@@ -24,7 +24,6 @@ CASES = [
     ("passthrough", [{"scale": GROUPED}], {}),
     ("task_arithmetic", _THREE, {"lambda": 0.8}),
     ("ties", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}], {"rescale": "l1"}),
-    ("ties", [{"weight": GROUPED, "density": 0.4}, {"weight": 0.9, "density": 0.3}], {"semantics": "paper"}),
     ("dare_linear", _SPARSE, {}),
     ("dare_ties", [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}], {"normalize": True}),
     ("breadcrumbs", [{"weight": 0.6, "density": GROUPED, "gamma": 0.2}, {"density": 0.4, "gamma": GROUPED}], {"rescale": "l1"}),

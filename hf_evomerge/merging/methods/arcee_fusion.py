@@ -62,7 +62,7 @@ def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @register_method("arcee_fusion", task_vectors=True, prepare=fusion, memory=4, count=(1, 1))
-def arcee_fusion(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def arcee_fusion(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """The base, and the source's elements where ``abs(d)`` times the divergence of their row is far above the median.
 
     The importance of an element is ``|d|`` times the Kullback-Leibler divergence of the softmax of the source's row from that
@@ -75,6 +75,5 @@ def arcee_fusion(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tens
         >>> arcee_fusion(base, [torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 4.0]])])
         tensor([[0., 0., 0., 0., 0., 0., 0., 4.]])
     """
-    assert base is not None
     taken = call.prepared.importance(vectors[0], call.start).ge(call.prepared.threshold)
     return vectors[0].mul(taken).add_(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from ..method import Call
 from ..parameters import Parameter
 from ..registry import register_method
 from ..statistics import Cut
-from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
+from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, add_sparse, each, l1_factor, vote_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,25 +49,21 @@ class Band:
         return kept if self.top is None else kept.sub_(self.top.apply(vector, start))  # x - x = 0: exact
 
 
-def bands(inputs: TensorJob, call: Call) -> list[Sparse]:
-    """Per source the band of the ``floor(rho N)`` elements next to the ``floor(gamma N)`` largest, and its factor.
+def band(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:
+    """The band of the ``floor(rho N)`` elements next to the ``floor(gamma N)`` largest, and its factor.
 
     With density 1 all are kept, the largest included.
     """
-    return [_band(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
-
-
-def _band(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
     kept = math.floor(values["density"] * inputs.numel)
-    if values["weight"] == 0 or kept == 0:
+    if kept == 0:
         return None
     top = min(math.floor(values["gamma"] * inputs.numel), inputs.numel - kept)
-    band = Band(inputs.cut(index, top + kept), inputs.cut(index, top) if top > 0 else None)
-    return band, 1.0 if rescale == "none" or kept == inputs.numel else l1_factor(inputs, index, band)
+    kept_band = Band(inputs.cut(index, top + kept), inputs.cut(index, top) if top > 0 else None)
+    return kept_band, 1.0 if rescale == "none" or kept == inputs.numel else l1_factor(inputs, index, kept_band)
 
 
-@register_method("breadcrumbs", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)
-def breadcrumbs(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+@register_method("breadcrumbs", parameters=_PARAMETERS, task_vectors=True, prepare=each(band), memory=4)
+def breadcrumbs(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """Model breadcrumbs: drop the largest and the smallest elements of each task vector, add up with the weights.
 
     Of each task vector ``d_i = x_i - base`` of N elements the ``floor(gamma * N)`` largest are dropped as outliers and the
@@ -82,8 +79,8 @@ def breadcrumbs(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tenso
     return add_sparse(base, vectors, call)
 
 
-@register_method("breadcrumbs_ties", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)
-def breadcrumbs_ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+@register_method("breadcrumbs_ties", parameters=_PARAMETERS, task_vectors=True, prepare=each(band), memory=4)
+def breadcrumbs_ties(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """Model breadcrumbs with the vote of TIES: what is neither too large nor too small elects a sign and is added up.
 
     Of each task vector ``d_i = x_i - base`` of N elements the ``floor(gamma * N)`` largest are dropped as outliers and the

@@ -6,9 +6,10 @@ gives the same bits on every processor. Nothing here imports torch: tensors brin
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from ..method import Call
+from ..method import Call, Prepare
 from ..parameters import Parameter
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ def plain_sum(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-def elect(parts: list[Tensor], tie: float = 1.0) -> Tensor:
-    """The sign of the sum of the parts, and `tie` where that is 0; a new tensor."""
+def elect(parts: list[Tensor]) -> Tensor:
+    """The sign of the sum of the parts, and + where that is 0; a new tensor."""
     # Only float operations: comparisons that make bool tensors cost several times as much.
-    return plain_sum(parts).sign_().add_(0.5 * tie).sign_()
+    return plain_sum(parts).sign_().add_(0.5).sign_()
 
 
 def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize: bool) -> Tensor:
@@ -139,9 +140,8 @@ def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize:
     return mixed
 
 
-def onto_base(base: Tensor | None, mixed: Tensor, call: Call) -> Tensor:
+def onto_base(base: Tensor, mixed: Tensor, call: Call) -> Tensor:
     """``base + lambda * mixed``, in the memory of `mixed`."""
-    assert base is not None
     if call.options["lambda"] != 1:
         mixed.mul_(call.options["lambda"])
     return mixed.add_(base)
@@ -151,6 +151,16 @@ def l1_factor(inputs: TensorJob, index: int, mask: Sparsifier) -> float:
     """What restores the sum of the absolute values after a mask."""
     kept = inputs.sum_abs(index, mask.apply)
     return inputs.sum_abs(index) / kept if kept > 0 else 1.0
+
+
+def each(pick: Callable[[TensorJob, int, Mapping[str, float], str], Sparse]) -> Prepare:
+    """Make the ``prepare`` of a sparse method: `pick` says what is kept of each source that has a weight."""
+
+    def prepare(inputs: TensorJob, call: Call) -> list[Sparse]:
+        rescale = call.options["rescale"]
+        return [pick(inputs, n, values, rescale) if values["weight"] else None for n, values in enumerate(call.sources)]
+
+    return prepare
 
 
 def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
@@ -165,7 +175,7 @@ def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]
     return parts, weights
 
 
-def add_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def add_sparse(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """Task arithmetic on what ``call.prepared`` leaves of the task vectors."""
     parts, weights = sparse(vectors, call)
     mixed = weighted_sum(parts, weights) if parts else vectors[0].new_zeros(vectors[0].shape)
@@ -174,22 +184,10 @@ def add_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor
     return onto_base(base, mixed, call)
 
 
-def weighted(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
-    """``D_i``: what `sparse` gives, times the weights, and the weights."""
+def vote_sparse(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
+    """The vote of TIES on what ``call.prepared`` leaves of the task vectors; see `elect` and `agreeing`."""
     parts, weights = sparse(vectors, call)
-    return [part.mul_(weight) for part, weight in zip(parts, weights, strict=True)], weights
-
-
-def vote_sparse(base: Tensor | None, vectors: list[Tensor], call: Call, majority: float | None = None) -> Tensor:
-    """The vote of TIES on what ``call.prepared`` leaves of the task vectors; see `elect` and `agreeing`.
-
-    Args:
-        base, vectors, call: As a method's function is given them.
-        majority: The sign, 1 or -1, that a sum of 0 elects in the paper's semantics, where the mean is a plain one.
-    """
-    parts, weights = weighted(vectors, call)
     if not parts:
         return onto_base(base, vectors[0].new_zeros(vectors[0].shape), call)
-    sign = elect(parts, majority or 1.0)
-    counted = weights if majority is None else [1.0] * len(parts)
-    return onto_base(base, agreeing(parts, sign, counted, call.options["normalize"]), call)
+    parts = [part.mul_(weight) for part, weight in zip(parts, weights, strict=True)]
+    return onto_base(base, agreeing(parts, elect(parts), weights, call.options["normalize"]), call)

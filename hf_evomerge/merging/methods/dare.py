@@ -5,11 +5,13 @@ dare_ties with one weight and one density per source (or per layer group) is the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..method import Call
 from ..registry import register_method
-from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
+from ..statistics import LEVELS
+from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, each, l1_factor, vote_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,25 +21,18 @@ if TYPE_CHECKING:
 _PARAMETERS = [WEIGHT, DENSITY, NORMALIZE, LAMBDA, DROP_RESCALE]
 
 
-def drops(inputs: TensorJob, call: Call) -> list[Sparse]:
-    """Per source the mask that keeps each element with probability rho, and the factor that makes up for the rest."""
-    return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
-
-
-def _drop(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
-    drop = inputs.drop(index, values["density"])
-    if values["weight"] == 0 or drop.limit == 0:
+def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:
+    """The mask that keeps each element with probability rho, and the factor that makes up for the rest."""
+    mask = inputs.drop(index, values["density"])
+    if mask.limit == 0:
         return None
-    factor = 1.0
     if rescale == "expected":
-        factor = drop.levels / drop.limit
-    elif rescale == "l1" and not drop.keeps_all:
-        factor = l1_factor(inputs, index, drop)
-    return drop, factor
+        return mask, LEVELS / mask.limit
+    return mask, l1_factor(inputs, index, mask) if rescale == "l1" and not mask.keeps_all else 1.0
 
 
-@register_method("dare_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=2, random=True)
-def dare_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+@register_method("dare_linear", parameters=_PARAMETERS, task_vectors=True, prepare=each(drop), memory=2, random=True)
+def dare_linear(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """DARE with task arithmetic: keep each element with probability rho, rescale, add up with the weights.
 
     ``base + lambda * sum_i D_i`` over ``D_i = w_i * f_i * m_i * d_i``, where ``d_i = x_i - base``, the mask ``m_i`` keeps an
@@ -55,8 +50,8 @@ def dare_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tenso
     return add_sparse(base, vectors, call)
 
 
-@register_method("dare_ties", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=2, random=True)
-def dare_ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+@register_method("dare_ties", parameters=_PARAMETERS, task_vectors=True, prepare=each(drop), memory=2, random=True)
+def dare_ties(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """DARE with the vote of TIES: keep each element with probability rho, rescale, add up those that agree in sign.
 
     ``base + lambda * sum_{i: sign(D_i) = s} D_i`` over ``D_i = w_i * f_i * m_i * d_i``, where ``d_i = x_i - base``, the mask

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..method import Call
 from ..parameters import Parameter
 from ..registry import register_method
-from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
+from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, each, l1_factor, vote_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,31 +35,25 @@ RESCALE = replace(
 _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
 
 
-def drops(inputs: TensorJob, call: Call) -> list[Sparse]:
-    """Per source the mask of MagPrune (arXiv:2406.11617), and the factor that makes up for what is dropped."""
-    return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
-
-
-def _drop(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
+def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:
+    """The mask of MagPrune (arXiv:2406.11617), and the factor that makes up for what is dropped."""
     rho, epsilon = values["density"], values["epsilon"]
-    if values["weight"] == 0 or rho == 0:
-        return None
-    if rho == 1:
-        return inputs.drop(index, rho), 1.0
-    drop = inputs.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
-    drop.divide = rescale == "expected"
-    return drop, l1_factor(inputs, index, drop) if rescale == "l1" else 1.0
+    if rho in (0, 1):
+        return None if rho == 0 else (inputs.drop(index, rho), 1.0)
+    mask = inputs.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
+    mask.divide = rescale == "expected"
+    return mask, l1_factor(inputs, index, mask) if rescale == "l1" else 1.0
 
 
 @register_method(
     "della",
     parameters=[NORMALIZE.with_default(True) if item is NORMALIZE else item for item in _PARAMETERS],
     task_vectors=True,
-    prepare=drops,
+    prepare=each(drop),
     memory=6,
     random=True,
 )
-def della(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def della(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """DELLA: keep elements at random, large ones of a row more often than small ones, rescale, average those that agree.
 
     As `dare_ties` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a row of n is
@@ -75,8 +70,8 @@ def della(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     return vote_sparse(base, vectors, call)
 
 
-@register_method("della_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=6, random=True)
-def della_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+@register_method("della_linear", parameters=_PARAMETERS, task_vectors=True, prepare=each(drop), memory=6, random=True)
+def della_linear(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add up with the weights.
 
     As `dare_linear` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a row of n is

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import RecipeError
-from ...recipes.layer_groups import resolve
 from ..method import Call
 from ..registry import register_method
 from .common import NORMALIZE, WEIGHT, weighted_sum
@@ -15,27 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_FINE = 1 << 40  # rows: the weights of a real tensor change at fewer places, and have no other sums
-
-
-def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """With ``normalize`` the weights must not cancel, for no tensor."""
-    weights = [values["weight"] for values in sources]
-    if not options["normalize"]:
-        return
-    if all(isinstance(weight, (int, float)) for weight in weights):
-        _total(weights)
-    for name in names:
-        call = Call({}, [{"weight": resolve(weight, name)} for weight in weights])
-        for _, _, here in call.runs(_FINE):
-            _total(here.weights)
-
-
-def _total(weights: Sequence[float]) -> float:
-    total = sum(weights)
-    if abs(total) < 1e-8:
-        raise RecipeError(f"merge.parameters: the weights of linear add up to {total:g}; with normalize they must not be 0")
-    return total
+def check(call: Call) -> None:
+    """With ``normalize`` the weights must not cancel."""
+    if call.options["normalize"] and abs(total := sum(call.weights)) < 1e-8:
+        raise RecipeError(f"the weights of linear add up to {total:g}; with normalize they must not be 0")
 
 
 @register_method("linear", parameters=[WEIGHT, NORMALIZE.with_default(True)], check=check, is_sum=True)
@@ -51,7 +32,5 @@ def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
         tensor([0.5000, 3.0000])
     """
     merged = weighted_sum(sources, call.weights, call.owns)
-    if not call.options["normalize"]:
-        return merged
-    total = _total(call.weights)
+    total = sum(call.weights) if call.options["normalize"] else 1.0
     return merged if isinstance(total, float) and total == 1 else merged.div_(total)  # it is a tensor where differentiated

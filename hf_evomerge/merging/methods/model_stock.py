@@ -42,7 +42,7 @@ def ratio(inputs: TensorJob, call: Call) -> float | Lines:
 
 
 @register_method("model_stock", parameters=[FILTER_WISE], task_vectors=True, prepare=ratio, count=(2, None))
-def model_stock(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def model_stock(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """Model stock: ``base + t mean(d_i)``; the more the task vectors point the same way, the nearer t is to 1.
 
     ``t = N cos(theta) / (1 + (N - 1) cos(theta))`` for N sources (arXiv:2403.19522), theta being the mean angle between two
@@ -55,7 +55,6 @@ def model_stock(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tenso
         >>> model_stock(base, [a, b])
         tensor([0.8284, 0.4142])
     """
-    assert base is not None
     mean = plain_sum(vectors).div_(len(vectors))
     t = call.prepared
     return mean.mul_(t if isinstance(t, float) else t.slice(call.start, mean)).add_(base)

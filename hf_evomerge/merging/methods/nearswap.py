@@ -15,7 +15,7 @@ T = Parameter("t", "number", 1e-4, "global", "The largest change of an element."
 
 
 @register_method("nearswap", parameters=[T], task_vectors=True, count=(1, 1))
-def nearswap(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def nearswap(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """The source where it differs from the base by at most t, else the base moved by t: ``base + min(1, t / abs(d)) d``.
 
     Example:
@@ -24,6 +24,5 @@ def nearswap(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
         >>> nearswap(torch.zeros(2), [torch.tensor([0.5, -3.0])], t=1.0)
         tensor([ 0.5000, -1.0000])
     """
-    assert base is not None
     t = call.options["t"]
     return vectors[0].clamp(-t, t).add_(base)

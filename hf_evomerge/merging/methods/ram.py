@@ -17,7 +17,7 @@ EPSILON = Parameter(
 
 
 @register_method("ram", parameters=[EPSILON], task_vectors=True)
-def ram(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def ram(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """RAM: each element moves by the mean over the sources that change it; the whole step of the only one that does.
 
     Example:
@@ -26,7 +26,6 @@ def ram(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
         >>> ram(torch.zeros(2), [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])])
         tensor([1., 3.])
     """
-    assert base is not None
     total, count = base.new_zeros(base.shape), base.new_zeros(base.shape)
     for vector in vectors:
         changed = vector.abs().gt(call.options["epsilon"])

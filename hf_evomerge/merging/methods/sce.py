@@ -28,15 +28,6 @@ SELECT_TOPK = Parameter(
     search=(0.1, 1.0),
     grouped=True,
 )
-SEMANTICS = Parameter(
-    "semantics",
-    "choice",
-    "mergekit",
-    "global",
-    "mergekit: equal weights in a tensor where the mean squares of the task vectors add up to less than 1e-6, which is common. "
-    "paper: weights by the sums of squares, however small.",
-    choices=("mergekit", "paper"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +72,7 @@ def selection(inputs: TensorJob, call: Call) -> Selection:
         cut = order.cut(k)
     squares = [_square(inputs, index, cut) for index in range(len(call.sources))]
     total = sum(squares)
-    if total == 0 or not math.isfinite(total) or (call.options["semantics"] == "mergekit" and total / inputs.numel < 1e-6):
+    if not math.isfinite(total) or total / inputs.numel < 1e-6:  # mergekit's floor
         return Selection(cut, [1 / len(squares)] * len(squares))
     return Selection(cut, [square / total for square in squares])
 
@@ -97,13 +88,14 @@ def _square(inputs: TensorJob, index: int, cut: Cut | None) -> float:
     return add_up(inner_product(block, block) for _, block in inputs.computed(part))
 
 
-@register_method("sce", parameters=[SELECT_TOPK, SEMANTICS], task_vectors=True, prepare=selection, memory=4)
-def sce(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+@register_method("sce", parameters=[SELECT_TOPK], task_vectors=True, prepare=selection, memory=4)
+def sce(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted by the sources' squares.
 
     The steps of arXiv:2408.07990. Select: the share ``select_topk`` of the elements whose variance between the task vectors
     ``d_i`` is largest. Calculate: ``w_i = sum d_i^2 / sum_j sum d_j^2`` over these elements. Erase: elements whose sign is
     not that of ``sum_i d_i``. The rest is ``base + sum w_i d_i / sum w_i`` over the sources that are left for an element.
+    As in mergekit, weights are equal in a tensor where the mean squares of the task vectors add up to less than 1e-6.
 
     Example:
         >>> import torch
@@ -112,7 +104,6 @@ def sce(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
         >>> sce(base, [a, b])
         tensor([3., 1.])
     """
-    assert base is not None
     cut, weights = call.prepared.cut, call.prepared.weights
     if weights is None:
         return base.clone()

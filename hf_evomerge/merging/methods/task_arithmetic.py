@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @register_method("task_arithmetic", parameters=[WEIGHT, NORMALIZE, LAMBDA], task_vectors=True, is_sum=True)
-def task_arithmetic(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+def task_arithmetic(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     """Base plus weighted task vectors: ``base + lambda * sum w_i d_i`` (``normalize``: divided by ``sum w_i``).
 
     ``d_i = x_i - base`` is the task vector of source i (arXiv:2212.04089). The weights need not add up to 1; a negative one
