@@ -36,12 +36,11 @@ def load(model: str, revision: str | None, *, sees: bool = False, adapter: tuple
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, **options).eval()
+    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, revision=revision, trust_remote_code=False).eval()
     if adapter is not None:
-        model, options["revision"] = adapter  # the tokenizer is there
-    encodes: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(model, **options)
+        model, revision = adapter  # the tokenizer is there
+    encodes: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(model, revision=revision, trust_remote_code=False)
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
     # a processor's tokenizer is given its chat template

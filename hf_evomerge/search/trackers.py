@@ -48,7 +48,7 @@ class Tracker(SearchCallback):
         try:
             project = os.environ.get(f"{self.name.upper()}_PROJECT", "hf-evomerge")
             self.module.init(project=project, name=name, config=settings, resume="allow", **options)
-        except Exception as cause:  # of any kind, such as one of a key that is not there
+        except (Exception, SystemExit) as cause:  # of any kind, such as one of a key that is not there
             raise SearchError(f"report_to: {self.name}: {one_line(cause)}; mend that, or leave it out") from cause
 
     def on_generation(self, study: Study, generation: Generation) -> None:

@@ -156,7 +156,7 @@ def test_refuses(change: Any, message: str, search_settings: Any, terms: Given) 
 
     def check() -> None:
         evaluator = Evaluator(validate(SearchConfig, settings, SearchError))
-        evaluator.models.model = None  # type: ignore[method-assign, assignment]
+        evaluator.models.model = lambda _: pytest.fail("a model was loaded")  # type: ignore[method-assign]
         check_search(evaluator.config, evaluator)
 
     with pytest.raises(EvoMergeError) as caught:

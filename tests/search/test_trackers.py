@@ -148,6 +148,8 @@ def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.
 def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """trackio itself has one run with every generation, the pictures and the table, however often the search was resumed."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
     pytest.importorskip("trackio", reason="trackio is not installed")
     monkeypatch.setenv("TRACKIO_PROJECT", "merges")
     config = search_config("ps", report_to=["trackio"])

@@ -46,6 +46,7 @@ class WarmProcess(ForkServerProcess):
         """Do the work."""
         os.environ.clear()
         os.environ.update(self._environment)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started the tests in the background
         _read_environment()
         super().run()
 
@@ -55,6 +56,7 @@ def _read_environment() -> None:
     importlib.reload(constants)
     hf_api.api.endpoint = constants.ENDPOINT
     modules = os.environ.get("HF_MODULES_CACHE", f"{constants.HF_HOME}/modules")
+    sys.path[:] = [place for place in sys.path if not Path(place, "transformers_modules").exists()]  # of the process before
     for name in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
         importlib.import_module(name).HF_MODULES_CACHE = modules  # type: ignore[attr-defined]
 
