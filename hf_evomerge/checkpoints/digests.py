@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
 from .checkpoint import Parent
-from .hashes import file_sha256
 from .lora import CONFIG_FILE, Adapter
 from .model_folder import COMPANIONS
 
@@ -63,7 +63,8 @@ def _digests(folder: Path, files: Iterable[Path], known: Mapping[str, Digest]) -
             if file.suffix == ".safetensors" and before[1:] == seen:
                 found[name] = before
                 continue
-            found[name] = [file_sha256(file), *seen]
+            with file.open("rb") as stream:
+                found[name] = [file_digest(stream, "sha256").hexdigest(), *seen]
         except OSError as cause:
             raise SourceError(f"{file}: cannot be read: {cause}") from cause
     return found

@@ -127,7 +127,7 @@ def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: 
         read.append(stream.name)
         return file_digest(stream, name)
 
-    monkeypatch.setattr("hf_evomerge.checkpoints.hashes.file_digest", digest)
+    monkeypatch.setattr("hf_evomerge.checkpoints.digests.file_digest", digest)
     resume_search(out, build=False)
     assert {Path(name).suffix for name in read} == {".json"}
 

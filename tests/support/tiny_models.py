@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -106,7 +105,6 @@ def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any)
     return model
 
 
-@lru_cache(maxsize=1)
 def token_ids() -> torch.Tensor:
     """Two sequences of nine tokens."""
     return torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))
