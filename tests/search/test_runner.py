@@ -19,6 +19,7 @@ import pytest
 import warm
 from killing import EXAMPLES, FailingTask, KillingTask, harmless_jobs
 from searches import facts
+from slowly import slow_beyond
 
 from hf_evomerge.errors import FitnessError, MachineError, SearchError, is_of_machine
 from hf_evomerge.fitness import Scores
@@ -164,6 +165,7 @@ def test_time_in_which_everything_stood_still_does_not_count(
     assert scores.error is None
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_starts_is_replaced(
     process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]
 ) -> None:
@@ -189,7 +191,7 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..
         list(ProcessRunner(gone, 1).run(harmless_jobs(config)))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", slow_beyond([0], [0, 1]))
 def test_what_the_machine_does_is_no_failure_of_a_candidate(
     search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
@@ -245,7 +247,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("sent", slow_beyond([False], [True, False]))
 def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
     search_config: Callable[..., SearchConfig], tmp_path: Path, sent: bool
 ) -> None:
