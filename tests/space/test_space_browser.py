@@ -232,7 +232,7 @@ def test_the_replay_walks_through_the_moments(visit: Callable[..., Any], monkeyp
     page = visit()
     expect(page.locator("#ev-pause")).to_be_hidden()
     _tab(page, "Evolution")
-    best, shown = page.locator("#ev-best"), page.locator("#ev-film svg:visible")
+    best, shown = page.locator("#ev-best"), page.locator("#ev-film svg.ev-svg:visible")
     expect(shown).to_have_attribute("aria-label", re.compile("; 1 is shown"))
     expect(page.locator("#ev-pause")).to_be_visible()
     best.locator("text=The published model").wait_for()
@@ -417,7 +417,7 @@ def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], serve
     _tab(page, "Evolution")
     page.locator("#ev-best >> text=The published model").wait_for()
     page.locator("#ev-moment input[type=range]").press("Home")
-    expect(page.locator("#ev-film svg:visible")).to_have_attribute("aria-label", re.compile("; 1 is shown"))
+    expect(page.locator("#ev-film svg.ev-svg:visible")).to_have_attribute("aria-label", re.compile("; 1 is shown"))
 
 
 @pytest.mark.slow
