@@ -158,11 +158,8 @@ class _Reader:
             if not (self.keeps_base and ref == self.base):
                 self.sources.append(ref)
                 values.append(self._values("source", [given, self.given], f"models ({ref})"))
-        return self._part(
-            MergePart(
-                method=self.method.name, options=self._values("global", [self.given], ""), parameters=values, router="merge"
-            )
-        )
+        options = self._values("global", [self.given], "")
+        return self._part({"method": self.method.name, "options": options, "parameters": values})
 
     def _in_order(self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None) -> list[tuple[SourceRef, Any]]:
         """As they are; slerp begins at the base."""
@@ -188,7 +185,7 @@ class _Reader:
                 raise RecipeError(f"{where}.base_model: a recipe has one base")
             pieces.append(self._slice(item, where, base))
         options = self._values("global", [self.given], "")
-        return self._part(MergePart(method=self.method.name, options=options, slices=pieces, router="merge"))
+        return self._part({"method": self.method.name, "options": options, "slices": pieces})
 
     def _slice(self, item: Mapping[str, Any], where: str, begin: SourceRef | None) -> SlicePart:
         own = _mapping(item.get("parameters"), f"{where}.parameters")
@@ -220,9 +217,11 @@ class _Reader:
             raise RecipeError(f"{where}.sources: the base_model is not among them; name its layers")
         options = {name: value for name, value in self._values("global", [own, self.given], where).items() if name in own}
         same = base is None or (layers and layers[0].partition(":")[2] == base)
-        return SlicePart(layers=layers, base=None if same else base, options=options, parameters=values)
+        given = {"layers": layers, "base": None if same else base, "options": options, "parameters": values}
+        return validate(SlicePart, given, RecipeError)
 
-    def _part(self, part: MergePart) -> MergePart:
+    def _part(self, given: dict[str, Any]) -> MergePart:
+        part = validate(MergePart, {**given, "router": "merge"}, RecipeError)
         empty = part.slices is None and not any(part.parameters)
         pieces = [
             piece if any(piece.parameters) else piece.model_copy(update={"parameters": []}) for piece in part.slices or ()

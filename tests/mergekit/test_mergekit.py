@@ -198,6 +198,10 @@ def test_settings_without_effect_are_noted() -> None:
         (MODELS + "merge_method: ota", "merge.method: 'ota' is not known; choose one of"),
         (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
         ("merge_method: linear", "models: give either models or slices"),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: 10000000}",
+            "parameters.0.weight: must be at most 1e+06 (found 10000000.0)",
+        ),
         ("models: []\n" + WEIGHTED, "models: expected a list (found [])"),
         ("models: [{parameters: {}}]\n" + WEIGHTED, "models[0].model: missing"),
         ("models: [{model: a+b+c}]\n" + WEIGHTED, "models[0].model: 'a+b+c' names no model; write PATH"),

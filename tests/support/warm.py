@@ -23,7 +23,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from huggingface_hub import constants, hf_api
 
 IMPORTED = (
     *("numpy", "cma", "safetensors.torch", "torch", "transformers.modeling_utils", "transformers.generation.utils"),
@@ -47,12 +46,14 @@ class WarmProcess(ForkServerProcess):
         os.environ.clear()
         os.environ.update(self._environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started the tests in the background
-        _read_environment()
+        read_environment()
         super().run()
 
 
-def _read_environment() -> None:
+def read_environment() -> None:
     """Read what huggingface_hub and transformers read when they are imported, which the server did."""
+    from huggingface_hub import constants, hf_api
+
     importlib.reload(constants)
     hf_api.api.endpoint = constants.ENDPOINT
     modules = os.environ.get("HF_MODULES_CACHE", f"{constants.HF_HOME}/modules")

@@ -112,12 +112,15 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         os.environ.update(hub.environment(home=root / "client"))
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         from huggingface_hub import HfApi
+        from warm import read_environment
 
         from hf_evomerge.search.callbacks import Progress, SearchCallback
         from hf_evomerge.search.run import run_search
         from hf_evomerge.search.study.study import Study
 
         from .bench import Bench, search_of
+
+        read_environment()
 
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         for name in ("a", "b"):
