@@ -32,7 +32,7 @@ def is_pipeline(model: str, revision: str | None = None) -> bool:
         return False
 
 
-class Painter(loading.Behind):
+class Painter(loading.LoadedInBackground):
     """Holds the pipeline of a repository or folder, and lets one picture at a time be drawn."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:

@@ -77,7 +77,7 @@ def sees(model: str, revision: str | None) -> bool:
     return seeing.sees(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict())
 
 
-class Behind:
+class LoadedInBackground:
     """Something that is loaded behind the page: `ready` is set when it is there, or when `error` says why it is not."""
 
     def __init__(self, name: str) -> None:
@@ -95,14 +95,14 @@ class Behind:
         try:
             self._load()
         except Exception as error:  # the page must say it and stay
-            self.error = told(error, f"{self.name} cannot be loaded")
+            self.error = error_line(error, f"{self.name} cannot be loaded")
         self.ready.set()
 
     def _load(self) -> None:
         raise NotImplementedError
 
 
-def told(error: Exception, failed: str) -> str:
+def error_line(error: Exception, failed: str) -> str:
     """An error as a visitor reads it, in one line: an unexpected one after the words for what failed."""
     return str(error) if isinstance(error, EvoMergeError) else f"{failed}: {one_line(error)}"
 

@@ -70,7 +70,7 @@ class Piece:
     seconds: float = 0.0
 
 
-class Host(loading.Behind):
+class Host(loading.LoadedInBackground):
     """Holds the models of one Space and lets one pass at a time run on them, of `max_seconds` at most."""
 
     def __init__(self, published: Published, *, max_seconds: float = MAX_SECONDS) -> None:
@@ -183,7 +183,7 @@ class Host(loading.Behind):
                     raise SpaceError(f"Reading the prompt took longer than {self.max_seconds:.0f} s here. Shorten it.")
                 news.put(("end", seconds))
         except Exception as error:  # shown to the visitor, in one line
-            news.put(("error", loading.told(error, _NO_ANSWER)))
+            news.put(("error", loading.error_line(error, _NO_ANSWER)))
 
     def _rerouted(self, model: Any, job: Job) -> Any:
         if not job.hops:
@@ -242,7 +242,7 @@ class Host(loading.Behind):
         except _EndedError:
             return f"This takes longer than {self.max_seconds:.0f} s here."
         except Exception as error:  # shown to the visitor, in one line
-            return loading.told(error, _NO_ANSWER)
+            return loading.error_line(error, _NO_ANSWER)
 
     def _judge(self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]) -> list[bool]:
         if (task := self.published.task) is None:
@@ -307,7 +307,7 @@ class Host(loading.Behind):
                 return loading.load(parent.model, parent.revision, sees=True)
             return self._given_eyes(parent)
         except Exception as error:
-            raise SpaceError(loading.told(error, f"{parent.label} cannot be loaded")) from error
+            raise SpaceError(loading.error_line(error, f"{parent.label} cannot be loaded")) from error
 
     def _given_eyes(self, blind: Parent) -> Loaded:
         """A parent that is a plain language model, put into the first that sees, as the search scored it."""

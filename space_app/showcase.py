@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import edits
 import mixing
 import seeing
-from loading import Behind, zero_gpu
+from loading import LoadedInBackground, zero_gpu
 from models import MAX_TOKENS, Host, Job, Piece, choices
 from published import TO_TRY, Published, as_float
 from reading import read
@@ -104,7 +104,7 @@ class Edit:
         raise SpaceError("The link's edit is not one of this model.")
 
 
-class Showcase(Behind):
+class Showcase(LoadedInBackground):
     """The model that the owner has set, its parents and who is waiting for what."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:

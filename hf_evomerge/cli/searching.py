@@ -208,7 +208,7 @@ def search(
 
 
 def _checked_push(config: SearchConfig, push_to: str | None, no_model: bool, how: Mapping[str, Any]) -> Push | None:
-    """Where the winner is to go, if it is to be published, and how; refused where the Hub would not take it."""
+    """Check where the winner is to be published, and how; None where it is not."""
     if push_to is None:
         if any(how.values()):
             raise EvoMergeError(
@@ -341,13 +341,15 @@ def export(
         from ..search.results.answers import export_answers
         from ..search.results.export import check_new, export_csv, export_parquet
 
-        tables = {csv: (export_csv, "trials"), parquet: (export_parquet, "trials"), answers: (export_answers, "answers")}
-        wanted = {file: table for file, table in tables.items() if file is not None}
+        tables = ((csv, export_csv, "trials"), (parquet, export_parquet, "trials"), (answers, export_answers, "answers"))
+        wanted = [(file, write, what) for file, write, what in tables if file is not None]
         if not wanted:
             raise EvoMergeError("export: nothing to write; name a file with --csv, --parquet or --answers")
-        for file in wanted:  # before any of them is written
+        if len({file for file, _, _ in wanted}) < len(wanted):
+            raise EvoMergeError("export: two tables would be written to one file; name a file for each")
+        for file, _, _ in wanted:  # before any of them is written
             check_new(file)
-        for file, (write, what) in wanted.items():
+        for file, write, what in wanted:
             typer.echo(f"{file}: {write(study, file)} {what}")
 
 

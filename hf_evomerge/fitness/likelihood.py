@@ -38,7 +38,7 @@ class TextTask(PreparedTask):
 
     spec: TextSpec
     divides_tokens: ClassVar[bool] = True
-    """Whether the temperature divides the logits of tokens."""
+    """True where the temperature divides the logits of tokens."""
     _pairs: Pairs
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:

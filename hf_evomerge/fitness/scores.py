@@ -97,7 +97,7 @@ class Scores:
         return cls(**columns, seconds=seconds, gradient=gradient)
 
     def replace(self, **columns: Any) -> Scores:
-        """The same scores with other columns, by the names of the arguments; raises `FitnessError` as above."""
+        """Replace columns, by the names of the arguments; raises `FitnessError` as above."""
         return Scores(**{**vars(self), **columns})
 
     @property

@@ -43,7 +43,7 @@ _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What is known of a model, and of the pictures beside it.
+    """Facts about a model, and the pictures beside it.
 
     Attributes:
         config: Its ``config.json``; of a pipeline its ``model_index.json``, of an adapter its ``adapter_config.json``.

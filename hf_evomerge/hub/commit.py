@@ -27,7 +27,7 @@ Content = Path | bytes
 
 @dataclass(frozen=True)
 class Commit:
-    """Where a commit landed: its repository, and its page or the pull request's.
+    """A commit that was made: its repository, and its page or the pull request's.
 
     `sha` is the branch's head, and `changed` false, if there was nothing to commit.
     """
@@ -40,7 +40,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a commit goes: a branch, which must exist, of a repository of type ``model`` or ``space``.
+    """Target of a commit: a branch, which must exist, of a repository of type ``model`` or ``space``.
 
     With `create_pr` a pull request to the branch is opened in place of a commit to it.
     """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was published: the model's commit, and the Space's where one was asked for; with the plan's warnings."""
+    """Commits that were published: the model's, and the Space's where one was asked for; with the plan's warnings."""
 
     model: Commit
     space: Commit | None = None
