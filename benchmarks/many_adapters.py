@@ -21,7 +21,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -289,34 +289,36 @@ def main() -> None:
 
 def train_missing(folder: Path, gguf: Path) -> None:
     """Write the base and the adapters."""
+    write_base(folder / "base", gguf)
+    task = LikelihoodSpec(task="likelihood", batch_size=8)
+    for name, course in COURSES.items():
+        own = problems(name, 50, 0)
+        drawn = problems(name, course.steps * course.batch, 1, frozenset(example.prompt for example in own))
+        train_adapter(folder / "base", folder / name, task, course, drawn, own)
+
+
+def train_adapter(
+    base_folder: Path, folder: Path, spec: LikelihoodSpec, course: Lora, drawn: list[Example], own: list[Example]
+) -> None:
+    """Write an adapter that is taught on some examples, unless it is there, and say how it does on its own problems."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if (folder / "adapter_config.json").exists():
+        return
     torch.set_num_threads(1)
-    write_base(folder / "base", gguf)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
-    for name, course in COURSES.items():
-        if (folder / name / "adapter_config.json").exists():
-            continue
-        begin = time.perf_counter()
-        base_model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32, trust_remote_code=False)
-        held = frozenset(example.prompt for example in problems(name, 50, 0))
-        drawn = problems(name, course.steps * course.batch, 1, held)
-        task = LikelihoodSpec(task="likelihood", batch_size=8)
-        tuned = fine_tune(base_model, lambda: make_task(task), drawn, tokenizer, course)  # type: ignore[arg-type, return-value]  # noqa: B023
-        own = make_task(task)
-        own.prepare(problems(name, 50, 0), tokenizer)
-        scores = own.evaluate(tuned)
-        tuned.save_pretrained(folder / name)
-        print(f"{name}: {scores.accuracy:.2f} {scores.mean:.2f}, {time.perf_counter() - begin:.0f} s", flush=True)
+    begin, task = time.perf_counter(), make_task(spec)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, trust_remote_code=False)
+    tuned = fine_tune(model, lambda: make_task(spec), drawn, tokenizer, course)  # type: ignore[arg-type, return-value]
+    task.prepare(own, tokenizer)
+    scores = task.evaluate(tuned)
+    tuned.save_pretrained(folder)
+    print(f"{folder.name}: {scores.accuracy:.2f} {scores.mean:.2f}, {time.perf_counter() - begin:.0f} s", flush=True)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
     """Run every method on every task and number of examples, the most telling first."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    there = {key(record) for record in read(arguments.results)}
     labs = [
         make_lab(arguments.work, task, count, number)
         for number in arguments.draws
@@ -324,16 +326,27 @@ def run_missing(arguments: argparse.Namespace) -> None:
         for task in arguments.tasks
     ]
     jobs = [(lab, name) for stage in (1, 2) for lab in labs for name in arguments.methods if METHODS[name].stage == stage]
+    run_jobs(jobs, METHODS, arguments)
+
+
+def run_jobs(jobs: Iterable[tuple[Lab, str]], methods: Mapping[str, Method], arguments: argparse.Namespace) -> None:
+    """Run methods on labs, in this order, where the file of results does not have them, and keep what they give."""
+    from transformers.utils.logging import disable_progress_bar
+
+    if not (arguments.work / "base").exists():
+        raise SystemExit(f"{arguments.work}: no base here; run `train` first, with the same --work")
+    disable_progress_bar()
+    there = {key(record) for record in read(arguments.results)}
     for lab, name in jobs:
-        budget = METHODS[name].budgets[0]
+        budget = methods[name].budgets[0]
         if (lab.problem, lab.draw, name, budget) in there:
             continue
-        record = run(lab, name, METHODS[name], budget, arguments.work / "studies")
-        if name == "default":
+        record = run(lab, name, methods[name], budget, arguments.work / "studies")
+        if name == "default" and methods is METHODS:
             record["slopes"] = dict(zip(COURSES, (round(slope, 3) for slope in slopes_at_zero(lab)), strict=True))
         append(arguments.results, record)
         last = record["marks"][-1]["test"]
-        title = f"{lab.problem}, draw {lab.draw}: {METHODS[name].label}"
+        title = f"{lab.problem}, draw {lab.draw}: {methods[name].label}"
         print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
         lab.evaluator.models.forget()
 

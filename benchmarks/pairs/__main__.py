@@ -19,7 +19,6 @@ import os
 import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -28,16 +27,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
 
 from lab import Lab
-from many_adapters import Adapters, lead, markdown
+from many_adapters import Adapters, lead, markdown, run_jobs, train_adapter
 from methods import Method, average, base, known, lora, ours, parent
 from real_models import write_base
-from records import Record, append, key, read, run
+from records import Record, read
 from report import write_into
 
 from hf_evomerge import Example
-from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
-from hf_evomerge.search.finetune import Lora, fine_tune
+from hf_evomerge.search.finetune import Lora
 
 PAIRS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))
 STEPS = {"calendar": 480, "code": 480, "feeling": 480}  # of the skills that 120 do not teach
@@ -88,58 +86,28 @@ def make_lab(folder: Path, name: str, count: int, number: int) -> Lab:
 
 def train_missing(folder: Path, gguf: Path, names: list[str]) -> None:
     """Write the base and the adapters."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(1)
     write_base(folder / "base", gguf)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
-    for name in names:
-        pair = importlib.import_module(name)
+    task = LikelihoodSpec(task="likelihood", separator=" ", batch_size=8)
+    for pair in map(importlib.import_module, names):
         for skill in pair.SKILLS:
-            if (folder / name / skill / "adapter_config.json").exists():
-                continue
-            begin = time.perf_counter()
-            model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32, trust_remote_code=False)
-            task = LikelihoodSpec(task="likelihood", separator=" ", batch_size=8)
-            own = problems(pair, skill, OWN, 0)
             course = Lora(1e-3, STEPS.get(skill, 120), 8, rank=16, warmup=10)
+            own = problems(pair, skill, OWN, 0)
             drawn = problems(pair, skill, course.steps * course.batch, 1, frozenset(example.prompt for example in own))
-            tuned = fine_tune(model, lambda: make_task(task), drawn, tokenizer, course)  # type: ignore[arg-type, return-value]  # noqa: B023
-            measured = make_task(task)
-            measured.prepare(own, tokenizer)
-            scores = measured.evaluate(tuned)
-            tuned.save_pretrained(folder / name / skill)
-            print(f"{name}, {skill}: {scores.accuracy:.2f} {scores.mean:.2f}, {time.perf_counter() - begin:.0f} s", flush=True)
+            train_adapter(folder / "base", folder / pair.__name__ / skill, task, course, drawn, own)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
     """Run every method on every pair, number of examples and draw; what needs no search, once a pair."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    there = {key(record) for record in read(arguments.results)}
-    labs = {
-        (name, count, draw): make_lab(arguments.work, name, count, draw)
-        for draw in arguments.draws
-        for name in arguments.pairs
-        for count in arguments.examples
-    }
-    jobs = sorted(
-        ((METHODS[method].stage, draw, name, count, method) for name, count, draw in labs for method in arguments.methods),
-        key=lambda job: job[:2],
-    )
-    for _, draw, name, count, method in jobs:
-        lab, budget = labs[name, count, draw], METHODS[method].budgets[0]
-        once = budget == 1 and (count, draw) != (max(arguments.examples), min(arguments.draws))
-        if once or (lab.problem, draw, method, budget) in there:
-            continue
-        record = run(lab, method, METHODS[method], budget, arguments.work / "studies")
-        append(arguments.results, record)
-        last = record["marks"][-1]["test"]
-        title = f"{lab.problem}, draw {draw}: {METHODS[method].label}"
-        print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
-        lab.evaluator.models.forget()
+    cells = [(draw, pair, count) for draw in arguments.draws for pair in arguments.pairs for count in arguments.examples]
+    labs = {(draw, pair, count): make_lab(arguments.work, pair, count, draw) for draw, pair, count in cells}
+    once = min(arguments.draws), max(arguments.examples)
+    jobs = [
+        (labs[draw, pair, count], name)
+        for draw, pair, count in cells
+        for name in arguments.methods
+        if METHODS[name].budgets != (1,) or (draw, count) == once
+    ]
+    run_jobs(sorted(jobs, key=lambda job: (METHODS[job[1]].stage, job[0].draw)), METHODS, arguments)
 
 
 def tables(rows: list[Record]) -> str:
