@@ -5,7 +5,7 @@ on four tasks, drawn pictures and scikit-learn's digits, with a head of its own 
 picture is classified through its task's head: by task arithmetic and TIES at the best single coefficient of a grid, and with a
 weight per block and task found by gradient and by CMA-ES. All choose by the same examples; accuracy is on others.
 
-    pip install "hf-evomerge[images]" scikit-learn
+    pip install "hf-evomerge[vision]" scikit-learn
     python benchmarks/vision.py --seeds 0 1 --out vision --into docs/encoders.md    # two CPU-minutes per seed
 """
 

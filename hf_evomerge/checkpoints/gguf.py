@@ -87,7 +87,7 @@ class GgufFile:
         if folder.is_dir():
             return folder
         if missing := [package for package in ("gguf", "accelerate") if find_spec(package) is None]:
-            raise SourceError(f"{name}: GGUF files are read with {missing[0]}; pip install 'hf-evomerge[gguf]'")
+            raise SourceError(f"{name}: GGUF files are read with {missing[0]}; pip install 'hf-evomerge[quantization]'")
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f"{folder.name}.lock")):

@@ -55,7 +55,7 @@ class Picture:
         try:
             from PIL import Image, UnidentifiedImageError
         except ImportError as cause:
-            raise FitnessError("pictures: reading them needs Pillow: pip install 'hf-evomerge[images]'") from cause
+            raise FitnessError("pictures: reading them needs Pillow: pip install 'hf-evomerge[vision]'") from cause
         if len(self.data) > MAX_BYTES:
             raise FitnessError(f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}")
         try:

@@ -58,7 +58,7 @@ class RougeLTask(WritingTask):
 
 
 def _scorer(spec: RougeLSpec) -> Any:
-    library = optional("rouge_score.rouge_scorer", "rouge", "fitness.task: rouge_l", FitnessError)
+    library = optional("rouge_score.rouge_scorer", "eval", "fitness.task: rouge_l", FitnessError)
     is_japanese = spec.language is not None and spec.language.code == "ja"
     return library.RougeScorer(["rougeL"], tokenizer=_JapaneseWords() if is_japanese else None)
 
@@ -66,7 +66,7 @@ def _scorer(spec: RougeLSpec) -> Any:
 class _JapaneseWords:
     def __init__(self) -> None:
         fugashi, unidic_lite = (
-            optional(name, "rouge", "fitness.language: ja", FitnessError) for name in ("fugashi", "unidic_lite")
+            optional(name, "eval", "fitness.language: ja", FitnessError) for name in ("fugashi", "unidic_lite")
         )
         self._tagger = fugashi.Tagger(f'-d "{unidic_lite.DICDIR}"')
 

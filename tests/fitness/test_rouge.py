@@ -95,5 +95,5 @@ def test_says_what_to_install(
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[rouge\]'"):
+    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
         values(["one"], ["one"], tokenizer, **keys)

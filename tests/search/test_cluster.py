@@ -124,7 +124,7 @@ def test_what_a_machine_must_have() -> None:
 def test_without_ray(search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Ray is not installed, one line says how it is."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SearchError, match=r"--ray: .* needs ray: pip install 'hf-evomerge\[ray\]'"):
+    with pytest.raises(SearchError, match=r"--ray: .* needs ray: pip install 'hf-evomerge\[scale\]'"):
         run_search(search_config(), tmp_path / "out", ray=True)
     assert not (tmp_path / "out").exists()
 

@@ -42,7 +42,7 @@ _ALONE = 600.0  # seconds to wait where no machine can evaluate anything
 
 def require_ray() -> Any:
     """Ray; raises `SearchError` where it is not installed."""
-    return optional("ray", "ray", "--ray: every machine", SearchError)
+    return optional("ray", "scale", "--ray: every machine", SearchError)
 
 
 class ClusterEvaluator:
