@@ -33,6 +33,9 @@ def push(
     language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; can be repeated.")] = None,
     published: Published = None,
     examples: Examples = 0,
+    about: Annotated[
+        str | None, typer.Option(help="What the model is for, one sentence; the search file's by default.")
+    ] = None,
     no_card: Annotated[
         bool, typer.Option("--no-card", help="Do not write a card; the README on the Hub stays as it is.")
     ] = False,
@@ -64,6 +67,7 @@ def push(
             languages=tuple(language or ()),
             published=_folders(published or []),
             examples=examples,
+            about=about,
             card=not no_card,
             space=space,
             verify=verify,

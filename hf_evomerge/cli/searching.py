@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -356,7 +355,6 @@ def export(
 def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: Push | None, **how: Any) -> None:
     """Run a search, or go on with it, below a table of its phases; say what it has left, and publish it where asked."""
     from ..search.display import LiveTable, say
-    from ..search.folder import about_of
     from ..search.run import resume_search, run_search
     from .publishing import push_and_report
 
@@ -366,13 +364,6 @@ def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: P
     say(str(result))
     lines = [f"recipe: {out / 'recipe.yaml'}", *([f"model:  {out / 'model'}"] if build else []), f"plots:  {out / 'plots'}"]
     if build and push is None:
-        about = config.about
-        with suppress(EvoMergeError):  # a file that cannot be read was told of
-            about = about_of(out, config)
-        if about is None:
-            lines.append(
-                f"about:  not said yet; write one sentence into {out / 'search.yaml'}, and card and Space begin with it"
-            )
         name = shlex.quote(str(out))
         steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
         lines += [f"{head:8}hf-evomerge {step}" for head, step in zip(("next:", ""), steps, strict=True)]

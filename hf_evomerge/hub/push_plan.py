@@ -69,6 +69,7 @@ class PushOptions:
         languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and they are four at most.
         published: Where local source folders were published: ``{folder: repository}``.
         examples: How many problems of the test split to publish with the record.
+        about: The sentence on what the model is for, in place of the search file's.
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
         commit_message: The commit's title; one that names this package and its version where absent.
@@ -87,6 +88,7 @@ class PushOptions:
     languages: Sequence[str] = ()
     published: Mapping[str, str] = field(default_factory=dict)
     examples: int = 0
+    about: str | None = None
     card: bool = True
     space: bool = False
     commit_message: str | None = None
@@ -149,7 +151,9 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
         licenses = {parent.model: parent.title for parent in license.parents if parent.license != UNKNOWN}
-        write_record(search, scratch, examples=options.examples, publish=names, licenses=licenses)
+        write_record(search, scratch, examples=options.examples, publish=names, licenses=licenses, about=options.about)
+    elif options.about:
+        raise HubError(f"{model}: was not searched for, so no record of it holds a sentence; leave out --about")
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:
         _write_config(model / config, recipe, names, scratch / config)
@@ -168,8 +172,8 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study.settings.about:
         warnings.append(
-            'card and Space do not say what the model is for; write `about: "...one sentence"` into '
-            f"{search}/search.yaml, and push again"
+            'card and Space do not say what the model is for; push with --about "...one sentence", or write `about` into '
+            f"{search}/search.yaml"
         )
     if built is None:
         warnings.append(

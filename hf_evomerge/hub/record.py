@@ -55,6 +55,7 @@ def write_record(
     examples: int = 0,
     publish: Publish = hide_folder,
     licenses: Mapping[str, str] | None = None,
+    about: str | None = None,
 ) -> Record:
     """Write ``study.json``, ``trials.parquet`` and ``images/`` of a search into a folder.
 
@@ -64,6 +65,7 @@ def write_record(
         examples: How many problems of the test split to publish, the first ones. They are the user's data, so none by default.
         publish: Says how a source is named in the record.
         licenses: The parents' licenses, by the names that are published.
+        about: The sentence on what the model is for; the search file's where absent.
 
     Raises:
         SearchError: There is no search in the folder, or its results were changed since.
@@ -82,7 +84,7 @@ def write_record(
             "space": config.space,
             "seed": config.compute.seed,
             "versions": study.meta("versions") or {},
-            "settings": _public_settings(config.model_copy(update={"about": about_of(search, config)}), publish),
+            "settings": _public_settings(config.model_copy(update={"about": about or about_of(search, config)}), publish),
             "splits": _split_sizes(study),
             "stages": [_stage(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
             "unit": config.units[FITNESS],

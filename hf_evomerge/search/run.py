@@ -62,8 +62,8 @@ def run_search(
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
             without limits; where the search file sets some, or has devices for several workers, each gets one. None: as
             many as cores and memory take, each started when there is enough to do; one beside each GPU.
-        ray: Whether an actor of a Ray cluster evaluates on each device (extra ``scale``): of the one that ``RAY_ADDRESS`` names,
-            that runs here, or is started here. `workers` is then how many at most, and 0 as None.
+        ray: Whether an actor of a Ray cluster evaluates on each device (extra ``scale``): of the one that ``RAY_ADDRESS``
+            names, that runs here, or is started here. `workers` is then how many at most, and 0 as None.
         mixed_devices: Whether scores may be from devices of several kinds, such as two models of GPU, whose last bits differ.
         task_factory: Makes the fitness task, in place of the search file's; importable where there is more than one worker.
         examples: Examples per split, in place of the search file's data.

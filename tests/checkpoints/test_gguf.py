@@ -282,7 +282,7 @@ def test_numbers_that_transformers_does_not_read_are_told(tmp_path, cold, caplog
 def test_without_the_packages_one_line_says_what_to_install(files, cold, monkeypatch):
     """GGUF files need an extra."""
     monkeypatch.setattr(gguf_module, "find_spec", lambda name: None)
-    with pytest.raises(SourceError, match=r"b\.gguf: GGUF files are read with gguf; pip install 'hf-evomerge\[quantization\]'$"):
+    with pytest.raises(SourceError, match=r"b\.gguf: .* read with gguf; pip install 'hf-evomerge\[quantization\]'$"):
         open_source(str(files / "b.gguf"))
 
 

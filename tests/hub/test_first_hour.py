@@ -38,9 +38,8 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for words in commands:
             if words[1] == "push":
                 done = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
-                assert 'write `about: "...one sentence"` into my-search/search.yaml' in done.stdout
-                with (tmp_path / "my-search" / "search.yaml").open("a", encoding="utf-8") as file:
-                    file.write("about: Repeats what it reads.\n")
+                assert 'push with --about "...one sentence"' in done.stdout
+                words = [*words, "--about", "Repeats what it reads."]
             done = CliRunner().invoke(cli.app, words[1:])
             assert done.exit_code == 0, (words, done.output, done.exception)
             said.append(done.stdout)
@@ -54,10 +53,11 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         assert then is not None
         assert [shlex.split(part)[:3] for part in then.groups()] == [words[:3] for words in commands[3:]]
-        assert "write one sentence into my-search/search.yaml" in said[2]
         assert f"{hub.endpoint}/{merge}" in said[4]
         assert "what the model is for" not in caplog.text + done.output
-        assert json.loads(Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8"))["examples"]
+        study = json.loads(Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8"))
+        assert study["examples"]
+        assert study["settings"]["about"] == "Repeats what it reads."
         ids = AutoTokenizer.from_pretrained(merge)("w1 w2", return_tensors="pt").input_ids
         assert AutoModelForCausalLM.from_pretrained(merge)(ids).logits.isfinite().all()
         card = Path(api.hf_hub_download(merge, "README.md")).read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import HubError, SearchError
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import STUDY_JSON, Record
@@ -72,6 +72,9 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     file = copy / "search.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "about: Counts.\n", encoding="utf-8")
     assert write_record(copy, tmp_path / "record").settings.about == "Counts."
+    assert write_record(copy, tmp_path / "pushed", about="Sings.").settings.about == "Sings."
+    with pytest.raises(HubError, match=r"about.*at most 300 characters"):
+        write_record(copy, tmp_path / "long", about="x" * 301)
     with Study.open(copy) as study:
         assert edited(study)[1] is None
     other = SearchConfig.load(file).model_copy(update={"about": "Adds."})

@@ -89,6 +89,17 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     assert parse_yaml(SearchConfig, later, SearchError).optimize[0].evaluations == 150
 
 
+def test_half_precision_is_for_gpus(tiny: Path, tmp_path: Path) -> None:
+    """Models of half precision are scored in float32 on a processor, as the file says; on a GPU they stay what they are."""
+    for name in ("a", "b"):
+        file = shutil.copytree(tiny / name, tmp_path / name) / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
+    data = _data(tmp_path, {"prompt": "w1 w2", "answer": "w3"})
+    for device, dtype in {"cpu": "float32", "cuda": None}.items():
+        text = draft_search([str(tmp_path / name) for name in ("a", "b")], data, device=device).text
+        assert parse_yaml(SearchConfig, text, SearchError).output.dtype == dtype
+
+
 def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:
     """The line that says what the model is for waits to be filled in; a gloss is taken where every record has one."""
     record = {"prompt": "w1 w2", "answer": "w3", "english": "one two"}

@@ -105,7 +105,7 @@ def draft_search(
     check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
     templates, based = [most_common_template([source.folder]) is not None for source in everyone], given is not None
     lines = [
-        *_models(depths, refs, given, by_token=by_token, device=device),
+        *_models(depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
         *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=based),
@@ -153,7 +153,7 @@ def _named(name: str, base: str | None) -> SourceRef:
 
 
 def _models(
-    depths: Sequence[int], refs: Sequence[SourceRef], given: SourceRef | None, *, by_token: bool, device: str
+    depths: Sequence[int], refs: Sequence[SourceRef], given: SourceRef | None, *, by_token: bool, device: str, dtype: Any
 ) -> list[str]:
     """What the file begins with: the look, the models, and where they run."""
     return [
@@ -165,11 +165,21 @@ def _models(
         "sources: # the fine-tunes that are merged",
         *(f"  - {_mapping(ref)}" for ref in refs),
         *([f"base: {_mapping(given)} # the common ancestor: merged are the differences from it"] if given else []),
-        *(["output: {vocabulary: union} # they have not the same tokens: rows are matched by token"] if by_token else []),
+        *_output(by_token=by_token, blurred=device == "cpu" and getattr(dtype, "itemsize", 4) < 4),
         "# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"
         if device == "cpu"
         else f"compute: {{device: {_scalar(device)}}}",
     ]
+
+
+def _output(*, by_token: bool, blurred: bool) -> list[str]:
+    """The dtype and the vocabulary, where the models' own will not do."""
+    said = {
+        "dtype: float32": blurred and "half precision blurs scores on a processor; on a GPU take it out",
+        "vocabulary: union": by_token and "they have not the same tokens: rows are matched by token",
+    }
+    chosen = {key: why for key, why in said.items() if why}
+    return [f"output: {{{', '.join(chosen)}}} # {'; '.join(chosen.values())}"] if chosen else []
 
 
 def _space(depths: Sequence[int], based: bool) -> list[str]:
