@@ -43,8 +43,7 @@ def text_section(golden: Golden) -> None:
     for name in PUBLISHED:
         with golden.trying(f"text of {name}"):
             searched(golden, name)
-            golden.put(f"text/show/{name}/study", command(golden, "show", f"search/{name}"))
-            golden.put(f"text/show/{name}/model", command(golden, "show", f"search/{name}/model"))
+            golden.put(f"text/show/{name}", command(golden, "show", f"search/{name}"))
             table = golden.work / f"{name}.csv"
             command(golden, "export", f"search/{name}", "--csv", str(table))
             golden.put(f"text/export/{name}", table_text(table.read_text(encoding="utf-8")))
