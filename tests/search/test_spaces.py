@@ -10,8 +10,8 @@ import pytest
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.merging.registry import check_part
 from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.recipes.recipe import MergePart, SourceRef
-from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.flow import FlowSpace, JointSpace
@@ -151,6 +151,22 @@ def test_groups_as_fine_as_one_wants() -> None:
         with pytest.raises(EvoMergeError) as caught:
             ParameterSpace(_config(merge={"groups": groups}), 2, TENSORS)
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("sources", [2, 12, 50])
+def test_the_recipe_of_many_sources_can_be_read(sources: int) -> None:
+    """Runs of rows are longer where there are many sources: every genome is a recipe within the limits of files."""
+    large = {f"model.layers.{block}.mlp.{name}_proj.weight": 18_944 for block in range(28) for name in ("up", "gate", "down")}
+    config = _config(sources, merge={"groups": "rows"})
+    space = ParameterSpace(config, 28, large)
+    assert 5_000 < len(space.coordinates) <= 20_000
+    merge = _merge(space, np.linspace(0.123456, 0.987654, len(space.coordinates)))
+    recipe = Recipe(sources=config.sources, base=config.base, merge=merge)
+    assert parse_yaml(Recipe, recipe.to_yaml(), SearchError).merge == merge
+    with pytest.raises(
+        SearchError, match=r"more than the 28000 numbers and names of a recipe; take more rows_per_group, or larger groups"
+    ):
+        ParameterSpace(_config(sources, merge={"groups": "rows", "rows_per_group": 8}), 28, large)
 
 
 FROZEN = [frozenset({next(iter(TENSORS)), list(TENSORS)[-1]}), frozenset(list(TENSORS)[:3])]

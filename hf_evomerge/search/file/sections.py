@@ -68,8 +68,8 @@ class MergeConfig(StrictModel):
     """Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where absent.
     ``merge``: they are merged as everything else."""
     rows_per_group: Count | None = None
-    """Output rows of a run with ``groups: rows``; where absent 64, or so many times more that there are no more than 10,000
-    runs. With as many rows as a head has, a run of a query, key or value projection is a head."""
+    """Output rows of a run with ``groups: rows``; where absent 64, or so many times more that all sources together have no
+    more than 20,000 runs. With as many rows as a head has, a run of a query, key or value projection is a head."""
     starts: list[Literal["average", "sum", "sources", "metagpt"]] = Field(default_factory=list)
     """Points that are tried on one batch before the search, which begins at the best of them and of its own start: ``average``
     (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others), and with a base

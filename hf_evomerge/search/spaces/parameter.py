@@ -17,6 +17,7 @@ from ...errors import SearchError
 from ...merging.parameters import Parameter
 from ...merging.registry import get_method
 from ...recipes.layer_groups import check_keys, classify, group_keys, select_key
+from ...recipes.limited_yaml import MAX_NODES
 from ...recipes.recipe import MergePart, Recipe
 from ..evaluation.gradients import WeightSlopes
 from ..file.config import SearchConfig
@@ -24,7 +25,8 @@ from ..file.sections import Range
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
-_ROWS, _MOST_RUNS = 64, 10_000
+_ROWS, _MOST_RUNS = 64, 20_000  # runs of all sources together
+_MOST = MAX_NODES - 2_000  # numbers and groups: the rest of a recipe has room beside them
 _DIGITS = 4  # of a number of a run of rows: there are thousands, and no score tells more
 
 
@@ -102,6 +104,7 @@ class ParameterSpace:
                 self._add(parameter, given[scope].get(parameter.name))
         if not self.coordinates:
             raise SearchError(f"merge.parameters: every parameter of {method.name} is fixed; give at least one a range")
+        self._check_size(len({(each.parameter, each.source, each.key) for each in self.coordinates}))
 
     def _add(self, parameter: Parameter, given: Any) -> None:
         """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved unless given."""
@@ -121,11 +124,18 @@ class ParameterSpace:
             groups = [run for group in self.groups for run in self._runs(group)]
         for coordinate in (Coordinate(parameter.name, given, source, group) for source in sources for group in groups):
             (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
+            self._check_size()
+
+    def _check_size(self, keys: int = 0) -> None:
+        if len(self.coordinates) + keys > _MOST:
+            fewer = "more rows_per_group, or " if self.space.groups == "rows" else ""
+            raise SearchError(f"merge.groups: more than the {_MOST} numbers and names of a recipe; take {fewer}larger groups")
 
     @cached_property
     def _run_length(self) -> int:
         lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
-        few = (length for length in lengths if sum(math.ceil(rows / length) for rows in self.tensors.values()) <= _MOST_RUNS)
+        most, rows = _MOST_RUNS // self.source_count, self.tensors.values()
+        few = (length for length in lengths if sum(math.ceil(count / length) for count in rows) <= most)
         return next(few, lengths[-1])
 
     def _runs(self, group: str) -> list[str | tuple[str, int]]:
