@@ -108,6 +108,8 @@ class Actions:
     def take_sample(self, number: int) -> list[Any]:
         """An example was chosen: its prompt and pictures, and the answers that are known, for both tabs."""
         published, _ = self.show.need()
+        if type(number) is not int or not 0 <= number < len(published.examples):
+            raise gr.Error("There is no such problem here.", print_exception=False)
         example = published.examples[number]
         prompt, known = example.prompt, self.show.in_advance(example.prompt, example.pictures)
         first = self._as_published(known) if known[0].state == "known" else ""

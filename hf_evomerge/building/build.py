@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.checkpoint import Checkpoint, Parent
+from ..checkpoints.compatibility import check_tokenizer
 from ..checkpoints.component import as_parts
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import remove_leftovers
@@ -102,6 +103,7 @@ def build_model(
 def open_result(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None) -> Checkpoint:
     """Open a recipe as the checkpoint that `build_model` writes, an adapter or a whole model; same arguments and errors."""
     merged = open_recipe(recipe, trust_remote_code=trust_remote_code)
+    check_tokenizer(merged.tokenizer_source)
     if recipe.rank is not None and whole:
         raise RecipeError("rank: the whole model has none; take it out of the recipe, or let an adapter be written")
     if whole or (whole is None and recipe.rank is None and all(source.adapter is None for source in merged.sources)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ..errors import SourceError, shown
+from ..errors import SourceError, one_line, shown
 from .checkpoint import Parent
 from .component import Component
 
@@ -231,6 +231,17 @@ def _first_other_token(first: Parent, other: Parent) -> str | None:
         if None not in (a, b) and a != b:
             return f"token {number} is {a!r} in {first}, {b!r} in {other}, so their rows do not match"
     return None
+
+
+def check_tokenizer(source: Parent) -> None:
+    """Raise `SourceError` where a source's `tokenizer.json`, which goes with a result, holds no tokenizer."""
+    from tokenizers import Tokenizer as Read
+
+    try:
+        if (file := source.beside / "tokenizer.json").is_file():
+            Read.from_file(str(file))
+    except Exception as cause:  # the library has no class of its own for it
+        raise SourceError(f"{source}: tokenizer.json holds no tokenizer: {one_line(cause)}; download it again") from cause
 
 
 def _other_tokenizer(owner: Parent, here: Tokenizer | None, source: Parent) -> str | None:

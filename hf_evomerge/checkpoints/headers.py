@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
+from .inside import check_size
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,7 @@ def is_of_one_part(folder: str) -> bool:
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
     """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there and holds a mapping."""
     try:
+        check_size(file)
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as cause:
         raise SourceError(f"{where} cannot be read: {one_line(cause)}") from cause

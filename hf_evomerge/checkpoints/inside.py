@@ -1,4 +1,4 @@
-"""Whether the files of a model folder are its own: links that lead out of it are refused, in reading and in copying.
+"""Whether the files of a model folder are its own: links that lead out of it, pipes and files without end are refused.
 
 A folder that came from somebody else could otherwise hand any file of this machine to whoever gets the merge. No torch.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import SourceError
 
+_MOST, _MOST_TOKENS = 16 << 20, 128 << 20  # bytes of a config or a template; of a tokenizer, or an index of weights
 TEMPLATES = "additional_chat_templates"  # the one subfolder that is read
 
 
@@ -28,8 +29,17 @@ def check_inside(folder: Path, file: Path) -> None:
         raise SourceError(f"{file}: a link to {target}, which is not in {folder}; put the file itself there")
 
 
+def check_size(file: Path) -> None:
+    """Raise `SourceError` where a config, a template, a tokenizer or an index is larger than any model's; `OSError` too."""
+    if file.suffix not in (".json", ".jinja", ".txt", ".model", ".tiktoken") or file.name == "trainer_state.json":  # never read
+        return
+    most = _MOST if file.name.endswith(("config.json", ".jinja")) else _MOST_TOKENS
+    if (size := file.stat().st_size) > most:
+        raise SourceError(f"{file}: {size:,} bytes, where no model has more than {most:,}; download it again")
+
+
 def check_folder(folder: Path, home: Path | None = None) -> None:
-    """Raise `SourceError` where what may be read from a model folder is a link that leads out of it, or no file.
+    """Raise `SourceError` where what may be read from a model folder is a link that leads out of it, no file, or too large.
 
     Args:
         folder: The folder.
@@ -43,5 +53,7 @@ def check_folder(folder: Path, home: Path | None = None) -> None:
                         check_inside(home or folder, Path(item.path))
                     if not item.is_dir() and not item.is_file() and os.path.exists(item.path):
                         raise SourceError(f"{item.path}: a pipe or a device, and no file; reading it could wait for ever")
+                    if item.is_file():
+                        check_size(Path(item.path))
     except OSError as cause:
         raise SourceError(f"{folder}: cannot be read: {cause}") from cause

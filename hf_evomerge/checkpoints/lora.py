@@ -335,7 +335,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise SourceError(f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats")
     try:
         return re.compile(rf"(.*\.)?({pattern})$")
-    except re.error as cause:
+    except (re.error, RecursionError, OverflowError) as cause:
         raise SourceError(f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}") from cause
 
 

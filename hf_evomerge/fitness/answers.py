@@ -40,7 +40,7 @@ class RegexExtract(StrictModel):
     def _check_regex(cls, regex: str) -> str:
         try:
             re.compile(regex)
-        except re.error as cause:
+        except (re.error, RecursionError, OverflowError) as cause:
             raise ValueError(f"not a regular expression: {cause}") from cause
         return regex
 

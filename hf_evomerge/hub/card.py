@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..checkpoints.inside import check_size
 from ..checkpoints.open import config_name
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
@@ -128,6 +129,7 @@ class CardFacts:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; raises `HubError`."""
     try:
+        check_size(file)
         data = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")

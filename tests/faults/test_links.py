@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.model_folder import copy_files
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture
@@ -38,6 +40,25 @@ def test_a_pipe_in_a_model_folder_is_refused(folder, name):
     os.mkfifo(folder / name)
     with pytest.raises(SourceError, match=rf"{name}: a pipe or a device"):
         open_source(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"])
+def test_a_file_of_gigabytes_is_not_read(folder, name):
+    """A sparse file takes no room on the disk, and twice its size in memory where it is read."""
+    with (folder / name).open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(SourceError, match=rf"{name}: 1,099,511,627,776 bytes, where no model has more than"):
+        open_source(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "5", "[" * 200_000])
+def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
+    """The merge would be whole, and load nowhere."""
+    (folder / "tokenizer.json").write_text(text)
+    recipe = {"sources": [{"model": str(folder)}] * 2, "merge": {"method": "linear"}}
+    with pytest.raises(SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"):
+        build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_linked_folder_of_templates_is_refused(folder):

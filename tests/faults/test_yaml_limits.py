@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -52,6 +53,18 @@ def test_tags_are_refused(read, tagged):
     """An explicit tag is refused by its name and line, also where YAML itself would fail at its value."""
     assert "the tag" in refusal(read, f"a: 1\nb: {tagged}")
     assert "line 2" in refusal(read, f"a: 1\nb: {tagged}")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    """A pipe in place of a recipe is refused; one that a shell makes is read."""
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: cannot be read: a pipe, and no file"):
+        Recipe.load(tmp_path / "recipe.yaml")
+    reading, writing = os.pipe()
+    os.write(writing, b"sources: 5")
+    os.close(writing)
+    with pytest.raises(RecipeError, match="sources"):
+        Recipe.load(f"/dev/fd/{reading}")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def test_comparison(keys: dict[str, Any], output: str, answer: str, right: bool)
     ("keys", "complaint"),
     [
         ({"extract": {"regex": "("}}, "not a regular expression"),
+        ({"extract": {"regex": "(" * 5000 + ")" * 5000}}, "not a regular expression"),
+        ({"extract": {"regex": "a{99999999999999999999}"}}, "not a regular expression"),
         ({"extract": "first"}, "extract"),
         ({"extract": "all", "compat": "paper"}, "compat"),
         ({"decimal": "comma", "compat": "paper"}, "decimal"),

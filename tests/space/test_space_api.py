@@ -115,6 +115,13 @@ def test_a_list_of_wrong_pictures_is_one_complaint(served: Served, capfd: pytest
     assert len(capfd.readouterr().err) < 100_000
 
 
+@pytest.mark.parametrize("number", [None, 1.5, "x", [0], 10**30, -1, True])
+def test_a_problem_that_is_not_there(served: Served, capfd: pytest.CaptureFixture[str], number: Any) -> None:
+    """The page's own function refuses what is no number of a problem; it left a traceback in the log."""
+    _call(served, "take_sample", [number], "samples")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_twenty_visitors_get_their_own_answers(served: Served, dfs: Path) -> None:
     """Twenty at once, each with their own prompt and path, get exactly their own answer."""
