@@ -120,14 +120,20 @@ class AdapterCheckpoint(Checkpoint):
                 self.factors(name)
         return [(name, self.squares[name]) for name in self.measured]
 
+    @property
+    def kept(self) -> float:
+        """Energy of the whole change that the rank keeps, as a share."""
+        whole, kept = (sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True))
+        return kept / whole if whole else 1.0
+
     def findings(self) -> Findings:
         """Say which share of the energy the rank keeps, in all and in the module that loses most."""
         if not (energy := self.energy):
             return Findings()
-        whole, kept = (sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True))
         least = min(energy, key=lambda name: energy[name])
-        share = kept / whole if whole else 1.0
-        return Findings([f"rank {self._rank} keeps {share:.1%} of the change's energy; least in {least}: {energy[least]:.1%}"])
+        return Findings(
+            [f"rank {self._rank} keeps {self.kept:.1%} of the change's energy; least in {least}: {energy[least]:.1%}"]
+        )
 
     @property
     def _rank(self) -> int:

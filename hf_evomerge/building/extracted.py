@@ -90,7 +90,7 @@ class ExtractedAdapter(AdapterCheckpoint):
             raise SourceError(f"--base: {base} is a model with an adapter, which the result could not name; merge it first")
         self.ref, self.tokenizer_source, self.base, self.dtype = source.ref, source, base.pinned, dtype
         self._source, self._base = source, base
-        unchanged, linear = unchanged_tensors(source, base), _linear_layers(base)
+        unchanged, linear = unchanged_tensors(source, base), linear_layers(base)
         changed = [name for name in sorted(base.tensors, key=tensor_order) if name not in unchanged]
         self.lost = [name for name in changed if name not in linear]
         self.layers = [name for name, info in base.tensors.items() if len(info.shape) > 1]
@@ -156,7 +156,7 @@ class ExtractedAdapter(AdapterCheckpoint):
         return "\n".join([f"{'layer':{width}}  weights  of the change    kept", *lines])
 
 
-def _linear_layers(base: Parent) -> dict[str, tuple[str, bool]]:
+def linear_layers(base: Parent) -> dict[str, tuple[str, bool]]:
     """The weights of linear layers, by raw name: the module's name in the model, and whether it stores its inputs as rows."""
     modules = {raw: live.removesuffix(".weight") for raw, live in base.layout.modules.items() if live.endswith(".weight")}
     linear = base.layout.linear

@@ -6,7 +6,7 @@ A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.checkpoint import Parent
@@ -86,6 +86,7 @@ class LiveMerger(MergeKind):
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
         vocabulary: What becomes of vocabularies that differ by rows at their end; the model has as many rows as that says.
+        left_out: Tensors that stay as they are in the model.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
 
@@ -111,12 +112,14 @@ class LiveMerger(MergeKind):
         *,
         router: int | Literal["merge"] = 0,
         vocabulary: Vocabulary | None = None,
+        left_out: Collection[str] = (),
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         super().__init__(sources, base, method, options, router=router, same_vocabulary=vocabulary is None)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
         self._copied: list[tuple[Tensor, Tensor]] = []  # rows of the model, and those that they are
-        targets, merged = live_tensors(sources[0], model, vocabulary), set(self.names)
+        live, merged = live_tensors(sources[0], model, vocabulary), set(self.names)
+        targets = {name: target for name, target in live.items() if name not in left_out}
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from .baselines import RATES, TEMPERATURES
-from .checks import check_search
+from .checks import Checked, check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
 from .evaluation.evaluator import Batch, Evaluator
 from .evaluation.gradients import WeightSlopes
+from .evaluation.low_rank import extract_sources
 from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
 from .evaluation.sources import Target
 from .file.config import SearchConfig
@@ -36,7 +40,7 @@ class Phase:
     """One part of a search.
 
     Attributes:
-        name: ``parents``, a stage, ``finalists``, ``lora`` or ``test``.
+        name: ``extraction``, ``parents``, a stage, ``finalists``, ``lora`` or ``test``.
         text: What it does, in words.
         seconds: How long it takes with one worker.
         at_once: How many workers it has work for.
@@ -126,6 +130,17 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
+    first: list[Phase] = []
+    with TemporaryDirectory() as folder:
+        if config.compute.search_rank is not None and evaluator.sources.weights:
+            begin = time.perf_counter()
+            kept = extract_sources(config, evaluator.sources, Path(folder))
+            first = [Phase("extraction", kept, time.perf_counter() - begin, at_once=1)]
+        return _plan(config, evaluator, checked, warnings, first)
+
+
+def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings: list[str], first: list[Phase]) -> Plan:
+    """Measure how long the parts of a search take that has been checked, after the first phases."""
     examples = evaluator.tasks.sizes
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
     warnings += [*checked.warnings, *_of_splits(examples)]
@@ -144,7 +159,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     warnings += _of_devices(config, memory, shares)
     evaluations: dict[str, int] = {stage.name: stage.evaluations for stage in config.stages}
     return Plan(
-        tuple(phases),
+        (*first, *phases),
         checked.dimensions,
         evaluations,
         examples,
@@ -278,7 +293,8 @@ class _StageCost:
     def _how(self, genome: Vector, batch: Batch | None) -> Callable[[Target], Scores]:
         everything, fitness = np.ones(genome.size, dtype=np.bool_), self.stage.fitness
         slopes = self.space.slopes(genome, everything) if self.gradient else None
-        return lambda target: self.evaluator.evaluate(target, "search", batch, slopes, fitness)
+        low_rank = self.config.compute.search_rank is not None
+        return lambda target: self.evaluator.evaluate(target, "search", batch, slopes, fitness, low_rank=low_rank)
 
 
 def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:

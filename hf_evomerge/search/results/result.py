@@ -23,6 +23,7 @@ class Result:
         objectives: The names of the objectives, where there are several.
         front: The models that no other beats in all of them, the best fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
+        in_low_rank: Of a search in low rank what that costs, in a sentence.
         looks: How often the test split was scored: again where the search was given more evaluations after its results.
     """
 
@@ -33,6 +34,7 @@ class Result:
     front: list[Point] = field(default_factory=list)
     unit: str = ""
     looks: int = 1
+    in_low_rank: list[str] = field(default_factory=list)
 
     @property
     def examples(self) -> int:
@@ -50,8 +52,8 @@ class Result:
     def verdict(self) -> list[str]:
         """What the comparison says of the winner, in sentences."""
         if not self.front:
-            return verdict(self.rows, self.split, self.unit, self.looks)
-        return front_verdict(self.front, self.rows, self.objectives, self.split)
+            return [*verdict(self.rows, self.split, self.unit, self.looks), *self.in_low_rank]
+        return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.in_low_rank]
 
     def published(self) -> Results:
         """The comparison for the record. Each row has the winner's lead over it."""

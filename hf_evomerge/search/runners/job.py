@@ -25,6 +25,7 @@ class Job:
         slopes: The gradient that is wanted, if one is.
         fitness: The task, where it is not the search's.
         rows: How many examples go together at most.
+        low_rank: Whether it runs in the rank of the search.
     """
 
     target: Target
@@ -33,11 +34,12 @@ class Job:
     slopes: Slopes | None = None
     fitness: TaskSpec | None = None
     rows: int | None = None
+    low_rank: bool = False
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What `Evaluator.evaluate` takes."""
-        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
+        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows, self.low_rank
 
     @property
     def name(self) -> str:

@@ -4,5 +4,6 @@ SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
 PLOTS_FOLDER = "plots"
+ADAPTERS_FOLDER = "adapters"  # of the sources, where trials run in low rank
 WRITTEN = "written"
 """The study's note of the sha256 of what its search left beside it, by the name of the file."""

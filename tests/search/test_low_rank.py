@@ -1,0 +1,137 @@
+"""Searches over whole fine-tunes whose trials run in low rank."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peft import LoraConfig, get_peft_model
+from searches import GRADIENT, Config, digests, facts
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.callbacks import SearchCallback
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.results.show import describe_study
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study.study import Study
+
+ROWS = {"merge": {"groups": "rows"}, "optimize": [{**GRADIENT, "batch": 2}]}
+ALL = 1000  # more than any side of a tiny weight
+
+
+class Stop(SearchCallback):
+    """Ends the process's search after its first generation."""
+
+    def on_generation(self, *_: Any) -> None:
+        """Stop as Ctrl-C does."""
+        raise KeyboardInterrupt
+
+
+def trials_of(folder: Path) -> list[Any]:
+    """The trials of a study's first stage, and their recipes."""
+    with Study.open(folder) as study:
+        return [(trial, study.recipe(trial.recipe_key or "")) for trial in study.trials("ps")]
+
+
+@pytest.mark.parametrize("kind", [ROWS, {}], ids=["gradient", "cma"])
+def test_every_rank_scores_as_the_whole(kind: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+    """With every rank each trial has the score and the gradient of the whole weights: norms and embeddings take part."""
+    config = search_config(**kind, compute={"search_rank": ALL})
+    run_search(config, tmp_path / "low", build=False)
+    whole = config.model_copy(update={"compute": config.compute.model_copy(update={"search_rank": None})})
+    run_search(whole, tmp_path / "whole", build=False)
+    pairs = list(zip(trials_of(tmp_path / "low"), trials_of(tmp_path / "whole"), strict=True))
+    assert len(pairs) >= 8
+    for (low, _), (full, _) in pairs:
+        assert np.allclose(low.genome, full.genome, atol=1e-3)
+        assert np.allclose(low.scores.values, full.scores.values, atol=1e-4)
+        if full.scores.gradient is not None:
+            assert np.allclose(low.scores.gradient, full.scores.gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_low_rank_searches_and_the_whole_wins(search_config: Config, tmp_path: Path) -> None:
+    """Trials have other scores than the whole weights; the table, its sentence and the built model are of those."""
+    config = search_config(**ROWS, compute={"search_rank": 1})
+    result = run_search(config, tmp_path / "low")
+    whole = Evaluator(config)
+    told = 0
+    for trial, recipe in trials_of(tmp_path / "low"):
+        assert recipe.sources == config.sources
+        mean = whole.evaluate(recipe).mean
+        assert trial.fitness is not None
+        if trial.scores.values.size == len(whole.tasks.examples("search")):
+            assert abs(mean - trial.fitness) > 1e-3
+            told += 1
+    assert told
+    for row in result.rows:
+        if row.stage != "temperature":
+            with Study.open(tmp_path / "low") as study:
+                target = config.parents.get(row.label) or study.recipe(row.label)
+            assert np.allclose(whole.evaluate(target, "test").values, row.scores.values, atol=1e-5), row.model
+    (sentence,) = [line for line in result.verdict if line.startswith("rank 1 keeps")]
+    assert sentence in json.loads((tmp_path / "low" / "results.json").read_text())["verdict"]
+    assert "search over a, b, in rank 1" in describe_study(tmp_path / "low")
+    again = build_model(Recipe.load(tmp_path / "low" / "recipe.yaml"), tmp_path / "again", progress=False)
+    assert (again / "model.safetensors").read_bytes() == (tmp_path / "low" / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_study_goes_on_as_if_it_had_not_stopped(search_config: Config, tmp_path: Path) -> None:
+    """Adapters are found again, or extracted to the same bits; workers and a resumed search give the same trials."""
+    config = search_config(**ROWS, compute={"search_rank": 2})
+    run_search(config, tmp_path / "once", build=False)
+    adapters, first = tmp_path / "once" / "adapters", digests(tmp_path / "once" / "adapters")
+    times = {file: file.stat().st_mtime_ns for file in adapters.rglob("*") if file.is_file()}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, tmp_path / "stopped", build=False, callbacks=[Stop()])
+    shutil.rmtree(tmp_path / "stopped" / "adapters" / "1")
+    run_search(config, tmp_path / "stopped", build=False, workers=1)
+    assert facts(tmp_path / "stopped") == facts(tmp_path / "once")
+    assert digests(tmp_path / "stopped" / "adapters") == first
+    run_search(config, tmp_path / "once", build=False)
+    assert {file: file.stat().st_mtime_ns for file in adapters.rglob("*") if file.is_file()} == times
+
+
+def test_the_dry_run_says_the_rank(search_config: Config) -> None:
+    """It extracts, says what is kept and how long it took, and counts less memory than a search of whole weights."""
+    config = search_config(**ROWS, compute={"search_rank": 1})
+    plan = plan_search(config)
+    assert plan.phases[0].name == "extraction"
+    assert plan.phases[0].text.startswith("rank 1 keeps ")
+    assert "trials run in rank 1, as adapters on their base" in str(plan)
+    whole = config.model_copy(update={"compute": config.compute.model_copy(update={"search_rank": None})})
+    assert plan.memory["ps"] < 0.8 * memory_of_models(whole, Evaluator(whole))["ps"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"merge": {"method": "ties"}, "optimize": []}, "search_rank: ties is not the sum"),
+        ({"merge": {"method": "linear"}, "optimize": []}, "search_rank: linear is not the sum"),
+        ({"base": None}, "search_rank: .* give base"),
+        ({"space": "dfs", "merge": {}, "optimize": []}, "search_rank: goes with space: ps"),
+        ({"compute": {"unmerged": False}}, "search_rank: goes with neither"),
+        ({"compute": {"search_rank": 0}}, "search_rank: "),
+        ({"adapter": True}, "is an adapter already"),
+    ],
+)
+def test_low_rank_is_refused(settings: dict[str, Any], line: str, tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """A search that cannot run in low rank is refused in one line before anything is evaluated."""
+    settings = dict(settings)
+    if settings.pop("adapter", False):
+        base = AutoModelForCausalLM.from_pretrained(tiny / "base")
+        get_peft_model(base, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lora")
+        settings["sources"] = [{"model": str(tiny / "a")}, {"model": str(tiny / "base"), "adapter": str(tmp_path / "lora")}]
+    compute = {"search_rank": 2, **settings.pop("compute", {})}
+    with pytest.raises(EvoMergeError, match=line):
+        run_search(search_config(**{**ROWS, **settings, "compute": compute}), tmp_path / "out")
+    assert not (tmp_path / "out" / "study.db").exists()
