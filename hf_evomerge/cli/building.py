@@ -181,19 +181,29 @@ def extract(
     base: Annotated[str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("adapter"),
     rank: Annotated[int, typer.Option(min=1, max=1 << 20, help="The rank of the adapter.")] = 16,
+    file: Annotated[
+        Path | None, typer.Option("--search", help="A search file, on whose task the adapter and the fine-tune are scored.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
     overwrite: Replace = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps.
+    """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps, and costs in score.
 
     **Example**
 
     - `hf-evomerge extract fine-tune --base base --rank 16 --out fine-tune-lora`
+
+    - `hf-evomerge extract fine-tune --base base --out fine-tune-lora --search search.yaml`
     """
     with one_line_errors(again=True):
         from ..building.extracted import extract_adapter
+        from ..fitness.comparison import compare
+        from ..search.file.config import SearchConfig
+        from ..search.score_model import evaluate_model
 
         quiet()
+        config = SearchConfig.load(file) if file is not None else None
         adapter = extract_adapter(
             fine_tune,
             base,
@@ -204,6 +214,12 @@ def extract(
             trust_remote_code=trust_remote_code,
         )
         typer.echo(adapter)
+        if config is not None:
+            how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
+            whole = evaluate_model(fine_tune, config, **how)
+            cut = evaluate_model(base, config, adapter=str(out), **how)
+            cost = compare(cut.scores, whole.scores, "fitness") or "none, of one example"
+            typer.echo(f"the fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in fitness: {cost}")
 
 
 @app.command(**MODELS)

@@ -16,8 +16,11 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.building.extracted import extract_adapter
 from hf_evomerge.building.record import read_build_record
 from hf_evomerge.cli import app
-from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge.errors import EvoMergeError, SearchError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.score_model import evaluate_model
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -107,3 +110,17 @@ def test_a_base_with_an_adapter_is_no_base(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is a model with an adapter"):
         extract_adapter(str(tiny / "a"), str(tmp_path / "lora"), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_adapter_costs_in_score(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
+    """With a search file the fine-tune and the base with the adapter are scored, and the difference is told."""
+    file = tmp_path / "search.yaml"
+    validate(SearchConfig, search_settings(), SearchError).save(file)
+    places = ["--base", str(tiny / "base"), "--out", str(tmp_path / "out"), "--search", str(file)]
+    said = CliRunner().invoke(app, ["extract", str(tiny / "a"), *places, "--rank", "2"]).stdout.splitlines()
+    whole, cut, cost = (line.partition(": ") for line in said[-3:])
+    assert [whole[0], cut[0], cost[0]] == ["the fine-tune", "the base with the adapter", "difference in fitness"]
+    config = SearchConfig.load(file)
+    assert whole[2] == str(evaluate_model(str(tiny / "a"), config))
+    assert cut[2] == str(evaluate_model(str(tiny / "base"), config, adapter=str(tmp_path / "out"))) != whole[2]
+    assert float(cost[2].split()[0]) == pytest.approx(float(cut[2].split()[1]) - float(whole[2].split()[1]), abs=2e-3)

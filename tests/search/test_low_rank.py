@@ -84,7 +84,8 @@ def test_low_rank_searches_and_the_whole_wins(search_config: Config, tmp_path: P
     assert (again / "model.safetensors").read_bytes() == (tmp_path / "low" / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_study_goes_on_as_if_it_had_not_stopped(search_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_study_goes_on_as_if_it_had_not_stopped(workers: int, search_config: Config, tmp_path: Path) -> None:
     """Adapters are found again, or extracted to the same bits; workers and a resumed search give the same trials."""
     config = search_config(**ROWS, compute={"search_rank": 2})
     run_search(config, tmp_path / "once", build=False)
@@ -94,7 +95,7 @@ def test_a_study_goes_on_as_if_it_had_not_stopped(search_config: Config, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run_search(config, tmp_path / "stopped", build=False, callbacks=[Stop()])
     shutil.rmtree(tmp_path / "stopped" / "adapters" / "1")
-    run_search(config, tmp_path / "stopped", build=False, workers=1)
+    run_search(config, tmp_path / "stopped", build=False, workers=workers)
     assert facts(tmp_path / "stopped") == facts(tmp_path / "once")
     assert digests(tmp_path / "stopped" / "adapters") == first
     run_search(config, tmp_path / "once", build=False)

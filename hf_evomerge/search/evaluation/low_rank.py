@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ...errors import SourceError
 from ...recipes.layer_groups import classify
@@ -17,22 +18,19 @@ def check_low_rank(config: SearchConfig, sources: SearchSources) -> None:
     """Raise `SourceError` where a search cannot run in low rank; reads headers only."""
     from ...building.extracted import linear_layers
     from ...checkpoints.source import Source
-    from ...merging.registry import get_method
+    from ...merging.joined import why_merged
 
     if config.space != "ps":
         raise _refused(f"goes with space: ps, as paths run through whole layers (found {config.space})")
     if config.compute.unmerged is not None or config.compute.quantization:
         raise _refused("goes with neither compute.unmerged nor compute.quantization, which are of sources that are adapters")
-    method = get_method(config.merge.method)
-    if not (method.is_sum and method.task_vectors) or config.merge.options.get("normalize"):
-        raise _refused(f"{method.name} is not the sum of weighted task vectors that task_arithmetic is")
+    if reason := why_merged([], sources.base, config.merge.method, config.merge.options):
+        raise _refused(reason)
     if (base := sources.base) is None:
         raise _refused("fine-tunes are extracted as adapters of a base, and none is given; give base")
-    merged = [sources[number] for number in config.merge_sources]
-    if named := [source for source in [*merged, base] if source.adapter is not None]:
-        raise _refused(f"{named[0]} is an adapter already, and runs unmerged as it is; extract whole fine-tunes")
-    if other := [source for source in [*merged, base] if not isinstance(source, Source) or source.entries]:
-        raise _refused(f"{other[0]} is no whole language model")
+    for source in [*(sources[number] for number in config.merge_sources), base]:
+        if not isinstance(source, Source) or source.entries or source.adapter is not None:
+            raise _refused(f"{source} is an adapter already, or a part of a model, and no whole language model")
     if sources.merged(config.merge_part()).plan.vocabulary is not None:
         raise _refused("the sources' vocabularies differ, and adapters have that of the base")
     for name, (_, transposed) in linear_layers(base).items():
@@ -66,7 +64,7 @@ def extract_sources(config: SearchConfig, sources: SearchSources, folder: Path, 
         written = read_build_record(out) if str(number) in kept else None
         if written is not None and not changed_since(out, written):
             continue
-        more = {"overwrite": out.exists(), "progress": False, "trust_remote_code": sources.trust_remote_code}
+        more: dict[str, Any] = {"overwrite": out.exists(), "progress": False, "trust_remote_code": sources.trust_remote_code}
         adapter = extract_adapter(config.sources[number], base, out, rank=rank or 1, **more)
         kept[str(number)] = adapter.kept
         if study is not None:

@@ -254,7 +254,7 @@ class ModelPool:
             sources = self.sources.in_low_rank() if self.low_rank else plan.sources
             if self.low_rank:  # in the first source's model, whose config candidates have
                 write_part(plan.base, plan.sources[0], model)
-                kind = (plan.sources, plan.base, part.method, {}, self.config.compute.seed, model)
+                kind: Any = (plan.sources, plan.base, part.method, {}, self.config.compute.seed, model)
                 rest = MergeGradient(LiveMerger(*kind, router=router, left_out=linear_layers(plan.base)), model)
             return JoinedAdapters(sources, plan.base, part.method, model, router=router, rest=rest), model
 
