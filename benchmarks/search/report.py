@@ -93,12 +93,12 @@ def table(records: Sequence[Record], methods: dict[str, Method] = METHODS) -> st
 
 def write_into(document: Path, name: str, text: str) -> None:
     """Put a text between the two comments of a document that name it."""
-    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     before, _, rest = document.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
         raise SystemExit(f"{document}: has no {begin.strip()} followed by {end.strip()}")
-    document.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+    document.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
 
 
 def _at_costs(results: Results) -> str:
