@@ -48,21 +48,11 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SPLITS = {"search": 5, "validation": 4, "test": 6}
 
 
-def _save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
 def _save_family(folder: Path, dtype: Any) -> None:
     """Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a third block."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from words import word_tokenizer
 
     torch.manual_seed(0)
     sizes = {"vocab_size": len(SPECIAL + WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -81,7 +71,7 @@ def _save_family(folder: Path, dtype: Any) -> None:
     models["deep"] = LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 3}))
     for name, model in models.items():
         model.to(dtype).save_pretrained(folder / name)
-        _save_tokenizer(folder / name)
+        word_tokenizer(SPECIAL + WORDS).save_pretrained(folder / name)
 
 
 def _write_problems(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,20 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def random_weights(make: Callable[[], Any], seed: int, size: float = 0.1) -> Any:
+    """A model that is made with random weights, norms included."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = make().eval()
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * size)
+    return model
+
+
 def random_class(name: str, seed: int, **changes: Any) -> PreTrainedModel:
     """A random model of one of `CLASSES`, with other fields."""
     kind, fields = CLASSES[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: PreTrainedModel = getattr(transformers, kind)(transformers.CONFIG_MAPPING[name](**{**fields, **changes})).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return random_weights(lambda: getattr(transformers, kind)(transformers.CONFIG_MAPPING[name](**{**fields, **changes})), seed)
 
 
 def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
@@ -61,3 +66,9 @@ def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) ->
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def edit_json(file: Path, **fields: Any) -> None:
+    """Change keys of a file; None takes one out."""
+    data = {**json.loads(file.read_text(encoding="utf-8")), **fields}
+    file.write_text(json.dumps({key: value for key, value in data.items() if value is not None}), encoding="utf-8")

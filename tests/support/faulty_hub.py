@@ -33,35 +33,13 @@ class Seen:
 
 @dataclass
 class Fault:
-    """One thing that goes wrong.
+    """What goes wrong with requests in whose `METHOD /path?query` a regular expression is found.
 
-    Args:
-        match: A regular expression, searched in `METHOD /path?query`.
-        action: What happens:
-            `status` answers with `status`, `headers` and `body` in place of the real answer;
-            `reset` reads `after_bytes` of the request and then cuts the connection with a TCP reset; `hang_up` ends it without
-            an answer. After these three the request is not carried out, unless `carried_out` is set;
-            `truncate` sends `after_bytes` of the answer's body and then ends the connection, with a reset where `rst` is set;
-            `corrupt` inverts the byte at `at` of the answer's body, by default the one in the middle;
-            `delay` waits for `seconds` and then answers as usual.
-        times: How many requests it hits; None for all.
-        skip: How many matching requests pass before that.
-        carried_out: For `status`, `reset` and `hang_up`: whether the request is carried out all the same, so that only its
-            answer is lost.
-        status: For `status`.
-        headers: For `status`.
-        body: For `status`.
-        after_bytes: For `reset` and `truncate`.
-        rst: For `truncate`.
-        at: For `corrupt`.
-        seconds: For `delay`.
-
-    Example:
-        ```py
-        fault = hub.faults.add(Fault(r"PUT /lfs/", "reset", after_bytes=100_000))
-        api.upload_folder(...)  # retried by the client
-        assert fault.hits == 1
-        ```
+    The actions: `status` answers with `status`, `headers` and `body`; `reset` reads `after_bytes` of the request and cuts the
+    connection with a TCP reset; `hang_up` ends it without an answer. After these three the request is not carried out, unless
+    `carried_out` is set. `truncate` sends `after_bytes` of the answer's body and ends the connection, with a reset where `rst`
+    is set; `corrupt` inverts the byte at `at` of the body, by default the middle one; `delay` waits for `seconds`.
+    `skip` requests pass first, then `times` are hit; None for all.
     """
 
     match: str
@@ -79,7 +57,6 @@ class Fault:
     hits: int = field(default=0, init=False)
 
     def damage(self, body: bytes) -> bytes:
-        """The body with one byte inverted."""
         at = len(body) // 2 if self.at is None else min(self.at, len(body) - 1)
         return body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
 
@@ -99,7 +76,6 @@ class Faults:
         return fault
 
     def clear(self) -> None:
-        """Forget all of them."""
         with self._lock:
             self._faults.clear()
 
@@ -129,12 +105,10 @@ class _Handler(Handler):
     fault: Fault | None = None
 
     def finish(self) -> None:
-        """Forget what was not sent on a connection that was cut."""
         with suppress(ValueError):
             super().finish()
 
     def answer(self, request: Request) -> Response:
-        """Note the request, and let it go wrong where that was ordered."""
         headers = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
         self.server.requests.append(Seen(request.method, request.target, headers))
         fault = self.fault = self.server.faults.take(f"{request.method} {request.target}")
@@ -153,7 +127,6 @@ class _Handler(Handler):
         raise self._reset() if fault.action == "reset" else _CutOffError
 
     def send_body(self, payload: bytes | Slice) -> None:
-        """Write the body of an answer, damaged where that was ordered."""
         fault, self.fault = self.fault, None
         if fault is None or fault.action not in ("truncate", "corrupt"):
             super().send_body(payload)

@@ -41,12 +41,10 @@ class KillingTask:
         self.names: set[str] = set()
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise."""
         self.names = {example.id for example in examples}
         self.task.prepare(examples, tokenizer)
 
     def evaluate(self, model: Any) -> Scores:
-        """Score, or die, or raise."""
         if "deadly" in self.names:
             os.kill(os.getpid(), signal.SIGKILL)
         if "ill" in self.names:
@@ -63,7 +61,6 @@ class KillingTask:
         return self.task.evaluate(model)
 
     def backward(self, model: Any) -> Scores:
-        """Score with a gradient."""
         return self.task.backward(model)
 
 
@@ -71,7 +68,6 @@ class FailingTask(KillingTask):
     """The likelihood task on a machine that fails as often as the file says that ``FAILURES`` names."""
 
     def evaluate(self, model: Any) -> Scores:
-        """Score, or raise what a full disk raises."""
         file = Path(os.environ["FAILURES"])
         left = int(file.read_text(encoding="ascii"))
         if left:

@@ -11,10 +11,10 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from pipelines import save_sdxl
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM, PretrainedConfig
 from vlms import IMAGE, QWEN, ROPE, picture, processor, random_model
 from vlms import WORDS as MARKS
+from words import word_tokenizer
 
 MODELS = {
     "augmxnt/shisa-gamma-7b-v1": 0,
@@ -68,7 +68,7 @@ def save_sight(folder: Path) -> None:
         processor(kind, words).save_pretrained(folder / name)
     for seed, name in enumerate(PLAIN):
         save(folder / name, CONFIG_MAPPING["llama"](**sizes(WORDS)), seed, "LlamaForCausalLM")
-        plain_tokenizer(WORDS).save_pretrained(folder / name)
+        word_tokenizer(WORDS).save_pretrained(folder / name)
 
 
 def save(folder: Path, config: PretrainedConfig, seed: int, kind: str) -> None:
@@ -82,16 +82,7 @@ def save_models(folder: Path) -> None:
         torch.manual_seed(seed)
         words = [*WORDS, *(f"[MORE{number}]" for number in range(added))]
         MistralForCausalLM(MistralConfig(**sizes(words))).to(torch.bfloat16).save_pretrained(folder / name)
-        plain_tokenizer(words).save_pretrained(folder / name)
-
-
-def plain_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """Words between spaces."""
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
+        word_tokenizer(words).save_pretrained(folder / name)
 
 
 def save_data(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,12 @@ import torch
 pytest.importorskip("diffusers", reason='needs diffusers; pip install "hf-evomerge[diffusion]"')
 
 import diffusers
+from classes import random_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SIZE = 8  # pixels of the latents of all of them
 _END, _START = "<|endoftext|>", "<|startoftext|>"
-
-
-def _random(make: Any, seed: int) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+_random = partial(random_weights, size=0.05)
 
 
 def vae(seed: int, channels: int = 4) -> Any:

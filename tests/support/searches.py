@@ -12,7 +12,6 @@ from hf_evomerge.search.file.config import SearchConfig
 
 Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., SearchConfig]
-
 GRADIENT = {"by": "gradient", "evaluations": 12}
 WEIGHTS = {"starts": [], "parameters": {"weight": {"low": 0.0, "high": 1.0}}}  # few scores, so plainly
 BY_GRADIENT: dict[str, dict[str, Any]] = {

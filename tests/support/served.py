@@ -33,7 +33,6 @@ class Served:
         self.blocks, self.show, self.url = blocks, show, blocks.local_url
 
     def client(self) -> Any:
-        """A new visitor through the API."""
         from gradio_client import Client
 
         return Client(self.url, verbose=False)

@@ -33,16 +33,7 @@ def write_gguf(
     keys: dict[str, int] | None = None,
     spare: int = 0,
 ) -> Path:
-    """Write a Llama.
-
-    Args:
-        model: The model.
-        file: The file to write.
-        kind: How matrices are stored; vectors stay in float32.
-        without: A tensor that is left out.
-        keys: Further whole numbers among the metadata, in place of the model's own.
-        spare: Numbers in a tensor that Llamas have not.
-    """
+    """Write a Llama with matrices of a kind, `without` a tensor, with further `keys`, and a tensor of `spare` numbers."""
     config, writer = model.config, GGUFWriter(file, "llama")
     file.parent.mkdir(parents=True, exist_ok=True)
     writer.add_block_count(config.num_hidden_layers)

@@ -22,8 +22,6 @@ from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study, Trial
 
 LAYERS = [3, 3]
-
-
 EXAMPLES = 12
 
 
@@ -67,7 +65,6 @@ class ToyRunner:
         self.rounds: list[list[Job]] = []
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
-        """Evaluate jobs."""
         order = list(range(len(jobs)))
         if self.rng is not None:
             self.rng.shuffle(order)
@@ -87,7 +84,6 @@ class ToyRunner:
 
 
 OPTIMIZER = {"evaluations": 31, "population": 7}
-
 
 SPACES: dict[str, dict[str, Any]] = {
     "ps": {"merge": {"method": "linear", "groups": "model"}, "optimize": [OPTIMIZER]},
@@ -114,9 +110,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "batches": {"merge": {"method": "linear", "groups": "model"}, "optimize": [{**OPTIMIZER, "batch": 4}]},
 }
 
-
 ONE: dict[str, Any] = {"space": "dfs", "sources": [{"model": "a"}]}  # of six layers
-
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "prune": {**ONE, "path": {"kind": "prune", "layers": 2}, "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}]},

@@ -29,7 +29,6 @@ from hf_evomerge.routing.pool import LayerPool
 IDENTITY = LayerPath.identity(4)
 MOVED = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2")
 SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"])
-
 WORKS, IN_PLACE, REFUSED, PLAIN_FAILS, FAILS = "works", "in place", "refused", "the plain class fails", "NO"
 SEES = "sees"
 

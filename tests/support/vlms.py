@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import transformers
+from classes import random_weights
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from words import word_tokenizer
 
 WORDS = [
     *("<pad>", "<bos>", "<eos>", "<unk>", "user", "assistant", "what", "is", "red", "blue", "it", "?"),
@@ -92,13 +93,7 @@ def vlm_config(name: str, **fields: Any) -> PretrainedConfig:
 def random_model(config: PretrainedConfig, seed: int, kind: str | None = None) -> PreTrainedModel:
     """A model with random weights, norms included."""
     chosen: Any = getattr(transformers, kind) if kind else transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: PreTrainedModel = chosen(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return random_weights(lambda: chosen(config), seed)
 
 
 def save_vlm(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedModel:
@@ -119,15 +114,12 @@ def save_plain(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedM
 
 def tokenizer(image: str = "<image>", vocabulary: list[str] = WORDS) -> PreTrainedTokenizerFast:
     """Words between spaces; `image` stands for a picture."""
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     marks = {"image_token": image, "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     marks |= {"video_token": "<video>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
     marks |= {"vision_start_token": "<vision_start>", "vision_end_token": "<vision_end>"}
-    special = {f"{word}_token": f"<{word}>" for word in ("pad", "bos", "eos", "unk")}
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        **special,
+        tokenizer_object=word_tokenizer(vocabulary).backend_tokenizer,
+        **{f"{word}_token": f"<{word}>" for word in ("pad", "bos", "eos", "unk")},
         additional_special_tokens=[word for word in vocabulary if word.startswith("<")][4:],
         extra_special_tokens=marks,
     )

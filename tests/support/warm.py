@@ -30,7 +30,6 @@ IMPORTED = (
     *("transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"),
 )
 
-
 COMMAND = "from hf_evomerge.cli import run; run()"  # what `hf-evomerge` does
 
 
@@ -42,7 +41,6 @@ class WarmProcess(ForkServerProcess):
         self._environment = dict(os.environ)
 
     def run(self) -> None:
-        """Do the work."""
         os.environ.clear()
         os.environ.update(self._environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started the tests in the background
@@ -108,33 +106,27 @@ class Program:
         self.pid: int = self._process.pid
 
     def poll(self) -> int | None:
-        """Its status where it has ended."""
         return self.returncode
 
     @property
     def returncode(self) -> int | None:
-        """Its status where it has ended; the negative number of the signal that ended it."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its status, once it has ended."""
         self._process.join(timeout)
         if self.returncode is None:
             raise TimeoutExpired("program", timeout or 0)
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it wrote to its output and its errors, once it has ended."""
         self.wait(timeout)
         return self.said.read_text(encoding="utf-8"), self.errors.read_text(encoding="utf-8")
 
     def send_signal(self, number: int) -> None:
-        """Send a signal where it has not ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once."""
         self.send_signal(signal.SIGKILL)
 
 

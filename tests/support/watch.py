@@ -1,8 +1,12 @@
-"""Searches that are watched, and searches that are ended as a killed process is."""
+"""Searches that are watched, or ended as a killed process is; processes that are there; studies that are changed."""
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +22,6 @@ class Watch(SearchCallback):
         self.see = see
 
     def on_progress(self, study: Study, progress: Progress) -> None:
-        """Hand it on."""
         self.see(progress)
 
 
@@ -35,3 +38,33 @@ def killed(when: Callable[[Progress], object], run: Callable[..., object], *give
 
     with pytest.raises(KilledError):
         run(*given, **{"build": False, "callbacks": [Watch(see)], **more})
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be noticed."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def are_gone(*pids: int) -> bool:
+    """Whether processes end, within seconds of the one that they watch."""
+    begin = time.monotonic()
+    while any(map(runs, pids)) and time.monotonic() - begin < 30:
+        time.sleep(0.05)
+    return not any(map(runs, pids))
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has begun, and those that they have."""
+    try:
+        lists = [(task / "children").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
+    return [each for own in lists for child in map(int, own) for each in (child, *descendants(child))]
+
+
+def sql(folder: Path, statement: str) -> None:
+    """Change a study behind its back."""
+    with closing(sqlite3.connect(folder / "study.db")) as connection, connection:
+        connection.execute(statement)
