@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from searches import Config, facts
 from typer.testing import CliRunner
-from watch import killed
+from watch import killed, sql
 
 from hf_evomerge.cli import app
 from hf_evomerge.errors import MachineError, SearchError
@@ -68,11 +68,6 @@ def _flip(data: bytearray, of: bytes) -> None:
     data[data.index(of)] ^= 1
 
 
-def _sql(folder: Path, statement: str) -> None:
-    with closing(sqlite3.connect(folder / STUDY_FILE)) as connection, connection:
-        connection.execute(statement)
-
-
 def _put_back(message: object) -> None:
     """Run the command that a message gives."""
     (command,) = re.findall(r"with `(rm -f .*? && cp .*?)`", str(message))
@@ -112,11 +107,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (lambda folder: _patch(folder, lambda data: data.__delitem__(slice(len(data) * 4 // 5, None))), "the file "),
     "schema": (lambda folder: _patch(folder, lambda data: _flip(data, b"CREATE TABLE meta")), "the file "),
     "a column": (lambda folder: _patch(folder, lambda data: _flip(data, b"genome BLOB")), "table trials"),
-    "the version": (lambda folder: _sql(folder, "UPDATE meta SET value = '{' WHERE key = 'schema_version'"), "schema_version"),
-    "no version": (lambda folder: _sql(folder, "DELETE FROM meta WHERE key = 'schema_version'"), r"schema_version \(lost\)"),
-    "a table": (lambda folder: _sql(folder, "DROP TABLE evaluations"), r"table evaluations \(lost"),
-    "settings": (lambda folder: _sql(folder, "DELETE FROM meta WHERE key = 'settings'"), r"settings \(lost\)"),
-    "a setting": (lambda folder: _sql(folder, "UPDATE meta SET value = '1' WHERE key = 'settings'"), "settings is damaged"),
+    "the version": (lambda folder: sql(folder, "UPDATE meta SET value = '{' WHERE key = 'schema_version'"), "schema_version"),
+    "no version": (lambda folder: sql(folder, "DELETE FROM meta WHERE key = 'schema_version'"), r"schema_version \(lost\)"),
+    "a table": (lambda folder: sql(folder, "DROP TABLE evaluations"), r"table evaluations \(lost"),
+    "settings": (lambda folder: sql(folder, "DELETE FROM meta WHERE key = 'settings'"), r"settings \(lost\)"),
+    "a setting": (lambda folder: sql(folder, "UPDATE meta SET value = '1' WHERE key = 'settings'"), "settings is damaged"),
 }
 
 
@@ -135,7 +130,7 @@ def test_one_line_says_what_is_damaged(folder: Path, name: str) -> None:
 
 def test_a_copy_that_is_damaged_too_is_not_offered(folder: Path) -> None:
     """Where the copy is damaged, or none is there, the message says that there is none."""
-    _sql(folder, "UPDATE trials SET fitness = 7 WHERE number = 3")
+    sql(folder, "UPDATE trials SET fitness = 7 WHERE number = 3")
     data = bytearray((folder / BACKUP_FILE).read_bytes())
     data[2 * PAGE : 3 * PAGE] = bytes(PAGE)
     (folder / BACKUP_FILE).write_bytes(data)
@@ -149,7 +144,7 @@ def test_a_damaged_study_does_not_replace_its_copy(folder: Path) -> None:
     """A study that was damaged while a search ran is not copied over the last whole copy, and the search ends."""
     before = (folder / BACKUP_FILE).read_bytes()
     with Study.open(folder) as study:
-        _sql(folder, "UPDATE trials SET fitness = 7 WHERE number = 3")
+        sql(folder, "UPDATE trials SET fitness = 7 WHERE number = 3")
         with pytest.raises(SearchError, match=r"trial ps 3 is damaged; .* with 30 trials"):
             study.backup()
     assert (folder / BACKUP_FILE).read_bytes() == before
@@ -198,7 +193,7 @@ def test_a_copy_goes_on_to_the_same_study(search_config: Config, tmp_path: Path)
 
     whole = run_search(config, tmp_path / "whole", build=False)
     killed(copy, run_search, config, out)
-    _sql(out, "UPDATE trials SET fitness = 7 WHERE number = 1")
+    sql(out, "UPDATE trials SET fitness = 7 WHERE number = 1")
     with pytest.raises(SearchError, match=r"trial ps 1 is damaged; .* with 3 trials") as caught:
         resume_search(out, build=False)
     shutil.copy(tmp_path / log.name, log)
@@ -218,7 +213,7 @@ LOSSES = ["examples", "files:base", "files:source:0", "task"]
 def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search: Path, tmp_path: Path, key: str) -> None:
     """Where it is lost what scores stand on, the study is shown, and does not go on."""
     folder = shutil.copytree(hybrid_search, tmp_path / "study")
-    _sql(folder, f"DELETE FROM meta WHERE key = '{key}'")
+    sql(folder, f"DELETE FROM meta WHERE key = '{key}'")
     with pytest.raises(SearchError, match=rf"{key.replace(':', ' of ', 1)} \(lost\) is damaged"):
         resume_search(folder, build=False)
     assert "trials" in describe_study(folder)
@@ -229,7 +224,7 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder: Path) -> None:
     with Study.open(folder) as study:
         study.set_meta("versions", {"hf-evomerge": "0.0.7"})
         study.set_meta("schema_version", 1)
-    _sql(folder, "DROP TABLE objectives")
+    sql(folder, "DROP TABLE objectives")
     for command in (["show"], ["show", "--check"], ["search"], ["export", "--csv", str(folder / "x.csv")], ["eval"]):
         told = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
         assert (told.exit_code, told.output.count("\n")) == (1, 1)

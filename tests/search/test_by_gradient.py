@@ -21,10 +21,6 @@ from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
 
-class KilledError(Exception):
-    """As if the process had been killed."""
-
-
 @pytest.mark.parametrize("name", BY_GRADIENT)
 def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) -> None:
     """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
@@ -57,9 +53,7 @@ def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> N
     """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
     config = search_config("ps", merge={"groups": groups}, optimize=[GRADIENT])
     result = run_search(config, tmp_path)
-    assert result.winner.merge is not None
     names = result.winner.merge.parameters[0]["weight"]
-    assert isinstance(names, dict)
     assert list(names) == groups or (groups == "tensor" and "model.layers.1.mlp.up_proj.weight" in names)
     assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png"}
     assert "task_arithmetic" in describe_study(tmp_path)
@@ -70,7 +64,6 @@ def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Pat
     """The model on disk of weights and gates that were found together scores what the search said, sums included."""
     config = search_config(**BY_GRADIENT["joint terms"])
     result = run_search(config, tmp_path)
-    assert result.winner.flow is not None
     assert any("+" in hop for hop in result.winner.flow.path)
     built = evaluate_model(str(tmp_path / "model"), config).scores
     assert np.allclose(built.values, result.row("joint").scores.values, atol=1e-4)

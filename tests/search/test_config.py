@@ -86,6 +86,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"optimize": [{}, {}, {}]}, "optimize: ps has 2 steps at most (found 3)"),
         (_by("cma", fitness={"task": "likelihood"}), "optimize: the last step of a space climbs the search's own fitness"),
         (_by("gradient", patience=3), "optimize.0: patience: says nothing to by: gradient; leave it out"),
+        (_by("random", patience=2), "optimize.0: patience: says nothing to by: random; leave it out"),
         (_by("random", batch=8), "optimize.0: batch: says nothing to by: random; leave it out"),
         (_by("sweep", population=8), "optimize.0: population: says nothing to by: sweep; leave it out"),
         ({"sorces": []}, "sorces: no such key; did you mean sources?"),

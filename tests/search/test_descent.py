@@ -53,12 +53,6 @@ def test_it_ends_at_the_best_point_of_the_box() -> None:
     assert all((point >= 0).all() and (point <= 1).all() for point, *_ in asked)
 
 
-def test_the_same_answers_give_the_same_points() -> None:
-    """Told the same, it asks for the same, bit for bit."""
-    first, second = (run(optimizer(start=start(prunable=np.ones(3, dtype=bool)))) for _ in range(2))
-    assert [point.tobytes() for point, *_ in first] == [point.tobytes() for point, *_ in second]
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_it_does_not_end_below_its_start(seed: int) -> None:
     """Gates on a quadratic with a cliff: no step goes on from below it, and what is scored in full last is no worse than the

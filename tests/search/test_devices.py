@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from searches import Config, facts
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
@@ -16,13 +16,10 @@ from hf_evomerge.search.evaluation.devices import admit, device_kind, device_mem
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.memory import device_shares
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import Plan, plan_search
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.runner import ProcessRunner
 from hf_evomerge.search.study.study import Study
-
-Config = Callable[..., SearchConfig]
 
 
 def test_devices_of_a_search(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,8 +42,7 @@ def test_a_search_on_two_devices(search_config: Config, tmp_path: Path) -> None:
     one, two = (search_config(compute={"device": device}) for device in ("cpu", ["cpu", "cpu:0"]))
     run_search(one, tmp_path / "one", build=False)
     run_search(two, tmp_path / "two", build=False)
-    trials = [Study.open(tmp_path / name).trials() for name in ("one", "two")]
-    assert [trial.scores for trial in trials[0]] == [trial.scores for trial in trials[1]]
+    assert facts(tmp_path / "one") == facts(tmp_path / "two")
     assert Study.open(tmp_path / "two").meta("devices") == [device_kind("cpu")]
     with pytest.raises(SearchError, match=r"device: 'toaster' cannot be used here"):
         run_search(search_config(compute={"device": ["cpu", "toaster"]}), tmp_path / "three")

@@ -19,8 +19,6 @@ from hf_evomerge import cli
 from hf_evomerge.checkpoints.compatibility import check_mergeable
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import FitnessError, SearchError, SourceError
-from hf_evomerge.fitness.classification import ClassificationSpec
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.file.config import SearchConfig
@@ -42,11 +40,6 @@ def _drafted(tiny: Path, data: Path, *names: str, base: str | None = "base") -> 
     return parse_yaml(SearchConfig, draft.text, SearchError), draft.text
 
 
-def _fitness(config: SearchConfig) -> LikelihoodSpec:
-    assert isinstance(config.fitness, LikelihoodSpec)
-    return config.fitness
-
-
 def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     """A draft is a quick search for weights over slices that do not overlap, with comments for what comes after it."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
@@ -58,7 +51,7 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     assert config.base is not None
     splits = [(spec.start, spec.count, spec.prompt_field, spec.shuffle_seed) for spec in config.data.values()]
     assert splits == [(0, 128, "question", 0), (128, 200, "question", 0), (328, 400, "question", 0)]
-    assert _fitness(config).separator == " "
+    assert config.fitness.separator == " "
     after = text.split("# After the quick look")[1].replace("\n# ", "\n")
     assert "# task: generation" in text
     assert "merge: {groups: 2} # 2 x 2 weights" in after
@@ -133,15 +126,13 @@ def test_the_separator_follows_the_writing(
 ) -> None:
     """A space where words have spaces between them and the prompt has none at its end; for whole-word tokenizers always."""
     file = tmp_path / "problems.jsonl"
-    text = "".join(
-        json.dumps({**record, "prompt": f"{number} {record['prompt']}"}, ensure_ascii=False) + "\n" for number in range(8)
-    )
-    file.write_text(text, encoding="utf-8")
+    records = ({**record, "prompt": f"{number} {record['prompt']}"} for number in range(8))
+    file.write_text("\n".join(map(json.dumps, records)))
     by_words, _ = _drafted(tiny, file)
-    assert _fitness(by_words).separator == ("" if record["prompt"].endswith("\n") else " ")
+    assert by_words.fitness.separator == ("" if record["prompt"].endswith("\n") else " ")
     monkeypatch.setattr("hf_evomerge.search.file.scaffold._by_words", lambda source: False)
     config, _ = _drafted(tiny, file)
-    assert _fitness(config).separator == separator
+    assert config.fitness.separator == separator
 
 
 def test_chat_templates_are_used_where_all_have_one(tiny_copy: Path, tmp_path: Path) -> None:
@@ -155,7 +146,7 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy: Path, tmp_path: P
         (tiny_copy / name / "chat_template.jinja").write_text("{{ messages[0].content }}")
     config, _ = _drafted(tiny_copy, data)
     assert all(spec.chat and spec.template == "{instruction}\n{input}" for spec in config.data.values())
-    assert (_fitness(config).separator, _fitness(config).normalize) == ("", "token")
+    assert (config.fitness.separator, config.fitness.normalize) == ("", "token")
 
 
 @pytest.fixture
@@ -282,7 +273,6 @@ def test_other_labels_are_scored_through_a_head_each(tmp_path: Path) -> None:
     names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "b", 1, "dark", "light", "grey")]
     records = [{"prompt": "w1", "answer": "dark", "task": "light"}, {"prompt": "w2", "answer": "red", "task": "color"}]
     config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records)).text, SearchError)
-    assert isinstance(config.fitness, ClassificationSpec)
     assert config.fitness.heads == ["color", "light"]
     assert [source.component for source in config.sources] == ["text", "text"]
     assert plan_search(config).dimensions

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from searches import Config, facts
 from watch import killed
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.fitness.likelihood import LikelihoodTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
-
-Config = Callable[..., SearchConfig]
 
 
 class Room:
@@ -30,7 +28,6 @@ class Room:
         self.room, self.asked = room, list[tuple[str, int | None]]()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
-        """The last first."""
         for index, job in reversed(list(enumerate(jobs))):
             is_recipe = isinstance(job.target, Recipe)
             kind = "gradient" if job.slopes else "model" if not is_recipe else "path" if job.target.flow else "merge"
@@ -89,5 +86,4 @@ def test_a_search_with_little_memory(search_config: Config, tmp_path: Path, monk
     memory[0] = 99
     assert resume_search(tmp_path / "little", build=False).winner == small.winner
     assert set(sizes) == {2}
-    trials = [Study.open(tmp_path / name).trials() for name in ("small", "little")]
-    assert [(t.genome.tobytes(), t.scores) for t in trials[0]] == [(t.genome.tobytes(), t.scores) for t in trials[1]]
+    assert facts(tmp_path / "little") == facts(tmp_path / "small")

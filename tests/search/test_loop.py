@@ -46,7 +46,6 @@ def test_a_sweep_finds_the_best_path_of_one_model(kind: str, path: str, tmp_path
         return found if job.batch is None else found[list(job.batch)]
 
     study, result = toy_search(tmp_path, ToyRunner(scores=scores), kind)
-    assert result.winner.flow is not None
     assert str(result.winner.flow.to_path()) == path
     assert result.winner.flow.scales is None
     trials = study.trials("dfs")
@@ -232,6 +231,5 @@ def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path: Path) -> No
     for trial in study.trials("dfs"):
         recipe = study.recipe(trial.recipe_key or "")
         assert recipe.merge == study.recipe(chosen).merge
-        assert recipe.flow is not None
         assert recipe.flow.embedding_source == 2
         assert recipe.flow.path[0] == "2:0"

@@ -18,6 +18,7 @@ import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
 from scenes import marks_of
+from searches import Config, count_trials
 from toy_search import StoppedError
 from warm import COMMAND, Program
 
@@ -45,7 +46,6 @@ from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
 
-Config = Callable[..., SearchConfig]
 EXAMPLES = 6
 NSGA = {"evaluations": 33, "population": 8}
 TOY: dict[str, Any] = {
@@ -66,7 +66,6 @@ class ToyRunner:
         self.stop_after, self.fails, self.count = stop_after, fails, 0
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
-        """Evaluate jobs, the last first."""
         for index, job in reversed(list(enumerate(jobs))):
             if self.count == self.stop_after:
                 raise StoppedError
@@ -200,7 +199,7 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
     whole = ToyRunner()
     study, result = _search(tmp_path / "whole", whole)
     expected = _rows(study)
-    for stop in (0, 1, 2, 7, 8, 9, 30, whole.count - 2):
+    for stop in (0, 1, 8, 9, whole.count - 2):
         with pytest.raises(StoppedError):
             _search(tmp_path / str(stop), ToyRunner(stop_after=stop))
         again, resumed = _search(tmp_path / str(stop), ToyRunner())
@@ -285,14 +284,11 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     config = validate(SearchConfig, settings, SearchError)
     config.save(tmp_path / "given.yaml")
     search = Program(COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path)
-    deadline, database = time.monotonic() + 300, tmp_path / "killed" / "study.db"
-    count = 0
+    deadline, count = time.monotonic() + 300, 0
     while count < 7 and time.monotonic() < deadline:
         assert search.poll() is None
         time.sleep(0.01)
-        if database.exists():
-            with closing(sqlite3.connect(database)) as connection:
-                count = connection.execute("SELECT count(*) FROM trials").fetchone()[0]
+        count = count_trials(tmp_path / "killed")
     search.kill()
     search.wait()
     assert 7 <= count < 18

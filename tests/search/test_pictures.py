@@ -26,7 +26,6 @@ class _Trials:
         self._trials = trials
 
     def trials(self, stage: str) -> list[Trial]:
-        """The trials of a stage."""
         return [trial for trial in self._trials if trial.stage == stage]
 
 

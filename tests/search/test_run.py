@@ -196,7 +196,6 @@ def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config:
     assert {answer.model for answer in exported} <= named
     mine = [answer for answer in exported if (answer.model, answer.split) == ("a", "test")]
     assert [answer.answer for answer in mine] == scores.outputs
-    assert scores.truncated is not None
     assert [answer.truncated for answer in mine] == scores.truncated.tolist()
     assert mine[0].expected == evaluator.tasks.examples("test")[0].answer
     assert export_answers(tmp_path, tmp_path / "answers.jsonl") == len(exported)

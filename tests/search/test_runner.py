@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 import warm
 from killing import EXAMPLES, FailingTask, KillingTask, harmless_jobs
-from searches import facts
+from searches import Config, facts
 from slowly import slow_beyond
 
 from hf_evomerge.errors import FitnessError, MachineError, SearchError, is_of_machine
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import GateSlopes, JointSlopes, WeightSlopes
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
@@ -34,7 +33,7 @@ from hf_evomerge.search.runners.workers import TICK, MachineLostError, Worker
 from hf_evomerge.search.study.study import Study
 
 
-def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patient_runner_starts_what_pays(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody says how many, a second process is started only once the first has been at work for some time."""
     begun: list[Worker] = []
 
@@ -70,7 +69,7 @@ def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:
 
 
 @pytest.fixture(scope="module")
-def process_runner(search_config: Callable[..., SearchConfig]) -> Iterator[ProcessRunner]:
+def process_runner(search_config: Config) -> Iterator[ProcessRunner]:
     """Two workers with the killing task; starting one takes seconds, so the tests share them. Closing ends them."""
     runner = ProcessRunner(search_config(), 2, task_factory=KillingTask, examples={"search": EXAMPLES})
     yield runner
@@ -78,7 +77,7 @@ def process_runner(search_config: Callable[..., SearchConfig]) -> Iterator[Proce
     assert not multiprocessing.active_children()
 
 
-def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]) -> None:
+def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: Config) -> None:
     """Two workers give what this process gives; a job that kills its worker fails alone."""
     config = search_config()
     local = LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES}))
@@ -100,7 +99,7 @@ def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is watched on Linux")
 def test_what_exceeds_a_limit_fails_alone(
-    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+    process_runner: ProcessRunner, search_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that sleeps, is stopped or takes too much memory fails in one line, its worker is replaced, the others score."""
     config = search_config()
@@ -122,7 +121,7 @@ def test_what_exceeds_a_limit_fails_alone(
     assert 2 <= scores[1].seconds <= 2 + 4 * TICK  # no look at it counts for more
 
 
-def test_a_default_limit_grows_with_the_work(search_config: Callable[..., SearchConfig]) -> None:
+def test_a_default_limit_grows_with_the_work(search_config: Config) -> None:
     """Without limits.seconds a candidate may take ten times a parent's time, for each example, hop and pass."""
     parents: list[Scores | None] = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
     config = search_config()
@@ -151,7 +150,7 @@ def test_a_default_limit_grows_with_the_work(search_config: Callable[..., Search
 
 
 def test_time_in_which_everything_stood_still_does_not_count(
-    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+    process_runner: ProcessRunner, search_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this process is stopped as well, as by Ctrl-Z, a job is not given up for it."""
     worker = process_runner.workers[0]
@@ -166,22 +165,15 @@ def test_time_in_which_everything_stood_still_does_not_count(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(
-    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]
-) -> None:
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner: ProcessRunner, search_config: Config) -> None:
     """A worker that the kernel kills before it is ready is replaced, and its job is run again."""
     process_runner.workers[0].end()
     scores = process_runner.run(harmless_jobs(search_config())[:1])
-    Timer(0.1, lambda: [process.kill() for process in _starting(process_runner)]).start()
+    Timer(0.1, lambda: [each._process.kill() for each in process_runner.workers if each._process and not each._ready]).start()
     assert [found.error for _, found in scores] == [None]
 
 
-def _starting(runner: ProcessRunner) -> list[Any]:
-    """The processes of workers that are not ready."""
-    return [worker._process for worker in runner.workers if worker._process is not None and not worker._ready]
-
-
-def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..., SearchConfig]) -> None:
+def test_a_worker_that_does_not_start_ends_the_search(search_config: Config) -> None:
     """A task that cannot be sent to a worker, and a source that is gone, are one line and no failed evaluation."""
     config = search_config()
     with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
@@ -193,7 +185,7 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..
 
 @pytest.mark.parametrize("workers", slow_beyond([0], [0, 1]))
 def test_what_the_machine_does_is_no_failure_of_a_candidate(
-    search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """On a full disk a candidate is tried again; if it stays full the search ends, nothing is stored, and a resume has all."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
@@ -249,7 +241,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("sent", slow_beyond([False], [True, False]))
 def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
-    search_config: Callable[..., SearchConfig], tmp_path: Path, sent: bool
+    search_config: Config, tmp_path: Path, sent: bool
 ) -> None:
     """A trial that ends the only process ends the search once; then it is tried in a worker, or once more, and has failed."""
     search_config().save(tmp_path / "search.yaml")
@@ -270,7 +262,7 @@ def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
     assert study.meta("begun") == {}
 
 
-def test_a_gradient_in_parts(search_config: Callable[..., SearchConfig]) -> None:
+def test_a_gradient_in_parts(search_config: Config) -> None:
     """The parts' scores and gradient are the whole's but for rounding, and the same bits in whatever order they come."""
     config = search_config()
     evaluator = Evaluator(config, examples={"search": EXAMPLES})
@@ -302,13 +294,11 @@ class Pretended:
         self.runner, self.index, self.size, self.at = runner, None, 0, 0
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
-        """Take a job."""
         self.index, self.size = index, len(job.batch)
         self.at = self.runner.clock + self.size
         self.runner.begun.append(self.size)
 
     def look(self) -> Scores | None:
-        """Its scores when it is time, unless the machine is lost."""
         if self.runner.clock < self.at:
             return None
         self.index = None
@@ -318,7 +308,6 @@ class Pretended:
         return Scores([float(self.size)])
 
     def end(self) -> None:
-        """Forget the job."""
         self.index = None
 
 
@@ -330,12 +319,11 @@ class Moments(PoolRunner[Pretended]):
         self.workers, self.lost, self.begun, self.clock = [Pretended(self) for _ in range(2)], Counter(lost), [], 0
 
     def wait(self, busy: Sequence[Pretended]) -> Sequence[Pretended]:
-        """A moment."""
         self.clock += 1
         return busy
 
 
-def test_jobs_of_lost_machines_are_run_again(search_config: Callable[..., SearchConfig]) -> None:
+def test_jobs_of_lost_machines_are_run_again(search_config: Config) -> None:
     """A job whose machine is lost is the next one that is run; where it is lost again and again, it has failed."""
     config = search_config()
     limits = Limits(config.compute.limits, examples={"search": 9}, layers=2, parents=lambda: [])
@@ -351,7 +339,7 @@ def test_jobs_of_lost_machines_are_run_again(search_config: Callable[..., Search
     assert runner.begun.count(3) == 2 * (MOVES + 1)
 
 
-def test_a_local_runner_keeps_the_order(search_config: Callable[..., SearchConfig]) -> None:
+def test_a_local_runner_keeps_the_order(search_config: Config) -> None:
     """In this process jobs are evaluated one after the other, each only when its scores are asked for."""
 
     class Recording:
@@ -370,18 +358,14 @@ def test_a_local_runner_keeps_the_order(search_config: Callable[..., SearchConfi
     assert evaluator.seen == [("test", (number,)) for number in range(3)]
 
 
-def test_a_script_without_a_main_guard_is_told_so(
-    search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_script_without_a_main_guard_is_told_so(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that, importing the user's script, would start workers itself says what the script lacks."""
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(SearchError, match="__main__"):
         ProcessRunner(search_config(), 2)
 
 
-def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(
-    search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system has no room for another process, it is asked once more; its error is seen, and closing is quiet."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
 

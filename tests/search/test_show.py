@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Figures
@@ -49,17 +48,14 @@ def test_a_study(study: Study) -> None:
     """A study is shown stage by stage: how many trials, the best of them with standard errors, and the first failure."""
     lines = describe_study(study.folder, 5).splitlines()
     assert lines[0] == "hybrid search over a, b"
-    assert "ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before" in lines
     assert "dfs (data flow space): 1 trials, 0 failed, 0 with a recipe seen before" in lines
-    best = lines[lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before") + 2]
+    stage = lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before")
+    best = lines[stage + 2]
     assert best.split()[:8] == ["1", "0", "3.000", "±", "1.000", "1.000", "±", "0.000"]
     assert best.endswith("linear: a weight 0.2, b weight 1")
-    assert lines[lines.index(best) - 1].split()[:3] == ["trial", "gen", "fitness"]
+    assert lines[stage + 1].split()[:3] == ["trial", "gen", "fitness"]
     assert "fitness: nats per answer" in lines
-    assert "the first failure, trial 3: no memory" in lines
-    assert lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before") < lines.index(
-        "the first failure, trial 3: no memory"
-    )
+    assert lines.index("the first failure, trial 3: no memory") > stage
     assert lines[-2].split()[:4] == ["0", "0", "1.500", "±"]
     assert lines[-2].endswith("0:0, 0:1, 0:2, 0:3, 1:2 (scale 0.5)")
     assert max(map(len, lines)) <= 80
@@ -98,11 +94,9 @@ def test_a_recipe_in_one_line() -> None:
 
 
 def test_an_empty_study(tmp_path: Path) -> None:
-    """A study that has only begun is shown without trials, and a folder without a study is refused."""
+    """A study that has only begun is shown without trials."""
     Study.create(tmp_path / "new", {**SETTINGS, "space": "ps"}).close()
     assert describe_study(tmp_path / "new").startswith("ps search over a, b")
-    with pytest.raises(SearchError, match=r"no study\.db here"):
-        describe_study(tmp_path)
 
 
 def test_the_table_of_results() -> None:

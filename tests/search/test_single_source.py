@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from searches import Config
 
 from hf_evomerge.building.folded import fold
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
-Config = Callable[..., SearchConfig]
 GRADIENT = {"by": "gradient", "evaluations": 6}
-
-
 PRUNE = {"kind": "prune", "layers": 1}
 SWEEP = {"by": "sweep", "evaluations": 6}
 
@@ -45,13 +41,11 @@ def test_one_model(path: Any, steps: Any, hops: set[int], tiny: Path, search_con
     config = search_config("dfs", **_settings(tiny, path, *steps), compare={"baselines": baselines})
     assert [phase.name for phase in plan_search(config).phases][-1] == "test"
     result = run_search(config, tmp_path / "out", build=path == PRUNE)
-    assert result.winner.flow is not None
     assert len(result.winner.flow.path) in hops
     assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "temperature", "dfs", *baselines[1:]]
     study = Study.open(tmp_path / "out")
     for trial in study.trials():
         flow = study.recipe(trial.recipe_key or "").flow
-        assert flow is not None
         assert len(flow.path) in hops or trial.stage == "random" or trial.scores.values.size < 5
     if path == PRUNE:
         from transformers import AutoModelForCausalLM

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from classes import random_class
+from classes import edit_json, random_class
 from safetensors.torch import load_file, save_file
+from searches import Config, Settings
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -26,7 +26,6 @@ from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
-Config = Callable[..., SearchConfig]
 OWN = """
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,10 +41,6 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-def _edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 def _hf(*words: object) -> tuple[int, str]:
     """A command's status, and its last line."""
     result = CliRunner().invoke(app, [str(word) for word in words])
@@ -59,7 +54,7 @@ def brings_code(tiny: Path, tmp_path: Path) -> Path:
     for name in ("a", "b", "base"):
         (folder / name / "own.py").write_text(OWN.format(log=str(tmp_path / "ran")))
         code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-        _edit(folder / name / "config.json", model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
+        edit_json(folder / name / "config.json", model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
     return folder
 
 
@@ -96,7 +91,7 @@ def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_
     assert _hf(*diff, trust)[0] == 0
 
 
-def test_no_file_can_consent(search_settings: Callable[..., dict[str, Any]]) -> None:
+def test_no_file_can_consent(search_settings: Settings) -> None:
     """Consent to foreign code is no key of a search file."""
     with pytest.raises(SearchError, match="trust_remote_code: no such key"):
         validate(SearchConfig, search_settings(trust_remote_code=True), SearchError)
@@ -158,7 +153,7 @@ def test_vocabularies_that_cannot_be(more: dict[str, Any], message: str, search_
 def _doubtful(folder: Path) -> None:
     """Another rope, another norm, two tokens swapped, and weights that are no fine-tune of the base's."""
     file = folder / "b" / "config.json"
-    _edit(file, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
+    edit_json(file, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
     file = folder / "b" / "tokenizer.json"
     data = json.loads(file.read_text())
     words = data["model"]["vocab"]
@@ -191,7 +186,7 @@ def test_what_is_doubtful_is_said(tiny: Path, tmp_path: Path, search_config: Con
 def test_a_model_without_a_head(tiny: Path, search_config: Config, tmp_path: Path) -> None:
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
-    _edit(folder / "b" / "config.json", architectures=["LlamaModel"])
+    edit_json(folder / "b" / "config.json", architectures=["LlamaModel"])
     with pytest.raises(EvoMergeError, match=r"b: LlamaModel \(model type 'llama'\) is no model that the task"):
         evaluate_model(str(folder / "b"), search_config("ps"), split="search")
 

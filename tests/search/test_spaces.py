@@ -14,7 +14,7 @@ from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.spaces.flow import FlowSpace, JointSpace
+from hf_evomerge.search.spaces.flow import FlowSpace
 from hf_evomerge.search.spaces.parameter import ParameterSpace
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
@@ -31,9 +31,7 @@ def _config(sources: int = 2, **more: Any) -> SearchConfig:
 
 
 def _merge(space: ParameterSpace, genome: Any) -> MergePart:
-    merge = space.decode(np.asarray(genome, dtype=float)).merge
-    assert merge is not None
-    return merge
+    return space.decode(np.asarray(genome, dtype=float)).merge
 
 
 def test_paper_setting_has_six_numbers() -> None:
@@ -68,20 +66,13 @@ def test_dimension_follows_the_groups(granularity: dict[str, Any], groups: int) 
     check_part(_merge(space, space.start().mean), sources=3, has_base=True, layer_count=32)
 
 
-def test_the_mean_is_the_start() -> None:
-    """Decoding the first mean gives each parameter's start value, or the middle of its range."""
+def test_a_range_is_begun_at_its_start_and_kept() -> None:
+    """The first mean decodes to each parameter's start, or the middle of its range; the bounds to its low and high."""
     parameters = {"weight": {"low": -1, "high": 3, "start": 0.5}, "density": {"low": 0.2, "high": 0.8}}
     space = ParameterSpace(_config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4)
     start = space.start()
     assert _merge(space, start.mean).parameters == [{"weight": 0.5, "density": 0.5}] * 2
     assert start.sigma == pytest.approx(1 / 6)
-
-
-def test_bounds_are_low_and_high() -> None:
-    """The lower and upper bound of every coordinate decode to the range's low and high."""
-    parameters = {"weight": {"low": -1, "high": 3}, "density": {"low": 0.2, "high": 0.8}}
-    space = ParameterSpace(_config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4)
-    start = space.start()
     assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 4, [1.0] * 4)
     assert _merge(space, start.lower).parameters == [{"weight": -1.0, "density": 0.2}] * 2
     assert _merge(space, start.upper).parameters == [{"weight": 3.0, "density": pytest.approx(0.8)}] * 2
@@ -237,7 +228,6 @@ def test_flow_space_begins_at_a() -> None:
     config = _config(space="dfs", path={"kind": "gates", "order": [1, 0], "repetitions": 2})
     space = FlowSpace(config, [4, 3])
     flow = space.decode(space.start().mean).flow
-    assert flow is not None
     assert flow.path == LayerPath.identity(3, source=1).as_text()
     assert (flow.scales, flow.embedding_source, flow.scale_target) == (None, 1, "stream")
     assert space.start().sigma == 0.2
@@ -253,7 +243,6 @@ def test_flow_space_passes_its_settings_on() -> None:
     assert start.mean[:2].tolist() == [0.6, 0.6]
     assert (start.lower[12:].tolist(), start.upper[12:].tolist()) == ([-0.5] * 12, [1.0] * 12)
     flow = space.decode(np.concatenate([np.full(12, 1.0), np.full(12, 0.25)])).flow
-    assert flow is not None
     assert (len(flow.path), flow.scales, flow.scale_target) == (4, [1.25] * 4, "mlp_delta")
 
 
@@ -263,7 +252,6 @@ def test_after_a_merge_the_merged_model_comes_first() -> None:
     space = FlowSpace(_config(space="hybrid"), [4, 4, 4], merge)
     recipe = space.decode(space.start().mean)
     assert recipe.merge == merge
-    assert recipe.flow is not None
     assert recipe.flow.path == ["2:0", "2:1", "2:2", "2:3"]
     assert recipe.flow.embedding_source == 2
     assert len(space.genome.layout) == 24
@@ -284,12 +272,9 @@ def test_a_joint_space_is_weights_then_gates() -> None:
     assert start.mean.tolist() == [0.5] * 2 + gates
     assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 14, [1.0] * 2 + [np.inf] * 12)
     assert start.rates is not None
-    assert start.prunable is not None
     assert (start.sigma * start.rates).tolist() == pytest.approx([0.04] * 2 + [0.03] * 12)
     assert start.prunable.tolist() == [False] * 2 + [True] * 12
     recipe = space.decode(np.array([0.1, 0.4] + [1.0] * 4 + [0.0] * 7 + [0.5]))
-    assert recipe.merge is not None
-    assert recipe.flow is not None
     assert recipe.merge.parameters == [{"weight": 0.2}, {"weight": 0.8}]
     assert (recipe.flow.path, recipe.flow.scales) == (["2:0", "2:1", "2:2", "2:3", "1:3"], [1.0] * 4 + [2.0])
 
@@ -298,7 +283,6 @@ def test_what_a_joint_gradient_costs() -> None:
     """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
     config = _config(space="joint", merge={"groups": "model"})
     space = make_space(config, config.stages[0], SourceSummary([4, 4]))
-    assert isinstance(space, JointSpace)
     slots = np.array([source for source, _ in space.gates.genome.layout.slots])
     every = np.ones(26, dtype=np.bool_)
     assert space.price(every) == 2 * 3 + 4 * 2
@@ -309,7 +293,6 @@ def test_what_a_joint_gradient_costs() -> None:
 def test_uniform_average() -> None:
     """The plain average gives every source the same weight and normalises, whatever the search evolves."""
     recipe = uniform_average(_config(3))
-    assert recipe.merge is not None
     assert recipe.merge.method == "linear"
     assert recipe.merge.parameters == [{"weight": 1.0}] * 3
     method = check_part(recipe.merge, sources=3, has_base=True)

@@ -115,13 +115,11 @@ def test_evaluations_by_label_and_split(study: Study) -> None:
     """Scores are found under their label and their split only; a failed evaluation has its message and time."""
     study.add_evaluation("base", "test", Scores([0.25], correct=[True], seconds=2.0))
     found = study.evaluation("base", "test")
-    assert found is not None
     assert (found.mean, found.accuracy, found.seconds) == (0.25, 1.0, 2.0)
     assert study.evaluation("base", "validation") is None
     assert study.evaluation("source:0", "test") is None
     study.add_evaluation("k0", "test", Scores.failed("out of memory", 1.5))
     failed = study.evaluation("k0", "test")
-    assert failed is not None
     assert (failed.error, failed.seconds) == ("out of memory", 1.5)
 
 
@@ -203,7 +201,6 @@ def test_survives_being_killed(study: Study) -> None:
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(study.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
-        assert writer.stdout is not None
         first = int(writer.stdout.readline())
         time.sleep(pause)
         os.kill(writer.pid, signal.SIGKILL)

@@ -78,7 +78,6 @@ def test_the_best_parent_with_a_temperature(tmp_path: Path, search_config: Confi
     ref, fitness = evaluator.config.parents[parent], evaluator.config.fitness.at_temperature(float(temperature))
     assert evaluator.evaluate(ref, "test", fitness=fitness) == row.scores
     tuned = evaluator.evaluate(ref, fitness=fitness).mean
-    assert tuned is not None
     assert all(tuned > (scores.mean or 0) - 1e-3 for scores in searched.values() if scores is not None)
     assert row.scores.accuracy == next(each.scores.accuracy for each in result.rows if each.label == parent)
     assert any(f" {name} at temperature {temperature}, " in sentence for sentence in result.verdict)

@@ -70,8 +70,9 @@ def test_a_search_by_terms(space: str, more: Given, search_config: Config, terms
     assert row.scores.accuracy is not None
     assert "agreement" in str(result)
 
-    run_search(config, tmp_path / "workers", workers=2, build=False)
-    assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
+    if space == "dfs":  # workers take long to start
+        run_search(config, tmp_path / "workers", workers=2, build=False)
+        assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -96,7 +97,6 @@ def test_agreement_with_the_base_is_an_objective(search_config: Config, agreemen
     config = search_config(objectives=objectives)
     run_search(config, tmp_path, build=False)
     scores = Study.open(tmp_path).evaluation("base", "search")
-    assert scores is not None
     assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from searches import Config
 from watch import killed
 
 from hf_evomerge.errors import SearchError
@@ -15,8 +16,6 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
-
-Config = Callable[..., SearchConfig]
 
 
 class Fake(ModuleType):
@@ -27,23 +26,18 @@ class Fake(ModuleType):
         self.calls: list[tuple[str, Any]] = []
 
     def init(self, **given: Any) -> None:
-        """Open a run."""
         self.calls.append(("init", given))
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Log."""
         self.calls.append(("log", (step, values)))
 
     def finish(self) -> None:
-        """Close the run."""
         self.calls.append(("finish", None))
 
     def Image(self, file: str) -> tuple[str, bytes]:  # noqa: N802
-        """A picture."""
         return "image", Path(file).read_bytes()[:4]
 
     def Table(self, columns: list[str], data: list[list[Any]]) -> tuple[str, list[list[Any]]]:  # noqa: N802
-        """A table."""
         return "table", [columns, *data]
 
 

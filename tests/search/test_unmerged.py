@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classes import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from searches import GRADIENT, Config, facts
+from slowly import slow_beyond
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.errors import EvoMergeError
@@ -79,8 +80,7 @@ def test_many_adapters_are_ordered_by_their_slopes(adapters: dict[str, Any], sea
     sources = [first]
     for number in range(4):  # the second adapter, with other lengths
         folder = shutil.copytree(second["adapter"], tmp_path / f"copy{number}")
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        (folder / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 8 + number}))
+        edit_json(folder / "adapter_config.json", lora_alpha=8 + number)
         sources.append({**second, "adapter": str(folder)})
     config = search_config(**{**ROWS, **adapters, "sources": sources})
     evaluator = Evaluator(config)
@@ -98,7 +98,7 @@ def test_many_adapters_are_ordered_by_their_slopes(adapters: dict[str, Any], sea
     assert not any(note.startswith("slope") for note in plan_search(search_config(**{**ROWS, **adapters})).notes)
 
 
-@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+@pytest.mark.parametrize("kind", slow_beyond(["8bit"], ["8bit", "4bit"]))
 def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
     """Every score is one on the quantised base, as peft has it there; two workers give the same study."""
     config = search_config(**{**ROWS, **adapters}, compute={"quantization": kind})
@@ -131,21 +131,17 @@ def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Co
         ({"merge": {"method": "ties"}, "optimize": []}, "quantization: ties is not the sum"),
         ({"compare": {"baselines": ["lora"]}}, "baselines: lora fine-tunes whole models"),
         ({"compute": {"device": ["cpu", "cpu"], "devices_per_model": 2}}, "devices_per_model: a quantised base"),
+        (
+            {"merge": {"method": "ties"}, "optimize": [{}], "compute": {"unmerged": True, "quantization": None}},
+            "unmerged: ties is not the sum of weighted task vectors",
+        ),
     ],
 )
-def test_a_quantised_base_is_refused(
+def test_what_needs_merged_weights_is_refused(
     settings: dict[str, Any], line: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path
 ) -> None:
-    """A search that needs the base whole is refused before anything is evaluated."""
-    compute = {**settings.get("compute", {}), "quantization": "4bit"}
+    """A search whose base is quantised, or whose adapters are to stay unmerged, and cannot, is refused before it begins."""
+    compute = {"quantization": "4bit", **settings.get("compute", {})}
     with pytest.raises(EvoMergeError, match=line):
         run_search(search_config(**{**ROWS, **adapters, **settings, "compute": compute}), tmp_path)
-    assert not (tmp_path / "study.db").exists()
-
-
-def test_unmerged_where_it_cannot_be(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
-    """A search that is told to leave adapters unmerged, and cannot, says why before anything is evaluated."""
-    config = search_config(**adapters, merge={"method": "ties"}, compute={"unmerged": True})
-    with pytest.raises(EvoMergeError, match="unmerged: ties is not the sum of weighted task vectors"):
-        run_search(config, tmp_path)
     assert not (tmp_path / "study.db").exists()
