@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from words import word_tokenizer
 
-from hf_evomerge.fitness import Example, Scores
+from hf_evomerge.fitness import Example, Scores, make_task, parse_task
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "1", "2", "18", "答え", "は"]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -40,12 +40,7 @@ def _one_thread() -> Any:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word."""
-    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
+    return word_tokenizer(SPECIAL + WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +67,13 @@ def broken_model() -> LlamaForCausalLM:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
     return model
+
+
+def prepared(task: str, examples: list[Example], tokenizer: Any, **settings: Any) -> Any:
+    """A task on examples."""
+    made = make_task(parse_task({"task": task, **settings}))
+    made.prepare(examples, tokenizer)
+    return made
 
 
 def check_gradient(task: Any, model: Any, parameter: torch.nn.Parameter, *, step: float = 1e-3, rel: float = 0.02) -> Scores:

@@ -46,18 +46,12 @@ def plain(parent: Any, model: Any, ids: list[int], first: int, temperature: floa
 def test_is_the_divergence_at_every_position_of_the_answer(
     model: LlamaForCausalLM, parent: LlamaForCausalLM, owned: list[Example], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """The score is -T^2 KL, the mean over the answer's positions and the one of its end; padding changes nothing."""
+    """The score is -T^2 KL, the mean over the answer's positions and its end, in any padding; a source scores 0."""
     scores = make(parent, tokenizer, owned, batch_size=5, temperature=2.0).evaluate(model)
     for value, example in zip(scores.values, owned, strict=True):
         prompt, answer = (tokenizer(text)["input_ids"] for text in (example.prompt, example.answer))
         assert value == pytest.approx(plain(parent, model, prompt + answer, len(prompt) - 1, 2.0), rel=1e-4)
     assert scores.correct is None
-
-
-def test_the_source_agrees_with_itself(
-    parent: LlamaForCausalLM, owned: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """Nothing scores above 0, which is what the source itself scores."""
     assert make(parent, tokenizer, owned).evaluate(parent).values == pytest.approx(0, abs=1e-5)
 
 
@@ -143,18 +137,14 @@ def test_refuses_examples(
     assert str(caught.value).startswith(message)
 
 
-def test_refuses_other_tokens(parent: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Probabilities are compared between models of the same tokens only."""
+def test_refuses_sources(parent: LlamaForCausalLM, broken_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Models of other tokens are not compared, and a source whose logits are no numbers is named."""
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
     other.add_tokens(["more"])
     task = AgreementTask(AgreementSpec(source="parent"))
     task.references = {"parent": Reference("parent", lambda: other, lambda: parent)}
     with pytest.raises(FitnessError, match="agreement: parent has other tokens than the models that are scored"):
         task.prepare([Example("one", "two", "e")], tokenizer)
-
-
-def test_refuses_a_broken_source(broken_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A source whose logits are no numbers is named, rather than the model that is scored."""
     task = make(broken_model, tokenizer, [Example("one", "two", "e", source="parent")])
     with pytest.raises(FitnessError, match="agreement: parent: the model's logits are not finite: e"):
         task.evaluate(broken_model)

@@ -7,7 +7,7 @@ import pytest
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import GenerationSpec, answers
-from hf_evomerge.fitness.answers import LanguageCheck, cut_at_stops, language_probability
+from hf_evomerge.fitness.answers import LanguageCheck, language_probability
 from hf_evomerge.fitness.generation import is_right
 from hf_evomerge.recipes.strict_yaml import validate
 
@@ -70,12 +70,6 @@ def test_wrong_options(keys: dict[str, Any], complaint: str) -> None:
         spec(**keys)
 
 
-def test_stops() -> None:
-    """A response ends before the first stop string in it, whichever that is."""
-    assert cut_at_stops("18\nResponse: Instruction", ["Instruction", "Response"]) == "18\n"
-    assert cut_at_stops("18", ["Instruction"]) == "18"
-
-
 def test_language() -> None:
     """A Japanese response is Japanese whatever digits are in it, an English one is not, and an empty one is in no language."""
     japanese, english = LanguageCheck(code="ja"), LanguageCheck(code="en")
@@ -106,12 +100,6 @@ def test_short_answers_are_judged_by_their_script(text: str, codes: str, others:
     assert [code for code in codes.split() if not LanguageCheck(code=code).holds(text)] == []
     assert [code for code in others.split() if LanguageCheck(code=code).holds(text)] == []
     assert not LanguageCheck(code="ja").holds("**18**", as_paper=True)
-
-
-def test_unknown_language() -> None:
-    """A code that the language model does not know is refused, rather than every response."""
-    with pytest.raises(FitnessError, match=r"'jp' is not a language .* it knows af, .* ja, "):
-        language_probability("", "jp")
 
 
 def test_language_model_absent(monkeypatch: pytest.MonkeyPatch) -> None:

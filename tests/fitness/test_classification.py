@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from classes import CLASSES, random_class
+from classes import CLASSES, edit_json, random_class
 from PIL import Image
 from searches import Config
 from transformers import BertConfig, BertForPreTraining, ViTForImageClassification, ViTImageProcessor
@@ -19,29 +20,23 @@ from vlms import tokenizer as words
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task, parse_task
+from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 
-from .conftest import check_gradient
+from .conftest import check_gradient, prepared
 
 STEP = {"by": "gradient", "evaluations": 9}
-
-
-def task_of(**settings: Any) -> Any:
-    """The task, unprepared."""
-    return make_task(parse_task({"task": "classification", **settings}))
 
 
 def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer: Any) -> None:
     """In padded batches as one by one; labels by name or number; right where the label is the most probable."""
     model = random_class("bert", 0)
     examples = [Example("one two three", "red", "a"), Example("four", "2", "b"), Example("five six", "green", "c")]
-    task = task_of(batch_size=2)
-    task.prepare(examples, tokenizer)
+    task = prepared("classification", examples, tokenizer, batch_size=2)
     scores = task.evaluate(model)
     for example, label, value, right in zip(examples, (0, 2, 1), scores.values, list(scores.correct), strict=True):
         with torch.inference_mode():
@@ -49,8 +44,7 @@ def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer: Any) ->
         assert value == pytest.approx(float(logits[label]), abs=1e-5)
         assert right == (int(logits.argmax()) == label)
     assert isinstance(task, DifferentiableTask)
-    accuracy = task_of(score="accuracy")
-    accuracy.prepare(examples, tokenizer)
+    accuracy = prepared("classification", examples, tokenizer, score="accuracy")
     assert list(accuracy.evaluate(model).values) == [float(right) for right in list(scores.correct)]
     with pytest.raises(FitnessError, match="accuracy has no gradient"):
         accuracy.backward(model)
@@ -62,9 +56,8 @@ def test_labels_of_one_name_are_one_class(tokenizer: Any) -> None:
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([0.3, 0.4, 0.3]).log())
-    task = task_of()
-    task.prepare([Example("one", "warm", "a"), Example("two", "cold", "b"), Example("three", "0", "c")], tokenizer)
-    scores = task.evaluate(model)
+    examples = [Example("one", "warm", "a"), Example("two", "cold", "b"), Example("three", "0", "c")]
+    scores = prepared("classification", examples, tokenizer).evaluate(model)
     assert scores.values.tolist() == pytest.approx([math.log(0.6), math.log(0.4), math.log(0.6)], abs=1e-6)
     assert list(scores.correct) == [True, False, True]
     assert list(scores.outputs) == ["warm"] * 3
@@ -73,10 +66,10 @@ def test_labels_of_one_name_are_one_class(tokenizer: Any) -> None:
 def test_a_classifier_is_fine_tuned(tokenizer: Any) -> None:
     """LoRA raises the score of a model that writes nothing, its head included."""
     model, examples = random_class("bert", 0), [Example("one two", "red", "a"), Example("four", "blue", "b")]
-    task = task_of()
-    task.prepare(examples, tokenizer)
+    task = prepared("classification", examples, tokenizer)
     before = task.evaluate(model).mean
-    tuned = fine_tune(model.requires_grad_(False), task_of, examples, tokenizer, Lora(1e-2, steps=20, batch=2))
+    make = partial(make_task, task.spec)
+    tuned = fine_tune(model.requires_grad_(False), make, examples, tokenizer, Lora(1e-2, steps=20, batch=2))
     assert task.evaluate(tuned).mean > before
     assert any("classifier" in name for name, parameter in tuned.named_parameters() if parameter.requires_grad)
 
@@ -84,15 +77,13 @@ def test_a_classifier_is_fine_tuned(tokenizer: Any) -> None:
 def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
     """Along one direction of the head it is the slope of the mean."""
     model: Any = random_class("bert", 0)
-    task = task_of(batch_size=2)
-    task.prepare([Example("one two", "red", "a"), Example("four", "blue", "b"), Example("five", "blue", "c")], tokenizer)
-    check_gradient(task, model, model.classifier.weight)
+    examples = [Example("one two", "red", "a"), Example("four", "blue", "b"), Example("five", "blue", "c")]
+    check_gradient(prepared("classification", examples, tokenizer, batch_size=2), model, model.classifier.weight)
 
 
 def test_labels_and_heads_that_are_not_there_are_refused(tokenizer: Any, model: Any) -> None:
     """An answer that is no label, and a model that gives no logits of labels."""
-    task = task_of()
-    task.prepare([Example("one", "yellow", "a")], tokenizer)
+    task = prepared("classification", [Example("one", "yellow", "a")], tokenizer)
     with pytest.raises(FitnessError, match="a: the model has no label 'yellow'; it has red, green, blue"):
         task.evaluate(random_class("bert", 0))
     task.prepare([Example("one", "0", "a")], tokenizer)
@@ -117,8 +108,8 @@ def test_a_search_over_classifiers_of_pictures(tmp_path: Path, search_config: Co
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     winner = next(row for row in rows if row["winner"])
     built = tmp_path / "out" / "model"
-    task = task_of()
-    task.prepare(load_examples(DataSpec(**data, start=3)), SeeingTokenizer(ViTImageProcessor.from_pretrained(built)))
+    sees = SeeingTokenizer(ViTImageProcessor.from_pretrained(built))
+    task = prepared("classification", load_examples(DataSpec(**data, start=3)), sees)
     assert task.evaluate(ViTForImageClassification.from_pretrained(built)).mean == pytest.approx(winner["fitness"], abs=1e-5)
 
 
@@ -161,15 +152,13 @@ def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path, heade
     data = DataSpec(jsonl=str(two_heads / "data.jsonl"), image_field="picture", head_field="task", start=4)
     total = 0.0
     for number, head in enumerate(("color", "light")):
-        assert recipe.merge is not None
         order = [number, 1 - number]
         changes = {"sources": order, "parameters": [recipe.merge.parameters[i] for i in order]}
         built = recipe.model_copy(update={"merge": recipe.merge.model_copy(update=changes)})
         model = ViTForImageClassification.from_pretrained(build_model(built, two_heads / head, progress=False))
         assert model.config.id2label[1] == ("green", "light")[number]
-        task = task_of()
         own = [dataclasses.replace(example, head="") for example in load_examples(data) if example.head == head]
-        task.prepare(own, SeeingTokenizer(ViTImageProcessor.from_pretrained(two_heads / "a")))
+        task = prepared("classification", own, SeeingTokenizer(ViTImageProcessor.from_pretrained(two_heads / "a")))
         total += float(task.evaluate(model).values.sum())
     assert total / 4 == pytest.approx(winner["fitness"], abs=1e-5)
 
@@ -199,8 +188,7 @@ def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path: Path, hea
         words(vocabulary=WORDS[:32]).save_pretrained(tmp_path / name)
     BertForPreTraining(BertConfig(**CLASSES["bert"][1])).save_pretrained(tmp_path / "base")
     words(vocabulary=WORDS[:32]).save_pretrained(tmp_path / "base")
-    config = json.loads((tmp_path / "base" / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    edit_json(tmp_path / "base" / "config.json", architectures=["BertForMaskedLM"])
     lines = [{"prompt": f"w{n}", "answer": ["red", "dark"][n % 2], "task": ["color", "light"][n % 2]} for n in range(8)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     data = {"jsonl": str(tmp_path / "data.jsonl"), "head_field": "task"}

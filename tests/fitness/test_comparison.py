@@ -31,8 +31,6 @@ def test_a_clear_lead_is_called_one_whichever_way() -> None:
     """A model that solves 40 examples that the other does not, and loses 5, is better; the other is worse by the same."""
     first, second = [1] * 40 + [0] * 5 + [1] * 55, [0] * 40 + [1] * 5 + [1] * 55
     better, worse = compare(_scores(first), _scores(second)), compare(_scores(second), _scores(first))
-    assert better is not None
-    assert worse is not None
     assert (better.measure, better.difference) == ("accuracy", pytest.approx(0.35))
     assert better.is_better
     assert not better.is_worse
@@ -43,12 +41,10 @@ def test_a_clear_lead_is_called_one_whichever_way() -> None:
 def test_interval_of_matched_answers_is_that_of_agresti_and_min() -> None:
     """Ten examples, five gained and none lost: the interval by hand, which is not of width zero for equal answers either."""
     found = compare(_scores([1] * 9 + [0]), _scores([1] * 4 + [0] * 6))
-    assert found is not None
     middle = 5 / 12
     half = 1.959964 * ((6 / 12 - middle**2) / 12) ** 0.5
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
     same = compare(_scores([1, 0, 1]), _scores([1, 0, 1]))
-    assert same is not None
     assert same.low < same.difference == 0 < same.high
     assert same.p == 1.0
 
@@ -70,11 +66,9 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         draw = rng.random(60)
         first, second = draw < 0.6, (draw < 0.4) | (draw > 0.9)  # accuracies .6 and .5
         found = compare(_scores(first.astype(int).tolist()), _scores(second.astype(int).tolist()), "accuracy")
-        assert found is not None
         answers += found.low <= 0.1 <= found.high
         shared = rng.normal(size=60)
         near = compare(Scores(shared + rng.normal(0.3, 1, 60)), Scores(shared))
-        assert near is not None
         scores += near.low <= 0.3 <= near.high
     assert 0.91 < answers / 150 < 0.99
     assert 0.9 < scores / 150 < 0.99
@@ -84,7 +78,6 @@ def test_pairing_sees_what_unpaired_errors_hide() -> None:
     """A small gain on every example is a lead, though it is far below the spread between examples."""
     values = np.linspace(-9, -1, 50)
     found = compare(Scores(values + 0.05), Scores(values))
-    assert found is not None
     assert found.is_better
     assert found.measure == "fitness"
     assert found.p < 0.001

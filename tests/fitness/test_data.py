@@ -141,16 +141,8 @@ def test_too_few_records(jsonl: str, keys: dict[str, int]) -> None:
         load_examples(spec(jsonl=jsonl, **keys))
 
 
-def test_overlapping_splits() -> None:
-    """Splits that share a prompt are refused, whatever the ids and the white space; repeats within a split are not."""
-    a, b = Example("how  many?", "1", "a"), Example("how many?", "2", "b")
-    check_disjoint([a, b], [Example("who?", "1", "c")])
-    with pytest.raises(FitnessError, match=r"a \(search\) and b \(test\) have the same prompt"):
-        check_disjoint([a], [], [b])
-
-
 def test_overlap_is_of_content(tmp_path: Path) -> None:
-    """A problem is found again in another file, under another template, with another answer and in full-width letters."""
+    """A problem is found again in another file, template, answer and width of letters; repeats in one split are fine."""
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_text('{"question": "What is 2 + 3?", "answer": 5}\n', encoding="utf-8")
     two.write_text('{"q": "Who?", "answer": 1}\n{"q": "What is  ２ + 3?", "answer": "five"}\n', encoding="utf-8")
@@ -158,7 +150,7 @@ def test_overlap_is_of_content(tmp_path: Path) -> None:
     test = load_examples(DataSpec(jsonl=str(two), prompt_field="q"))
     with pytest.raises(FitnessError, match=r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;"):
         check_disjoint(search, [], test)
-    check_disjoint(search, [], test[:1])
+    check_disjoint(search * 2, [], test[:1])
 
 
 def test_whole_texts(tmp_path: Path) -> None:
@@ -176,12 +168,18 @@ def test_whole_texts(tmp_path: Path) -> None:
         validate(DataSpec, {"jsonl": str(file), "text_field": "text", "template": "{text}"}, FitnessError)
 
 
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The datasets library with a cache of its own."""
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    library.disable_progress_bars()
+    return library
+
+
 @pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_datasets_library(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_library(tmp_path: Path, kind: str, datasets: Any) -> None:
     """A folder of JSON or Parquet files is read through the datasets library."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
     folder = tmp_path / "problems"
     data = datasets.Dataset.from_list(records())
     folder.mkdir()
@@ -194,11 +192,9 @@ def test_datasets_library(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyP
         load_examples(spec(dataset=str(folder), split="validation"))
 
 
-def test_anything_that_datasets_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("datasets")
+def test_anything_that_datasets_reads(tmp_path: Path) -> None:
     """Files by name, tables without a heading, a filter and a seed; a stream is read as far as it is asked for."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
     table = tmp_path / "a.tsv"
     table.write_text("".join(f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)), encoding="utf-8")
     odd = {"data_files": str(table), "columns": ["q", "a", "kind"], "filter": {"kind": ["odd", "other"]}}
@@ -224,12 +220,6 @@ def test_anything_that_datasets_reads(tmp_path: Path, monkeypatch: pytest.Monkey
         load_examples(DataSpec(**stream, start=20, count=11))
 
 
-def test_filter_names_a_field() -> None:
-    """A filter by a field that a record lacks is no filter."""
-    with pytest.raises(FitnessError, match=r"function\[0\]: no field 'kind', which 'filter' names"):
-        load_examples(DataSpec(function=lambda: [{"prompt": "a", "answer": 1}], filter={"kind": "odd"}))
-
-
 def test_datasets_library_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the datasets library the message says what to install."""
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -238,10 +228,12 @@ def test_datasets_library_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_function_data() -> None:
-    """Records may come from a Python function, and what is no record is refused."""
+    """Records may come from a Python function; what is no record, or lacks the field of a filter, is refused."""
     assert load_examples(spec(function=records))[2] == Example("question 2", "2", "function[2]")
     with pytest.raises(FitnessError, match=r"function\[0\]: expected a mapping"):
         load_examples(spec(function=lambda: ["text"]))
+    with pytest.raises(FitnessError, match=r"function\[0\]: no field 'kind', which 'filter' names"):
+        load_examples(spec(function=records, filter={"kind": "odd"}))
 
 
 def test_imports_are_light() -> None:

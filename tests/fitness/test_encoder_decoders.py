@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import EvoMergeError, FitnessError
-from hf_evomerge.fitness import Example, GenerationTask, load_examples, make_task, parse_task
+from hf_evomerge.fitness import Example, load_examples, make_task, parse_task
 from hf_evomerge.fitness.example import Picture
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -52,7 +52,6 @@ def test_what_is_written_is_what_the_model_generates(name: str, ending_tokenizer
     """In padded batches as one by one, from the prompt with the tokenizer's end of text."""
     model = random_writer(name, 0)
     task: Any = make_task(parse_task(WRITES))
-    assert isinstance(task, GenerationTask)
     task.prepare([Example(prompt, "w1", str(i)) for i, prompt in enumerate(PROMPTS)], ending_tokenizer)
     outputs, truncated = task.write(model)
     assert len(set(outputs)) > 1
@@ -90,22 +89,14 @@ def search_of(search_config: Config, folder: Path, name: str, tokenizer: Any, **
     data = {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")}
     steps, compare = [{"evaluations": 8, "batch": "all"}], {"baselines": []}
     settings = {"optimize": steps, "fitness": WRITES, "data": data, "compare": compare, **changes}
-    for split, prompts in (("search", PROMPTS[:3]), ("test", PROMPTS[3:])):
-        lines = [json.dumps({"prompt": prompt, "answer": "w1"}) for prompt in prompts]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
     config = search_config("ps", folder, **settings)
-    if not changes:
-        aim = config.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}]))
-        evaluator = Evaluator(config)
-        for split in ("search", "test"):
-            scores = evaluator.evaluate(aim, split)
-            assert scores.error is None, scores.error
-            assert scores.outputs is not None
-            lines = [
-                json.dumps({"prompt": example.prompt, "answer": output or "w1"})
-                for example, output in zip(evaluator.tasks.examples(split), scores.outputs, strict=True)
-            ]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    aim = config.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}]))
+    prompts = {"search": PROMPTS[:3], "test": PROMPTS[3:]}
+    evaluator = Evaluator(config, examples={split: [Example(each, "w1", each) for each in prompts[split]] for split in prompts})
+    for split, asked in prompts.items():
+        answers = asked if changes else evaluator.evaluate(aim, split).outputs
+        lines = [json.dumps({"prompt": each, "answer": answer or "w1"}) for each, answer in zip(asked, answers, strict=True)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return config
 
 

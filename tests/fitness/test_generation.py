@@ -89,29 +89,11 @@ def test_stop_strings_save_time(model: LlamaForCausalLM, examples: list[Example]
     assert len(passes) == 2
 
 
-def test_own_generation_config_is_ignored(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """A model that prefers sampling, penalties or a long minimum is decoded greedily all the same, and keeps its preference."""
-    wilful = copy.deepcopy(model)
-    own = GenerationConfig(
-        do_sample=True,
-        temperature=9.0,
-        repetition_penalty=3.0,
-        no_repeat_ngram_size=1,
-        min_new_tokens=7,
-        num_beams=2,
-        eos_token_id=2,
-    )
-    wilful.generation_config = own
-    assert run(wilful, examples, tokenizer).outputs == run(model, examples, tokenizer).outputs
-    assert wilful.generation_config is own
-    assert own.do_sample
-
-
 @pytest.mark.parametrize(
     "wish",
     [
+        {"do_sample": True, "temperature": 9.0, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "num_beams": 2},
+        {"min_new_tokens": 7, "eos_token_id": 2},
         {"suppress_tokens": list(range(3, 17))},
         {"begin_suppress_tokens": list(range(3, 17))},
         {"sequence_bias": [[[5], 99.0]]},
@@ -126,10 +108,12 @@ def test_own_generation_config_is_ignored(
 def test_sources_ask_for_nothing_in_decoding(
     wish: dict[str, Any], model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """No key of a source's generation config changes what is written."""
-    wilful = copy.deepcopy(model)
-    wilful.generation_config = GenerationConfig(**wish)
+    """No key of a source's generation config changes what is written: decoding is greedy; and the model keeps the config."""
+    wilful, own = copy.deepcopy(model), GenerationConfig(**wish)
+    wilful.generation_config = own
     assert run(wilful, examples, tokenizer) == run(model, examples, tokenizer)
+    assert wilful.generation_config is own
+    assert own.do_sample == wish.get("do_sample")
 
 
 def test_ignored_wishes_are_logged_once(
@@ -171,17 +155,13 @@ def test_language_counts(
     assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3)
 
 
-def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
-    """A model whose logits are not numbers is refused rather than found wrong."""
+def test_refusals(model: Any, broken_model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Answers that are no numbers, unknown languages, responses that do not fit and logits that are no numbers are refused."""
     with pytest.raises(FitnessError, match=r"^the model's logits are not finite$"):
         run(broken_model, examples, tokenizer)
-
-
-def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
-    """Answers that are no numbers, unknown languages and responses that do not fit are refused before anything is decoded."""
     with pytest.raises(FitnessError, match=r"e0: the answer '.*' is not a number"):
         run(model, examples, tokenizer, extract="last_number")
-    with pytest.raises(FitnessError, match="'jp' is not a language"):
+    with pytest.raises(FitnessError, match=r"'jp' is not a language .* it knows af, .* ja, "):
         run(model, examples, tokenizer, language={"code": "jp"})
     with pytest.raises(FitnessError, match="the model has 64 positions"):
         run(model, examples, tokenizer, max_new_tokens=64)

@@ -24,7 +24,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores
 
-from .conftest import SIZES, check_gradient
+from .conftest import SIZES, check_gradient, prepared
 
 GPT2_SIZES = {k: SIZES[k] for k in ("vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")}
 CONFIGS = {
@@ -41,9 +41,7 @@ CONFIGS = {
 
 def score(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any) -> Scores:
     """Scores with a space between prompt and answer, unless asked otherwise."""
-    task = LikelihoodTask(LikelihoodSpec(**({"separator": " "} | keys)))
-    task.prepare(examples, tokenizer)
-    return task.evaluate(model)
+    return prepared("likelihood", examples, tokenizer, **{"separator": " ", **keys}).evaluate(model)
 
 
 def plain(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> list[float]:
@@ -141,8 +139,7 @@ def test_prepared_once_for_many_models(
     model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Evaluating another model in between changes nothing: the same model scores the same bits again."""
-    task = LikelihoodTask(LikelihoodSpec(separator=" "))
-    task.prepare(examples, tokenizer)
+    task = prepared("likelihood", examples, tokenizer, separator=" ")
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.lm_head.weight.mul_(0.5)
@@ -151,14 +148,10 @@ def test_prepared_once_for_many_models(
     assert first.values.tolist() != changed.values.tolist()
 
 
-def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
-    """A model whose logits are not numbers is refused in one line."""
+def test_refusals(model: Any, broken_model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """No examples, too long an example, a tokenizer that cannot end an answer and logits that are no numbers are refused."""
     with pytest.raises(FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"):
         score(broken_model, examples, tokenizer)
-
-
-def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
-    """No examples, too long an example, and a tokenizer that cannot end an answer are refused."""
     with pytest.raises(FitnessError, match="no examples"):
         score(model, [], tokenizer)
     with pytest.raises(FitnessError, match=r"^b: the longest example takes 66 tokens; the model has 64 positions"):
@@ -174,8 +167,7 @@ def test_backward_is_the_gradient_of_the_mean(keys: dict[str, Any], examples: li
     """The scores are those of `evaluate`, and the gradients those of their mean, for any size of micro-batches."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIGS["llama"])
-    task = LikelihoodTask(LikelihoodSpec(separator=" ", **keys))
-    task.prepare(examples, tokenizer)
+    task = prepared("likelihood", examples, tokenizer, separator=" ", **keys)
     scores = check_gradient(task, model, model.model.layers[0].mlp.down_proj.weight)
     assert scores.values == pytest.approx(task.evaluate(model).values, rel=1e-4)
 
@@ -204,5 +196,4 @@ def test_logits_are_divided_by_the_temperature(model: Any, examples: list[Exampl
         head.lm_head.weight.div_(4.0)
     scores = score(model, examples, tokenizer, temperature=4.0)
     np.testing.assert_allclose(scores.values, score(head, examples, tokenizer).values, rtol=1e-5)
-    assert scores.correct is not None
     assert (scores.correct == score(model, examples, tokenizer).correct).all()

@@ -10,16 +10,9 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import (
-    DataSpec,
-    Example,
-    LikelihoodSpec,
-    LikelihoodTask,
-    MultipleChoiceSpec,
-    MultipleChoiceTask,
-    Scores,
-    load_examples,
-)
+from hf_evomerge.fitness import DataSpec, Example, Scores, load_examples
+
+from .conftest import prepared
 
 QUESTIONS = [
     Example("one two", "three", "q0", choices=("three", "four five", "six")),
@@ -30,9 +23,7 @@ QUESTIONS = [
 
 def score(model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Example] = QUESTIONS, **keys: Any) -> Scores:
     """What a model scores on questions."""
-    task = MultipleChoiceTask(MultipleChoiceSpec(separator=" ", **keys))
-    task.prepare(examples, tokenizer)
-    return task.evaluate(model)
+    return prepared("multiple_choice", examples, tokenizer, separator=" ", **keys).evaluate(model)
 
 
 @pytest.mark.parametrize("normalize", ["sum", "token", "byte"])
@@ -41,8 +32,8 @@ def test_equals_likelihood(normalize: str, model: LlamaForCausalLM, tokenizer: P
     accuracy = score(model, tokenizer, normalize=normalize, batch_size=2)
     smooth = score(model, tokenizer, normalize=normalize, score="log_probability")
     for number, question in enumerate(QUESTIONS):
-        task = LikelihoodTask(LikelihoodSpec(separator=" ", append_eos=False))
-        task.prepare([Example(question.prompt, choice) for choice in question.choices], tokenizer)
+        asked = [Example(question.prompt, choice) for choice in question.choices]
+        task = prepared("likelihood", asked, tokenizer, separator=" ", append_eos=False)
         units = {
             "sum": [1] * len(question.choices),
             "token": [len(choice.split()) for choice in question.choices],
@@ -50,11 +41,9 @@ def test_equals_likelihood(normalize: str, model: LlamaForCausalLM, tokenizer: P
         }[normalize]
         alone = task.evaluate(model).values / units
         right = question.choices.index(question.answer)
-        assert accuracy.outputs is not None
         assert accuracy.outputs[number] == question.choices[alone.argmax()]
         assert accuracy.values[number] == (alone.argmax() == right)
         assert smooth.values[number] == pytest.approx(alone[right] - np.log(np.exp(alone).sum()), abs=1e-5)
-    assert accuracy.correct is not None
     assert accuracy.correct.tolist() == accuracy.values.astype(bool).tolist()
 
 
@@ -76,7 +65,7 @@ def test_normalization_matters(model: LlamaForCausalLM, tokenizer: PreTrainedTok
 def test_refuses_what_is_no_choice(example: Example, message: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """An example without choices, or whose answer is none of them, is named."""
     with pytest.raises(FitnessError, match=message):
-        MultipleChoiceTask(MultipleChoiceSpec()).prepare([example], tokenizer)
+        prepared("multiple_choice", [example], tokenizer)
 
 
 Write = Callable[..., DataSpec]

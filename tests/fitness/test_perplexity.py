@@ -9,11 +9,11 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, PerplexitySpec, PerplexityTask, Scores
+from hf_evomerge.fitness import Example, PerplexitySpec, Scores
 from hf_evomerge.fitness.perplexity import windows
 from hf_evomerge.recipes.strict_yaml import validate
 
-from .conftest import WORDS, check_gradient
+from .conftest import WORDS, check_gradient, prepared
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def texts() -> list[Example]:
 
 def score(model: Any, examples: list[Example], tokenizer: Any, **keys: Any) -> Scores:
     """What a model scores on texts."""
-    task = PerplexityTask(PerplexitySpec(**keys))
-    task.prepare(examples, tokenizer)
-    return task.evaluate(model)
+    return prepared("perplexity", examples, tokenizer, **keys).evaluate(model)
 
 
 def test_equals_the_loss_of_the_model(
@@ -85,8 +83,7 @@ def test_windows_of_a_long_text(model: LlamaForCausalLM, tokenizer: PreTrainedTo
 def test_gradient(model: LlamaForCausalLM, texts: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
     """The gradient is that of the mean over texts, through all windows."""
     moved = copy.deepcopy(model).double()
-    task = PerplexityTask(PerplexitySpec(window=8, stride=3))
-    task.prepare(texts, tokenizer)
+    task = prepared("perplexity", texts, tokenizer, window=8, stride=3)
     check_gradient(task, moved, moved.model.layers[0].mlp.down_proj.weight, rel=0.01)
 
 
@@ -97,4 +94,4 @@ def test_refusals(tokenizer: PreTrainedTokenizerFast) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.bos_token = bare.eos_token = None
     with pytest.raises(FitnessError, match="t: the tokenizer has no token that begins or ends a text"):
-        PerplexityTask(PerplexitySpec()).prepare([Example("", "one", "t")], bare)
+        prepared("perplexity", [Example("", "one", "t")], bare)

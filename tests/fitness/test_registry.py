@@ -27,11 +27,9 @@ class LengthTask:
         self.spec = spec
 
     def prepare(self, examples: Any, tokenizer: Any) -> None:
-        """Keep the examples."""
         self.examples = list(examples)
 
     def evaluate(self, model: Any) -> Scores:
-        """Score any model alike."""
         return Scores([self.spec.factor * len(example.prompt) for example in self.examples])
 
 
@@ -41,39 +39,25 @@ class Whole(StrictModel):
     fitness: AnyTaskSpec
 
 
-@pytest.fixture
-def _own_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_task_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registered task is read from YAML, inside a larger configuration too, and written back; its name is taken."""
     monkeypatch.setattr(registry_module, "_TASKS", dict(registry_module._TASKS))
     register_task("length")(LengthTask)
-
-
-@pytest.mark.usefixtures("_own_task")
-def test_own_task_in_yaml() -> None:
-    """A registered task is read from YAML as its own kind, inside a larger configuration too, and written back whole."""
     whole = parse_yaml(Whole, "fitness: {task: length, factor: 2}", SearchError)
     assert whole.fitness == LengthSpec(factor=2)
     assert whole.model_dump() == {"fitness": {"task": "length", "factor": 2.0}}
     assert isinstance(make_task(whole.fitness), LengthTask)
     assert {"generation", "length", "likelihood", "multiple_choice", "perplexity", "rouge_l"} <= set(task_names())
-
-
-@pytest.mark.usefixtures("_own_task")
-def test_taken_name() -> None:
-    """A name that is taken is refused."""
     with pytest.raises(FitnessError, match="'length' is registered twice"):
         register_task("length")(LengthTask)
 
 
 def test_unknown_task() -> None:
     """An unknown or absent name is refused with the names that there are."""
-    with pytest.raises(
-        FitnessError, match="unknown task 'lenght'; there are agreement, choice, classification, clip, generation"
-    ):
+    names = "agreement, choice, classification, clip, generation, gsm8k, likelihood"
+    with pytest.raises(FitnessError, match=f"unknown task 'lenght'; there are {names}"):
         get_task("lenght")
-    with pytest.raises(
-        FitnessError,
-        match=r"task: which one\? There are agreement, choice, classification, clip, generation, gsm8k, likelihood",
-    ):
+    with pytest.raises(FitnessError, match=rf"task: which one\? There are {names}"):
         parse_task({"normalize": "sum"})
 
 

@@ -14,11 +14,11 @@ from searches import Config
 from transformers import BertModel
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, make_task, parse_task
+from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.example import Picture
 from hf_evomerge.search.run import run_search
 
-from .conftest import check_gradient
+from .conftest import check_gradient, prepared
 
 EXAMPLES = [
     Example("one two three", "six", "a"),
@@ -28,15 +28,9 @@ EXAMPLES = [
 ]
 
 
-def task_of(**settings: Any) -> Any:
-    """The task on the examples, unprepared."""
-    return make_task(parse_task({"task": "retrieval", **settings}))
-
-
 def encoder(seed: int) -> BertModel:
     """A tiny random encoder without a head."""
-    model: BertModel = random_class("bert", seed).bert
-    return model
+    return random_class("bert", seed).bert
 
 
 def vector(model: BertModel, tokenizer: Any, text: str, *, first: bool = False) -> torch.Tensor:
@@ -53,8 +47,7 @@ def test_queries_are_compared_with_all_passages(pooling: str, tokenizer: Any) ->
     model = encoder(0)
     passages = ["six", "seven one", "two"]
     for score in ("log_probability", "accuracy", "ndcg"):
-        task = task_of(score=score, pooling=pooling, batch_size=2, temperature=0.5)
-        task.prepare(EXAMPLES, tokenizer)
+        task = prepared("retrieval", EXAMPLES, tokenizer, score=score, pooling=pooling, batch_size=2, temperature=0.5)
         scores = task.evaluate(model)
         for example, value, right, output in zip(EXAMPLES, scores.values, list(scores.correct), scores.outputs, strict=True):
             query = vector(model, tokenizer, example.prompt, first=pooling == "first")
@@ -76,9 +69,7 @@ def test_an_encoder_that_tells_nothing_apart_is_never_right(tokenizer: Any) -> N
     model = encoder(0)
     with torch.no_grad():
         model.encoder.layer[-1].output.LayerNorm.weight.zero_()
-    task = task_of(score="ndcg")
-    task.prepare(EXAMPLES, tokenizer)
-    scores = task.evaluate(model)
+    scores = prepared("retrieval", EXAMPLES, tokenizer, score="ndcg").evaluate(model)
     assert list(scores.values) == [pytest.approx(0.5)] * 4
     assert not any(scores.correct)
 
@@ -86,11 +77,9 @@ def test_an_encoder_that_tells_nothing_apart_is_never_right(tokenizer: Any) -> N
 def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
     """Along one direction it is the slope of the mean; a score that is a rank has none."""
     model = encoder(0)
-    task = task_of(batch_size=2)
-    task.prepare(EXAMPLES, tokenizer)
+    task = prepared("retrieval", EXAMPLES, tokenizer, batch_size=2)
     check_gradient(task, model, model.encoder.layer[-1].output.dense.weight)
-    ranks = task_of(score="ndcg")
-    ranks.prepare(EXAMPLES, tokenizer)
+    ranks = prepared("retrieval", EXAMPLES, tokenizer, score="ndcg")
     with pytest.raises(FitnessError, match="ndcg has no gradient"):
         ranks.backward(model)
 
@@ -102,9 +91,8 @@ def test_what_cannot_be_retrieved_is_refused(tokenizer: Any) -> None:
         ([Example("one", "six", "a", pictures=(Picture(b"", "here"),))], "a: has pictures, which are not retrieved"),
     ):
         with pytest.raises(FitnessError, match=message):
-            task_of().prepare(examples, tokenizer)
-    task = task_of()
-    task.prepare([Example("one " * 20, "six", "a"), Example("one", "two", "b")], tokenizer)
+            prepared("retrieval", examples, tokenizer)
+    task = prepared("retrieval", [Example("one " * 20, "six", "a"), Example("one", "two", "b")], tokenizer)
     with pytest.raises(FitnessError, match="the longest text takes 20 tokens; the model has 16 positions"):
         task.evaluate(encoder(0))
 
@@ -125,8 +113,7 @@ def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path, search_
     config = search_config("ps", tmp_path, optimize=steps, fitness=fitness, data=data, compare={"baselines": []})
     result = run_search(config, tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)
-    task = task_of()
-    task.prepare([Example("two", "five"), Example("six", "one")], tokenizer)
+    task = prepared("retrieval", [Example("two", "five"), Example("six", "one")], tokenizer)
     built = tmp_path / "out" / "model"
     assert task.evaluate(BertModel.from_pretrained(built)).mean == pytest.approx(winner.scores.mean, abs=1e-5)
     assert (built / "modules.json").exists()

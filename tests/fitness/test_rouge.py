@@ -32,7 +32,6 @@ class Scripted(RougeLTask):
     """The task on a model that writes what it is told."""
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
-        """The model itself."""
         return list(model), [False] * len(model)
 
 
@@ -75,14 +74,10 @@ def test_writes_as_generation_does(
     assert 0 < found.mean < 1
 
 
-def test_refuses_languages_whose_words_are_not_known() -> None:
-    """A language that is neither English nor Japanese is refused when the file is read."""
+def test_refuses_words_that_are_not_known(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A language that is neither English nor Japanese, and an answer without words of its language, are named."""
     with pytest.raises(FitnessError, match="words of 'th' cannot be told apart here; there are en and ja"):
         validate(RougeLSpec, {"task": "rouge_l", "language": {"code": "th"}}, FitnessError)
-
-
-def test_refuses_answers_without_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    """An answer that could never score is named: Japanese text where English words are read."""
     with pytest.raises(FitnessError, match="e0: the answer '猫である' has no words to compare with"):
         values(["猫である"], [""], tokenizer)
 

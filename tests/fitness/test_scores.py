@@ -21,24 +21,18 @@ def test_statistics() -> None:
     assert scores.accuracy_error == pytest.approx(math.sqrt(3 * 0.0625 + 0.5625) / math.sqrt(3) / 2)
 
 
-def test_a_single_example_has_no_standard_error() -> None:
-    """One score, right or wrong, says nothing of how far scores lie apart."""
-    scores = Scores([1.0], correct=[True])
-    assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == (1.0, None, 1.0, None)
-
-
-def test_a_task_that_cannot_tell_right_from_wrong_has_no_accuracy() -> None:
-    """Without correctness there are a mean and its error, and nothing else."""
-    scores = Scores([1.0, 2.0])
-    assert (scores.mean, scores.accuracy, scores.accuracy_error) == (1.5, None, None)
-
-
-def test_a_failed_evaluation_has_an_error_and_no_number() -> None:
-    """What failed has its reason and its time, and None wherever there would be a number."""
-    scores = Scores.failed("no memory", 2.5)
-    assert (scores.error, scores.seconds) == ("no memory", 2.5)
-    assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == (None, None, None, None)
-    assert scores.values.size == 0
+@pytest.mark.parametrize(
+    ("scores", "figures"),
+    [
+        (Scores([1.0], correct=[True]), (1.0, None, 1.0, None)),
+        (Scores([1.0, 2.0]), (1.5, 0.5, None, None)),
+        (Scores.failed("no memory", 2.5), (None, None, None, None)),
+    ],
+)
+def test_a_figure_that_there_is_not_is_none(scores: Scores, figures: tuple[float | None, ...]) -> None:
+    """One score has no standard error, a task that knows no right answer no accuracy, and what failed no number."""
+    assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == figures
+    assert (scores.error, scores.seconds) == (("no memory", 2.5) if scores.values.size == 0 else (None, 0.0))
 
 
 def test_equal_to_the_last_bit_and_whatever_the_time() -> None:

@@ -14,16 +14,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DifferentiableTask, Example, JudgingTask, TermsSpec, make_task, parse_task
 
-from .conftest import WORDS
+from .conftest import WORDS, prepared
 
 LIKELIHOOD = {"task": "likelihood", "separator": " "}
 
 
 def spec_of(*terms: dict[str, Any]) -> TermsSpec:
     """The spec of a sum."""
-    spec = parse_task({"terms": list(terms)})
-    assert isinstance(spec, TermsSpec)
-    return spec
+    return parse_task({"terms": list(terms)})
 
 
 def written(folder: Path, count: int) -> dict[str, Any]:
@@ -32,13 +30,6 @@ def written(folder: Path, count: int) -> dict[str, Any]:
     lines = [f'{{"prompt": "{" ".join(rng.choices(WORDS[:8], k=5))}", "answer": "two"}}' for _ in range(count)]
     (folder / f"{count}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return {"jsonl": str(folder / f"{count}.jsonl")}
-
-
-def mean(section: dict[str, Any], examples: list[Example], model: Any, tokenizer: Any) -> float:
-    """The mean score of one task."""
-    task = make_task(parse_task(section))
-    task.prepare(examples, tokenizer)
-    return task.evaluate(model).mean or 0.0
 
 
 @pytest.mark.parametrize("count", [3, 7, 10, 31])
@@ -54,13 +45,12 @@ def test_the_mean_is_the_weighted_sum(
     scores = task.evaluate(model)
     theirs = [other.example for example in dealt for other in example.beside]
     assert len(set(theirs)) == count
-    expected = [mean(LIKELIHOOD, own, model, tokenizer), mean({"task": "perplexity"}, list(set(theirs)), model, tokenizer)]
+    alone = prepared(**LIKELIHOOD, examples=own, tokenizer=tokenizer).evaluate(model)
+    expected = [alone.mean, prepared("perplexity", list(set(theirs)), tokenizer).evaluate(model).mean]
     assert scores.values.size == 10
     assert scores.mean == pytest.approx(2 * expected[0] + 0.5 * expected[1], rel=1e-5)
     assert [scores.others[name].mean for name in ("likelihood", "perplexity")] == pytest.approx(expected, rel=1e-5)
-    alone = make_task(parse_task(LIKELIHOOD))
-    alone.prepare(own, tokenizer)
-    assert np.array_equal(scores.correct, alone.evaluate(model).correct)  # type: ignore[arg-type]
+    assert np.array_equal(scores.correct, alone.correct)
 
 
 @pytest.mark.parametrize("count", [4, 25])
@@ -103,10 +93,8 @@ def test_gradient_is_of_the_weighted_sum(
     def gradient(section: dict[str, Any], rows: list[Example]) -> torch.Tensor:
         task = make_task(parse_task(section))
         task.prepare(rows, tokenizer)
-        assert isinstance(task, DifferentiableTask)
         model.zero_grad(set_to_none=True)
         task.backward(model)
-        assert weight.grad is not None
         return weight.grad.clone()
 
     try:
