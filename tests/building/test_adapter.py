@@ -7,15 +7,16 @@ import os
 import signal
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import status_of_fork
+from classes import edit_json
+from forked import build_and_die, status_of_fork
 from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
+from searches import digests
 from tiny_adapters import save_adapter
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +30,6 @@ from vlms import inputs, save_vlm
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.record import read_build_record
-from hf_evomerge.checkpoints import writer
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
@@ -93,15 +93,7 @@ def make(tmp_path: Path) -> Make:
 def logits(model: Any) -> torch.Tensor:
     """What a model computes of some tokens."""
     with torch.inference_mode():
-        result: torch.Tensor = model.eval()(torch.arange(1, 13)[None]).logits
-    return result
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of every file."""
-    return {
-        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()
-    }
+        return model.eval()(torch.arange(1, 13)[None]).logits
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -186,8 +178,6 @@ def test_a_rank_is_the_best_of_that_rank(make: Make, tmp_path: Path, caplog: pyt
         folder = build_model(recipe, tmp_path / "out", progress=False)
     exact, small = load_file(dense / "adapter_model.safetensors"), load_file(folder / "adapter_model.safetensors")
     record = read_build_record(folder)
-    assert record is not None
-    assert record.energy is not None
     cut = {module: energy for module, energy in record.energy.items() if energy < 1}
     assert sorted(cut) == [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
     assert len(record.energy) == 2 * len(ALL)
@@ -254,7 +244,7 @@ def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank: int | No
     """A build killed while it writes leaves no folder under the name; every finished one is the same in every file."""
     recipe, out = make([PLAIN, PATTERNS], rank=rank), tmp_path / "out"
     first = digests(build_model(recipe, tmp_path / "first", progress=False))
-    assert status_of_fork(partial(_killed, recipe, out)) == -signal.SIGKILL
+    assert status_of_fork(partial(build_and_die, 9, recipe, out)) == -signal.SIGKILL
     assert not out.exists()
     assert digests(build_model(recipe, out, progress=False)) == first
     again = build_model(Recipe.load(out / "recipe.yaml"), tmp_path / "again", progress=False)
@@ -262,27 +252,11 @@ def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank: int | No
     assert sorted(name for name in os.listdir(tmp_path) if name.startswith(".")) == []
 
 
-def _killed(recipe: Recipe, out: Path) -> None:
-    """Build in a process that is killed when it looks at its ninth piece."""
-    calls: list[int] = []
-    is_finite = writer._is_finite
-
-    def killing(piece: torch.Tensor) -> bool:
-        calls.append(1)
-        if len(calls) == 9:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return is_finite(piece)
-
-    writer._is_finite = killing
-    build_model(recipe, out, progress=False)
-
-
 def test_doubts_are_warnings(make: Make) -> None:
     """Adapters that name different bases, and a rank that no server takes, are warned of before anything is built."""
     recipe = make([{**PLAIN, "r": 300}, {**PLAIN, "r": 300}])
     assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
-    config = Path(str(recipe.sources[0].adapter)) / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/other"}))
+    edit_json(Path(str(recipe.sources[0].adapter)) / "adapter_config.json", base_model_name_or_path="org/other")
     warnings = check_recipe(recipe).warnings
     assert any("the adapter says that it is of 'org/other'" in line for line in warnings)
     assert "the rank is 600, and vLLM serves at most 512; give a --rank" in warnings
@@ -309,7 +283,6 @@ def test_the_energy_is_of_the_whole_change(make: Make, tmp_path: Path) -> None:
     for name in (f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer in (0, 1) for kind in "qv"):
         values = torch.linalg.svdvals(after.read(name).double() - before.read(name).double()) ** 2
         total, kept = total + float(values.sum()), kept + float(values[:2].sum())
-    assert record is not None
     assert record.tensors is not None
     assert f"rank 2 keeps {kept / total:.1%} of the change's energy" in record.tensors
 

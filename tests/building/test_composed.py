@@ -158,7 +158,6 @@ def test_matched_vocabularies_of_two_models_of_sight(tmp_path: Path) -> None:
     plan, kind = open_merge(recipe, open_source).plan, getattr(transformers, CLASSES["llava"])
     model = kind.from_pretrained(tmp_path / "sight")
     model.resize_token_embeddings(plan.sources[0].vocab_size, mean_resizing=False)
-    assert recipe.merge is not None
     merger = LiveMerger(plan.sources, plan.base, recipe.merge.method, recipe.merge.options, recipe.seed, model)
     merger.apply(recipe.merge.parameters)
     merged = state(built, CLASSES["llava"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import merge_reference as reference
 import pytest
 import torch
+from classes import edit_json
 from families import save_family, tiny_config
 from method_cases import CASES
 from safetensors.torch import load_file, save_file
@@ -205,10 +206,8 @@ def test_custom_code_needs_consent(family, tmp_path, monkeypatch):
         folder = shutil.copytree(family / f"source{index}", tmp_path / f"own{index}")
         (folder / "configuration_own.py").write_text(CONFIGURATION)
         (folder / "modeling_own.py").write_text(MODELING)
-        config = json.loads((folder / "config.json").read_text())
         named = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-        config.update(model_type="own_llama", architectures=["OwnForCausalLM"], auto_map=named)
-        (folder / "config.json").write_text(json.dumps(config))
+        edit_json(folder / "config.json", model_type="own_llama", architectures=["OwnForCausalLM"], auto_map=named)
     sources = [{"model": str(tmp_path / f"own{index}")} for index in range(2)]
     recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
     with pytest.raises(SourceError, match=r"its config needs Python code that comes with the model; .*--trust-remote-code"):
@@ -222,10 +221,7 @@ def test_code_that_is_not_copied_is_not_named(family, make_recipe, tmp_path):
     """A model that brings code for an architecture that transformers knows is merged without it, and the result names none."""
     for index in range(2):
         folder = shutil.copytree(family / f"source{index}", tmp_path / "family" / f"source{index}")
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(
-            json.dumps({**config, "auto_map": {"AutoConfig": "configuration_llama.LlamaConfig"}})
-        )
+        edit_json(folder / "config.json", auto_map={"AutoConfig": "configuration_llama.LlamaConfig"})
     out = build_model(make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False)
     assert "auto_map" not in json.loads((out / "config.json").read_text())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from classes import edit_json
 from pipelines import draw, save_dit, save_sdxl
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +22,7 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
 
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 KINDS: dict[str, tuple[str, Callable[..., Any]]] = {"sdxl": ("unet", save_sdxl), "dit": ("transformer", save_dit)}
 
 
@@ -202,29 +204,17 @@ def test_an_adapter_is_fused(layout: str, parents: Path, tmp_path: Path) -> None
             torch.testing.assert_close(tensor, theirs[name], msg=name)
 
 
-def _spoiled(folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:
-    copy = tmp_path / "spoiled"
-    shutil.copytree(folder, copy)
-    change(copy)
-    return copy
-
-
-def _pickled(folder: Path) -> None:
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
-
-
 def _with(key: str, value: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        file = folder / "model_index.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-
-    return change
+    return lambda folder: edit_json(folder / "model_index.json", **{key: value})
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_pickled, "only diffusion_pytorch_model.bin, a pickle"),
+        (
+            lambda folder: (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".bin")),
+            "only diffusion_pytorch_model.bin, a pickle",
+        ),
         (_with("unet", ["my_unet", "MyUnet"]), "unet is of my_unet: code that comes with the pipeline"),
         (_with("unet", ["__pycache__", "MyUnet"]), "unet is of __pycache__: code that comes with the pipeline"),
         (_with("_class_name", ["my_pipeline", "Mine"]), "_class_name is .* code that comes with the pipeline"),
@@ -236,7 +226,8 @@ def _with(key: str, value: Any) -> Callable[[Path], None]:
 )
 def test_what_is_refused(change: Callable[[Path], object], said: str, parents: Path, tmp_path: Path) -> None:
     """Pickles, code and damage end in one line, and nothing is written."""
-    spoiled = _spoiled(parents / "sdxl" / "b", tmp_path, change)
+    spoiled = shutil.copytree(parents / "sdxl" / "b", tmp_path / "spoiled")
+    change(spoiled)
     recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
     other = recipe.sources[1].model_copy(update={"model": str(spoiled)})
     recipe = recipe.model_copy(update={"sources": [recipe.sources[0], other]})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from classes import edit_json
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -22,8 +23,6 @@ from hf_evomerge.routing.pool import LayerPool
 IDS = torch.arange(3, 15).view(2, 6)
 FLOW = FlowPart(path=["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], scales=[1, 0.5, 1, 2, 1])
 REFS = [SourceRef(model="someone/first", revision="abc"), SourceRef(model="someone/second")]
-
-
 llama = partial(tiny_model, "llama")
 
 
@@ -152,8 +151,6 @@ def test_quantised_layers_are_refused(folders: list[Path], dtype: torch.dtype) -
     save_file(codes, file, metadata={"format": "pt"})
     with pytest.raises(SourceError, match="quantised; give the model in bfloat16 or float32"):
         build(folders)
-    config = json.loads((folders[0] / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (folders[0] / "config.json").write_text(json.dumps(config))
+    edit_json(folders[0] / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     with pytest.raises(SourceError, match="quantised layers cannot be rearranged"):
         build(folders)
