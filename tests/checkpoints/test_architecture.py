@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from classes import edit_json
 from safetensors.torch import load_file, save_file
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
@@ -64,13 +64,6 @@ def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def edit_config(folder: Path, **fields: object) -> None:
-    """Change fields of a config; None takes one out."""
-    file = folder / "config.json"
-    data = {**json.loads(file.read_text()), **fields}
-    file.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
-
-
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """A Llama that a test may change."""
@@ -117,10 +110,10 @@ def test_a_model_that_cannot_be_whole_is_refused(damage: str, llama: Path, tmp_p
 
 def test_a_config_that_tells_of_another_model_is_refused(llama: Path) -> None:
     """More layers than there are, or wider ones, are an error."""
-    edit_config(llama, num_hidden_layers=3)
+    edit_json(llama / "config.json", num_hidden_layers=3)
     with pytest.raises(SourceError, match=r"not there: model\.layers\.2\."):
         check_recipe(recipe_of(llama, llama))
-    edit_config(llama, num_hidden_layers=2, intermediate_size=28)
+    edit_json(llama / "config.json", num_hidden_layers=2, intermediate_size=28)
     with pytest.raises(SourceError, match=r"mlp\.down_proj\.weight is \[16, 20\], not \[16, 28\]"):
         check_recipe(recipe_of(llama, llama))
 
@@ -158,7 +151,7 @@ def test_an_encoder_may_lack_its_pooler(tmp_path: Path) -> None:
 def test_an_architecture_that_is_not_known_is_left_alone(llama: Path) -> None:
     """Where transformers has no such class the merge is made, with a warning that nothing was compared."""
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
-    edit_config(llama, architectures=["LlamaForTelepathy"])
+    edit_json(llama / "config.json", architectures=["LlamaForTelepathy"])
     assert check_recipe(recipe_of(llama, llama)).warnings == [
         f"architecture of {llama}: transformers has no LlamaForTelepathy for the model type 'llama', so its tensors were not "
         "compared with one"
@@ -167,7 +160,7 @@ def test_an_architecture_that_is_not_known_is_left_alone(llama: Path) -> None:
 
 def test_without_a_named_architecture_the_body_is_compared(llama: Path) -> None:
     """A config that names no architecture may have any head; what every model of its type has must be there."""
-    edit_config(llama, architectures=None)
+    edit_json(llama / "config.json", architectures=None)
     assert check_recipe(recipe_of(llama, llama)).warnings == []
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(SourceError, match=r"^\S*: LlamaModel, .* not there: norm\.weight"):

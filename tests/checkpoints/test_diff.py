@@ -96,7 +96,6 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     ]
     assert [row.name for row in found.tensors] == ["new", "w"]
     assert (found.total.elements, found.total.base_norm) == (3, 0)
-    assert found.total.tasks is not None
     assert found.total.tasks.norm_x == pytest.approx(math.sqrt(2))
     json.loads(found.to_json(tensors=True))
     assert "not compared: mine: not in B" in str(found)

@@ -75,7 +75,6 @@ def test_a_merged_model(merged: Path, tiny: Path) -> None:
     assert found.effective.bytes == 4 * found.effective.parameters
     assert (found.architecture, found.model_type, found.layers) == ("EvoMergedForCausalLM", "llama", 5)
     assert (found.recipe, found.tokenizer, found.tied_head) == (True, True, False)
-    assert found.merged is not None
     assert found.merged["path"] == ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
     assert found.merged["scales"] == [1, 0.5, 1, 2]
     assert [found.merged[name] for name in ("scale_target", "embedding_source", "distinct_layers")] == ["stream", 1, 3]

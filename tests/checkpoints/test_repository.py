@@ -215,7 +215,6 @@ def test_a_download_that_is_reset_says_so(
         raise httpx.ConnectError("Connection reset by peer")
 
     repository = find_folder("local/a", None)[1]
-    assert repository is not None
     monkeypatch.setattr("huggingface_hub.hf_hub_download", reset)
     times = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
     monkeypatch.setattr("hf_evomerge.checkpoints.repository.time", times)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from classes import edit_json
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,12 +47,6 @@ def saved(tmp_path_factory) -> Path:
 def folder(saved, tmp_path) -> Path:
     """A copy of it that a test may damage."""
     return shutil.copytree(saved, tmp_path / "model")
-
-
-def edit_config(folder: Path, **changes) -> None:
-    """Change config.json."""
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def test_a_folder_is_read_as_it_is(saved):
@@ -208,7 +203,7 @@ def test_a_wrong_index_is_refused(folder):
 
 def test_a_wrong_config_is_refused(folder):
     """A config of no known architecture is refused, and code that comes with it is never run."""
-    edit_config(folder, model_type="unheard-of", auto_map={"AutoConfig": "configuration_x.Config"})
+    edit_json(folder / "config.json", model_type="unheard-of", auto_map={"AutoConfig": "configuration_x.Config"})
     (folder / "configuration_x.py").write_text("raise SystemExit('ran')")
     with pytest.raises(SourceError, match=r"model: its config needs Python code that comes with the model; read it, and pass"):
         _ = open_source(str(folder)).config
@@ -216,10 +211,10 @@ def test_a_wrong_config_is_refused(folder):
         (folder / "config.json").write_text(text)
         with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
             _ = open_source(str(folder)).config
-    edit_config(folder, model_type="llama", num_hidden_layers=2, num_labels=10**9)
+    edit_json(folder / "config.json", model_type="llama", num_hidden_layers=2, num_labels=10**9)
     with pytest.raises(SourceError, match=r"num_labels is 1000000000; at most 65536 are read"):
         _ = open_source(str(folder)).config
-    edit_config(folder, num_labels=2, text_config={"model_type": "llama"})
+    edit_json(folder / "config.json", num_labels=2, text_config={"model_type": "llama"})
     with pytest.raises(SourceError, match=r"config.json cannot be read: a llama has no text_config"):
         _ = open_source(str(folder)).config
 
@@ -274,7 +269,7 @@ def test_a_body_without_its_head_is_called_one(saved, tmp_path):
 
 def test_quantised_weights_are_refused(folder, saved):
     """Quantised parents are refused, by their config or by the dtype of a tensor."""
-    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(SourceError, match="model: quantised weights cannot be merged; give the unquantised model"):
         check_mergeable([open_source(str(saved)), open_source(str(folder))])
     shutil.copy(saved / "config.json", folder)

@@ -98,7 +98,6 @@ def test_models_with_a_base() -> None:
 def test_a_stack_of_slices() -> None:
     """Passthrough slices become a stack, in their order, with the setting that counts most for each."""
     recipe = from_mergekit(FRANKEN).recipe
-    assert recipe.merge is not None
     assert recipe.merge.slices == [
         SlicePart(layers=["0:0-23"]),
         SlicePart(layers=["1:8"], parameters=[{"scale": {"*o_proj*": 0.0, "default": 1.0}}]),
@@ -364,7 +363,6 @@ def test_a_path_is_written_as_a_passthrough_merge() -> None:
     """A serial path becomes slices of layers that follow each other, and a repeated layer a slice of its own."""
     recipe = Recipe(sources=[A, B], flow=FlowPart(path=["0:0-3", "1:2-3", "1:3", "0:5"]))
     read = from_mergekit(to_mergekit(recipe)[0]).recipe
-    assert read.merge is not None
     assert [piece.layers for piece in read.merge.slices or ()] == [["0:0-3"], ["1:2-3"], ["1:3"], ["0:5"]]
 
 

@@ -135,7 +135,7 @@ def test_every_method_on_a_whole_model(method: str, parents: tuple[list[Source],
     sources = sources[: 1 if method in ("passthrough", "ties", "dare_ties", "breadcrumbs_ties", "della") else 2]
     model = load(base.folder)
     merger = LiveMerger(sources, base if get_method(method).task_vectors else None, method, {}, 0, model, router="merge")
-    values = {"weight": (0.4, 0.7), "scale": (0.9,), "lambda": 0.9, "t": 0.4}
+    values = {"weight": (0.4, 0.7), "scale": (0.9,), "lambda": 0.9, "t": {"blocks.0": 0.2, "default": 0.7}}
     scopes = {parameter.name: parameter.scope for parameter in get_method(method).parameters if parameter.smooth}
     parameters = [{n: values[n][i] for n, scope in scopes.items() if scope == "source"} for i in range(len(sources))]  # type: ignore[index]
     options = {name: values[name] for name, scope in scopes.items() if scope == "global"}
@@ -150,12 +150,6 @@ def test_normalised_weights(family: Any, load: Any) -> None:
     merger = LiveMerger(opened(family)[0], None, "linear", {}, 0, model)
     found = check(merger, model, [{"weight": 0.5}, {"weight": 0.5}])
     assert found["weight", 0, None] == pytest.approx(-found["weight", 1, None])
-
-
-def test_slerp(family: Any, load: Any) -> None:
-    """The angle's coefficients are differentiated, per group."""
-    model = load(family / "base")
-    check(LiveMerger(opened(family)[0], None, "slerp", {}, 0, model), model, [], {"t": {"blocks.0": 0.2, "default": 0.7}})
 
 
 def test_backward_passes_add_up_and_repeat(family: Any, load: Any) -> None:

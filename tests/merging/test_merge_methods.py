@@ -16,8 +16,6 @@ from hf_evomerge.merging.checks import complete_options
 from hf_evomerge.merging.registry import all_methods
 
 TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
-
-
 WEIGHTS = [[0.6, 0.7], [1.0, 1.0], [0.9, -0.4], [-0.5, -0.25], [0.0, 0.8], [0.7, 0.4, 0.3], [0.5, 0.0, 1.5], [0.4, -0.3, 0.2]]
 
 

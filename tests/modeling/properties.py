@@ -44,8 +44,6 @@ NO_SDPA = {
     "mamba": "there is no attention",
 }
 TOLERANCE = 5e-5  # of the standard deviation of the logits
-
-
 Check = Callable[[str, Path], str | None]
 
 

@@ -203,12 +203,8 @@ def _over_blocks(value, count):
     ],
 )
 def test_a_gradient_runs_over_the_blocks(value, numbers):
-    """A list is interpolated linearly over all blocks, or over those it stands under; elsewhere the first number counts."""
+    """A list runs over all blocks, or those it stands under; its first number counts elsewhere, its last in one block."""
     assert _over_blocks(value, 5) == pytest.approx(numbers, abs=1e-12)
-
-
-def test_a_gradient_over_one_block():
-    """A model of one block has the last number in it, and the first outside."""
     assert _over_blocks([2.0, 5.0], 1) == [2, 5, 2]
 
 
@@ -230,11 +226,7 @@ def test_keys_are_checked_against_the_tensors(value, message):
         check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
 
 
-def test_a_tied_head_may_be_named():
-    """A file that treats lm_head by itself does for models whose head is their embedding matrix, too."""
+def test_a_pattern_that_may_name_nothing():
+    """A tied head may be named, and patterns wait where the tensors' names are not known."""
     check_keys({"*lm_head*": 0, "default": 1}, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
-
-
-def test_patterns_wait_for_the_names():
-    """Without the tensors' names patterns cannot be checked and are let through."""
     check_keys({"*mpl*": 1}, 5)

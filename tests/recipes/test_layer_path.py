@@ -89,44 +89,18 @@ def test_text_form_is_canonical() -> None:
     assert str(path) == "0:0, 0:1, 0:2, 1:3, 1:3, 0:1 + 1:1*0.5"
 
 
+NO_HOPS = ["", "   ", "0", "0:", "a:b", "-1:0", "0:-1", "0:0-", "0:0-1-2", "0:0 x", "x2", " x2", "0:0 x0", "0:0 x-2"]
+NO_HOPS += ["0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +", "0:0 0:1", "0:0; 0:1"]
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("", "path[0]"),
-        ("   ", "path[0]"),
-        ("0:0,", "path[1]"),
-        ("0:0,,0:1", "path[1]"),
-        ("0", "path[0]"),
-        ("0:", "path[0]"),
-        ("a:b", "path[0]"),
-        ("-1:0", "path[0]"),
-        ("0:-1", "path[0]"),
-        ("0:0-", "path[0]"),
-        ("0:0-1-2", "path[0]"),
-        ("0:0 x", "path[0]"),
-        ("x2", "path[0]"),
-        (" x2", "path[0]"),
-        ("0:0 x0", "path[0]"),
-        ("0:0 x-2", "path[0]"),
-        ("0:0-3*0.5", "path[0]"),
-        ("0:0*nan", "path[0]"),
-        ("0:0*inf", "path[0]"),
-        ("0:0*1e999", "path[0]"),
-        ("0:0*", "path[0]"),
-        ("0:0 +", "path[0]"),
-        ("0:0 0:1", "path[0]"),
-        ("0:0; 0:1", "path[0]"),
-        ("0:1234567890", "path[0]"),
+        *((text, "path[0]") for text in [*NO_HOPS, "0:1234567890", "99999999999999999999:0", "__import__('os')", [["0:0"]]]),
+        *((text, "path[1]") for text in ("0:0,", "0:0,,0:1", ["0:0", 7], ["0:0", None])),
+        *((text, "path") for text in ([], 7, None)),
         ("0:0-3 x1000000000", "path[0]: 4000000000 hops; a path has between 1 and 4096 hops in all"),
         ("0:0-1000000000", "path[0]: 1000000001 hops; a path has between 1 and 4096 hops in all"),
-        ("99999999999999999999:0", "path[0]"),
-        ("__import__('os')", "path[0]"),
-        (["0:0", 7], "path[1]"),
-        (["0:0", None], "path[1]"),
-        ([["0:0"]], "path[0]"),
-        ([], "path"),
-        (7, "path"),
-        (None, "path"),
     ],
 )
 def test_text_that_is_no_path(text: object, where: str) -> None:

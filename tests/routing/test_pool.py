@@ -14,8 +14,6 @@ from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 IDS = torch.arange(3, 15).view(2, 6)
-
-
 llama = partial(tiny_model, "llama")
 
 
