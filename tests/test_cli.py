@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from searches import Settings
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
@@ -25,7 +25,6 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.run import run_search
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]  # type: ignore[union-attr]
-Settings = Callable[..., dict[str, Any]]
 
 HELP = """
 import json, sys

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 from warm import Program
+from watch import are_gone
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import chat_process
@@ -117,20 +117,7 @@ chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
         time.sleep(0.05)
     rendering = int(said)
     asking.kill()
-    begin = time.monotonic()
-    while _runs(rendering):
-        assert time.monotonic() - begin < 60
-        time.sleep(0.1)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there and not only waiting to be noticed."""
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().split()[2] != "Z"
-    except OSError:
-        return False
+    assert are_gone(rendering)
 
 
 def test_the_space_brings_the_file_that_it_needs():

@@ -145,26 +145,7 @@ def damaged_text(draw: st.DrawFn, *originals: Any) -> str:
     for _ in range(draw(st.integers(0, 3))):
         first = draw(st.integers(0, len(text)))
         last = min(len(text), first + draw(st.integers(0, 12)))
-        words = [
-            "",
-            text[first:last] * 2,
-            "&a ",
-            "*a",
-            "!!int ",
-            "<<: ",
-            "[",
-            "{",
-            "- ",
-            "? ",
-            ": ",
-            "'",
-            '"',
-            "|\n",
-            "%",
-            "@",
-            "\t",
-            "\0",
-        ]
+        words = ["", text[first:last] * 2, "&a ", "*a", "!!int ", "<<: ", "- ", "? ", ": ", "|\n", *"[{'\"%@\t\0"]
         text = text[:first] + draw(st.sampled_from(words)) + text[last:]
     return text
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import warm
+from classes import edit_json
 
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
@@ -53,12 +54,8 @@ def test_the_reader_of_calls_finds_a_silent_load() -> None:
 
 def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -> None:
     """A source whose tokenizer brings code ends the search in one line, even where standard input says yes to anything."""
-    import shutil
-
     folder = shutil.copytree(tiny / "a", tmp_path / "a")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]}, tokenizer_class="Own")
     (folder / "own.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
         "class Own(PreTrainedTokenizerFast): pass\n"
@@ -77,11 +74,8 @@ def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -
 @pytest.mark.parametrize("where", ["whole", "inside"])
 def test_kernels_that_a_config_names_are_refused(tiny, tmp_path, where) -> None:
     """A config that names a repository of kernels, at any depth, is refused before transformers could fetch and run them."""
-    import shutil
-
     folder = shutil.copytree(tiny / "a", tmp_path / "a")
     named = {"attn_implementation": "somebody/kernel"}
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | (named if where == "whole" else {"text_config": named})))
+    edit_json(folder / "config.json", **(named if where == "whole" else {"text_config": named}))
     with pytest.raises(SourceError, match=r"attn_implementation is 'somebody/kernel', code on the Hub"):
         open_source(str(folder)).config  # noqa: B018

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
+from searches import Settings
 from watch import killed
 
 from hf_evomerge.errors import SearchError
@@ -19,7 +18,7 @@ from hf_evomerge.search.study.study import Study
 
 
 def test_a_branch_that_moves_does_not_move_the_search(
-    lfs_api: HfApi, tiny: Path, tmp_path: Path, search_settings: Callable[..., dict[str, Any]]
+    lfs_api: HfApi, tiny: Path, tmp_path: Path, search_settings: Settings
 ) -> None:
     """A source named without a commit is pinned when the search begins: what is pushed to its branch later changes nothing."""
     for name in ("a", "b"):

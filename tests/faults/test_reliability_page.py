@@ -17,8 +17,6 @@ PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 def reliability() -> ModuleType:
     """The program that writes the page."""
     spec = importlib.util.spec_from_file_location("reliability", ROOT / "tests" / "slow" / "reliability.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

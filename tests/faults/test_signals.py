@@ -7,17 +7,16 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from searches import count_trials
+from searches import Config, count_trials
 from typer.testing import CliRunner
 from warm import COMMAND, Program
+from watch import are_gone, descendants, runs
 
 from hf_evomerge.cli import app
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.file.config import SearchConfig
 
 Start = Callable[..., Program]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}
@@ -89,42 +88,22 @@ def _ends(process: Program, number: int) -> tuple[int, str]:
     return process.returncode, stderr.splitlines()[-1] if stderr else ""
 
 
-def _is_there(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    return False
-
-
-def _are_gone(*pids: int) -> bool:
-    """Whether processes end, within seconds of the one that they watch."""
-    begin = time.monotonic()
-    while any(map(_is_there, pids)) and time.monotonic() - begin < 20:
-        time.sleep(0.05)
-    return not any(map(_is_there, pids))
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_search_says_how_to_go_on(
-    search_config: Callable[..., SearchConfig], tmp_path: Path, program: Start, name: str
-) -> None:
+def test_a_search_says_how_to_go_on(search_config: Config, tmp_path: Path, program: Start, name: str) -> None:
     """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
     number, status = SIGNALS[name]
     optimizer = {"evaluations": 400, "population": 4}
     search_config(merge={"groups": "model"}, optimize=[optimizer]).save(tmp_path / "my search.yaml")
     process = program("search", "my search.yaml", "--out", "out", "--workers", "1", "--no-model")
     _wait_for(lambda: count_trials(tmp_path / "out") >= 3, process)
-    workers = _children(process.pid)
+    workers = descendants(process.pid)
     assert workers
     ended, line = _ends(process, number)
     assert ended == status
     command = "hf-evomerge search 'my search.yaml' --out out --workers 1 --no-model"
     assert line == f"interrupted; go on with `{command}`"
-    assert _are_gone(*workers)
+    assert are_gone(*workers)
     if name != "INT":
         return  # the line is the same, and going on by it is tried once
     before = count_trials(tmp_path / "out")
@@ -175,6 +154,6 @@ def test_a_local_space_does_not_live_on(tmp_path: Path, program: Start, name: st
     process = program("space", "--local", "me/model", before=LOCAL_APP)
     _wait_for((tmp_path / "pid").exists, process)
     pid = int((tmp_path / "pid").read_text())
-    assert _is_there(pid)
+    assert runs(pid)
     assert _ends(process, number)[0] == status
-    assert _are_gone(pid)
+    assert are_gone(pid)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from classes import edit_json
 from hub_fixtures import Said, upload_models
 from huggingface_hub import HfApi, hf_hub_download
+from searches import Config
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
@@ -22,7 +24,6 @@ from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import reproduce
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 LOAD = """
@@ -91,7 +92,6 @@ def test_the_card_says_what_it_is(
     """The card is of peft's library, of the base alone, names the merged adapters, and its code runs as it stands."""
     push_model(adapter_of(published, tmp_path / "out"), "local/merge", PushOptions(published=published), api=lfs_api)
     data = lfs_api.model_info("local/merge").card_data
-    assert data is not None
     found = (data.library_name, data.base_model, data["base_model_relation"], data.pipeline_tag)
     assert found == ("peft", "local/base", "adapter", "text-generation")
     card = Path(hf_hub_download("local/merge", "README.md")).read_text()
@@ -104,7 +104,7 @@ def test_the_card_says_what_it_is(
 
 
 def test_a_search_over_adapters_is_pushed(
-    published: dict[str, str], lfs_api: HfApi, tmp_path: Path, search_config: Callable[..., SearchConfig]
+    published: dict[str, str], lfs_api: HfApi, tmp_path: Path, search_config: Config
 ) -> None:
     """The winner of a search goes up with the record of the search, its card as an adapter's."""
     base, *adapters = published
@@ -135,8 +135,7 @@ def test_kinds_are_not_mixed(published: dict[str, str], lfs_api: HfApi, tmp_path
 def test_a_changed_adapter_is_not_the_same(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
     """Weights that are not what the recipe gives are refused by --verify, and a changed file by its record."""
     folder = adapter_of(published, tmp_path / "out")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 9}))
+    edit_json(folder / "adapter_config.json", lora_alpha=9)
     with pytest.raises(HubError, match=r"adapter_config\.json is not what was built"):
         preview_push(folder, "local/merge", PushOptions(published=published), api=lfs_api)
     with pytest.raises(HubError, match=r"is not what its recipe gives \(1 differences; lora_alpha: 9"):

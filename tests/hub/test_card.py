@@ -166,7 +166,6 @@ def test_a_chat_is_shown_as_a_chat() -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("inputs = ")]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'say "x"'}]
     asked = re.fullmatch(r"inputs = tokenizer.apply_chat_template\((\[.*\]), add_generation_prompt=True, .*\)", line)
-    assert asked is not None
     assert ast.literal_eval(asked[1]) == messages
 
 

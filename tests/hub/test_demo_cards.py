@@ -36,10 +36,7 @@ def test_the_card_claims_what_was_measured() -> None:
     """The winner's figures in the metadata are those of the record beside the card."""
     card = ModelCard.load(CARDS / "hybrid" / "README.md")
     study = CardFacts.of_folder(CARDS / "hybrid").study
-    assert study is not None
-    assert study.winner is not None
     assert study.winner.accuracy is not None
-    assert card.data.eval_results is not None
     assert card.data.eval_results[0].metric_value == round(study.winner.accuracy, 4)
 
 

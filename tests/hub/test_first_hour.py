@@ -51,7 +51,6 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         then = re.search(
             "^next: +(hf-evomerge eval my-search --show 3)\n +(hf-evomerge push my-search .*)$", said[2], re.MULTILINE
         )
-        assert then is not None
         assert [shlex.split(part)[:3] for part in then.groups()] == [words[:3] for words in commands[3:]]
         assert f"{hub.endpoint}/{merge}" in said[4]
         assert "what the model is for" not in caplog.text + done.output

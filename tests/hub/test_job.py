@@ -29,7 +29,6 @@ def test_a_job_goes_on_after_its_time_limit(
 ) -> None:
     """What a job has kept in its repository goes on from another disk, to the same trials and a model."""
     spec = spec_from_file_location("hf_job", SCRIPT)
-    assert spec is not None
     job: Any = module_from_spec(spec)
     spec.loader.exec_module(job)  # type: ignore[union-attr]
     monkeypatch.setattr(job, "WORKERS", 0)  # in this process, which is cheaper

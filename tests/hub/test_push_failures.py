@@ -11,22 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import commit_titles
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from safetensors.torch import load_file
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
 
 COMMIT = r"POST /api/models/local/merge/commit/"
-
-
 LFS_PUT = r"PUT /lfs"
-
-
 PUSH = "from hf_evomerge.cli import app; app()"
 
 
@@ -65,34 +59,6 @@ def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
         push_model(plain, "local/merge", api=lfs_api)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(COMMIT, "status", status=503, times=2),
-        Fault(COMMIT, "status", status=429, times=2),
-        Fault(COMMIT, "reset", times=2),
-    ],
-    ids=["503", "429", "reset"],
-)
-def test_the_commit_is_sent_again(plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float], fault: Fault) -> None:
-    """A commit that did not reach the Hub is sent again, and is there once."""
-    hub.faults.add(fault)
-    push_model(plain, "local/merge", api=lfs_api)
-    assert fault.hits == 2
-    assert len(commit_titles(lfs_api)) == 2
-
-
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(
-    plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
-) -> None:
-    """Where the Hub has taken the commit and only its answer got lost, it is found, and not there twice."""
-    fault = hub.faults.add(Fault(COMMIT, "truncate", rst=True))
-    pushed = push_model(plain, "local/merge", api=lfs_api)
-    assert fault.hits == 1
-    assert len(commit_titles(lfs_api)) == 2
-    assert lfs_api.model_info("local/merge").sha == pushed.model.sha
-
-
 def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
     plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
 ) -> None:
@@ -111,16 +77,6 @@ def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
     push_model(plain, "local/merge", api=lfs_api)
     assert sum(seen.method == "PUT" for seen in hub.requests) == uploads
     assert len(commit_titles(lfs_api)) == 2
-
-
-def test_uploads_that_break_off_are_sent_again(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
-    """An upload that is cut off half way is sent again by the client; the file on the Hub is whole."""
-    fault = hub.faults.add(Fault(LFS_PUT, "reset", after_bytes=2000))
-    push_model(plain, "local/merge", api=lfs_api)
-    assert fault.hits == 1
-    stored = load_file(hf_hub_download("local/merge", "model.safetensors"))
-    for name, tensor in load_file(plain / "model.safetensors").items():
-        assert torch.equal(stored[name], tensor)
 
 
 def test_an_upload_that_is_refused_says_what_is_missing(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:

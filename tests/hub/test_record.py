@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import parquet
+from searches import Config
 
 from hf_evomerge.errors import HubError, SearchError
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
@@ -34,7 +34,6 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
     )
     study = Study.open(hybrid_search)
     base = study.evaluation("base", "search")
-    assert base is not None
     assert record.levels["base"] == base.mean
     rows = parquet.read_table(tmp_path / TRIALS_FILE).to_pylist()
     trials = [*study.trials("ps"), *study.trials("dfs")]
@@ -45,7 +44,6 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
         assert row["genome"] == trial.genome.tolist()
         recipe = Recipe.from_yaml(row["recipe"])
         if trial.stage == "dfs":
-            assert recipe.flow is not None
             assert (row["path"], row["scales"]) == (recipe.flow.path, recipe.flow.to_path().scales)
         else:
             assert row["path"] is None
@@ -83,7 +81,7 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     assert write_record(copy, tmp_path / "record").settings.about == "Adds."
 
 
-def test_settings_name_no_file_of_this_machine(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
+def test_settings_name_no_file_of_this_machine(search_config: Config, tmp_path: Path) -> None:
     """Files of data and of tasks are published by their last names, names on the Hub and addresses as they are."""
     for name in ("rows.csv", "task.yaml"):
         (tmp_path / name).touch()
@@ -124,8 +122,6 @@ def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, ti
     right = {}
     for name, label in labels.items():
         scores = study.evaluation(label, "test")
-        assert scores is not None
-        assert scores.correct is not None
         right[name] = scores.correct.tolist()
     assert [e.right for e in examples] == [{name: each[i] for name, each in right.items()} for i in range(2)]
     alone = [right["evolved"][i] and not any(right[name][i] for name in list(labels)[1:]) for i in range(len(problems))]
@@ -136,9 +132,7 @@ def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, ti
     study.close()
 
 
-def test_failed_trials_and_unfinished_searches_have_a_record(
-    search_config: Callable[..., SearchConfig], tmp_path: Path
-) -> None:
+def test_failed_trials_and_unfinished_searches_have_a_record(search_config: Config, tmp_path: Path) -> None:
     """A search without results, with trials that failed, is recorded as it is, and errors name no folder."""
     from hf_evomerge.fitness import Scores
     from hf_evomerge.search.study.study import Trial

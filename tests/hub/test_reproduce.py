@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from classes import edit_json
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, upload_models
 from huggingface_hub import HfApi
@@ -46,20 +47,31 @@ def merged(tiny: Path, tmp_path: Path) -> Path:
     return build_model(recipe, tmp_path / "merged", progress=False)
 
 
-def _cached(published: dict[str, str], name: str, home: Path) -> Path:
+@pytest.fixture
+def pushed(merged: Path, published: dict[str, str], lfs_api: HfApi) -> Path:
+    """That merge, which is on the hub as local/merge."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    return merged
+
+
+def _put(api: HfApi, name: str, content: Any) -> None:
+    """Replace a file of the published merge."""
+    api.upload_file(repo_id="local/merge", path_in_repo=name, path_or_fileobj=content)
+
+
+def _cached(name: str, home: Path) -> Path:
     (file,) = (home / "hub" / f"models--local--{name}" / "snapshots").glob("*/model.safetensors")
     return file.resolve()
 
 
 def test_a_published_merge_is_rebuilt_bit_for_bit(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, command: Callable[..., Said]
+    pushed: Path, lfs_api: HfApi, tmp_path: Path, command: Callable[..., Said]
 ) -> None:
     """From the recipe and the sources on the Hub alone, every file comes out the same, also by the command line."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     result = reproduce("local/merge", out=tmp_path / "again", api=lfs_api)
     assert result.same
     assert str(result).splitlines()[0].endswith("the same bits, every weights file")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pushed / "model.safetensors").read_bytes()
     assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
 
 
@@ -74,7 +86,7 @@ def test_what_was_merged_is_what_is_published(
     Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(tmp_path / "recipe.yaml")
     assert command("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "merged").returncode == 0
     head = lfs_api.upload_file(
-        repo_id="local/a", path_or_fileobj=_cached(published, "b", tmp_path / "client"), path_in_repo="model.safetensors"
+        repo_id="local/a", path_or_fileobj=_cached("b", tmp_path / "client"), path_in_repo="model.safetensors"
     ).oid
     if revision == "v1":
         lfs_api.delete_tag("local/a", tag="v1")
@@ -93,8 +105,7 @@ def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_pa
         (folder / "own.py").write_text(
             "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
         )
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+        edit_json(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Own"})
         upload_models(lfs_api, folder)
     recipe = Recipe.model_validate(
         {"sources": [{"model": "local/a"}, {"model": "local/b"}], "merge": {"method": "linear"}, "dtype": "float32"}
@@ -111,13 +122,11 @@ def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_pa
     assert reproduce("local/merge", api=lfs_api, trust_remote_code=True).same
 
 
-def test_one_changed_byte_in_a_source_is_refused(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_one_changed_byte_in_a_source_is_refused(lfs_api: HfApi, tmp_path: Path) -> None:
     """A downloaded source whose content is not what the Hub says, though its size is, is not built from."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     assert reproduce("local/merge", api=lfs_api).same
-    file = _cached(published, "b", tmp_path / "client")
+    file = _cached("b", tmp_path / "client")
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
@@ -126,12 +135,10 @@ def test_one_changed_byte_in_a_source_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("pushed")
 @pytest.mark.parametrize("fault", ["truncate", "reset", "corrupt"])
-def test_a_source_that_comes_damaged_is_not_built_from(
-    merged: Path, published: dict[str, str], hub: FaultyHub, lfs_api: HfApi, fault: Any
-) -> None:
+def test_a_source_that_comes_damaged_is_not_built_from(hub: FaultyHub, lfs_api: HfApi, fault: Any) -> None:
     """A download that is cut short or cut off is made whole; one with a wrong byte is refused, and is right the next time."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     # the first request reads the header, the second fetches the file
     ordered = hub.faults.add(
         Fault(r"GET /content/", "truncate" if fault == "reset" else fault, skip=1, after_bytes=3000, rst=fault == "reset")
@@ -163,13 +170,11 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
     assert (said.returncode, f"1 of {result.tensors} tensors differ" in said.stdout) == (1, True)
 
 
-def test_weights_that_were_changed_after_the_push_are_refused(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_weights_that_were_changed_after_the_push_are_refused(lfs_api: HfApi, tmp_path: Path) -> None:
     """A weights file that was replaced on the Hub does not pass for the recipe's."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="model.safetensors", path_or_fileobj=tmp_path / "x.safetensors")
+    _put(lfs_api, "model.safetensors", tmp_path / "x.safetensors")
     with pytest.raises(HubError, match=r"model.safetensors is not the file that its recipe.yaml tells of"):
         reproduce("local/merge", api=lfs_api)
 
@@ -182,23 +187,23 @@ def test_weights_that_were_added_after_the_push_are_refused(
     parts = build_model(Recipe.load(merged / "recipe.yaml"), tmp_path / "parts", max_shard_size="20KB", progress=False)
     push_model(parts, "local/merge", PushOptions(published=published), api=lfs_api)
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo=where, path_or_fileobj=tmp_path / "x.safetensors")
+    _put(lfs_api, where, tmp_path / "x.safetensors")
     if "/" in where:
         index = json.loads((parts / "model.safetensors.index.json").read_text())
         index["weight_map"]["lm_head.weight"] = where
         name = "model.safetensors.index.json"
-        lfs_api.upload_file(repo_id="local/merge", path_in_repo=name, path_or_fileobj=json.dumps(index).encode())
+        _put(lfs_api, name, json.dumps(index).encode())
     with pytest.raises(HubError, match=rf"{where} is not in its recipe.yaml, and may be loaded in place"):
         reproduce("local/merge", api=lfs_api)
 
 
-def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, published: dict[str, str], lfs_api: HfApi) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api: HfApi) -> None:
     """The path, its scales and everything else that config.json decides are compared as the weights are."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     config = json.loads(Path(lfs_api.hf_hub_download("local/merge", "config.json")).read_text())
     config["scales"][1] = 0.75
     config["text_config"]["rms_norm_eps"] = 0.5
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=json.dumps(config).encode())
+    _put(lfs_api, "config.json", json.dumps(config).encode())
     result = reproduce("local/merge", api=lfs_api)
     assert not result.same
     assert result.differences == ()
@@ -209,62 +214,53 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, publis
     assert "config.json is not what the recipe gives" in str(result)
 
 
-def test_code_that_was_changed_is_not_called_the_same(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, command: Callable[..., Said]
-) -> None:
+def test_code_that_was_changed_is_not_called_the_same(pushed: Path, lfs_api: HfApi, command: Callable[..., Said]) -> None:
     """A changed file of the class is reported in capitals, and ends the command with an error; other code is named."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
-    code = (merged / "modeling_evo_merged.py").read_bytes() + b"\nimport os\n"
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="modeling_evo_merged.py", path_or_fileobj=code)
+    code = (pushed / "modeling_evo_merged.py").read_bytes() + b"\nimport os\n"
+    _put(lfs_api, "modeling_evo_merged.py", code)
     result = reproduce("local/merge", api=lfs_api)
     assert (result.same, result.differences, result.settings) == (False, (), ())
     assert "CODE DIFFERS: modeling_evo_merged.py is not that of hf-evomerge" in str(result)
     said = command("reproduce", "local/merge")
     assert (said.returncode, "CODE DIFFERS" in said.stdout) == (1, True)
-    lfs_api.upload_file(
-        repo_id="local/merge", path_in_repo="modeling_evo_merged.py", path_or_fileobj=merged / "modeling_evo_merged.py"
-    )
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="extra.py", path_or_fileobj=b"x = 1\n")
-    settings = json.loads((merged / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["extra.X", None]}}
-    lfs_api.upload_file(
-        repo_id="local/merge", path_in_repo="tokenizer_config.json", path_or_fileobj=json.dumps(settings).encode()
-    )
+    _put(lfs_api, "modeling_evo_merged.py", pushed / "modeling_evo_merged.py")
+    _put(lfs_api, "extra.py", b"x = 1\n")
+    settings = json.loads((pushed / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["extra.X", None]}}
+    _put(lfs_api, "tokenizer_config.json", json.dumps(settings).encode())
     result = reproduce("local/merge", api=lfs_api)
     assert result.same
     assert "CODE NOT COMPARED: extra.py is not part of hf-evomerge" in str(result)
     assert "CODE NOT COMPARED: tokenizer_config.json names code of its own" in str(result)
     versions = {"hf-evomerge": ("0.0.9", "0.1.0")}
     name = "modeling_evo_merged.py"
-    (line,) = compare_code(merged, {name: merged / "config.json"}, versions)[1]
+    (line,) = compare_code(pushed, {name: pushed / "config.json"}, versions)[1]
     assert line == f"{name} is from hf-evomerge 0.0.9, and this is 0.1.0; read it, or install that version"
 
 
+@pytest.mark.usefixtures("pushed")
 @pytest.mark.parametrize("name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000])
 def test_a_recipe_of_a_stranger_reads_no_folder(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A published recipe cannot name a folder of whoever rebuilds it, whether it is there or not."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     for folder in ("secret", "here/it"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml"))
     source = recipe.sources[0].model_copy(update={"model": name.format(here=tmp_path), "revision": None})
     text = recipe.model_copy(update={"sources": [source, recipe.sources[1]]}).to_yaml()
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="recipe.yaml", path_or_fileobj=text.encode())
+    _put(lfs_api, "recipe.yaml", text.encode())
     with pytest.raises(EvoMergeError, match="cannot be downloaded" if name.startswith("a/") else "not read"):
         reproduce("local/merge", api=lfs_api)
 
 
-def test_a_recipe_of_a_stranger_lists_no_folder(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_a_recipe_of_a_stranger_lists_no_folder(lfs_api: HfApi, tmp_path: Path) -> None:
     """A published recipe whose sources are a run is refused before the run is looked for."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     (tmp_path / "private-1").mkdir()
     (tmp_path / "private-1" / "config.json").write_text("{}")
     text = f"sources: {{run: {tmp_path}}}\nmerge: {{method: linear}}\n"
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="recipe.yaml", path_or_fileobj=text.encode())
+    _put(lfs_api, "recipe.yaml", text.encode())
     with pytest.raises(HubError, match=r"local/merge: recipe\.yaml: sources: must be a list") as refusal:
         reproduce("local/merge", api=lfs_api)
     assert "private-1" not in str(refusal.value)

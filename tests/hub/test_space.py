@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hub_fixtures import Said, upload_models
 from huggingface_hub import HfApi, SpaceCard
+from searches import Settings
 
 import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
@@ -157,7 +158,7 @@ pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
 
 
 def test_a_search_pushes_its_winner_and_makes_the_space(
-    search_settings: Callable[..., dict[str, Any]], command: Callable[..., Said], lfs_api: HfApi, tmp_path: Path
+    search_settings: Settings, command: Callable[..., Said], lfs_api: HfApi, tmp_path: Path
 ) -> None:
     """`search --push-to user/name --space` ends with the model and its Space on the Hub."""
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings()))
@@ -171,7 +172,7 @@ def test_a_search_pushes_its_winner_and_makes_the_space(
 
 
 def test_a_search_that_could_not_push_does_not_begin(
-    search_settings: Callable[..., dict[str, Any]],
+    search_settings: Settings,
     tiny: Path,
     command: Callable[..., Said],
     lfs_api: HfApi,

@@ -122,7 +122,6 @@ def test_description(api: HfApi, repo: str) -> None:
         "base_model:merge:acme/a", "base_model:merge:acme/b", "license:apache-2.0",
     ]  # fmt: skip
     assert (info.library_name, info.pipeline_tag, info.private, info.gated) == ("transformers", "text-generation", False, False)
-    assert info.card_data is not None
     assert info.card_data.base_model == ["acme/a", "acme/b"]
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
     assert sizes["model.safetensors"] == 300_000

@@ -100,21 +100,8 @@ def test_our_own_command(tmp_path: Path) -> None:
 def test_a_command_runs_beside_a_hub(tmp_path: Path) -> None:
     """A command that is named runs with the hub's variables, and its status is the program's."""
     code = "import sys; from huggingface_hub import whoami; print(whoami()['name']); sys.exit(3)"
-    command = [
-        sys.executable,
-        "-m",
-        "local_hub",
-        "--root",
-        "kept",
-        "--port",
-        "0",
-        "--user",
-        "me",
-        "--",
-        sys.executable,
-        "-c",
-        code,
-    ]
+    options = ["-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me", "--"]
+    command = [sys.executable, *options, sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "me\n"), done.stderr
 

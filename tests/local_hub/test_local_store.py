@@ -130,10 +130,8 @@ def test_kill_minus_nine(connect: Callable[..., HfApi], tmp_path: Path) -> None:
     root, committed = tmp_path / "hub", []
     for seconds in (0.0, 0.05, 0.11):
         with _process(SERVER, str(root), str(tmp_path / "client")) as server:
-            assert server.stdout is not None
             environment = json.loads(server.stdout.readline())
             with _process(WRITER, **environment) as writer:
-                assert writer.stdout is not None
                 committed.append(writer.stdout.readline().strip())
                 time.sleep(seconds)
                 server.send_signal(signal.SIGKILL)
@@ -153,7 +151,6 @@ def test_kill_minus_nine(connect: Callable[..., HfApi], tmp_path: Path) -> None:
 def _check_contents(store: Store) -> None:
     """Every file of every commit has the content that its entry names."""
     repository = store.get("models", "local/m")
-    assert repository is not None
     for commit in repository.log(repository.resolve("main")):
         for entry in commit.tree.values():
             assert hashlib.sha256(store.objects.read(entry.sha256)).hexdigest() == entry.sha256

@@ -20,7 +20,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the browser test
 expect = playwright.expect  # waits until what it says is so: after a press, nothing on the page is read at once
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
-
 SECONDS = 30  # before what is waited for counts as missing: a busy machine takes its time
 SHOWN = {  # what is there once a tab is
     "Try": "#ev-prompt:visible",

@@ -270,7 +270,6 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host: Host) -> No
     import copy
 
     loaded = copy.copy(host.evolved)
-    assert loaded is not None
     tokenizer = copy.deepcopy(loaded.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
     loaded = replace(loaded, tokenizer=tokenizer)
@@ -294,7 +293,6 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps: Path, tmp_path: Pat
     from hf_evomerge import Recipe, build_model
 
     host = _host(ps)
-    assert host.evolved is not None
     before = {name: tensor.clone() for name, tensor in host.evolved.model.state_dict().items()}
     published = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
     recipe = Recipe.load(ps / "recipe.yaml").model_dump(exclude_none=True, exclude={"built"})

@@ -175,7 +175,6 @@ def test_the_film_ends_on_the_published_model(path: tuple[str, ...]) -> None:
     record = Record(splits={"search": 16}, results=Results(rows=[Row(stage=stage, winner=True)]), trial=5)
     shown = Published("m", "m", record=record, trials=tuple(trials))
     found = shown.winner
-    assert found is not None
     assert (found.stage, found.number) == (stage, 5)
     steps = views.film(shown, stage)
     assert steps[-1].trial == found
