@@ -91,7 +91,7 @@ def recipe_file(tiny: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_help_has_examples_and_is_light() -> None:
+def test_help_has_examples_and_is_light():
     """Every command's help shows an example, the top page names every command, and none of it imports anything heavy."""
     done = subprocess.run([sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True)
     pages, heavy = json.loads(done.stdout)
@@ -105,7 +105,7 @@ def test_help_has_examples_and_is_light() -> None:
         assert "docs/" not in pages[name], f"{name}: the docs are not where the package is installed"
 
 
-def test_commands_import_what_they_need(hybrid_search: Path, tiny: Path) -> None:
+def test_commands_import_what_they_need(hybrid_search, tiny):
     """Commands that look at files import no torch, most not even transformers, and say what they say beside torch."""
     arguments = {"convert": [hybrid_search / "recipe.yaml", "--to", "recipe"], "merge --methods": ["--methods"]}
     arguments |= {"show": [hybrid_search], "show --check": [hybrid_search, "--check"], "inspect": [tiny / "a", "--json"]}
@@ -120,7 +120,7 @@ def test_commands_import_what_they_need(hybrid_search: Path, tiny: Path) -> None
             assert json.loads(stdout) == json.loads(inspect_model(json.loads(stdout)["model"]).to_json())
 
 
-def test_the_program_has_a_version_and_runs_as_a_module() -> None:
+def test_the_program_has_a_version_and_runs_as_a_module():
     """``python -m hf_evomerge --version`` prints the package's version under the program's name."""
     done = subprocess.run([sys.executable, "-m", "hf_evomerge", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"hf-evomerge {version('hf-evomerge')}\n"
@@ -129,7 +129,7 @@ def test_the_program_has_a_version_and_runs_as_a_module() -> None:
     assert "Usage: hf-evomerge merge" in usage.stderr
 
 
-def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
+def test_search_show_and_eval(search_file, tmp_path):
     """A search prints its table and where things are; the study can be shown, and the model evaluated."""
     out = tmp_path / "out"
     result = _invoke("search", search_file, "--out", out)
@@ -153,7 +153,7 @@ def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
     assert also.stdout.splitlines() == scored.stdout.splitlines()[:1]
 
 
-def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: Path) -> None:
+def test_no_model_is_announced_where_none_is_built(search_file, tmp_path):
     """With --no-model the recipe is left, and no model is made or spoken of."""
     result = _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0)
     assert result.exit_code == 0
@@ -164,7 +164,7 @@ def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: 
         assert line.endswith(f"has not built its winner yet; go on with `hf-evomerge search {tmp_path / 'out'}`")
 
 
-def test_dry_runs_write_nothing(search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_dry_runs_write_nothing(search_file, recipe_file, tmp_path):
     """A dry run of a search or a merge says what would be done and writes nothing at all."""
     before = sorted(tmp_path.rglob("*"))
     search = _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run")
@@ -177,7 +177,7 @@ def test_dry_runs_write_nothing(search_file: Path, recipe_file: Path, tmp_path: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_merge(recipe_file: Path, tmp_path: Path) -> None:
+def test_merge(recipe_file, tmp_path):
     """A merge is built from a recipe file, refused where the folder exists, and replaced where that is asked for."""
     out = tmp_path / "merged"
     assert _invoke("merge", recipe_file, "--out", out).stdout == f"built {out}\n"
@@ -203,7 +203,7 @@ BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("mistake", BAD_SEARCHES)
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["search", "dry run"])
-def test_a_wrong_search_file_is_one_line(mistake: str, dry: list[str], search_settings: Settings, tmp_path: Path) -> None:
+def test_a_wrong_search_file_is_one_line(mistake, dry, search_settings, tmp_path):
     """A mistake in a search file is one line that names it, with status 1, and nothing is written."""
     changes, message = BAD_SEARCHES[mistake]
     file = tmp_path / "search.yaml"
@@ -224,7 +224,7 @@ def test_a_wrong_search_file_is_one_line(mistake: str, dry: list[str], search_se
     ids=["missing", "bad YAML", "a list", "binary", "empty"],
 )
 @pytest.mark.parametrize("command", [["search"], ["merge"], ["eval", "model", "--search"]], ids=lambda command: command[0])
-def test_an_unreadable_file_is_one_line(command: list[str], content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_one_line(command, content, message, tmp_path):
     """A file that is missing, no YAML, or something else altogether is one line that names the file."""
     file = tmp_path / "given.yaml"
     if content is not None:
@@ -235,7 +235,7 @@ def test_an_unreadable_file_is_one_line(command: list[str], content: bytes | Non
     assert not (tmp_path / "out").exists()
 
 
-def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny: Path, tmp_path: Path) -> None:
+def test_other_mistakes_are_one_line(search_file, recipe_file, tiny, tmp_path):
     """A wrong folder, split, model or output is one line as well."""
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "empty").mkdir()
@@ -253,7 +253,7 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     assert "not a study" in _error("search", search_file, "--out", tmp_path / "empty")
 
 
-def test_a_dry_run_looks_at_the_folder(search_settings: Settings, search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_dry_run_looks_at_the_folder(search_settings, search_file, recipe_file, tmp_path):
     """A folder that the search could not use is refused by the dry run as by the search; one that it can go on in is fine."""
     (tmp_path / "file").write_text("no folder")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
@@ -269,9 +269,7 @@ def test_a_dry_run_looks_at_the_folder(search_settings: Settings, search_file: P
         assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", *dry)
 
 
-def test_a_folder_that_may_not_be_written_to_is_refused(
-    search_file: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_may_not_be_written_to_is_refused(search_file, recipe_file, tmp_path, monkeypatch):
     """A folder that belongs to others is an error before any work."""
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
     message = f"{tmp_path / 'a' / 'b'}: {tmp_path} may not be written to; choose another folder, or see whose it is"
@@ -280,7 +278,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(
         assert message in _error("merge", recipe_file, "--out", tmp_path / "a" / "b", *dry)
 
 
-def test_convert_replaces_no_file_unasked(recipe_file: Path, tmp_path: Path) -> None:
+def test_convert_replaces_no_file_unasked(recipe_file, tmp_path):
     """A file that exists is left as it is; with --overwrite it is replaced."""
     there = tmp_path / "there.yaml"
     there.write_text("mine")
@@ -291,7 +289,7 @@ def test_convert_replaces_no_file_unasked(recipe_file: Path, tmp_path: Path) -> 
     assert Recipe.load(there) == Recipe.load(recipe_file)
 
 
-def test_a_file_for_another_command_says_which(search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_file_for_another_command_says_which(search_file, recipe_file, tmp_path):
     """A recipe given to `search`, and a search file given to `merge`, are told apart from mistakes."""
     assert _error("search", recipe_file, "--out", tmp_path / "out") == (
         f"error: {recipe_file}: this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`"
@@ -301,14 +299,14 @@ def test_a_file_for_another_command_says_which(search_file: Path, recipe_file: P
     )
 
 
-def test_what_the_system_refuses_is_said_in_words(recipe_file: Path, tmp_path: Path) -> None:
+def test_what_the_system_refuses_is_said_in_words(recipe_file, tmp_path):
     """An error of the system comes without its number, and with what to do."""
     (tmp_path / "file").write_text("no folder")
     text = _error("convert", recipe_file, "--to", "recipe", "--out", tmp_path / "file" / "x")
     assert text == f"error: Not a directory: '{tmp_path / 'file' / 'x'}'; choose another place, or see who may write there"
 
 
-def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> None:
+def test_models_that_are_none(recipe_file, tiny, tmp_path):
     """A file, a name with spaces and a merged model with a path are refused as sources, with what to give."""
     weights = tiny / "a" / "model.safetensors"
     assert _error("inspect", weights) == (f"error: {weights}: a file; give the folder that holds the config and the weights")
@@ -323,7 +321,7 @@ def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> 
         )
 
 
-def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_what_is_done(search_file, tmp_path, monkeypatch):
     """Ctrl-C ends with status 130 and one line with the command that goes on, and the search can be resumed."""
     from hf_evomerge.search.study.study import Study
 
@@ -340,7 +338,7 @@ def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monk
     assert _invoke("search", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
 
 
-def test_examples_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_are_copied(tmp_path, monkeypatch):
     """An example file is copied under its own name or another; a wrong name is told all of them."""
     files = {file.stem: file for file in (Path(__file__).parents[1] / "examples").glob("*.*")}
     monkeypatch.chdir(tmp_path)
@@ -354,14 +352,12 @@ def test_examples_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "or --example NAME" in _error("init", "a", "b")
 
 
-def test_methods() -> None:
+def test_methods():
     """`merge --methods` prints the table of merge methods."""
     assert _invoke("merge", "--methods").stdout.strip() == methods_table().strip()
 
 
-def test_a_search_of_choices_opens_a_page(
-    search_settings: Settings, search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_of_choices_opens_a_page(search_settings, search_file, tmp_path, monkeypatch):
     """Where a person is the fitness, `search` serves the page that chooses, and evaluates nothing."""
     search_file.write_text(yaml.safe_dump(search_settings(fitness={"task": "choice"})), encoding="utf-8")
     opened: list[Any] = []
@@ -372,9 +368,7 @@ def test_a_search_of_choices_opens_a_page(
     assert opened == ["choice", [str(tmp_path / "out")]]
 
 
-def test_folders_that_are_written_by_default(
-    search_file: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_are_written_by_default(search_file, recipe_file, tmp_path, monkeypatch):
     """A study is named after its file, and `merge` builds its winner there; a recipe becomes `merged`."""
     monkeypatch.chdir(tmp_path)
     assert "has not ended; go on with `hf-evomerge search" in _no_winner(search_file, tmp_path)
@@ -397,7 +391,7 @@ def _no_winner(search_file: Path, folder: Path) -> str:
     return _error("merge", folder / "begun")
 
 
-def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) -> None:
+def test_the_command_line_and_python_agree(search_file, tmp_path):
     """The command line finds the recipe that the Python function finds, and builds what the recipe builds."""
     from hf_evomerge.search.file.config import SearchConfig
 
@@ -408,7 +402,7 @@ def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) ->
     assert (built / "model.safetensors").read_bytes() == (tmp_path / "shell" / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_folder_is_shown_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_shown_here(tmp_path, monkeypatch):
     """The folder of a search is shown on this machine; what is no folder is the name of a Space, which needs its model."""
     shown: list[str] = []
     monkeypatch.setattr("hf_evomerge.hub.space.run_space", lambda model, revision: shown.append(model))

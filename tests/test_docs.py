@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -40,7 +39,7 @@ def _examples() -> list[Path]:
 
 
 @pytest.mark.parametrize("file", _examples(), ids=lambda file: file.stem)
-def test_examples_are_valid_searches(file: Path) -> None:
+def test_examples_are_valid_searches(file):
     """Every file in examples/ is a search file whose spaces have coordinates and decode their own start."""
     config = SearchConfig.load(file)
     merge = None
@@ -53,7 +52,7 @@ def test_examples_are_valid_searches(file: Path) -> None:
         assert flow.decode(flow.start().mean).flow is not None
 
 
-def test_the_papers_numbers() -> None:
+def test_the_papers_numbers():
     """The examples have the sizes that the paper states: six numbers for PS, 4,288 for DFS, and what is spent on them."""
     ps = SearchConfig.load(ROOT / "examples" / "evollm-jp-ps.yaml")
     assert len(ParameterSpace(ps, 32).coordinates) == 6
@@ -66,7 +65,7 @@ def test_the_papers_numbers() -> None:
 
 
 @pytest.mark.parametrize(("page", "text"), _blocks("yaml", "README.md", "docs/search.md", "docs/how-to.md", SKILL))
-def test_search_blocks(page: str, text: str) -> None:
+def test_search_blocks(page, text):
     """Every YAML block of these pages is a whole search file."""
     config = parse_yaml(SearchConfig, text, SearchError)
     if config.space in ("ps", "hybrid"):
@@ -74,13 +73,13 @@ def test_search_blocks(page: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "text"), _blocks("yaml", "docs/recipes.md"))
-def test_recipe_blocks(page: str, text: str) -> None:
+def test_recipe_blocks(page, text):
     """Every YAML block of the page is a recipe, and reads back from its own text as the same recipe."""
     recipe = Recipe.from_yaml(text)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
-def test_ways_to_write_a_path() -> None:
+def test_ways_to_write_a_path():
     """Every way to write hops that the page explains in its text is read."""
     sentence = PAGES["docs/recipes.md"].split("one hop that runs two layers")[0].rpartition("\n\n")[2]
     pieces = re.findall(r"`(\d[^`]*)`", sentence)
@@ -90,14 +89,14 @@ def test_ways_to_write_a_path() -> None:
         assert len(recipe.flow.to_path()) >= 1
 
 
-def test_the_table_of_methods() -> None:
+def test_the_table_of_methods():
     """The page's table of merge methods is what the command prints."""
     page = PAGES["docs/methods.md"]
     table = page.split("<!-- methods: begin -->")[1].split("<!-- methods: end -->")[0]
     assert table.strip() == methods_table().strip()
 
 
-def test_the_number_of_methods_in_the_comparison() -> None:
+def test_the_number_of_methods_in_the_comparison():
     """The page that compares tools counts the merge methods that the package has."""
     (count,) = re.findall(r"^\| merge methods \|.*\| (\d+) \|$", PAGES["docs/comparison.md"], re.MULTILINE)
     assert int(count) == methods_table().count("\n| **")
@@ -119,7 +118,7 @@ def test_the_number_of_methods_in_the_comparison() -> None:
         ("## `limits`", LimitsConfig),
     ],
 )
-def test_tables_of_keys(heading: str, kind: Any) -> None:
+def test_tables_of_keys(heading, kind):
     """Every key of a section has a row in its table with the default that it has, and every row is a key."""
     section = PAGES["docs/search.md"].split(f"\n{heading}\n")[1].split("\n##")[0]
     rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\|", section, re.MULTILINE)
@@ -132,7 +131,7 @@ def test_tables_of_keys(heading: str, kind: Any) -> None:
             assert (tuple(value) if isinstance(value, list) else value) == default, name
 
 
-def test_the_skill_is_one() -> None:
+def test_the_skill_is_one():
     """The page for coding agents begins as their programs read it: a name that is its folder's, and when to use it."""
     front = yaml.safe_load(PAGES[SKILL].split("---\n")[1])
     assert front["name"] == Path(SKILL).parent.name
@@ -142,7 +141,7 @@ def test_the_skill_is_one() -> None:
     assert named <= PAGES.keys()
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_somewhere():
     """Every relative link of the pages leads to a file of the repository. Pictures are made by the searches themselves."""
     for page, text in PAGES.items():
         for target in re.findall(r"(?<!!)\[[^]]*\]\((?!http)([^)#]+)", text):

@@ -22,12 +22,12 @@ TOKEN = "hf_" + "aBcDeFgHiJ" * 3
         ("", "ValueError"),
     ],
 )
-def test_secrets_and_control_characters_are_left_out(text: str, shown: str) -> None:
+def test_secrets_and_control_characters_are_left_out(text, shown):
     """What signs an address, passwords and tokens never reach a message; names of packages do."""
     assert one_line(ValueError(text)) == shown
 
 
-def test_megabytes_are_cut() -> None:
+def test_megabytes_are_cut():
     """A page of a proxy in place of an answer does not fill the terminal, nor does a token hide at its end."""
     assert len(one_line(ValueError("x" * 2_000_000))) <= 300
     assert "aBcD" not in one_line(ValueError("x" * 2_000 + " " + TOKEN))

@@ -108,7 +108,7 @@ def names(
 
 
 @pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_docstrings(file: Path, names: dict[str, Any]) -> None:
+def test_docstrings(file, names):
     """Every example in a docstring gives what it shows; only what talks to the Hub is left out."""
     module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     runner = doctest.DocTestRunner()
@@ -121,7 +121,7 @@ def test_docstrings(file: Path, names: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")])
-def test_python_blocks(page: str, names: dict[str, Any]) -> None:
+def test_python_blocks(page, names):
     """The Python blocks of a page run, one after the other."""
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
         program = compile(block, page, "exec")
@@ -141,7 +141,7 @@ def _commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in dict.fromkeys(lines)]
 
 
-def test_commands_are_understood() -> None:
+def test_commands_are_understood():
     """Every command line that is shown names a command, and arguments and options that it takes."""
     program: Any = typer.main.get_command(cli.app)
     commands = _commands()
@@ -153,7 +153,7 @@ def test_commands_are_understood() -> None:
 
 
 @pytest.mark.slow
-def test_commands_run(here: Path) -> None:
+def test_commands_run(here):
     """Command lines that need neither a network nor a file of the reader's own do what they say."""
     ran = set()
     for words in _commands():

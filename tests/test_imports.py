@@ -68,7 +68,7 @@ def _own_part(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", _modules(), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_point_one_way(file: Path) -> None:
+def test_imports_point_one_way(file):
     """A module imports its own part of the package and the parts below it, and nothing above."""
     own = _own_part(file)
     for name, line in imports(file, PACKAGE):
@@ -80,7 +80,7 @@ def test_imports_point_one_way(file: Path) -> None:
         assert part not in FORBIDDEN.get(own, ()), where
 
 
-def test_no_circle_of_imports() -> None:
+def test_no_circle_of_imports():
     """No file of the package imports, by way of others, lazily or for types alone, a file that imports it."""
     files = {_dotted(file): file for file in _modules()}
     edges = {
@@ -92,7 +92,7 @@ def test_no_circle_of_imports() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_rooms_of_search_import_downwards(room: str) -> None:
+def test_rooms_of_search_import_downwards(room):
     """A room of ``search/`` imports the rooms below it, and none of the files that drive the search."""
     known = {file.stem for file in (PACKAGE / "search").glob("*.py")} | set(ROOMS)
     for file in sorted((PACKAGE / "search" / room).glob("*.py")):
@@ -105,7 +105,7 @@ def _dotted(file: Path) -> str:
     return ".".join([PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
 
 
-def test_the_modelling_files_travel_alone() -> None:
+def test_the_modelling_files_travel_alone():
     """The files that are pushed with the weights import each other and otherwise nothing of the package, by any spelling."""
     for file in sorted((PACKAGE / "modeling").glob("*_evo_merged.py")):
         for name, line in imports(file, PACKAGE):
@@ -114,13 +114,13 @@ def test_the_modelling_files_travel_alone() -> None:
     assert len(list((PACKAGE / "modeling").glob("*_evo_merged.py"))) == 4
 
 
-def test_every_lower_part_is_under_the_rule() -> None:
+def test_every_lower_part_is_under_the_rule():
     """No part of the package is left out of the table of directions."""
     parts = {_own_part(file) for file in _modules()} - {"__init__", "__main__"}
     assert parts <= {*ALLOWED, *UPPER}, "say in ALLOWED or UPPER where the new part stands"
 
 
-def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path: Path) -> None:
+def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path):
     """The test's own reader resolves relative imports at every level, also inside functions."""
     root = tmp_path / "hf_evomerge"
     (root / "merging" / "methods").mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path: Path) ->
     }
 
 
-def test_light_modules_do_not_import_heavy_packages() -> None:
+def test_light_modules_do_not_import_heavy_packages():
     """Importing these modules, one after the other, loads none of the packages that take seconds."""
     program = """if True:
         import sys, importlib

@@ -51,7 +51,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_the_papers_files_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_files_run(tmp_path, monkeypatch):
     """All files are planned as they are on a machine without CUDA, from headers alone; those of text run to a built model."""
     for library in ("datasets", "diffusers", "torchvision", "rouge_score", "fugashi"):
         pytest.importorskip(library)

@@ -27,7 +27,7 @@ def _imports_for_type_checkers() -> set[tuple[str, str]]:
     return found
 
 
-def test_one_list_of_names() -> None:
+def test_one_list_of_names():
     """Tab completion, ``import *``, type checkers and the lazy imports know the same names."""
     lazy = {(home, name) for home, names in hf_evomerge._HOMES.items() for name in names}
     assert _imports_for_type_checkers() == lazy
@@ -35,7 +35,7 @@ def test_one_list_of_names() -> None:
     assert dir(hf_evomerge) == sorted([*hf_evomerge.__all__, "__version__", "merging"])
 
 
-def test_the_merge_methods_are_an_attribute() -> None:
+def test_the_merge_methods_are_an_attribute():
     """`hf_evomerge.merging` needs no import of its own, and shows the methods and what else is public, and no module inside."""
     code = "import hf_evomerge; print(hf_evomerge.merging.ties.__name__, *dir(hf_evomerge.merging))"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
@@ -45,7 +45,7 @@ def test_the_merge_methods_are_an_attribute() -> None:
 
 
 @pytest.mark.parametrize("name", hf_evomerge.__all__)
-def test_every_public_name_is_described(name: str) -> None:
+def test_every_public_name_is_described(name):
     """A public name is what it is called, and says more than one line: arguments, attributes, fields or an example."""
     value = getattr(hf_evomerge, name)
     assert value.__name__ == name
@@ -57,7 +57,7 @@ def test_every_public_name_is_described(name: str) -> None:
     assert is_kind_of_error or any(f"{part}:" in text for part in ("Args", "Attributes", "Example")), text
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error():
     """A name that is not offered is an AttributeError that names it."""
     with pytest.raises(AttributeError, match="no attribute 'evolve'"):
         hf_evomerge.evolve  # noqa: B018

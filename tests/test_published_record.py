@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,7 +31,7 @@ POINT = {"number": 0, "stage": "ps", "trial": 0, "winner": True, "search": {}, "
         ({"stages": [{"stage": "<b>"}]}, "stages.0.stage: must be"),
     ],
 )
-def test_what_exceeds_a_limit_is_one_line(data: Any, complaint: str, tmp_path: Path) -> None:
+def test_what_exceeds_a_limit_is_one_line(data, complaint, tmp_path):
     """A record of the wrong shape, or larger than a page can show, is refused in one line that names the key."""
     file = tmp_path / "study.json"
     file.write_text(json.dumps(data))
@@ -44,7 +42,7 @@ def test_what_exceeds_a_limit_is_one_line(data: Any, complaint: str, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"seed": ' + "9" * 5000 + "}", "\xff", None])
-def test_what_is_no_json_is_one_line(text: str | None, tmp_path: Path) -> None:
+def test_what_is_no_json_is_one_line(text, tmp_path):
     """Broken, deep, absent and overlong files raise the error that was asked for."""
     file = tmp_path / "results.json"
     if text is not None:
@@ -53,7 +51,7 @@ def test_what_is_no_json_is_one_line(text: str | None, tmp_path: Path) -> None:
         Results.load(file, SearchError)
 
 
-def test_keys_of_later_versions_are_ignored(tmp_path: Path) -> None:
+def test_keys_of_later_versions_are_ignored(tmp_path):
     """What a later version adds does not hide what this one knows; of the settings every key is kept."""
     file = tmp_path / "study.json"
     file.write_text(json.dumps({"new": 1, "seed": 3, "settings": {"new": 2}, "results": {"rows": [{"new": 3, "model": "a"}]}}))

@@ -26,7 +26,7 @@ def _run(program: str, *arguments: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_importing_is_light() -> None:
+def test_importing_is_light():
     """Importing the package, and naming what it offers, loads neither torch nor transformers nor numpy."""
     program = (
         "import sys, hf_evomerge; dir(hf_evomerge); print(*({'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)))"
@@ -47,13 +47,13 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", slow_beyond(["package first", "configuration alone"], ORDERS))
-def test_registered_in_any_order(order: str, merged: Path) -> None:
+def test_registered_in_any_order(order, merged):
     """A merged model, or its configuration, loads by the Auto classes without trust_remote_code, whatever is imported first."""
     program = f"import sys\n{ORDERS[order]}\nprint(type(Auto.from_pretrained(sys.argv[1])).__module__)"
     assert _run(program, str(merged))[-1].startswith("hf_evomerge.modeling.")
 
 
-def test_what_stands_for_the_configuration() -> None:
+def test_what_stands_for_the_configuration():
     """Until one is made, the model type is known and its classes are not imported; transformers' own loader stays."""
     program = """if True:
         import sys, hf_evomerge

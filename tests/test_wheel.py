@@ -65,7 +65,7 @@ def run(installed: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
         yield program
 
 
-def test_the_wheel_carries_what_it_needs(wheel: Path) -> None:
+def test_the_wheel_carries_what_it_needs(wheel):
     """The card's template, the Space's files, the schemas and the demo's models are in the wheel; tests and drafts are not."""
     names = set(ZipFile(wheel).namelist())
     for name in ("_bundled/model_cards/model.md.jinja", "_bundled/space_app/app.py", "_bundled/space_app/requirements.txt"):
@@ -77,7 +77,7 @@ def test_the_wheel_carries_what_it_needs(wheel: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))]
 
 
-def test_what_pypi_shows_leads_somewhere(wheel: Path) -> None:
+def test_what_pypi_shows_leads_somewhere(wheel):
     """A release's README has no link that begins at the repository, and its metadata say where the project is."""
     with ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -96,9 +96,7 @@ def test_what_pypi_shows_leads_somewhere(wheel: Path) -> None:
     assert metadata["Description-Content-Type"].startswith("text/markdown")
 
 
-def test_the_wheel_publishes_loads_and_rebuilds(
-    run: Callable[..., str], installed: Path, hybrid_search: Path, tmp_path: Path
-) -> None:
+def test_the_wheel_publishes_loads_and_rebuilds(run, installed, hybrid_search, tmp_path):
     """From the wheel alone: push with a Space, load without custom code, and the Space's files are those of the repository."""
     run(MAIN, "init", "--example", "small-ps")
     assert (tmp_path / "small-ps.yaml").read_bytes() == (ROOT / "examples" / "small-ps.yaml").read_bytes()

@@ -97,7 +97,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_adapter_is_the_whole_model(case: str, make: Make, tmp_path: Path) -> None:
+def test_the_adapter_is_the_whole_model(case, make, tmp_path):
     """The base with the adapter, loaded by peft, by transformers and by this package, computes what the merged model does."""
     recipe = make(CASES[case][0], **CASES[case][1])
     whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
@@ -116,7 +116,7 @@ def test_the_adapter_is_the_whole_model(case: str, make: Make, tmp_path: Path) -
         assert torch.allclose(source.read(name), state[name], atol=1e-6), name
 
 
-def test_transposed_layers(make: Make, tmp_path: Path) -> None:
+def test_transposed_layers(make, tmp_path):
     """GPT-2 stores its weights with the inputs as rows; rows of a recipe are these, and peft computes the same."""
     settings = {"r": 3, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
     recipe = make([settings, settings], "gpt2", parameters=[{"weight": {"*c_attn*": [0.3, 0.9], "default": 0.5}}, {}])
@@ -126,7 +126,7 @@ def test_transposed_layers(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "smolvlm"])
-def test_models_that_see(name: str, tmp_path: Path) -> None:
+def test_models_that_see(name, tmp_path):
     """Adapters name the modules of today, files those of their time; peft makes the model's own class of the merged adapter."""
     save_vlm(tmp_path / "base", name, 0)
     base = {"model": str(tmp_path / "base")}
@@ -147,7 +147,7 @@ def test_models_that_see(name: str, tmp_path: Path) -> None:
         ).abs().max() > 0.05
 
 
-def test_the_config_says_what_servers_read(make: Make, tmp_path: Path) -> None:
+def test_the_config_says_what_servers_read(make, tmp_path):
     """The rank is that of the largest module and the scaling 1; modules are named by their ends, as far as they are alike."""
     settings = [{**PLAIN, "target_modules": ATTENTION}, {**PLAIN, "target_modules": ["q_proj"], "layers_to_transform": [1]}]
     folder = build_model(make(settings), tmp_path / "out", progress=False)
@@ -161,7 +161,7 @@ def test_the_config_says_what_servers_read(make: Make, tmp_path: Path) -> None:
     assert sorted(config["target_modules"]) == ["k_proj", first, "model.layers.1.self_attn.q_proj", "o_proj", "v_proj"]
 
 
-def test_a_source_of_weight_0_takes_no_rank(make: Make, tmp_path: Path) -> None:
+def test_a_source_of_weight_0_takes_no_rank(make, tmp_path):
     """What is multiplied by 0 everywhere in a tensor is left out of its matrices."""
     weight = {"*q_proj*": 0.0, "default": 0.5}
     folder = build_model(make([PLAIN, PLAIN], parameters=[{"weight": weight}, {}]), tmp_path / "out", progress=False)
@@ -170,7 +170,7 @@ def test_a_source_of_weight_0_takes_no_rank(make: Make, tmp_path: Path) -> None:
     assert shapes["base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"] == (8, 32)
 
 
-def test_a_rank_is_the_best_of_that_rank(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rank_is_the_best_of_that_rank(make, tmp_path, caplog):
     """Each module is the dense change's truncated SVD, and the record says what share of its energy that keeps."""
     recipe = make([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], parameters=[{"weight": 0.7}, {"weight": 0.6}], rank=5)
     dense = build_model(recipe.model_copy(update={"rank": None}), tmp_path / "exact", progress=False)
@@ -206,7 +206,7 @@ REFUSALS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_is_no_adapter(case: str, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_adapter(case, make, tmp_path, caplog):
     """A merge that is no adapter is refused in one line where one is asked for; else the whole model is written, and why."""
     adapters, fields, reason = REFUSALS[case]
     recipe = make(adapters, **fields)
@@ -218,7 +218,7 @@ def test_what_is_no_adapter(case: str, make: Make, tmp_path: Path, caplog: pytes
     assert (folder / "config.json").exists()
 
 
-def test_another_source_is_no_adapter(make: Make, tmp_path: Path) -> None:
+def test_another_source_is_no_adapter(make, tmp_path):
     """A source with another base, or a base with an adapter of its own, is named; a source that is the base itself is none."""
     recipe = make([PLAIN, PLAIN])
     base_model().save_pretrained(tmp_path / "other")
@@ -231,7 +231,7 @@ def test_another_source_is_no_adapter(make: Make, tmp_path: Path) -> None:
     assert "adapter of rank 4" in check_recipe(with_base).summary
 
 
-def test_a_rank_is_of_an_adapter_alone(make: Make, tmp_path: Path) -> None:
+def test_a_rank_is_of_an_adapter_alone(make, tmp_path):
     """A recipe with a rank is never written as the whole model."""
     with pytest.raises(SourceError, match="the result is no adapter: ties"):
         build_model(make([PLAIN, PLAIN], method="ties", rank=4), tmp_path / "out")
@@ -240,7 +240,7 @@ def test_a_rank_is_of_an_adapter_alone(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 5])
-def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank: int | None, make: Make, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank, make, tmp_path):
     """A build killed while it writes leaves no folder under the name; every finished one is the same in every file."""
     recipe, out = make([PLAIN, PATTERNS], rank=rank), tmp_path / "out"
     first = digests(build_model(recipe, tmp_path / "first", progress=False))
@@ -252,7 +252,7 @@ def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank: int | No
     assert sorted(name for name in os.listdir(tmp_path) if name.startswith(".")) == []
 
 
-def test_doubts_are_warnings(make: Make) -> None:
+def test_doubts_are_warnings(make):
     """Adapters that name different bases, and a rank that no server takes, are warned of before anything is built."""
     recipe = make([{**PLAIN, "r": 300}, {**PLAIN, "r": 300}])
     assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
@@ -263,7 +263,7 @@ def test_doubts_are_warnings(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("number", "rank"), [(float("nan"), None), (float("nan"), 3), (1e30, None)])
-def test_numbers_that_cannot_be_added_up(number: float, rank: int | None, make: Make, tmp_path: Path) -> None:
+def test_numbers_that_cannot_be_added_up(number, rank, make, tmp_path):
     """An adapter with NaN, or with numbers whose product is no float32, is refused in one line, and nothing is left."""
     recipe = make([PLAIN, PLAIN], **({} if rank is None else {"rank": rank}))
     file = Path(str(recipe.sources[0].adapter)) / "adapter_model.safetensors"
@@ -274,7 +274,7 @@ def test_numbers_that_cannot_be_added_up(number: float, rank: int | None, make: 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_energy_is_of_the_whole_change(make: Make, tmp_path: Path) -> None:
+def test_the_energy_is_of_the_whole_change(make, tmp_path):
     """What a rank keeps is a share of the change of all modules, also of those that it does not cut."""
     recipe = make([{**PLAIN, "target_modules": ["q_proj"]}, {**PLAIN, "r": 1, "target_modules": ["q_proj", "v_proj"]}], rank=2)
     record = read_build_record(build_model(recipe, tmp_path / "out", progress=False))
@@ -287,7 +287,7 @@ def test_the_energy_is_of_the_whole_change(make: Make, tmp_path: Path) -> None:
     assert f"rank 2 keeps {kept / total:.1%} of the change's energy" in record.tensors
 
 
-def test_a_base_by_two_names(make: Make, tmp_path: Path) -> None:
+def test_a_base_by_two_names(make, tmp_path):
     """A base that is named through a link is the same base, and the result an adapter."""
     recipe = make([PLAIN, PLAIN])
     (tmp_path / "link").symlink_to(tmp_path / "base")
@@ -296,7 +296,7 @@ def test_a_base_by_two_names(make: Make, tmp_path: Path) -> None:
     assert (folder / "adapter_model.safetensors").exists()
 
 
-def test_the_dtype_is_the_recipes(make: Make, tmp_path: Path) -> None:
+def test_the_dtype_is_the_recipes(make, tmp_path):
     """The matrices are in float32, or in the dtype that the recipe names."""
     for dtype, wanted in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         folder = build_model(make([PLAIN, PLAIN], dtype=dtype), tmp_path / str(dtype), progress=False)

@@ -45,7 +45,7 @@ def make(tiny: Path) -> MakeRecipe:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_same_recipe_gives_the_same_files(part: str, make: MakeRecipe, tmp_path: Path) -> None:
+def test_the_same_recipe_gives_the_same_files(part, make, tmp_path):
     """A recipe, and the one that was saved beside its model, give the same bits in every file however often they are built."""
     first = build_model(make(part), tmp_path / "first", progress=False)
     assert Recipe.load(first / "recipe.yaml") == make(part)
@@ -58,7 +58,7 @@ def test_the_same_recipe_gives_the_same_files(part: str, make: MakeRecipe, tmp_p
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_model_loads_and_everybody_can_read_it(part: str, make: MakeRecipe, tmp_path: Path) -> None:
+def test_the_model_loads_and_everybody_can_read_it(part, make, tmp_path):
     """Every file is readable by all, and the model and its tokenizer load: a merge as a plain model, a path as a merged one."""
     folder = build_model(make(part), tmp_path / "model", progress=False)
     for item in [folder, *folder.rglob("*")]:
@@ -70,7 +70,7 @@ def test_the_model_loads_and_everybody_can_read_it(part: str, make: MakeRecipe, 
     assert model(ids).logits.isfinite().all()
 
 
-def test_the_path_runs_through_the_merged_model(make: MakeRecipe, tmp_path: Path) -> None:
+def test_the_path_runs_through_the_merged_model(make, tmp_path):
     """With both parts and the identity path through the merged model, the result computes what the plain merge computes."""
     plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain", progress=False))
     flow = {"path": ["2:0-1"], "embedding_source": 2}
@@ -79,7 +79,7 @@ def test_the_path_runs_through_the_merged_model(make: MakeRecipe, tmp_path: Path
     assert torch.equal(plain(ids).logits, both(ids).logits)
 
 
-def test_the_dtype_is_the_first_sources(tiny: Path, tiny_half: Path, tmp_path: Path) -> None:
+def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
     """Where no dtype is given it is that of source 0, also where source 0 is not the first that is merged."""
     sources = [{"model": str(tiny / "a")}, {"model": str(tiny_half / "b")}]
     merge = {"method": "linear", "sources": [1, 0]}
@@ -88,9 +88,7 @@ def test_the_dtype_is_the_first_sources(tiny: Path, tiny_half: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_build_changes_nothing(
-    fault: Any, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch):
     """A build that is interrupted at its very end leaves only a hidden folder, and what it was to replace is still there."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
     before = digests(out)
@@ -115,7 +113,7 @@ def test_an_interrupted_build_changes_nothing(
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
-def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
     """A build killed at any point leaves no folder; the next goes on to the same bytes, and cleans up."""
     recipe = make(part)
     whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
@@ -135,7 +133,7 @@ def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, mon
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 
 
-def test_what_another_recipe_left_is_removed(make: MakeRecipe, tmp_path: Path) -> None:
+def test_what_another_recipe_left_is_removed(make, tmp_path):
     """A scratch folder of another recipe for the same name goes, unless a process is building in it; others stay."""
     for name in (".model.0123456789abcdef.partial", ".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"):
         (tmp_path / name).mkdir()
@@ -145,7 +143,7 @@ def test_what_another_recipe_left_is_removed(make: MakeRecipe, tmp_path: Path) -
     assert left == {".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"}
 
 
-def test_two_builds_of_one_recipe_do_not_meet(make: MakeRecipe, tmp_path: Path) -> None:
+def test_two_builds_of_one_recipe_do_not_meet(make, tmp_path):
     """While a process builds a folder, another one is told so."""
     key = "0123456789abcdef"
     with (
@@ -156,7 +154,7 @@ def test_two_builds_of_one_recipe_do_not_meet(make: MakeRecipe, tmp_path: Path) 
     assert os.listdir(tmp_path) == []
 
 
-def test_changed_sources_are_merged_anew(tiny: Path, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_sources_are_merged_anew(tiny, make, tmp_path, monkeypatch):
     """What was finished from other weights under the same folder's name is not used."""
     a, b, base = (shutil.copytree(tiny / name, tmp_path / "sources" / name) for name in ("a", "b", "base"))
     recipe = make("merge", sources=[{"model": str(a)}, {"model": str(b)}], base={"model": str(base)})
@@ -170,7 +168,7 @@ def test_changed_sources_are_merged_anew(tiny: Path, make: MakeRecipe, tmp_path:
 
 
 @pytest.mark.parametrize("rename", [1, 2], ids=["old moved away", "new put in place"])
-def test_a_build_killed_while_it_replaces_a_model(rename: int, make: MakeRecipe, tmp_path: Path) -> None:
+def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
     """After the first rename the next build puts the old model back, after the second the new one stays; no rest is left."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
     old, new = digests(out), digests(build_model(make("merge"), tmp_path / "new", progress=False))
@@ -200,7 +198,7 @@ def test_a_build_killed_while_it_replaces_a_model(rename: int, make: MakeRecipe,
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
-def test_a_merge_that_no_hop_runs_is_told(make: MakeRecipe) -> None:
+def test_a_merge_that_no_hop_runs_is_told(make):
     """A hybrid whose path goes through the sources alone says that its merge is of no use."""
     line = "no hop of the path runs a layer of the merge, source 2, which is of no use"
     assert line in check_recipe(make("both", flow={"path": "0:0-1"})).warnings
@@ -217,14 +215,14 @@ def test_a_merge_that_no_hop_runs_is_told(make: MakeRecipe) -> None:
     ],
     ids=["broken", "whole"],
 )
-def test_a_chat_template_that_is_none_is_told(part: str, template: str, wrong: bool, make: MakeRecipe) -> None:
+def test_a_chat_template_that_is_none_is_told(part, template, wrong, make):
     """A template that does not parse is a warning; transformers' own tag and loop controls are known."""
     told = [line for line in check_recipe(make(part, chat_template=template)).warnings if line.startswith("chat_template: ")]
     assert bool(told) == wrong
     assert not told or "is no Jinja template, so the model cannot be asked in a chat: Unexpected end of template" in told[0]
 
 
-def test_a_broken_chat_template_of_a_source_is_told(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+def test_a_broken_chat_template_of_a_source_is_told(tiny, make, tmp_path):
     """The template that goes with the model is looked at where the recipe gives none."""
     source = shutil.copytree(tiny / "a", tmp_path / "a")
     (source / "chat_template.jinja").write_text("{% if %}")
@@ -233,7 +231,7 @@ def test_a_broken_chat_template_of_a_source_is_told(tiny: Path, make: MakeRecipe
     assert any(line.startswith(start) for line in check_recipe(recipe).warnings)
 
 
-def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:
+def test_an_existing_folder_is_kept(make, tmp_path):
     """A folder that exists is refused, and replaced whole where overwriting is asked for."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
     before = digests(out)
@@ -248,9 +246,7 @@ def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_appears_meanwhile_is_kept(
-    overwrite: bool, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
     """A folder that comes to be under the name during a build is not replaced; the same command goes on from what was built."""
 
     def somebody_else(*_: Any) -> None:
@@ -267,7 +263,7 @@ def test_what_appears_meanwhile_is_kept(
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model"]
 
 
-def test_only_models_are_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+def test_only_models_are_replaced(tiny, make, tmp_path):
     """Overwriting never removes a folder that is no model, a file, or a source of the recipe."""
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("ten years")
@@ -282,7 +278,7 @@ def test_only_models_are_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) 
     assert (tiny / "a" / "config.json").is_file()
 
 
-def test_a_folder_that_holds_a_source_is_not_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_source_is_not_replaced(tiny, make, tmp_path):
     """A model folder with checkpoints of its own inside, as trainers leave it, is kept where one of them is a source."""
     run = tmp_path / "run"
     shutil.copytree(tiny / "base", run)
@@ -301,7 +297,7 @@ def test_a_folder_that_holds_a_source_is_not_replaced(tiny: Path, make: MakeReci
         ("both", "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as float32"),
     ],
 )
-def test_checking_says_what_would_be_built(part: str, summary: str, make: MakeRecipe) -> None:
+def test_checking_says_what_would_be_built(part, summary, make):
     """Checking a good recipe says in one line what it would be."""
     assert str(check_recipe(make(part))).replace("torch.", "") == summary
 
@@ -321,9 +317,7 @@ def test_checking_says_what_would_be_built(part: str, summary: str, make: MakeRe
         ({"merge": None, "flow": {"path": ["0:0", "1:2"]}}, PathError, "layer 2 of source 1"),
     ],
 )
-def test_checking_refuses_what_building_refuses(
-    fields: dict[str, Any], kind: type[EvoMergeError], message: str, make: MakeRecipe, tmp_path: Path
-) -> None:
+def test_checking_refuses_what_building_refuses(fields, kind, message, make, tmp_path):
     """A recipe that cannot be built is refused by the check with the same line as by the build, which leaves nothing."""
     recipe = make(**fields)
     with pytest.raises(kind, match=message) as checked:

@@ -20,7 +20,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_record_is_read_as_it_was_written(model: Path) -> None:
+def test_a_record_is_read_as_it_was_written(model):
     """It names weights, config, recipe and code with their hashes, and the versions; the tokenizer may be changed."""
     assert read_build_record(model) is None
     built = write_build_record(model)
@@ -32,7 +32,7 @@ def test_a_record_is_read_as_it_was_written(model: Path) -> None:
     assert changed_since(model, built) == []
 
 
-def test_what_changed_is_named(model: Path) -> None:
+def test_what_changed_is_named(model):
     """A file that is another, is gone, or came later."""
     built = write_build_record(model)
     (model / "model.safetensors").write_text("model.safetensorS")
@@ -42,7 +42,7 @@ def test_what_changed_is_named(model: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"sha256": 3}', '{"other": {}}'])
-def test_a_damaged_record_is_one_line(model: Path, text: str) -> None:
+def test_a_damaged_record_is_one_line(model, text):
     """A record that is none is refused with the file's name."""
     (model / "build.json").write_text(text)
     with pytest.raises(EvoMergeError, match=r"build.json: cannot be read; build the model again"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ PARTS = {"bert": None, "vit": "vision", "clip": "text", "t5": "encoder", "bart":
 
 
 @pytest.mark.parametrize("name", slow_beyond(["bert", "t5", "vit"], CLASSES))
-def test_models_of_any_class_are_merged(name: str, tmp_path: Path) -> None:
+def test_models_of_any_class_are_merged(name, tmp_path):
     """The result is what the formula gives, whole and of a part, and a live model has its bits."""
     kind: Any = getattr(transformers, CLASSES[name][0])
     for seed, folder in enumerate(("base", "a", "b")):
@@ -53,7 +52,7 @@ def test_models_of_any_class_are_merged(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("older", ["a", "b", "base"])
-def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older: str, tmp_path: Path) -> None:
+def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_path):
     """Old files of BERT hold one: it is the first source's, if that has it, and weights are merged as ever."""
     for seed, folder in enumerate(("base", "a", "b")):
         random_class("bert", seed).save_pretrained(tmp_path / folder)

@@ -65,7 +65,7 @@ def in_text(name: str) -> str | None:
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
-def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: Any, tmp_path: Path) -> None:
+def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_path):
     """A plain model of the first source's class: its language part is merged, all else is its own, nothing is lost."""
     folder = parents(name)
     recipe = recipe_of(folder, "sight", "plain")
@@ -88,7 +88,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: An
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], ["llava", "qwen2_5_vl", "gemma3"]))
-def test_old_and_new_layouts_give_the_same_bits(name: str, parents: Any, tmp_path: Path) -> None:
+def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
     """Whether a file has the names of older or of today's releases of transformers, its parts are found and matched."""
     folder = parents(name)
     source = open_source(str(folder / "sight"))
@@ -106,7 +106,7 @@ def test_old_and_new_layouts_give_the_same_bits(name: str, parents: Any, tmp_pat
     assert all(torch.equal(tensor, right[key]) for key, tensor in left.items())
 
 
-def test_a_part_may_come_from_another_source(parents: Any, tmp_path: Path) -> None:
+def test_a_part_may_come_from_another_source(parents, tmp_path):
     """Vision tower of one, projector of the other, language part of both and of a plain model; the ledger says how many."""
     folder = parents("llava")
     recipe = recipe_of(folder, "sight", "other", "plain", components={"vision": 1}, processor=1)
@@ -121,7 +121,7 @@ def test_a_part_may_come_from_another_source(parents: Any, tmp_path: Path) -> No
     assert ledger in (out / "build.json").read_text()
 
 
-def test_a_plain_source_needs_no_component(parents: Any) -> None:
+def test_a_plain_source_needs_no_component(parents):
     """A language model beside a source that names a part takes part as the whole that it is."""
     recipe = recipe_of(parents("llava"), "sight", "plain")
     plain = recipe.sources[1].model_copy(update={"component": None})
@@ -129,7 +129,7 @@ def test_a_plain_source_needs_no_component(parents: Any) -> None:
     assert str(given.ledger) == str(check_recipe(recipe).ledger)
 
 
-def test_vocabularies_may_differ_by_rows(tmp_path: Path) -> None:
+def test_vocabularies_may_differ_by_rows(tmp_path):
     """A model of sight has rows for its pictures that a plain one has not: they stay, and the shared ones are merged."""
     sight = save_vlm(tmp_path / "sight", "llava", 0)
     for seed, name in enumerate(("plain", "base"), start=1):
@@ -147,7 +147,7 @@ def test_vocabularies_may_differ_by_rows(tmp_path: Path) -> None:
         assert state(matched, CLASSES["llava"]).keys() == merged.keys()
 
 
-def test_matched_vocabularies_of_two_models_of_sight(tmp_path: Path) -> None:
+def test_matched_vocabularies_of_two_models_of_sight(tmp_path):
     """Where rows are matched by token, the ledger says which parts are left out, and a live merge has the bits of the built."""
     save_vlm(tmp_path / "sight", "llava", 0)
     save_vlm(tmp_path / "other", "llava", 1)
@@ -164,14 +164,14 @@ def test_matched_vocabularies_of_two_models_of_sight(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, merged[name]) for name, tensor in model.state_dict().items())
 
 
-def test_another_dtype_is_that_of_all_parts(parents: Any, tmp_path: Path) -> None:
+def test_another_dtype_is_that_of_all_parts(parents, tmp_path):
     """What is copied is converted as what is merged is."""
     out = build_model(recipe_of(parents("llava"), "sight", "plain", dtype="bfloat16"), tmp_path / "out", progress=False)
     assert {info.dtype for info in open_source(str(out)).tensors.values()} == {"BF16"}
 
 
 @pytest.mark.parametrize("part", ["vision", "encoder", "decoder"])
-def test_any_part_can_be_merged(part: str, parents: Any, tmp_path: Path) -> None:
+def test_any_part_can_be_merged(part, parents, tmp_path):
     """The vision towers of two models of sight; the encoders, or decoders, of two T5."""
     if part == "vision":
         folder, names, kind = parents("llava"), ("sight", "other"), CLASSES["llava"]
@@ -211,7 +211,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_one_line(case: str, parents: Any) -> None:
+def test_what_cannot_be_is_one_line(case, parents):
     """Before anything is written, with the place and what is there."""
     change, message = REFUSED[case]
     folder = parents("llava")
@@ -224,7 +224,7 @@ def test_what_cannot_be_is_one_line(case: str, parents: Any) -> None:
     assert isinstance(caught.value, ValueError) or "\n" not in str(caught.value)
 
 
-def test_parts_that_do_not_fit_are_refused(parents: Any, tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_are_refused(parents, tmp_path):
     """Another width; the plain model named first; a vocabulary without the token of a picture, or with another in its place."""
     folder = parents("llava")
     for name, fields in (("wide", {"hidden_size": 48}), ("small", {"vocab_size": 12})):
@@ -257,7 +257,7 @@ def path_of(folder: Path, *hops: str, **fields: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "qwen2_vl"], ALL_CLASSES))
-def test_a_path_through_language_parts_is_still_that_model(name: str, parents: Any, tmp_path: Path) -> None:
+def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_path):
     """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain model computes the same."""
     folder, given = parents(name), inputs(name)
     recipe = path_of(folder, "0:0", "1:1", "0:0", "0:1", flow={"scales": [1.0, 0.8, 1.25, -1.1]})
@@ -283,7 +283,7 @@ def test_a_path_through_language_parts_is_still_that_model(name: str, parents: A
         assert (out / file).read_bytes() == (tmp_path / "plain" / file).read_bytes() == (folder / "sight" / file).read_bytes()
 
 
-def test_a_path_may_run_through_a_merge_of_parts(parents: Any, tmp_path: Path) -> None:
+def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
     """The merged language part is a source more; the ledger says what is whose; other dtypes are those of all parts."""
     folder = parents("llava")
     merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
@@ -300,7 +300,7 @@ def test_a_path_may_run_through_a_merge_of_parts(parents: Any, tmp_path: Path) -
     assert "21 merged, 52 copied (9 from plain, 43 from sight)" in str(check_recipe(recipe).ledger)
 
 
-def test_paths_through_parts_that_cannot_be_are_one_line(parents: Any, tmp_path: Path) -> None:
+def test_paths_through_parts_that_cannot_be_are_one_line(parents, tmp_path):
     """A part not named; embeddings of the plain model; a plain layer with tensors that have no place; scaled pictures."""
     folder = parents("llava")
     recipe = path_of(folder, "0:0", "1:1", "0:1")

@@ -60,7 +60,7 @@ def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
 
 
 @pytest.mark.parametrize("architecture", MIXTURES)
-def test_routers_are_one_sources_and_experts_a_group(architecture: str, families: Any, tmp_path: Path) -> None:
+def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp_path):
     """Routers are copied from the first source, or the one that is named; experts have the value of their group."""
     folder = families(architecture)
     base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
@@ -85,7 +85,7 @@ def test_routers_are_one_sources_and_experts_a_group(architecture: str, families
 
 
 @pytest.mark.parametrize(("architecture", "router"), list(zip(MIXTURES, [0, 1, "merge", "merge", 1], strict=True)))
-def test_a_live_model_has_the_bits_of_a_build(architecture: str, router: Any, families: Any, tmp_path: Path) -> None:
+def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tmp_path):
     """Also where transformers keeps the experts of a block in one parameter and the files have one of each."""
     folder = families(architecture)
     written = AutoModelForCausalLM.from_pretrained(
@@ -99,7 +99,7 @@ def test_a_live_model_has_the_bits_of_a_build(architecture: str, router: Any, fa
         assert torch.equal(tensor, live.state_dict()[name]), name
 
 
-def test_merged_routers_are_a_group_too(families: Any, tmp_path: Path) -> None:
+def test_merged_routers_are_a_group_too(families, tmp_path):
     """With router: merge they have the value of the MLP, or their own."""
     folder = families("mixtral")
     base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
@@ -111,7 +111,7 @@ def test_merged_routers_are_a_group_too(families: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name]))
 
 
-def test_slices_take_the_router_of_their_first_source(families: Any, tmp_path: Path) -> None:
+def test_slices_take_the_router_of_their_first_source(families, tmp_path):
     """Each layer of a stack has the routers of the source that its slice names first."""
     folder = families("mixtral")
     a, b = (tensors_of(folder / name) for name in "ab")
@@ -130,7 +130,7 @@ def test_slices_take_the_router_of_their_first_source(families: Any, tmp_path: P
         ("llama", "blocks.0.experts", "layer group blocks.0.experts: no tensor that is merged"),
     ],
 )
-def test_a_group_that_is_not_merged_is_refused(architecture: str, key: str, message: str, tmp_path: Path) -> None:
+def test_a_group_that_is_not_merged_is_refused(architecture, key, message, tmp_path):
     """A number that would change nothing: of routers that are copied, of experts that are not there."""
     for name in ("a", "b", "base"):
         tiny_model(architecture, layers=1, **MIXTURES.get(architecture, {})).save_pretrained(tmp_path / name)
@@ -138,7 +138,7 @@ def test_a_group_that_is_not_merged_is_refused(architecture: str, key: str, mess
         check_recipe(recipe_of(tmp_path, {key: 0.5, "default": 1.0}))
 
 
-def test_a_router_is_one_of_those_that_are_merged() -> None:
+def test_a_router_is_one_of_those_that_are_merged():
     """Another source, or one for a stack, is refused when the recipe is read."""
     for merge in ({"router": 2}, {"router": 1, "slices": [{"layers": ["0:0", "1:0"]}], "parameters": []}):
         with pytest.raises(ValueError, match=r"merge.router: . is no source of all that is merged"):

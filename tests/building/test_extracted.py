@@ -28,7 +28,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.double() for name, tensor in AutoModelForCausalLM.from_pretrained(folder).state_dict().items()}
 
 
-def test_every_linear_weight_is_cut_to_the_rank(tiny: Path, tmp_path: Path) -> None:
+def test_every_linear_weight_is_cut_to_the_rank(tiny, tmp_path):
     """The product is the truncated SVD of the change, and the record and the table say what share of it is kept and lost."""
     report = str(extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=3, progress=False))
     after, before = weights(tiny / "a"), weights(tiny / "base")
@@ -51,9 +51,7 @@ def test_every_linear_weight_is_cut_to_the_rank(tiny: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("architecture", "linear", "count"), [("llama", ("_proj", "lm_head"), 15), ("gpt2", ("c_attn", "c_proj", "c_fc"), 8)]
 )
-def test_a_full_rank_loses_nothing_linear(
-    architecture: str, linear: tuple[str, ...], count: int, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_full_rank_loses_nothing_linear(architecture, linear, count, tiny, tmp_path):
     """With every rank the base with the adapter is the fine-tune in every linear weight, by peft, GPT-2's transposed too."""
     for seed, name in enumerate(("base", "a") if architecture == "gpt2" else ()):
         torch.manual_seed(seed)
@@ -68,7 +66,7 @@ def test_a_full_rank_loses_nothing_linear(
     assert all(torch.allclose(merged[name].double(), after[name], atol=1e-5) for name in changed)
 
 
-def test_extracted_adapters_are_merged(tiny: Path, tmp_path: Path) -> None:
+def test_extracted_adapters_are_merged(tiny, tmp_path):
     """They are sources as any other adapter, and the same again when they are extracted again."""
     for name in "ab":
         for again in ("", "-again"):
@@ -83,7 +81,7 @@ def test_extracted_adapters_are_merged(tiny: Path, tmp_path: Path) -> None:
     assert {tensor.shape[0] for name, tensor in tensors.items() if "_A" in name} == {4}
 
 
-def test_what_cannot_be_extracted(tiny: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_extracted(tiny, tmp_path):
     """A model that is its own base, one of another shape, and a folder that is there are refused in one line."""
     with pytest.raises(SourceError, match="no linear weight differs from"):
         extract_adapter(str(tiny / "base"), str(tiny / "base"), tmp_path / "out")
@@ -96,7 +94,7 @@ def test_what_cannot_be_extracted(tiny: Path, tmp_path: Path) -> None:
         extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out")
 
 
-def test_a_base_with_an_adapter_is_no_base(tiny: Path, tmp_path: Path) -> None:
+def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):
     """An adapter can name a model as its base, and not one with another adapter: that is refused."""
     model = AutoModelForCausalLM.from_pretrained(tiny / "base")
     get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lora")

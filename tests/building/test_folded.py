@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -40,13 +39,13 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize("variant", slow_beyond(["qwen3_next", "gemma2, untied"], VARIANTS))
-def test_variants_fold_too(variant: str, scale_target: str, tmp_path: Path) -> None:
+def test_variants_fold_too(variant, scale_target, tmp_path):
     """Variants of the architectures, built differently, fold to a plain model of the same logits and tokens."""
     architecture, fields = VARIANTS[variant]
     fold_error(architecture, fields, scale_target, tmp_path)
 
 
-def test_every_layout_is_tested() -> None:
+def test_every_layout_is_tested():
     """The table of layouts has no architecture that the tests leave out, where this transformers can run it."""
     tested = {*ARCHITECTURES, *(architecture for architecture, _ in VARIANTS.values())}
     tested |= {"qwen2_vl_text", "qwen2_5_vl_text"}  # as parts, in test_composed.py
@@ -54,13 +53,13 @@ def test_every_layout_is_tested() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_without_scales_the_tensors_are_copies(architecture: str, tmp_path: Path) -> None:
+def test_without_scales_the_tensors_are_copies(architecture, tmp_path):
     """Where all scales are 1 the folded model gives the merged model's logits, to the bit."""
     model = pool_of(architecture).model(LayerPath.parse(HOPS))
     assert torch.equal(folded(model, tmp_path)(token_ids()).logits, model(token_ids()).logits)
 
 
-def test_only_scales_need_a_known_architecture(tmp_path: Path) -> None:
+def test_only_scales_need_a_known_architecture(tmp_path):
     """A path without scales is exported for any architecture; with scales an unknown one is refused by name."""
     pool = pool_of("persimmon")
     model = pool.model(LayerPath.parse(HOPS))
@@ -72,7 +71,7 @@ def test_only_scales_need_a_known_architecture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("scale_target", "tied"), [("stream", True), ("mlp_delta", False)])
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])
-def test_scaled_embeddings_leave_the_head(architecture: str, scale_target: str, tied: bool, tmp_path: Path) -> None:
+def test_scaled_embeddings_leave_the_head(architecture, scale_target, tied, tmp_path):
     """Embeddings that are scaled are no longer the head's; in the stream they are not scaled and stay tied."""
     model = pool_of(architecture, tie_word_embeddings=True).model(LayerPath.parse(HOPS, SCALES), scale_target)
     plain = folded(model, tmp_path)
@@ -82,7 +81,7 @@ def test_scaled_embeddings_leave_the_head(architecture: str, scale_target: str, 
     assert torch.equal(head, model.get_output_embeddings().weight)
 
 
-def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path: Path) -> None:
+def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path):
     """With mlp_delta a scale of zero is exact: that MLP writes nothing."""
     model = pool_of("gemma3_text").model(LayerPath.parse("0:0, 0:1, 0:2", [1, 0, 1]), "mlp_delta")
     plain = folded(model, tmp_path)
@@ -98,7 +97,7 @@ def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path: Path) -> None:
         (["0:0", "0:1"], [1e-200, 1e-200], "scales[1]: the product of the scales up to this one is 0.0"),
     ],
 )
-def test_what_no_plain_model_computes_is_refused(hops: list[str], scales: list[float], message: str, tmp_path: Path) -> None:
+def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path):
     """A path without a plain equal is refused in one line, and nothing is left behind."""
     pool_of("llama").model(LayerPath.parse(hops, scales)).save_pretrained(tmp_path / "merged")
     with pytest.raises(PathError, match=re.escape(message)) as caught:
@@ -115,30 +114,28 @@ def test_what_no_plain_model_computes_is_refused(hops: list[str], scales: list[f
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "text_config.apply_residual_connection_post_layernorm"),
     ],
 )
-def test_variants_that_are_built_otherwise_are_refused(
-    architecture: str, fields: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_variants_that_are_built_otherwise_are_refused(architecture, fields, message, tmp_path):
     """A known architecture is refused where its configuration changes what reads or writes the residual stream."""
     pool_of(architecture, **fields).model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "merged")
     with pytest.raises(SourceError, match=re.escape(message)):
         fold(tmp_path / "merged", tmp_path / "out", progress=False)
 
 
-def test_a_layer_without_its_writer_is_noticed() -> None:
+def test_a_layer_without_its_writer_is_noticed():
     """A layer whose tensors have other names than the table says lacks something, and what it lacks is named."""
     layer = ["self_attn.o_proj.weight", "mlp.fc2.weight", "input_layernorm.weight"]
     assert list(LAYOUTS["llama"].missing(layer)) == ["mlp.down_proj.*"]
     assert not list(LAYOUTS["llama"].missing([*layer, "mlp.down_proj.weight"]))
 
 
-def test_a_plain_model_is_refused(tmp_path: Path) -> None:
+def test_a_plain_model_is_refused(tmp_path):
     """A checkpoint without a path has nothing to fold."""
     tiny_model("llama").save_pretrained(tmp_path / "plain")
     with pytest.raises(SourceError, match="a plain 'llama' already, with no path to fold"):
         fold(tmp_path / "plain", tmp_path / "out", progress=False)
 
 
-def test_a_missing_tensor_is_named(saved: Path, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_named(saved, tmp_path):
     """A merged checkpoint that lacks a tensor is refused before anything is written."""
     tensors = load_file(saved / "model.safetensors")
     del tensors["model.model.layers.1.mlp.down_proj.weight"]
@@ -148,7 +145,7 @@ def test_a_missing_tensor_is_named(saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dtype_can_be_asked_for(saved: Path, tmp_path: Path) -> None:
+def test_a_dtype_can_be_asked_for(saved, tmp_path):
     """The factor is applied before the weights are rounded to the dtype that is asked for, and config.json says it."""
     exact, plain = (
         load_file(fold(saved, tmp_path / name, dtype=name, progress=False) / "model.safetensors")
@@ -160,7 +157,7 @@ def test_a_dtype_can_be_asked_for(saved: Path, tmp_path: Path) -> None:
         fold(saved, tmp_path / "out", dtype="int8", progress=False)
 
 
-def test_a_weight_that_overflows_is_an_error(tmp_path: Path) -> None:
+def test_a_weight_that_overflows_is_an_error(tmp_path):
     """A weight that does not fit into the dtype once it is scaled is refused, and nothing is left behind."""
     pool_of("llama").model(LayerPath.parse("0:0, 0:1", [1, 1e-7])).save_pretrained(tmp_path / "merged")
     with pytest.raises(EvoMergeError, match=r"layers\.1\.\S+: does not fit into torch\.float16"):
@@ -169,7 +166,7 @@ def test_a_weight_that_overflows_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adds", [True, False])
-def test_the_tokenizer_says_whether_it_adds_bos(saved: Path, adds: bool, tmp_path: Path) -> None:
+def test_the_tokenizer_says_whether_it_adds_bos(saved, adds, tmp_path):
     """The tokenizer comes along, encodes as before, and says explicitly whether it puts a BOS in front."""
     backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="b"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -184,7 +181,7 @@ def test_the_tokenizer_says_whether_it_adds_bos(saved: Path, adds: bool, tmp_pat
     assert (out / "generation_config.json").is_file()
 
 
-def test_a_rearranged_window_pattern_is_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rearranged_window_pattern_is_mentioned(tmp_path, caplog):
     """A path that breaks the architecture's order of layer kinds is folded with a warning, and one that keeps it without."""
     pool = pool_of("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     pool.model(LayerPath.parse("0:0, 0:1, 0:2, 1:3")).save_pretrained(tmp_path / "kept")
@@ -195,7 +192,7 @@ def test_a_rearranged_window_pattern_is_mentioned(tmp_path: Path, caplog: pytest
     assert "layer_types: the path does not keep the order" in caplog.text
 
 
-def test_the_command_line_folds(saved: Path, tmp_path: Path) -> None:
+def test_the_command_line_folds(saved, tmp_path):
     """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
     done = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
     assert done.exit_code == 0, done.output
@@ -205,7 +202,7 @@ def test_the_command_line_folds(saved: Path, tmp_path: Path) -> None:
     assert "exists already" in again.output
 
 
-def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path: Path) -> None:
+def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):
     """The config of a Mllama does not say whether its head is tied: it is not."""
     text = {**{key: value for key, value in TEXT.items() if key != "head_dim"}, "cross_attention_layers": [1]}
     sight = {

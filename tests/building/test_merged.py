@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import merge_reference as reference
 import pytest
@@ -353,7 +352,7 @@ def test_wrong_sizes_are_refused(text):
         parse_size(text)
 
 
-def test_files_that_are_let_go_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_let_go_change_no_bit(tmp_path, monkeypatch):
     """A sum opens its files anew in the middle of a tensor, so that what is mapped stays small; its bits are the same."""
     for seed in range(3):
         tiny_model("llama", seed=seed, vocab_size=20_000).save_pretrained(tmp_path / str(seed))

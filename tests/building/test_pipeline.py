@@ -58,7 +58,7 @@ def loaded(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_component_is_what_the_formula_gives(kind: str, parents: Path, tmp_path: Path) -> None:
+def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
     """Task arithmetic; all other components are the first source's, bit for bit; it draws; every tensor is accounted for."""
     part = KINDS[kind][0]
     recipe = recipe_of(parents, kind, "task_arithmetic", [{"weight": 0.4}, {"weight": 0.9}])
@@ -86,7 +86,7 @@ def test_a_component_is_what_the_formula_gives(kind: str, parents: Path, tmp_pat
     assert f"{part}/diffusion_pytorch_model.safetensors" in json.loads((out / "build.json").read_text())["sha256"]
 
 
-def test_groups_of_a_unet(parents: Path, tmp_path: Path) -> None:
+def test_groups_of_a_unet(parents, tmp_path):
     """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and everything else."""
     first = Component(open_source(str(parents / "sdxl" / "a")), "unet")
     attention = [name for name in first.tensors if classify(name)[2] == "attn"]
@@ -104,7 +104,7 @@ def test_groups_of_a_unet(parents: Path, tmp_path: Path) -> None:
     ("kind", "ends"),
     [("sdxl", ("down_blocks.0.", "up_blocks.1.")), ("dit", ("transformer_blocks.0.", "transformer_blocks.1."))],
 )
-def test_a_gradient_runs_over_the_blocks(kind: str, ends: tuple[str, str], parents: Path, tmp_path: Path) -> None:
+def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
     """Slerp from all of one to all of the other, from the first block that a picture passes through to the last."""
     part = KINDS[kind][0]
     out = build_model(recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}), tmp_path / "out", progress=False)
@@ -119,7 +119,7 @@ def test_a_gradient_runs_over_the_blocks(kind: str, ends: tuple[str, str], paren
         assert not any(torch.allclose(merged[middle], source[middle]) for source in (a, b))
 
 
-def test_components_of_other_sources_bring_all_their_files(parents: Path, tmp_path: Path) -> None:
+def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
     """Text encoder and tokenizer of a pipeline with other words, and its scheduler: of another size, and of another class."""
     import diffusers
 
@@ -143,7 +143,7 @@ def test_components_of_other_sources_bring_all_their_files(parents: Path, tmp_pa
         check_recipe(recipe.model_copy(update={"components": {"prior": 2}}))
 
 
-def test_another_component_can_be_merged(parents: Path, tmp_path: Path) -> None:
+def test_another_component_can_be_merged(parents, tmp_path):
     """The decoder of pictures, in another dtype: all components have that then."""
     parameters = [{"weight": 0.5}, {"weight": 0.5}]
     recipe = recipe_of(parents, "sdxl", "linear", parameters, part="text_encoder", dtype="bfloat16")
@@ -160,7 +160,7 @@ def test_another_component_can_be_merged(parents: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "peft"])
-def test_an_adapter_is_fused(layout: str, parents: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_fused(layout, parents, tmp_path):
     """A low-rank product on a linear layer and on a convolution, in three layouts of files, is what diffusers adds."""
     unet = state(parents / "sdxl" / "a", "unet")
     modules = {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 2, "mid_block.resnets.0.conv1": 3, "conv_in": 2}
@@ -224,7 +224,7 @@ def _with(key: str, value: Any) -> Callable[[Path], None]:
         (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "not a safetensors file"),
     ],
 )
-def test_what_is_refused(change: Callable[[Path], object], said: str, parents: Path, tmp_path: Path) -> None:
+def test_what_is_refused(change, said, parents, tmp_path):
     """Pickles, code and damage end in one line, and nothing is written."""
     spoiled = shutil.copytree(parents / "sdxl" / "b", tmp_path / "spoiled")
     change(spoiled)
@@ -237,7 +237,7 @@ def test_what_is_refused(change: Callable[[Path], object], said: str, parents: P
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_meant_is_refused(parents: Path) -> None:
+def test_what_cannot_be_meant_is_refused(parents):
     """A pipeline without a component, one that is not there, pipelines that do not fit, and a path through one."""
     recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
     whole = [ref.model_copy(update={"component": None}) for ref in recipe.sources]
@@ -256,7 +256,7 @@ def test_what_cannot_be_meant_is_refused(parents: Path) -> None:
         check_recipe(path)
 
 
-def test_inspect_says_what_a_pipeline_is(parents: Path) -> None:
+def test_inspect_says_what_a_pipeline_is(parents):
     """Its class, its size, and how many tensors each component has."""
     report = inspect_model(parents / "sdxl" / "a")
     assert report.architecture == "StableDiffusionXLPipeline"

@@ -56,9 +56,7 @@ def evaluated(folders: list[Path], flow: FlowPart = FLOW, **options: Any) -> tor
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize(("dtype", "embedding_source"), [("float32", 0), ("float32", 1), ("bfloat16", 1)])
-def test_the_checkpoint_is_the_model_that_was_evaluated(
-    folders: list[Path], scale_target: str, dtype: str, embedding_source: int
-) -> None:
+def test_the_checkpoint_is_the_model_that_was_evaluated(folders, scale_target, dtype, embedding_source):
     """The built checkpoint gives the bits of the model over resident layers in the same dtype."""
     flow = FLOW.model_copy(update={"scale_target": scale_target, "embedding_source": embedding_source})
     out = build(folders, flow, dtype=dtype)
@@ -67,7 +65,7 @@ def test_the_checkpoint_is_the_model_that_was_evaluated(
     assert torch.equal(again(IDS).logits, evaluated(folders, flow, dtype=getattr(torch, dtype)))
 
 
-def test_what_belongs_to_the_model_is_beside_it(folders: list[Path]) -> None:
+def test_what_belongs_to_the_model_is_beside_it(folders):
     """The folder has the code to load it and the tokenizer of the embedding source, readable by all, and nothing else."""
     old = os.umask(0o077)
     try:
@@ -98,7 +96,7 @@ def test_what_belongs_to_the_model_is_beside_it(folders: list[Path]) -> None:
     assert str(folders[0].parent) not in (out / "config.json").read_text()
 
 
-def test_a_checkpoint_of_the_base_model_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_base_model_is_read(tmp_path):
     """A source saved without its head's prefix, as the first GPT-2 was, is understood."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
@@ -113,7 +111,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path: Path) -> None:
     ("fields", "message"),
     [({"intermediate_size": 48}, "intermediate_size is 48"), ({"rope_parameters": {"rope_theta": 5e5}}, "rope_parameters")],
 )
-def test_sources_that_do_not_fit_are_refused(folders: list[Path], fields: dict[str, Any], message: str) -> None:
+def test_sources_that_do_not_fit_are_refused(folders, fields, message):
     """Sources whose layers cannot run in one model are refused in one line."""
     llama(4, **fields).save_pretrained(folders[1])
     with pytest.raises(SourceError, match=message) as caught:
@@ -121,14 +119,14 @@ def test_sources_that_do_not_fit_are_refused(folders: list[Path], fields: dict[s
     assert "\n" not in str(caught.value)
 
 
-def test_a_body_without_its_head_is_called_one(folders: list[Path]) -> None:
+def test_a_body_without_its_head_is_called_one(folders):
     """A path needs a head, which a model that was saved as a bare body has not."""
     llama(4, tie_word_embeddings=False).model.save_pretrained(folders[1])
     with pytest.raises(SourceError, match=r"lm_head.weight; it was saved from LlamaModel: a path needs a LlamaForCausalLM"):
         build(folders, FlowPart(path=["1:0", "1:1"], embedding_source=1))
 
 
-def test_a_missing_or_misshapen_tensor_is_named(folders: list[Path]) -> None:
+def test_a_missing_or_misshapen_tensor_is_named(folders):
     """A checkpoint that lacks a tensor, or has it in another shape than its config says, is refused with the tensor's name."""
     config = (folders[1] / "config.json").read_text()
     (folders[1] / "config.json").write_text(config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 6'))
@@ -142,7 +140,7 @@ def test_a_missing_or_misshapen_tensor_is_named(folders: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
-def test_quantised_layers_are_refused(folders: list[Path], dtype: torch.dtype) -> None:
+def test_quantised_layers_are_refused(folders, dtype):
     """Weights that are stored as codes are refused, by their dtype or by the config, and not taken for numbers."""
     from safetensors.torch import load_file, save_file
 

@@ -73,7 +73,7 @@ def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Te
     return dict(zip(tokens, tensor, strict=False))
 
 
-def test_a_union_without_a_base(family: Path, tmp_path: Path) -> None:
+def test_a_union_without_a_base(family, tmp_path):
     """Equal tokens are merged wherever they stand; what one source lacks is the other's row; the tokenizer knows all."""
     out = build_model(recipe_of(family, vocabulary="union"), tmp_path / "out", progress=False)
     rows, first, second = rows_of(out), *(rows_of(family / name, TOKENS[name]) for name in ("first", "second"))
@@ -86,7 +86,7 @@ def test_a_union_without_a_base(family: Path, tmp_path: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(tokenizer("ab<z>bc<y>")["input_ids"]) == ["ab", "<z>", "b", "c", "<y>"]
 
 
-def test_the_base_gives_what_a_source_lacks(family: Path, tmp_path: Path) -> None:
+def test_the_base_gives_what_a_source_lacks(family, tmp_path):
     """A token that the base has does not move where a source lacks it; one that it lacks is the mean of those that have it."""
     recipe = recipe_of(family, "task_arithmetic", base=True, vocabulary="union", tokenizer="base")
     rows = rows_of(build_model(recipe, tmp_path / "out", progress=False))
@@ -98,14 +98,14 @@ def test_the_base_gives_what_a_source_lacks(family: Path, tmp_path: Path) -> Non
     assert torch.allclose(rows["bc"], second["bc"], atol=1e-6)
 
 
-def test_the_tokens_of_one_tokenizer(family: Path, tmp_path: Path) -> None:
+def test_the_tokens_of_one_tokenizer(family, tmp_path):
     """With ``vocabulary: tokenizer`` the result has those tokens and that file, byte for byte."""
     out = build_model(recipe_of(family, vocabulary="tokenizer", tokenizer=1), tmp_path / "out", progress=False)
     assert list(rows_of(out)) == TOKENS["second"]
     assert (out / "tokenizer.json").read_bytes() == (family / "second" / "tokenizer.json").read_bytes()
 
 
-def test_rows_may_be_chosen(family: Path, tmp_path: Path) -> None:
+def test_rows_may_be_chosen(family, tmp_path):
     """A token may have another's row, zeros or a row of its number, be forced on all; rows that fill up are the mean."""
     tokens = {
         "rows": {
@@ -127,7 +127,7 @@ def test_rows_may_be_chosen(family: Path, tmp_path: Path) -> None:
     assert torch.allclose(table[9:], table[:9].mean(0).expand(3, -1), atol=1e-6)
 
 
-def test_alike_tokenizers_change_nothing(tmp_path: Path) -> None:
+def test_alike_tokenizers_change_nothing(tmp_path):
     """Where all have the same tokens and as many rows, rows without a token included, the result is that of a plain merge."""
     for seed, name in enumerate(("first", "second")):
         save(tmp_path / name, COMMON, seed, rows=8)
@@ -139,7 +139,7 @@ def test_alike_tokenizers_change_nothing(tmp_path: Path) -> None:
     assert len(union["model.embed_tokens.weight"]) == 8
 
 
-def test_the_most_common_template(family: Path, tmp_path: Path) -> None:
+def test_the_most_common_template(family, tmp_path):
     """``chat_template: auto`` is the template that most sources have, and the first one's where all differ."""
     out = build_model(
         recipe_of(family, vocabulary="union", tokenizer=1, chat_template="auto"), tmp_path / "out", progress=False
@@ -158,7 +158,7 @@ def test_the_most_common_template(family: Path, tmp_path: Path) -> None:
         ({"vocabulary": "union", "tokens": {"rows": {"a": {"source": 0, "id": 7}}}}, "tokens.rows.a.id: "),
     ],
 )
-def test_what_cannot_be_matched_is_refused(family: Path, fields: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_matched_is_refused(family, fields, message):
     """A row that is not there is named before anything is built."""
     text = json.dumps(recipe_of(family).model_dump(exclude_none=True) | fields)
     with pytest.raises((RecipeError, SourceError)) as caught:
@@ -166,7 +166,7 @@ def test_what_cannot_be_matched_is_refused(family: Path, fields: dict[str, Any],
     assert message in str(caught.value)
 
 
-def test_a_source_without_a_tokenizer_is_named(family: Path, tmp_path: Path) -> None:
+def test_a_source_without_a_tokenizer_is_named(family, tmp_path):
     """Tokens cannot be matched where nothing says which they are."""
     save(tmp_path / "first", COMMON, 0)
     save(tmp_path / "second", COMMON, 1)

@@ -71,7 +71,7 @@ def llama(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_whole_models_of_any_kind_raise_no_alarm(kind: str, tmp_path: Path) -> None:
+def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
     """What transformers saved is merged without a word: decoders, encoders, both, experts, models of text and images."""
     folder = save(kind, tmp_path / "a")
     assert check_recipe(recipe_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
@@ -99,7 +99,7 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_model_that_cannot_be_whole_is_refused(damage: str, llama: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_whole_is_refused(damage, llama, tmp_path):
     """Tensors that are missing or misshapen in all sources alike are an error that names them, and nothing is written."""
     edit, message = DAMAGES[damage]
     change(llama, edit)
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_whole_is_refused(damage: str, llama: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_config_that_tells_of_another_model_is_refused(llama: Path) -> None:
+def test_a_config_that_tells_of_another_model_is_refused(llama):
     """More layers than there are, or wider ones, are an error."""
     edit_json(llama / "config.json", num_hidden_layers=3)
     with pytest.raises(SourceError, match=r"not there: model\.layers\.2\."):
@@ -118,7 +118,7 @@ def test_a_config_that_tells_of_another_model_is_refused(llama: Path) -> None:
         check_recipe(recipe_of(llama, llama))
 
 
-def test_an_expert_that_is_missing_is_seen(tmp_path: Path) -> None:
+def test_an_expert_that_is_missing_is_seen(tmp_path):
     """Experts are stored one by one and held in one tensor: what transformers converts is compared after the conversion."""
     folder = save("MixtralForCausalLM", tmp_path / "mixtral")
     change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.0" in name and "experts.1" in name])
@@ -126,7 +126,7 @@ def test_an_expert_that_is_missing_is_seen(tmp_path: Path) -> None:
         check_recipe(recipe_of(folder, folder))
 
 
-def test_a_tensor_without_a_place_is_told(llama: Path) -> None:
+def test_a_tensor_without_a_place_is_told(llama):
     """A tensor that the architecture does not have is merged as it was, with a warning that it is of no use."""
     change(llama, lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(3)}))
     assert check_recipe(recipe_of(llama, llama)).warnings == [
@@ -135,20 +135,20 @@ def test_a_tensor_without_a_place_is_told(llama: Path) -> None:
     ]
 
 
-def test_what_transformers_itself_ignores_raises_no_alarm(llama: Path) -> None:
+def test_what_transformers_itself_ignores_raises_no_alarm(llama):
     """Buffers of old checkpoints are known to transformers."""
     change(llama, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     assert check_recipe(recipe_of(llama, llama)).warnings == []
 
 
-def test_an_encoder_may_lack_its_pooler(tmp_path: Path) -> None:
+def test_an_encoder_may_lack_its_pooler(tmp_path):
     """Classes that can be made without a pooler are often saved without it."""
     folder = save("BertModel", tmp_path / "bert")
     change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "pooler" in name])
     assert check_recipe(recipe_of(folder, folder)).warnings == []
 
 
-def test_an_architecture_that_is_not_known_is_left_alone(llama: Path) -> None:
+def test_an_architecture_that_is_not_known_is_left_alone(llama):
     """Where transformers has no such class the merge is made, with a warning that nothing was compared."""
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
     edit_json(llama / "config.json", architectures=["LlamaForTelepathy"])
@@ -158,7 +158,7 @@ def test_an_architecture_that_is_not_known_is_left_alone(llama: Path) -> None:
     ]
 
 
-def test_without_a_named_architecture_the_body_is_compared(llama: Path) -> None:
+def test_without_a_named_architecture_the_body_is_compared(llama):
     """A config that names no architecture may have any head; what every model of its type has must be there."""
     edit_json(llama / "config.json", architectures=None)
     assert check_recipe(recipe_of(llama, llama)).warnings == []
@@ -167,7 +167,7 @@ def test_without_a_named_architecture_the_body_is_compared(llama: Path) -> None:
         check_recipe(recipe_of(llama, llama))
 
 
-def test_stacked_layers_are_compared_with_their_own_config(llama: Path) -> None:
+def test_stacked_layers_are_compared_with_their_own_config(llama):
     """The result of slices is checked as it will be, and a slice of a layer that is not in the files is refused."""
     slices = [{"layers": ["0:0-1", "1:0-1"]}, {"layers": ["0:1", "1:1"]}]
     recipe = Recipe.model_validate(
@@ -179,7 +179,7 @@ def test_stacked_layers_are_compared_with_their_own_config(llama: Path) -> None:
         open_recipe(recipe)
 
 
-def test_a_source_is_asked_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_asked_once(llama, monkeypatch):
     """What a source's architecture says is found out once, however often it is merged."""
     source = open_source(str(llama))
     assert source.architecture_warnings == []
@@ -187,7 +187,7 @@ def test_a_source_is_asked_once(llama: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert source.architecture_warnings == []
 
 
-def test_an_encoder_has_no_path(tmp_path: Path) -> None:
+def test_an_encoder_has_no_path(tmp_path):
     """Layers that see a whole text at once are refused in a path, in one line, and merged as ever."""
     folder = save("BertForMaskedLM", tmp_path / "bert")
     recipe = Recipe.model_validate({"sources": [{"model": str(folder)}], "flow": {"path": "0:0-1"}})

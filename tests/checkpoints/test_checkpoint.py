@@ -44,7 +44,7 @@ KINDS = ["source", "merged", "routed", "hybrid", "folded"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_read_is_what_is_written(kind: str, make: MakeCheckpoint, tmp_path: Path) -> None:
+def test_what_is_read_is_what_is_written(kind, make, tmp_path):
     """Each tensor that can be read is the one that is written, under the same name, with the dtype and shape it states."""
     checkpoint = make(kind)
     out = write_checkpoint(checkpoint, tmp_path / "out", progress=False)
@@ -61,7 +61,7 @@ def test_what_is_read_is_what_is_written(kind: str, make: MakeCheckpoint, tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_tensor_is_accounted_for(kind: str, make: MakeCheckpoint) -> None:
+def test_every_tensor_is_accounted_for(kind, make):
     """The ledger has each tensor of the result once, and each tensor of the sources as used or as left out with a reason."""
     checkpoint = make(kind)
     ledger = Ledger.of(checkpoint)
@@ -74,7 +74,7 @@ def test_every_tensor_is_accounted_for(kind: str, make: MakeCheckpoint) -> None:
     assert all(ledger.dropped.values())
 
 
-def test_a_ledger_says_what_is_left_out_and_why(make: MakeCheckpoint) -> None:
+def test_a_ledger_says_what_is_left_out_and_why(make):
     """A path that skips layers says how many tensors are off it; the embeddings of the other source are named too."""
     text = str(Ledger.of(make("routed")))
     assert "layer not on the path" in text
@@ -82,7 +82,7 @@ def test_a_ledger_says_what_is_left_out_and_why(make: MakeCheckpoint) -> None:
     assert "merged" not in text
 
 
-def test_a_dry_run_is_the_view_that_a_build_writes(make: MakeCheckpoint, tiny: Path, tmp_path: Path) -> None:
+def test_a_dry_run_is_the_view_that_a_build_writes(make, tiny, tmp_path):
     """The check of a recipe accounts for the very tensors that its build writes."""
     recipe = Recipe.model_validate(
         {"sources": [{"model": str(tiny / name)} for name in "ab"], "merge": {"method": "linear"}, "flow": {"path": ["2:0-1"]}}
@@ -92,9 +92,7 @@ def test_a_dry_run_is_the_view_that_a_build_writes(make: MakeCheckpoint, tiny: P
     assert {*checked.ledger.merged, *checked.ledger.copied} == set(written)
 
 
-def test_a_hybrid_merges_only_what_is_on_its_path(
-    make: MakeCheckpoint, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypatch):
     """The layers of the merged model that no hop runs are neither merged nor written."""
     from hf_evomerge.building.merged import Merged
 
@@ -118,7 +116,7 @@ def test_a_hybrid_merges_only_what_is_on_its_path(
     assert all(name.startswith("model.layers.1.") for name in read)
 
 
-def test_a_plan_folds_as_the_model_on_disk_does(make: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
     """Folding a path that was never written gives the bits of folding what was."""
     built = write_checkpoint(make("routed"), tmp_path / "built", progress=False)
     there = load_file(fold(built, tmp_path / "there", progress=False) / "model.safetensors")
@@ -128,7 +126,7 @@ def test_a_plan_folds_as_the_model_on_disk_does(make: MakeCheckpoint, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["source", "merged", "routed", "hybrid", "folded"])
-def test_a_tensor_that_is_not_there(make: MakeCheckpoint, kind: str) -> None:
+def test_a_tensor_that_is_not_there(make, kind):
     """A name that no tensor has is an error that says which one was probably meant."""
     checkpoint = make(kind)
     name = next(name for name in checkpoint.tensors if name.endswith("norm.weight"))

@@ -44,13 +44,13 @@ def recipe_of(first: Path, second: Path) -> Recipe:
     return Recipe.model_validate({"sources": [{"model": str(first)}, {"model": str(second)}], "merge": {"method": "linear"}})
 
 
-def test_relatives_raise_no_doubt(pair: tuple[Path, Path]) -> None:
+def test_relatives_raise_no_doubt(pair):
     """Fine-tunes of one base with one tokenizer are told nothing about."""
     assert told(*pair) == []
     assert check_recipe(recipe_of(*pair)).warnings == []
 
 
-def test_layers_that_are_not_there_are_told(pair: tuple[Path, Path]) -> None:
+def test_layers_that_are_not_there_are_told(pair):
     """A config that counts more layers than the files hold is told: the model would have random ones."""
     for folder in pair:
         edit(folder, "config.json", lambda c: c.update(num_hidden_layers=c["num_hidden_layers"] + 1))
@@ -75,7 +75,7 @@ SETTINGS: list[tuple[Edit, str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), SETTINGS)
-def test_settings_that_differ_are_told(change: Edit, message: str, pair: tuple[Path, Path]) -> None:
+def test_settings_that_differ_are_told(change, message, pair):
     """Other rotary settings, norm epsilons and lengths are a warning that names both sides, and the merge is still made."""
     edit(pair[1], "config.json", change)
     lines = told(*pair)
@@ -84,12 +84,12 @@ def test_settings_that_differ_are_told(change: Edit, message: str, pair: tuple[P
     check_mergeable([open_source(str(folder)) for folder in pair])
 
 
-def test_dtypes_that_differ_are_told(tiny: Path, tiny_half: Path) -> None:
+def test_dtypes_that_differ_are_told(tiny, tiny_half):
     """Sources of two dtypes are named."""
     assert told(tiny / "a", tiny_half / "b") == [f"dtype differs: F32 in {tiny / 'a'}, BF16 in {tiny_half / 'b'}"]
 
 
-def test_tokenizers_that_differ_are_told(pair: tuple[Path, Path]) -> None:
+def test_tokenizers_that_differ_are_told(pair):
     """A token with another id, and other merges, are named with both sources and with whose tokenizer stays."""
 
     def rename(data: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ def test_tokenizers_that_differ_are_told(pair: tuple[Path, Path]) -> None:
     assert told(*pair) == [f"tokenizers differ in their merges: {pair[0]} and {pair[1]}; that of {pair[0]} is kept"]
 
 
-def test_where_generation_stops(pair: tuple[Path, Path]) -> None:
+def test_where_generation_stops(pair):
     """Generation that stops at an id without a token, or at another token than the tokenizer's end of text, is told."""
     edit(pair[0], "generation_config.json", lambda data: data.update(eos_token_id=[99, 3]))
     where = f"generation_config.json of {pair[0]}"
@@ -118,7 +118,7 @@ def test_where_generation_stops(pair: tuple[Path, Path]) -> None:
     assert told(*pair) == []
 
 
-def test_a_dry_run_and_a_build_tell_the_same(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
     """Doubts are printed by a dry run, and by a build before it begins; a build adds how the sources are related."""
     edit(pair[1], "config.json", lambda data: data.update(rms_norm_eps=1e-3))
     recipe_of(*pair).save(tmp_path / "recipe.yaml")
@@ -132,7 +132,7 @@ def test_a_dry_run_and_a_build_tell_the_same(pair: tuple[Path, Path], tmp_path: 
     assert "note: cosine between weights: a and b 0." in built.stderr
 
 
-def test_every_disagreement_is_named(pair: tuple[Path, Path]) -> None:
+def test_every_disagreement_is_named(pair):
     """All that makes a merge impossible is in one line, the first six in full."""
     edit(pair[1], "config.json", lambda data: data.update(num_attention_heads=4, hidden_act="gelu", num_hidden_layers=1))
     with pytest.raises(SourceError) as caught:
@@ -160,16 +160,7 @@ def test_every_disagreement_is_named(pair: tuple[Path, Path]) -> None:
         (3.0, "linear", False, True),
     ],
 )
-def test_how_the_sources_are_related(
-    spread: float,
-    method: str,
-    close: bool,
-    warned: bool,
-    pair: tuple[Path, Path],
-    tiny: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_how_the_sources_are_related(spread, method, close, warned, pair, tiny, tmp_path, caplog):
     """The lengths of the task vectors and the angles are those of the whole model; strangers are warned of."""
     import torch
     from safetensors.torch import load_file, save_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def _expected(x: Any, y: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["tiny", "tiny_half"])
-def test_the_numbers_are_numpys(family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_are_numpys(family, request, monkeypatch):
     """Every tensor, layer group and the whole, with and without a base, in slices that cut tensors, is as numpy has it."""
     monkeypatch.setattr(diff, "SLICE", 37)
     folder = request.getfixturevalue(family)
@@ -56,7 +55,7 @@ def test_the_numbers_are_numpys(family: str, request: pytest.FixtureRequest, mon
     assert (plain.total.tasks, plain.base, plain.warning) == (None, None, None)
 
 
-def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
+def test_numbers_worked_out_by_hand(tmp_path):
     """A difference of 5 from a length of 5 is 1, at a right angle; zeros have no sign; blocks come in the order of numbers."""
     a = {"layers.10.w": torch.tensor([3.0, 4.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
     b = {"layers.10.w": torch.tensor([-4.0, 3.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
@@ -74,7 +73,7 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     assert vars(same) == {"norm_x": 1, "norm_y": 1, "relative": 0, "cosine": 1, "equal_signs": 1}
 
 
-def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_named(tmp_path):
     """Missing tensors, other shapes, integers and values that are not finite are notes, and count for nothing."""
     shared = {
         "w": torch.ones(2),
@@ -106,7 +105,7 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("noise", "warned"), [(0.1, False), (None, True)], ids=["fine-tunes", "strangers"])
-def test_strangers_are_warned_of(noise: float | None, warned: bool, tmp_path: Path) -> None:
+def test_strangers_are_warned_of(noise, warned, tmp_path):
     """Task vectors as large as the weights bring one line of warning; those of fine-tunes bring none."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(400, generator=generator)
@@ -119,7 +118,7 @@ def test_strangers_are_warned_of(noise: float | None, warned: bool, tmp_path: Pa
     assert all("common ancestor" in line for line in lines)
 
 
-def test_a_body_under_another_prefix_is_compared(tmp_path: Path) -> None:
+def test_a_body_under_another_prefix_is_compared(tmp_path):
     """A classifier and its body alone share no name; the parts are compared, and here they are equal."""
     model: Any = random_class("bert", 0)
     model.save_pretrained(tmp_path / "classifier")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from tiny_gguf import TOKENS, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -198,7 +198,7 @@ def test_mergekit_has_no_such_sources(files):
         to_mergekit(recipe)
 
 
-def test_a_file_on_the_hub(files, lfs_api: HfApi, tmp_path):
+def test_a_file_on_the_hub(files, lfs_api, tmp_path):
     """It is named within its repository, and pinned to the commit."""
     lfs_api.create_repo("local/files")
     commit = lfs_api.upload_file(path_or_fileobj=files / "f32.gguf", path_in_repo="sub/f32.gguf", repo_id="local/files").oid

@@ -42,7 +42,7 @@ def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_model(recipe, tmp_path_factory.mktemp("merged") / "model", progress=False)
 
 
-def test_a_plain_model(tiny: Path, tiny_half: Path) -> None:
+def test_a_plain_model(tiny, tiny_half):
     """Layers, parameters, bytes and dtypes of a plain model are its architecture's, and what is stored is what runs."""
     for folder, dtype, size in ((tiny, "F32", 4), (tiny_half, "BF16", 2)):
         found = inspect_model(folder / "a")
@@ -54,7 +54,7 @@ def test_a_plain_model(tiny: Path, tiny_half: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_tells_the_parts(tmp_path: Path) -> None:
+def test_the_command_tells_the_parts(tmp_path):
     """A shell's own process, which starts without torch where it can, tells the parts of a model that has several."""
     save_vlm(tmp_path / "sight", "llava", 0)
     done = subprocess.run(
@@ -67,7 +67,7 @@ def test_the_command_tells_the_parts(tmp_path: Path) -> None:
     assert {"text", "vision", "projector"} <= json.loads(done.stdout)["parts"].keys()
 
 
-def test_a_merged_model(merged: Path, tiny: Path) -> None:
+def test_a_merged_model(merged, tiny):
     """A merged model stores each layer once, runs it as often as the path says, and knows path, scales and sources."""
     found = inspect_model(merged)
     assert found.stored.parameters == 3 * BLOCK + OUTSIDE
@@ -81,7 +81,7 @@ def test_a_merged_model(merged: Path, tiny: Path) -> None:
     assert [source["model"] for source in found.merged["sources"]] == [str(tiny / "a"), str(tiny / "b")]
 
 
-def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path: Path) -> None:
+def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
     """A head that is the embedding matrix is counted once, also in a merged model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -97,7 +97,7 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path: Path) -> None:
         assert not found.tokenizer
 
 
-def test_integers_and_templates_and_quantised_weights(tmp_path: Path) -> None:
+def test_integers_and_templates_and_quantised_weights(tmp_path):
     """Integers are no parameters but take room; a template inside the tokenizer's settings and the quantisation are seen."""
     tensors = {"w": torch.zeros(3, 5, dtype=torch.float16), "ids": torch.zeros(7, dtype=torch.int64), "on": torch.ones(2) > 0}
     folder = save_tensors(tmp_path / "odd", tensors, quantization_config={"quant_method": "gptq", "bits": 4})
@@ -108,7 +108,7 @@ def test_integers_and_templates_and_quantised_weights(tmp_path: Path) -> None:
     assert "gptq" in str(found)
 
 
-def test_an_adapter(tiny: Path, tmp_path: Path) -> None:
+def test_an_adapter(tiny, tmp_path):
     """An adapter is told with its rank, alpha, modules and size, and everything else is its base's; in JSON too."""
     settings = {"r": 4, "lora_alpha": 7, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}}
     folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **settings)
@@ -130,7 +130,7 @@ def test_an_adapter(tiny: Path, tmp_path: Path) -> None:
     assert json.loads(_invoke("inspect", folder, "--json"))["adapter"] == told
 
 
-def test_the_commands(merged: Path, tiny: Path, tmp_path: Path) -> None:
+def test_the_commands(merged, tiny, tmp_path):
     """Both commands print text for people and JSON for machines, with a bar per group as long as its difference."""
     assert json.loads(_invoke("inspect", merged, "--json"))["merged"]["distinct_layers"] == 3
     text = _invoke("inspect", merged)
@@ -151,7 +151,7 @@ def test_the_commands(merged: Path, tiny: Path, tmp_path: Path) -> None:
     assert bars == {"blocks.0": 30, "blocks.1": 15}
 
 
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(tmp_path):
     """A wrong folder is one line and status 1, as in the other commands."""
     with pytest.raises(SourceError, match="no such folder"):
         inspect_model(str(tmp_path / "nowhere"))
@@ -163,7 +163,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         ]
 
 
-def test_a_head_of_labels_is_its_own(tmp_path: Path) -> None:
+def test_a_head_of_labels_is_its_own(tmp_path):
     """The config of a BERT ties words to the embeddings, and a classifier has no head of words."""
     random_class("bert", 0).save_pretrained(tmp_path / "model")
     assert not inspect_model(tmp_path / "model").tied_head

@@ -80,7 +80,7 @@ def opened(base: Path, adapter: Path) -> Source:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_what_peft_merges(case: str, dtype: torch.dtype, adapted: Callable[..., tuple[Path, Path]]) -> None:
+def test_it_is_what_peft_merges(case, dtype, adapted):
     """Every tensor equals that of merge_and_unload: to 1e-6 in float32, and in bfloat16 but for one rounding in a thousand."""
     base, adapter = adapted(dtype=dtype, **CASES[case])
     expected, before = merged_by_peft(base, adapter), load_file(base / "model.safetensors")
@@ -100,7 +100,7 @@ def test_it_is_what_peft_merges(case: str, dtype: torch.dtype, adapted: Callable
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_transposed_layers(dora: bool, adapted: Callable[..., tuple[Path, Path]]) -> None:
+def test_transposed_layers(dora, adapted):
     """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here."""
     settings = {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": dora}
     base, adapter = adapted("gpt2", **settings)
@@ -110,7 +110,7 @@ def test_transposed_layers(dora: bool, adapted: Callable[..., tuple[Path, Path]]
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
 
 
-def test_the_bits_do_not_depend_on_threads(adapted: Callable[..., tuple[Path, Path]]) -> None:
+def test_the_bits_do_not_depend_on_threads(adapted):
     """The same adapter gives the same bits with one thread and with several."""
     base, adapter = adapted(r=7)
     source = opened(base, adapter)
@@ -125,7 +125,7 @@ def test_the_bits_do_not_depend_on_threads(adapted: Callable[..., tuple[Path, Pa
         torch.set_num_threads(before)
 
 
-def test_a_checkpoint_of_the_inner_model(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_inner_model(adapted, tmp_path):
     """Tensors saved without the name of the inner model in front are found."""
     base, adapter = adapted("gpt2", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     base_model("gpt2").transformer.save_pretrained(tmp_path / "inner")
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_the_inner_model(adapted: Callable[..., tuple[Path, Path
     assert torch.equal(inner.read(name), whole.read(f"transformer.{name}"))
 
 
-def test_a_merge_of_adapters(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+def test_a_merge_of_adapters(adapted, tmp_path):
     """Built at weight 1 the result is the adapted model; two adapters of one base add up in weight space."""
     base, first = adapted(r=4)
     second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
@@ -153,7 +153,7 @@ def test_a_merge_of_adapters(adapted: Callable[..., tuple[Path, Path]], tmp_path
         assert torch.equal(tensor, expected), name
 
 
-def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+def test_a_path_through_adapted_layers(adapted, tmp_path):
     """A path through an adapted source computes what peft's merged model computes."""
     base, adapter = adapted(r=4)
     recipe = Recipe.model_validate({"sources": [{"model": str(base), "adapter": str(adapter)}], "flow": {"path": ["0:0-1"]}})
@@ -167,9 +167,7 @@ def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]]
 
 @pytest.mark.parametrize("case", ["plain", "dora", "modules to save"])
 @pytest.mark.parametrize("part", [{"merge": {"method": "linear"}}, {"flow": {"path": ["0:0-1"]}}])
-def test_a_change_is_rounded_once_to_the_dtype_of_the_result(
-    case: str, part: dict[str, Any], adapted: Callable[..., tuple[Path, Path]], tmp_path: Path
-) -> None:
+def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, tmp_path):
     """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it has the stored bits."""
     base, adapter = adapted(dtype=torch.bfloat16, **CASES[case])
     wide = tmp_path / "wide"
@@ -185,7 +183,7 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(
             assert torch.equal(tensor, expected), (dtype, name)
 
 
-def test_a_search_scores_adapted_sources(search_config: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
+def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
     """In a search an adapted source has the score of the same weights on disk, merged or by itself."""
     from hf_evomerge.recipes.recipe import MergePart
     from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -229,9 +227,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED)
-def test_a_config_that_cannot_be_followed_is_refused(
-    config: dict[str, Any], message: str, adapted: Callable[..., tuple[Path, Path]]
-) -> None:
+def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
     """Another kind of adapter, or settings that change the arithmetic or contradict the tensors, are refused in one line."""
     base, adapter = adapted(r=4)
     file = adapter / "adapter_config.json"
@@ -251,11 +247,7 @@ def test_a_config_that_cannot_be_followed_is_refused(
         (lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)}, "x.lora_C.weight has a meaning that is not"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(
-    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-    message: str,
-    adapted: Callable[..., tuple[Path, Path]],
-) -> None:
+def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     """An adapter of another model, half an adapter, and tensors of unknown meaning are refused before any merge."""
     base, adapter = adapted(r=4)
     file = adapter / "adapter_model.safetensors"
@@ -266,7 +258,7 @@ def test_tensors_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}])
-def test_what_unties_the_head_is_refused(settings: dict[str, Any], adapted: Callable[..., tuple[Path, Path]]) -> None:
+def test_what_unties_the_head_is_refused(settings, adapted):
     """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source has only one of them."""
     base, adapter = adapted("gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings})
     with pytest.raises(
@@ -275,14 +267,14 @@ def test_what_unties_the_head_is_refused(settings: dict[str, Any], adapted: Call
         _ = opened(base, adapter).changes
 
 
-def test_adapted_embeddings_are_the_tied_head_too(adapted: Callable[..., tuple[Path, Path]]) -> None:
+def test_adapted_embeddings_are_the_tied_head_too(adapted):
     """LoRA on the embeddings of a tied model changes the head with them, as in peft."""
     base, adapter = adapted("gpt2", r=4, target_modules=["wte"])
     expected, source = merged_by_peft(base, adapter), opened(base, adapter)
     assert torch.allclose(source.read("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6)
 
 
-def test_an_adapter_that_is_not_there(tmp_path: Path, adapted: Callable[..., tuple[Path, Path]]) -> None:
+def test_an_adapter_that_is_not_there(tmp_path, adapted):
     """A folder without an adapter, one with a pickle, and a revision next to a folder are refused with what to do."""
     base, adapter = adapted(r=4)
     with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json cannot be read"):

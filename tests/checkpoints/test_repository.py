@@ -97,7 +97,7 @@ def cached(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "client").rglob("*.safetensors"))
 
 
-def test_a_dry_run_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tmp_path: Path) -> None:
+def test_a_dry_run_fetches_no_weights(hub, family, run, tmp_path):
     """Everything is checked from small files and headers that are read by range; the cache holds no weights afterwards."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     before = len(hub.requests)
@@ -110,7 +110,7 @@ def test_a_dry_run_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tm
     assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
 
 
-def test_inspect_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_inspect_fetches_no_weights(hub, family, run, tiny, tmp_path):
     """Of a repository only the headers are fetched, and what is said is what its folder would say."""
     done = run("inspect", "local/a", "--json")
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_inspect_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tiny
     assert cached(tmp_path) == []
 
 
-def test_weights_are_fetched_checked_and_kept(hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_weights_are_fetched_checked_and_kept(hub, family, run, tiny, tmp_path):
     """A build from the Hub has the bits of a build from folders, and works again from the cache when the Hub is gone."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     done = run("merge", "recipe.yaml", "--out", "out")
@@ -137,7 +137,7 @@ def test_weights_are_fetched_checked_and_kept(hub: FaultyHub, family: None, run:
     hub.start()
 
 
-def test_sources_that_do_not_fit_cost_no_download(lfs_api: HfApi, family: None, shell: Run, tmp_path: Path) -> None:
+def test_sources_that_do_not_fit_cost_no_download(lfs_api, family, shell, tmp_path):
     """Sources of other shapes are refused, with both sides, before any weights are fetched."""
     sizes = {"vocab_size": 26, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(tmp_path / "wide")
@@ -151,9 +151,7 @@ def test_sources_that_do_not_fit_cost_no_download(lfs_api: HfApi, family: None, 
     assert cached(tmp_path) == []
 
 
-def test_a_damaged_download_is_refused_and_made_good(
-    hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_download_is_refused_and_made_good(hub, family, run, tiny, tmp_path):
     """A byte that changed on the way is noticed, the file leaves the cache, and the next run fetches it again."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     size = (tiny / "a" / WEIGHTS).stat().st_size
@@ -170,7 +168,7 @@ def test_a_damaged_download_is_refused_and_made_good(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
-def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_says_where_to_ask(monkeypatch):
     """A model that its authors have not opened is told apart from one that is not there."""
     response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
     refused = GatedRepoError("403 Client Error. (Request ID: 1) Access to model x is restricted", response=response)
@@ -179,7 +177,7 @@ def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> Non
         Repository("you/x")
 
 
-def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, tmp_path):
     """A repository that is not there, one without safetensors, and a Hub that is gone are told in one line each."""
     lfs_api.create_repo("local/empty")
     lfs_api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id="local/empty")
@@ -205,9 +203,7 @@ def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run
     assert done.stderr.startswith("error: local/empty: neither a folder nor in the Hub cache, and the Hub cannot be reached")
 
 
-def test_a_download_that_is_reset_says_so(
-    lfs_api: HfApi, family: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_download_that_is_reset_says_so(lfs_api, family, monkeypatch, capsys):
     """Every new attempt is a line; after half a minute there is none."""
     clock = itertools.count(0.0, 20.0)
 
@@ -224,7 +220,7 @@ def test_a_download_that_is_reset_says_so(
     assert said == [f"local/a: {WEIGHTS}: Connection reset by peer; attempt 2 of 4"]
 
 
-def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):
     """A model and its adapter may both be on the Hub; a dry run fetches neither's weights, a merged adapter not the base's.
 
     An adapter on the Hub names no folder of this machine as its base.
@@ -260,7 +256,7 @@ def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: 
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
-def test_modules_after_an_encoder_go_with_it(lfs_api: HfApi, tmp_path: Path) -> None:
+def test_modules_after_an_encoder_go_with_it(lfs_api, tmp_path):
     """What sentence-transformers does after the model lies in folders: it is fetched, copied and said, other prompts too."""
     for seed, name in enumerate("ab"):
         folder = tmp_path / name

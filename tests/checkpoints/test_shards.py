@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("size", [1000, 70, 1])
-def test_threads_do_not_matter(tmp_path: Path, size: int) -> None:
+def test_threads_do_not_matter(tmp_path, size):
     """Any number of threads, the first tensor finished last, writes the same bytes, which safetensors reads back."""
     for threads in (1, 3):
         folder = tmp_path / str(threads)
@@ -69,7 +69,7 @@ def test_threads_do_not_matter(tmp_path: Path, size: int) -> None:
     assert all(not name.startswith(".") and not name.endswith(".part") for name in files(folder))
 
 
-def test_several_threads_work(tmp_path: Path) -> None:
+def test_several_threads_work(tmp_path):
     """With more than one thread, another thread goes on while one is busy."""
     producer = Producer(slow="t3")
     write_shards(tmp_path, TENSORS, producer, max_size=1000, threads=2)
@@ -77,7 +77,7 @@ def test_several_threads_work(tmp_path: Path) -> None:
     assert producer.made[-1] == "t3"
 
 
-def test_what_was_finished_is_kept(tmp_path: Path) -> None:
+def test_what_was_finished_is_kept(tmp_path):
     """After a failure the finished files are there and are not made again; the unfinished one does not have its name."""
     with pytest.raises(OSError, match="disk full"):
         write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
@@ -95,7 +95,7 @@ def test_what_was_finished_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["value", "order", "short", "long", "sums", "other"])
-def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_made_again(tmp_path, damage):
     """A kept file that lost a byte, gained one, holds another value, order or tensor, or has no checksums, is not trusted."""
     with pytest.raises(OSError, match="disk full"):
         write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     assert file.read_bytes() == whole
 
 
-def test_a_tensor_of_another_length_is_an_error(tmp_path: Path) -> None:
+def test_a_tensor_of_another_length_is_an_error(tmp_path):
     """A tensor that turns out shorter than announced does not become a file."""
     with pytest.raises(EvoMergeError, match="t3: 4 bytes were made, 60 were announced"):
         write_shards(tmp_path, TENSORS, lambda name, write: write(b"four"), max_size=1000)

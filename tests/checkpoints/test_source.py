@@ -299,7 +299,7 @@ def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
         _ = open_source(SourceRef(model=str(folder))).config
 
 
-def test_the_config_is_not_asked_for_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_is_not_asked_for_each_tensor(tmp_path, monkeypatch):
     """Mixtures of experts have tens of thousands of tensors: what is done for each must not look at all the others again."""
     asked: list[Source] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import torch
 from families import save_family, tiny_config
@@ -14,7 +13,7 @@ from hf_evomerge.checkpoints.unchanged import squared_distance, twins, unchanged
 from hf_evomerge.recipes.recipe import SourceRef
 
 
-def test_frozen_tensors_are_found(tmp_path: Path) -> None:
+def test_frozen_tensors_are_found(tmp_path):
     """A tensor that was not trained is unchanged; one that differs in its last element alone is not."""
     save_family(tmp_path, tiny_config(), torch.bfloat16, count=1)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -28,7 +27,7 @@ def test_frozen_tensors_are_found(tmp_path: Path) -> None:
     assert not unchanged_tensors(open_source(str(tmp_path / "source0")), root)
 
 
-def test_an_adapter_changes_what_it_names(tmp_path: Path) -> None:
+def test_an_adapter_changes_what_it_names(tmp_path):
     """Of a LoRA source of the same base only the tensors that its adapter changes are compared."""
     from peft import LoraConfig, get_peft_model
 
@@ -41,7 +40,7 @@ def test_an_adapter_changes_what_it_names(tmp_path: Path) -> None:
     assert set(source.tensors) - unchanged_tensors(source, base) == {"model.layers.1.self_attn.q_proj.weight"}
 
 
-def test_sources_that_are_one_model_are_named(tiny: Path, tmp_path: Path) -> None:
+def test_sources_that_are_one_model_are_named(tiny, tmp_path):
     """The same folder twice, and a copy of it, are one model; another fine-tune is not."""
     shutil.copytree(tiny / "a", tmp_path / "copy")
     sources = [open_source(str(folder)) for folder in (tiny / "a", tiny / "b", tiny / "a", tmp_path / "copy")]

@@ -13,7 +13,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.flo
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_finite_is_exact(dtype: torch.dtype) -> None:
+def test_finite_is_exact(dtype):
     """Numbers up to the dtype's largest are finite, however many there are; one that is infinite or NaN is found anywhere."""
     largest = torch.finfo(dtype).max
     fine = torch.tensor([largest, -largest, 0.0, -0.0, largest, 1.0, -largest]).double().clamp(-largest, largest).to(dtype)

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from specialists.language import Language, Split, problems
+from specialists.language import Split, problems
 
 from hf_evomerge.demo.quickstart import PROBLEMS, SIZES
 
@@ -18,19 +18,19 @@ ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_package_carries_them(split: Split) -> None:
+def test_the_package_carries_them(split):
     """The files of the demo are what is made up today, letter by letter."""
     lines = (PROBLEMS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     assert list(map(json.loads, lines)) == problems(split, SIZES[split])
 
 
-def test_seed_decides_the_problems() -> None:
+def test_seed_decides_the_problems():
     """The same seed gives the same problems, a longer list begins with the shorter, another seed gives others."""
     assert problems("test", 30) == problems("test", 60)[:30]
     assert problems("test", 30) != problems("test", 30, seed=1)
 
 
-def test_splits_share_no_prompt() -> None:
+def test_splits_share_no_prompt():
     """No prompt is in two splits, even with different seeds, or twice in one."""
     prompts = [{p["prompt"] for seed in (0, 7) for p in problems(split, 1500, seed=seed)} for split in SPLITS]
     assert all(first.isdisjoint(second) for first, second in combinations(prompts, 2))
@@ -38,7 +38,7 @@ def test_splits_share_no_prompt() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_answers_are_right(language: Language) -> None:
+def test_answers_are_right(language):
     """The answer is the sum or the difference of the two numbers in the problem."""
     for problem in problems("test", 500, text=language, answer=language):
         words = problem["prompt"].split()
@@ -47,7 +47,7 @@ def test_answers_are_right(language: Language) -> None:
         assert problem["answer"] == (f"the answer is {right}" if language == "en" else f"答え は {right}")
 
 
-def test_answer_language_is_free() -> None:
+def test_answer_language_is_free():
     """The same problem can be asked for in the other language; the question does not change."""
     japanese, english = problems("search", 10), problems("search", 10, answer="en")
     assert [p["prompt"] for p in japanese] == [p["prompt"] for p in english]

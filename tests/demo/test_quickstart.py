@@ -47,7 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     return out, run_demo(out, workers=0, evaluations=EVALUATIONS, sizes=SIZES)
 
 
-def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
+def test_the_table_is_complete(demo):
     """The table has every parent, the average, the random search and each search's winner, on all held-out problems."""
     _, rows = demo
     assert [row.model for row in rows if row.stage != "temperature"] == MODELS
@@ -57,7 +57,7 @@ def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
     assert not any(row.evaluations for row in rows[:4])
 
 
-def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) -> None:
+def test_winners_pictures_and_recipes_are_there(demo):
     """Each search leaves its model, its recipe and its pictures, and each winner scores what the table says of it."""
     out, rows = demo
     pictures = {str(file.relative_to(out)) for file in out.glob("*/plots/*.png")}
@@ -69,7 +69,7 @@ def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) ->
         assert Evaluator(config).evaluate(recipe, "test") == row.scores
 
 
-def test_each_model_has_one_number_and_one_sentence(demo: tuple[Path, list[Row]]) -> None:
+def test_each_model_has_one_number_and_one_sentence(demo):
     """PS+DFS has the score of the model that it built, whichever stage that is of, and a sentence says which and why."""
     out, rows = demo
     results = json.loads((out / "hybrid" / "results.json").read_text(encoding="utf-8"))["rows"]
@@ -92,7 +92,7 @@ def test_each_model_has_one_number_and_one_sentence(demo: tuple[Path, list[Row]]
     assert "its weights solve 0.500 and its path 0.750" in weights[3]
 
 
-def test_a_winner_is_published(demo: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_winner_is_published(demo, tmp_path, monkeypatch):
     """The winner and its sources, pinned in its recipe, are published, and the card is left; the winner loads from there."""
     out, rows = demo
     result = Result(Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[7], winner=True)])
@@ -111,7 +111,7 @@ def test_a_winner_is_published(demo: tuple[Path, list[Row]], tmp_path: Path, mon
     assert all(ref.revision is not None for ref in recipe.sources)
 
 
-def test_running_again_evaluates_nothing(demo: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_again_evaluates_nothing(demo, monkeypatch):
     """Run again on the same folder, the demo prints the same table without evaluating anything."""
     out, rows = demo
     jobs: list[Any] = []
@@ -122,7 +122,7 @@ def test_running_again_evaluates_nothing(demo: tuple[Path, list[Row]], monkeypat
     assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]
 
 
-def test_reloading_notices_another_model(demo: tuple[Path, list[Row]]) -> None:
+def test_reloading_notices_another_model(demo):
     """A winner that answers otherwise than the table says is an error that names its folder."""
     out, rows = demo
     right = Scores(np.zeros(SIZES["test"]), correct=np.ones(SIZES["test"], dtype=bool))
@@ -135,7 +135,7 @@ def test_reloading_notices_another_model(demo: tuple[Path, list[Row]]) -> None:
 
 
 @pytest.mark.parametrize("budget", [8, 24, 150])
-def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
+def test_budgets_are_comparable(budget, tmp_path):
     """PS, DFS and the two stages of PS+DFS together have the same budget."""
     data = write_problems(tmp_path, {"search": 2})
     ps, dfs, hybrid = (demo_config(space, data, budget, 0) for space in ("ps", "dfs", "hybrid"))
@@ -144,7 +144,7 @@ def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
     assert ["random" in config.compare.baselines for config in (ps, dfs, hybrid)] == [True, False, False]
 
 
-def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, list[Row]]) -> None:
+def test_the_seed_is_the_seed_of_the_searches(demo):
     """Another seed is another search: a study of one seed is not taken for that of another."""
     out, _ = demo
     with pytest.raises(EvoMergeError, match="seed was 0 and is 1"):

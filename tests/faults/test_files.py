@@ -211,7 +211,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("texts", "read"), TEXTS.values(), ids=TEXTS)
-def test_yaml(texts: st.SearchStrategy[str], read: Callable[[str], None]) -> None:
+def test_yaml(texts, read):
     """A damaged recipe, search file or file of mergekit is read to the same object again, or refused in one line."""
     look(texts, read, CASES["yaml"])
 
@@ -233,7 +233,7 @@ def _use(model: Path, tiny: Path) -> None:
     str(inspect_model(model))
 
 
-def test_configs(model: Path, tiny: Path) -> None:
+def test_configs(model, tiny):
     """A damaged config.json is that of a model, or is refused in one line."""
     config = json.loads((model / "config.json").read_text())
     types = ["llama", "qwen2", "gemma2", "mixtral", "gpt2", "evo_merged", "t5", "clip"]
@@ -246,7 +246,7 @@ def test_configs(model: Path, tiny: Path) -> None:
     look(st.tuples(damaged(config), st.sampled_from(["", "", "", *types])), read, CASES["json"])
 
 
-def test_headers(model: Path, tiny: Path) -> None:
+def test_headers(model, tiny):
     """A damaged safetensors file is read, or refused in one line, whether its header or any of its bytes are other ones."""
     file = model / "model.safetensors"
     data = file.read_bytes()
@@ -261,7 +261,7 @@ def test_headers(model: Path, tiny: Path) -> None:
     look(damaged(header) | damaged_bytes(data), read, CASES["bytes"])
 
 
-def test_indexes(tiny: Path, tmp_path: Path) -> None:
+def test_indexes(tiny, tmp_path):
     """A damaged index of shards is read, or refused in one line."""
     from transformers import AutoModelForCausalLM
 
@@ -277,7 +277,7 @@ def test_indexes(tiny: Path, tmp_path: Path) -> None:
     look(damaged(index), read, CASES["json"])
 
 
-def test_adapters(model: Path, tmp_path: Path) -> None:
+def test_adapters(model, tmp_path):
     """A damaged adapter_config.json is that of an adapter, or is refused in one line."""
     import torch
     from safetensors.torch import save_file

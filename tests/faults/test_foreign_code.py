@@ -36,12 +36,12 @@ def _silent_loads(text: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
-def test_every_load_says_whether_code_may_run(file: Path) -> None:
+def test_every_load_says_whether_code_may_run(file):
     """Each call of an Auto class or of `generate` says trust_remote_code: transformers asks on standard input otherwise."""
     assert list(_silent_loads(file.read_text(encoding="utf-8"))) == []
 
 
-def test_the_reader_of_calls_finds_a_silent_load() -> None:
+def test_the_reader_of_calls_finds_a_silent_load():
     """The reader of the test above sees calls in functions and with a module's name in front, and options by name only."""
     text = "def f(o):\n  transformers.AutoConfig.from_pretrained('x')\n  AutoModel.from_config(c, **o)\n"
     assert list(_silent_loads(text)) == [2, 3]
@@ -52,7 +52,7 @@ def test_the_reader_of_calls_finds_a_silent_load() -> None:
     ]
 
 
-def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -> None:
+def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config):
     """A source whose tokenizer brings code ends the search in one line, even where standard input says yes to anything."""
     folder = shutil.copytree(tiny / "a", tmp_path / "a")
     edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]}, tokenizer_class="Own")
@@ -72,7 +72,7 @@ def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -
 
 
 @pytest.mark.parametrize("where", ["whole", "inside"])
-def test_kernels_that_a_config_names_are_refused(tiny, tmp_path, where) -> None:
+def test_kernels_that_a_config_names_are_refused(tiny, tmp_path, where):
     """A config that names a repository of kernels, at any depth, is refused before transformers could fetch and run them."""
     folder = shutil.copytree(tiny / "a", tmp_path / "a")
     named = {"attn_implementation": "somebody/kernel"}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from huggingface_hub import HfApi
-from searches import Settings
 from watch import killed
 
 from hf_evomerge.errors import SearchError
@@ -17,9 +14,7 @@ from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
 
-def test_a_branch_that_moves_does_not_move_the_search(
-    lfs_api: HfApi, tiny: Path, tmp_path: Path, search_settings: Settings
-) -> None:
+def test_a_branch_that_moves_does_not_move_the_search(lfs_api, tiny, tmp_path, search_settings):
     """A source named without a commit is pinned when the search begins: what is pushed to its branch later changes nothing."""
     for name in ("a", "b"):
         lfs_api.create_repo(f"local/{name}")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from faulty_hub import Fault
-from push_faults import FAULTS, WAYS, Bench
+from push_faults import FAULTS, WAYS
 from slowly import slow_beyond
 
 SAMPLE = 2  # calls per fault and way that are tried one by one; tests/slow/reliability.py tries them all
@@ -19,7 +19,7 @@ def _sample(calls: list[str], seed: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("kind", "way"), MATRIX)
-def test_a_fault_that_passes_is_survived(bench: Bench, way: str, kind: str) -> None:
+def test_a_fault_that_passes_is_survived(bench, way, kind):
     """Where every call goes wrong once, or one of them, the push succeeds, and everything is there once.
 
     The call that opens a pull request is not made again: nobody knows whether it has opened one.
@@ -33,7 +33,7 @@ def test_a_fault_that_passes_is_survived(bench: Bench, way: str, kind: str) -> N
 
 
 @pytest.mark.parametrize(("kind", "way"), MATRIX)
-def test_a_fault_that_stays_is_one_line(bench: Bench, way: str, kind: str) -> None:
+def test_a_fault_that_stays_is_one_line(bench, way, kind):
     """Where a call goes wrong for ever, the push ends with one line that is true."""
     calls = bench.calls(way)
     commit = next(call for call in calls if "/commit/" in call)

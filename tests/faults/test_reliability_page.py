@@ -22,7 +22,7 @@ def reliability() -> ModuleType:
     return module
 
 
-def test_every_part_has_its_place(reliability: ModuleType) -> None:
+def test_every_part_has_its_place(reliability):
     """The page has one place for each part, and each part is a module."""
     assert re.findall(r"<!-- (\w+): begin -->", PAGE) == re.findall(r"<!-- (\w+): end -->", PAGE)
     assert set(re.findall(r"<!-- (\w+): begin -->", PAGE)) == set(reliability.PARTS)
@@ -30,14 +30,14 @@ def test_every_part_has_its_place(reliability: ModuleType) -> None:
         assert (ROOT / "tests" / "slow" / "faults" / f"{module}.py").is_file()
 
 
-def test_what_the_page_says_adds_up() -> None:
+def test_what_the_page_says_adds_up():
     """In every row what was injected was survived, ended in one line, or was lost; nothing was lost."""
     rows = re.findall(r"^\| [^|]+ \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
     assert all(int(injected) == sum(map(int, ends)) for injected, *ends in rows)
     assert all(lost == "0" for *_, lost in rows)
 
 
-def test_a_part_writes_its_own_table(reliability: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_writes_its_own_table(reliability, tmp_path, monkeypatch):
     """A table goes between its part's marks, in the place of the one before, and the rest of the page stays."""
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- kills: begin -->\nold\n<!-- kills: end -->\nb\n<!-- push: begin -->\nkept\n<!-- push: end -->\n")

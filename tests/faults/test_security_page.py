@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_threat_has_its_test() -> None:
+def test_every_threat_has_its_test():
     """Each line of the table of threats names a test that exists."""
     lines = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("| --- | --- | --- |\n")[1].splitlines()
     assert len(lines) > 15
@@ -17,7 +17,7 @@ def test_every_threat_has_its_test() -> None:
         assert re.fullmatch(r"\| .+ \| .+ \| `tests/[\w/]+\.py::test_\w+` \|", line), line
 
 
-def test_every_promise_has_its_test() -> None:
+def test_every_promise_has_its_test():
     """Each promise names a test, and each test that the page names exists."""
     page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     promises = re.split(r"\n- |\n\n(?=A study)", page.partition("## What is promised")[2].partition("## What is not")[0])[1:]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from searches import Config, count_trials
+from searches import count_trials
 from typer.testing import CliRunner
 from warm import COMMAND, Program
 from watch import are_gone, descendants, runs
@@ -90,7 +90,7 @@ def _ends(process: Program, number: int) -> tuple[int, str]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_search_says_how_to_go_on(search_config: Config, tmp_path: Path, program: Start, name: str) -> None:
+def test_a_search_says_how_to_go_on(search_config, tmp_path, program, name):
     """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
     number, status = SIGNALS[name]
     optimizer = {"evaluations": 400, "population": 4}
@@ -112,9 +112,7 @@ def test_a_search_says_how_to_go_on(search_config: Config, tmp_path: Path, progr
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_build_says_how_to_go_on(
-    tiny: Path, tmp_path: Path, program: Start, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_build_says_how_to_go_on(tiny, tmp_path, program, monkeypatch, name):
     """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
     number, status = SIGNALS[name]
     sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
@@ -129,7 +127,7 @@ def test_a_build_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_what_does_not_stop_is_ended(tmp_path: Path, program: Start, twice: bool) -> None:
+def test_what_does_not_stop_is_ended(tmp_path, program, twice):
     """A push that does not end by itself is ended after a few seconds with its line, and by a second Ctrl-C at once."""
     process = program("push", "folder", "me/model", before=SLOW_PUSH)
     _wait_for((tmp_path / "reading").exists, process)
@@ -146,7 +144,7 @@ def test_what_does_not_stop_is_ended(tmp_path: Path, program: Start, twice: bool
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_local_space_does_not_live_on(tmp_path: Path, program: Start, name: str) -> None:
+def test_a_local_space_does_not_live_on(tmp_path, program, name):
     """The app that `space --local` runs ends with the command, whichever signal ends it."""
     number, status = SIGNALS[name]
     (tmp_path / "app").mkdir()

@@ -88,7 +88,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_search_does_not_go_on_on_other_ground(config: SearchConfig, family: Path, tmp_path: Path, name: str) -> None:
+def test_a_search_does_not_go_on_on_other_ground(config, family, tmp_path, name):
     """A resumed search whose sources, base or examples have changed is refused by the name of what has, and left as it was."""
     change, message = CHANGES[name]
     out = tmp_path / "out"
@@ -100,7 +100,7 @@ def test_a_search_does_not_go_on_on_other_ground(config: SearchConfig, family: P
     assert _trials(out) == before
 
 
-def test_another_system_message_is_another_ground(config: SearchConfig, tmp_path: Path) -> None:
+def test_another_system_message_is_another_ground(config, tmp_path):
     """A resumed search whose examples differ in the system message alone is refused."""
     splits = {split: [Example("w1 w2", "w3", "one", system="be brief")] for split in ("search", "test")}
     splits["test"] = [Example("w2 w2", "w4", "two", system="be brief")]
@@ -111,7 +111,7 @@ def test_another_system_message_is_another_ground(config: SearchConfig, tmp_path
         run_search(config, out, examples=changed, build=False, **task)
 
 
-def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_files_that_are_only_touched_are_the_same(config, family, tmp_path, monkeypatch):
     """Other times and other files of the same bytes are no change, and weights with the same times are not read again."""
     out = tmp_path / "out"
     _stopped(config, out)
@@ -133,7 +133,7 @@ def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family: Path, name: str) -> None:
+def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family, name):
     """Weights that are overwritten in place and a config that is edited, with their old time set back, are changed files."""
     file, source = family / "a" / name, open_source(SourceRef(model=str(family / "a")))
     before, times = digest_source(source, {}), file.stat()
@@ -156,7 +156,7 @@ def _longer(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
     return [float(len(example.prompt)) for example in examples]
 
 
-def test_another_task_is_refused(config: SearchConfig, tmp_path: Path) -> None:
+def test_another_task_is_refused(config, tmp_path):
     """A search that began with one function does not go on with another."""
     out = tmp_path / "out"
     _stopped(config, out, task_factory=lambda: FunctionTask(_shorter))
@@ -167,7 +167,7 @@ def test_another_task_is_refused(config: SearchConfig, tmp_path: Path) -> None:
     run_search(config, out, task_factory=lambda: FunctionTask(_shorter), build=False)
 
 
-def test_a_task_that_scores_otherwise_is_refused(config: SearchConfig, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_task_that_scores_otherwise_is_refused(config, tmp_path, monkeypatch):
     """A search does not go on with another version of its task's scores, and does with another text of its class."""
     out = tmp_path / "out"
     _stopped(config, out)
@@ -180,9 +180,7 @@ def test_a_task_that_scores_otherwise_is_refused(config: SearchConfig, tmp_path:
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_a_class_of_the_users_own_is_known_by_its_text(
-    config: SearchConfig, tmp_path: Path, monkeypatch: Any, changed: bool
-) -> None:
+def test_a_class_of_the_users_own_is_known_by_its_text(config, tmp_path, monkeypatch, changed):
     """A task that is not registered has no version: the text of its class must stay."""
     out = tmp_path / "out"
     _stopped(config, out, task_factory=lambda: _CountTask(0))
@@ -208,7 +206,7 @@ class _CountTask:
 
 
 @pytest.mark.parametrize("more", [-1, 1])
-def test_a_score_too_many_or_too_few_is_refused(config: SearchConfig, tmp_path: Path, more: int) -> None:
+def test_a_score_too_many_or_too_few_is_refused(config, tmp_path, more):
     """Whatever the task, scores that are not one per example are an error that counts both."""
     with pytest.raises(SearchError, match=rf"the task gave {5 + more} scores for 5 examples"):
         run_search(config, tmp_path / "out", task_factory=lambda: _CountTask(more), build=False)
@@ -218,13 +216,13 @@ def _huge(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
     return [1e308 * float(model.model.norm.weight[0] != 0)] * len(examples)
 
 
-def test_scores_beyond_all_measure_are_refused(config: SearchConfig, tmp_path: Path) -> None:
+def test_scores_beyond_all_measure_are_refused(config, tmp_path):
     """Scores whose mean would be no number are an error that names the limit."""
     with pytest.raises(SearchError, match=r"score of example 0 is 1e\+308, beyond 1e\+100"):
         run_search(config, tmp_path / "out", task_factory=lambda: FunctionTask(_huge), build=False)
 
 
-def test_an_error_that_cannot_be_written_is_stored(tmp_path: Path) -> None:
+def test_an_error_that_cannot_be_written_is_stored(tmp_path):
     """Half a surrogate pair in an error's text, and a text of a million characters, are a trial like others."""
     study = Study.create(tmp_path / "study", {})
     study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("bad \ud800 " + "x" * 10**6)))
@@ -250,7 +248,7 @@ DAMAGES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_row_is_noticed(finished: Path, name: str) -> None:
+def test_a_damaged_row_is_noticed(finished, name):
     """A changed row is named and never used; the copy beside the study, put in its place, holds the same trials."""
     statement, row = DAMAGES[name]
     before = _trials(finished)
@@ -266,7 +264,7 @@ def test_a_damaged_row_is_noticed(finished: Path, name: str) -> None:
     assert _trials(finished) == before
 
 
-def test_a_flipped_bit_in_the_file_is_noticed(finished: Path) -> None:
+def test_a_flipped_bit_in_the_file_is_noticed(finished):
     """A bit that is flipped in the stored scores themselves, below SQLite, is noticed."""
     study = Study.open(finished)
     scores = study.trials("ps")[2].scores.values.astype("<f8").tobytes()
@@ -295,7 +293,7 @@ BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_what_was_changed_beside_the_study_is_noticed(finished: Path, name: str) -> None:
+def test_what_was_changed_beside_the_study_is_noticed(finished, name):
     """The winner's recipe, the results and the built model are checked too, in a line that says what to do."""
     change, message = BESIDE[name]
     change(finished / name)
@@ -306,7 +304,7 @@ def test_what_was_changed_beside_the_study_is_noticed(finished: Path, name: str)
     assert f"`hf-evomerge search {finished}`" in told.output
 
 
-def test_results_are_written_whole(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_written_whole(finished, monkeypatch):
     """Where the disk takes no new results the old ones stay as they were."""
     before = (finished / "results.json").read_bytes()
 
@@ -322,7 +320,7 @@ def test_results_are_written_whole(finished: Path, monkeypatch: pytest.MonkeyPat
     assert check_study(finished) == []
 
 
-def test_a_model_of_another_recipe_is_noticed(finished: Path) -> None:
+def test_a_model_of_another_recipe_is_noticed(finished):
     """A model that is whole and was built from another recipe than the winner's is said to be."""
     study = Study.open(finished)
     other = next(
@@ -334,7 +332,7 @@ def test_a_model_of_another_recipe_is_noticed(finished: Path) -> None:
     assert [line.partition(": ")[2][:32] for line in check_study(finished)] == ["was built from another recipe th"]
 
 
-def test_an_edited_search_file_is_said_not_to_count(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_edited_search_file_is_said_not_to_count(finished, caplog):
     """Going on says which keys of search.yaml differ from the study, whose settings count; an unedited one goes unmentioned."""
     with caplog.at_level(logging.WARNING):
         resume_search(finished, build=False)
@@ -365,7 +363,7 @@ def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
     return read
 
 
-def test_settings_of_strangers(finished: Path, settings_reader: Callable[[Any], None]) -> None:
+def test_settings_of_strangers(finished, settings_reader):
     """A study whose settings were written by another hand is shown, or refused in one line."""
     study = Study.open(finished)
     settings = study.meta("settings")

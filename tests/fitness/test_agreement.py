@@ -43,9 +43,7 @@ def plain(parent: Any, model: Any, ids: list[int], first: int, temperature: floa
     return -(temperature**2) * float(divergence.sum(1).mean())
 
 
-def test_is_the_divergence_at_every_position_of_the_answer(
-    model: LlamaForCausalLM, parent: LlamaForCausalLM, owned: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_is_the_divergence_at_every_position_of_the_answer(model, parent, owned, tokenizer):
     """The score is -T^2 KL, the mean over the answer's positions and its end, in any padding; a source scores 0."""
     scores = make(parent, tokenizer, owned, batch_size=5, temperature=2.0).evaluate(model)
     for value, example in zip(scores.values, owned, strict=True):
@@ -55,7 +53,7 @@ def test_is_the_divergence_at_every_position_of_the_answer(
     assert make(parent, tokenizer, owned).evaluate(parent).values == pytest.approx(0, abs=1e-5)
 
 
-def test_keeps_the_most_probable_tokens_and_the_mass_of_the_others(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_keeps_the_most_probable_tokens_and_the_mass_of_the_others(tokenizer):
     """Of a large vocabulary the 64 most probable tokens are told apart, and the others count together."""
     large = {**SIZES, "vocab_size": 400}
     models = []
@@ -77,9 +75,7 @@ def test_keeps_the_most_probable_tokens_and_the_mass_of_the_others(tokenizer: Pr
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_source_writes_what_the_data_lacks(
-    model: LlamaForCausalLM, parent: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_the_source_writes_what_the_data_lacks(model, parent, tokenizer):
     """Without an answer the source's own greedy one is compared, and where it ended."""
     example = Example("one two three", "", "e", source="parent")
     task = make(parent, tokenizer, [example], max_new_tokens=5)
@@ -91,9 +87,7 @@ def test_the_source_writes_what_the_data_lacks(
     assert value == pytest.approx(plain(parent, model, written, len(prompt) - 1, 3.0), rel=1e-4)
 
 
-def test_a_source_runs_once_for_all_models(
-    model: LlamaForCausalLM, parent: LlamaForCausalLM, owned: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_source_runs_once_for_all_models(model, parent, owned, tokenizer):
     """The source is loaded for examples that it has not seen, and for no others."""
     loaded: list[str] = []
     task = make(parent, tokenizer, owned[:4])
@@ -105,9 +99,7 @@ def test_a_source_runs_once_for_all_models(
     assert loaded == ["parent"]
 
 
-def test_gradient(
-    model: LlamaForCausalLM, parent: LlamaForCausalLM, owned: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_gradient(model, parent, owned, tokenizer):
     """The backward pass gives the slope of the mean score in every direction."""
     model, parent = model.double(), parent.double()
     try:
@@ -128,16 +120,14 @@ def test_gradient(
         (Example("one", "two", "e1", chat=True), {"source": "parent"}, "agreement: parent: data.chat: the tokenizer has no"),
     ],
 )
-def test_refuses_examples(
-    example: Example, settings: dict[str, Any], message: str, parent: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_refuses_examples(example, settings, message, parent, tokenizer):
     """An example belongs to a source that there is, and that can be given a chat if it is one."""
     with pytest.raises(FitnessError) as caught:
         make(parent, tokenizer, [example], **settings)
     assert str(caught.value).startswith(message)
 
 
-def test_refuses_sources(parent: LlamaForCausalLM, broken_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refuses_sources(parent, broken_model, tokenizer):
     """Models of other tokens are not compared, and a source whose logits are no numbers is named."""
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
     other.add_tokens(["more"])
@@ -151,7 +141,7 @@ def test_refuses_sources(parent: LlamaForCausalLM, broken_model: LlamaForCausalL
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 0}, {"temperature": float("inf")}, {"max_new_tokens": 0}])
-def test_refuses_settings(setting: dict[str, float]) -> None:
+def test_refuses_settings(setting):
     """A temperature is a positive number, and an answer has a token."""
     with pytest.raises(ValueError, match=next(iter(setting))):
         AgreementSpec.model_validate(setting)

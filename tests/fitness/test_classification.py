@@ -32,7 +32,7 @@ from .conftest import check_gradient, prepared
 STEP = {"by": "gradient", "evaluations": 9}
 
 
-def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer: Any) -> None:
+def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer):
     """In padded batches as one by one; labels by name or number; right where the label is the most probable."""
     model = random_class("bert", 0)
     examples = [Example("one two three", "red", "a"), Example("four", "2", "b"), Example("five six", "green", "c")]
@@ -50,7 +50,7 @@ def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer: Any) ->
         accuracy.backward(model)
 
 
-def test_labels_of_one_name_are_one_class(tokenizer: Any) -> None:
+def test_labels_of_one_name_are_one_class(tokenizer):
     """Their probabilities are summed, and the most probable class counts, not the most probable label."""
     model: Any = random_class("bert", 0, id2label={0: "warm", 1: "cold", 2: "warm"}, label2id={"warm": 2, "cold": 1})
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_labels_of_one_name_are_one_class(tokenizer: Any) -> None:
     assert list(scores.outputs) == ["warm"] * 3
 
 
-def test_a_classifier_is_fine_tuned(tokenizer: Any) -> None:
+def test_a_classifier_is_fine_tuned(tokenizer):
     """LoRA raises the score of a model that writes nothing, its head included."""
     model, examples = random_class("bert", 0), [Example("one two", "red", "a"), Example("four", "blue", "b")]
     task = prepared("classification", examples, tokenizer)
@@ -74,14 +74,14 @@ def test_a_classifier_is_fine_tuned(tokenizer: Any) -> None:
     assert any("classifier" in name for name, parameter in tuned.named_parameters() if parameter.requires_grad)
 
 
-def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
+def test_the_gradient_is_that_of_the_mean_score(tokenizer):
     """Along one direction of the head it is the slope of the mean."""
     model: Any = random_class("bert", 0)
     examples = [Example("one two", "red", "a"), Example("four", "blue", "b"), Example("five", "blue", "c")]
     check_gradient(prepared("classification", examples, tokenizer, batch_size=2), model, model.classifier.weight)
 
 
-def test_labels_and_heads_that_are_not_there_are_refused(tokenizer: Any, model: Any) -> None:
+def test_labels_and_heads_that_are_not_there_are_refused(tokenizer, model):
     """An answer that is no label, and a model that gives no logits of labels."""
     task = prepared("classification", [Example("one", "yellow", "a")], tokenizer)
     with pytest.raises(FitnessError, match="a: the model has no label 'yellow'; it has red, green, blue"):
@@ -91,7 +91,7 @@ def test_labels_and_heads_that_are_not_there_are_refused(tokenizer: Any, model: 
         task.evaluate(model)
 
 
-def test_a_search_over_classifiers_of_pictures(tmp_path: Path, search_config: Config) -> None:
+def test_a_search_over_classifiers_of_pictures(tmp_path, search_config):
     """Vision transformers are scored on pictures and merged; the built winner classifies as its trial did."""
     for seed, name in enumerate(("base", "a", "b")):
         random_class("vit", seed).save_pretrained(tmp_path / name)
@@ -143,7 +143,7 @@ def headed(tmp_path: Path, search_config: Config) -> Config:
     return lambda **changes: search_config("ps", tmp_path, **{**settings, **changes})
 
 
-def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path, headed: Config) -> None:
+def test_bodies_are_merged_and_scored_through_a_head_each(two_heads, headed):
     """Every example has its own head, on the one body; the model of each head is built by naming its source first."""
     run_search(headed(), two_heads / "out", build=False)
     rows = json.loads((two_heads / "out" / "results.json").read_text())["rows"]
@@ -172,16 +172,14 @@ def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path, heade
         (["color", "light", "more"], "fitness.heads: color, light, more; give each of the 2 sources one name"),
     ],
 )
-def test_heads_that_do_not_fit_are_refused_before_a_search(
-    two_heads: Path, headed: Config, heads: list[str], message: str
-) -> None:
+def test_heads_that_do_not_fit_are_refused_before_a_search(two_heads, headed, heads, message):
     """No head, another name, another head's labels, more names than sources: nothing is written."""
     with pytest.raises(FitnessError, match=message):
         run_search(headed(fitness={"task": "classification", "heads": heads}), two_heads / "out")
     assert not (two_heads / "out").exists()
 
 
-def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path: Path, headed: Config) -> None:
+def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path, headed):
     """bert-base-uncased is a masked language model whose file has a pooler and whose class has none: the heads bring theirs."""
     for seed, (name, labels) in enumerate({"a": ["red", "blue"], "b": ["dark", "light", "grey"]}.items()):
         random_class("bert", seed, id2label=dict(enumerate(labels)), label2id={}).save_pretrained(tmp_path / name)

@@ -16,7 +16,7 @@ def _scores(right: list[int], values: list[float] | None = None) -> Scores:
     return Scores(values or [-1.0 - i / 7 for i in range(len(right))], correct=np.array(right, dtype=bool))
 
 
-def test_mcnemar_is_the_exact_binomial_test() -> None:
+def test_mcnemar_is_the_exact_binomial_test():
     """The p value is the probability, over all ways in which the differing examples could split, of one as uneven."""
     for gained, lost in ((0, 0), (1, 0), (5, 0), (3, 3), (2, 7), (9, 1)):
         splits = [sum(ways) for ways in itertools.product((0, 1), repeat=gained + lost)]
@@ -27,7 +27,7 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert 0 < mcnemar(900, 600) < 1e-10
 
 
-def test_a_clear_lead_is_called_one_whichever_way() -> None:
+def test_a_clear_lead_is_called_one_whichever_way():
     """A model that solves 40 examples that the other does not, and loses 5, is better; the other is worse by the same."""
     first, second = [1] * 40 + [0] * 5 + [1] * 55, [0] * 40 + [1] * 5 + [1] * 55
     better, worse = compare(_scores(first), _scores(second)), compare(_scores(second), _scores(first))
@@ -38,7 +38,7 @@ def test_a_clear_lead_is_called_one_whichever_way() -> None:
     assert (worse.low, worse.high) == pytest.approx((-better.high, -better.low))
 
 
-def test_interval_of_matched_answers_is_that_of_agresti_and_min() -> None:
+def test_interval_of_matched_answers_is_that_of_agresti_and_min():
     """Ten examples, five gained and none lost: the interval by hand, which is not of width zero for equal answers either."""
     found = compare(_scores([1] * 9 + [0]), _scores([1] * 4 + [0] * 6))
     middle = 5 / 12
@@ -49,7 +49,7 @@ def test_interval_of_matched_answers_is_that_of_agresti_and_min() -> None:
     assert same.p == 1.0
 
 
-def test_interval_of_a_share_holds_what_could_have_given_it() -> None:
+def test_interval_of_a_share_holds_what_could_have_given_it():
     """Each end is the true share from which the measured one lies 1.96 errors away; with nothing wrong it ends at 1."""
     for right, count in ((3, 10), (491, 500), (1, 2)):
         for end in share_interval(right, count):
@@ -58,7 +58,7 @@ def test_interval_of_a_share_holds_what_could_have_given_it() -> None:
     assert (share_interval(0, 8), high) == (pytest.approx((0.0, 1 - low)), 1.0)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_interval_covers_the_truth_about_as_often_as_it_says():
     """Over 150 experiments with a known difference, between 91 % and 99 % of the intervals hold it, for answers and scores."""
     rng = np.random.default_rng(3)
     answers = scores = 0
@@ -74,7 +74,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.9 < scores / 150 < 0.99
 
 
-def test_pairing_sees_what_unpaired_errors_hide() -> None:
+def test_pairing_sees_what_unpaired_errors_hide():
     """A small gain on every example is a lead, though it is far below the spread between examples."""
     values = np.linspace(-9, -1, 50)
     found = compare(Scores(values + 0.05), Scores(values))
@@ -83,7 +83,7 @@ def test_pairing_sees_what_unpaired_errors_hide() -> None:
     assert found.p < 0.001
 
 
-def test_figures_never_move() -> None:
+def test_figures_never_move():
     """The same scores give the same interval and p, to the last bit, whatever numpy's own generator does."""
     rng = np.random.default_rng(5)
     first, second = Scores(rng.normal(size=40)), Scores(rng.normal(size=40))
@@ -93,14 +93,14 @@ def test_figures_never_move() -> None:
     assert compare(first, second) == before
 
 
-def test_measure_is_accuracy_unless_fitness_is_right_or_wrong() -> None:
+def test_measure_is_accuracy_unless_fitness_is_right_or_wrong():
     """Log-probabilities are told apart by accuracy; right answers in the wrong language count as wrong, as fitness says."""
     assert main_measure(_scores([1, 0])) == "accuracy"
     assert main_measure(Scores([1.0, 0.0], correct=[True, True])) == "fitness"
     assert main_measure(Scores([0.3, 0.7])) == "fitness"
 
 
-def test_what_cannot_be_paired_is_not() -> None:
+def test_what_cannot_be_paired_is_not():
     """A failed evaluation and a single example have no comparison; other examples, or no accuracy, are refused."""
     assert compare(Scores.failed("broke"), Scores([1.0, 2.0])) is None
     assert compare(Scores([1.0]), Scores([2.0])) is None
@@ -110,7 +110,7 @@ def test_what_cannot_be_paired_is_not() -> None:
         compare(Scores([0.1, 2.0]), Scores([1.0, 0.2]), "accuracy")
 
 
-def test_needed_examples_do_show_the_difference() -> None:
+def test_needed_examples_do_show_the_difference():
     """With as many examples as are said to be needed, about four of five experiments come out at p < .05."""
     rng, size = np.random.default_rng(0), needed_examples(0.1, 0.3)
     gained = rng.binomial(size, 0.2, 400)

@@ -31,14 +31,14 @@ def spec(**keys: Any) -> DataSpec:
     return validate(DataSpec, {"prompt_field": "question", "answer_field": "number"} | keys, FitnessError)
 
 
-def test_jsonl_becomes_examples(jsonl: str) -> None:
+def test_jsonl_becomes_examples(jsonl):
     """A line becomes an example that is named by file and line, and whole numbers lose their ``.0``."""
     examples = load_examples(spec(jsonl=jsonl))
     assert len(examples) == 10
     assert examples[1] == Example("question 1", "1", f"{jsonl}:3")
 
 
-def test_template_id_and_chat(jsonl: str) -> None:
+def test_template_id_and_chat(jsonl):
     """A template is filled from any fields, doubled braces are braces, and values are never templates themselves."""
     made = load_examples(
         spec(jsonl=jsonl, template="{{Q}} {question} ({name})\n", id_field="name", chat=True, system="s", count=1)
@@ -61,7 +61,7 @@ def test_template_id_and_chat(jsonl: str) -> None:
         "{a.b}{question}",
     ],
 )
-def test_hostile_templates(template: str) -> None:
+def test_hostile_templates(template):
     """A template that is more or less than plain fields is refused, with the key's name."""
     with pytest.raises(FitnessError, match="template"):
         spec(jsonl="x", template=template)
@@ -86,7 +86,7 @@ def test_hostile_templates(template: str) -> None:
         ({"jsonl": "x.jsonl", "streaming": True, "count": 1}, "belong to 'dataset'; here is 'jsonl'"),
     ],
 )
-def test_wrong_keys(keys: dict[str, Any], complaint: str) -> None:
+def test_wrong_keys(keys, complaint):
     """A contradictory or unknown key, and what would be read by running it, is refused before anything is opened."""
     with pytest.raises(FitnessError, match=complaint):
         spec(**keys)
@@ -106,7 +106,7 @@ def test_wrong_keys(keys: dict[str, Any], complaint: str) -> None:
         ("\n \n", "no records"),
     ],
 )
-def test_broken_jsonl(tmp_path: Path, text: str, complaint: str) -> None:
+def test_broken_jsonl(tmp_path, text, complaint):
     """A broken file is refused in one line that names the file and, where there is one, the line."""
     file = tmp_path / "broken.jsonl"
     file.write_text(text, encoding="utf-8")
@@ -115,7 +115,7 @@ def test_broken_jsonl(tmp_path: Path, text: str, complaint: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_unreadable_file(tmp_path: Path) -> None:
+def test_unreadable_file(tmp_path):
     """A file that is absent, or is not UTF-8, is refused by name."""
     with pytest.raises(FitnessError, match=r"absent.*cannot be read"):
         load_examples(spec(jsonl=str(tmp_path / "absent.jsonl")))
@@ -124,7 +124,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
         load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
 
 
-def test_slices_of_one_shuffle_are_disjoint(jsonl: str) -> None:
+def test_slices_of_one_shuffle_are_disjoint(jsonl):
     """Slices with one seed part the data, another seed orders it otherwise, and the same specification repeats itself."""
     first = load_examples(spec(jsonl=jsonl, shuffle_seed=3, count=6))
     second = load_examples(spec(jsonl=jsonl, shuffle_seed=3, start=6))
@@ -135,13 +135,13 @@ def test_slices_of_one_shuffle_are_disjoint(jsonl: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"count": 11}, {"start": 10}, {"start": 8, "count": 3}])
-def test_too_few_records(jsonl: str, keys: dict[str, int]) -> None:
+def test_too_few_records(jsonl, keys):
     """Asking for more records than there are is refused rather than answered with fewer."""
     with pytest.raises(FitnessError, match="only 10 records"):
         load_examples(spec(jsonl=jsonl, **keys))
 
 
-def test_overlap_is_of_content(tmp_path: Path) -> None:
+def test_overlap_is_of_content(tmp_path):
     """A problem is found again in another file, template, answer and width of letters; repeats in one split are fine."""
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_text('{"question": "What is 2 + 3?", "answer": 5}\n', encoding="utf-8")
@@ -153,7 +153,7 @@ def test_overlap_is_of_content(tmp_path: Path) -> None:
     check_disjoint(search * 2, [], test[:1])
 
 
-def test_whole_texts(tmp_path: Path) -> None:
+def test_whole_texts(tmp_path):
     """A record that is a text has no prompt, and no second place for one; texts that two splits share are found."""
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "one two"}\n{"text": "three"}\n{"text": " "}\n', encoding="utf-8")
@@ -178,7 +178,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_datasets_library(tmp_path: Path, kind: str, datasets: Any) -> None:
+def test_datasets_library(tmp_path, kind, datasets):
     """A folder of JSON or Parquet files is read through the datasets library."""
     folder = tmp_path / "problems"
     data = datasets.Dataset.from_list(records())
@@ -193,7 +193,7 @@ def test_datasets_library(tmp_path: Path, kind: str, datasets: Any) -> None:
 
 
 @pytest.mark.usefixtures("datasets")
-def test_anything_that_datasets_reads(tmp_path: Path) -> None:
+def test_anything_that_datasets_reads(tmp_path):
     """Files by name, tables without a heading, a filter and a seed; a stream is read as far as it is asked for."""
     table = tmp_path / "a.tsv"
     table.write_text("".join(f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)), encoding="utf-8")
@@ -220,14 +220,14 @@ def test_anything_that_datasets_reads(tmp_path: Path) -> None:
         load_examples(DataSpec(**stream, start=20, count=11))
 
 
-def test_datasets_library_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_library_absent(monkeypatch):
     """Without the datasets library the message says what to install."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
         load_examples(spec(dataset="someone/something"))
 
 
-def test_function_data() -> None:
+def test_function_data():
     """Records may come from a Python function; what is no record, or lacks the field of a filter, is refused."""
     assert load_examples(spec(function=records))[2] == Example("question 2", "2", "function[2]")
     with pytest.raises(FitnessError, match=r"function\[0\]: expected a mapping"):
@@ -236,7 +236,7 @@ def test_function_data() -> None:
         load_examples(spec(function=records, filter={"kind": "odd"}))
 
 
-def test_imports_are_light() -> None:
+def test_imports_are_light():
     """Importing the fitness package imports neither torch nor transformers nor datasets."""
     code = "import sys, hf_evomerge.fitness; print({'torch', 'transformers', 'datasets', 'fasttext'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -48,7 +48,7 @@ def random_writer(name: str, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_what_is_written_is_what_the_model_generates(name: str, ending_tokenizer: Any) -> None:
+def test_what_is_written_is_what_the_model_generates(name, ending_tokenizer):
     """In padded batches as one by one, from the prompt with the tokenizer's end of text."""
     model = random_writer(name, 0)
     task: Any = make_task(parse_task(WRITES))
@@ -64,7 +64,7 @@ def test_what_is_written_is_what_the_model_generates(name: str, ending_tokenizer
         assert cut == (not ended)
 
 
-def test_pictures_and_long_prompts_are_refused(ending_tokenizer: Any) -> None:
+def test_pictures_and_long_prompts_are_refused(ending_tokenizer):
     """An encoder of texts sees none, and has so many positions."""
     model = random_writer("bart", 0)
     for example, message in (
@@ -101,7 +101,7 @@ def search_of(search_config: Config, folder: Path, name: str, tokenizer: Any, **
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_a_search_on_generated_answers(name: str, ending_tokenizer: Any, tmp_path: Path, search_config: Config) -> None:
+def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_config):
     """The winner is built as a plain model, which writes what its trial wrote; an answer can be shown."""
     config = search_of(search_config, tmp_path, name, ending_tokenizer)
     result = run_search(config, tmp_path / "out")
@@ -116,7 +116,7 @@ def test_a_search_on_generated_answers(name: str, ending_tokenizer: Any, tmp_pat
     assert shown == scores.outputs[0].strip()
 
 
-def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer: Any, tmp_path: Path, search_config: Config) -> None:
+def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer, tmp_path, search_config):
     """BART's config is also that of a decoder alone, which such a model is not: one line, and nothing is written."""
     config = search_of(search_config, tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"})
     with pytest.raises(EvoMergeError, match=r"BartForConditionalGeneration .* is no model that the task likelihood scores"):

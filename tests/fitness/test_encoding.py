@@ -36,7 +36,7 @@ def byte_level() -> PreTrainedTokenizerFast:
         ("A", "", "18 18", ["18", " 18"]),
     ],
 )
-def test_boundary(byte_level: PreTrainedTokenizerFast, prompt: str, separator: str, answer: str, expected: list[str]) -> None:
+def test_boundary(byte_level, prompt, separator, answer, expected):
     """The prompt keeps the tokens that it has when generated from, and the answer has those of running text where it can."""
     prompt_ids, answer_ids = encode_pair(Example(prompt, answer), separator, byte_level)
     assert prompt_ids == encode_prompt(Example(prompt, answer), byte_level)
@@ -44,14 +44,14 @@ def test_boundary(byte_level: PreTrainedTokenizerFast, prompt: str, separator: s
     assert [byte_level.decode([token]) for token in answer_ids] == expected
 
 
-def test_appended_eos_is_taken_off(byte_level: PreTrainedTokenizerFast) -> None:
+def test_appended_eos_is_taken_off(byte_level):
     """An end-of-text token that the tokenizer appends does not end a prompt that goes on, but one in the text stays."""
     assert byte_level("1")["input_ids"][-1] == byte_level.eos_token_id
     assert encode_prompt(Example("1", "8"), byte_level)[-1] != byte_level.eos_token_id
     assert encode_prompt(Example("1<eos>", "8"), byte_level)[-1] == byte_level.eos_token_id
 
 
-def test_chat(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_chat(tokenizer):
     """A chat is written by the tokenizer's template, which alone decides about special tokens; without one it is refused."""
     chatty = copy.deepcopy(tokenizer)
     chatty.chat_template = (
@@ -77,7 +77,7 @@ def test_chat(tokenizer: PreTrainedTokenizerFast) -> None:
         render_prompt(example, chatty)
 
 
-def test_empty_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_empty_texts(tokenizer):
     """An empty prompt becomes the beginning-of-text token, and a text without any token is refused by name."""
     assert encode_prompt(Example("", "one"), tokenizer) == [tokenizer.bos_token_id]
     with pytest.raises(FitnessError, match="e: the answer ' ' has no tokens"):
@@ -88,7 +88,7 @@ def test_empty_texts(tokenizer: PreTrainedTokenizerFast) -> None:
         encode_prompt(Example("", "one", "e"), bare)
 
 
-def test_length_batches() -> None:
+def test_length_batches():
     """Every index is in exactly one batch, and lengths never fall from batch to batch."""
     lengths = [5, 1, 4, 1, 3, 9, 2]
     batches = length_batches(lengths, 3)

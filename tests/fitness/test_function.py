@@ -17,7 +17,7 @@ def run(function: Any, model: LlamaForCausalLM, examples: list[Example], tokeniz
     return task.evaluate(model).values.tolist()
 
 
-def test_own_function(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_own_function(model, examples, tokenizer):
     """The function gets the model, the tokenizer and the examples, without gradients, and its numbers are the values."""
 
     def words(given_model: Any, given_tokenizer: Any, given: list[Example]) -> list[float]:
@@ -42,15 +42,13 @@ def test_own_function(model: LlamaForCausalLM, examples: list[Example], tokenize
         (lambda model, tokenizer, examples: [float("nan")] * 23, "the score of example 0 is nan"),
     ],
 )
-def test_wrong_returns(
-    function: Any, complaint: str, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_wrong_returns(function, complaint, model, examples, tokenizer):
     """Anything but one finite number per example is refused by name."""
     with pytest.raises(FitnessError, match=complaint):
         run(function, model, examples, tokenizer)
 
 
-def test_own_errors_pass(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_own_errors_pass(model, examples, tokenizer):
     """What the function raises itself is not disguised."""
     with pytest.raises(ZeroDivisionError):
         run(lambda *_: 1 / 0, model, examples, tokenizer)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import (
@@ -44,7 +44,7 @@ def greedy(model: Any, prompt: str, tokenizer: PreTrainedTokenizerFast, special:
     return str(tokenizer.decode(tokens[start:], skip_special_tokens=not special))
 
 
-def test_batches_equal_one_by_one(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_batches_equal_one_by_one(model, examples, tokenizer):
     """Left-padded batches write exactly what each prompt is continued with on its own, in the examples' order."""
     alone = [greedy(model, example.prompt, tokenizer) for example in examples]
     assert len(set(alone)) > 10
@@ -53,7 +53,7 @@ def test_batches_equal_one_by_one(model: LlamaForCausalLM, examples: list[Exampl
         assert run(model, examples, tokenizer, batch_size=batch_size).outputs == alone
 
 
-def test_agrees_with_likelihood(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_agrees_with_likelihood(model, examples, tokenizer):
     """Where a response ends in time, generation and likelihood call the same answers correct."""
     asked = []
     for example in examples:
@@ -68,7 +68,7 @@ def test_agrees_with_likelihood(model: LlamaForCausalLM, examples: list[Example]
     assert generated.values.tolist() == [1.0, 0.0] * (len(asked) // 2)
 
 
-def test_stop_strings(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_stop_strings(model, examples, tokenizer):
     """A response ends before its first stop string, and is otherwise what it is without one."""
     free = run(model, examples, tokenizer).outputs or []
     stopped = run(model, examples, tokenizer, stop=["six", "答え"]).outputs
@@ -76,7 +76,7 @@ def test_stop_strings(model: LlamaForCausalLM, examples: list[Example], tokenize
     assert stopped != free
 
 
-def test_stop_strings_save_time(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_stop_strings_save_time(model, examples, tokenizer):
     """Decoding ends with the token that completes the stop string, though the string spans two tokens."""
     prompt = next(example for example in examples if len(greedy(model, example.prompt, tokenizer).split()) == LENGTH)
     first, second = greedy(model, prompt.prompt, tokenizer).split()[:2]
@@ -105,9 +105,7 @@ def test_stop_strings_save_time(model: LlamaForCausalLM, examples: list[Example]
         {"guidance_scale": 9.0},
     ],
 )
-def test_sources_ask_for_nothing_in_decoding(
-    wish: dict[str, Any], model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_sources_ask_for_nothing_in_decoding(wish, model, examples, tokenizer):
     """No key of a source's generation config changes what is written: decoding is greedy; and the model keeps the config."""
     wilful, own = copy.deepcopy(model), GenerationConfig(**wish)
     wilful.generation_config = own
@@ -116,9 +114,7 @@ def test_sources_ask_for_nothing_in_decoding(
     assert own.do_sample == wish.get("do_sample")
 
 
-def test_ignored_wishes_are_logged_once(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ignored_wishes_are_logged_once(model, examples, tokenizer, caplog):
     """What a source's generation config asks for is named in one line, however many of its merges are scored."""
     encoding._log_once.cache_clear()
     wilful = copy.deepcopy(model)
@@ -130,7 +126,7 @@ def test_ignored_wishes_are_logged_once(
     assert [record.message for record in caplog.records] == [line]
 
 
-def test_special_tokens_are_kept() -> None:
+def test_special_tokens_are_kept():
     """The plain config has a model's special tokens; those that a decoder is forced to write are an encoder-decoder's alone."""
     tokens = {"bos_token_id": 3, "eos_token_id": [4, 5], "pad_token_id": 6, "decoder_start_token_id": 7}
     forced = {"forced_bos_token_id": 8, "forced_eos_token_id": 9}
@@ -142,9 +138,7 @@ def test_special_tokens_are_kept() -> None:
         assert kept == {**tokens, **(forced if encodes else {})}
 
 
-def test_language_counts(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_language_counts(model, examples, tokenizer, monkeypatch):
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
     monkeypatch.setattr(
@@ -155,7 +149,7 @@ def test_language_counts(
     assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3)
 
 
-def test_refusals(model: Any, broken_model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refusals(model, broken_model, examples, tokenizer):
     """Answers that are no numbers, unknown languages, responses that do not fit and logits that are no numbers are refused."""
     with pytest.raises(FitnessError, match=r"^the model's logits are not finite$"):
         run(broken_model, examples, tokenizer)
@@ -169,9 +163,7 @@ def test_refusals(model: Any, broken_model: Any, examples: list[Example], tokeni
         run(model, [], tokenizer)
 
 
-def test_leaves_the_model_as_it_was(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_leaves_the_model_as_it_was(model, examples, tokenizer):
     """A model in training mode is in training mode afterwards, and the tokenizer still pads where it did."""
     trained = copy.deepcopy(model).train()
     side = tokenizer.padding_side

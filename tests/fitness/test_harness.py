@@ -120,14 +120,7 @@ def changed(task: str, change: dict[str, Any], folder: Path) -> str:
         ("tiny_rolling", "bits_per_byte"),
     ],
 )
-def test_equals_lm_eval_on_the_saved_model(
-    kind: str,
-    metric: str | None,
-    tasks: dict[str, str],
-    own: dict[str, Any],
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
+def test_equals_lm_eval_on_the_saved_model(kind, metric, tasks, own, model, tokenizer):
     """Each document has the score that lm_eval's own interface logs, and their mean is its result."""
     first = {"tiny_choice": "acc", "tiny_write": "exact_match", "tiny_rolling": "word_perplexity"}
     name, _, chosen = (metric or first[kind]).partition(",")
@@ -152,7 +145,7 @@ def test_equals_lm_eval_on_the_saved_model(
         assert scores.outputs is None
 
 
-def test_documents_are_examples(tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_documents_are_examples(tasks, model, tokenizer):
     """Slices with one seed part a task's documents, whose scores are those of the whole, in the order of the examples."""
     names = [tasks["tiny_choice"], tasks["tiny_rolling"]]
     seeded = {"shuffle_seed": 5}
@@ -167,9 +160,7 @@ def test_documents_are_examples(tasks: dict[str, str], model: LlamaForCausalLM, 
     assert len(found) == 16
 
 
-def test_leaves_everything_as_it_was(
-    tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_leaves_everything_as_it_was(tasks, model, tokenizer):
     """Neither the model, nor the tokenizer, nor any generator of random numbers is changed; a second time gives the same."""
     before, padding = {name: value.clone() for name, value in model.state_dict().items()}, tokenizer.padding_side
     random.seed(7), np.random.seed(7), torch.manual_seed(7)
@@ -206,7 +197,7 @@ def test_leaves_everything_as_it_was(
         ({"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, "cannot be loaded: .*nowhere.jsonl.*without a network only"),
     ],
 )
-def test_refuses_files(change: dict[str, Any], message: str, tasks: dict[str, str], tmp_path: Path) -> None:
+def test_refuses_files(change, message, tasks, tmp_path):
     """A task's file that would run code, by whichever way, or that cannot be loaded, is refused in one line."""
     (tmp_path / "utils.py").write_text("raise SystemExit('this has run')\n", encoding="utf-8")
     with pytest.raises(FitnessError, match=message) as refusal:
@@ -226,7 +217,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
         {"doc_to_target": "{% if answer == 2 %}" + LOOP + "{% endif %}{{answer}}"},
     ],
 )
-def test_templates_without_end(change: dict[str, str], tasks: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+def test_templates_without_end(change, tasks, tmp_path, monkeypatch):
     """A task's template that loops, doubles or backtracks is one line, also where only some documents make it do so."""
     monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
     with pytest.raises(FitnessError, match="takes more than 1 s or 2 GiB"):
@@ -242,14 +233,7 @@ def test_templates_without_end(change: dict[str, str], tasks: dict[str, str], tm
         {"fewshot_config": {"sampler": "first_n", "doc_to_text": LOOP}},
     ],
 )
-def test_what_a_task_file_does_without_end_while_it_scores_is_ended(
-    change: dict[str, Any],
-    tasks: dict[str, str],
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: Any,
-) -> None:
+def test_what_a_task_file_does_without_end_while_it_scores_is_ended(change, tasks, model, tokenizer, tmp_path, monkeypatch):
     """A filter or a metric that backtracks, a few-shot template that loops: one error, before the search has a candidate."""
     monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
     monkeypatch.setattr(
@@ -268,16 +252,14 @@ def test_what_a_task_file_does_without_end_while_it_scores_is_ended(
         ({"chat": True}, "the tokenizer has no chat template; leave out chat"),
     ],
 )
-def test_refuses_settings(
-    keys: dict[str, Any], message: str, tasks: dict[str, str], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_refuses_settings(keys, message, tasks, tokenizer):
     """Metrics, tasks and templates that there are not are named before any model is scored."""
     task = LmEvalTask(LmEvalSpec(**keys))
     with pytest.raises(FitnessError, match=message):
         task.prepare(load_examples(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
 
 
-def test_refuses_generation_keys_of_built_in_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_generation_keys_of_built_in_tasks(monkeypatch):
     """A task of lm_eval itself, or of a package beside it, is held to the same generation keys as a file."""
 
     class Config:
@@ -295,23 +277,21 @@ def test_refuses_generation_keys_of_built_in_tasks(monkeypatch: pytest.MonkeyPat
         load_tasks("built_in")
 
 
-def test_generates_without_what_a_source_asks_for(
-    tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_generates_without_what_a_source_asks_for(tasks, model, tokenizer):
     """A model's own generation config does not change what lm_eval has it write."""
     wilful = copy.deepcopy(model)
     wilful.generation_config.update(suppress_tokens=list(range(3, 17)), max_time=1e-9, repetition_penalty=9.0)
     assert score(wilful, tokenizer, [tasks["tiny_write"]]) == score(model, tokenizer, [tasks["tiny_write"]])
 
 
-def test_refuses_metrics_of_all_documents(tasks: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_refuses_metrics_of_all_documents(tasks, tokenizer, tmp_path):
     """A metric that only many documents together have scores no example."""
     file = changed(tasks["tiny_write"], {"metric_list": [{"metric": "bleu"}]}, tmp_path)
     with pytest.raises(FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"):
         LmEvalTask(LmEvalSpec()).prepare(load_examples(DataSpec(lm_eval=[file])), tokenizer)
 
 
-def test_refuses_other_data(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refuses_other_data(tokenizer):
     """Examples that are no documents of lm_eval's, and settings of records beside them, are refused."""
     with pytest.raises(FitnessError, match=r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK"):
         LmEvalTask(LmEvalSpec()).prepare([Example("a", "b", "quiz.jsonl:x")], tokenizer)
@@ -319,7 +299,7 @@ def test_refuses_other_data(tokenizer: PreTrainedTokenizerFast) -> None:
         validate(DataSpec, {"lm_eval": "arc_easy", "template": "{question}"}, FitnessError)
 
 
-def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_what_to_install(monkeypatch):
     """Where lm_eval is missing, one line says how to install it."""
     load_tasks.cache_clear()
     monkeypatch.setattr("hf_evomerge.fitness.harness.find_spec", lambda name: None)

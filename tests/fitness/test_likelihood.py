@@ -58,7 +58,7 @@ def plain(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFas
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_equals_a_plain_forward(architecture: str, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_equals_a_plain_forward(architecture, examples, tokenizer):
     """Padded micro-batches without a mask and with a sliced head give each example's own log-probability."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
@@ -66,9 +66,7 @@ def test_equals_a_plain_forward(architecture: str, examples: list[Example], toke
     assert values == pytest.approx(plain(model, examples, tokenizer), rel=1e-5, abs=1e-5)
 
 
-def test_model_without_logits_to_keep(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_model_without_logits_to_keep(model, examples, tokenizer):
     """A model that ignores ``logits_to_keep`` and returns every position scores the same."""
 
     class Stubborn(torch.nn.Module):
@@ -84,7 +82,7 @@ def test_model_without_logits_to_keep(
     assert score(Stubborn(), examples, tokenizer).values == pytest.approx(score(model, examples, tokenizer).values, abs=1e-5)
 
 
-def test_invariance(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_invariance(model, examples, tokenizer):
     """Neither the size of the micro-batches nor the order of the examples changes any example's score."""
     whole = score(model, examples, tokenizer, batch_size=64)
     order = random.Random(1).sample(range(len(examples)), len(examples))
@@ -94,7 +92,7 @@ def test_invariance(model: LlamaForCausalLM, examples: list[Example], tokenizer:
         assert shuffled.correct.tolist() == [whole.correct[i] for i in order]
 
 
-def test_normalize_and_eos(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_normalize_and_eos(model, examples, tokenizer):
     """``token`` divides by the answer's tokens, and leaving out the end-of-text token leaves out its probability."""
     total = score(model, examples, tokenizer).values
     mean = score(model, examples, tokenizer, normalize="token").values
@@ -104,9 +102,7 @@ def test_normalize_and_eos(model: LlamaForCausalLM, examples: list[Example], tok
     assert all(a < b <= 0 for a, b in zip(total, without, strict=True))
 
 
-def test_correct_is_greedy_exact_match(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_correct_is_greedy_exact_match(model, examples, tokenizer):
     """An answer is correct exactly where greedy decoding writes it and then ends."""
     asked, expected = [], []
     for example in examples:
@@ -123,9 +119,7 @@ def test_correct_is_greedy_exact_match(
     assert score(model, asked, tokenizer).correct.tolist() == expected
 
 
-def test_leaves_the_model_as_it_was(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_leaves_the_model_as_it_was(model, examples, tokenizer):
     """A model in training mode is scored without dropout and is in training mode afterwards."""
     dropping = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5))
     dropping.load_state_dict(model.state_dict())
@@ -135,9 +129,7 @@ def test_leaves_the_model_as_it_was(
     assert torch.is_grad_enabled()
 
 
-def test_prepared_once_for_many_models(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_prepared_once_for_many_models(model, examples, tokenizer):
     """Evaluating another model in between changes nothing: the same model scores the same bits again."""
     task = prepared("likelihood", examples, tokenizer, separator=" ")
     other = copy.deepcopy(model)
@@ -148,7 +140,7 @@ def test_prepared_once_for_many_models(
     assert first.values.tolist() != changed.values.tolist()
 
 
-def test_refusals(model: Any, broken_model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refusals(model, broken_model, examples, tokenizer):
     """No examples, too long an example, a tokenizer that cannot end an answer and logits that are no numbers are refused."""
     with pytest.raises(FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"):
         score(broken_model, examples, tokenizer)
@@ -163,7 +155,7 @@ def test_refusals(model: Any, broken_model: Any, examples: list[Example], tokeni
 
 
 @pytest.mark.parametrize("keys", [{}, {"normalize": "token", "batch_size": 2}])
-def test_backward_is_the_gradient_of_the_mean(keys: dict[str, Any], examples: list[Example], tokenizer: Any) -> None:
+def test_backward_is_the_gradient_of_the_mean(keys, examples, tokenizer):
     """The scores are those of `evaluate`, and the gradients those of their mean, for any size of micro-batches."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIGS["llama"])
@@ -172,7 +164,7 @@ def test_backward_is_the_gradient_of_the_mean(keys: dict[str, Any], examples: li
     assert scores.values == pytest.approx(task.evaluate(model).values, rel=1e-4)
 
 
-def test_a_greedy_response_is_judged_as_its_tokens_are(examples: list[Example], tokenizer: Any) -> None:
+def test_a_greedy_response_is_judged_as_its_tokens_are(examples, tokenizer):
     """`judge` says of what a model writes greedily what `correct` says of the answer's tokens, whichever answer is right."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIGS["llama"]).eval()
@@ -189,7 +181,7 @@ def test_a_greedy_response_is_judged_as_its_tokens_are(examples: list[Example], 
     assert not LikelihoodTask(LikelihoodSpec()).judge(f"{said} one", Example("", said)), "the end is scored too"
 
 
-def test_logits_are_divided_by_the_temperature(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_logits_are_divided_by_the_temperature(model, examples, tokenizer):
     """Scores at a temperature are those of a model whose logits are that much smaller; which answers are right stays."""
     head = copy.deepcopy(model)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, Scores, load_examples
@@ -27,7 +27,7 @@ def score(model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Example
 
 
 @pytest.mark.parametrize("normalize", ["sum", "token", "byte"])
-def test_equals_likelihood(normalize: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_equals_likelihood(normalize, model, tokenizer):
     """The choice is the one that `likelihood` scores best; `log_probability` is its share of the choices' probability."""
     accuracy = score(model, tokenizer, normalize=normalize, batch_size=2)
     smooth = score(model, tokenizer, normalize=normalize, score="log_probability")
@@ -47,7 +47,7 @@ def test_equals_likelihood(normalize: str, model: LlamaForCausalLM, tokenizer: P
     assert accuracy.correct.tolist() == accuracy.values.astype(bool).tolist()
 
 
-def test_normalization_matters(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_normalization_matters(model, tokenizer):
     """A long choice loses by its sum what it can win by its mean."""
     long = Example("one", "two three four five six seven", "q", choices=("two three four five six seven", "は"))
     assert score(model, tokenizer, [long]).values.tolist() == [0.0]
@@ -62,7 +62,7 @@ def test_normalization_matters(model: LlamaForCausalLM, tokenizer: PreTrainedTok
         (Example("a", "b", "q7", choices=("b", "b")), "two choices or more"),
     ],
 )
-def test_refuses_what_is_no_choice(example: Example, message: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refuses_what_is_no_choice(example, message, tokenizer):
     """An example without choices, or whose answer is none of them, is named."""
     with pytest.raises(FitnessError, match=message):
         prepared("multiple_choice", [example], tokenizer)
@@ -100,7 +100,7 @@ ARC = {"q": "which?", "options": {"text": ["red", "green", "blue"], "label": ["1
         ({"q": "which?", "options": [3, 4, 5], "a": 5}, "options", "5"),
     ],
 )
-def test_choices_of_a_record(record: dict[str, Any], choices: Any, answer: str, data: Write) -> None:
+def test_choices_of_a_record(record, choices, answer, data):
     """Choices are a list, two lists as in ARC, fields, or fixed; the answer is a text, a label, a letter or a number from 0."""
     (example,) = load_examples(data(record, choices=choices))
     assert example.answer == answer
@@ -118,7 +118,7 @@ def test_choices_of_a_record(record: dict[str, Any], choices: Any, answer: str, 
         ({"q": "which?", "a": 0}, ["{one}", "b"], "no field 'one'"),
     ],
 )
-def test_refuses_an_answer_that_names_no_choice(record: dict[str, Any], choices: Any, message: str, data: Write) -> None:
+def test_refuses_an_answer_that_names_no_choice(record, choices, message, data):
     """An answer that means no choice, or two, and choices that are none, are named with their line."""
     with pytest.raises(FitnessError, match=f"quiz.jsonl:1: .*{message}"):
         load_examples(data(record, choices=choices))

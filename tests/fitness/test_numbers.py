@@ -88,7 +88,7 @@ from hf_evomerge.fitness.numbers import count_numbers, last_number, last_number_
         ("", None, None),
     ],
 )
-def test_last_number(text: str, number: float | None, paper: float | None) -> None:
+def test_last_number(text, number, paper):
     """The last number is read with its sign, groups, fraction, power and ideographs; the paper's scorer reads none of these."""
     assert last_number(text) == number
     assert paper_last_number(text) == paper
@@ -109,7 +109,7 @@ def test_last_number(text: str, number: float | None, paper: float | None) -> No
         ("1,500,000", 1500000),
     ],
 )
-def test_decimal_comma(text: str, number: float) -> None:
+def test_decimal_comma(text, number):
     """Where a comma is the decimal mark, points and spaces group thousands, and a point that groups none is a decimal point."""
     assert last_number(text, "comma") == number
 
@@ -128,13 +128,13 @@ def test_decimal_comma(text: str, number: float) -> None:
         ("1 2", None),
     ],
 )
-def test_a_text_that_is_one_number(text: str, number: float | None) -> None:
+def test_a_text_that_is_one_number(text, number):
     """A right answer is one number and nothing else."""
     assert parse_number(text) == number
 
 
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "the answer is {}.", "**{}**", "答えは{}です", "= {} €"]))
-def test_every_integer_is_read_in_every_spelling(value: int, around: str) -> None:
+def test_every_integer_is_read_in_every_spelling(value, around):
     """Plain, grouped by commas, by points, and by thin spaces: the same number comes out."""
     grouped = f"{value:,}"
     assert last_number(around.format(value)) == value
@@ -146,7 +146,7 @@ def test_every_integer_is_read_in_every_spelling(value: int, around: str) -> Non
 
 @settings(max_examples=40)
 @given(st.text(max_size=200))
-def test_no_text_breaks_it(text: str) -> None:
+def test_no_text_breaks_it(text):
     """Whatever is written, there is a finite or infinite number, or none."""
     for decimal in ("point", "comma"):
         found = last_number(text, decimal)  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def test_no_text_breaks_it(text: str) -> None:
     "piece",
     ["1,", "1", "1,000", ",000", "1 /", "- $", "1万", "1.1.", r"\frac{1", "1 ", "十", "分の1", "1 000 ", "1e", "1×10", "9" * 9],
 )
-def test_long_texts_take_no_longer_than_they_are(piece: str) -> None:
+def test_long_texts_take_no_longer_than_they_are(piece):
     """A hundred thousand characters of the worst kind are read within seconds: no expression tries again and again."""
     begin = time.process_time()
     last_number("1" + piece * (100_000 // len(piece)))
@@ -165,7 +165,7 @@ def test_long_texts_take_no_longer_than_they_are(piece: str) -> None:
     assert time.process_time() - begin < 5
 
 
-def test_numbers_are_counted() -> None:
+def test_numbers_are_counted():
     """Figures are counted, a fraction or a power of ten once; ideographs where there are no figures."""
     counts = {"1/2 and 2e3, 5万": 3, "十八、三": 2, "第一 10": 1, "none": 0}
     assert {text: count_numbers(text) for text in counts} == counts

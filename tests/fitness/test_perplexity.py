@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, PerplexitySpec, Scores
@@ -28,9 +27,7 @@ def score(model: Any, examples: list[Example], tokenizer: Any, **keys: Any) -> S
     return prepared("perplexity", examples, tokenizer, **keys).evaluate(model)
 
 
-def test_equals_the_loss_of_the_model(
-    model: LlamaForCausalLM, texts: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_equals_the_loss_of_the_model(model, texts, tokenizer):
     """In one window the value is the negative of transformers' own loss, whatever the batches; per byte it is divided anew."""
     expected = []
     for example in texts:
@@ -49,7 +46,7 @@ def test_equals_the_loss_of_the_model(
 
 
 @pytest.mark.parametrize("window", range(2, 9))
-def test_windows_score_every_token_once(window: int) -> None:
+def test_windows_score_every_token_once(window):
     """Whatever the window and the stride, every token is scored once, after the most context that fits."""
     for stride in range(1, window + 1):
         for length in range(1, 20):
@@ -65,7 +62,7 @@ def test_windows_score_every_token_once(window: int) -> None:
                     assert len(fed) == window or fed[0] == before[0] or scored[-1] == length
 
 
-def test_windows_of_a_long_text(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_windows_of_a_long_text(model, tokenizer):
     """A text that is longer than the model's positions is scored in windows, as the definition says one token at a time."""
     words = random.Random(4).choices(WORDS, k=100)
     example = Example("", " ".join(words), "long")
@@ -80,14 +77,14 @@ def test_windows_of_a_long_text(model: LlamaForCausalLM, tokenizer: PreTrainedTo
     assert score(model, [example], tokenizer, window=16, stride=4).mean == pytest.approx(total / 100, abs=1e-5)
 
 
-def test_gradient(model: LlamaForCausalLM, texts: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_gradient(model, texts, tokenizer):
     """The gradient is that of the mean over texts, through all windows."""
     moved = copy.deepcopy(model).double()
     task = prepared("perplexity", texts, tokenizer, window=8, stride=3)
     check_gradient(task, moved, moved.model.layers[0].mlp.down_proj.weight, rel=0.01)
 
 
-def test_refusals(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refusals(tokenizer):
     """A stride beyond the window, and a tokenizer that knows neither begin nor end, are refused in one line."""
     with pytest.raises(FitnessError, match="stride: 9 is beyond the window of 8"):
         validate(PerplexitySpec, {"task": "perplexity", "window": 8, "stride": 9}, FitnessError)

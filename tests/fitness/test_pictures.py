@@ -35,7 +35,7 @@ def load(value: Any, **keys: Any) -> list[Example]:
     return load_examples(validate(DataSpec, {"image_field": "picture", **source}, FitnessError))
 
 
-def test_a_picture_is_read_from_whatever_holds_one(tmp_path: Path) -> None:
+def test_a_picture_is_read_from_whatever_holds_one(tmp_path):
     """A file beside the data, bytes, an image, a column's mapping; one or several; and a data set's image column."""
     import datasets
 
@@ -70,7 +70,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_picture_is_refused(case: str) -> None:
+def test_what_is_no_picture_is_refused(case):
     """One line that names the record, when the examples are read."""
     value, message = REFUSED[case]
     with pytest.raises(FitnessError, match=message) as caught:
@@ -79,7 +79,7 @@ def test_what_is_no_picture_is_refused(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path: Path) -> None:
+def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path):
     """Neither a name that leads out, nor a link that does, alone or in a column's mapping; a file that is missing is named."""
     (tmp_path / "data").mkdir()
     (tmp_path / "secret.png").write_bytes(png())
@@ -94,7 +94,7 @@ def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path: Path) -> Non
         load("missing.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
 
 
-def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path: Path) -> None:
+def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path):
     """A row of a Parquet file with the path of another file is refused; one beside the data is read."""
     import datasets
 
@@ -114,7 +114,7 @@ def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path: Path) -> No
                 load_examples(spec)
 
 
-def test_a_damaged_picture_is_one_line() -> None:
+def test_a_damaged_picture_is_one_line():
     """One whose header is fine is found when it is decoded."""
     whole = png(size=(64, 64))
     damaged = load(whole[: len(whole) - 40])[0].pictures[0]
@@ -122,7 +122,7 @@ def test_a_damaged_picture_is_one_line() -> None:
         damaged.load()
 
 
-def test_the_same_question_about_another_picture_is_another_problem() -> None:
+def test_the_same_question_about_another_picture_is_another_problem():
     """Splits may ask the same of different pictures, but not of the same."""
     red, blue = (Example("what is it ?", "x", color, pictures=(Picture(png(color), color),)) for color in ("red", "blue"))
     check_disjoint([red], [blue])
@@ -136,7 +136,7 @@ def seen(color: str, prompt: str = "what is it ?", answer: str = "red", **fields
 
 
 @pytest.mark.parametrize("task", ["likelihood", "generation", "multiple_choice"])
-def test_tasks_score_each_example_with_its_own_picture(task: str) -> None:
+def test_tasks_score_each_example_with_its_own_picture(task):
     """In a batch of prompts of different length the scores are those of each alone, and another picture gives others."""
     sections: dict[str, dict[str, Any]] = {
         "likelihood": {"separator": " "},
@@ -164,7 +164,7 @@ def test_tasks_score_each_example_with_its_own_picture(task: str) -> None:
         assert score(seen("red"))[0] != score(seen("white"))[0]
 
 
-def test_pictures_need_a_processor_and_a_task_that_looks_at_them() -> None:
+def test_pictures_need_a_processor_and_a_task_that_looks_at_them():
     """A tokenizer alone, a task for text, and examples of which only some have pictures are refused in one line."""
     example = seen("red")
     likelihood = make_task(parse_task({"task": "likelihood", "separator": " "}))

@@ -39,7 +39,7 @@ class Whole(StrictModel):
     fitness: AnyTaskSpec
 
 
-def test_own_task_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_task_in_yaml(monkeypatch):
     """A registered task is read from YAML, inside a larger configuration too, and written back; its name is taken."""
     monkeypatch.setattr(registry_module, "_TASKS", dict(registry_module._TASKS))
     register_task("length")(LengthTask)
@@ -52,7 +52,7 @@ def test_own_task_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         register_task("length")(LengthTask)
 
 
-def test_unknown_task() -> None:
+def test_unknown_task():
     """An unknown or absent name is refused with the names that there are."""
     names = "agreement, choice, classification, clip, generation, gsm8k, likelihood"
     with pytest.raises(FitnessError, match=f"unknown task 'lenght'; there are {names}"):
@@ -61,7 +61,7 @@ def test_unknown_task() -> None:
         parse_task({"normalize": "sum"})
 
 
-def test_builtin_task_in_yaml() -> None:
+def test_builtin_task_in_yaml():
     """A built-in task's section becomes its object, and a wrong key is refused by name and in one line."""
     spec = parse_task({"task": "likelihood", "normalize": "token"})
     assert spec == LikelihoodSpec(normalize="token")

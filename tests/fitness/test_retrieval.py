@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from classes import random_class
-from searches import Config
 from transformers import BertModel
 
 from hf_evomerge.errors import FitnessError
@@ -42,7 +40,7 @@ def vector(model: BertModel, tokenizer: Any, text: str, *, first: bool = False) 
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])
-def test_queries_are_compared_with_all_passages(pooling: str, tokenizer: Any) -> None:
+def test_queries_are_compared_with_all_passages(pooling, tokenizer):
     """In padded batches as one by one; a passage that two queries have is there once; ranks give accuracy and nDCG."""
     model = encoder(0)
     passages = ["six", "seven one", "two"]
@@ -64,7 +62,7 @@ def test_queries_are_compared_with_all_passages(pooling: str, tokenizer: Any) ->
             assert output == passages[near.index(max(near))]
 
 
-def test_an_encoder_that_tells_nothing_apart_is_never_right(tokenizer: Any) -> None:
+def test_an_encoder_that_tells_nothing_apart_is_never_right(tokenizer):
     """A passage as near as the right one counts as nearer."""
     model = encoder(0)
     with torch.no_grad():
@@ -74,7 +72,7 @@ def test_an_encoder_that_tells_nothing_apart_is_never_right(tokenizer: Any) -> N
     assert not any(scores.correct)
 
 
-def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
+def test_the_gradient_is_that_of_the_mean_score(tokenizer):
     """Along one direction it is the slope of the mean; a score that is a rank has none."""
     model = encoder(0)
     task = prepared("retrieval", EXAMPLES, tokenizer, batch_size=2)
@@ -84,7 +82,7 @@ def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
         ranks.backward(model)
 
 
-def test_what_cannot_be_retrieved_is_refused(tokenizer: Any) -> None:
+def test_what_cannot_be_retrieved_is_refused(tokenizer):
     """One passage for all, pictures, and texts beyond the model's positions."""
     for examples, message in (
         ([Example("one", "six", "a"), Example("two", "six", "b")], "a: all examples have one passage"),
@@ -97,7 +95,7 @@ def test_what_cannot_be_retrieved_is_refused(tokenizer: Any) -> None:
         task.evaluate(encoder(0))
 
 
-def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path, search_config: Config) -> None:
+def test_a_search_over_sentence_encoders(tokenizer, tmp_path, search_config):
     """Encoders without a head are merged and scored; the built one has the settings of its pooling beside it."""
     for seed, name in enumerate(("base", "a", "b")):
         encoder(seed).save_pretrained(tmp_path / name)

@@ -4,7 +4,6 @@ import sys
 from typing import Any
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, RougeLSpec, RougeLTask
@@ -42,14 +41,14 @@ def values(answers: list[str], responses: list[str], tokenizer: Any, **keys: Any
     return task.evaluate(responses).values.tolist()
 
 
-def test_english(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_english(tokenizer):
     """English words are compared without case and punctuation."""
     answer, response = "The cat sat on the mat.", "the cats SAT, on a mat"
     expected = f_measure([*"tcsotm"], [*"tCsoam"])  # a letter for each word
     assert values([answer], [response], tokenizer) == pytest.approx([expected])
 
 
-def test_japanese(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_japanese(tokenizer):
     """Japanese has words, which are no letters; a response that is not Japanese counts as blank, whatever it has in common."""
     answer = "吾輩は猫である"
     found = values([answer] * 3, ["猫である", "The answer in Japanese is 猫である, I think", ""], tokenizer, language=JAPANESE)
@@ -58,9 +57,7 @@ def test_japanese(tokenizer: PreTrainedTokenizerFast) -> None:
     assert values([answer], [answer], tokenizer, language=JAPANESE) == [1.0]
 
 
-def test_writes_as_generation_does(
-    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_writes_as_generation_does(model, examples, tokenizer):
     """What is compared is what `generation` writes, with the same marks of what was cut."""
     task, other = RougeLTask(RougeLSpec(max_new_tokens=6)), GenerationTask(GenerationSpec(max_new_tokens=6, extract="all"))
     english = [Example(example.prompt, "one two 18", example.id) for example in examples]
@@ -74,7 +71,7 @@ def test_writes_as_generation_does(
     assert 0 < found.mean < 1
 
 
-def test_refuses_words_that_are_not_known(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_refuses_words_that_are_not_known(tokenizer):
     """A language that is neither English nor Japanese, and an answer without words of its language, are named."""
     with pytest.raises(FitnessError, match="words of 'th' cannot be told apart here; there are en and ja"):
         validate(RougeLSpec, {"task": "rouge_l", "language": {"code": "th"}}, FitnessError)
@@ -83,9 +80,7 @@ def test_refuses_words_that_are_not_known(tokenizer: PreTrainedTokenizerFast) ->
 
 
 @pytest.mark.parametrize(("module", "keys"), [("rouge_score", {}), ("fugashi", {"language": JAPANESE})])
-def test_says_what_to_install(
-    module: str, keys: dict[str, Any], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_says_what_to_install(module, keys, tokenizer, monkeypatch):
     """Where a package is missing, one line says how to install it, before any model is asked."""
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)

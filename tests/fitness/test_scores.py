@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Scores
 
 
-def test_statistics() -> None:
+def test_statistics():
     """Mean, accuracy and their standard errors are those of the textbook."""
     scores = Scores([1.0, 2.0, 3.0, 6.0], correct=[True, True, True, False])
     assert scores.mean == 3.0
@@ -29,13 +28,13 @@ def test_statistics() -> None:
         (Scores.failed("no memory", 2.5), (None, None, None, None)),
     ],
 )
-def test_a_figure_that_there_is_not_is_none(scores: Scores, figures: tuple[float | None, ...]) -> None:
+def test_a_figure_that_there_is_not_is_none(scores, figures):
     """One score has no standard error, a task that knows no right answer no accuracy, and what failed no number."""
     assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == figures
     assert (scores.error, scores.seconds) == (("no memory", 2.5) if scores.values.size == 0 else (None, 0.0))
 
 
-def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
+def test_equal_to_the_last_bit_and_whatever_the_time():
     """Scores are equal where their numbers, outputs and errors are; a bit, a sign of zero or a flag makes a difference."""
     scores = Scores([0.1 + 0.2, 0.0], correct=[True, False], outputs=["a", "b"])
     same = Scores(np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"], seconds=3.0)
@@ -60,7 +59,7 @@ def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
         ([1.0, 2.0], {"correct": [True, False, True]}, "2 scores but 3 correct"),
     ],
 )
-def test_scores_are_finite_numbers_one_per_example(values: Any, columns: dict[str, Any], message: str) -> None:
+def test_scores_are_finite_numbers_one_per_example(values, columns, message):
     """No scores at all, a number by itself, a table, one that is no finite number, columns of other lengths: refused."""
     with pytest.raises(FitnessError, match=message):
         Scores(values, **columns)

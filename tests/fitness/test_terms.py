@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DifferentiableTask, Example, JudgingTask, TermsSpec, make_task, parse_task
@@ -33,9 +32,7 @@ def written(folder: Path, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("count", [3, 7, 10, 31])
-def test_the_mean_is_the_weighted_sum(
-    count: int, tmp_path: Path, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_the_mean_is_the_weighted_sum(count, tmp_path, model, examples, tokenizer):
     """However many examples a term has, the fitness is the weighted sum of the terms' means, with one score per example."""
     data, own = written(tmp_path, count), examples[:10]
     further = {"task": "perplexity", "weight": 0.5, "data": {"search": data}}
@@ -54,7 +51,7 @@ def test_the_mean_is_the_weighted_sum(
 
 
 @pytest.mark.parametrize("count", [4, 25])
-def test_every_example_counts_once_in_a_score_of_all(count: int, tmp_path: Path, examples: list[Example]) -> None:
+def test_every_example_counts_once_in_a_score_of_all(count, tmp_path, examples):
     """A term with many examples gives every one of the search's some; one with few gives each several times, for batches."""
     dealt = spec_of(LIKELIHOOD, {**LIKELIHOOD, "data": {"search": written(tmp_path, count)}}).deal(examples[:10], "search")
     held = [len(example.beside) for example in dealt]
@@ -67,9 +64,7 @@ def test_every_example_counts_once_in_a_score_of_all(count: int, tmp_path: Path,
 
 
 @pytest.mark.parametrize("count", [4, 30])
-def test_the_standard_error_is_the_sums(
-    count: int, tmp_path: Path, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_the_standard_error_is_the_sums(count, tmp_path, model, examples, tokenizer):
     """A term of few examples is as uncertain as they make it, one of many no more than these."""
     further = {"task": "perplexity", "weight": 3.0, "data": {"search": written(tmp_path, count)}}
     spec = spec_of({**LIKELIHOOD, "weight": 1e-6}, further)
@@ -80,9 +75,7 @@ def test_the_standard_error_is_the_sums(
     assert scores.values.var() / 10 == pytest.approx(9 * own.var() / count, rel=0.5 if count == 30 else 1e-3)
 
 
-def test_gradient_is_of_the_weighted_sum(
-    tmp_path: Path, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_gradient_is_of_the_weighted_sum(tmp_path, model, examples, tokenizer):
     """The gradient on a batch is the sum of the terms' gradients, by weight and share."""
     further = {"task": "perplexity", "weight": 0.5, "data": {"search": written(tmp_path, 3)}}
     spec = spec_of({**LIKELIHOOD, "weight": 2.0}, {**LIKELIHOOD, "normalize": "token"}, further)
@@ -107,7 +100,7 @@ def test_gradient_is_of_the_weighted_sum(
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_it_can_do_is_what_its_terms_can(examples: list[Example]) -> None:
+def test_what_it_can_do_is_what_its_terms_can(examples):
     """It has a gradient where all terms have one, and judges as its first term that does."""
     both = make_task(spec_of(LIKELIHOOD, {"task": "perplexity"}))
     assert isinstance(both, DifferentiableTask)
@@ -117,7 +110,7 @@ def test_what_it_can_do_is_what_its_terms_can(examples: list[Example]) -> None:
     assert not isinstance(make_task(spec_of({"task": "perplexity"})), JudgingTask)
 
 
-def test_is_written_as_it_is_read() -> None:
+def test_is_written_as_it_is_read():
     """What is dumped is the section that would be written by hand, and is read again."""
     section = {**LIKELIHOOD, "weight": 0.3}
     spec = spec_of(section, {"task": "agreement", "data": {"search": {"sources": {"a": {"jsonl": "a.jsonl"}}}}})
@@ -142,14 +135,14 @@ def test_is_written_as_it_is_read() -> None:
         ([], "terms: is empty; write a task and its weight"),
     ],
 )
-def test_refuses_sections(terms: list[dict[str, Any]], message: str) -> None:
+def test_refuses_sections(terms, message):
     """A weight is a positive number, and a wrong key is named with its term."""
     with pytest.raises(FitnessError) as caught:
         parse_task({"terms": terms})
     assert str(caught.value).startswith(message)
 
 
-def test_refuses_a_split_without_examples(tmp_path: Path, examples: list[Example]) -> None:
+def test_refuses_a_split_without_examples(tmp_path, examples):
     """A term has examples for every split that is scored."""
     spec = spec_of(LIKELIHOOD, {**LIKELIHOOD, "data": {"search": written(tmp_path, 2)}})
     with pytest.raises(FitnessError, match=r"fitness\.terms: likelihood 2 has data, and none for test"):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ def search(fitness: dict[str, Any], **data: Any) -> SearchConfig:
     return validate(SearchConfig, {"space": "ps", "sources": sources, "fitness": fitness, "data": data}, SearchError)
 
 
-def test_paper() -> None:
+def test_paper():
     """`compat: paper` is the paper's protocol, on MGSM of the Hub and on the problems that the paper searched with."""
     found = search(
         {"task": "mgsm", "language": "ja", "compat": "paper"},
@@ -45,7 +44,7 @@ def test_paper() -> None:
     assert validate(SearchConfig, found.model_dump(mode="json"), SearchError) == found
 
 
-def test_corrected_by_default() -> None:
+def test_corrected_by_default():
     """Without `compat` numbers are read as they are written, and stops are the prompt's own headings."""
     spec = parse_task({"task": "mgsm", "language": "de"})
     assert is_right("Das sind 1.000,5 Euro.", "1000.5", spec)
@@ -55,7 +54,7 @@ def test_corrected_by_default() -> None:
 
 
 @pytest.mark.parametrize("code", WORDS)
-def test_table_of_the_authors(code: str, tmp_path: Path) -> None:
+def test_table_of_the_authors(code, tmp_path):
     """The authors' table is read as it is, quotation marks and all, and every prompt ends where an answer begins."""
     file = tmp_path / f"mgsm_{code}.tsv"
     file.write_text('He said "2 + 3" is?\t5\nNA\t276,000\n', encoding="utf-8")
@@ -69,7 +68,7 @@ def test_table_of_the_authors(code: str, tmp_path: Path) -> None:
     assert examples[0].prompt.endswith(":")
 
 
-def test_gsm8k(tmp_path: Path) -> None:
+def test_gsm8k(tmp_path):
     """GSM8K's answers are the numbers after its four hashes; in a chat the question comes first."""
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": "2 + 3 = 5\n#### 1,005"}) + "\n", encoding="utf-8")
@@ -84,7 +83,7 @@ def test_gsm8k(tmp_path: Path) -> None:
         load_examples(found.data["search"])
 
 
-def test_a_file_has_the_last_word() -> None:
+def test_a_file_has_the_last_word():
     """What a section of the data says stays."""
     given = {"jsonl": "x.jsonl", "template": "Q: {q}", "answer_field": "a"}
     assert search({"task": "mgsm", "language": "ja"}, search=given).data["search"] == DataSpec(**given)
@@ -99,13 +98,13 @@ def test_a_file_has_the_last_word() -> None:
         ({"task": "mgsm", "language": "japanese"}, "language"),
     ],
 )
-def test_refusals(fitness: dict[str, Any], message: str) -> None:
+def test_refusals(fitness, message):
     """What the paper did not measure, and problems without a language, are refused in one line."""
     with pytest.raises(SearchError, match=message):
         search(fitness, search={})
 
 
-def test_languages_without_a_prompt() -> None:
+def test_languages_without_a_prompt():
     """A language that has no prompt here needs a template."""
     data = search({"task": "mgsm", "language": "sw"}, search={"jsonl": "x.jsonl"}).data["search"]
     here = data.model_copy(update={"jsonl": None, "function": lambda: [{"question": "a", "answer_number": 1}]})

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from classes import edit_json
-from hub_fixtures import Said, upload_models
+from hub_fixtures import upload_models
 from huggingface_hub import HfApi, hf_hub_download
-from searches import Config
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
@@ -57,14 +55,7 @@ def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
 
 
 @pytest.mark.parametrize("rank", slow_beyond([None], [None, 5]))
-def test_an_adapter_is_published_as_one(
-    rank: int | None,
-    published: dict[str, str],
-    lfs_api: HfApi,
-    tmp_path: Path,
-    program: Callable[..., str],
-    command: Callable[..., Said],
-) -> None:
+def test_an_adapter_is_published_as_one(rank, published, lfs_api, tmp_path, program, command):
     """It names its base by repository and commit, loads where this package is not, and is rebuilt to the same bits."""
     folder = adapter_of(published, tmp_path / "out", rank=rank)
     push_model(folder, "local/merge", PushOptions(published=published, verify=True), api=lfs_api)
@@ -86,9 +77,7 @@ def test_an_adapter_is_published_as_one(
 
 
 @pytest.mark.slow
-def test_the_card_says_what_it_is(
-    published: dict[str, str], lfs_api: HfApi, tmp_path: Path, program: Callable[..., str]
-) -> None:
+def test_the_card_says_what_it_is(published, lfs_api, tmp_path, program):
     """The card is of peft's library, of the base alone, names the merged adapters, and its code runs as it stands."""
     push_model(adapter_of(published, tmp_path / "out"), "local/merge", PushOptions(published=published), api=lfs_api)
     data = lfs_api.model_info("local/merge").card_data
@@ -103,9 +92,7 @@ def test_the_card_says_what_it_is(
     program('import sys; sys.modules["hf_evomerge"] = None\n' + code.replace('"Your text"', '"w1 w2"'))
 
 
-def test_a_search_over_adapters_is_pushed(
-    published: dict[str, str], lfs_api: HfApi, tmp_path: Path, search_config: Config
-) -> None:
+def test_a_search_over_adapters_is_pushed(published, lfs_api, tmp_path, search_config):
     """The winner of a search goes up with the record of the search, its card as an adapter's."""
     base, *adapters = published
     run_search(search_config("ps", sources=[{"model": base, "adapter": adapter} for adapter in adapters]), tmp_path / "out")
@@ -116,14 +103,14 @@ def test_a_search_over_adapters_is_pushed(
     assert "This adapter is a merge of the weights of" in card
 
 
-def test_a_base_that_nobody_has_is_refused(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
+def test_a_base_that_nobody_has_is_refused(published, lfs_api, tmp_path):
     """An adapter of a folder on this machine would load nowhere."""
     folder = adapter_of(published, tmp_path / "out")
     with pytest.raises(HubError, match=r"base: the adapter's base is on this machine only, .* or merge again with --whole"):
         preview_push(folder, "local/merge", api=lfs_api)
 
 
-def test_kinds_are_not_mixed(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
+def test_kinds_are_not_mixed(published, lfs_api, tmp_path):
     """An adapter is not pushed onto a model, whose config would be taken for its own."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
@@ -132,7 +119,7 @@ def test_kinds_are_not_mixed(published: dict[str, str], lfs_api: HfApi, tmp_path
         preview_push(adapter_of(published, tmp_path / "out"), "local/merge", options, api=lfs_api)
 
 
-def test_a_changed_adapter_is_not_the_same(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
+def test_a_changed_adapter_is_not_the_same(published, lfs_api, tmp_path):
     """Weights that are not what the recipe gives are refused by --verify, and a changed file by its record."""
     folder = adapter_of(published, tmp_path / "out")
     edit_json(folder / "adapter_config.json", lora_alpha=9)

@@ -6,7 +6,6 @@ import ast
 import copy
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,7 +84,7 @@ def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
     return ModelCard(text)
 
 
-def test_it_opens_with_what_the_model_is_for() -> None:
+def test_it_opens_with_what_the_model_is_for():
     """First what it is for, an example and what it says, and the result with its interval; then how to load it."""
     study = copy.deepcopy(STUDY)
     study["settings"]["about"] = "Counts things."
@@ -106,7 +105,7 @@ def test_it_opens_with_what_the_model_is_for() -> None:
     assert "/spaces/" not in _card(replace(facts, space=None)).text
 
 
-def test_it_says_what_the_model_reads() -> None:
+def test_it_says_what_the_model_reads():
     """Depth, dtype and context are those of the config, and the prompts those of the search's data."""
     facts, study = _facts("ps", dtype="bfloat16"), copy.deepcopy(STUDY)
     shaped = replace(facts, config={**facts.config, "num_hidden_layers": 4, "max_position_embeddings": 4096})
@@ -118,7 +117,7 @@ def test_it_says_what_the_model_reads() -> None:
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_the_metadata_name_the_parents_and_the_license(kind: str) -> None:
+def test_the_metadata_name_the_parents_and_the_license(kind):
     """The Hub reads all parents as base models of a merge, the task, the tags and the license."""
     data = _card(_facts(kind), languages=["ja"]).data.to_dict()
     assert data["base_model"] == ["u/a", "u/b", "u/base"]
@@ -129,7 +128,7 @@ def test_the_metadata_name_the_parents_and_the_license(kind: str) -> None:
     assert data["license"] == "apache-2.0"
 
 
-def test_figures_are_those_that_were_measured() -> None:
+def test_figures_are_those_that_were_measured():
     """The table has each row's figures with errors and the winner in bold; the metadata have the winner's accuracy."""
     card = _card(_facts("ps"))
     for line in (
@@ -147,7 +146,7 @@ def test_figures_are_those_that_were_measured() -> None:
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 0.7512, "u/data")
 
 
-def test_the_random_search_is_not_said_to_be_what_it_is_not() -> None:
+def test_the_random_search_is_not_said_to_be_what_it_is_not():
     """After a hybrid search it had the first stage's space; it had another budget where minutes ended it; or there was none."""
     study = copy.deepcopy(STUDY)
     study["results"]["rows"][2]["evaluations"] = 5
@@ -158,7 +157,7 @@ def test_the_random_search_is_not_said_to_be_what_it_is_not() -> None:
     assert "No random search of the same budget was run" in _card(_facts("dfs", study=study)).text
 
 
-def test_a_chat_is_shown_as_a_chat() -> None:
+def test_a_chat_is_shown_as_a_chat():
     """Where the search prompted the models through the chat template, so does the code in the card."""
     study = copy.deepcopy(STUDY)
     study["settings"]["data"]["test"] |= {"chat": True, "system": "Be brief."}
@@ -169,7 +168,7 @@ def test_a_chat_is_shown_as_a_chat() -> None:
     assert ast.literal_eval(asked[1]) == messages
 
 
-def test_a_model_that_solves_nothing_is_shown_so() -> None:
+def test_a_model_that_solves_nothing_is_shown_so():
     """The problem says that it is not solved, and no brackets are explained where none stand."""
     study = copy.deepcopy(STUDY)
     study["examples"] = study["examples"][:1]
@@ -183,7 +182,7 @@ def test_a_model_that_solves_nothing_is_shown_so() -> None:
 
 
 @pytest.mark.parametrize("split", ["validation", "search"])
-def test_figures_of_other_splits_are_not_given_as_results(split: str) -> None:
+def test_figures_of_other_splits_are_not_given_as_results(split):
     """Where there was no test split, the metadata hold no figure, and the text says that the table is optimistic."""
     study = copy.deepcopy(STUDY)
     study["results"]["split"] = split
@@ -196,7 +195,7 @@ def test_figures_of_other_splits_are_not_given_as_results(split: str) -> None:
 @pytest.mark.parametrize("kind", PARTS)
 @pytest.mark.parametrize("study", [None, {**STUDY, "results": None}, {**STUDY, "examples": [], "splits": {}, "stages": []}])
 @pytest.mark.parametrize("images", [(), ("fitness.png", "path.png", "weights.png")])
-def test_it_reads_well_with_half_of_it_missing(kind: str, study: dict[str, Any] | None, images: tuple[str, ...]) -> None:
+def test_it_reads_well_with_half_of_it_missing(kind, study, images):
     """Whatever is missing is left out or said; nothing is claimed without results, and every picture named is there."""
     card = _card(_facts(kind, study=study, images=images, base=None))
     if study is None or study["results"] is None:
@@ -210,7 +209,7 @@ def test_it_reads_well_with_half_of_it_missing(kind: str, study: dict[str, Any] 
     assert headings[-4:] == ["## Recipe", "## Limits", "## Licenses", "## Citation"]
 
 
-def test_loading_and_folding_are_explained_for_each_kind() -> None:
+def test_loading_and_folding_are_explained_for_each_kind():
     """A plain merge needs no custom code; a path does, and can be folded unless a hop or a scale forbids it."""
     plain, path = _card(_facts("ps")).text, _card(_facts("dfs")).text
     assert "trust_remote_code" not in plain
@@ -227,7 +226,7 @@ def test_loading_and_folding_are_explained_for_each_kind() -> None:
     assert 'tokenizer("say \\"x\\""' in path
 
 
-def test_the_recipe_is_there_and_says_whether_it_can_be_run() -> None:
+def test_the_recipe_is_there_and_says_whether_it_can_be_run():
     """The recipe in the card is the recipe; sources that were not published are said to be missing."""
     facts = _facts("hybrid")
     text = _card(facts).text
@@ -243,7 +242,7 @@ def test_the_recipe_is_there_and_says_whether_it_can_be_run() -> None:
     assert "hf-evomerge reproduce" not in unknown
 
 
-def test_licenses_of_all_parents_are_listed() -> None:
+def test_licenses_of_all_parents_are_listed():
     """Every parent is in the table of licenses, with the address or what is known of it; notices are named."""
     text = _card(_facts("ps")).text
     assert "| u/a | apache-2.0 |  |" in text
@@ -256,7 +255,7 @@ def test_licenses_of_all_parents_are_listed() -> None:
     assert "| u/b | unknown | its card states no license |" in card.text
 
 
-def test_text_from_outside_stays_text() -> None:
+def test_text_from_outside_stays_text():
     """Names, labels and notes from other people's files cannot add markup, table cells, lines or template code."""
     study = copy.deepcopy(STUDY)
     hostile = "x | y <img src=q onerror=z> [l](javascript:0)\n# big {{ 7 * 7 }} `c`"
@@ -274,7 +273,7 @@ def test_text_from_outside_stays_text() -> None:
     assert row.replace("\\|", "").count("|") == 5
 
 
-def test_a_hostile_recipe_cannot_leave_its_block() -> None:
+def test_a_hostile_recipe_cannot_leave_its_block():
     """A source's name that holds a code fence cannot end the block that shows the recipe."""
     text = render_card(_facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENSE)
     block = text.split("````yaml\n")[1].split("\n````\n")[0]
@@ -282,7 +281,7 @@ def test_a_hostile_recipe_cannot_leave_its_block() -> None:
     assert yaml.safe_load(block)["sources"][0]["model"] == "x\n```\n# out"
 
 
-def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
+def test_only_models_of_a_recipe_have_such_a_card(tmp_path):
     """A folder without a recipe, or with a damaged file, is refused by name."""
     with pytest.raises(HubError, match=r"no recipe.yaml"):
         CardFacts.of_folder(tmp_path)
@@ -291,7 +290,7 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
         CardFacts.of_folder(tmp_path)
 
 
-def test_weights_from_gguf_are_said() -> None:
+def test_weights_from_gguf_are_said():
     """A card says of which parents the weights were dequantised; one without such parents says nothing of it."""
     sources = [{"model": "u/a", "gguf": "a-Q4_1.gguf"}, SOURCES[1]]
     assert (
@@ -301,7 +300,7 @@ def test_weights_from_gguf_are_said() -> None:
     assert "GGUF" not in _card(_facts("ps")).text.split("## How it was made")[1]
 
 
-def test_a_search_by_gradient_is_called_one() -> None:
+def test_a_search_by_gradient_is_called_one():
     """A card says who chose the numbers: an evolutionary search, gradient descent on so many examples, or a sweep."""
     assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
     study = copy.deepcopy(STUDY)
@@ -319,7 +318,7 @@ def test_a_search_by_gradient_is_called_one() -> None:
     )
 
 
-def test_a_prompt_has_the_searchs_form() -> None:
+def test_a_prompt_has_the_searchs_form():
     """Where no example is published, the code that loads the model says how prompts look, or asks as a chat."""
 
     def text(**data: Any) -> str:
@@ -332,14 +331,14 @@ def test_a_prompt_has_the_searchs_form() -> None:
     assert 'tokenizer.apply_chat_template([{"role": "user", "content": "Your text"}], add_gen' in text(chat=True)
 
 
-def test_a_front_is_on_the_card_where_there_is_one() -> None:
+def test_a_front_is_on_the_card_where_there_is_one():
     """The picture of a search for several objectives is shown before that of its fitness."""
     assert "images/front.png" not in _card(_facts("ps")).text
     text = _card(replace(_facts("ps"), images=("fitness.png", "front.png"))).text
     assert text.index("(images/front.png)") < text.index("(images/fitness.png)")
 
 
-def test_what_was_compared_is_on_the_card() -> None:
+def test_what_was_compared_is_on_the_card():
     """The verdict stands above the table, which has the lead over each model, retained data and the share of cut answers."""
     study = copy.deepcopy(STUDY)
     results = study["results"]
@@ -358,7 +357,7 @@ def test_what_was_compared_is_on_the_card() -> None:
     assert all(line.count(" | ") == heading.count(" | ") for line in text.splitlines() if line.startswith("| a |"))
 
 
-def test_parents_in_folders_of_one_name_are_told_apart() -> None:
+def test_parents_in_folders_of_one_name_are_told_apart():
     """Sources that are published under one name have, beside it, the names that the results call them by."""
     study = {**copy.deepcopy(STUDY), "names": {"source:0": "m/final", "source:1": "j/final"}}
     card = _card(_facts("ps", study=study, sources=[{"model": "final"}, {"model": "final"}])).text
@@ -367,7 +366,7 @@ def test_parents_in_folders_of_one_name_are_told_apart() -> None:
     assert "A merge of final (m/final) and final (j/final)." in card or "weights of final (m/final) and final (j/final)" in card
 
 
-def test_both_leads_and_cut_answers_of_retained_data_are_shown() -> None:
+def test_both_leads_and_cut_answers_of_retained_data_are_shown():
     """Beside the lead in accuracy stands the one in fitness with its unit; cut answers on retained data have a column."""
     study = copy.deepcopy(STUDY)
     study["unit"] = "nats per answer"

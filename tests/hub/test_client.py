@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faulty_hub import Fault, FaultyHub
+from faulty_hub import Fault
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
@@ -48,9 +48,7 @@ def _answer(status: int, **headers: str) -> HfHubHTTPError:
         (ConnectionResetError("reset"), [1, 2, 4]),
     ],
 )
-def test_what_passes_is_waited_for(
-    waits: list[float], capsys: pytest.CaptureFixture[str], error: Exception, expected: list[float]
-) -> None:
+def test_what_passes_is_waited_for(waits, capsys, error, expected):
     """The same waits every time, longer where the Hub asks for it, and a line for each."""
     assert ask("x: cannot be read", _failing(error, 3)) == 4
     assert waits == expected
@@ -59,7 +57,7 @@ def test_what_passes_is_waited_for(
     assert [line.rpartition("; ")[2] for line in said] == [f"attempt {n} in {wait} s" for n, wait in enumerate(expected, 2)]
 
 
-def test_patience_ends(waits: list[float]) -> None:
+def test_patience_ends(waits):
     """Two minutes of waiting are the most, and a Hub that asks for more is not waited for."""
     with pytest.raises(HubError, match=r"^x: status 503 \(11 attempts\)$"):
         ask("x", _failing(_answer(503)))
@@ -79,7 +77,7 @@ def test_patience_ends(waits: list[float]) -> None:
         (KeyError("name"), "x: its answer cannot be read (KeyError: 'name')"),
     ],
 )
-def test_what_does_not_pass_fails_at_once(waits: list[float], error: Exception, line: str) -> None:
+def test_what_does_not_pass_fails_at_once(waits, error, line):
     """An error that stays is one line without any wait."""
     with pytest.raises(HubError) as caught:
         ask("x", _failing(error))
@@ -87,7 +85,7 @@ def test_what_does_not_pass_fails_at_once(waits: list[float], error: Exception, 
     assert waits == []
 
 
-def test_a_name_of_no_host_fails_at_once(waits: list[float]) -> None:
+def test_a_name_of_no_host_fails_at_once(waits):
     """A slip in HF_ENDPOINT is not waited for."""
     error = httpx.ConnectError("nobody")
     error.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -96,9 +94,7 @@ def test_a_name_of_no_host_fails_at_once(waits: list[float]) -> None:
     assert waits == []
 
 
-def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
-    hub: FaultyHub, lfs_api: HfApi, waits: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, lfs_api, waits, monkeypatch):
     """A call without an answer is made again; the process's own calls keep their limits."""
     monkeypatch.setattr("hf_evomerge.hub.client.ANSWER_SECONDS", 1.0)
     hub.faults.add(Fault("whoami", "delay", seconds=6))
@@ -109,9 +105,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
     assert get_session().event_hooks == hooks
 
 
-def test_a_signed_address_is_not_logged(
-    hub: FaultyHub, lfs_api: HfApi, waits: list[float], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_signed_address_is_not_logged(hub, lfs_api, waits, caplog):
     """The client's own note on a failed download shows no signature."""
     hub.faults.add(Fault("GET /content", "status", status=503))
     lfs_api.create_repo("local/x")
@@ -128,7 +122,7 @@ def test_a_signed_address_is_not_logged(
     assert "signature=" not in caplog.text
 
 
-def test_who_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_a_token(monkeypatch):
     """A client's own token counts, then that of the environment; ``token=False`` is nobody."""
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert not has_token(HfApi())

@@ -22,7 +22,7 @@ def _render(space: str) -> str:
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_the_card_is_up_to_date(space: str) -> None:
+def test_the_card_is_up_to_date(space):
     """The card in the repository is what the package writes from the facts beside it."""
     text = (CARDS / space / "README.md").read_text(encoding="utf-8")
     assert text == _render(space), "python tests/hub/test_demo_cards.py writes it again"
@@ -32,7 +32,7 @@ def test_the_card_is_up_to_date(space: str) -> None:
         assert (CARDS / space / "images" / image).is_file()
 
 
-def test_the_card_claims_what_was_measured() -> None:
+def test_the_card_claims_what_was_measured():
     """The winner's figures in the metadata are those of the record beside the card."""
     card = ModelCard.load(CARDS / "hybrid" / "README.md")
     study = CardFacts.of_folder(CARDS / "hybrid").study

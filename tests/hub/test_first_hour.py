@@ -7,7 +7,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 from hub_fixtures import use_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -19,7 +18,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = {"japanese-model": "a", "maths-model": "b", "their-common-base": "base"}
 
 
-def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
     """The five commands of the README lead from models on a hub to a merge, its card and its Space on the hub."""
     block = README.split("<!-- first hour: begin -->")[1].split("<!-- first hour: end -->")[0]
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^(hf-evomerge .*)$", block, re.MULTILINE)]

@@ -9,24 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
 
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
-from local_hub import LocalHub
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "hf_job.py"
 
 
-def test_a_job_goes_on_after_its_time_limit(
-    tiny: Path,
-    tmp_path: Path,
-    hub: LocalHub,
-    lfs_api: HfApi,
-    search_config: Any,
-    search_settings: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_job_goes_on_after_its_time_limit(tiny, tmp_path, hub, lfs_api, search_config, search_settings, monkeypatch):
     """What a job has kept in its repository goes on from another disk, to the same trials and a model."""
     spec = spec_from_file_location("hf_job", SCRIPT)
     job: Any = module_from_spec(spec)

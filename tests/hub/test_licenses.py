@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +20,13 @@ def _decide(*licenses: str, chosen: str | None = None) -> LicenseDecision:
 
 
 @pytest.mark.parametrize("license", ["apache-2.0", "mit", "cc-by-nc-4.0", "cc-by-sa-4.0", "llama3", "gemma"])
-def test_equal_parents_keep_their_license(license: str) -> None:
+def test_equal_parents_keep_their_license(license):
     """Where all parents are under one license, so is the merge."""
     decision = _decide(license, license, license)
     assert (decision.license, decision.name, decision.notices) == (license, None, ())
 
 
-def test_permissive_parents_give_apache_with_notices() -> None:
+def test_permissive_parents_give_apache_with_notices():
     """Different permissive licenses give apache-2.0, and the notices of the others are named."""
     decision = _decide("apache-2.0", "mit", "bsd-3-clause")
     assert decision.license == "apache-2.0"
@@ -47,14 +46,14 @@ def test_permissive_parents_give_apache_with_notices() -> None:
         ("other", "other"),
     ],
 )
-def test_anything_else_is_not_guessed(licenses: tuple[str, ...]) -> None:
+def test_anything_else_is_not_guessed(licenses):
     """Non-commercial, share-alike, vendors' own and unknown licenses give `other`, with every parent's license listed."""
     decision = _decide(*licenses)
     assert (decision.license, decision.name) == ("other", "licenses-of-the-parents")
     assert [parent.license for parent in decision.parents] == list(licenses)
 
 
-def test_named_licenses_are_the_same_only_with_the_same_name() -> None:
+def test_named_licenses_are_the_same_only_with_the_same_name():
     """Two `other` licenses are one where name and address agree, and two where they do not."""
     same = [ParentLicense(model, "other", "qwen-research", "https://example.org/q") for model in ("a/a", "b/b")]
     decision = decide_license(same)
@@ -63,7 +62,7 @@ def test_named_licenses_are_the_same_only_with_the_same_name() -> None:
     assert decide_license(different).name == "licenses-of-the-parents"
 
 
-def test_an_identifier_needs_no_name() -> None:
+def test_an_identifier_needs_no_name():
     """Parents under one known license agree, also where only one of them gives its address."""
     both = [ParentLicense("a/a", "llama3"), ParentLicense("b/b", "llama3", "llama3", "LICENSE")]
     assert decide_license(both).license == "llama3"
@@ -71,13 +70,13 @@ def test_an_identifier_needs_no_name() -> None:
     assert decide_license(kept).license == "cc-by-sa-4.0"
 
 
-def test_a_license_file_is_the_parents() -> None:
+def test_a_license_file_is_the_parents():
     """A link to a file of the parent's repository leads there, also from the merge, which has no such file."""
     decision = decide_license([ParentLicense(model, "other", "own", "LICENSE") for model in ("a/a", "b/b")])
     assert (decision.license, decision.link) == ("other", "https://huggingface.co/a/a/blob/main/LICENSE")
 
 
-def test_a_hub_that_does_not_answer_is_no_license(waits: list[float]) -> None:
+def test_a_hub_that_does_not_answer_is_no_license(waits):
     """A passing fault must not turn a known license into an unknown one; a repository that is not there has none."""
 
     def failing(status: int) -> Any:
@@ -94,7 +93,7 @@ def test_a_hub_that_does_not_answer_is_no_license(waits: list[float]) -> None:
     assert license_of(SourceRef(model="a/b"), failing(404)).license == "unknown"
 
 
-def test_a_card_that_cannot_be_parsed_states_nothing(tmp_path: Path) -> None:
+def test_a_card_that_cannot_be_parsed_states_nothing(tmp_path):
     """Broken metadata in a folder's README are no reason to end with an error of the YAML library."""
     (tmp_path / "README.md").write_text("---\nlicense: [mit\nx: {\n---\n")
     assert license_of(SourceRef(model=str(tmp_path)), _api(None)).license == "unknown"
@@ -111,7 +110,7 @@ def test_a_card_that_cannot_be_parsed_states_nothing(tmp_path: Path) -> None:
         (("cc-by-sa-4.0", "cc-by-nc-sa-4.0"), "cc-by-nc-sa-4.0"),
     ],
 )
-def test_contradictions_are_refused(licenses: tuple[str, ...], named: str) -> None:
+def test_contradictions_are_refused(licenses, named):
     """Licenses that contradict each other, or forbid merges, are refused, with both sides named and a way out."""
     with pytest.raises(HubError, match="--license") as caught:
         _decide(*licenses)
@@ -125,7 +124,7 @@ def _api(data: dict[str, Any] | None) -> Any:
     return SimpleNamespace(model_info=lambda repo_id, revision=None: SimpleNamespace(card_data=card))
 
 
-def test_the_license_is_read_from_the_card(tmp_path: Path) -> None:
+def test_the_license_is_read_from_the_card(tmp_path):
     """A parent's license is what its card states, on the Hub or in a folder; else it is unknown, and a note says why."""
     assert license_of(SourceRef(model="a/b"), _api({"license": "MIT"})) == ParentLicense("a/b", "mit")
     named = license_of(SourceRef(model="a/b"), _api({"license": "other", "license_name": "own", "license_link": "https://x.y"}))
@@ -139,7 +138,7 @@ def test_the_license_is_read_from_the_card(tmp_path: Path) -> None:
     assert license_of(SourceRef(model=str(tmp_path)), _api(None)) == ParentLicense(tmp_path.name, "gemma")
 
 
-def test_languages_are_the_parents() -> None:
+def test_languages_are_the_parents():
     """What all parents state, as codes and a few; nothing where one is silent, or there are many."""
 
     def of(*stated: Any) -> tuple[str, ...]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
-from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LOAD = """
@@ -23,7 +20,7 @@ print(json.dumps([type(model).__module__.split(".")[0], len(model.config.path), 
 """
 
 
-def test_push_to_hub_takes_the_code_along(hybrid_search: Path, lfs_api: HfApi, program: Callable[..., str]) -> None:
+def test_push_to_hub_takes_the_code_along(hybrid_search, lfs_api, program):
     """`model.push_to_hub` uploads the files of the class, and a card with its tags; it loads where this package is not."""
     AutoModelForCausalLM.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
     AutoTokenizer.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")

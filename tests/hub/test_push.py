@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from classes import edit_json
-from faulty_hub import FaultyHub
-from hub_fixtures import Said, commit_titles, upload_models
+from hub_fixtures import commit_titles, upload_models
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from transformers import AutoModelForCausalLM
 
@@ -53,9 +51,7 @@ def _expected(folder: Path) -> list[Any]:
         return [type(model).__name__, tokens.tolist(), round(model(**inputs).logits.double().sum().item(), 4)]
 
 
-def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
-    hybrid_search: Path, lfs_api: HfApi, program: Callable[..., str]
-) -> None:
+def test_a_path_is_published_in_one_commit_and_loads_without_the_package(hybrid_search, lfs_api, program):
     """Weights, code, tokenizer, recipe, record, pictures and card go up at once, and run where this package is not."""
     pushed = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=lfs_api)
     assert pushed.model.changed
@@ -83,7 +79,7 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
     assert len(commit_titles(lfs_api)) == 2
 
 
-def test_a_parameter_space_merge_is_a_plain_model(plain: Path, lfs_api: HfApi, program: Callable[..., str]) -> None:
+def test_a_parameter_space_merge_is_a_plain_model(plain, lfs_api, program):
     """A PS merge goes up without any code, and loads without trust in any; its card has no search and claims nothing."""
     push_model(plain, "local/merge", api=lfs_api)
     assert not any(name.endswith(".py") for name in lfs_api.list_repo_files("local/merge"))
@@ -92,7 +88,7 @@ def test_a_parameter_space_merge_is_a_plain_model(plain: Path, lfs_api: HfApi, p
     assert "nothing is claimed about its quality" in Path(hf_hub_download("local/merge", "README.md")).read_text()
 
 
-def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search, tiny, lfs_api, tmp_path):
     """Sources that were published are pinned to commits everywhere, with their licenses; no folder of this machine is named."""
     published = upload_models(lfs_api, *(tiny / name for name in ("b", "a", "base")), licenses=["mit"])
     push_model(hybrid_search, "local/merge", PushOptions(published=published), api=lfs_api)
@@ -115,7 +111,7 @@ def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search: Path, tiny: P
             assert str(tiny).encode() not in file.read_bytes(), file.name
 
 
-def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_folders_that_are_gone_are_still_not_named(plain, tiny, lfs_api, tmp_path):
     """A merge goes out after its sources were removed, without a word of where they were; nor does a tokenizer's note."""
     recipe = Recipe.load(plain / "recipe.yaml")
     gone = [ref.model_copy(update={"model": f"{tmp_path}/gone/{name}"}) for name, ref in zip("ab", recipe.sources, strict=True)]
@@ -132,7 +128,7 @@ def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 48
 
 
-def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, lfs_api: HfApi) -> None:
+def test_what_is_not_known_to_have_been_merged_is_said(plain, tiny, lfs_api):
     """A source whose commit the model's recipe does not name is pinned to what is there now, with a warning."""
     upload_models(lfs_api, tiny / "a", tiny / "b")
     sources = [{"model": "local/a"}, {"model": "local/b", "revision": "main"}]
@@ -142,7 +138,7 @@ def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, 
     assert [warning.split(":")[0] for warning in warnings if "may not be what was merged" in warning] == ["local/a", "local/b"]
 
 
-def test_a_later_winner_replaces_the_earlier_one(hybrid_search: Path, plain: Path, lfs_api: HfApi) -> None:
+def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api):
     """Code, record and pictures of an earlier winner go; files that are not ours, and with --no-card the card, stay."""
     push_model(hybrid_search, "local/merge", api=lfs_api)
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="notes.md", path_or_fileobj=b"mine")
@@ -157,7 +153,7 @@ def test_a_later_winner_replaces_the_earlier_one(hybrid_search: Path, plain: Pat
     assert Path(hf_hub_download("local/merge", "README.md")).read_text() == card
 
 
-def test_private_branches_and_pull_requests(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_private_branches_and_pull_requests(plain, hub, lfs_api):
     """A new repository is private where asked; a branch is made; a pull request leaves the branch as it is."""
     push_model(plain, "local/merge", PushOptions(private=True, revision="try"), api=lfs_api)
     assert lfs_api.model_info("local/merge").private
@@ -175,7 +171,7 @@ def test_private_branches_and_pull_requests(plain: Path, hub: FaultyHub, lfs_api
     assert pushed.model.url == f"{hub.endpoint}/local/merge/discussions/1"
 
 
-def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain: Path, lfs_api: HfApi) -> None:
+def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain, lfs_api):
     """An earlier winner's chat template and tokenizer would change this model; weights and pictures in folders do not."""
     ours = ("chat_template.jinja", "tokenizer.model", "images/path.png")
     theirs = ("steps/1/model.safetensors", "onnx/x.safetensors", "images/logo.png", "images/more/path.png", "notes.py")
@@ -192,9 +188,7 @@ def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain:
     assert not any(f"removed  {name}" in planned for name in theirs)
 
 
-def test_a_dry_run_lists_everything_and_changes_nothing(
-    hybrid_search: Path, hub: FaultyHub, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search, hub, lfs_api, monkeypatch):
     """The plan names every file that would go up, a benchmark's figure included, and the Hub is only read."""
     monkeypatch.setattr(results, "_benchmark", lambda study: "gsm8k")
     monkeypatch.setattr(results, "_accuracy", lambda study: 0.5)
@@ -213,7 +207,7 @@ def _flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_without_a_record_of_the_build_nothing_is_claimed(plain: Path, lfs_api: HfApi) -> None:
+def test_without_a_record_of_the_build_nothing_is_claimed(plain, lfs_api):
     """A model whose build left no record goes up with a warning; recipe and card do not say that it gives these weights."""
     (plain / "build.json").unlink()
     pushed = push_model(plain, "local/merge", api=lfs_api)
@@ -223,7 +217,7 @@ def test_without_a_record_of_the_build_nothing_is_claimed(plain: Path, lfs_api: 
     assert "hf-evomerge reproduce" not in Path(hf_hub_download("local/merge", "README.md")).read_text()
 
 
-def test_a_model_is_built_again_before_it_is_published(plain: Path, lfs_api: HfApi) -> None:
+def test_a_model_is_built_again_before_it_is_published(plain, lfs_api):
     """`verify` needs no record, compares every bit, and the card says that it was done."""
     (plain / "build.json").unlink()
     push_model(plain, "local/merge", PushOptions(verify=True), api=lfs_api)
@@ -236,7 +230,7 @@ def test_a_model_is_built_again_before_it_is_published(plain: Path, lfs_api: HfA
     assert not lfs_api.repo_exists("local/other")
 
 
-def test_a_dry_run_needs_no_login(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_a_dry_run_needs_no_login(plain, hub, lfs_api):
     """Without a token the plan is the same, and says what was not checked; pushing still asks to log in."""
     nobody = HfApi(endpoint=hub.endpoint, token=False)
     text, known = str(preview_push(plain, "local/merge", api=nobody)), str(preview_push(plain, "local/merge", api=lfs_api))
@@ -246,7 +240,7 @@ def test_a_dry_run_needs_no_login(plain: Path, hub: FaultyHub, lfs_api: HfApi) -
         push_model(plain, "local/merge", api=nobody)
 
 
-def test_the_template_is_found(tmp_path: Path) -> None:
+def test_the_template_is_found(tmp_path):
     """The card's template is where the package looks for it."""
     from hf_evomerge.hub.bundled import bundled
 
@@ -255,7 +249,7 @@ def test_the_template_is_found(tmp_path: Path) -> None:
         bundled("nothing")
 
 
-def test_push_from_a_study_and_from_the_command_line(hybrid_search: Path, lfs_api: HfApi, command: Callable[..., Said]) -> None:
+def test_push_from_a_study_and_from_the_command_line(hybrid_search, lfs_api, command):
     """`push_model` of a study and `hf-evomerge push` publish the same; the command prints the address and never the token."""
     pushed = push_model(Study.open(hybrid_search), "local/one", PushOptions(private=True, commit_message="Mine"))
     assert pushed.model.url.endswith("/local/one")

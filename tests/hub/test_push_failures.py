@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_hub import Fault, FaultyHub
+from faulty_hub import Fault
 from hub_fixtures import commit_titles
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.push import push_model
@@ -24,7 +23,7 @@ LFS_PUT = r"PUT /lfs"
 PUSH = "from hf_evomerge.cli import app; app()"
 
 
-def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_a_space_that_fails_says_that_the_model_is_there(plain, hub, lfs_api):
     """Where only the Space cannot be made, the error says that the model is published, and pushing again makes the Space."""
     hub.faults.add(Fault(r"POST /api/spaces/local/merge/commit/", "status", status=403))
     with pytest.raises(HubError, match=r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: "):
@@ -34,7 +33,7 @@ def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: Fault
     assert again.space is not None
 
 
-def test_a_pull_request_is_opened_once(plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]) -> None:
+def test_a_pull_request_is_opened_once(plain, hub, lfs_api, waits):
     """Where it is not known whether a pull request was opened, none is tried again; none is opened for nothing."""
     hub.faults.add(Fault(COMMIT, "status", status=504, carried_out=True))
     with pytest.raises(HubError, match=r"not known whether the pull request was opened: see http.*/local/merge/discussions"):
@@ -48,9 +47,7 @@ def test_a_pull_request_is_opened_once(plain: Path, hub: FaultyHub, lfs_api: HfA
         push_model(plain, "local/merge", PushOptions(create_pr=True, revision="try"), api=lfs_api)
 
 
-def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
-    plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
-) -> None:
+def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(plain, hub, lfs_api, waits):
     """Where the commit's answer is lost and the repository cannot be read any more, that is said."""
     hub.faults.add(Fault(COMMIT, "status", status=504, carried_out=True))
     lfs_api.create_repo("local/merge")
@@ -59,9 +56,7 @@ def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
         push_model(plain, "local/merge", api=lfs_api)
 
 
-def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
-    plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
-) -> None:
+def test_a_push_that_fails_says_what_is_there_and_can_be_finished(plain, hub, lfs_api, waits):
     """After the last attempt one line says that nothing is committed; pushing again uploads nothing twice and finishes."""
     hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
     with pytest.raises(
@@ -79,7 +74,7 @@ def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
     assert len(commit_titles(lfs_api)) == 2
 
 
-def test_an_upload_that_is_refused_says_what_is_missing(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_an_upload_that_is_refused_says_what_is_missing(plain, hub, lfs_api):
     """Where the Hub takes no large file, the error names the file, and says that nothing is committed."""
     hub.faults.add(Fault(LFS_PUT, "status", status=403, times=None))
     with pytest.raises(
@@ -90,9 +85,7 @@ def test_an_upload_that_is_refused_says_what_is_missing(plain: Path, hub: Faulty
     assert len(commit_titles(lfs_api)) == 1
 
 
-def test_somebody_elses_commit_is_not_overwritten(
-    plain: Path, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch, waits: list[float]
-) -> None:
+def test_somebody_elses_commit_is_not_overwritten(plain, lfs_api, monkeypatch, waits):
     """A commit by somebody else between the check and ours stops the push; pushing again goes on top of it."""
     usual, calls = lfs_api.create_commit, []
 
@@ -109,7 +102,7 @@ def test_somebody_elses_commit_is_not_overwritten(
     assert {"theirs.txt", "model.safetensors"} <= set(lfs_api.list_repo_files("local/merge"))
 
 
-def test_a_push_survives_kill_9(plain: Path, hub: FaultyHub, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_a_push_survives_kill_9(plain, hub, lfs_api, tmp_path):
     """Killed between its uploads and its commit, a push has published nothing; run again, it finishes."""
     fault = hub.faults.add(Fault(COMMIT, "delay", seconds=20))
     environment = {**os.environ, **hub.environment(home=tmp_path / "client")}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_hub import FaultyHub
 from hub_fixtures import upload_models
 from huggingface_hub import HfApi
 
@@ -18,7 +17,7 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study.study import Study
 
 
-def test_a_published_source_must_be_the_one_that_was_merged(plain: Path, tiny: Path, lfs_api: HfApi) -> None:
+def test_a_published_source_must_be_the_one_that_was_merged(plain, tiny, lfs_api):
     """A repository that holds other weights than the folder is not taken for it."""
     lfs_api.create_repo("local/other")
     lfs_api.upload_folder(repo_id="local/other", folder_path=tiny / "b")
@@ -27,7 +26,7 @@ def test_a_published_source_must_be_the_one_that_was_merged(plain: Path, tiny: P
     assert not lfs_api.repo_exists("local/merge")
 
 
-def test_a_repository_of_something_else_is_refused(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_a_repository_of_something_else_is_refused(plain, hub, lfs_api):
     """Beside an adapter's config, transformers would load another model than the one that is pushed."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="adapter_config.json", path_or_fileobj=b"{}")
@@ -38,7 +37,7 @@ def test_a_repository_of_something_else_is_refused(plain: Path, hub: FaultyHub, 
         check_push("local/merge", [], PushOptions(), api=lfs_api)
 
 
-def test_private_is_not_ignored(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_private_is_not_ignored(plain, hub, lfs_api):
     """Asked for a private repository, nothing is pushed to a public one that is there, nor to a public Space."""
     lfs_api.create_repo("local/merge")
     with pytest.raises(HubError, match=r"local/merge: exists and is public"):
@@ -50,7 +49,7 @@ def test_private_is_not_ignored(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> 
     assert not lfs_api.repo_exists("local/other")
 
 
-def test_a_space_with_an_app_of_its_own_is_not_replaced(plain: Path, lfs_api: HfApi) -> None:
+def test_a_space_with_an_app_of_its_own_is_not_replaced(plain, lfs_api):
     """A Space under the model's name that shows something else is refused before anything is pushed."""
     lfs_api.create_repo("local/merge", repo_type="space", space_sdk="gradio")
     lfs_api.upload_file(repo_id="local/merge", repo_type="space", path_in_repo="app.py", path_or_fileobj=b"print('mine')")
@@ -66,9 +65,7 @@ def test_a_space_with_an_app_of_its_own_is_not_replaced(plain: Path, lfs_api: Hf
         (PushOptions(languages=["japanese"]), '"japanese" is not valid'),
     ],
 )
-def test_metadata_that_the_hub_does_not_take_are_refused_first(
-    plain: Path, hub: FaultyHub, lfs_api: HfApi, options: PushOptions, complaint: str
-) -> None:
+def test_metadata_that_the_hub_does_not_take_are_refused_first(plain, hub, lfs_api, options, complaint):
     """A license or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
     for refused in (push_model, preview_push):
         with pytest.raises(HubError, match=complaint):
@@ -80,22 +77,20 @@ def test_metadata_that_the_hub_does_not_take_are_refused_first(
 
 
 @pytest.mark.parametrize("repo_id", ["merge", "a/b/c", "local/--", "local/with space"])
-def test_names_that_cannot_be_are_refused(plain: Path, lfs_api: HfApi, repo_id: str) -> None:
+def test_names_that_cannot_be_are_refused(plain, lfs_api, repo_id):
     """A name that is no repository's is refused before anything is asked of the Hub."""
     with pytest.raises(HubError, match="not a name for a repository"):
         push_model(plain, repo_id, api=lfs_api)
 
 
-def test_a_wrong_token_is_one_line_without_it(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
+def test_a_wrong_token_is_one_line_without_it(plain, hub, lfs_api):
     """A token that the Hub does not know is refused with the way to log in, and is not shown."""
     with pytest.raises(HubError, match="hf auth login") as caught:
         push_model(plain, "local/merge", api=HfApi(endpoint=hub.endpoint, token="hf_secret123"))
     assert "hf_secret123" not in str(caught.value)
 
 
-def test_folders_that_hold_no_merge_are_refused(
-    tiny: Path, lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_hold_no_merge_are_refused(tiny, lfs_api, tmp_path, monkeypatch):
     """An empty folder, a model without a recipe and a search without a model are told apart."""
     with pytest.raises(HubError, match=r"neither a study nor a built model"):
         push_model(tmp_path, "local/merge", api=lfs_api)
@@ -121,7 +116,7 @@ def _copy_with_recipe(tiny: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_license_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_a_license_conflict_publishes_nothing(plain, tiny, lfs_api, tmp_path):
     """Parents whose licenses contradict each other are refused before the repository is made, unless the user chooses."""
     published = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "cc-by-nc-4.0"])
     with pytest.raises(HubError, match=r"local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"):
@@ -132,7 +127,7 @@ def test_a_license_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "recipe.yaml"])
-def test_what_was_changed_after_the_build_is_not_published(plain: Path, lfs_api: HfApi, name: str) -> None:
+def test_what_was_changed_after_the_build_is_not_published(plain, lfs_api, name):
     """One changed byte in weights, config or recipe is refused, by a dry run too, as the card would not be true."""
     content = (plain / name).read_bytes()
     (plain / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name == "model.safetensors" else content + b"\n")
@@ -142,9 +137,7 @@ def test_what_was_changed_after_the_build_is_not_published(plain: Path, lfs_api:
     assert not lfs_api.repo_exists("local/merge")
 
 
-def test_a_link_out_of_the_folder_is_not_published(
-    plain: Path, lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, monkeypatch):
     """A file that becomes a link out of the folder after the weights were read is refused, and nothing is published."""
     from hf_evomerge.hub import push_plan
 

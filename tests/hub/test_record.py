@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import parquet
-from searches import Config
 
 from hf_evomerge.errors import HubError, SearchError
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
@@ -20,7 +18,7 @@ from hf_evomerge.search.folder import check_out, edited, open_study
 from hf_evomerge.search.study.study import Study
 
 
-def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Path) -> None:
+def test_the_record_says_what_the_study_holds(hybrid_search, tmp_path):
     """Stages, levels, splits and results are those of the study, and every trial is a row with its path and its recipe."""
     record = write_record(hybrid_search, tmp_path)
     assert record == Record.load(tmp_path / STUDY_JSON)
@@ -53,7 +51,7 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
     study.close()
 
 
-def test_edited_results_are_not_published(hybrid_search: Path, tmp_path: Path) -> None:
+def test_edited_results_are_not_published(hybrid_search, tmp_path):
     """Figures in results.json that the search did not write there never get onto a card."""
     copy = shutil.copytree(hybrid_search, tmp_path / "search")
     results = json.loads((copy / "results.json").read_text())
@@ -64,7 +62,7 @@ def test_edited_results_are_not_published(hybrid_search: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_path: Path) -> None:
+def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search, tmp_path):
     """`about` is read from the search file beside the study, where it may be written later; it makes no other search."""
     copy = shutil.copytree(hybrid_search, tmp_path / "search")
     file = copy / "search.yaml"
@@ -81,7 +79,7 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     assert write_record(copy, tmp_path / "record").settings.about == "Adds."
 
 
-def test_settings_name_no_file_of_this_machine(search_config: Config, tmp_path: Path) -> None:
+def test_settings_name_no_file_of_this_machine(search_config, tmp_path):
     """Files of data and of tasks are published by their last names, names on the Hub and addresses as they are."""
     for name in ("rows.csv", "task.yaml"):
         (tmp_path / name).touch()
@@ -94,7 +92,7 @@ def test_settings_name_no_file_of_this_machine(search_config: Config, tmp_path: 
     assert str(tmp_path) not in json.dumps(published)
 
 
-def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:
+def test_nothing_of_this_machine_is_in_it(hybrid_search, tiny, tmp_path):
     """No file of the record holds a folder of this machine or, unless asked, a problem."""
     write_record(hybrid_search, tmp_path)
     problem = json.loads((tiny / "test.jsonl").read_text().splitlines()[0])["prompt"]
@@ -106,7 +104,7 @@ def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_p
     assert json.loads(texts[0])["settings"]["sources"] == [{"model": "a"}, {"model": "b"}]
 
 
-def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:
+def test_examples_are_published_where_they_are_asked_for(hybrid_search, tiny, tmp_path):
     """The first problems of the test split are there, with which models were right, and how many only the winner solves."""
     record = write_record(hybrid_search, tmp_path, examples=2)
     examples = record.examples
@@ -132,7 +130,7 @@ def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, ti
     study.close()
 
 
-def test_failed_trials_and_unfinished_searches_have_a_record(search_config: Config, tmp_path: Path) -> None:
+def test_failed_trials_and_unfinished_searches_have_a_record(search_config, tmp_path):
     """A search without results, with trials that failed, is recorded as it is, and errors name no folder."""
     from hf_evomerge.fitness import Scores
     from hf_evomerge.search.study.study import Trial
@@ -159,6 +157,6 @@ def test_failed_trials_and_unfinished_searches_have_a_record(search_config: Conf
         ("file=/home/me/q and/or https://huggingface.co/u/m at 3/4", "file=q and/or https://huggingface.co/u/m at 3/4"),
     ],
 )
-def test_errors_name_no_folder(error: str, published: str) -> None:
+def test_errors_name_no_folder(error, published):
     """Wherever a path of this machine stands in an error, only its last name is published; addresses stay."""
     assert _without_folders(error) == published

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from classes import edit_json
-from faulty_hub import Fault, FaultyHub
-from hub_fixtures import Said, upload_models
+from faulty_hub import Fault
+from hub_fixtures import upload_models
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
@@ -64,9 +63,7 @@ def _cached(name: str, home: Path) -> Path:
     return file.resolve()
 
 
-def test_a_published_merge_is_rebuilt_bit_for_bit(
-    pushed: Path, lfs_api: HfApi, tmp_path: Path, command: Callable[..., Said]
-) -> None:
+def test_a_published_merge_is_rebuilt_bit_for_bit(pushed, lfs_api, tmp_path, command):
     """From the recipe and the sources on the Hub alone, every file comes out the same, also by the command line."""
     result = reproduce("local/merge", out=tmp_path / "again", api=lfs_api)
     assert result.same
@@ -76,9 +73,7 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1"])
-def test_what_was_merged_is_what_is_published(
-    revision: str | None, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, command: Callable[..., Said]
-) -> None:
+def test_what_was_merged_is_what_is_published(revision, published, lfs_api, tmp_path, command):
     """A source that moves between the merge and the push, also in the cache, is published by the commit that was merged."""
     lfs_api.create_tag("local/a", tag="v1")
     commit = lfs_api.model_info("local/a").sha
@@ -98,7 +93,7 @@ def test_what_was_merged_is_what_is_published(
     assert reproduce("local/merge", api=lfs_api).same
 
 
-def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
     """Code that comes with the sources is not run to rebuild a model, unless the caller says so; a push as such needs none."""
     for name in ("a", "b"):
         folder = shutil.copytree(tiny / name, tmp_path / name)
@@ -123,7 +118,7 @@ def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_pa
 
 
 @pytest.mark.usefixtures("pushed")
-def test_one_changed_byte_in_a_source_is_refused(lfs_api: HfApi, tmp_path: Path) -> None:
+def test_one_changed_byte_in_a_source_is_refused(lfs_api, tmp_path):
     """A downloaded source whose content is not what the Hub says, though its size is, is not built from."""
     assert reproduce("local/merge", api=lfs_api).same
     file = _cached("b", tmp_path / "client")
@@ -137,7 +132,7 @@ def test_one_changed_byte_in_a_source_is_refused(lfs_api: HfApi, tmp_path: Path)
 
 @pytest.mark.usefixtures("pushed")
 @pytest.mark.parametrize("fault", ["truncate", "reset", "corrupt"])
-def test_a_source_that_comes_damaged_is_not_built_from(hub: FaultyHub, lfs_api: HfApi, fault: Any) -> None:
+def test_a_source_that_comes_damaged_is_not_built_from(hub, lfs_api, fault):
     """A download that is cut short or cut off is made whole; one with a wrong byte is refused, and is right the next time."""
     # the first request reads the header, the second fetches the file
     ordered = hub.faults.add(
@@ -151,9 +146,7 @@ def test_a_source_that_comes_damaged_is_not_built_from(hub: FaultyHub, lfs_api: 
     assert ordered.hits == 1
 
 
-def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, command: Callable[..., Said]
-) -> None:
+def test_a_model_that_is_not_what_its_recipe_gives_is_reported(merged, published, lfs_api, command):
     """The tensors that differ are named, with how many numbers and by how much; the command ends with an error."""
     tensors = load_file(merged / "model.safetensors")
     name = next(name for name in tensors if name.endswith("q_proj.weight"))
@@ -171,7 +164,7 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
 
 
 @pytest.mark.usefixtures("pushed")
-def test_weights_that_were_changed_after_the_push_are_refused(lfs_api: HfApi, tmp_path: Path) -> None:
+def test_weights_that_were_changed_after_the_push_are_refused(lfs_api, tmp_path):
     """A weights file that was replaced on the Hub does not pass for the recipe's."""
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     _put(lfs_api, "model.safetensors", tmp_path / "x.safetensors")
@@ -180,9 +173,7 @@ def test_weights_that_were_changed_after_the_push_are_refused(lfs_api: HfApi, tm
 
 
 @pytest.mark.parametrize("where", ["model.safetensors", "other/x.safetensors"])
-def test_weights_that_were_added_after_the_push_are_refused(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, where: str
-) -> None:
+def test_weights_that_were_added_after_the_push_are_refused(merged, published, lfs_api, tmp_path, where):
     """A file that transformers would load in place of the recipe's own does not go unnoticed, at the top or by the index."""
     parts = build_model(Recipe.load(merged / "recipe.yaml"), tmp_path / "parts", max_shard_size="20KB", progress=False)
     push_model(parts, "local/merge", PushOptions(published=published), api=lfs_api)
@@ -198,7 +189,7 @@ def test_weights_that_were_added_after_the_push_are_refused(
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api: HfApi) -> None:
+def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api):
     """The path, its scales and everything else that config.json decides are compared as the weights are."""
     config = json.loads(Path(lfs_api.hf_hub_download("local/merge", "config.json")).read_text())
     config["scales"][1] = 0.75
@@ -214,7 +205,7 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api: HfApi) -> N
     assert "config.json is not what the recipe gives" in str(result)
 
 
-def test_code_that_was_changed_is_not_called_the_same(pushed: Path, lfs_api: HfApi, command: Callable[..., Said]) -> None:
+def test_code_that_was_changed_is_not_called_the_same(pushed, lfs_api, command):
     """A changed file of the class is reported in capitals, and ends the command with an error; other code is named."""
     code = (pushed / "modeling_evo_merged.py").read_bytes() + b"\nimport os\n"
     _put(lfs_api, "modeling_evo_merged.py", code)
@@ -239,9 +230,7 @@ def test_code_that_was_changed_is_not_called_the_same(pushed: Path, lfs_api: HfA
 
 @pytest.mark.usefixtures("pushed")
 @pytest.mark.parametrize("name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000])
-def test_a_recipe_of_a_stranger_reads_no_folder(
-    lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_recipe_of_a_stranger_reads_no_folder(lfs_api, tmp_path, monkeypatch, name):
     """A published recipe cannot name a folder of whoever rebuilds it, whether it is there or not."""
     for folder in ("secret", "here/it"):
         (tmp_path / folder).mkdir(parents=True)
@@ -255,7 +244,7 @@ def test_a_recipe_of_a_stranger_reads_no_folder(
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_recipe_of_a_stranger_lists_no_folder(lfs_api: HfApi, tmp_path: Path) -> None:
+def test_a_recipe_of_a_stranger_lists_no_folder(lfs_api, tmp_path):
     """A published recipe whose sources are a run is refused before the run is looked for."""
     (tmp_path / "private-1").mkdir()
     (tmp_path / "private-1" / "config.json").write_text("{}")
@@ -266,14 +255,14 @@ def test_a_recipe_of_a_stranger_lists_no_folder(lfs_api: HfApi, tmp_path: Path) 
     assert "private-1" not in str(refusal.value)
 
 
-def test_names_from_a_repository_do_not_reach_the_terminal_raw() -> None:
+def test_names_from_a_repository_do_not_reach_the_terminal_raw():
     """A tensor's name that holds control characters cannot clear the screen or colour what follows."""
     hostile = TensorDifference("x\x1b[2J\ny", "1 of 2 numbers differ", 0.5)
     text = str(Reproduction("u/m", "0" * 40, {}, 2, (hostile,), (), {}))
     assert text.splitlines()[1] == "  x?[2J?y: 1 of 2 numbers differ, by at most 0.5"
 
 
-def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: FaultyHub) -> None:
+def test_what_cannot_be_rebuilt_is_refused(merged, lfs_api, hub):
     """A model without a recipe, with unpublished sources, or that is not there, is refused with the reason."""
     push_model(merged, "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"only its author can rebuild it: a, b and base cannot be had from the Hub"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ def study(test: dict[str, Any], split: str = "test", accuracy: float | None = 0.
     return Record.model_validate({"settings": settings, "results": results})
 
 
-def test_a_benchmark_of_the_hub(tmp_path: Path) -> None:
+def test_a_benchmark_of_the_hub(tmp_path):
     """lm_eval's figure of all of a registered benchmark goes to `.eval_results`, in percent, and not to the card too."""
     record = study(GSM8K, num_fewshot=5, metric={"gsm8k": "exact_match,flexible-extract"})
     write_benchmark_result(record, tmp_path)
@@ -52,7 +51,7 @@ def test_a_benchmark_of_the_hub(tmp_path: Path) -> None:
         (Record(), None),
     ],
 )
-def test_everything_else(record: Record, in_card: str | None, tmp_path: Path) -> None:
+def test_everything_else(record, in_card, tmp_path):
     """A part of a benchmark, what lm_eval did not score, and other tasks stand in the card alone; what is no test, nowhere."""
     write_benchmark_result(record, tmp_path)
     assert not (tmp_path / ".eval_results").exists()

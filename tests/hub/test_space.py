@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import yaml
-from hub_fixtures import Said, upload_models
+from hub_fixtures import upload_models
 from huggingface_hub import HfApi, SpaceCard
-from searches import Settings
 
 import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
@@ -37,7 +35,7 @@ def model(lfs_api: HfApi) -> str:
     return "local/merge"
 
 
-def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_the_app_goes_up_as_it_stands(model, lfs_api, tmp_path):
     """Every file of the app is in the Space unchanged, the package beside it; the model is named there and in the header."""
     commit = push_space("local/merge-space", model, revision="main", api=lfs_api)
     folder = Path(lfs_api.snapshot_download("local/merge-space", repo_type="space", local_dir=tmp_path / "space"))
@@ -66,7 +64,7 @@ def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path
     assert commit.url.endswith("/spaces/local/merge-space")
 
 
-def test_an_update_keeps_what_is_not_ours(model: str, lfs_api: HfApi) -> None:
+def test_an_update_keeps_what_is_not_ours(model, lfs_api):
     """Pushed again, nothing changes; code of an earlier version goes, the owner's files and secrets stay."""
     first = push_space("local/s", model, api=lfs_api)
     again = push_space("local/s", model, api=lfs_api)
@@ -79,14 +77,14 @@ def test_an_update_keeps_what_is_not_ours(model: str, lfs_api: HfApi) -> None:
     assert not [name for name in there if "old_module" in name or "old_room" in name]
 
 
-def test_a_space_needs_its_model(lfs_api: HfApi) -> None:
+def test_a_space_needs_its_model(lfs_api):
     """Where the model is not on the Hub, no Space is made."""
     with pytest.raises(HubError, match=r"local/nothing: the Space would show a model that cannot be found"):
         push_space("local/s", "local/nothing", api=lfs_api)
     assert not lfs_api.repo_exists("local/s", repo_type="space")
 
 
-def test_the_app_runs_here_without_the_hub(app: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_app_runs_here_without_the_hub(app, monkeypatch, tmp_path):
     """`run_space` starts the same app, told by the environment which model to show."""
     app.write_text("import os; open(os.environ['SEEN'], 'w').write(os.environ['EVOMERGE_MODEL'])")
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
@@ -103,7 +101,7 @@ def test_the_app_runs_here_without_the_hub(app: Path, monkeypatch: pytest.Monkey
         run_space(str(tmp_path))
 
 
-def test_a_name_is_looked_up_before_the_app_runs(model: str, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_looked_up_before_the_app_runs(model, lfs_api, monkeypatch):
     """What is no model on the Hub is refused in one line; nothing is started."""
     ran: list[object] = []
     monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command) or CompletedProcess(command, 0))
@@ -119,9 +117,7 @@ def test_a_name_is_looked_up_before_the_app_runs(model: str, lfs_api: HfApi, mon
     assert len(ran) == 1
 
 
-def test_a_search_whose_data_moved_is_shown_without_problems(
-    hybrid_search: Path, app: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_search_whose_data_moved_is_shown_without_problems(hybrid_search, app, monkeypatch, capsys):
     """Where the examples of a search cannot be read any more, the page has everything but them, and that is said."""
 
     def moved(*_: object) -> Any:
@@ -140,7 +136,7 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     assert not capsys.readouterr().err
 
 
-def test_a_search_is_shown_with_its_record(hybrid_search: Path, app: Path) -> None:
+def test_a_search_is_shown_with_its_record(hybrid_search, app):
     """The folder of a search is shown as it would be published, its sources where they are; nothing is left behind."""
     app.write_text("""
 import json, os, pathlib
@@ -157,9 +153,7 @@ pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
     assert (hybrid_search / "model" / "model.safetensors").is_file()
 
 
-def test_a_search_pushes_its_winner_and_makes_the_space(
-    search_settings: Settings, command: Callable[..., Said], lfs_api: HfApi, tmp_path: Path
-) -> None:
+def test_a_search_pushes_its_winner_and_makes_the_space(search_settings, command, lfs_api, tmp_path):
     """`search --push-to user/name --space` ends with the model and its Space on the Hub."""
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings()))
     words = ("--out", tmp_path / "out", "--workers", 0, "--push-to", "local/won", "--space")
@@ -171,14 +165,7 @@ def test_a_search_pushes_its_winner_and_makes_the_space(
     assert "app.py" in lfs_api.list_repo_files("local/won", repo_type="space")
 
 
-def test_a_search_that_could_not_push_does_not_begin(
-    search_settings: Settings,
-    tiny: Path,
-    command: Callable[..., Said],
-    lfs_api: HfApi,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_search_that_could_not_push_does_not_begin(search_settings, tiny, command, lfs_api, tmp_path, monkeypatch):
     """Contradicting licenses, and a login that is not there, stop the search before its first trial."""
     names = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "gemma"])
     sources = [{"model": name} for name in names.values()]

@@ -49,14 +49,14 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good_metadata(name: str) -> None:
+def test_good_metadata(name):
     """Metadata that the Hub takes has no errors and no warnings."""
     kind, metadata = GOOD[name]
     assert check_card(_card(**metadata), kind) == ([], [])
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_metadata(name: str) -> None:
+def test_bad_metadata(name):
     """Each mistake is one error that names the key."""
     kind, metadata, message = BAD[name]
     errors, _ = check_card(_card(**metadata), kind)
@@ -69,7 +69,7 @@ def test_bad_metadata(name: str) -> None:
     [("a: [1", "invalid YAML"), ("- a", "must be a mapping"), ("d: 2024-13-45", "invalid YAML")],
     ids=["no YAML", "a list", "no date"],
 )
-def test_metadata_that_is_none(head: str, message: str) -> None:
+def test_metadata_that_is_none(head, message):
     """Metadata that is no YAML, or no mapping, is an error, and a description reads it as empty."""
     text = f"---\n{head}\n---\n"
     assert message in check_card(text, "model")[0][0]
@@ -87,12 +87,12 @@ def test_metadata_that_is_none(head: str, message: str) -> None:
         ("---\na: 1\n", None),
     ],
 )
-def test_where_the_metadata_is(text: str, head: str | None) -> None:
+def test_where_the_metadata_is(text, head):
     """Metadata is between two lines of dashes at the very top, whatever ends the lines."""
     assert front_matter(text) == head
 
 
-def test_tags_of_relations() -> None:
+def test_tags_of_relations():
     """Several parents make a merge, one makes a fine-tune, and a card may say otherwise."""
     assert card_tags({"base_model": ["a/x", "b/y"]}) == [
         "base_model:a/x", "base_model:b/y", "base_model:merge:a/x", "base_model:merge:b/y",

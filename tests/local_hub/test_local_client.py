@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_hub import FaultyHub
 from huggingface_hub import _CACHED_NO_EXIST, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
     BadRequestError,
@@ -65,7 +64,7 @@ def _status(call: Callable[[], Any], kind: type[HfHubHTTPError] = HfHubHTTPError
     return int(refused.value.response.status_code)
 
 
-def test_who_am_i(api: HfApi, hub: FaultyHub) -> None:
+def test_who_am_i(api, hub):
     """The token's user is known with their organisations; no token and a wrong one are refused."""
     me = api.whoami()
     assert (me["name"], [org["name"] for org in me["orgs"]]) == ("local", ["acme"])
@@ -73,7 +72,7 @@ def test_who_am_i(api: HfApi, hub: FaultyHub) -> None:
     assert _status(lambda: HfApi(endpoint=hub.endpoint, token="hf_nobody").model_info("acme/none")) == 401
 
 
-def test_create_and_delete(api: HfApi, hub: FaultyHub) -> None:
+def test_create_and_delete(api, hub):
     """A repository is created once, in one's own namespaces only, and gone after it was deleted."""
     assert str(api.create_repo("acme/m")) == f"{hub.endpoint}/acme/m"
     assert api.create_repo("mine").repo_id == "local/mine"
@@ -89,7 +88,7 @@ def test_create_and_delete(api: HfApi, hub: FaultyHub) -> None:
     assert _status(lambda: api.delete_repo("acme/m"), RepositoryNotFoundError) == 404
 
 
-def test_upload_folder_and_download(api: HfApi, repo: str, folder: Path, tmp_path: Path) -> None:
+def test_upload_folder_and_download(api, repo, folder, tmp_path):
     """What was uploaded comes back byte for byte, file by file and as a snapshot; uploading it again makes no commit."""
     before = api.repo_info(repo).sha
     assert api.upload_folder(repo_id=repo, folder_path=folder).oid == before
@@ -103,7 +102,7 @@ def test_upload_folder_and_download(api: HfApi, repo: str, folder: Path, tmp_pat
     assert api.verify_repo_checksums(repo).mismatches == []
 
 
-def test_large_files_stay_out_of_git(api: HfApi, hub: FaultyHub, repo: str) -> None:
+def test_large_files_stay_out_of_git(api, hub, repo):
     """Weights are LFS files, which are fetched by an address of their own; text is in git."""
     by_path = {info.path: info for info in api.list_repo_tree(repo) if hasattr(info, "lfs")}
     weights = by_path["model.safetensors"]
@@ -114,7 +113,7 @@ def test_large_files_stay_out_of_git(api: HfApi, hub: FaultyHub, repo: str) -> N
     assert [(seen.method, seen.target.split("/")[1]) for seen in moved] == [("PUT", "lfs"), ("GET", "content")]
 
 
-def test_description(api: HfApi, repo: str) -> None:
+def test_description(api, repo):
     """The description has card, sizes, and the tags that follow from the card."""
     info = api.model_info(repo, files_metadata=True)
     assert info.tags == [
@@ -128,7 +127,7 @@ def test_description(api: HfApi, repo: str) -> None:
     assert sizes["sub/note with space.txt"] == 5
 
 
-def test_tree_and_paths(api: HfApi, repo: str) -> None:
+def test_tree_and_paths(api, repo):
     """The tree lists one folder or everything below; facts are given about files and folders that are there."""
     assert [info.path for info in api.list_repo_tree(repo)] == [
         ".gitattributes", "README.md", "config.json", "model.safetensors", "sub",
@@ -140,7 +139,7 @@ def test_tree_and_paths(api: HfApi, repo: str) -> None:
     assert _status(lambda: list(api.list_repo_tree(repo, "none")), RemoteEntryNotFoundError) == 404
 
 
-def test_commits_move_only_from_where_they_began(api: HfApi, repo: str) -> None:
+def test_commits_move_only_from_where_they_began(api, repo):
     """A commit on an old parent is refused with 412 and changes nothing; one on the newest goes through."""
     first = api.repo_info(repo).sha
     second = api.upload_file(path_or_fileobj=b"1", path_in_repo="a.txt", repo_id=repo, parent_commit=first).oid
@@ -150,7 +149,7 @@ def test_commits_move_only_from_where_they_began(api: HfApi, repo: str) -> None:
     assert not api.file_exists(repo, "b.txt")
 
 
-def test_branches_tags_and_history(api: HfApi, repo: str) -> None:
+def test_branches_tags_and_history(api, repo):
     """Branches and tags are created once, committed to or not, found by every name of a revision, and deleted."""
     start = api.repo_info(repo).sha
     api.create_branch(repo, branch="feature/x")
@@ -177,7 +176,7 @@ def test_branches_tags_and_history(api: HfApi, repo: str) -> None:
     assert _status(lambda: api.delete_tag(repo, tag="v1"), RevisionNotFoundError) == 404
 
 
-def test_what_is_missing_has_its_own_error(api: HfApi, repo: str) -> None:
+def test_what_is_missing_has_its_own_error(api, repo):
     """A missing repository, revision and file are told apart, and a missing file is remembered as missing."""
     assert _status(lambda: api.model_info("acme/none"), RepositoryNotFoundError) == 404
     assert _status(lambda: api.model_info("acme/none", token=False), RepositoryNotFoundError) == 401
@@ -186,7 +185,7 @@ def test_what_is_missing_has_its_own_error(api: HfApi, repo: str) -> None:
     assert try_to_load_from_cache(repo, "none.json") is _CACHED_NO_EXIST
 
 
-def test_pull_requests(api: HfApi, repo: str, folder: Path) -> None:
+def test_pull_requests(api, repo, folder):
     """A pull request is opened by a commit, is listed and read, takes no other commit, and main stays."""
     head = api.repo_info(repo).sha
     first = api.upload_file(path_or_fileobj=b"v", path_in_repo="v.txt", repo_id=repo, create_pr=True)
@@ -201,7 +200,7 @@ def test_pull_requests(api: HfApi, repo: str, folder: Path) -> None:
     assert api.repo_info(repo).sha == head
 
 
-def test_private(api: HfApi, hub: FaultyHub, repo: str, tmp_path: Path) -> None:
+def test_private(api, hub, repo, tmp_path):
     """A private repository does not exist for others, in any call, and does for who owns it."""
     api.update_repo_settings(repo, private=True)
     assert api.model_info(repo).private is True
@@ -218,7 +217,7 @@ def test_private(api: HfApi, hub: FaultyHub, repo: str, tmp_path: Path) -> None:
     assert api.model_info("acme/born-private").private is True
 
 
-def test_what_is_another_users(api: HfApi, hub: FaultyHub, repo: str) -> None:
+def test_what_is_another_users(api, hub, repo):
     """A repository of a namespace that is not the user's is read, and proposed to, but not changed; nor seen, if private."""
     api.create_repo("acme/hidden", private=True)
     hub.stop()
@@ -239,7 +238,7 @@ def test_what_is_another_users(api: HfApi, hub: FaultyHub, repo: str) -> None:
         assert visitor.file_exists(repo, "v.bin", revision=made.pr_revision)
 
 
-def test_spaces(api: HfApi, folder: Path) -> None:
+def test_spaces(api, folder):
     """A Space is a repository with an SDK, which its card may change."""
     api.create_repo("acme/s", repo_type="space", space_sdk="gradio")
     (folder / "app.py").write_text("print(1)")

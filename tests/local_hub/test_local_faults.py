@@ -7,7 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from faulty_hub import Fault, Faults, FaultyHub
+from faulty_hub import Fault, Faults
 from huggingface_hub import HfApi
 
 SMALL = os.urandom(400_000)
@@ -35,7 +35,7 @@ def _upload(api: HfApi, name: str = "new.bin") -> str:
     return api.upload_file(path_or_fileobj=SMALL + os.urandom(4), path_in_repo=name, repo_id="acme/m").oid
 
 
-def test_an_upload_that_is_cut_is_sent_again(api: HfApi, repo: str, hub: FaultyHub) -> None:
+def test_an_upload_that_is_cut_is_sent_again(api, repo, hub):
     """A reset in the middle of an LFS upload is retried, and nothing of the first attempt stays."""
     fault = hub.faults.add(Fault("PUT /lfs/", "reset", after_bytes=100_000))
     _upload(api)
@@ -44,7 +44,7 @@ def test_an_upload_that_is_cut_is_sent_again(api: HfApi, repo: str, hub: FaultyH
     assert api.get_paths_info(repo, "new.bin")[0].size == len(SMALL) + 4
 
 
-def test_which_requests_a_fault_hits() -> None:
+def test_which_requests_a_fault_hits():
     """Faults come in their order, after as many passing requests and as often as was said, on requests that match."""
     faults = Faults()
     first = faults.add(Fault("GET /a", "reset", times=2, skip=1))

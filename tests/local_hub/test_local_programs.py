@@ -12,9 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from faulty_hub import FaultyHub
-from huggingface_hub import HfApi
-
 import local_hub as local
 from local_hub.hub import NOT_IMITATED
 
@@ -37,7 +34,7 @@ print(json.dumps([torch.equal(load(), before), torch.equal(load(revision="next")
 """
 
 
-def test_transformers_round_trip(program: Program, api: HfApi) -> None:
+def test_transformers_round_trip(program, api):
     """A model that is pushed is the same when it is loaded, from the main branch and from another."""
     assert json.loads(program(ROUND_TRIP).splitlines()[-1]) == [True, True, False]
     assert "merge" in (api.model_info("acme/tiny").tags or [])
@@ -46,7 +43,7 @@ def test_transformers_round_trip(program: Program, api: HfApi) -> None:
     ]  # fmt: skip
 
 
-def test_the_hf_command(hub: FaultyHub, tmp_path: Path) -> None:
+def test_the_hf_command(hub, tmp_path):
     """The `hf` command logs in, creates, lists, uploads, branches, tags, downloads and deletes."""
     environment = {**os.environ, **hub.environment()}
     del environment["HF_TOKEN"]
@@ -75,7 +72,7 @@ def test_the_hf_command(hub: FaultyHub, tmp_path: Path) -> None:
     assert not list(hub.root.glob("repositories/models/acme/*"))
 
 
-def test_our_own_command(tmp_path: Path) -> None:
+def test_our_own_command(tmp_path):
     """The program prints lines for a shell, says what it does not do, stops on Ctrl-C, and keeps everything."""
     command = [sys.executable, "-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me"]
     begin = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -97,7 +94,7 @@ def test_our_own_command(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "repositories" / "models" / "me" / "mine" / "repository.json").exists()
 
 
-def test_a_command_runs_beside_a_hub(tmp_path: Path) -> None:
+def test_a_command_runs_beside_a_hub(tmp_path):
     """A command that is named runs with the hub's variables, and its status is the program's."""
     code = "import sys; from huggingface_hub import whoami; print(whoami()['name']); sys.exit(3)"
     options = ["-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me", "--"]
@@ -106,13 +103,13 @@ def test_a_command_runs_beside_a_hub(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (3, "me\n"), done.stderr
 
 
-def test_the_page_about_it_says_the_same() -> None:
+def test_the_page_about_it_says_the_same():
     """The documentation names all that the command says is not imitated."""
     page = (PACKAGE.parent / "docs" / "local-hub.md").read_text(encoding="utf-8").replace("`", "")
     assert [limit for limit in NOT_IMITATED if limit not in page] == []
 
 
-def test_our_command_in_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_our_command_in_a_folder_that_is_none(tmp_path):
     """A folder that cannot be is one line and status 1."""
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "local_hub", "--root", str(tmp_path / "file")]
@@ -121,7 +118,7 @@ def test_our_command_in_a_folder_that_is_none(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in done.stderr
 
 
-def test_the_server_stands_alone() -> None:
+def test_the_server_stands_alone():
     """The hub imports the standard library, PyYAML and a file lock, itself, and the errors of `hf_evomerge`."""
     allowed = {*sys.stdlib_module_names, "yaml", "filelock"}
     for file in PACKAGE.glob("*.py"):

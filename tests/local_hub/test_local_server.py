@@ -48,7 +48,7 @@ def repo(api: HfApi) -> str:
     return "acme/m"
 
 
-def test_redirects(send: Send, repo: str, api: HfApi) -> None:
+def test_redirects(send, repo, api):
     """A text is there itself, and a large file at another origin, with what the client needs to know beforehand."""
     sha = api.repo_info(repo).sha
     assert send("HEAD", "/acme/m/resolve/main/a.txt")[::2] == (200, b"")
@@ -84,7 +84,7 @@ def _content(send: Send) -> str:
         ("bytes=-0", 416, None),
     ],
 )
-def test_ranges(send: Send, repo: str, asked: str, status: int, expected: slice | None) -> None:
+def test_ranges(send, repo, asked, status, expected):
     """A range gives those bytes; what is no single range gives all; what is beyond the end is refused."""
     got, headers, body = send("GET", _content(send), token=None, Range=asked)
     assert got == status
@@ -106,7 +106,7 @@ NO_NAMES = ["..", "../x", ".hidden", "a/b", "x" * 97, "a--b", "a..b", "a b", "a.
 
 @pytest.mark.parametrize("path", HOSTILE)
 @pytest.mark.parametrize("key", ["file", "lfsFile", "deletedFile", "deletedFolder"])
-def test_paths_that_lead_out_are_refused(send: Send, repo: str, key: str, path: str) -> None:
+def test_paths_that_lead_out_are_refused(send, repo, key, path):
     """A commit cannot name a path that would leave the repository where a client writes it."""
     status, _, body = _commit(send, (key, {"path": path, "content": "eA==", "encoding": "base64", "oid": "0" * 64}))
     assert status == 400
@@ -115,7 +115,7 @@ def test_paths_that_lead_out_are_refused(send: Send, repo: str, key: str, path: 
 
 @pytest.mark.parametrize("path", ELSEWHERE)
 @pytest.mark.parametrize("before", ADDRESSES)
-def test_addresses_do_not_reach_the_disk(send: Send, repo: str, before: str, path: str) -> None:
+def test_addresses_do_not_reach_the_disk(send, repo, before, path):
     """An address names entries of a commit, so no way of writing it leads to another file."""
     status, _, body = send("GET", before + path)
     assert status == 404
@@ -123,7 +123,7 @@ def test_addresses_do_not_reach_the_disk(send: Send, repo: str, before: str, pat
 
 
 @pytest.mark.parametrize(("key", "name"), [*product(("name", "organization"), NO_NAMES), ("name", "")])
-def test_names_that_are_none_are_refused(send: Send, hub: FaultyHub, name: Any, key: str) -> None:
+def test_names_that_are_none_are_refused(send, hub, name, key):
     """A repository and an owner have names that are safe as folders; nothing else is created."""
     wanted = {"name": "m", "organization": "acme", key: name}
     status, _, _ = send("POST", "/api/repos/create", wanted)
@@ -132,13 +132,13 @@ def test_names_that_are_none_are_refused(send: Send, hub: FaultyHub, name: Any, 
 
 
 @pytest.mark.parametrize("name", ["a..b", "-x", "a b", "x.lock", "refs/pr/1", "f" * 40, "a//b", "x/", "a~1", "a:b", "é\n"])
-def test_refs_that_git_would_refuse(send: Send, repo: str, name: str) -> None:
+def test_refs_that_git_would_refuse(send, repo, name):
     """A branch or tag has a name that git would take and that no other revision can have."""
     assert send("POST", f"/api/models/acme/m/branch/{quote(name, safe='')}", {})[0] in (400, 409)
     assert send("POST", "/api/models/acme/m/tag/main", {"tag": name})[0] == 400
 
 
-def test_nonsense_is_refused(send: Send, repo: str) -> None:
+def test_nonsense_is_refused(send, repo):
     """A body that is not what the endpoint takes is answered with an error, and the hub goes on."""
     for method, target, body in [
         ("POST", "/api/repos/create", b"not json"),
@@ -161,7 +161,7 @@ def _commit(send: Send, *operations: tuple[str, dict[str, Any]]) -> Answer:
     return send("POST", "/api/models/acme/m/commit/main", "\n".join(map(json.dumps, lines)).encode())
 
 
-def test_commits_that_cannot_be(send: Send, repo: str, api: HfApi) -> None:
+def test_commits_that_cannot_be(send, repo, api):
     """A commit with one impossible operation changes nothing at all."""
     before, good = api.repo_info(repo).sha, ("file", {"path": "good.txt", "content": "eA==", "encoding": "base64"})
     for key, value in [
@@ -176,7 +176,7 @@ def test_commits_that_cannot_be(send: Send, repo: str, api: HfApi) -> None:
     assert api.repo_info(repo).sha == before
 
 
-def test_an_upload_is_what_was_announced(send: Send, hub: FaultyHub, repo: str) -> None:
+def test_an_upload_is_what_was_announced(send, hub, repo):
     """A content with another SHA-256 than its address is refused, and can be uploaded rightly afterwards."""
     digest = hashlib.sha256(b"right").hexdigest()
     wanted = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": digest, "size": 5}]}
@@ -203,21 +203,21 @@ WRITES = [
 
 
 @pytest.mark.parametrize(("method", "target"), WRITES)
-def test_who_may_not_write(send: Send, repo: str, method: str, target: str) -> None:
+def test_who_may_not_write(send, repo, method, target):
     """What changes a repository needs the token: 401 without one and with a wrong one."""
     body = b'{"name": "m", "organization": "acme", "private": true, "tag": "t", "title": "t", "pullRequest": true}'
     assert send(method, target, body, token=None)[0] == 401
     assert send(method, target, body, token="hf_visitor")[0] == 401
 
 
-def test_other_names_for_this_machine(send: Send, hub: FaultyHub) -> None:
+def test_other_names_for_this_machine(send, hub):
     """A page in a browser cannot reach the hub under a name of its own."""
     assert send("GET", "/api/whoami-v2", Host="localhost:1")[0] == 200
     for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
         assert send("GET", "/api/whoami-v2", Host=name)[0] == 421
 
 
-def test_methods_and_addresses_that_are_not_there(send: Send, repo: str) -> None:
+def test_methods_and_addresses_that_are_not_there(send, repo):
     """An unknown page is 404, an unknown address below /api 501, and another method of a known one 405 with those it takes."""
     assert send("GET", "/nothing/here/at/all")[0] == 404
     assert send("GET", "/api/nothing/here/at/all")[0] == 501
@@ -235,7 +235,7 @@ def _raw(hub: FaultyHub, data: bytes) -> bytes:
         return received
 
 
-def test_broken_bodies(hub: FaultyHub) -> None:
+def test_broken_bodies(hub):
     """A body that ends too early has no answer; one in chunks, whose length is not known, is refused."""
     start = b"POST /api/validate-yaml HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     assert _raw(hub, start + b"Content-Length: 50\r\n\r\n{}") == b""
@@ -251,12 +251,12 @@ def test_broken_bodies(hub: FaultyHub) -> None:
         b"GET http://[x/ HTTP/1.1\r\nHost: 127.0.0.1",
     ],
 )
-def test_heads_that_cannot_be_read(hub: FaultyHub, head: bytes) -> None:
+def test_heads_that_cannot_be_read(hub, head):
     """A length of thousands of digits, and addresses with half a bracket, have an answer that says no."""
     assert _raw(hub, head + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_refused_body_does_not_become_the_next_request(hub: FaultyHub) -> None:
+def test_a_refused_body_does_not_become_the_next_request(hub):
     """A body that nobody read is not taken for a request on the same connection."""
     inner = b"DELETE /api/repos/delete HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     host = b"Host: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
@@ -265,7 +265,7 @@ def test_a_refused_body_does_not_become_the_next_request(hub: FaultyHub) -> None
     assert [seen.method for seen in hub.requests] == ["PUT"]
 
 
-def test_a_failure_of_the_hub_itself(send: Send, repo: str, hub: FaultyHub, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_of_the_hub_itself(send, repo, hub, caplog):
     """A fault of the hub is answered with 500 and logged with its cause, and other requests go on."""
     state = next(hub.root.glob("repositories/models/acme/m"))
     for commit in (state / "commits").iterdir():
@@ -278,7 +278,7 @@ def test_a_failure_of_the_hub_itself(send: Send, repo: str, hub: FaultyHub, capl
     assert send("GET", "/api/whoami-v2")[0] == 200
 
 
-def test_headers_stay_headers(send: Send, repo: str) -> None:
+def test_headers_stay_headers(send, repo):
     """What a caller sends cannot break out of a header of the answer."""
     status, headers, _ = send("GET", "/api/models/acme/m/tree/main%0d%0aX-Evil:%201%E2%82%AC")
     assert (status, headers["x-error-code"]) == (404, "RevisionNotFound")

@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_hub import FaultyHub
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -56,7 +55,7 @@ def _fill(api: HfApi) -> None:
     api.delete_repo("acme/gone")
 
 
-def test_a_restart_changes_nothing(api: HfApi, hub: FaultyHub, tmp_path: Path) -> None:
+def test_a_restart_changes_nothing(api, hub, tmp_path):
     """After a restart every answer is what it was before, and contents come back byte for byte."""
     _fill(api)
     before = _everything(api)
@@ -67,7 +66,7 @@ def test_a_restart_changes_nothing(api: HfApi, hub: FaultyHub, tmp_path: Path) -
     assert Path(api.hf_hub_download("acme/m", "文.txt", revision="v1")).read_text(encoding="utf-8") == "naïve 文"
 
 
-def test_no_token_and_no_secret_is_stored(api: HfApi, hub: FaultyHub) -> None:
+def test_no_token_and_no_secret_is_stored(api, hub):
     """Neither the token nor the value of a Space's secret is in any file."""
     _fill(api)
     contents = {path: path.read_bytes() for path in hub.root.rglob("*") if path.is_file()}
@@ -76,7 +75,7 @@ def test_no_token_and_no_secret_is_stored(api: HfApi, hub: FaultyHub) -> None:
         assert [path for path, content in contents.items() if word.encode() in content] == []
 
 
-def test_one_folder_has_one_hub(hub: FaultyHub, api: HfApi, tmp_path: Path) -> None:
+def test_one_folder_has_one_hub(hub, api, tmp_path):
     """A second hub on a folder or a port that is in use is refused in one line, and the first goes on."""
     with pytest.raises(HubError, match="another hub serves this folder"):
         LocalHub(hub.root).start()
@@ -125,7 +124,7 @@ def _process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[s
             process.kill()
 
 
-def test_kill_minus_nine(connect: Callable[..., HfApi], tmp_path: Path) -> None:
+def test_kill_minus_nine(connect, tmp_path):
     """After kill -9 in the middle of commits, every commit that was answered is there and whole, and the hub goes on."""
     root, committed = tmp_path / "hub", []
     for seconds in (0.0, 0.05, 0.11):
@@ -156,7 +155,7 @@ def _check_contents(store: Store) -> None:
             assert hashlib.sha256(store.objects.read(entry.sha256)).hexdigest() == entry.sha256
 
 
-def test_commits_at_the_same_time(api: HfApi) -> None:
+def test_commits_at_the_same_time(api):
     """Commits that come at once are all made, one after the other; with a parent given, exactly one of them is."""
     api.create_repo("acme/m")
 
@@ -177,7 +176,7 @@ def test_commits_at_the_same_time(api: HfApi) -> None:
         assert answers == [200, *[412] * 7]
 
 
-def test_creation_that_was_killed_is_forgotten(tmp_path: Path) -> None:
+def test_creation_that_was_killed_is_forgotten(tmp_path):
     """What a killed run left half-made is neither shown nor in the way."""
     store = Store(tmp_path)
     made = store.create(State("models", "a/m"), author="a")
@@ -191,7 +190,7 @@ def test_creation_that_was_killed_is_forgotten(tmp_path: Path) -> None:
         again.create(State("models", "a/m"), author="a")
 
 
-def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
+def test_a_folder_that_is_damaged(tmp_path):
     """A state that cannot be read is one line that names its file, and the folder is free again."""
     made = Store(tmp_path).create(State("models", "a/m"), author="a")
     for content in (b"", b"[1]", b'{"mood": 1}'):
@@ -204,7 +203,7 @@ def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"user": "../x"}, {"user": ""}, {"orgs": ["fine", "a/b"]}, {"token": " "}])
-def test_users_that_cannot_be(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_users_that_cannot_be(tmp_path, wrong):
     """A name that the Hub would not take, and an empty token, are refused before anything starts."""
     with pytest.raises(HubError, match=r"is no name of|is empty"):
         LocalHub(tmp_path / "hub", **wrong)

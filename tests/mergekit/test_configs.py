@@ -24,7 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_published_file_is_built_or_refused(file: Path, models: Path, tmp_path: Path) -> None:
+def test_a_published_file_is_built_or_refused(file, models, tmp_path):
     """It gives a model with as many rows as its tokenizer has tokens or more, or one line that says why not."""
     text = file.read_text()
     if text.startswith(REFUSED):
@@ -43,7 +43,7 @@ def test_a_published_file_is_built_or_refused(file: Path, models: Path, tmp_path
     assert from_mergekit(to_mergekit(recipe)[0]).recipe.merge == recipe.merge
 
 
-def test_how_many_are_built() -> None:
+def test_how_many_are_built():
     """Of at least 130 files at most one in ten is refused."""
     refused = [file.stem for file in CONFIGS if file.read_text().startswith(REFUSED)]
     assert len(CONFIGS) >= 130

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -68,7 +66,7 @@ parameters: {weight: 0.5, normalize: false}
 """
 
 
-def test_slices_with_filters_and_gradients() -> None:
+def test_slices_with_filters_and_gradients():
     """The file that most slerp merges are made with: filters become patterns, and the base is where the way begins."""
     read = from_mergekit(SLERP)
     t = {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], "default": 0.5}
@@ -79,7 +77,7 @@ def test_slices_with_filters_and_gradients() -> None:
     assert read.notes == []
 
 
-def test_models_with_a_base() -> None:
+def test_models_with_a_base():
     """Settings fall through from a model to the whole file; the base is no source; what has no effect is silent."""
     read = from_mergekit(TIES)
     lora = SourceRef(model="org/b", revision="main", adapter="some/lora", adapter_revision="v2")
@@ -95,7 +93,7 @@ def test_models_with_a_base() -> None:
     assert read.notes == []
 
 
-def test_a_stack_of_slices() -> None:
+def test_a_stack_of_slices():
     """Passthrough slices become a stack, in their order, with the setting that counts most for each."""
     recipe = from_mergekit(FRANKEN).recipe
     assert recipe.merge.slices == [
@@ -107,7 +105,7 @@ def test_a_stack_of_slices() -> None:
     assert recipe.chat_template == "{% for message in messages %}{{ message }}{% endfor %}"
 
 
-def test_slices_of_several_sources() -> None:
+def test_slices_of_several_sources():
     """The base of a slice has layers of its own, options of a slice stay there, and the file's are the merge's."""
     recipe = from_mergekit(STACKED).recipe
     piece = SlicePart(
@@ -118,7 +116,7 @@ def test_slices_of_several_sources() -> None:
 
 
 @pytest.mark.parametrize("text", [SLERP, TIES, FRANKEN, STACKED, MODELS + WEIGHTED], ids=range(5))
-def test_there_and_back(text: str) -> None:
+def test_there_and_back(text):
     """A file read, written and read again is the same recipe, and written again the same text."""
     recipe = from_mergekit(text).recipe
     written, _ = to_mergekit(recipe)
@@ -140,13 +138,13 @@ def test_there_and_back(text: str) -> None:
         ("base_model: org/x\n" + FRANKEN, 2),
     ],
 )
-def test_whose_tokenizer(text: str, tokenizer: int | str | None) -> None:
+def test_whose_tokenizer(text, tokenizer):
     """The tokenizer is the base's where there is one, or that of the model that the file names."""
     assert from_mergekit(text).recipe.tokenizer == tokenizer
 
 
 @pytest.mark.parametrize("text", ["tokenizer_source: org/x\n" + MODELS + WEIGHTED, "base_model: org/x\n" + FRANKEN])
-def test_a_tokenizer_of_a_model_that_is_not_merged(text: str) -> None:
+def test_a_tokenizer_of_a_model_that_is_not_merged(text):
     """A model that only gives its tokenizer is a further source, which takes no part in the merge; and back."""
     recipe = from_mergekit(text).recipe
     assert recipe.sources == [A, B, SourceRef(model="org/x")]
@@ -154,7 +152,7 @@ def test_a_tokenizer_of_a_model_that_is_not_merged(text: str) -> None:
     assert from_mergekit(to_mergekit(recipe)[0]).recipe == recipe
 
 
-def test_the_base_of_linear_is_one_more_model() -> None:
+def test_the_base_of_linear_is_one_more_model():
     """Where no task vectors are merged the base is merged like the models, at the end, as mergekit does."""
     read = from_mergekit("base_model: org/c\n" + MODELS + WEIGHTED)
     assert read.recipe.sources == [A, B, SourceRef(model="org/c")]
@@ -162,20 +160,20 @@ def test_the_base_of_linear_is_one_more_model() -> None:
     assert read.recipe.tokenizer == 2
 
 
-def test_slerp_begins_at_a_base_that_is_not_listed() -> None:
+def test_slerp_begins_at_a_base_that_is_not_listed():
     """The base is the first of the two models where only the other is listed: t is the way from the base."""
     read = from_mergekit("merge_method: slerp\nbase_model: org/a\nmodels: [{model: org/b@main}]\nparameters: {t: 0.3}")
     assert read.recipe.sources == [A, B]
     assert read.recipe.tokenizer is None
 
 
-def test_a_constant_may_be_named() -> None:
+def test_a_constant_may_be_named():
     """A parameter of mergekit's that is a constant here is silent at that value."""
     read = from_mergekit(MODELS + "merge_method: multislerp\nparameters: {weight: 1, eps: 1e-8}\n")
     assert read.notes == []
 
 
-def test_settings_without_effect_are_noted() -> None:
+def test_settings_without_effect_are_noted():
     """A parameter that the method does not have is left out with a note, as mergekit leaves it out without one."""
     read = from_mergekit(MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n")
     assert read.notes == ["parameters.density: linear has no such parameter; left out, as mergekit does"]
@@ -283,7 +281,7 @@ def test_settings_without_effect_are_noted() -> None:
         ("models: [{model: [a]}]\n" + WEIGHTED, "models[0].model: ['a'] names no model"),
     ],
 )
-def test_what_a_recipe_cannot_say_is_refused(text: str, message: str) -> None:
+def test_what_a_recipe_cannot_say_is_refused(text, message):
     """Each is refused in one line that begins with the file's own key."""
     with pytest.raises(RecipeError) as caught:
         from_mergekit(text)
@@ -291,14 +289,14 @@ def test_what_a_recipe_cannot_say_is_refused(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_files_of_experts_are_named(tmp_path: Path) -> None:
+def test_files_of_experts_are_named(tmp_path):
     """A file of mergekit-moe is told by its name, not by the keys that a recipe lacks."""
     (tmp_path / "moe.yml").write_text("base_model: a\nexperts: [{source_model: b, positive_prompts: [c]}]")
     with pytest.raises(RecipeError, match=r"moe\.yml: a file of mergekit-moe"):
         load(tmp_path / "moe.yml")
 
 
-def test_a_bomb_of_aliases_is_refused_at_once() -> None:
+def test_a_bomb_of_aliases_is_refused_at_once():
     """Lists of lists of aliases, which would be a billion numbers, are neither made nor shown."""
     bomb = "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))
     names = ("models: [{model: org/a}]\ndtype", "models", "base_model", "tokenizer_source", "chat_template", "merge_method")
@@ -352,21 +350,21 @@ def recipe_of(**fields: object) -> Recipe:
         ({"sources": [SourceRef(model="a+b"), B]}, "sources: a+b has a + or an @ in a name"),
     ],
 )
-def test_what_mergekit_cannot_say_is_refused(fields: dict[str, object], message: str) -> None:
+def test_what_mergekit_cannot_say_is_refused(fields, message):
     """Each is refused in one line that begins with the recipe's key."""
     with pytest.raises(RecipeError) as caught:
         to_mergekit(recipe_of(**fields))
     assert str(caught.value).startswith(message)
 
 
-def test_a_path_is_written_as_a_passthrough_merge() -> None:
+def test_a_path_is_written_as_a_passthrough_merge():
     """A serial path becomes slices of layers that follow each other, and a repeated layer a slice of its own."""
     recipe = Recipe(sources=[A, B], flow=FlowPart(path=["0:0-3", "1:2-3", "1:3", "0:5"]))
     read = from_mergekit(to_mergekit(recipe)[0]).recipe
     assert [piece.layers for piece in read.merge.slices or ()] == [["0:0-3"], ["1:2-3"], ["1:3"], ["0:5"]]
 
 
-def test_what_mergekit_does_otherwise_is_noted() -> None:
+def test_what_mergekit_does_otherwise_is_noted():
     """Random masks are named; the tokenizer of a source is asked for where mergekit would take the base's."""
     text, notes = to_mergekit(recipe_of(merge={"method": "dare_ties"}, base={"model": "c"}))
     assert notes == ["dare_ties drops elements at random: mergekit draws other ones"]
@@ -374,7 +372,7 @@ def test_what_mergekit_does_otherwise_is_noted() -> None:
     assert "tokenizer_source" not in to_mergekit(recipe_of(merge={"method": "ties"}, base={"model": "c"}, tokenizer="base"))[0]
 
 
-def test_the_command_line_takes_both_kinds_of_file(tiny: Path, tmp_path: Path) -> None:
+def test_the_command_line_takes_both_kinds_of_file(tiny, tmp_path):
     """A mergekit file is built as it is, converted to a recipe that builds the same, and back."""
     text = f"""
 merge_method: linear

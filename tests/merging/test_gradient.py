@@ -41,7 +41,7 @@ def moved(parameters: list[dict[str, Any]], options: dict[str, Any], name: str, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("method", "parameters", "options"), SMOOTH_CASES)
-def test_a_tensors_products_are_differences(method: str, parameters: Any, options: Any, dtype: torch.dtype) -> None:
+def test_a_tensors_products_are_differences(method, parameters, options, dtype):
     """For every method that has a gradient, the products are the slopes of <g, merged tensor> in each of its numbers."""
     generator = torch.Generator().manual_seed(4)
     base, *sources, given = torch.randn(len(parameters) + 2, 8, 12, generator=generator)
@@ -95,7 +95,7 @@ GROUPS = {"embed": 0.3, "blocks.0": 0.0, "*layers.1.mlp*": 1.0, "default": 0.6}
 
 
 @pytest.mark.parametrize("limits", [{}, {"memory_limit": 0}], ids=["whole", "one tensor at a time"])
-def test_a_models_gradient_is_that_of_its_loss(family: Any, load: Any, limits: Any) -> None:
+def test_a_models_gradient_is_that_of_its_loss(family, load, limits):
     """Every number of a recipe has the slope of the loss, by group and pattern, also at 0 and 1, with tied embeddings."""
     model = load(family / "base")
     merger = LiveMerger(*opened(family), "task_arithmetic", {}, 0, model)
@@ -128,7 +128,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("method", "parents"), WHOLE, indirect=["parents"])
-def test_every_method_on_a_whole_model(method: str, parents: tuple[list[Source], Source], load: Any) -> None:
+def test_every_method_on_a_whole_model(method, parents, load):
     """The slopes of the loss of a whole model are right for every method that has any, whatever the sources are."""
     sources, base = parents
     # with two sources the elected signs change on the way from one end of a difference to the other
@@ -144,7 +144,7 @@ def test_every_method_on_a_whole_model(method: str, parents: tuple[list[Source],
     assert any(found.values())
 
 
-def test_normalised_weights(family: Any, load: Any) -> None:
+def test_normalised_weights(family, load):
     """The gradient of a weighted mean goes through the sum of the weights, also where that is 1."""
     model = load(family / "base")
     merger = LiveMerger(opened(family)[0], None, "linear", {}, 0, model)
@@ -152,7 +152,7 @@ def test_normalised_weights(family: Any, load: Any) -> None:
     assert found["weight", 0, None] == pytest.approx(-found["weight", 1, None])
 
 
-def test_backward_passes_add_up_and_repeat(family: Any, load: Any) -> None:
+def test_backward_passes_add_up_and_repeat(family, load):
     """Several backward passes give the sum of theirs, used at once or together, and the same point the same bits."""
     model = load(family / "base")
     merger = LiveMerger(*opened(family), "ties", {}, 0, model)
@@ -164,7 +164,7 @@ def test_backward_passes_add_up_and_repeat(family: Any, load: Any) -> None:
         assert twice == {number: pytest.approx(2 * value, rel=1e-5) for number, value in once.items()}
 
 
-def test_half_precision(half_family: Any, load: Any) -> None:
+def test_half_precision(half_family, load):
     """In bfloat16 the gradient is that of float32, as far as bfloat16 goes."""
     found = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -175,7 +175,7 @@ def test_half_precision(half_family: Any, load: Any) -> None:
     assert torch.cosine_similarity(*found, dim=0) > 0.995
 
 
-def test_a_lora_source(family: Any, load: Any, tmp_path: Any) -> None:
+def test_a_lora_source(family, load, tmp_path):
     """Of an adapter's source only the changed tensors are differentiated, and the slopes are right."""
     tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     tuned.save_pretrained(tmp_path)
@@ -188,7 +188,7 @@ def test_a_lora_source(family: Any, load: Any, tmp_path: Any) -> None:
     assert set(found) == {("weight", 0, "default"), ("lambda", None, None)}
 
 
-def test_what_has_no_gradient_is_refused(family: Any, load: Any) -> None:
+def test_what_has_no_gradient_is_refused(family, load):
     """Methods without a smooth number, row-wise angles and gradients over layers are refused in one line."""
     with pytest.raises(RecipeError, match=r"merge[.]method: model_stock has no gradient; those that have one are breadcrumbs"):
         check_differentiable(get_method("model_stock"))

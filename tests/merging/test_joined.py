@@ -62,7 +62,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("adapters", ADAPTERS)
-def test_unmerged_equals_merged(adapters: str, weights: str, family: Path, load: Any, tmp_path: Path) -> None:
+def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
     """Unmerged adapters say the same as the merged model, and have the same gradient, for each kind of number."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS[adapters])
     parameters, options = WEIGHTS[weights]
@@ -86,7 +86,7 @@ def test_unmerged_equals_merged(adapters: str, weights: str, family: Path, load:
     assert found == joined.gradient(parameters, options, lambda: loss(light))
 
 
-def test_the_gradient_on_a_quantised_base(family: Path, load: Any, tmp_path: Path) -> None:
+def test_the_gradient_on_a_quantised_base(family, load, tmp_path):
     """On a base of 4 bits slopes are those of differences, also where scores without a gradient came before."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["two of one rank"])
     model = AutoModelForCausalLM.from_pretrained(family / "base", **packed("4bit", torch.float32, "cpu")).eval()
@@ -108,7 +108,7 @@ def test_the_gradient_on_a_quantised_base(family: Path, load: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, ARCHITECTURES))
-def test_every_architecture(architecture: str, tmp_path: Path) -> None:
+def test_every_architecture(architecture, tmp_path):
     """Adapters of all linear layers say the same unmerged as merged, or the reason is said before anything is loaded."""
     tiny_model(architecture).save_pretrained(tmp_path / "base")
     targets = SOME.get(architecture, "all-linear")
@@ -124,7 +124,7 @@ def test_every_architecture(architecture: str, tmp_path: Path) -> None:
     assert torch.allclose(logits(whole), logits(light), atol=1e-4)
 
 
-def test_one_adapter_alone_is_what_peft_has(family: Path, load: Any, tmp_path: Path) -> None:
+def test_one_adapter_alone_is_what_peft_has(family, load, tmp_path):
     """A source alone says what peft's unmerged model says, and no source what the base says."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["rsLoRA and alpha"])
     model = load(family / "base")
@@ -137,7 +137,7 @@ def test_one_adapter_alone_is_what_peft_has(family: Path, load: Any, tmp_path: P
     assert torch.equal(logits(model), logits(load(family / "base")))
 
 
-def test_bfloat16_is_near(half_family: Path, load: Any, tmp_path: Path) -> None:
+def test_bfloat16_is_near(half_family, load, tmp_path):
     """In bfloat16 unmerged adapters are as near to the exact merge as the merged model is."""
     sources, base = save_adapters(tmp_path, half_family / "base", ADAPTERS["two of one rank"])
     weights = [{"weight": 0.7}, {"weight": 0.5}]
@@ -159,7 +159,7 @@ def test_bfloat16_is_near(half_family: Path, load: Any, tmp_path: Path) -> None:
         ("task_arithmetic", {"normalize": True}, "is not the"),
     ],
 )
-def test_other_methods_are_merged(method: str, options: Any, line: str, family: Path, tmp_path: Path) -> None:
+def test_other_methods_are_merged(method, options, line, family, tmp_path):
     """A method that is no sum of task vectors is merged, and the reason says so."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2}])
     assert line in (why_merged(sources, base, method, options) or "")
@@ -172,7 +172,7 @@ def test_other_methods_are_merged(method: str, options: Any, line: str, family: 
         ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "by more than the product"),
     ],
 )
-def test_other_adapters_are_merged(config: Any, line: str, family: Path, load: Any, tmp_path: Path) -> None:
+def test_other_adapters_are_merged(config, line, family, load, tmp_path):
     """An adapter that is no plain product is refused before its hooks are set."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2, **config}])
     assert line in (why_merged(sources, base, "task_arithmetic", {}) or "")
@@ -180,7 +180,7 @@ def test_other_adapters_are_merged(config: Any, line: str, family: Path, load: A
         JoinedAdapters(sources, base, "task_arithmetic", load(family / "base"))
 
 
-def test_sources_that_are_no_adapters(family: Path, tmp_path: Path) -> None:
+def test_sources_that_are_no_adapters(family, tmp_path):
     """Whole models, adapters of another base, and adapters without a base are merged."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
     whole, other = open_source(str(family / "source0")), open_source(str(family / "source1"))
@@ -188,7 +188,7 @@ def test_sources_that_are_no_adapters(family: Path, tmp_path: Path) -> None:
         assert line in (why_merged(chosen, of, "task_arithmetic", {}) or ""), line
 
 
-def test_more_numbers_than_rows(family: Path, load: Any, tmp_path: Path) -> None:
+def test_more_numbers_than_rows(family, load, tmp_path):
     """More numbers than a tensor has rows are refused, as by a build."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
     joined = JoinedAdapters(sources, base, "task_arithmetic", load(family / "base"))

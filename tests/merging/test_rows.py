@@ -39,7 +39,7 @@ def merged(method: str, tensors: list[torch.Tensor], weights: list[Any], size: i
 
 @pytest.mark.parametrize("size", [5, 24, 1000])
 @pytest.mark.parametrize("rows", [6, 10])
-def test_each_run_of_rows_has_its_weight(rows: int, size: int) -> None:
+def test_each_run_of_rows_has_its_weight(rows, size):
     """Row r of R has number floor(r n / R), sources may be cut differently, and slices do not matter."""
     base, one, two = torch.randn(3, rows, 4, generator=torch.Generator().manual_seed(1))
     first, second = [0.1, 0.7, -0.5], [1.5, 0.0]
@@ -50,14 +50,14 @@ def test_each_run_of_rows_has_its_weight(rows: int, size: int) -> None:
     assert torch.equal(same, merged("task_arithmetic", [base, one, two], [0.3, 0.9], 1000))
 
 
-def test_a_list_under_a_pattern_still_runs_over_the_blocks() -> None:
+def test_a_list_under_a_pattern_still_runs_over_the_blocks():
     """Only the whole name of a tensor makes a list one of rows."""
     values = complete_parameters(get_method("linear"), [{"weight": {"*up_proj*": [0.0, 1.0], NAME: [1.0, 2.0]}}], 1, 2)
     assert type(values[0]["weight"]["*up_proj*"]).__name__ == "Ramp"
     assert type(values[0]["weight"][NAME]).__name__ == "Rows"
 
 
-def test_a_model_built_and_a_live_one_are_the_same(family: Any, load: Any, tmp_path: Any) -> None:
+def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     """A recipe with runs of rows survives YAML and builds the bits that the search scored."""
     weights = {NAME: [0.25, -0.5, 1.75, 0.1], "model.layers.0.self_attn.q_proj.weight": [0.9, 0.2], "default": 0.4}
     recipe = Recipe.model_validate(
@@ -83,7 +83,7 @@ def test_a_model_built_and_a_live_one_are_the_same(family: Any, load: Any, tmp_p
     assert torch.allclose(written[NAME][2 * rows : 3 * rows], third[2 * rows : 3 * rows], atol=1e-6)
 
 
-def test_every_run_has_its_slope(family: Any, load: Any) -> None:
+def test_every_run_has_its_slope(family, load):
     """The gradient has a number for each run of rows, that of the loss, and one for the rest."""
     model = load(family / "base")
     sources = [open_source(str(family / f"source{i}")) for i in range(2)]
@@ -102,7 +102,7 @@ def test_every_run_has_its_slope(family: Any, load: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["linear", "karcher"])
-def test_other_methods_have_slopes_by_rows(method: str) -> None:
+def test_other_methods_have_slopes_by_rows(method):
     """Weights by rows are differentiated through a normalised mean too, and a method that looks at whole tensors is refused."""
     chosen = get_method(method)
     base, one, two, given = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(2))
@@ -122,7 +122,7 @@ def test_other_methods_have_slopes_by_rows(method: str) -> None:
         assert found["weight", source][run] == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3)
 
 
-def test_rows_that_do_not_fit_are_refused(family: Any) -> None:
+def test_rows_that_do_not_fit_are_refused(family):
     """More numbers than rows, a method that looks at whole tensors and weights that cancel are one line before any work."""
     sources = {number: open_source(str(family / f"source{number}")) for number in range(2)}
 

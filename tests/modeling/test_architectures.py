@@ -29,7 +29,7 @@ def _no_gradients() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("architecture", "name"), slow_beyond(FAMILIES, CASES))
-def test_properties_hold_for_every_architecture(architecture: str, name: str, tmp_path: Path) -> None:
+def test_properties_hold_for_every_architecture(architecture, name, tmp_path):
     """Each property of the table holds for each architecture to which it applies."""
     if name == "offloaded":
         pytest.importorskip("accelerate")
@@ -37,7 +37,7 @@ def test_properties_hold_for_every_architecture(architecture: str, name: str, tm
 
 
 @pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, [name for name in ARCHITECTURES if name in MLP_BRANCH]))
-def test_the_mlp_branch_is_added_to_the_residual(architecture: str) -> None:
+def test_the_mlp_branch_is_added_to_the_residual(architecture):
     """Where mlp_delta is allowed, a block's output is a straight line in the factor of its MLP, and not through zero."""
     model = tiny_model(architecture, 3)
     block = model.get_submodule(find_layers(model, 3))[1]  # type: ignore[index]
@@ -53,7 +53,7 @@ def test_the_mlp_branch_is_added_to_the_residual(architecture: str) -> None:
     assert all(torch.allclose(step, steps[0], atol=1e-5, rtol=1e-4) for step in steps[1:])
 
 
-def test_the_table_is_of_these_architectures_and_properties() -> None:
+def test_the_table_is_of_these_architectures_and_properties():
     """docs/model-tests.md has a row per architecture and a column per property, and no cell says that one does not hold."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     assert all(any(line.startswith(f"| {variant} | ") for line in lines) for variant in VARIANTS)
@@ -67,13 +67,13 @@ def test_the_table_is_of_these_architectures_and_properties() -> None:
             assert (cell == "n/a") is (architecture in PROPERTIES[name].not_applicable)
 
 
-def test_mlp_delta_is_left_out_only_where_it_is_not_defined() -> None:
+def test_mlp_delta_is_left_out_only_where_it_is_not_defined():
     """The architectures without mlp_delta in the table are those that the model class refuses."""
     assert {name for name in ARCHITECTURES if name not in MLP_BRANCH} == NO_MLP_DELTA.keys() & ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("architecture", sorted(NO_SDPA.keys() & ARCHITECTURES.keys()))
-def test_attention_that_the_source_class_lacks_is_refused(architecture: str) -> None:
+def test_attention_that_the_source_class_lacks_is_refused(architecture):
     """Where the source class of the installed transformers has no sdpa, asking the merged model for it is the same error."""
     source = tiny_model(architecture)
     expected = nullcontext() if source._supports_sdpa else pytest.raises(ValueError, match="does not support an attention")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def merged(architecture: str = "llama", **fields: Any) -> EvoMergedConfig:
 @pytest.mark.parametrize(
     "architecture", ["llama", "mistral", "gpt2", "opt", "qwen3", "gemma3_text", "falcon", "lfm2", "gpt_neo"]
 )
-def test_the_configuration_answers_from_text_config(architecture: str, tmp_path: Path) -> None:
+def test_the_configuration_answers_from_text_config(architecture, tmp_path):
     """Whatever clients ask is answered as the source architecture's configuration answers, before and after saving."""
     config = merged(architecture)
     config.save_pretrained(tmp_path)
@@ -54,7 +53,7 @@ def test_the_configuration_answers_from_text_config(architecture: str, tmp_path:
     assert [twin.to_diff_dict() for twin in twins] == [config.to_diff_dict()] * len(twins)
 
 
-def test_the_file_says_everything_once(tmp_path: Path) -> None:
+def test_the_file_says_everything_once(tmp_path):
     """config.json holds the source architecture's fields in text_config only, also after they were asked for and set."""
     config = merged("qwen3", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     config.max_position_embeddings = 48
@@ -68,7 +67,7 @@ def test_the_file_says_everything_once(tmp_path: Path) -> None:
     assert written["text_config"]["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e5}
 
 
-def test_a_field_that_is_set_or_given_reaches_the_source_architecture(tmp_path: Path) -> None:
+def test_a_field_that_is_set_or_given_reaches_the_source_architecture(tmp_path):
     """Arguments of from_pretrained and of the class, and attributes, change text_config; the model computes with them."""
     model = LayerPool([tiny_model("llama")]).model(LayerPath.parse("0:0, 0:2"))
     model.save_pretrained(tmp_path)
@@ -87,7 +86,7 @@ def test_a_field_that_is_set_or_given_reaches_the_source_architecture(tmp_path: 
 
 
 @pytest.mark.parametrize("architecture", ["deepseek_v4", "gemma3_text", "gpt2", "beam"])
-def test_the_rotary_embeddings_of_text_config_are_left_alone(architecture: str) -> None:
+def test_the_rotary_embeddings_of_text_config_are_left_alone(architecture):
     """Making and saving the merged configuration changes nothing in that of the source architecture."""
     text = tiny_config(architecture, 4)
     before = copy.deepcopy(text.to_dict())
@@ -95,7 +94,7 @@ def test_the_rotary_embeddings_of_text_config_are_left_alone(architecture: str) 
     assert text.to_dict() == before
 
 
-def test_what_nobody_has_is_an_attribute_error() -> None:
+def test_what_nobody_has_is_an_attribute_error():
     """A name that neither configuration has raises AttributeError, and setting it makes it the merged model's own."""
     config = merged()
     with pytest.raises(AttributeError, match="no_such_field"):
@@ -105,7 +104,7 @@ def test_what_nobody_has_is_an_attribute_error() -> None:
     assert not hasattr(config.text_config, "no_such_field")
 
 
-def test_a_depth_that_does_not_fit_the_path_is_refused(tmp_path: Path) -> None:
+def test_a_depth_that_does_not_fit_the_path_is_refused(tmp_path):
     """num_hidden_layers can be asked, but not set to what the path does not need."""
     config = merged()
     assert config.num_hidden_layers == 4
@@ -114,7 +113,7 @@ def test_a_depth_that_does_not_fit_the_path_is_refused(tmp_path: Path) -> None:
         config.save_pretrained(tmp_path)
 
 
-def test_generation_begins_with_the_token_ids_of_the_source() -> None:
+def test_generation_begins_with_the_token_ids_of_the_source():
     """A GenerationConfig made from the configuration has the special tokens that the source architecture's has."""
     generation = GenerationConfig.from_model_config(merged(eos_token_id=[2, 9], pad_token_id=5))
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, [2, 9], 5)
@@ -134,7 +133,7 @@ class _Composite(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-def test_it_can_be_the_text_part_of_a_larger_model(tmp_path: Path) -> None:
+def test_it_can_be_the_text_part_of_a_larger_model(tmp_path):
     """A composite configuration holds it, asks it, saves it and reads it back."""
     config = _Composite(text_config=merged())
     assert config.get_text_config() is config.text_config
@@ -145,7 +144,7 @@ def test_it_can_be_the_text_part_of_a_larger_model(tmp_path: Path) -> None:
     assert again.get_text_config().vocab_size == config.text_config.text_config.vocab_size
 
 
-def test_what_is_chosen_for_the_attention_reaches_the_source_architecture() -> None:
+def test_what_is_chosen_for_the_attention_reaches_the_source_architecture():
     """attn_implementation, given or set, is text_config's as well."""
     config = EvoMergedConfig(
         text_config={"model_type": "llama", "num_hidden_layers": 1}, path=["0:0"], attn_implementation="sdpa"

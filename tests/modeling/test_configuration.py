@@ -29,17 +29,17 @@ def merged(path: list[str], **fields: Any) -> EvoMergedConfig:
     return EvoMergedConfig(**{"text_config": llama(slots), "path": path, "sources": sources, **fields})
 
 
-def test_scales_are_one_where_none_are_given() -> None:
+def test_scales_are_one_where_none_are_given():
     """A configuration without scales has a scale of 1 for every hop."""
     assert merged(["0:0", "1:3"]).scales == [1.0, 1.0]
 
 
-def test_a_configuration_without_arguments_is_valid() -> None:
+def test_a_configuration_without_arguments_is_valid():
     """The class can be made without arguments, as transformers does to find the defaults."""
     assert len(EvoMergedConfig().path) == EvoMergedConfig().text_config.num_hidden_layers
 
 
-def test_first_terms_take_the_first_slots() -> None:
+def test_first_terms_take_the_first_slots():
     """The slots of the hops come first, those of further terms after them, and a layer is stored under its first slot."""
     config = merged(["0:0 + 1:0*0.5", "1:1", "0:0*2 + 1:1 + 1:3*-1e-3"])
     assert config.slots == [(0, 0), (1, 1), (0, 0), (1, 0), (1, 1), (1, 3)]
@@ -49,7 +49,7 @@ def test_first_terms_take_the_first_slots() -> None:
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_a_wrong_config_json_is_refused_in_one_line(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch):
     """A wrong config.json is refused with one line that begins with the field's name, before a module is made."""
     fields, message = REFUSALS[what]
     (tmp_path / "config.json").write_text(json.dumps({**VALID, **fields}))
@@ -62,12 +62,12 @@ def test_a_wrong_config_json_is_refused_in_one_line(what: str, tmp_path: Path, m
         assert len(str(caught.value)) < 300
 
 
-def test_the_refusals_are_documented() -> None:
+def test_the_refusals_are_documented():
     """docs/model.md shows what is refused and with which words; `python tests/modeling/refusals.py` prints the table."""
     assert table() in (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
 
 
-def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path: Path) -> None:
+def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path):
     """Without what makes it wrong, the config.json of the test above is read, and written back as it was."""
     (tmp_path / "config.json").write_text(json.dumps(VALID))
     read = AutoConfig.from_pretrained(tmp_path)
@@ -76,7 +76,7 @@ def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path: Path) -> N
     }
 
 
-def test_a_layer_has_one_type_wherever_it_runs() -> None:
+def test_a_layer_has_one_type_wherever_it_runs():
     """A text_config that says different things of the same source layer is refused."""
     types = ["full_attention", "full_attention", "sliding_attention"]
     text = Qwen2Config(**LLAMA, num_hidden_layers=3, layer_types=types)
@@ -84,14 +84,14 @@ def test_a_layer_has_one_type_wherever_it_runs() -> None:
         EvoMergedConfig(text_config=text, path=["0:0", "0:1", "0:0"])
 
 
-def test_the_terms_of_a_hop_are_of_one_layer_type() -> None:
+def test_the_terms_of_a_hop_are_of_one_layer_type():
     """A hop cannot sum a layer of full attention and one of sliding attention."""
     config = tiny_model("gemma2").config
     with pytest.raises(ValueError, match=r"^path\[1\]: the terms of a hop must be of one layer type"):
         EvoMergedConfig.from_sources([config], ["0:0", "0:0*0.5 + 0:1*0.5"])
 
 
-def test_a_changed_configuration_is_checked_when_saved(tmp_path: Path) -> None:
+def test_a_changed_configuration_is_checked_when_saved(tmp_path):
     """A configuration that was changed into nonsense cannot be saved, and says so in one line."""
     config = merged(["0:0", "1:3"])
     config.scales = [1.0, float("nan")]
@@ -100,7 +100,7 @@ def test_a_changed_configuration_is_checked_when_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_lists_follow_the_path() -> None:
+def test_lists_follow_the_path():
     """Lists with one entry per layer are re-indexed along the path, from the source that each layer is of."""
     a, b = (tiny_model("smollm3", layers).config for layers in (3, 4))
     config = EvoMergedConfig.from_sources([a, b], ["0:2", "1:1 + 0:0", "1:3"]).text_config
@@ -109,21 +109,21 @@ def test_lists_follow_the_path() -> None:
     assert (a.num_hidden_layers, b.num_hidden_layers) == (3, 4)
 
 
-def test_lists_of_layer_numbers_follow_the_path() -> None:
+def test_lists_of_layer_numbers_follow_the_path():
     """A list that holds the numbers of some layers becomes the list of the slots that run them."""
     config = tiny_model("qwen3_moe", 4, decoder_sparse_step=2, mlp_only_layers=[3]).config
     text = EvoMergedConfig.from_sources([config], ["0:1", "0:3", "0:0", "0:1", "0:2"]).text_config
     assert (text.decoder_sparse_step, text.mlp_only_layers) == (1, [1, 2, 4])
 
 
-def test_a_list_of_tokens_does_not_follow_the_path() -> None:
+def test_a_list_of_tokens_does_not_follow_the_path():
     """A list that is as long as the model is deep by coincidence stays as it is."""
     config = llama(3, eos_token_id=[5, 6, 7])
     assert EvoMergedConfig.from_sources([config], ["0:2", "0:1", "0:0"]).text_config.eos_token_id == [5, 6, 7]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3_moe", "gpt2", "gpt_neo", "lfm2", "qwen3_5_text"])
-def test_a_saved_configuration_comes_back(architecture: str, tmp_path: Path) -> None:
+def test_a_saved_configuration_comes_back(architecture, tmp_path):
     """Saving and loading gives the same configuration, and the file is readable JSON with the path in it."""
     configs = [tiny_model(architecture, layers).config for layers in (3, 4)]
     path = ["0:0", "1:3*0.5 + 0:1*0.5", "0:0", "1:2"]
@@ -145,30 +145,30 @@ def test_a_saved_configuration_comes_back(architecture: str, tmp_path: Path) -> 
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
     ],
 )
-def test_sources_that_compute_differently_are_refused(other: dict[str, Any], message: str) -> None:
+def test_sources_that_compute_differently_are_refused(other, message):
     """Sources whose settings differ in what their layers compute are refused, with the setting."""
     with pytest.raises(ValueError, match=rf"^sources\[1\]: {message}"):
         EvoMergedConfig.from_sources([llama(), llama(**other)], ["0:0", "1:0"])
 
 
-def test_fine_tunes_may_differ_in_what_does_not_matter() -> None:
+def test_fine_tunes_may_differ_in_what_does_not_matter():
     """Another vocabulary, other special tokens and another depth are no obstacle."""
     check_alike([llama(), llama(5, vocab_size=70, eos_token_id=[2, 9], tie_word_embeddings=True)])
 
 
-def test_sources_of_two_architectures_are_refused() -> None:
+def test_sources_of_two_architectures_are_refused():
     """All sources are of one architecture."""
     with pytest.raises(ValueError, match=r"^sources\[1\]: architecture 'qwen2', but source 0 is 'llama'"):
         check_alike([llama(), Qwen2Config(**LLAMA)])
 
 
 @pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, ARCHITECTURES))
-def test_known_architectures_can_be_rearranged(architecture: str) -> None:
+def test_known_architectures_can_be_rearranged(architecture):
     """In these architectures a layer is the same wherever it stands."""
     check_rearrangeable([tiny_model(architecture, 4).config])
 
 
-def test_layers_that_depend_on_their_number_are_refused() -> None:
+def test_layers_that_depend_on_their_number_are_refused():
     """An architecture that computes a setting from the layer's number is refused, with the setting."""
     with pytest.raises(ValueError, match=r"'diffllama' has self_attn.lambda_init"):
         check_rearrangeable([tiny_model("diffllama").config])

@@ -19,7 +19,7 @@ NAMES = [name for name in TABLE if name in TYPES]
 OFTEN = (*FAMILIES, *{TABLE[name].outcome: name for name in NAMES}.values())  # and one of every outcome
 
 
-def test_the_table_has_every_type() -> None:
+def test_the_table_has_every_type():
     """No type of the transformers that the table names is left out, and none fails."""
     assert not RECORDED or TABLE.keys() == set(TYPES)
     assert len(TABLE) > 150
@@ -28,7 +28,7 @@ def test_the_table_has_every_type() -> None:
 
 @pytest.mark.skipif(not RECORDED, reason="the table is of another version of transformers")
 @pytest.mark.parametrize("name", slow_beyond(OFTEN, [name for name in NAMES if TABLE[name].outcome != PLAIN_FAILS]))
-def test_a_type_is_refused_as_the_table_says(name: str) -> None:
+def test_a_type_is_refused_as_the_table_says(name):
     """What the configuration alone says of a type, and of moving its layers, is what the table has: nothing, or the reason."""
     recorded, found = TABLE[name], refusal(name)
     assert (found.outcome if found else WORKS) == recorded.outcome
@@ -36,12 +36,12 @@ def test_a_type_is_refused_as_the_table_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_beyond(["exaone"], ["falcon_h1", "dots1", "exaone", "nemotron_h"]))
-def test_a_type_does_what_the_table_says(name: str, tmp_path: Path) -> None:
+def test_a_type_does_what_the_table_says(name, tmp_path):
     """A few that are built in unusual ways, with everything that the table's script runs."""
     with torch.no_grad():
         assert verdict(name, tmp_path).outcome == TABLE[name].outcome in (WORKS, IN_PLACE)
 
 
-def test_outcomes_are_those_that_the_document_explains() -> None:
+def test_outcomes_are_those_that_the_document_explains():
     """The text above the table explains each outcome that occurs."""
     assert all(f"`{outcome}`" in DOCUMENT for outcome in (WORKS, IN_PLACE, REFUSED, SEES, PLAIN_FAILS))

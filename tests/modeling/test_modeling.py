@@ -4,7 +4,6 @@ import copy
 import json
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, **options: object) -> torc
     return model.generate(ids, **{**given, **options})[:, ids.shape[1] :]
 
 
-def test_a_hop_of_two_halves_of_one_layer_is_that_layer(sources: list[PreTrainedModel]) -> None:
+def test_a_hop_of_two_halves_of_one_layer_is_that_layer(sources):
     """0:1*0.5 + 0:1*0.5 is 0:1, to the bit."""
     pool = LayerPool(sources)
     halves = pool.model(LayerPath.parse(["0:0", "0:1*0.5 + 0:1*0.5", "0:2"]))
@@ -54,7 +53,7 @@ def test_a_hop_of_two_halves_of_one_layer_is_that_layer(sources: list[PreTrained
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_the_cache_is_taken_by_either_name(model: EvoMergedForCausalLM, name: str) -> None:
+def test_the_cache_is_taken_by_either_name(model, name):
     """A step that continues from a cache gives the logits of the whole sequence, whatever transformers calls the argument."""
     ids = token_ids()
     first = model(ids[:, :6], use_cache=True)
@@ -63,7 +62,7 @@ def test_the_cache_is_taken_by_either_name(model: EvoMergedForCausalLM, name: st
     assert torch.allclose(rest, model(ids).logits[:, 6:], atol=1e-5)
 
 
-def test_two_names_for_the_cache_are_one_too_many(model: EvoMergedForCausalLM) -> None:
+def test_two_names_for_the_cache_are_one_too_many(model):
     """A cache given under both names is an error, not a choice."""
     first = model(token_ids(), use_cache=True)
     cache = getattr(first, "cache", None) or first.past_key_values
@@ -71,7 +70,7 @@ def test_two_names_for_the_cache_are_one_too_many(model: EvoMergedForCausalLM) -
         model(token_ids(), cache=cache, past_key_values=cache)
 
 
-def test_the_base_model_loads_from_the_same_folder(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_the_base_model_loads_from_the_same_folder(model, tmp_path):
     """AutoModel gives the same path without head, ending in the last hidden state."""
     model.save_pretrained(tmp_path)
     base = AutoModel.from_pretrained(tmp_path)
@@ -80,7 +79,7 @@ def test_the_base_model_loads_from_the_same_folder(model: EvoMergedForCausalLM, 
     assert torch.equal(model.get_output_embeddings()(hidden), model(token_ids()).logits)
 
 
-def test_the_saved_model_loads_without_this_package(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_the_saved_model_loads_without_this_package(model, tmp_path):
     """Where the package cannot be imported, trust_remote_code loads the model, and what that saves loads again."""
     model.save_pretrained(tmp_path / "saved")
     sight = LayerPool([random_model(vlm_config("llava"), 0, CLASSES["llava"])]).model(LayerPath.parse("0:0, 0:1, 0:1"))
@@ -117,7 +116,7 @@ print("fine")
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
-def test_a_copy_is_independent(model: EvoMergedForCausalLM, twin: object) -> None:
+def test_a_copy_is_independent(model, twin):
     """A deep copy computes the same with its own weights: changing the original does not change it."""
     expected = model(token_ids()).logits
     copied = twin(model)  # type: ignore[operator]
@@ -129,7 +128,7 @@ def test_a_copy_is_independent(model: EvoMergedForCausalLM, twin: object) -> Non
     model.load_state_dict(saved)
 
 
-def test_another_path_over_the_same_parameters(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> None:
+def test_another_path_over_the_same_parameters(model, sources):
     """with_path gives what the pool gives for that path, over the same storage, and leaves the model as it was."""
     before = model(token_ids()).logits
     path = ["0:0", "1:2*0.5 + 1:1*0.5", "0:2", "0:2"]
@@ -142,13 +141,13 @@ def test_another_path_over_the_same_parameters(model: EvoMergedForCausalLM, sour
     assert torch.equal(again(token_ids()).logits, model.with_path("0:0, 0:2")(token_ids()).logits)
 
 
-def test_another_path_needs_layers_that_are_there(model: EvoMergedForCausalLM) -> None:
+def test_another_path_needs_layers_that_are_there(model):
     """with_path refuses a layer that this model does not hold."""
     with pytest.raises(ValueError, match="path: layer 1:3 is not part of this model"):
         model.with_path(["0:0", "1:3"])
 
 
-def test_attentions_are_one_per_slot(model: EvoMergedForCausalLM) -> None:
+def test_attentions_are_one_per_slot(model):
     """output_attentions gives those of every term of every hop."""
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
@@ -157,7 +156,7 @@ def test_attentions_are_one_per_slot(model: EvoMergedForCausalLM) -> None:
     assert torch.allclose(out.logits, model(token_ids()).logits, atol=1e-4)
 
 
-def test_arguments_are_the_source_class_s_own(model: EvoMergedForCausalLM) -> None:
+def test_arguments_are_the_source_class_s_own(model):
     """Embeddings in place of tokens, labels, the last logits only and tuples work as for the source architecture."""
     ids = token_ids()
     logits = model(ids).logits
@@ -168,7 +167,7 @@ def test_arguments_are_the_source_class_s_own(model: EvoMergedForCausalLM) -> No
     assert torch.equal(model(ids, return_dict=False)[0], logits)
 
 
-def test_generation_takes_what_the_source_class_takes() -> None:
+def test_generation_takes_what_the_source_class_takes():
     """generate takes the arguments of the source class, and refuses those that it does not know or would drop silently."""
     ids, options = token_ids(), {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     source = tiny_model("gpt2")
@@ -193,9 +192,7 @@ def test_generation_takes_what_the_source_class_takes() -> None:
         ({"embedding_source": 7}, "embedding_source: 7, but there are 2 sources, from 0"),
     ],
 )
-def test_fields_that_are_changed_later_are_checked_too(
-    model: EvoMergedForCausalLM, fields: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_fields_that_are_changed_later_are_checked_too(model, fields, message, tmp_path):
     """Whether given to from_pretrained or set on a configuration, a wrong field is refused before a module is made."""
     model.save_pretrained(tmp_path)
     config = copy.deepcopy(model.config)
@@ -207,7 +204,7 @@ def test_fields_that_are_changed_later_are_checked_too(
         AutoModelForCausalLM.from_pretrained(tmp_path, **fields)
 
 
-def test_use_cache_is_the_source_architecture_s(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_use_cache_is_the_source_architecture_s(model, tmp_path):
     """use_cache can be set on the configuration, as Trainer does, or given to from_pretrained; it is stored in text_config."""
     model.save_pretrained(tmp_path / "first")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "first", use_cache=False)
@@ -222,7 +219,7 @@ def test_use_cache_is_the_source_architecture_s(model: EvoMergedForCausalLM, tmp
     assert AutoConfig.from_pretrained(tmp_path / "second").use_cache is False
 
 
-def test_the_vocabulary_can_grow(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_the_vocabulary_can_grow(model, tmp_path):
     """Resized embeddings are saved and loaded."""
     twin = copy.deepcopy(model)
     twin.resize_token_embeddings(VOCAB + 6)
@@ -233,7 +230,7 @@ def test_the_vocabulary_can_grow(model: EvoMergedForCausalLM, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral", "gpt2"])
-def test_a_larger_vocabulary_can_be_trained(architecture: str) -> None:
+def test_a_larger_vocabulary_can_be_trained(architecture):
     """With resized embeddings the loss is that of the logits, whichever size the source class computes it with."""
     ids = token_ids()
     model = LayerPool([tiny_model(architecture)]).model(LayerPath.parse("0:0, 0:1, 0:0"))
@@ -245,7 +242,7 @@ def test_a_larger_vocabulary_can_be_trained(architecture: str) -> None:
         assert torch.allclose(out.loss, loss, atol=1e-5)
 
 
-def test_a_fresh_model_can_be_made_from_a_configuration(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_a_fresh_model_can_be_made_from_a_configuration(model, tmp_path):
     """AutoModelForCausalLM.from_config gives random weights with the same sharing, which save and load."""
     fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
     assert fresh.num_parameters() == model.num_parameters()
@@ -253,7 +250,7 @@ def test_a_fresh_model_can_be_made_from_a_configuration(model: EvoMergedForCausa
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(token_ids()).logits, fresh(token_ids()).logits)
 
 
-def test_bfloat16_stays_exact(sources: list[PreTrainedModel], tmp_path: Path) -> None:
+def test_bfloat16_stays_exact(sources, tmp_path):
     """In bfloat16 as well, the reloaded model gives the same bits."""
     halves = []
     for number, source in enumerate(sources):
@@ -266,7 +263,7 @@ def test_bfloat16_stays_exact(sources: list[PreTrainedModel], tmp_path: Path) ->
     assert torch.equal(again(token_ids()).logits, merged(token_ids()).logits)
 
 
-def test_mlp_delta_is_refused_where_it_has_no_meaning() -> None:
+def test_mlp_delta_is_refused_where_it_has_no_meaning():
     """Blocks that are not a residual plus an MLP refuse mlp_delta in one line, but run with scales of 1."""
     pool = LayerPool([tiny_model("bloom")])
     with pytest.raises(Exception, match=r"^scale_target: 'mlp_delta' is not defined for the layers of 'bloom'; use 'stream'$"):
@@ -274,7 +271,7 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning() -> None:
     pool.model(LayerPath.parse("0:0, 0:1"), "mlp_delta")
 
 
-def test_registering_twice_is_harmless() -> None:
+def test_registering_twice_is_harmless():
     """The Auto classes know the model as soon as the package is imported; registering again changes nothing."""
     register()
     register()

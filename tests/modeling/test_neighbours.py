@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +47,7 @@ def assert_shared(model: EvoMergedForCausalLM) -> None:
         assert model.layers[first].get_parameter(WEIGHT) is model.layers[second].get_parameter(WEIGHT)
 
 
-def test_a_pipeline_writes_what_generate_writes(model: EvoMergedForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_pipeline_writes_what_generate_writes(model, tokenizer):
     """The text-generation pipeline gives the text of the model's own greedy tokens, for padded batches as well."""
     prompts = ["w05 w09 w33", "w07 w08 w21 w04 w60"]
     writer = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
@@ -61,14 +60,14 @@ def test_a_pipeline_writes_what_generate_writes(model: EvoMergedForCausalLM, tok
         assert result["generated_text"].strip() == text
 
 
-def test_a_deep_copy_shares_within_itself(model: EvoMergedForCausalLM) -> None:
+def test_a_deep_copy_shares_within_itself(model):
     """Hops of one layer share its tensors in a deep copy too, and none of them with the original."""
     twin = copy.deepcopy(model)
     assert_shared(twin)
     assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
-def test_the_state_goes_through_torch_save(model: EvoMergedForCausalLM, sources: list[PreTrainedModel], tmp_path: Path) -> None:
+def test_the_state_goes_through_torch_save(model, sources, tmp_path):
     """A state dict that torch.save wrote loads with weights_only=True, strictly, into a model that still shares its layers."""
     torch.save(model.state_dict(), tmp_path / "state.pt")
     assert (tmp_path / "state.pt").stat().st_size < sum(p.numel() * 4 for p in model.parameters()) + 60_000
@@ -78,7 +77,7 @@ def test_the_state_goes_through_torch_save(model: EvoMergedForCausalLM, sources:
     assert_shared(fresh)
 
 
-def test_missing_weights_of_a_shared_layer_are_reported(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_missing_weights_of_a_shared_layer_are_reported(model, tmp_path):
     """A checkpoint without a tensor of a repeated layer says so, and the model gets an initialised, shared one."""
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -90,7 +89,7 @@ def test_missing_weights_of_a_shared_layer_are_reported(model: EvoMergedForCausa
     assert_shared(again)
 
 
-def test_the_vocabulary_can_shrink(model: EvoMergedForCausalLM) -> None:
+def test_the_vocabulary_can_shrink(model):
     """Fewer embeddings leave the logits of the remaining tokens as they were."""
     ids = token_ids().clamp(max=VOCAB - 9)
     before = model(ids).logits
@@ -100,7 +99,7 @@ def test_the_vocabulary_can_shrink(model: EvoMergedForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_can_be_cast(model: EvoMergedForCausalLM, dtype: torch.dtype) -> None:
+def test_a_model_can_be_cast(model, dtype):
     """Half precision keeps the sharing and comes close to the logits of full precision."""
     expected = model(token_ids()).logits
     model.to(dtype)
@@ -112,7 +111,7 @@ def test_a_model_can_be_cast(model: EvoMergedForCausalLM, dtype: torch.dtype) ->
 
 
 @pytest.mark.slow
-def test_the_graph_compiles_whole(model: EvoMergedForCausalLM) -> None:
+def test_the_graph_compiles_whole(model):
     """torch.compile captures the forward in one graph without a warning, scales and sums included, and computes the same."""
     expected = model(token_ids(), use_cache=False).logits
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -121,7 +120,7 @@ def test_the_graph_compiles_whole(model: EvoMergedForCausalLM) -> None:
         assert torch.allclose(compiled(token_ids(), use_cache=False).logits, expected, atol=1e-6)
 
 
-def test_the_graph_exports(model: EvoMergedForCausalLM) -> None:
+def test_the_graph_exports(model):
     """torch.export gives a program that computes the same."""
     program = torch.export.export(model, (), {"input_ids": token_ids(), "use_cache": False}, strict=False)
     logits = program.module()(input_ids=token_ids(), use_cache=False).logits
@@ -132,7 +131,7 @@ def test_the_graph_exports(model: EvoMergedForCausalLM) -> None:
 @pytest.mark.parametrize(
     "memory", slow_beyond([30_000], [90_000, 30_000, 0]), ids=["half on disk", "layers on disk", "all on disk"]
 )
-def test_layers_may_be_offloaded(model: EvoMergedForCausalLM, scale_target: str, memory: int, tmp_path: Path) -> None:
+def test_layers_may_be_offloaded(model, scale_target, memory, tmp_path):
     """With part of the layers or all of them on disk the bits are the same, and hops of one layer are in one place."""
     pytest.importorskip("accelerate")
     model = model.with_path(PATH, SCALES, scale_target=scale_target)
@@ -156,7 +155,7 @@ def test_layers_may_be_offloaded(model: EvoMergedForCausalLM, scale_target: str,
         again.with_path("0:0, 0:1")
 
 
-def test_a_trainer_trains_it(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_a_trainer_trains_it(model, tmp_path):
     """A few steps of Trainer lower the loss, leave the layers shared, and save what loads again."""
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
@@ -193,7 +192,7 @@ def adapted(model: EvoMergedForCausalLM, **options: object) -> PreTrainedModel:
     return tuned.eval()
 
 
-def test_lora_trains_saves_and_loads(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+def test_lora_trains_saves_and_loads(model, tmp_path):
     """PEFT's adapters, one per hop even where hops share a layer, lower the loss, and load on the untouched model."""
     untouched = copy.deepcopy(model)
     tuned = adapted(model)
@@ -207,7 +206,7 @@ def test_lora_trains_saves_and_loads(model: EvoMergedForCausalLM, tmp_path: Path
     assert not torch.allclose(plain, again(token_ids()).logits, atol=1e-3)
 
 
-def test_lora_merges_into_layers_that_run_once(sources: list[PreTrainedModel]) -> None:
+def test_lora_merges_into_layers_that_run_once(sources):
     """Where no layer repeats, merging the adapters gives a plain merged model that computes what they computed."""
     model = copy.deepcopy(LayerPool(sources).model(LayerPath.parse("0:0, 1:1, 0:2", [1.0, 0.8, 1.2])))
     tuned = adapted(model)
@@ -218,7 +217,7 @@ def test_lora_merges_into_layers_that_run_once(sources: list[PreTrainedModel]) -
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before training", "before merging"])
-def test_lora_merges_into_layers_that_were_separated(model: EvoMergedForCausalLM, first: bool, tmp_path: Path) -> None:
+def test_lora_merges_into_layers_that_were_separated(model, first, tmp_path):
     """unshare gives hops of one layer tensors of their own, and nothing else; adapters then merge, and the result saves."""
     before = model(token_ids()).logits
     slots = len(model.layers)

@@ -38,7 +38,7 @@ def _no_gradients() -> Any:
 
 
 @pytest.mark.parametrize("architecture", PLACES)
-def test_a_layer_that_would_compute_something_else_is_refused_everywhere(architecture: str) -> None:
+def test_a_layer_that_would_compute_something_else_is_refused_everywhere(architecture):
     """The configuration, the model made from it, with_path and the pool refuse the same path, in one line with the setting."""
     source = tiny_source(architecture, 3)
     wrong, _, what = PLACES[architecture]
@@ -57,7 +57,7 @@ def test_a_layer_that_would_compute_something_else_is_refused_everywhere(archite
 
 
 @pytest.mark.parametrize("architecture", [name for name, (_, right, _) in PLACES.items() if len(right) > 2])
-def test_layers_that_stay_where_they_belong_are_allowed(architecture: str, tmp_path: Path) -> None:
+def test_layers_that_stay_where_they_belong_are_allowed(architecture, tmp_path):
     """A path that keeps such layers in their places runs; what is saved, loaded and taken by with_path gives the same bits."""
     model = LayerPool([tiny_source(architecture, 3)]).model(LayerPath.parse(PLACES[architecture][1]))
     logits = model(token_ids()).logits
@@ -65,7 +65,7 @@ def test_layers_that_stay_where_they_belong_are_allowed(architecture: str, tmp_p
     assert torch.equal(model.with_path(model.config.path)(token_ids()).logits, logits)
 
 
-def test_a_checkpoint_whose_layers_cannot_stand_there_is_refused_when_loaded(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_layers_cannot_stand_there_is_refused_when_loaded(tmp_path):
     """A config.json that was written by hand is refused before weights are read."""
     LayerPool([tiny_source("deepseek_v3", 3)]).model(LayerPath.parse("0:0, 0:1")).save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
@@ -75,7 +75,7 @@ def test_a_checkpoint_whose_layers_cannot_stand_there_is_refused_when_loaded(tmp
 
 
 @pytest.mark.parametrize("path", [["0:0", "0:1", "0:2"], ["0:0", "0:1*0.5 + 0:2*0.5", "0:0"]])
-def test_what_the_source_class_fills_in_is_filled_in(path: list[str], tmp_path: Path) -> None:
+def test_what_the_source_class_fills_in_is_filled_in(path, tmp_path):
     """Buffers that Falcon-H1 computes for its layers, and does not store, are right after loading: in sums as well."""
     source = tiny_source("falcon_h1", 3)
     model = LayerPool([source]).model(LayerPath.parse(path))
@@ -92,7 +92,7 @@ def test_what_the_source_class_fills_in_is_filled_in(path: list[str], tmp_path: 
         ("bart", "'bart' is an encoder and a decoder; give the language model alone"),
     ],
 )
-def test_more_than_a_language_model_is_refused(architecture: str, message: str) -> None:
+def test_more_than_a_language_model_is_refused(architecture, message):
     """A text_config of a model that is more than a decoder of text is refused, from a mapping and from a configuration."""
     for given in ({"model_type": architecture, "num_hidden_layers": 2}, CONFIG_MAPPING[architecture]()):
         for path in (["0:0", "0:1"], None):
@@ -102,7 +102,7 @@ def test_more_than_a_language_model_is_refused(architecture: str, message: str) 
 
 @pytest.mark.skipif(not _COUNTS_FROM_THE_END, reason="this transformers numbers them otherwise")
 @pytest.mark.parametrize("selected", [-1, [-1], [0, -2], [-4, 2], [1, 9, -9]])
-def test_hidden_states_are_selected_by_hop(selected: Any) -> None:
+def test_hidden_states_are_selected_by_hop(selected):
     """Hidden states selected by number, negative ones from the end, are those of the hops, whatever the number of terms."""
     model = LayerPool([tiny_model("llama")]).model(LayerPath.parse(["0:0", "0:0*0.5 + 0:1*0.5 + 0:2*0.1", "0:2"]))
     every = model(token_ids(), output_hidden_states=True).hidden_states

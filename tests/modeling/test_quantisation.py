@@ -64,7 +64,7 @@ def load(request: pytest.FixtureRequest, folders: Path) -> Callable[[str, list[s
     return quantised
 
 
-def test_all_layers_quantised(load: Callable[..., PreTrainedModel], folders: Path, tmp_path: Path) -> None:
+def test_all_layers_quantised(load, folders, tmp_path):
     """With a list of what to leave out, every layer is quantised, once, and the logits are the plain quantised model's."""
     merged, plain = load("merged", ["model.lm_head"]), load("plain", ["lm_head"])
     logits = merged(token_ids()).logits
@@ -85,7 +85,7 @@ def test_all_layers_quantised(load: Callable[..., PreTrainedModel], folders: Pat
         merged.unshare()
 
 
-def test_by_default_repeated_layers_stay_as_they_are(load: Callable[..., PreTrainedModel]) -> None:
+def test_by_default_repeated_layers_stay_as_they_are(load):
     """Without a list, transformers leaves shared weights out: only layers that run once are quantised."""
     merged = load("merged", None)
     plain = load("plain", ["lm_head", *(f"model.layers.{hop}" for hop in AGAIN)])

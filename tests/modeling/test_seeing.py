@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,7 +70,7 @@ def by_hand(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
-def test_it_computes_what_the_path_says(name: str) -> None:
+def test_it_computes_what_the_path_says(name):
     """The identity path is the source to the bit; repeats, scales and a sum are those of a model written out by hand."""
     given = inputs(name, 2)
     with torch.no_grad():
@@ -84,7 +83,7 @@ def test_it_computes_what_the_path_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
-def test_it_generates_with_any_cache(name: str) -> None:
+def test_it_generates_with_any_cache(name):
     """Greedy tokens after pictures, in batches, are those without a cache, with a static one, and of beams of one."""
     model, given = evolved(name), inputs(name, 2)
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
@@ -95,7 +94,7 @@ def test_it_generates_with_any_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
-def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+def test_it_is_saved_and_loaded(name, tmp_path):
     """Every layer is stored once; what is loaded computes the same, shares the same, and may take another path."""
     model, given = evolved(name), inputs(name)
     model.save_pretrained(tmp_path)
@@ -118,7 +117,7 @@ def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_it_answers_as_its_class_does() -> None:
+def test_it_answers_as_its_class_does():
     """What only vision-language models have is there: features of pictures, the tower, the token of a picture."""
     model, (first, _) = evolved("llava"), sources("llava")
     pictures = inputs("llava")["pixel_values"]
@@ -130,7 +129,7 @@ def test_it_answers_as_its_class_does() -> None:
         model.get_nothing_features  # noqa: B018
 
 
-def test_gradients_of_repeated_layers_add_up() -> None:
+def test_gradients_of_repeated_layers_add_up():
     """A loss on an answer after a picture reaches shared layers, the projector and the tower."""
     model = evolved("llava").train()
     given = inputs("llava")
@@ -140,7 +139,7 @@ def test_gradients_of_repeated_layers_add_up() -> None:
     assert model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused():
     """Other widths or rotary embeddings; a plain model that gives the embeddings; models that see without a language model."""
     sight, plain = vlm_config("qwen2_5_vl"), text_config("qwen2_5_vl")
     EvoMergedConfig.from_sources([sight, plain], ["0:0", "1:1"])

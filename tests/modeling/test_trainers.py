@@ -55,7 +55,7 @@ def _trainer(kind: str, model: Path, out: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_a_step_of_a_trainer_is_the_plain_models(kind: str, tmp_path: Path) -> None:
+def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
     """A step of TRL's trainer has the loss and the likelihoods of the folded path, and what it saves loads to the same bits."""
     model, plain = _path(tmp_path), tmp_path / "plain"
     fold(model, plain)
@@ -77,7 +77,7 @@ def test_a_step_of_a_trainer_is_the_plain_models(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_the_backbone_of_a_model_that_sees(name: str, tmp_path: Path) -> None:
+def test_the_backbone_of_a_model_that_sees(name, tmp_path):
     """`base_model`, which trainers call, takes pictures and ends in the state that the head reads; a fold gives the same."""
     source = random_model(vlm_config(name), 0, CLASSES[name])
     LayerPool([source]).model(LayerPath.parse("0:0, 0:1, 0:1")).save_pretrained(tmp_path / "path")
@@ -92,7 +92,7 @@ def test_the_backbone_of_a_model_that_sees(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
-def test_a_head_on_a_path(head: str, architecture: str, tmp_path: Path) -> None:
+def test_a_head_on_a_path(head, architecture, tmp_path):
     """A head begins on the path's own layers, has a gradient for its labels, and is loaded again to the bit."""
     folder, kind = _path(tmp_path, architecture), getattr(transformers, f"AutoModelFor{head}")
     spans = head == "QuestionAnswering"
@@ -116,7 +116,7 @@ def test_a_head_on_a_path(head: str, architecture: str, tmp_path: Path) -> None:
         assert torch.allclose(plain(token_ids()).logits, output.logits, atol=1e-5)
 
 
-def test_lora_on_a_path() -> None:
+def test_lora_on_a_path():
     """peft knows no modules of a path by its type; all linear ones have a gradient."""
     from peft import LoraConfig, get_peft_model
 

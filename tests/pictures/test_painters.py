@@ -53,7 +53,7 @@ def svg(html: str) -> ElementTree.Element:
 
 
 @pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
-def test_every_mark_is_painted_by_both(mark: Mark) -> None:
+def test_every_mark_is_painted_by_both(mark):
     """Each mark is an element with the class of its colour on a page, and pixels of that colour inside its axes in a file."""
     painted = svg(paint_svg(scene_of(mark)))
     assert len(painted) == 1
@@ -74,7 +74,7 @@ def test_every_mark_is_painted_by_both(mark: Mark) -> None:
 
 
 @pytest.mark.parametrize("name", CORNERS)
-def test_corners_are_where_the_axes_put_them(name: str) -> None:
+def test_corners_are_where_the_axes_put_them(name):
     """Both painters join the same places, in steps too."""
     steps = MARKS["steps"]
     assert svg(paint_svg(scene_of(steps)))[0].attrib["d"] == "M10.0,120.0H60.0V20.0H110.0V100.0"
@@ -87,7 +87,7 @@ def test_corners_are_where_the_axes_put_them(name: str) -> None:
     np.testing.assert_allclose(patch.get_path().vertices[: len(places)], places, atol=0.06)
 
 
-def test_looks_are_the_same_on_pages() -> None:
+def test_looks_are_the_same_on_pages():
     """The style sheet fills or draws what a look does, as wide, as dense and in its colour, which is that of files."""
     rules = dict(re.findall(r"(\S+) \{ (.*) \}", style_sheet()))
     assert "--ev-2: #00805e; " in rules[".gradio-container"]
@@ -100,20 +100,20 @@ def test_looks_are_the_same_on_pages() -> None:
     assert to_hex(patch.get_facecolor()) == COLOURS["s2"]
 
 
-def test_a_group_hands_its_colour_on() -> None:
+def test_a_group_hands_its_colour_on():
     """A mark without a colour has that of its group, in files as on pages."""
     (patch,) = paint_figure([scene_of(Group([Symbol((5, 2), 4.0, "point")], colour="dfs"))]).axes[0].patches
     assert to_hex(patch.get_facecolor()) == COLOURS["dfs"]
 
 
-def test_invisible_pads_are_on_pages_only() -> None:
+def test_invisible_pads_are_on_pages_only():
     """A pad can be pressed and is not painted."""
     pad = Rect((5, 2), (1, 1), "pad", tip="here")
     assert svg(paint_svg(scene_of(pad)))[0].attrib["data-tip"] == "here"
     assert not paint_figure([scene_of(pad)]).axes[0].patches
 
 
-def test_a_page_can_read_and_press_hops() -> None:
+def test_a_page_can_read_and_press_hops():
     """A picture has a label; what has words has a role, a label and a tip; a hop that can be selected says which it is."""
     path = LayerPath.parse("0:0, 0:1, 0:2", [1.0, 0.5, -1.5])
     picture = svg(paint_svg(path_scene(path, ["a"], [3], selected=1)))
@@ -133,7 +133,7 @@ def test_a_page_can_read_and_press_hops() -> None:
     assert not any("data-hop" in node.attrib for node in unpressed)
 
 
-def test_no_text_becomes_markup() -> None:
+def test_no_text_becomes_markup():
     """Words, tips and labels are escaped on pages."""
     evil = "<img src=x onerror=alert(1)>\"'&</svg>"
     marks = (Text((0, 0), evil), Group([Symbol((0, 0), 1.0, "point")], tip=evil))
@@ -142,7 +142,7 @@ def test_no_text_becomes_markup() -> None:
     assert svg(html)[0].text == svg(html).attrib["aria-label"] == svg(html)[1].attrib["data-tip"] == evil
 
 
-def test_there_is_a_picture_for_each_width_of_screens() -> None:
+def test_there_is_a_picture_for_each_width_of_screens():
     """Wide screens, tablets and phones have one each; where the wide one is as narrow as a tablet's, one does for both."""
     widths: list[int] = []
 
@@ -155,7 +155,7 @@ def test_there_is_a_picture_for_each_width_of_screens() -> None:
     assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw, MIDDLE)) == ["ev-wide", "ev-narrow"]
 
 
-def test_the_same_scenes_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_scenes_give_the_same_bytes(tmp_path):
     """Files do not differ between processes with other hash seeds, other settings of matplotlib or another time."""
     program = (
         "import sys, matplotlib; matplotlib.rcParams['font.size'] = float(sys.argv[2])\n"
@@ -177,7 +177,7 @@ def test_the_same_scenes_give_the_same_bytes(tmp_path: Path) -> None:
     assert first[:4] == b"\x89PNG"
 
 
-def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+def test_other_suffixes_are_refused(tmp_path):
     """A file that is no .png is an error that says what to write instead."""
     with pytest.raises(EvoMergeError, match=r"a picture is a \.png file, not \.jpg"):
         save_scenes([scene_of()], tmp_path / "a.jpg")
@@ -185,7 +185,7 @@ def test_other_suffixes_are_refused(tmp_path: Path) -> None:
         save_scenes([scene_of()], tmp_path / "a")
 
 
-def test_words_are_shown_letter_for_letter() -> None:
+def test_words_are_shown_letter_for_letter():
     """A dollar sign in a name is a dollar sign, not the beginning of a formula; every look of words can be painted."""
     figure = paint_figure([scene_of(*(Text((1, k / 2), "a$b_c$", look) for k, look in enumerate([*LETTERS, "tick halo"])))])
     figure.draw_without_rendering()

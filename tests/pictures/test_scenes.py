@@ -49,7 +49,7 @@ SEARCH = [
 ]
 
 
-def test_the_bold_line_is_the_best_so_far() -> None:
+def test_the_bold_line_is_the_best_so_far():
     """The line never falls, passes over failed trials, begins with the first that succeeded and goes on to the last."""
     scene = fitness_scene(trials_of(None, -2.0, -3.0, None, -1.0, -1.5), {})
     line = of_kind(scene, Line, "best")[0]
@@ -57,14 +57,14 @@ def test_the_bold_line_is_the_best_so_far() -> None:
     assert list(line.corners) == [(2, -2.0), (5, -2.0), (5, -1.0), (6, -1.0), (6, -1.0)]
 
 
-def test_stages_follow_each_other_and_a_random_search_runs_beside_them() -> None:
+def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
     """DFS begins where PS ended, a random search at 0; a trial of half the examples costs half an evaluation."""
     dear = [Trial("dfs", 0, 0, -0.5, cost=0.5), *trials_of(-2.0, None), Trial("random", 0, 0, -3.0)]
     best = {line.colour: list(line.points) for line in of_kind(fitness_scene(dear, {}), Line, "best") if line.tip}
     assert best == {"ps": [(1, -2.0), (1 + 1, -2.0)], "dfs": [(2.5, -0.5)] * 2, "grey": [(1, -3.0)] * 2}
 
 
-def test_every_trial_is_a_mark() -> None:
+def test_every_trial_is_a_mark():
     """A trial is a dot at its fitness, a failed one a cross on the axis, one below the picture a triangle there."""
     for width in WIDTHS:
         scene = fitness_scene(SEARCH, {"a": -4.5, "b": -8.0}, width=width)
@@ -77,7 +77,7 @@ def test_every_trial_is_a_mark() -> None:
         assert {"Trial 2: failed", f"Trial 7, generation 1: {MINUS}90"} <= tips
 
 
-def test_a_catastrophic_trial_does_not_set_the_limits() -> None:
+def test_a_catastrophic_trial_does_not_set_the_limits():
     """A trial at -50 leaves the limits as they are without it, and flat or short searches have limits around the best."""
     good = [-1.4, -1.2, -1.3, -1.1, -1.0, -1.05, -0.9, -0.95]
     spoilt = [*good[:5], -50.0, *good[6:]]
@@ -87,7 +87,7 @@ def test_a_catastrophic_trial_does_not_set_the_limits() -> None:
         assert low < max(fitness) < high
 
 
-def test_levels_are_lines_and_their_names_are_apart() -> None:
+def test_levels_are_lines_and_their_names_are_apart():
     """Every level has a line at its value and its name beside it; names of near levels do not overlap."""
     levels = {"base": -3.0, "parent-a": -1.201, "parent-b": -1.2}
     for width in WIDTHS:
@@ -102,7 +102,7 @@ def test_levels_are_lines_and_their_names_are_apart() -> None:
         assert all(after - before >= 14 for before, after in pairwise(heights))
 
 
-def test_ten_thousand_trials_are_thinned_and_their_best_is_not() -> None:
+def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
     """A long search has at most 1,500 dots, and the whole line of the best."""
     trials = [Trial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
     scene = fitness_scene(trials, {})
@@ -111,7 +111,7 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not() -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_climb_is_a_bar_for_each_moment(width: int) -> None:
+def test_a_climb_is_a_bar_for_each_moment(width):
     """Bars end at the heights, those after the moment that is shown are pale, and its score stands over it."""
     steps = [Step(Trial("ps", k, k, -1.0, accuracy=k / 4), k / 4, 1.0 + k) for k in range(4)]
     scene = climb_scene(steps, 2, "ps", accurate=True, width=width)
@@ -124,7 +124,7 @@ def test_a_climb_is_a_bar_for_each_moment(width: int) -> None:
     assert len(of_kind(flat, Group, "cell")) == 1
 
 
-def test_no_stage_has_the_colour_of_a_source() -> None:
+def test_no_stage_has_the_colour_of_a_source():
     """Each stage has a colour of its own, a random search is grey, and another name has one of the sources'."""
     assert [stage_colour(stage) for stage in ("ps", "dfs-first", "random", "mine")] == ["ps", "dfs-first", "grey", "s3"]
 
@@ -144,7 +144,7 @@ def front_of(width: int = WIDE) -> Scene:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_front_holds_trials_points_and_parents_where_their_values_are(width: int) -> None:
+def test_the_front_holds_trials_points_and_parents_where_their_values_are(width):
     """A mark per trial, a point per model of the front, a ring around the one on show, parents at one place under one name."""
     scene = front_of(width)
     drawn = [mark for mark in of_kind(scene, Symbol) if mark.tip.startswith("Trial")]
@@ -166,7 +166,7 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width:
     assert {"fitness (share)", "hops", "a, b"} <= set(words(scene))
 
 
-def test_there_is_no_half_hop() -> None:
+def test_there_is_no_half_hop():
     """Below a picture of paths of nearly the same length stand whole numbers only."""
     trials = [Trial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
     points = [Point(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
@@ -174,7 +174,7 @@ def test_there_is_no_half_hop() -> None:
     assert [text.words for text in of_kind(scene, Text) if text.anchor == "middle" and text.shift == (0, 17)] == ["7", "8", "9"]
 
 
-def test_ticks_are_round_and_inside() -> None:
+def test_ticks_are_round_and_inside():
     """Axis labels are round numbers within the range."""
     assert ticks(-11.3, 0.2, 6) == [-10.0, -8.0, -6.0, -4.0, -2.0, 0.0]
     assert ticks(0, 600, 8) == [0, 100, 200, 300, 400, 500, 600]
@@ -187,7 +187,7 @@ def rows_of(scene: Scene) -> dict[int, float]:
     return {int(group.colour[1:]): min(bar.at[1] for bar in of_kind(group, Rect)) for group in groups}
 
 
-def test_symbols_are_the_terms_of_the_path() -> None:
+def test_symbols_are_the_terms_of_the_path():
     """Each term has a symbol of its source at its hop and on its layer's row, as wide as the scale, hollow below 0."""
     scene = path_scene(LayerPath.parse(HOPS, SCALES), ["a", "b"], [6, 6])
     rows = rows_of(scene)
@@ -204,7 +204,7 @@ def test_symbols_are_the_terms_of_the_path() -> None:
     assert [m.look for m in marks[1]] == ["markshape", "markshape", "markshape hollow"]
 
 
-def test_a_sum_says_its_terms() -> None:
+def test_a_sum_says_its_terms():
     """A hop of two terms is one thing to press with a symbol on each layer and its weights in the words."""
     scene = path_scene(LayerPath.parse(["0:0*0.25 + 1:1*-2"]), ["a", "b"], [2, 2], selected=0)
     (hop,) = of_kind(scene, Group, "hop")
@@ -216,7 +216,7 @@ def test_a_sum_says_its_terms() -> None:
     assert of_kind(path_scene(LayerPath.parse("0:0"), ["a"], [1]), Group, "hop")[0].hop is None
 
 
-def test_a_line_is_as_wide_as_what_its_hop_adds() -> None:
+def test_a_line_is_as_wide_as_what_its_hop_adds():
     """Gates come back from the scales that they stand for, sums included, and are the widths of the lines, one for a term."""
     slots = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
     path = gate_path(slots, [0.8, 0.0, 0.5, 0.25, 0.4, 0.0], [0, 1, 2, 2, 3, 4])
@@ -229,7 +229,7 @@ def test_a_line_is_as_wide_as_what_its_hop_adds() -> None:
     assert LayerPath.parse("0:0-2", [1.0, 0.0, 2.0]).added(gated=True) == [[1.0], [0.0], [2.0]]
 
 
-def test_what_is_said_stands_on_the_hops() -> None:
+def test_what_is_said_stands_on_the_hops():
     """The first word that changes is over each hop, green where it is the answer's; the tip has all; narrow, those that fit."""
     path = LayerPath.parse("0:0-3")
     after = [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")]
@@ -254,7 +254,7 @@ def test_what_is_said_stands_on_the_hops() -> None:
     )
 
 
-def test_lines_lead_from_hop_to_hop() -> None:
+def test_lines_lead_from_hop_to_hop():
     """A serial hop is joined to the one before; the lanes of a sum meet half way to the next hop."""
     scene = path_scene(LayerPath.parse("0:0, 0:1 + 1:0, 0:2"), ["a", "b"], [3, 1])
     rows, lanes = rows_of(scene), [list(line.points) for line in of_kind(scene, Line, "flow") if line.colour != "grey"]
@@ -269,7 +269,7 @@ def test_lines_lead_from_hop_to_hop() -> None:
     ]
 
 
-def test_skipped_layers_are_grey_and_unused_sources_are_named() -> None:
+def test_skipped_layers_are_grey_and_unused_sources_are_named():
     """The rows of visited layers have their source's colour, those of the others none; a source without any is only named."""
     scene = path_scene(LayerPath.parse(HOPS), ["a", "b", "c"], [6, 6, 4])
     rows = rows_of(scene)
@@ -282,7 +282,7 @@ def test_skipped_layers_are_grey_and_unused_sources_are_named() -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("hops", [1, 7, 130])
-def test_a_path_holds_every_hop_inside_its_frame(hops: int, width: int) -> None:
+def test_a_path_holds_every_hop_inside_its_frame(hops, width):
     """For one hop, seven or 130 there is a group per hop inside the frame, whatever the width of the screen."""
     path = LayerPath.of([(k % 2, k % 32) for k in range(hops)], [0.5 + (k % 7) / 7 for k in range(hops)])
     scene = path_scene(path, ["a", "b"], [32, 32], width=width)
@@ -296,7 +296,7 @@ def test_a_path_holds_every_hop_inside_its_frame(hops: int, width: int) -> None:
             assert mark.size < axes.y(mark.at[1]) < scene.height - mark.size
 
 
-def test_the_longest_path_fits_a_file() -> None:
+def test_the_longest_path_fits_a_file():
     """Where nothing scrolls, 4,096 hops are as wide as the picture."""
     path = LayerPath.of([(k % 3, k * 7 % 32) for k in range(4096)])
     scene = path_scene(path, ["a", "b", "c"], [32] * 3, width=None)
@@ -317,7 +317,7 @@ def tips(merge: Any, labels: Sequence[str] = ("a", "b"), width: int = WIDE) -> l
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_strip_holds_every_parent_in_every_layer(width: int) -> None:
+def test_a_strip_holds_every_parent_in_every_layer(width):
     """Each parameter has a strip: the embeddings, the layers and the head, with a number of each source that has one."""
     none = "\N{EN DASH}"
     assert tips(MERGE, width=width) == [
@@ -333,7 +333,7 @@ def test_a_strip_holds_every_parent_in_every_layer(width: int) -> None:
     ]
 
 
-def test_bars_begin_at_0_and_end_at_their_value() -> None:
+def test_bars_begin_at_0_and_end_at_their_value():
     """A bar is of its source's colour and beside the other source's; a negative one goes down."""
     scene = weights_scene(
         weights_of({"method": "linear", "parameters": [{"weight": {"blocks.0": -0.5}}, {"weight": 2.0}]}, "ab")
@@ -343,7 +343,7 @@ def test_bars_begin_at_0_and_end_at_their_value() -> None:
     assert max(x for x, _ in bars["s0"].corners) < min(x for x, _ in bars["s1"].corners)
 
 
-def test_a_layer_has_the_mean_of_its_matrices() -> None:
+def test_a_layer_has_the_mean_of_its_matrices():
     """Of weights for tensors the mean of a layer is drawn, without norms; of halves that of both; patterns count too."""
     layer = "model.layers.1."
     tensors = {
@@ -365,7 +365,7 @@ def test_a_layer_has_the_mean_of_its_matrices() -> None:
     ]
 
 
-def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others() -> None:
+def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others():
     """Where sources are cut into other groups, each line of the table still has the number that counts there."""
     wide = {"weight": {"embed": 0.5, "blocks.0-3": 0.1, "default": 0.9}}
     fine = {"weight": {"blocks.0-1.attn": 0.2, "blocks.2-3": 0.3}}
@@ -375,7 +375,7 @@ def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others() -> None:
     assert [weights.rows[1].at(group) for group in weights.groups] == [None, 0.2, None, 0.3, None]
 
 
-def test_a_whole_model_merge_is_one_column() -> None:
+def test_a_whole_model_merge_is_one_column():
     """A number for the whole model, or a default alone, is one column, also slerp's t; switches have none."""
     part = {"method": "ties", "parameters": [{"weight": {"default": 0.6}}, {"weight": 0.7}]}
     assert tips(part) == ["all layers: a 0.6, b 0.7"]
@@ -383,7 +383,7 @@ def test_a_whole_model_merge_is_one_column() -> None:
     assert weights_of({"method": "linear", "options": {"normalize": True}}, ["a"]).rows == []
 
 
-def test_tensors_are_listed_as_they_work() -> None:
+def test_tensors_are_listed_as_they_work():
     """Layer by layer: q, k, v, o, then gate, up, down, then norms; the embeddings first, the head last."""
     names = ("mlp.down_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj", "input_layernorm", "self_attn.k_proj")
     tensors = {f"model.layers.{k}.{name}.weight": 1.0 for k in (10, 2) for name in names}
@@ -397,7 +397,7 @@ def test_tensors_are_listed_as_they_work() -> None:
     assert groups[-1] == "lm_head.weight"
 
 
-def test_axes_put_numbers_between_their_edges() -> None:
+def test_axes_put_numbers_between_their_edges():
     """The ends of a range are at the edges, whichever way it goes, and an empty range is no error."""
     axes = Axes(10, 20, 110, 220, (0, 4), (2, -2))
     assert axes.spot((0, 2)) == (10, 220)
@@ -406,7 +406,7 @@ def test_axes_put_numbers_between_their_edges() -> None:
     assert Axes(0, 0, 1, 1, (3, 3), (3, 3)).spot((3, 3)) == (0, 1)
 
 
-def test_scenes_need_no_painter() -> None:
+def test_scenes_need_no_painter():
     """Making a scene imports neither matplotlib nor numpy."""
     program = (
         "import sys; from hf_evomerge.pictures import fitness, front, path, svg, weights\n"

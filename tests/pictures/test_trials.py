@@ -13,7 +13,7 @@ SEARCH = [
 ]
 
 
-def test_a_search_climbs_where_its_best_rises() -> None:
+def test_a_search_climbs_where_its_best_rises():
     """Each moment has the best trial so far, its height and what was spent; trials of the first generation stand alone."""
     steps = climb(of_stage(SEARCH, "ps"))
     assert [(step.trial.number, step.evaluations) for step in steps] == [(0, 1), (1, 2), (6, 7)]
@@ -21,7 +21,7 @@ def test_a_search_climbs_where_its_best_rises() -> None:
     assert stages(SEARCH) == ["ps", "random"]
 
 
-def test_a_lucky_batch_is_no_progress() -> None:
+def test_a_lucky_batch_is_no_progress():
     """On batches a height is the mean of the last quarter; the published model is the last moment, and nothing follows it."""
     shares = [0.0, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
     trials = [Trial("ps", k, k, -1.0, accuracy=share, examples=8) for k, share in enumerate(shares)]
@@ -35,7 +35,7 @@ def test_a_lucky_batch_is_no_progress() -> None:
     assert {step.trial.number for step in found} <= {*range(16), 16}
 
 
-def test_of_many_moments_some_are_shown() -> None:
+def test_of_many_moments_some_are_shown():
     """At most so many, of which the first and the last stay."""
     trials = [Trial("ps", k, k, -1.0 / (k + 1)) for k in range(100)]
     numbers = [step.trial.number for step in climb(trials, 10)]
@@ -43,7 +43,7 @@ def test_of_many_moments_some_are_shown() -> None:
     assert (numbers[0], numbers[-1]) == (0, 99)
 
 
-def test_the_best_of_batches_is_not_the_best() -> None:
+def test_the_best_of_batches_is_not_the_best():
     """The best so far is of trials on all examples, of batches only where there are no others."""
     scored = [(-3.0, 16), (-1.0, 16), (-2.5, 128), (None, 0), (-0.5, 16), (-2.0, 128)]
     trials = [Trial("ps", k, k // 2, fitness, examples=examples) for k, (fitness, examples) in enumerate(scored)]
@@ -55,7 +55,7 @@ def test_the_best_of_batches_is_not_the_best() -> None:
     assert line(trials[:2]) == [(1, -3.0), (2, -1.0), (2, -1.0)]
 
 
-def test_what_runs_first_is_listed_first_and_left_out() -> None:
+def test_what_runs_first_is_listed_first_and_left_out():
     """A stage that runs before another comes before it in the list, and its fitness, another one, stays out of the picture."""
     trials = [Trial("dfs", 0, 0, 0.5), Trial("ps-first", 0, 0, -3.0), Trial("ps", 0, 0, 0.25)]
     assert stages(trials) == ["ps-first", "ps", "dfs"]

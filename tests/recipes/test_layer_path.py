@@ -23,7 +23,7 @@ def _random_path(rng: random.Random) -> LayerPath:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_text_and_scales_give_the_path_back(seed: int) -> None:
+def test_text_and_scales_give_the_path_back(seed):
     """Any path is read back from its text, as a list and as one string, to the last bit of every weight and scale."""
     path = _random_path(random.Random(seed))
     assert LayerPath.parse(path.as_text(), path.scales) == path
@@ -45,7 +45,7 @@ def test_text_and_scales_give_the_path_back(seed: int) -> None:
         (("0:0", "1:1"), [(0, 0), (1, 1)]),
     ],
 )
-def test_serial_text(text: str | list[str], layers: list[tuple[int, int]]) -> None:
+def test_serial_text(text, layers):
     """Single layers, ranges forwards and backwards, and repeats stand for these layers in this order."""
     path = LayerPath.parse(text)
     assert path == LayerPath.of(layers)
@@ -65,25 +65,25 @@ def test_serial_text(text: str | list[str], layers: list[tuple[int, int]]) -> No
         ("0:3*1e+3+1:3", [(0, 3, 1000.0), (1, 3, 1.0)]),
     ],
 )
-def test_weighted_text(text: str, terms: list[tuple[int, int, float]]) -> None:
+def test_weighted_text(text, terms):
     """A hop of several terms keeps their order and weights, exponents with a plus sign included."""
     (hop,) = LayerPath.parse(text).hops
     assert [(term.source, term.layer, term.weight) for term in hop.terms] == terms
     assert not hop.is_serial
 
 
-def test_a_weighted_hop_can_be_repeated() -> None:
+def test_a_weighted_hop_can_be_repeated():
     """A repeat count repeats the whole sum."""
     assert LayerPath.parse("0:1*0.5 + 1:1*0.5 x2").as_text() == ["0:1*0.5 + 1:1*0.5"] * 2
 
 
-def test_a_single_weighted_term_is_not_serial() -> None:
+def test_a_single_weighted_term_is_not_serial():
     """A weight other than 1 keeps a path from being folded into a plain model."""
     assert not LayerPath.parse("0:0, 0:1*0.5").is_serial
     assert LayerPath.parse("0:0, 0:1*1.0").is_serial
 
 
-def test_text_form_is_canonical() -> None:
+def test_text_form_is_canonical():
     """The text of a path has no ranges, repeats, needless weights or needless spaces."""
     path = LayerPath.parse(" 0:0-2,1:3 x2, 0:1*1.0+1:1*.50")
     assert str(path) == "0:0, 0:1, 0:2, 1:3, 1:3, 0:1 + 1:1*0.5"
@@ -103,7 +103,7 @@ NO_HOPS += ["0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +", "0:
         ("0:0-1000000000", "path[0]: 1000000001 hops; a path has between 1 and 4096 hops in all"),
     ],
 )
-def test_text_that_is_no_path(text: object, where: str) -> None:
+def test_text_that_is_no_path(text, where):
     """Whatever cannot be read is a `PathError` of one short line that begins with the place."""
     with pytest.raises(PathError) as caught:
         LayerPath.parse(text)  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_text_that_is_no_path(text: object, where: str) -> None:
         ["0:0 x4000", "0:0 x97"],
     ],
 )
-def test_too_many_hops_are_refused_at_once(text: str | list[str]) -> None:
+def test_too_many_hops_are_refused_at_once(text):
     """A path that is too long is refused by its text alone, before a hop of the piece is made."""
     begin = time.process_time()
     with pytest.raises(PathError, match=f"between 1 and {MAX_HOPS} hops"):
@@ -133,7 +133,7 @@ def test_too_many_hops_are_refused_at_once(text: str | list[str]) -> None:
     assert time.process_time() - begin < 1
 
 
-def test_the_longest_path_is_allowed() -> None:
+def test_the_longest_path_is_allowed():
     """Exactly the greatest number of hops can be read."""
     assert len(LayerPath.parse(f"0:0-{MAX_HOPS - 1}")) == MAX_HOPS
 
@@ -143,7 +143,7 @@ def test_the_longest_path_is_allowed() -> None:
     [" " * 200_000, "0:0" + " " * 200_000 + "y", "0:0*" + "1" * 200_000 + "y", "0:0 x" * 40_000, "+" * 200_000],
     ids=["spaces", "spaces inside", "digits", "repeats", "signs"],
 )
-def test_hostile_text_takes_no_time(text: str) -> None:
+def test_hostile_text_takes_no_time(text):
     """Long nonsense is refused in time that grows with its length only, and is not repeated in the message."""
     begin = time.process_time()
     with pytest.raises(PathError) as caught:
@@ -170,7 +170,7 @@ def test_hostile_text_takes_no_time(text: str) -> None:
     ],
     ids=lambda value: "" if value is None or isinstance(value, str) else f"{type(value).__name__}",
 )
-def test_scales_that_are_no_scales(scales: object, message: str | None) -> None:
+def test_scales_that_are_no_scales(scales, message):
     """Scales of the wrong number, kind or size are refused in one short line."""
     with pytest.raises(PathError) as caught:
         LayerPath.parse("0:0-1", scales)  # type: ignore[arg-type]
@@ -180,14 +180,14 @@ def test_scales_that_are_no_scales(scales: object, message: str | None) -> None:
         assert str(caught.value) == message
 
 
-def test_whole_numbers_become_floats() -> None:
+def test_whole_numbers_become_floats():
     """A scale given as a whole number is the same scale, and prints the same, as the float."""
     path = LayerPath.parse("0:0-1", [1, 2])
     assert path == LayerPath.parse("0:0-1", [1.0, 2.0])
     assert all(type(scale) is float for scale in path.scales)
 
 
-def test_with_scales_keeps_the_hops() -> None:
+def test_with_scales_keeps_the_hops():
     """New scales make a new path over the same terms and leave the old one alone."""
     path = LayerPath.parse("0:0, 0:1 + 1:1*0.5", [0.9, 1.1])
     other = path.with_scales([2.0, 3.0])
@@ -195,13 +195,13 @@ def test_with_scales_keeps_the_hops() -> None:
     assert (path.scales, other.scales) == ([0.9, 1.1], [2.0, 3.0])
 
 
-def test_unique_layers_in_order_of_the_first_visit() -> None:
+def test_unique_layers_in_order_of_the_first_visit():
     """Each visited layer is listed once, where the path first comes to it."""
     path = LayerPath.parse("0:0-1, 1:1, 0:1, 0:0*0.5 + 1:0*0.5, 1:1")
     assert path.unique_layers == [(0, 0), (0, 1), (1, 1), (1, 0)]
 
 
-def test_identity_runs_a_source_as_it_is() -> None:
+def test_identity_runs_a_source_as_it_is():
     """The identity path visits every layer of one source once, in order, with scale 1."""
     assert LayerPath.identity(3, source=1) == LayerPath.parse("1:0-2", [1, 1, 1])
 
@@ -216,13 +216,13 @@ def test_identity_runs_a_source_as_it_is() -> None:
         (LayerPath.of([(0, -1)]), "path[0]: layer -1 of source 0, which has 3 layers (0 to 2)"),
     ],
 )
-def test_check_names_what_is_not_there(path: LayerPath, message: str) -> None:
+def test_check_names_what_is_not_there(path, message):
     """A term outside the sources is refused with the hop, the term and what there is."""
     with pytest.raises(PathError) as caught:
         path.check([3, 2])
     assert str(caught.value) == message
 
 
-def test_check_accepts_every_layer_there_is() -> None:
+def test_check_accepts_every_layer_there_is():
     """The first and last layers of all sources pass."""
     LayerPath.parse("0:0-2, 1:1-0, 0:2*0.5 + 1:1").check([3, 2])

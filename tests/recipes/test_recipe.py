@@ -44,7 +44,7 @@ def _refusal(text: str) -> str:
 
 
 @pytest.mark.parametrize("recipe", [FULL, FULL.model_copy(update={"flow": None}), FULL.model_copy(update={"merge": None})])
-def test_yaml_gives_the_recipe_back(recipe: Recipe, tmp_path: Path) -> None:
+def test_yaml_gives_the_recipe_back(recipe, tmp_path):
     """A recipe is read back from its YAML, from text and from a file, to the last bit of every number."""
     recipe = recipe if recipe.merge is not None else Recipe(sources=FULL.sources, flow=FlowPart(path=["0:0-1"]))
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -52,7 +52,7 @@ def test_yaml_gives_the_recipe_back(recipe: Recipe, tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "recipe.yaml") == recipe
 
 
-def test_types_of_options_survive() -> None:
+def test_types_of_options_survive():
     """A flag stays a flag, a number a number and a word a word on the way through YAML."""
     options = Recipe.from_yaml(FULL.to_yaml()).merge.options  # type: ignore[union-attr]
     assert {key: type(value) for key, value in options.items()} == {
@@ -63,7 +63,7 @@ def test_types_of_options_survive() -> None:
     }
 
 
-def test_text_is_golden() -> None:
+def test_text_is_golden():
     """The YAML of a recipe is this text: in the order of the fields, without what is absent."""
     recipe = Recipe(
         sources=[SourceRef(model="a", revision="main"), SourceRef(model="b")],
@@ -92,14 +92,14 @@ def test_text_is_golden() -> None:
     "word",
     ["1e5", "12e4567", "08", "007", "0x10", "1:30", "1_000", "true", "no", "null", "~", "2024-01-01", ".inf", "=", "+1", "0o7"],
 )
-def test_names_that_look_like_numbers_stay_names(word: str) -> None:
+def test_names_that_look_like_numbers_stay_names(word):
     """A folder or a revision that looks like a number, a date or a flag is text again when it is read back."""
     recipe = Recipe(sources=[SourceRef(model=word, revision=word)], merge=MergePart(method="linear"))
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
-def test_text_does_not_depend_on_the_hash_seed(hash_seed: str) -> None:
+def test_text_does_not_depend_on_the_hash_seed(hash_seed):
     """The same recipe has the same text in every process."""
     program = (
         "import sys; from hf_evomerge.recipes.recipe import Recipe\n"
@@ -121,13 +121,13 @@ def test_text_does_not_depend_on_the_hash_seed(hash_seed: str) -> None:
     ["flow:\n  path:\n  - 0:0\n  - 1:3\n  - 1:30\n", "flow: {path: [0:0, 1:3, 1:30]}\n", "flow: {path: '0:0, 1:3, 1:30'}\n"],
     ids=["block", "flow", "text"],
 )
-def test_unquoted_hops_are_hops(path: str) -> None:
+def test_unquoted_hops_are_hops(path):
     """``1:30`` without quotes is layer 30 of source 1, not the base-60 number 90."""
     recipe = Recipe.from_yaml(HEAD + path)
     assert recipe.flow.path == ["0:0", "1:3", "1:30"]
 
 
-def test_a_single_unquoted_hop_is_a_path() -> None:
+def test_a_single_unquoted_hop_is_a_path():
     """A path of one hop may be written as a plain value."""
     assert Recipe.from_yaml(HEAD + "flow: {path: 1:3}").flow == FlowPart(path=["1:3"])
 
@@ -135,7 +135,7 @@ def test_a_single_unquoted_hop_is_a_path() -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("1", 1.0), ("-.5", -0.5), ("1e-3", 0.001), ("1E3", 1000.0), ("2.", 2.0), ("+1.5e+2", 150.0)]
 )
-def test_numbers_are_numbers(text: str, value: float) -> None:
+def test_numbers_are_numbers(text, value):
     """Integers, decimals and exponents with or without a point are read as numbers."""
     recipe = Recipe.from_yaml(HEAD + f"merge: {{method: linear, options: {{x: {text}}}}}")
     assert recipe.merge.options["x"] == value
@@ -189,19 +189,19 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         (HEAD + "flow: {path: 0:0, embedding_source: -1}", "flow.embedding_source: must be at least 0 (found -1)"),
     ],
 )
-def test_refusals(text: str, message: str) -> None:
+def test_refusals(text, message):
     """Each wrong recipe is refused in one line that begins with the key and says what was there."""
     assert _refusal(text).startswith(message)
 
 
-def test_the_merged_model_is_one_more_source() -> None:
+def test_the_merged_model_is_one_more_source():
     """With a merge part the path may use the merged model, whose number is the number of sources, and no number above."""
     recipe = Recipe.from_yaml(HEAD + MERGE + "flow: {path: '2:0, 0:1', embedding_source: 2}")
     assert recipe.merge_sources == [0, 1]
     assert _refusal(HEAD + MERGE + "flow: {path: 3:0}") == "flow: source 3 is not there; there are 3, numbered from 0"
 
 
-def test_several_complaints_are_one_line() -> None:
+def test_several_complaints_are_one_line():
     """All wrong keys are named at once."""
     message = _refusal(HEAD + MERGE + "seed: x\nsed: 1")
     assert "seed: " in message
@@ -219,7 +219,7 @@ def test_several_complaints_are_one_line() -> None:
         HEAD + "merge: {method: !!python/module:antigravity ''}",
     ],
 )
-def test_tags_run_no_code(text: str, tmp_path: Path) -> None:
+def test_tags_run_no_code(text, tmp_path):
     """YAML tags that would make Python objects are refused and nothing is run."""
     file = tmp_path / "made"
     assert _refusal(text.replace("FILE", str(file))).startswith("not valid YAML: ")
@@ -243,12 +243,12 @@ def test_tags_run_no_code(text: str, tmp_path: Path) -> None:
     ],
     ids=range(10),
 )
-def test_broken_yaml(text: str) -> None:
+def test_broken_yaml(text):
     """Text that YAML cannot read is a `RecipeError`, whatever YAML itself raises."""
     assert _refusal(text).startswith("not valid YAML: ")
 
 
-def test_exponential_aliases_are_refused_in_a_short_line() -> None:
+def test_exponential_aliases_are_refused_in_a_short_line():
     """Aliases that stand for billions of items neither take time nor fill the message."""
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
     begin = time.process_time()
@@ -257,7 +257,7 @@ def test_exponential_aliases_are_refused_in_a_short_line() -> None:
     assert time.process_time() - begin < 2
 
 
-def test_a_file_is_named_in_every_complaint(tmp_path: Path) -> None:
+def test_a_file_is_named_in_every_complaint(tmp_path):
     """What is wrong with a file begins with the file's name: absent, no text, or wrong content."""
     absent, binary, wrong = tmp_path / "absent.yaml", tmp_path / "binary.yaml", tmp_path / "wrong.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -268,7 +268,7 @@ def test_a_file_is_named_in_every_complaint(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{file}: {message}")
 
 
-def test_a_recipe_does_not_change() -> None:
+def test_a_recipe_does_not_change():
     """The fields of a recipe cannot be set once it is made."""
     with pytest.raises(ValueError, match="frozen"):
         FULL.seed = 1  # type: ignore[misc]
@@ -285,7 +285,7 @@ def test_a_recipe_does_not_change() -> None:
         (["u/a@v1", "u/a@v2"], ["a@v1", "a@v2"]),
     ],
 )
-def test_labels_of_several_models_are_distinct(names: list[str], labels: list[str]) -> None:
+def test_labels_of_several_models_are_distinct(names, labels):
     """Names that are alike get the shortest ends of their paths that tell them apart, a revision, or a number; others none."""
     split = [name.partition(" + ") for name in names]
     refs = [

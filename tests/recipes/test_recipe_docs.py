@@ -72,7 +72,7 @@ def local(text: str, family: Path) -> Recipe:
     return Recipe.model_validate(recipe)
 
 
-def test_the_mergekit_file_builds(family: Path, tmp_path: Path) -> None:
+def test_the_mergekit_file_builds(family, tmp_path):
     """The mergekit file that the page shows is read and built, without a word about what was left out."""
     read = from_mergekit(MERGEKIT[0].replace("your-name/", f"{family}/"))
     assert read.notes == []
@@ -81,7 +81,7 @@ def test_the_mergekit_file_builds(family: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", slow_beyond(range(4), range(len(BLOCKS))))
-def test_every_example_builds(number: int, family: Path, tmp_path: Path) -> None:
+def test_every_example_builds(number, family, tmp_path):
     """The example passes the check, is built, and the model loads and runs."""
     recipe = local(BLOCKS[number], family)
     assert str(check_recipe(recipe)).startswith("fine: ")

@@ -47,13 +47,13 @@ def _blocks() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("page", "kind", "text"), _blocks())
-def test_what_is_shown_follows_its_schema(page: str, kind: str, text: str) -> None:
+def test_what_is_shown_follows_its_schema(page, kind, text):
     """Every YAML file in examples/ and every YAML block of the documentation follows its schema."""
     assert _complaints(kind, _yaml(text)) == []
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_the_schemas_are_valid(name: str) -> None:
+def test_the_schemas_are_valid(name):
     """Each schema is one by the rules of JSON schemas, and an editor shows a sentence for every key of every section."""
     schema = SCHEMAS[name]()
     Draft202012Validator.check_schema(schema)
@@ -62,7 +62,7 @@ def test_the_schemas_are_valid(name: str) -> None:
             assert value.get("description", "").endswith("."), f"{section}: {key}"
 
 
-def test_the_schemas_are_made_with_what_a_build_installs(tmp_path: Path) -> None:
+def test_the_schemas_are_made_with_what_a_build_installs(tmp_path):
     """Writing both files imports no package beside those that `build-system.requires` names."""
     code = f"import sys, schemas; schemas.write_schemas(schemas.Path({str(tmp_path)!r})); print(*sys.modules)"
     program = f"import sys; sys.path += {sys.path!r}; {code}"
@@ -84,7 +84,7 @@ def _numbers(part: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", [*SCHEMAS, "task"])
-def test_every_number_has_bounds(name: str) -> None:
+def test_every_number_has_bounds(name):
     """A number of a recipe, a search file or a task file of lm_eval says what is the least and what the most."""
     numbers = list(_numbers(SCHEMAS[name]() if name in SCHEMAS else TaskKeys.model_json_schema(), name))
     assert len(numbers) > 5
@@ -110,7 +110,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_seen(mistake: str) -> None:
+def test_mistakes_are_seen(mistake):
     """A mistake in a file that otherwise follows its schema is the one thing that is found, at its place."""
     name, changes, place, message = MISTAKES[mistake]
     data = _yaml({"search": SEARCH, "recipe": RECIPE}[name])
@@ -120,7 +120,7 @@ def test_mistakes_are_seen(mistake: str) -> None:
     assert message in said
 
 
-def test_both_ways_to_write_a_path_and_a_task_of_ones_own_are_allowed() -> None:
+def test_both_ways_to_write_a_path_and_a_task_of_ones_own_are_allowed():
     """The schemas allow what the models allow beyond their own types: a path as text, and a task registered elsewhere."""
     for text in (RECIPE, "{sources: [{model: a}], flow: {path: ['0:0-3']}}", "{sources: [{model: a}], merge: {method: mine}}"):
         assert _complaints("recipe", _yaml(text)) == []

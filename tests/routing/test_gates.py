@@ -32,7 +32,7 @@ def make_pool() -> Any:
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
 @pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, sorted(set(ARCHITECTURES) - REFUSED)))
-def test_gates_are_scales(architecture: str, hops: list[int] | None, make_pool: Any) -> None:
+def test_gates_are_scales(architecture, hops, make_pool):
     """The model with gates computes what the path with the decoded scales and sums does; its gradient is that of its loss."""
     experts = {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}
     pool = make_pool(architecture, **experts)  # all of them: which ones are chosen is no smooth choice
@@ -60,7 +60,7 @@ def test_gates_are_scales(architecture: str, hops: list[int] | None, make_pool: 
     assert all(gradient[[1, 5]])
 
 
-def test_where_a_gate_of_0_leads(make_pool: Any) -> None:
+def test_where_a_gate_of_0_leads(make_pool):
     """At 0 the gradient is the slope of adding a little of what the block adds, and the stream passes untouched."""
     pool = make_pool("llama")
     seen: list[float] = []
@@ -82,7 +82,7 @@ def test_where_a_gate_of_0_leads(make_pool: Any) -> None:
 
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
-def test_gradients_of_several_passes_add_up(hops: list[int] | None, make_pool: Any) -> None:
+def test_gradients_of_several_passes_add_up(hops, make_pool):
     """Examples that do not fit into one batch are run one batch after the other: twice the same gives twice the gradient."""
     pool = make_pool("llama")
 
@@ -98,7 +98,7 @@ def test_gradients_of_several_passes_add_up(hops: list[int] | None, make_pool: A
 
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
-def test_gates_in_half_precision(hops: list[int] | None) -> None:
+def test_gates_in_half_precision(hops):
     """In bfloat16 the gradient is that of float32, as far as bfloat16 goes, with tied embeddings."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -121,13 +121,13 @@ def test_gates_in_half_precision(hops: list[int] | None) -> None:
         ("ctrl", {}),
     ],
 )
-def test_blocks_that_see_the_scale_are_refused(architecture: str, fields: Any) -> None:
+def test_blocks_that_see_the_scale_are_refused(architecture, fields):
     """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""
     with pytest.raises(SourceError, match=r"path.kind: gates needs blocks with a norm in front.*; write kind: paper"):
         check_gates(tiny_model(architecture, 2, **fields).config)
 
 
-def test_the_path_of_several_terms() -> None:
+def test_the_path_of_several_terms():
     """Gates of one hop are the weights of its sum, and a hop of which one gate is on is a plain hop with its scale."""
     slots, hops = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)], [0, 0, 1, 1, 2, 2]
     path = gate_path(slots, [0.5, 0.3, 0.09, 2.0, 0.5, 0.5], hops)
@@ -146,7 +146,7 @@ def genome(**fields: Any) -> FlowGenome:
     return FlowGenome(Layout((1, 0), (3, 4), 2), **{"encoding": "gate", **fields})
 
 
-def test_a_genome_of_gates() -> None:
+def test_a_genome_of_gates():
     """A slot is on from 0.1, its gate is the scale's denominator, and the first mean is A as it is."""
     space = genome()
     start = space.start(0.2)
@@ -161,12 +161,12 @@ def test_a_genome_of_gates() -> None:
         gate_path([(0, 0), (0, 1)], [0.0, 0.09])
 
 
-def test_the_strongest_gates_stay() -> None:
+def test_the_strongest_gates_stay():
     """Of more gates than hops are allowed the largest stay, in their order."""
     assert str(genome(max_hops=3).decode(np.array([0.2, 0.9, 0.3, 0.8, 0.1, 1.0] + [0.0] * 8))) == "1:1, 0:0, 0:2"
 
 
-def test_splices() -> None:
+def test_splices():
     """The plainest paths are the sources and each front with each back, in slots that hold them in order."""
     space = genome()
     paths = [str(space.decode(space.along(slots, 0.05))) for slots in space.splices()]

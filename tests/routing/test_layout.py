@@ -24,7 +24,7 @@ def _layers(genome: np.ndarray, layout: Layout = SMALL, max_hops: int = 128) -> 
     return str(FlowGenome(layout, "none", max_hops=max_hops).decode(genome))
 
 
-def test_slots_are_the_sources_in_order_repeated() -> None:
+def test_slots_are_the_sources_in_order_repeated():
     """The layout holds all layers of each source in the given order, and the whole again for each repetition."""
     layout = Layout((2, 0), (1, 2), 2)
     assert layout.columns == [(2, 0), (0, 0), (0, 1)]
@@ -32,7 +32,7 @@ def test_slots_are_the_sources_in_order_repeated() -> None:
     assert len(layout) == 6
 
 
-def test_worked_example() -> None:
+def test_worked_example():
     """The eight-slot example: A0 A1 B1 A1, with the first scale 1 and the others from W[before, now]."""
     w = 1 + np.arange(16).reshape(4, 4) / 100
     path = FlowGenome(SMALL, "matrix").decode(_genome([0, 1, 3, 5], (w - 1).ravel()))
@@ -56,19 +56,19 @@ def test_worked_example() -> None:
         (list(range(8)), "0:0, 0:1, 1:0, 1:1, 0:0, 0:1, 1:0, 1:1, 0:1"),
     ],
 )
-def test_the_ends_are_those_of_a(on: list[int], path: str) -> None:
+def test_the_ends_are_those_of_a(on, path):
     """The path begins with A's first layer and ends with A's last, which is appended only where it is not there."""
     assert _layers(_genome(on)) == path
 
 
-def test_an_indicator_of_zero_is_off() -> None:
+def test_an_indicator_of_zero_is_off():
     """A slot is on the path where its indicator is positive; zero is off."""
     genome = _genome([0, 5])
     genome[2], genome[3] = 0.0, 1e-300
     assert _layers(genome) == "0:0, 1:1, 0:1"
 
 
-def test_a_source_of_one_layer_is_both_ends() -> None:
+def test_a_source_of_one_layer_is_both_ends():
     """Where A has one layer, it alone is a path, and it closes a path through other layers."""
     layout = Layout((0, 1), (1, 2), 1)
     assert _layers(_genome([], layout=layout), layout) == "0:0"
@@ -76,13 +76,13 @@ def test_a_source_of_one_layer_is_both_ends() -> None:
     assert _layers(_genome([], layout=Layout((0,), (1,), 1)), Layout((0,), (1,), 1)) == "0:0"
 
 
-def test_a_is_the_first_in_the_order() -> None:
+def test_a_is_the_first_in_the_order():
     """The ends are those of the first source in the order, whatever its number."""
     layout = Layout((3, 1), (2, 2), 1)
     assert _layers(_genome([2], layout=layout), layout) == "3:0, 1:0, 3:1"
 
 
-def test_hop_limit_keeps_the_strongest() -> None:
+def test_hop_limit_keeps_the_strongest():
     """Of a path that is too long the inner hops with the greatest indicators stay, in their order, and so do the ends."""
     genome = np.array([0.1, 5.0, 1.0, 4.0, 2.0, 3.0, -1.0, 0.2])
     assert _layers(genome) == "0:0, 0:1, 1:0, 1:1, 0:0, 0:1, 1:1, 0:1"
@@ -93,14 +93,14 @@ def test_hop_limit_keeps_the_strongest() -> None:
     assert _layers(ends_at_a, max_hops=4) == "0:0, 1:0, 1:1, 0:1"
 
 
-def test_splices_of_a_model_that_is_too_long() -> None:
+def test_splices_of_a_model_that_is_too_long():
     """Where the path has room for fewer layers than a source has, the plainest paths leave one run of them out."""
     genome = FlowGenome(Layout((0,), (6,), 1), "gate", max_hops=4)
     assert genome.splices() == [[0, 3, 4, 5], [0, 1, 4, 5], [0, 1, 2, 5]]
 
 
 @pytest.mark.parametrize("max_hops", [2, 3, 17, 64, 128])
-def test_no_path_is_longer_than_the_limit(max_hops: int) -> None:
+def test_no_path_is_longer_than_the_limit(max_hops):
     """Random genomes never decode to more hops than allowed, and always keep their ends and their order."""
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -110,7 +110,7 @@ def test_no_path_is_longer_than_the_limit(max_hops: int) -> None:
         path.check([32, 32])
 
 
-def test_scales_of_slots() -> None:
+def test_scales_of_slots():
     """With one scale per slot each hop has 1 + the number of its slot; the appended end that of its slot in the last pass."""
     numbers = np.arange(8) / 100
     path = FlowGenome(SMALL, "slot").decode(_genome([0, 1, 2, 4], numbers))
@@ -118,7 +118,7 @@ def test_scales_of_slots() -> None:
     assert path.scales == pytest.approx([1.00, 1.01, 1.02, 1.04, 1.05])
 
 
-def test_scales_of_the_matrix_are_shared_over_repetitions() -> None:
+def test_scales_of_the_matrix_are_shared_over_repetitions():
     """A pair of layers has the same W in every repetition, and W[i, j] is not W[j, i]."""
     numbers = np.zeros((4, 4))
     numbers[0, 2], numbers[2, 0] = 0.25, -0.25
@@ -130,7 +130,7 @@ def test_scales_of_the_matrix_are_shared_over_repetitions() -> None:
 @pytest.mark.parametrize(
     ("encoding", "extra"), [("none", 0), ("slot", 192), ("matrix", 4096), ("network", NETWORK_WIDTH * 5 + 1)]
 )
-def test_dimensions(encoding: ScaleEncoding, extra: int) -> None:
+def test_dimensions(encoding, extra):
     """Two sources of 32 layers laid out three times have 192 indicators, and with the paper's matrix 4288 numbers."""
     genome = FlowGenome(PAPER, encoding)
     assert genome.dimension == 192 + extra
@@ -142,7 +142,7 @@ def test_dimensions(encoding: ScaleEncoding, extra: int) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("initialisation", ["paper", "near_identity"])
-def test_the_start_itself_is_source_a(encoding: ScaleEncoding, initialisation: str) -> None:
+def test_the_start_itself_is_source_a(encoding, initialisation):
     """The mean that a search begins from decodes to A as it is, with every scale 1, and lies within the bounds."""
     genome = FlowGenome(PAPER, encoding, initialisation=initialisation)  # type: ignore[arg-type]
     start, (lower, upper) = genome.start(0.1), genome.bounds()
@@ -153,7 +153,7 @@ def test_the_start_itself_is_source_a(encoding: ScaleEncoding, initialisation: s
     assert (start <= upper).all()
 
 
-def test_start_vectors() -> None:
+def test_start_vectors():
     """The first pass over A starts at +2 sigma; other slots at 0 as in the paper, or at -2 sigma near the identity."""
     for initialisation, rest in (("paper", 0.0), ("near_identity", -0.6)):
         start = FlowGenome(SMALL, "slot", initialisation=initialisation).start(0.3)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def test_start_vectors() -> None:
 
 
 @pytest.mark.parametrize(("initialisation", "expected"), [("paper", 31.3 + 80), ("near_identity", 31.3 + 160 * 0.02275)])
-def test_expected_length_of_the_first_paths(initialisation: str, expected: float) -> None:
+def test_expected_length_of_the_first_paths(initialisation, expected):
     """Sampled with sigma, first paths have about 111 hops from the paper's start, and about 35 near the identity."""
     genome = FlowGenome(PAPER, "none", initialisation=initialisation, max_hops=4096)  # type: ignore[arg-type]
     rng, sigma = np.random.default_rng(0), 0.1
@@ -169,7 +169,7 @@ def test_expected_length_of_the_first_paths(initialisation: str, expected: float
     assert np.mean(lengths) == pytest.approx(expected, abs=1.5)  # the forced ends add up to one hop
 
 
-def test_network_scales_stay_within_bounds() -> None:
+def test_network_scales_stay_within_bounds():
     """The net's scales lie between the bounds for any weights, however large, and differ from pair to pair."""
     genome = FlowGenome(SMALL, "network", scale_bounds=(0.4, 1.5))
     rng = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def test_network_scales_stay_within_bounds() -> None:
             assert len(np.unique(scales[1:])) == len(scales) - 1
 
 
-def test_network_moves_with_its_output_bias() -> None:
+def test_network_moves_with_its_output_bias():
     """A positive output of the net is a scale above 1, a negative one below."""
     genome = FlowGenome(SMALL, "network")
     for bias, sign in ((0.5, 1), (-0.5, -1)):
@@ -193,7 +193,7 @@ def test_network_moves_with_its_output_bias() -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_bounds(encoding: ScaleEncoding) -> None:
+def test_bounds(encoding):
     """Indicators and net weights have no bounds; scales that are evolved directly have the scale bounds."""
     lower, upper = FlowGenome(SMALL, encoding, scale_bounds=(0.5, 1.25)).bounds()
     assert np.isneginf(lower[:8]).all()
@@ -207,14 +207,14 @@ def test_bounds(encoding: ScaleEncoding) -> None:
 
 
 @pytest.mark.parametrize("genome", [np.zeros(7), np.zeros(9), np.zeros((8, 1)), [], np.array([*[0.0] * 7, np.nan])])
-def test_a_genome_of_another_shape_is_refused(genome: np.ndarray) -> None:
+def test_a_genome_of_another_shape_is_refused(genome):
     """A genome of the wrong length, shape, or with NaN is a `PathError`."""
     with pytest.raises(PathError, match="expected 8 numbers"):
         FlowGenome(SMALL, "none").decode(genome)
 
 
 @pytest.mark.parametrize("arguments", [((0,), (1, 2), 1), ((), (), 1), ((0,), (0,), 1), ((0,), (1,), 0)])
-def test_layouts_that_cannot_be(arguments: tuple) -> None:
+def test_layouts_that_cannot_be(arguments):
     """A layout needs one positive layer count per source and at least one repetition."""
     with pytest.raises(PathError, match="layout"):
         Layout(*arguments)

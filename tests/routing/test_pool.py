@@ -23,7 +23,7 @@ def pool() -> LayerPool:
     return LayerPool([llama(3), llama(4, seed=1)])
 
 
-def test_nothing_is_copied(pool: LayerPool) -> None:
+def test_nothing_is_copied(pool):
     """Every parameter of a merged model is a source's own, at the same address."""
     model = pool.model(LayerPath.parse(["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], [1, 0.5, 1, 2, 1]))
     resident = {parameter.data_ptr() for source in pool.models for parameter in source.parameters()}
@@ -33,7 +33,7 @@ def test_nothing_is_copied(pool: LayerPool) -> None:
     assert not model.training
 
 
-def test_changes_in_place_are_seen(pool: LayerPool) -> None:
+def test_changes_in_place_are_seen(pool):
     """A model made earlier follows what is written into a source's parameters later."""
     model = pool.model(LayerPath.identity(3))
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_changes_in_place_are_seen(pool: LayerPool) -> None:
     assert torch.equal(model(IDS).logits, pool.models[0](IDS).logits)
 
 
-def test_models_do_not_disturb_each_other_or_the_sources(pool: LayerPool) -> None:
+def test_models_do_not_disturb_each_other_or_the_sources(pool):
     """Making and running a model changes neither the sources nor models made before, hooks and numbers included."""
     before = [source(IDS).logits for source in pool.models]
     first = pool.model(LayerPath.parse("0:0, 1:1, 0:2", [1, 0.5, 2]))
@@ -56,14 +56,14 @@ def test_models_do_not_disturb_each_other_or_the_sources(pool: LayerPool) -> Non
     assert not any(module._forward_hooks or module._forward_pre_hooks for s in pool.models for module in s.model.layers)
 
 
-def test_a_used_source_lends_no_hooks(pool: LayerPool) -> None:
+def test_a_used_source_lends_no_hooks(pool):
     """Hooks on a source, such as those that record hidden states, are not those of a merged model."""
     pool.models[0](IDS, output_hidden_states=True)
     states = pool.model(LayerPath.parse("0:0, 0:0, 0:2"))(IDS, output_hidden_states=True).hidden_states
     assert len(states) == 4
 
 
-def test_embeddings_come_from_the_embedding_source() -> None:
+def test_embeddings_come_from_the_embedding_source():
     """Embeddings, final norm, head and their settings are those of the source asked for."""
     first, second = llama(3), llama(4, seed=1, vocab_size=70, eos_token_id=9)
     second.generation_config.repetition_penalty = 1.3
@@ -74,7 +74,7 @@ def test_embeddings_come_from_the_embedding_source() -> None:
     assert (model.generation_config.eos_token_id, model.generation_config.repetition_penalty) == (9, 1.3)
 
 
-def test_making_a_model_is_cheap(pool: LayerPool) -> None:
+def test_making_a_model_is_cheap(pool):
     """A path of ten hops becomes a model in a few milliseconds."""
     path = LayerPath.parse("0:0, 1:1, 1:2, 0:1, 1:3, 0:0, 1:1, 1:2, 0:1, 0:2", [1, 0.9, 1, 1.1, 1, 1, 1, 0.8, 1, 1])
     seconds = []
@@ -85,7 +85,7 @@ def test_making_a_model_is_cheap(pool: LayerPool) -> None:
     assert min(seconds) < 0.03
 
 
-def test_models_are_freed(pool: LayerPool) -> None:
+def test_models_are_freed(pool):
     """A thousand candidates leave no module behind."""
 
     def modules() -> int:
@@ -99,7 +99,7 @@ def test_models_are_freed(pool: LayerPool) -> None:
     assert modules() == before
 
 
-def test_a_path_beyond_the_sources_is_refused(pool: LayerPool) -> None:
+def test_a_path_beyond_the_sources_is_refused(pool):
     """A layer or source that is not there is an error of the path."""
     with pytest.raises(PathError, match=r"path\[1\]: layer 3 of source 0, which has 3 layers"):
         pool.model(LayerPath.parse("0:0, 0:3"))
@@ -107,7 +107,7 @@ def test_a_path_beyond_the_sources_is_refused(pool: LayerPool) -> None:
         pool.model(LayerPath.parse("2:0"))
 
 
-def test_sources_of_other_kinds_are_refused(pool: LayerPool) -> None:
+def test_sources_of_other_kinds_are_refused(pool):
     """Other architectures, dtypes, base models and merged models are no sources, and the complaint says which."""
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
     with pytest.raises(SourceError, match=r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'"):
@@ -122,7 +122,7 @@ def test_sources_of_other_kinds_are_refused(pool: LayerPool) -> None:
         LayerPool([llama()], embedding_source=1)
 
 
-def test_a_patched_source_is_refused() -> None:
+def test_a_patched_source_is_refused():
     """A source whose forward is replaced, as device_map does, cannot lend its layers."""
     source = llama()
     source.model.layers[1].forward = source.model.layers[1].forward  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_layers_are_shared_out_by_their_size() -> None:
+def test_layers_are_shared_out_by_their_size():
     """Every device gets about as many bytes, what is outside the layers being on the first."""
     assert layer_places([10] * 4, 0, 2) == [0, 0, 1, 1]
     assert layer_places([10] * 4, 40, 2) == [1, 1, 1, 1]
@@ -46,7 +46,7 @@ def test_layers_are_shared_out_by_their_size() -> None:
     assert layer_places([1, 1, 100], 0, 2) == [0, 0, 1]
 
 
-def test_a_model_runs_on_two_gpus(pretended: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_runs_on_two_gpus(pretended, monkeypatch):
     """A whole model, and paths to and fro between the GPUs, with a cache; without the hooks torch refuses."""
     with torch.no_grad():
         models = [tiny_model("llama", layers=2) for _ in range(2)]
@@ -66,7 +66,7 @@ def test_a_model_runs_on_two_gpus(pretended: None, monkeypatch: pytest.MonkeyPat
             path(input_ids=ids)
 
 
-def test_gates_on_two_gpus(pretended: None) -> None:
+def test_gates_on_two_gpus(pretended):
     """The numbers of gates lie where they can be multiplied with tensors of any GPU."""
     models = [tiny_model("llama", layers=2)] * 2
     spread(models[0], GPUS)
@@ -79,7 +79,7 @@ def test_gates_on_two_gpus(pretended: None) -> None:
         gate_gradient(LayerPool(models, spread=True), [(0, 0), (1, 1), (0, 1)], [1.0, 0.0, 0.5], forward)
 
 
-def test_a_model_without_layers_in_a_list_is_refused() -> None:
+def test_a_model_without_layers_in_a_list_is_refused():
     """One line says it."""
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
     model = BertModel(BertConfig(**config))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from searches import Config
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +25,7 @@ def adapters(tiny: Path, tmp_path: Path) -> list[SourceRef]:
     return [SourceRef(model=str(tiny / "base"), adapter=str(folder)) for folder in folders]
 
 
-def test_a_search_over_adapters_ends_with_one(adapters: list[SourceRef], search_config: Config, tmp_path: Path) -> None:
+def test_a_search_over_adapters_ends_with_one(adapters, search_config, tmp_path):
     """The winner is an adapter that scores what the search says, which commands and functions open as the model it is."""
     config = search_config("ps", sources=adapters)
     result = run_search(config, tmp_path / "out")
@@ -41,7 +40,7 @@ def test_a_search_over_adapters_ends_with_one(adapters: list[SourceRef], search_
     assert (diff_models(folder, whole).total.weights.relative or 0) < 1e-6
 
 
-def test_an_adapter_is_opened_with_its_own_tokenizer(adapters: list[SourceRef], tmp_path: Path) -> None:
+def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tmp_path):
     """A chat template that the recipe gives goes with the adapter, and is read with it."""
     recipe = Recipe.model_validate(
         {
@@ -57,7 +56,7 @@ def test_an_adapter_is_opened_with_its_own_tokenizer(adapters: list[SourceRef], 
     assert source.pinned == SourceRef(model=adapters[0].model, adapter=str(folder))
 
 
-def test_adapters_are_merged_again(adapters: list[SourceRef], tmp_path: Path) -> None:
+def test_adapters_are_merged_again(adapters, tmp_path):
     """A recipe names an adapter alone; the one that is kept names its base, and the result is that of both steps at once."""
     half = {"weight": 0.5}
     data = {"sources": adapters, "base": {"model": adapters[0].model}}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searches import Config, facts
+from searches import facts
 from typer.testing import CliRunner
 from watch import killed, sql
 
@@ -74,7 +74,7 @@ def _put_back(message: object) -> None:
     subprocess.run(command, shell=True, check=True)
 
 
-def test_every_page_that_is_lost_is_noticed(made: Path, tmp_path: Path) -> None:
+def test_every_page_that_is_lost_is_noticed(made, tmp_path):
     """Whichever page is overwritten, that is one line, and its command puts the copy in place."""
     for page in range((made / STUDY_FILE).stat().st_size // PAGE):
         folder = shutil.copytree(made, tmp_path / f"the {page}")
@@ -91,7 +91,7 @@ def test_every_page_that_is_lost_is_noticed(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [10, 13])
-def test_one_bit_in_a_page_is_noticed(made: Path, tmp_path: Path, kind: int) -> None:
+def test_one_bit_in_a_page_is_noticed(made, tmp_path, kind):
     """A flipped bit in the number of cells of any leaf of an index or a table, or in the place of a cell, is noticed."""
     data = (made / STUDY_FILE).read_bytes()
     for at in range(PAGE, len(data), PAGE):
@@ -116,7 +116,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_one_line_says_what_is_damaged(folder: Path, name: str) -> None:
+def test_one_line_says_what_is_damaged(folder, name):
     """Whatever is damaged is named by every command, in one line with the command that puts the copy in its place."""
     damage, what = DAMAGES[name]
     damage(folder)
@@ -128,7 +128,7 @@ def test_one_line_says_what_is_damaged(folder: Path, name: str) -> None:
     assert CliRunner().invoke(app, ["show", str(folder), "--check"]).output == f"{folder / STUDY_FILE}: whole\n"
 
 
-def test_a_copy_that_is_damaged_too_is_not_offered(folder: Path) -> None:
+def test_a_copy_that_is_damaged_too_is_not_offered(folder):
     """Where the copy is damaged, or none is there, the message says that there is none."""
     sql(folder, "UPDATE trials SET fitness = 7 WHERE number = 3")
     data = bytearray((folder / BACKUP_FILE).read_bytes())
@@ -140,7 +140,7 @@ def test_a_copy_that_is_damaged_too_is_not_offered(folder: Path) -> None:
         (folder / BACKUP_FILE).unlink(missing_ok=True)
 
 
-def test_a_damaged_study_does_not_replace_its_copy(folder: Path) -> None:
+def test_a_damaged_study_does_not_replace_its_copy(folder):
     """A study that was damaged while a search ran is not copied over the last whole copy, and the search ends."""
     before = (folder / BACKUP_FILE).read_bytes()
     with Study.open(folder) as study:
@@ -151,7 +151,7 @@ def test_a_damaged_study_does_not_replace_its_copy(folder: Path) -> None:
     assert sorted(item.name for item in folder.iterdir()) == [STUDY_FILE, BACKUP_FILE]
 
 
-def test_a_copy_that_cannot_be_made_ends_no_search(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_that_cannot_be_made_ends_no_search(folder, caplog):
     """Where the copy cannot be written a warning says so, once per attempt, and trials are stored all the same."""
     (folder / f".{BACKUP_FILE}.new").mkdir()
     with Study.open(folder) as study:
@@ -162,7 +162,7 @@ def test_a_copy_that_cannot_be_made_ends_no_search(folder: Path, caplog: pytest.
     assert "no copy of the study could be made" in caplog.text
 
 
-def test_trials_are_copied_every_few_minutes(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_are_copied_every_few_minutes(made, tmp_path, monkeypatch):
     """A trial that is stored some minutes after the last copy makes the next one, and an earlier one does not."""
     folder, clock = shutil.copytree(made, tmp_path / "study"), [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -179,7 +179,7 @@ def test_trials_are_copied_every_few_minutes(made: Path, tmp_path: Path, monkeyp
     assert counts == [30, 30, 43, 43, 45]
 
 
-def test_a_copy_goes_on_to_the_same_study(search_config: Config, tmp_path: Path) -> None:
+def test_a_copy_goes_on_to_the_same_study(search_config, tmp_path):
     """A copy that is put in the place of its study, also beside the log of a killed process, goes on to the same trials and
     results, bit for bit."""
     config, out = search_config("ps"), tmp_path / "out"
@@ -210,7 +210,7 @@ LOSSES = ["examples", "files:base", "files:source:0", "task"]
 
 
 @pytest.mark.parametrize("key", LOSSES)
-def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search: Path, tmp_path: Path, key: str) -> None:
+def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search, tmp_path, key):
     """Where it is lost what scores stand on, the study is shown, and does not go on."""
     folder = shutil.copytree(hybrid_search, tmp_path / "study")
     sql(folder, f"DELETE FROM meta WHERE key = '{key}'")
@@ -219,7 +219,7 @@ def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search: Pa
     assert "trials" in describe_study(folder)
 
 
-def test_a_study_of_another_schema_is_not_called_damaged(folder: Path) -> None:
+def test_a_study_of_another_schema_is_not_called_damaged(folder):
     """Every command says in one line which version wrote a study of another schema, whatever its tables are."""
     with Study.open(folder) as study:
         study.set_meta("versions", {"hf-evomerge": "0.0.7"})
@@ -233,7 +233,7 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder: Path) -> None:
         assert "damaged" not in told.output
 
 
-def test_a_study_that_one_may_only_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_one_may_only_read(folder, monkeypatch):
     """Somebody else's study is shown and checked, nothing is left beside it, and writing to it is refused."""
     files = sorted(folder.iterdir())
     monkeypatch.setattr("os.access", lambda path, mode, **more: mode != os.W_OK)
@@ -244,7 +244,7 @@ def test_a_study_that_one_may_only_read(folder: Path, monkeypatch: pytest.Monkey
     assert sorted(folder.iterdir()) == files
 
 
-def test_a_full_disk_is_named_with_the_file(folder: Path) -> None:
+def test_a_full_disk_is_named_with_the_file(folder):
     """A study that SQLite can write no further names its file and keeps what it has."""
     with Study.open(folder) as study:
         study._connection.execute("PRAGMA max_page_count = 1")

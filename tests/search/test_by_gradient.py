@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-from searches import BY_BOTH, BY_GRADIENT, GRADIENT, Config, facts
+from searches import BY_BOTH, BY_GRADIENT, GRADIENT, facts
 from slowly import slow_beyond
 from watch import killed
 
@@ -22,7 +19,7 @@ from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize("name", BY_GRADIENT)
-def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) -> None:
+def test_a_search_by_gradient(name, search_config, tmp_path):
     """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
     result = run_search(config, tmp_path, build=False)
@@ -49,7 +46,7 @@ def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) 
 @pytest.mark.parametrize(
     "groups", ["tensor", ["*self_attn*", "*layers.1.mlp*", "default"], ["embed", "*mlp*", "blocks.1.attn", "default"]]
 )
-def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> None:
+def test_groups_by_name(groups, search_config, tmp_path):
     """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
     config = search_config("ps", merge={"groups": groups}, optimize=[GRADIENT])
     result = run_search(config, tmp_path)
@@ -60,7 +57,7 @@ def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> N
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
 
 
-def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Path) -> None:
+def test_a_winner_of_several_terms_is_built(search_config, tmp_path):
     """The model on disk of weights and gates that were found together scores what the search said, sums included."""
     config = search_config(**BY_GRADIENT["joint terms"])
     result = run_search(config, tmp_path)
@@ -74,9 +71,7 @@ def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "stage", "workers"), slow_beyond(["joint terms"], [("dfs", "dfs", 2), ("joint terms", "joint", 0)])
 )
-def test_a_search_by_gradient_killed_and_resumed(
-    name: str, stage: str, workers: int, search_config: Config, tmp_path: Path
-) -> None:
+def test_a_search_by_gradient_killed_and_resumed(name, stage, workers, search_config, tmp_path):
     """Killed in the middle of its steps and resumed, with other workers or none, it ends with the same trials and gradients."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
     run_search(config, tmp_path / "whole", build=False)
@@ -86,7 +81,7 @@ def test_a_search_by_gradient_killed_and_resumed(
 
 
 @pytest.mark.parametrize(("space", "dies_in"), slow_beyond(["dfs"], [("ps", "ps-first"), ("dfs", "dfs")]))
-def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: Config, tmp_path: Path) -> None:
+def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
     """One study holds the gradient on the likelihood and the evolution on answers; killed in either, it ends the same."""
     config = search_config(space, **BY_BOTH[space], fitness={"task": "generation", "extract": "all", "max_new_tokens": 2})
     result = run_search(config, tmp_path / "whole", build=False)
@@ -129,9 +124,7 @@ def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: 
         ),
     ],
 )
-def test_gradients_that_are_not_to_be_had(
-    space: str, more: dict[str, Any], message: str, search_config: Config, tmp_path: Path
-) -> None:
+def test_gradients_that_are_not_to_be_had(space, more, message, search_config, tmp_path):
     """A task, a method, an encoding or a scale target without a gradient is refused before anything runs, with what to do."""
     settings = {**BY_GRADIENT[space], **more}
     with pytest.raises(EvoMergeError) as caught:

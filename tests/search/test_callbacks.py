@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hf_evomerge.search.callbacks import Generation, Progress, SearchCallback
 from hf_evomerge.search.study.study import Study, Trial
 
 
-def test_progress(tmp_path: Path) -> None:
+def test_progress(tmp_path):
     """One report comes after every trial and evaluation; the best never falls, and replayed trials are told from fresh ones."""
     reports: list[Progress] = []
     with pytest.raises(StoppedError):
@@ -31,7 +30,7 @@ def test_progress(tmp_path: Path) -> None:
     assert {report.phase for report in reports} == {"ps", "finalists", "test"}
 
 
-def test_the_best_of_batches_is_not_reported(tmp_path: Path) -> None:
+def test_the_best_of_batches_is_not_reported(tmp_path):
     """The best so far is that of trials scored on all examples; until there is one, none."""
     reports: list[Progress] = []
     study, _ = toy_search(tmp_path, ToyRunner(), "batches", callbacks=[Watch(reports.append)])
@@ -65,7 +64,7 @@ class Recorder(SearchCallback):
         return self.stop_after is not None and generation.number + 1 >= self.stop_after
 
 
-def test_callbacks(tmp_path: Path) -> None:
+def test_callbacks(tmp_path):
     """Callbacks are told of every new trial once, of every generation, also replayed ones, and of the end of every stage."""
     first, second, third = Recorder(), Recorder(), Recorder()
     with pytest.raises(StoppedError):
@@ -88,7 +87,7 @@ def test_callbacks(tmp_path: Path) -> None:
         assert each.best is not None
 
 
-def test_a_stage_that_was_stopped_stays_so(tmp_path: Path) -> None:
+def test_a_stage_that_was_stopped_stays_so(tmp_path):
     """A stage that a callback ends is not gone on with when the search is resumed, wherever it was killed."""
     study, result = toy_search(tmp_path / "whole", ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
     assert [sum(trial.stage == stage for trial in study.trials()) for stage in ("ps", "dfs", "random")] == [14, 12, 14]
@@ -104,7 +103,7 @@ def test_a_stage_that_was_stopped_stays_so(tmp_path: Path) -> None:
         assert table_rows(result) == table
 
 
-def test_patience(tmp_path: Path) -> None:
+def test_patience(tmp_path):
     """A stage ends when its last generations are no better than those before: soon where nothing moves, late where it does."""
     impatient = {"optimize": [{"evaluations": 700, "population": 7, "patience": 2}]}
     flat, _ = toy_search(tmp_path / "flat", ToyRunner(scores=lambda job: np.zeros(EXAMPLES)), **impatient)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
 
 
-def test_validation_chooses_the_winner(tmp_path: Path) -> None:
+def test_validation_chooses_the_winner(tmp_path):
     """The finalist that scores best on validation examples wins, which see nothing but finalists, and test examples rows."""
 
     def scores(job: Job) -> np.ndarray:
@@ -34,7 +33,7 @@ def test_validation_chooses_the_winner(tmp_path: Path) -> None:
     assert study.evaluation(finalists[0].recipe_key or "", "test") is None
 
 
-def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
+def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path):
     """Of finalists that score below zero and one that scores exactly zero, the latter wins, before those that fail."""
 
     def scores(job: Job) -> np.ndarray:
@@ -50,7 +49,7 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
     assert result.winner.key == study.best("ps")[0].recipe_key
 
 
-def test_without_validation_the_search_fitness_chooses(tmp_path: Path) -> None:
+def test_without_validation_the_search_fitness_chooses(tmp_path):
     """Without a validation split the best trial wins, and of a hybrid search's stages the one with the better trial."""
     study, result = toy_search(tmp_path / "ps", ToyRunner(), splits=("search", "test"))
     assert result.winner.key == study.best("ps")[0].recipe_key
@@ -66,7 +65,7 @@ def test_without_validation_the_search_fitness_chooses(tmp_path: Path) -> None:
         ]
 
 
-def test_the_test_split_is_touched_once(tmp_path: Path) -> None:
+def test_the_test_split_is_touched_once(tmp_path):
     """Each model is evaluated on the test split exactly once, at the end, however often the search is run."""
     first, second = ToyRunner(), ToyRunner()
     _, result = toy_search(tmp_path, first, "hybrid", base={"model": "c"})
@@ -78,7 +77,7 @@ def test_the_test_split_is_touched_once(tmp_path: Path) -> None:
     assert table_rows(again) == table_rows(result)
 
 
-def test_rows_of_the_table(tmp_path: Path) -> None:
+def test_rows_of_the_table(tmp_path):
     """The table has the parents, the plain average and the winner of each stage, with what each has cost."""
     _, result = toy_search(tmp_path, ToyRunner(), "hybrid", base={"model": "org/c"})
     rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
@@ -106,9 +105,7 @@ WEIGHTS: dict[str, Any] = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
         ({"merge": {**PS}, "optimize": [{"evaluations": 9, "by": "cma"}, {"evaluations": 20}]}, 4, "ps", "ps-first"),
     ],
 )
-def test_a_winner_that_is_a_start_is_called_that(
-    more: dict[str, Any], best: int, stage: str, name: str, tmp_path: Path
-) -> None:
+def test_a_winner_that_is_a_start_is_called_that(more, best, stage, name, tmp_path):
     """A stage that found nothing better than where it began says so in its row, also when the search is run again."""
     seen: list[str] = []
 
@@ -126,7 +123,7 @@ def test_a_winner_that_is_a_start_is_called_that(
     assert result.verdict[0].startswith(row.model[0].upper() + row.model[1:])
 
 
-def test_sources_of_different_depth_have_no_average(tmp_path: Path) -> None:
+def test_sources_of_different_depth_have_no_average(tmp_path):
     """Where sources have different numbers of layers, no average of their weights is tried."""
     runner = ToyRunner()
     search = Search(toy_config("dfs"), Study.create(tmp_path, {}), runner, sources=SourceSummary([3, 4]))
@@ -134,7 +131,7 @@ def test_sources_of_different_depth_have_no_average(tmp_path: Path) -> None:
     assert not any(isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs)
 
 
-def test_the_winner_of_what_runs_first_may_win(tmp_path: Path) -> None:
+def test_the_winner_of_what_runs_first_may_win(tmp_path):
     """Where evolution finds nothing better, the stage's winner is that of what ran first, judged by the search's fitness."""
     at_first: list[str] = []
 
@@ -150,7 +147,7 @@ def test_the_winner_of_what_runs_first_may_win(tmp_path: Path) -> None:
         assert [row.stage for row in result.rows if row.winner] == ["ps"]
 
 
-def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path: Path) -> None:
+def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path):
     """The random search makes as many trials as the other stages together, in the space of the first, and cannot win."""
 
     def scores(job: Job) -> np.ndarray:
@@ -164,7 +161,7 @@ def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path: Path) -> Non
     assert result.row("random").winner is False
 
 
-def test_parents_in_folders_of_one_name_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parents_in_folders_of_one_name_are_told_apart(tmp_path, caplog):
     """Two fine-tunes that were both saved as ``final`` have names of their own in notes, table and verdict."""
     parents = {"sources": [{"model": "runs/m/final"}, {"model": "runs/j/final"}], "base": {"model": "base/final"}}
     better = {"runs/m/final": -1.0, "runs/j/final": -4.0, "base/final": -3.0}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import killing
 import pytest
 from killing import EXAMPLES, KillingTask, harmless_jobs
-from searches import Config, facts
+from searches import facts
 from watch import killed
 
 from hf_evomerge.checkpoints.digests import digest_source
@@ -49,7 +48,7 @@ def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> Ra
     return RayRunner(config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given)
 
 
-def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Config) -> None:
+def test_actors_give_the_scores_of_this_process(cluster, search_config):
     """Two actors give the bits of this process, gradients too; one that dies or hangs is replaced, and its job alone fails."""
     config = search_config()
     slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
@@ -80,7 +79,7 @@ def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Con
 
 
 @pytest.mark.slow
-def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Config, tmp_path: Path) -> None:
+def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
     """A search that a cluster began and this process ends has the trials of one process; another kind of device is refused."""
     optimizer = {"evaluations": 8, "population": 4}
     steps = [{"by": "gradient", "evaluations": 10}, optimizer]
@@ -102,7 +101,7 @@ def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Config, tm
 
 
 @pytest.mark.slow
-def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Config) -> None:
+def test_what_is_wrong_on_a_machine_names_it(cluster, search_config):
     """A source that a machine has not, or another file of it, and a device that no machine has."""
     config = search_config()
     runner = _runner(config, 1, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}})
@@ -115,13 +114,13 @@ def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Config
         _runner(config, memory=10**15)
 
 
-def test_what_a_machine_must_have() -> None:
+def test_what_a_machine_must_have():
     """Other versions are one line, said before anything is unpickled."""
     with pytest.raises(EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"):
         ClusterEvaluator().start({**versions(), "torch": "1.0"}, b"no pickle")
 
 
-def test_without_ray(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray(search_config, tmp_path, monkeypatch):
     """Where Ray is not installed, one line says how it is."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SearchError, match=r"--ray: .* needs ray: pip install 'hf-evomerge\[scale\]'"):
@@ -129,7 +128,7 @@ def test_without_ray(search_config: Config, tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
     """An address where nobody is, at once, and a Ray that does not start; in place of one that is gone another is started."""
     ray = MagicMock()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ def _config(**more: Any) -> SearchConfig:
     return validate(SearchConfig, {**MINIMAL, **more}, SearchError)
 
 
-def test_defaults_are_those_of_the_paper() -> None:
+def test_defaults_are_those_of_the_paper():
     """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and step size, seed 0."""
     config = _config()
     (step,) = config.optimize
@@ -39,7 +38,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("hybrid", True, ["ps", "dfs", "random"]),
     ],
 )
-def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
+def test_stages(space, baseline, stages):
     """A hybrid search runs PS before DFS, and the random baseline comes last."""
     config = _config(space=space, compare={"baselines": ["random"] if baseline else []})
     assert [stage.name for stage in config.stages] == stages
@@ -142,7 +141,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x"}}}, "data.search: the documents of fitness.task"),
     ],
 )
-def test_refusals(more: dict[str, Any], message: str) -> None:
+def test_refusals(more, message):
     """Each wrong file is refused in one line that begins with the key."""
     with pytest.raises(SearchError) as caught:
         _config(**more)
@@ -151,7 +150,7 @@ def test_refusals(more: dict[str, Any], message: str) -> None:
     assert not re.search("Input should|a valid|Field|constrained|Error", str(caught.value))
 
 
-def test_a_file_is_read_whole(tmp_path: Path) -> None:
+def test_a_file_is_read_whole(tmp_path):
     """Every key of a file arrives where it belongs, numbers and flags as such."""
     file = tmp_path / "search.yaml"
     file.write_text(
@@ -173,7 +172,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert set(config.data) == {"search", "test"}
 
 
-def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+def test_a_wrong_file_is_named(tmp_path):
     """A complaint about a file begins with its name."""
     file = tmp_path / "search.yaml"
     file.write_text("space: ps\n")
@@ -184,7 +183,7 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         SearchConfig.load(str(tmp_path / "absent.yaml"))
 
 
-def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
+def test_a_saved_search_is_the_same_search(tmp_path):
     """What is written to YAML, or kept in a study, reads back as the same search, also where the data has defaults."""
     data = {"search": {"jsonl": "a.jsonl", "count": 3}, "test": {"dataset": "name", "split": "test"}}
     config = _config(
@@ -212,14 +211,14 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
     ],
     ids=["default", "number", "all", "small number", "quick", "gradient", "random"],
 )
-def test_batches_grow_up_to_half_of_the_examples(more: dict[str, Any], sizes: dict[int, tuple[int, ...]]) -> None:
+def test_batches_grow_up_to_half_of_the_examples(more, sizes):
     """Generations have 16 examples at first and at most half of them later, unless the file says it; random search has all."""
     config = _config(**more, compare={"baselines": ["random"]})
     assert {count: config.stages[0].batch_sizes(count) for count in sizes} == sizes
     assert config.stages[-1].batch_sizes(128) == (128,)
 
 
-def test_a_joint_search_is_one_stage() -> None:
+def test_a_joint_search_is_one_stage():
     """Where weights and gates move together there is one stage, by gradient, with the whole budget."""
     step = {"evaluations": 30, "minutes": 15}
     config = _config(space="joint", optimize=[step], compare={"baselines": ["random"]})
@@ -228,7 +227,7 @@ def test_a_joint_search_is_one_stage() -> None:
     assert [stage.batch_sizes(100) for stage in config.stages] == [(8,), (100,)]
 
 
-def test_a_step_runs_in_its_space_or_in_each() -> None:
+def test_a_step_runs_in_its_space_or_in_each():
     """A step without a space runs in each; of two steps of a space, the second begins at the winner of the first."""
     gradient, cma = {"by": "gradient", "evaluations": 9}, {"by": "cma", "evaluations": 5, "space": "dfs"}
     stages = _config(space="hybrid", optimize=[gradient, cma]).stages
@@ -251,7 +250,7 @@ def _steps(**more: Any) -> list[tuple[str, int]]:
     return [(stage.algorithm, stage.evaluations) for stage in _config(**more).stages]
 
 
-def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
+def test_quick_fills_in_what_the_file_leaves_unsaid():
     """A quick search goes by gradient where the task and the method have one, else by CMA-ES in few groups; at 48 scores."""
     merge = _config(**QUICK).merge
     assert (merge.groups, merge.starts) == ("rows", ["average", "sum", "sources"])
@@ -271,7 +270,7 @@ def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
     assert _steps() == [("cma", 1000)]
 
 
-def test_what_the_file_says_stays() -> None:
+def test_what_the_file_says_stays():
     """A quick search changes nothing that is written, and reads back from a study's settings as the same search."""
     said = {"groups": 4, "starts": [], "parameters": {"weight": 0.5}}
     config = _config(**QUICK, merge=said)
@@ -282,7 +281,7 @@ def test_what_the_file_says_stays() -> None:
             _config(**{**QUICK, **wrong})
 
 
-def test_a_list_whose_only_entry_is_wrong_has_that_one_complaint() -> None:
+def test_a_list_whose_only_entry_is_wrong_has_that_one_complaint():
     """It is not said to be empty as well."""
     with pytest.raises(SearchError) as refusal:
         _config(**_path("repeat", times=[10**9]))

@@ -39,7 +39,7 @@ def run(it: GradientOptimizer, fails: tuple[int, ...] = ()) -> list[tuple[np.nda
     return asked
 
 
-def test_it_ends_at_the_best_point_of_the_box() -> None:
+def test_it_ends_at_the_best_point_of_the_box():
     """The average of the last points, scored in full at the end, is the optimum inside the bounds; the budget is kept."""
     it = optimizer()
     asked = run(it)
@@ -54,7 +54,7 @@ def test_it_ends_at_the_best_point_of_the_box() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_does_not_end_below_its_start(seed: int) -> None:
+def test_it_does_not_end_below_its_start(seed):
     """Gates on a quadratic with a cliff: no step goes on from below it, and what is scored in full last is no worse than the
     start; told the same values alone, the same points are asked for.
     """
@@ -80,7 +80,7 @@ def test_it_does_not_end_below_its_start(seed: int) -> None:
         again.tell(values, slopes)
 
 
-def test_a_step_is_tried_on_the_batch_of_its_gradient() -> None:
+def test_a_step_is_tried_on_the_batch_of_its_gradient():
     """A step that falls is halved, on the batch that its gradient was of; after one that holds steps grow again."""
     it, asked = gates(np.full(8, 0.5)), []
     while (points := it.ask()) is not None:
@@ -95,7 +95,7 @@ def test_a_step_is_tried_on_the_batch_of_its_gradient() -> None:
     assert np.array_equal(asked[4][0], asked[3][0])
 
 
-def test_what_stays_at_the_bound_is_given_up() -> None:
+def test_what_stays_at_the_bound_is_given_up():
     """A coordinate that stays at its lower bound leaves for good, and what is left costs less."""
     it = optimizer(budget=80.0, start=start(prunable=np.array([True, False, True])))
     costs = [cost for _, gradient, _, cost in run(it) if gradient]
@@ -107,7 +107,7 @@ def test_what_stays_at_the_bound_is_given_up() -> None:
     assert set(kept) == {0.75}
 
 
-def test_coordinates_have_rates_of_their_own() -> None:
+def test_coordinates_have_rates_of_their_own():
     """The first step of a coordinate is the first rate times its factor."""
     asked = run(optimizer(start=start(rates=np.array([1.0, 0.5, 0.0]))))
     steps = np.abs(asked[1][0] - asked[0][0])
@@ -116,7 +116,7 @@ def test_coordinates_have_rates_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("fine", "apart"), [(0.0, 0.0), (0.1, 0.02), (1.0, 0.2)])
-def test_members_of_a_group_move_together(fine: float, apart: float) -> None:
+def test_members_of_a_group_move_together(fine, apart):
     """With a fine share of 0 a group is one number; its members part the further the larger it is; at 1 groups do not count."""
     together = start(groups=np.array([0, 0, 1]))
     points = [point for point, *_ in run(optimizer(budget=9.0, start=together, fine=fine))]
@@ -128,7 +128,7 @@ def test_members_of_a_group_move_together(fine: float, apart: float) -> None:
 
 
 @pytest.mark.parametrize(("examples", "above", "fine"), [(16, 0.0, 0.125), (2, 26.0, 0.25), (64, 13.0, 1.0), (512, 0.0, 1.0)])
-def test_members_part_where_examples_tell_much(examples: int, above: float, fine: float) -> None:
+def test_members_part_where_examples_tell_much(examples, above, fine):
     """How far members of a group move by themselves follows from how many examples there are, and how far they begin."""
     climb = optimizer(budget=9.0, start=start(groups=np.array([0, 0, 1])), examples=examples)
     while (points := climb.ask()) is not None:
@@ -136,12 +136,12 @@ def test_members_part_where_examples_tell_much(examples: int, above: float, fine
     assert climb.fine == fine
 
 
-def test_full_scores_on_the_way_are_for_large_budgets() -> None:
+def test_full_scores_on_the_way_are_for_large_budgets():
     """Where two scores in full would take more than a twentieth of the budget, steps are made of them."""
     assert [sum(full for _, _, full, _ in run(optimizer(budget=budget))) for budget in (39.0, 40.0)] == [1, 3]
 
 
-def test_the_best_candidate_is_the_first_point() -> None:
+def test_the_best_candidate_is_the_first_point():
     """Candidates are scored on a batch, as many as a third of the budget does, and the best is where the steps begin."""
     candidates = [np.full(3, 0.9), np.array([0.3, 0.9, 0.1]), GOAL]
     asked = run(optimizer(start=start(*candidates)))
@@ -151,14 +151,14 @@ def test_the_best_candidate_is_the_first_point() -> None:
     assert [point.tolist() for point, *_ in asked] == [[0.9] * 3, [0.3, 0.9, 0.1], [0.3, 0.9, 0.1]]
 
 
-def test_a_failed_point_is_left_again() -> None:
+def test_a_failed_point_is_left_again():
     """After a point that fails the search goes on from the one before, in smaller steps, and still arrives."""
     asked = run(optimizer(), fails=(5, 6))
     assert asked[5][0].tolist() == asked[6][0].tolist() == asked[3][0].tolist()
     assert np.allclose(asked[-1][0], [0.3, 1.0, 0.0], atol=0.05)
 
 
-def test_telling_must_match() -> None:
+def test_telling_must_match():
     """What is told must be as much as was asked for."""
     it = optimizer()
     it.ask()
@@ -169,7 +169,7 @@ def test_telling_must_match() -> None:
 
 
 @pytest.mark.parametrize("budget", [9.0, 48.0, 150.0])
-def test_the_average_of_a_short_ascent_keeps_up(budget: float) -> None:
+def test_the_average_of_a_short_ascent_keeps_up(budget):
     """On a slope without end, what is scored last lies near the last point, however few the steps."""
     it = GradientOptimizer(
         Start(np.zeros(1), 0.04, np.zeros(1), np.full(1, 1e9)), price=lambda _: 3.0, budget=budget, share=0.5

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from searches import Config, facts
+from searches import facts
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
@@ -22,7 +20,7 @@ from hf_evomerge.search.runners.runner import ProcessRunner
 from hf_evomerge.search.study.study import Study
 
 
-def test_devices_of_a_search(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_of_a_search(search_config, monkeypatch):
     """One, several, or all GPUs that there are; workers take them in turn."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     auto = search_config(compute={"device": "auto"})
@@ -37,7 +35,7 @@ def test_devices_of_a_search(search_config: Config, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_a_search_on_two_devices(search_config: Config, tmp_path: Path) -> None:
+def test_a_search_on_two_devices(search_config, tmp_path):
     """Two names of the processor are two devices with a worker each, and the trials are those of one."""
     one, two = (search_config(compute={"device": device}) for device in ("cpu", ["cpu", "cpu:0"]))
     run_search(one, tmp_path / "one", build=False)
@@ -48,7 +46,7 @@ def test_a_search_on_two_devices(search_config: Config, tmp_path: Path) -> None:
         run_search(search_config(compute={"device": ["cpu", "toaster"]}), tmp_path / "three")
 
 
-def test_kinds_of_device_do_not_mix(tmp_path: Path) -> None:
+def test_kinds_of_device_do_not_mix(tmp_path):
     """A second kind is refused by name unless it is allowed, and then it is kept too."""
     study = Study.create(tmp_path / "study", {})
     admit(study, "H100")
@@ -61,7 +59,7 @@ def test_kinds_of_device_do_not_mix(tmp_path: Path) -> None:
     assert device_kind("cpu").startswith("CPU ")
 
 
-def test_a_device_that_is_too_small(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_too_small(search_config, monkeypatch):
     """The dry run says which device has not the memory for the models."""
     assert device_memory("cpu") > 10**9
     monkeypatch.setattr("hf_evomerge.search.plan.default_workers", lambda config, memory: 2)
@@ -71,7 +69,7 @@ def test_a_device_that_is_too_small(search_config: Config, monkeypatch: pytest.M
     assert not any("device: cpu has" in line for line in warnings)
 
 
-def test_models_spread_over_devices(search_config: Config) -> None:
+def test_models_spread_over_devices(search_config):
     """A worker takes as many devices as its models lie on; the bits are those of one, and the dry run says what each holds."""
     four = search_config(compute={"device": ["cpu", "cpu:0", "cpu:1", "cpu:2"], "devices_per_model": 2})
     places = [worker._start[0].compute.device for worker in ProcessRunner(four, 3).workers]

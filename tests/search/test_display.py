@@ -43,7 +43,7 @@ PARENTS = Progress("parents", 3, 3, seconds=6.0, fresh=3)
 STAGE = Progress("ps", 30, 90, generation=4, best=-0.5, mean=-1.25, accuracy=0.25, sigma=0.1234, seconds=60.0, fresh=20)
 
 
-def test_the_table_holds_what_was_reported() -> None:
+def test_the_table_holds_what_was_reported():
     """In a log there is one table: a row per phase with the newest numbers, the rate, and the time that is left."""
     text = _print(PARENTS, Progress("ps", 10, 90, sigma=0.5, fresh=1, seconds=1.0), STAGE)
     lines = [line.split() for line in text.splitlines()]
@@ -54,7 +54,7 @@ def test_the_table_holds_what_was_reported() -> None:
     assert text.endswith("\n")
 
 
-def test_a_log_has_a_line_per_generation() -> None:
+def test_a_log_has_a_line_per_generation():
     """Under nohup and in CI, every generation writes one line, with the time that is left for it and the stages to come."""
     more = [Progress("ps", done, 90, generation=4, sigma=0.1, seconds=60.0, fresh=20) for done in (31, 32)]
     last = Progress("ps", 90, 90, generation=9, best=-0.25, sigma=0.1, seconds=90.0, fresh=80)
@@ -69,7 +69,7 @@ def test_a_log_has_a_line_per_generation() -> None:
     assert _written(stored).splitlines()[0].split()[0] == "done"
 
 
-def test_the_legend_says_what_the_numbers_are() -> None:
+def test_the_legend_says_what_the_numbers_are():
     """Below the table stands one line, the unit of the fitness; where a stage has its own, whose it is."""
     lines = _written(PARENTS, STAGE, config=NATS).splitlines()
     assert lines[-2].startswith("parameter space ")
@@ -82,14 +82,14 @@ def test_the_legend_says_what_the_numbers_are() -> None:
     assert "nats" not in _written(STAGE)
 
 
-def test_failures_and_duplicates_are_said_where_there_are_any() -> None:
+def test_failures_and_duplicates_are_said_where_there_are_any():
     """Failed candidates and recipes seen before are counted below the table, by phase."""
     assert "failed" not in _print(STAGE)
     odd = Progress("dfs", 9, 10, generation=1, sigma=0.1, failed=2, duplicates=5, seconds=9.0, fresh=9)
     assert "candidates of data flow space: 2 failed, 5 seen before" in _print(STAGE, odd).splitlines()
 
 
-def test_nothing_is_cut_in_80_columns() -> None:
+def test_nothing_is_cut_in_80_columns():
     """The widest row of a long search, and the lines below, are whole in a terminal of 80 columns."""
     long = {"generation": 9999, "best": -0.000123, "accuracy": 0.969, "mean": -1234.5, "sigma": 0.1, "fresh": 33.125}
     row = Progress("joint", 1033.125, 20000, **long, seconds=60.0)  # type: ignore[arg-type]
@@ -99,14 +99,14 @@ def test_nothing_is_cut_in_80_columns() -> None:
     assert "1033/20000 9999 -0.000123    0.969 -1.23e+03      33 9:32:35" in text
 
 
-def test_replayed_trials_have_no_rate() -> None:
+def test_replayed_trials_have_no_rate():
     """A phase whose trials were all stored before says so, instead of a rate."""
     line = _print(Progress("ps", 30, 90, generation=4, sigma=0.1, seconds=0.01)).splitlines()[1]
     assert line.split()[-1] == "stored"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1.0, "0:59"), (100.0, "1:38:20")])
-def test_the_time_that_is_left(seconds: float, text: str) -> None:
+def test_the_time_that_is_left(seconds, text):
     """The time that is left follows from the rate, in hours where it takes hours."""
     line = _print(Progress("ps", 1, 60, sigma=0.1, seconds=seconds, fresh=1)).splitlines()[1]
     assert line.split()[-1] == text
@@ -114,12 +114,12 @@ def test_the_time_that_is_left(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_without_reports_nothing_is_printed(terminal: bool, fails: bool) -> None:
+def test_without_reports_nothing_is_printed(terminal, fails):
     """A search that is refused before its first evaluation leaves no table."""
     assert _print(terminal=terminal, fails=fails) == ""
 
 
-def test_the_table_stays_after_a_failure() -> None:
+def test_the_table_stays_after_a_failure():
     """A search that fails leaves the table of what was done, whole lines, in a log and in a terminal."""
     for terminal in (False, True):
         text = _print(PARENTS, terminal=terminal, fails=True)
@@ -127,7 +127,7 @@ def test_the_table_stays_after_a_failure() -> None:
         assert text.rstrip("\x1b[?25h").endswith("\n")
 
 
-def test_long_lines_are_wrapped_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_lines_are_wrapped_in_a_terminal(monkeypatch, capsys):
     """A terminal gets lines of at most 100 columns, the further ones indented; a file or a pipe gets them as they are."""
     text = "a table   of columns\n- " + "word " * 40
     say(text)

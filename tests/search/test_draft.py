@@ -40,7 +40,7 @@ def _drafted(tiny: Path, data: Path, *names: str, base: str | None = "base") -> 
     return parse_yaml(SearchConfig, draft.text, SearchError), draft.text
 
 
-def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
+def test_models_of_one_depth_are_merged(tiny, tmp_path):
     """A draft is a quick search for weights over slices that do not overlap, with comments for what comes after it."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
     config, text = _drafted(tiny, data)
@@ -58,7 +58,7 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     assert re.search(r"^optimize: \[{by: gradient, evaluations: 150}\] # ", after, re.MULTILINE)
 
 
-def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:
+def test_choices_are_chosen_from(tiny, tmp_path):
     """Records with choices make a search for the right one, by its log-probability, which also says how often it is right."""
     config, text = _drafted(tiny, _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1}))
     assert (config.fitness.task, config.fitness.unit) == ("multiple_choice", "nats per answer")
@@ -67,7 +67,7 @@ def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:
     assert "gradient" not in text
 
 
-def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -> None:
+def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
     """Where depths differ the search is for a path; without a base the merge is a mean, which begins at the average alone."""
     data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
     config, text = _drafted(tiny, data, "a", "deep")
@@ -82,7 +82,7 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     assert parse_yaml(SearchConfig, later, SearchError).optimize[0].evaluations == 150
 
 
-def test_half_precision_is_for_gpus(tiny: Path, tmp_path: Path) -> None:
+def test_half_precision_is_for_gpus(tiny, tmp_path):
     """Models of half precision are scored in float32 on a processor, as the file says; on a GPU they stay what they are."""
     for name in ("a", "b"):
         file = shutil.copytree(tiny / name, tmp_path / name) / "config.json"
@@ -93,7 +93,7 @@ def test_half_precision_is_for_gpus(tiny: Path, tmp_path: Path) -> None:
         assert parse_yaml(SearchConfig, text, SearchError).output.dtype == dtype
 
 
-def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:
+def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
     """The line that says what the model is for waits to be filled in; a gloss is taken where every record has one."""
     record = {"prompt": "w1 w2", "answer": "w3", "english": "one two"}
     config, text = _drafted(tiny, _data(tmp_path, record))
@@ -121,9 +121,7 @@ def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:
         ({"prompt": "答えは", "answer": "5"}, ""),
     ],
 )
-def test_the_separator_follows_the_writing(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, str], separator: str
-) -> None:
+def test_the_separator_follows_the_writing(tiny, tmp_path, monkeypatch, record, separator):
     """A space where words have spaces between them and the prompt has none at its end; for whole-word tokenizers always."""
     file = tmp_path / "problems.jsonl"
     records = ({**record, "prompt": f"{number} {record['prompt']}"} for number in range(8))
@@ -135,7 +133,7 @@ def test_the_separator_follows_the_writing(
     assert config.fitness.separator == separator
 
 
-def test_chat_templates_are_used_where_all_have_one(tiny_copy: Path, tmp_path: Path) -> None:
+def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
     """With a template in every model the prompts are messages and no separator is written; with one in some it is remarked."""
     data = _data(tmp_path, {"instruction": "w1", "input": "w2", "output": "w " * 200})
     (tiny_copy / "a" / "chat_template.jinja").write_text("{{ messages[0].content }}")
@@ -165,7 +163,7 @@ def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
         ([{"words": "a"}] * 9, "none of the fields words looks like the prompt"),
     ],
 )
-def test_data_that_does_not_do(tiny: Path, tmp_path: Path, records: list[dict[str, Any]], message: str) -> None:
+def test_data_that_does_not_do(tiny, tmp_path, records, message):
     """Too few records, repeated prompts, chats and unknown fields are one line that says what to do."""
     file = tmp_path / "problems.jsonl"
     file.write_text("\n".join(map(json.dumps, records)))
@@ -174,7 +172,7 @@ def test_data_that_does_not_do(tiny: Path, tmp_path: Path, records: list[dict[st
     assert message in str(caught.value)
 
 
-def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
     """The file is written once, names with spaces are quoted, and one source is refused."""
     monkeypatch.chdir(tmp_path)
     data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
@@ -191,14 +189,14 @@ def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkey
     assert "give the names of two fine-tunes of one model" in alone.stderr
 
 
-def test_few_problems_are_not_spread_thin(tiny: Path, tmp_path: Path) -> None:
+def test_few_problems_are_not_spread_thin(tiny, tmp_path):
     """Of few problems half are searched with, and none are left to choose with; the splits do not overlap."""
     config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=15))
     assert {split: (spec.start, spec.count) for split, spec in config.data.items()} == {"search": (0, 8), "test": (8, 8)}
     assert "and chooses, as there are few" in text
 
 
-def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
+def test_adapters_are_sources(tiny, tmp_path):
     """An adapter of the base that is given, by its folder; and one named with its base."""
     lora, data = str(save_adapter(tiny / "base", tmp_path / "lora", 0)), _data(tmp_path, {"question": "w1 w2", "answer": 3})
     draft = draft_search([lora, f"{tiny / 'a'}+{lora}", str(tiny / "b")], data, base=str(tiny / "base"))
@@ -210,7 +208,7 @@ def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_of_adapters(tiny: Path, tmp_path: Path) -> None:
+def test_a_folder_of_adapters(tiny, tmp_path):
     """A folder of adapters stands for all of them, and the base is the one that they name."""
     for seed, name in enumerate(("b", "a", "c")):
         save_adapter(tiny / "base", tmp_path / "loras" / name, seed)
@@ -224,7 +222,7 @@ def test_a_folder_of_adapters(tiny: Path, tmp_path: Path) -> None:
     assert config.merge.method == "task_arithmetic"
 
 
-def test_worked_solutions_are_scored_by_their_result(tiny: Path, tmp_path: Path) -> None:
+def test_worked_solutions_are_scored_by_their_result(tiny, tmp_path):
     """Where every answer has its result after the mark of GSM8K, that is the answer, and the settings are explained."""
     config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"}))
     assert [spec.answer_after for spec in config.data.values()] == ["####"] * 3
@@ -233,7 +231,7 @@ def test_worked_solutions_are_scored_by_their_result(tiny: Path, tmp_path: Path)
         assert re.search(f"# .*{key}\\b", text), key
 
 
-def test_the_same_model_twice_is_said_at_once(tiny: Path, tmp_path: Path) -> None:
+def test_the_same_model_twice_is_said_at_once(tiny, tmp_path):
     """A draft of a model and itself warns that there is nothing to merge."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
     draft = draft_search([str(tiny / "a")] * 2, data, base=str(tiny / "base"))
@@ -252,7 +250,7 @@ def _bert(folder: Path, seed: int, *labels: str) -> str:
     return str(folder)
 
 
-def test_the_task_follows_the_class(tmp_path: Path) -> None:
+def test_the_task_follows_the_class(tmp_path):
     """Classifiers are scored by labels, masked language models by what is near; no search scores these by likelihood."""
     names = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
     data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"}, {"prompt": "w3", "answer": "blue"})
@@ -268,7 +266,7 @@ def test_the_task_follows_the_class(tmp_path: Path) -> None:
         plan_search(validate(SearchConfig, settings, SearchError))
 
 
-def test_other_labels_are_scored_through_a_head_each(tmp_path: Path) -> None:
+def test_other_labels_are_scored_through_a_head_each(tmp_path):
     """Where labels differ, a field says whose head an example is for, and bodies are merged; without it init refuses."""
     names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "b", 1, "dark", "light", "grey")]
     records = [{"prompt": "w1", "answer": "dark", "task": "light"}, {"prompt": "w2", "answer": "red", "task": "color"}]
@@ -280,7 +278,7 @@ def test_other_labels_are_scored_through_a_head_each(tmp_path: Path) -> None:
         draft_search(names, _data(tmp_path, *({**record, "task": 1} for record in records)))
 
 
-def test_labels_in_another_order_are_refused(tmp_path: Path) -> None:
+def test_labels_in_another_order_are_refused(tmp_path):
     """Rows of two heads that mean other labels are not averaged, and heads of other sizes name the component that works."""
     names = [
         _bert(tmp_path / "a", 0, "red", "blue"),
@@ -293,7 +291,7 @@ def test_labels_in_another_order_are_refused(tmp_path: Path) -> None:
         check_mergeable([open_source(names[0]), open_source(names[2])])
 
 
-def test_a_revision_is_written() -> None:
+def test_a_revision_is_written():
     """`NAME@REVISION` is a commit of a repository, in the file as well."""
     assert _named("you/model@v2+you/lora@main", None) == SourceRef(
         model="you/model", revision="v2", adapter="you/lora", adapter_revision="main"

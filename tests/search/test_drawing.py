@@ -57,7 +57,7 @@ def config_of(parents: Path, **fields: Any) -> SearchConfig:
     return SearchConfig.model_validate({**settings, **fields})
 
 
-def test_what_is_drawn_depends_on_weights_and_examples_alone(parents: Path) -> None:
+def test_what_is_drawn_depends_on_weights_and_examples_alone(parents):
     """The same example has the same picture in any company, another seed another one; texts are drawn as classes are."""
     evaluator = Evaluator(config_of(parents), task_factory=task, examples={"search": DIGITS})
     pipeline = evaluator.models.model(evaluator.config.sources[0])
@@ -69,7 +69,7 @@ def test_what_is_drawn_depends_on_weights_and_examples_alone(parents: Path) -> N
         draw(pipeline, [Example("a cat", "")], **SETTINGS)
 
 
-def test_a_search_is_repeatable_resumable_and_built(parents: Path, tmp_path: Path) -> None:
+def test_a_search_is_repeatable_resumable_and_built(parents, tmp_path):
     """The winner is built to the very weights that were scored; a search that is cut short and resumed has the same trials."""
     config, given = config_of(parents), {"search": DIGITS}
     result = run_search(config, tmp_path / "whole", task_factory=task, examples=given)
@@ -90,7 +90,7 @@ def test_a_search_is_repeatable_resumable_and_built(parents: Path, tmp_path: Pat
     assert len(trials[0]) == 8
 
 
-def test_what_cannot_score_a_pipeline_is_refused(parents: Path, tmp_path: Path) -> None:
+def test_what_cannot_score_a_pipeline_is_refused(parents, tmp_path):
     """A task of texts, a path, and a search that nobody can answer, in one line each."""
     with pytest.raises(EvoMergeError, match="which likelihood cannot score; give a Python function"):
         run_search(config_of(parents), tmp_path / "out", examples={"search": DIGITS})
@@ -116,7 +116,7 @@ def bright(chooser: Chooser) -> int:
     return int(np.argmax([np.asarray(picture).mean() for picture in chooser.pictures]))
 
 
-def test_choices_are_a_search(choices: SearchConfig, tmp_path: Path) -> None:
+def test_choices_are_a_search(choices, tmp_path):
     """Each choice makes a generation; a page that was closed goes on with the same candidates; the last choice is built."""
     plan = plan_search(choices).to_text()
     assert "4 numbers to evolve" in plan or "2 numbers to evolve" in plan
@@ -165,7 +165,7 @@ def page(choices: SearchConfig, tmp_path: Path) -> Iterator[tuple[Any, Chooser]]
         served.close()
 
 
-def test_the_page_chooses(page: tuple[Any, Chooser]) -> None:
+def test_the_page_chooses(page):
     """One call a generation, through the page's own API; an old one is not taken; the model is there at the end."""
     from gradio_client import Client
 
@@ -183,7 +183,7 @@ def test_the_page_chooses(page: tuple[Any, Chooser]) -> None:
 
 
 @pytest.mark.slow
-def test_clip_judges_what_is_drawn(parents: Path, tmp_path: Path) -> None:
+def test_clip_judges_what_is_drawn(parents, tmp_path):
     """A search file that names a CLIP model evolves by its cosine of picture and answer; a model that is not there is said."""
     from pipelines import tokenizer
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from searches import WEIGHTS, Config
+from searches import WEIGHTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.build import build_model
@@ -54,7 +54,7 @@ def _scores_of_built(recipe: Recipe, config: SearchConfig, folder: Path, example
 
 
 @pytest.mark.parametrize("space", ["ps", "dfs"])
-def test_models_that_are_not_needed_are_let_go(space: str, search_config: Config) -> None:
+def test_models_that_are_not_needed_are_let_go(space, search_config):
     """One whole model is in memory at a time in a search of weights; one of paths keeps the sources, and no other parent."""
     evaluator = Evaluator(search_config(space))
     references = {}
@@ -75,7 +75,7 @@ def test_models_that_are_not_needed_are_let_go(space: str, search_config: Config
     assert evaluator.evaluate(recipe) == before
 
 
-def test_the_memory_of_models_is_counted(tiny_half: Path, search_config: Config) -> None:
+def test_the_memory_of_models_is_counted(tiny_half, search_config):
     """Parents are one model at a time; weights are one model and float32 task vectors; paths are all sources, and the merge."""
     size = sum((tiny_half / name / "model.safetensors").stat().st_size for name in ("a", "b")) / 2  # bfloat16, and a header
     configs = {space: search_config(space, tiny_half, output={"dtype": "bfloat16"}) for space in ("ps", "dfs", "hybrid")}
@@ -91,9 +91,7 @@ def test_the_memory_of_models_is_counted(tiny_half: Path, search_config: Config)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
-def test_a_live_model_scores_what_the_built_model_scores(
-    dtype: str | None, tiny_half: Path, search_config: Config, tmp_path: Path
-) -> None:
+def test_a_live_model_scores_what_the_built_model_scores(dtype, tiny_half, search_config, tmp_path):
     """One evaluator gives every kind of recipe, one after the other, the scores of the built and loaded model, bit for bit."""
     config = search_config("hybrid", folder=tiny_half, output={"dtype": dtype})
     evaluator = Evaluator(config)
@@ -108,7 +106,7 @@ def test_a_live_model_scores_what_the_built_model_scores(
     assert len(set(seen)) == len(PARTS)
 
 
-def test_sources_that_differ_in_dtype_or_settings(tiny: Path, tiny_half: Path, search_config: Config, tmp_path: Path) -> None:
+def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config, tmp_path):
     """Where sources differ in dtype or rope base, the live merge is still that of its own first source, as the built one."""
     other = tmp_path / "other"
     model = AutoModelForCausalLM.from_pretrained(tiny_half / "b")
@@ -123,7 +121,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny: Path, tiny_half: Path, s
         assert evaluator.evaluate(recipe).values.tolist() == built
 
 
-def test_order_does_not_matter(search_config: Config) -> None:
+def test_order_does_not_matter(search_config):
     """A candidate scores the same again after any other, after one that failed as well."""
     config = search_config("hybrid")
     evaluator = Evaluator(config)
@@ -146,7 +144,7 @@ def test_order_does_not_matter(search_config: Config) -> None:
         ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
     ],
 )
-def test_a_broken_candidate_has_an_error(fields: dict[str, Any], message: str, search_config: Config) -> None:
+def test_a_broken_candidate_has_an_error(fields, message, search_config):
     """A candidate that cannot be scored has scores that failed, with one line that says why, not an exception."""
     config = search_config()
     scores = Evaluator(config).evaluate(Recipe.model_validate({"sources": config.sources, "base": config.base, **fields}))
@@ -156,7 +154,7 @@ def test_a_broken_candidate_has_an_error(fields: dict[str, Any], message: str, s
     assert "\n" not in str(scores.error)
 
 
-def test_an_exception_of_the_task_has_an_error(search_config: Config) -> None:
+def test_an_exception_of_the_task_has_an_error(search_config):
     """Whatever a user's own function raises becomes the candidate's error, on one line with the exception's name."""
 
     def fails(model: Any, tokenizer: Any, examples: Any) -> list[float]:
@@ -167,7 +165,7 @@ def test_an_exception_of_the_task_has_an_error(search_config: Config) -> None:
     assert scores.error == "RuntimeError: two lines"
 
 
-def test_a_batch_is_part_of_the_split(search_config: Config) -> None:
+def test_a_batch_is_part_of_the_split(search_config):
     """A batch of examples gets their scores of the whole split, in the batch's order, and another batch its own."""
     config = search_config()
     evaluator = Evaluator(config)
@@ -180,7 +178,7 @@ def test_a_batch_is_part_of_the_split(search_config: Config) -> None:
     assert evaluator.evaluate(recipe) == whole
 
 
-def test_splits_have_their_own_scores(search_config: Config) -> None:
+def test_splits_have_their_own_scores(search_config):
     """Each split is scored on its own examples, and a split that is not given is refused."""
     evaluator = Evaluator(search_config())
     parent = evaluator.config.sources[0]
@@ -193,7 +191,7 @@ def test_splits_have_their_own_scores(search_config: Config) -> None:
         lonely.tasks.examples("validation")
 
 
-def test_a_parent_is_scored_as_it_is(tiny: Path, search_config: Config) -> None:
+def test_a_parent_is_scored_as_it_is(tiny, search_config):
     """A parent scores what the model in its folder scores, before and after candidates that share its layers."""
     config = search_config()
     evaluator = Evaluator(config)
@@ -207,7 +205,7 @@ def test_a_parent_is_scored_as_it_is(tiny: Path, search_config: Config) -> None:
         assert evaluator.evaluate(config.base).values.tolist() != expected  # type: ignore[arg-type]
 
 
-def test_sources_of_different_depth_share_a_path(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+def test_sources_of_different_depth_share_a_path(tiny, search_config, tmp_path):
     """A path may run through sources of different depth, and scores what the built model scores."""
     config = search_config("dfs", sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}], base=None)
     evaluator = Evaluator(config)
@@ -217,7 +215,7 @@ def test_sources_of_different_depth_share_a_path(tiny: Path, search_config: Conf
     assert evaluator.evaluate(recipe).values.tolist() == built
 
 
-def test_candidates_share_the_layers_of_the_sources(search_config: Config) -> None:
+def test_candidates_share_the_layers_of_the_sources(search_config):
     """A candidate of a data flow search holds the resident parameters themselves, not copies."""
     config = search_config("dfs")
     evaluator = Evaluator(config)
@@ -230,7 +228,7 @@ def test_candidates_share_the_layers_of_the_sources(search_config: Config) -> No
 
 
 @pytest.mark.parametrize("part", ["ps", "dfs"])
-def test_answer_is_what_the_model_writes(part: str, search_config: Config, tmp_path: Path) -> None:
+def test_answer_is_what_the_model_writes(part, search_config, tmp_path):
     """The answer that is shown is the built model's own greedy continuation of the prompt."""
     config = search_config()
     evaluator = Evaluator(config)
@@ -244,7 +242,7 @@ def test_answer_is_what_the_model_writes(part: str, search_config: Config, tmp_p
     assert expected
 
 
-def test_a_source_with_missing_weights_is_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+def test_a_source_with_missing_weights_is_refused(tiny, search_config, tmp_path):
     """A source that lacks weights is an error that names one, not a score of weights that were made up at random."""
     broken = tmp_path / "broken"
     shutil.copytree(tiny / "a", broken)
@@ -257,7 +255,7 @@ def test_a_source_with_missing_weights_is_refused(tiny: Path, search_config: Con
     assert "model.layers.1.mlp.up_proj.weight" in str(scores.error)
 
 
-def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
+def test_one_tokenisation_for_all_candidates(search_config):
     """Candidates of one kind share one prepared task; none is prepared twice for the same examples."""
     config = search_config()
     prepared = []
@@ -279,7 +277,7 @@ JOINT: dict[str, Any] = {"merge": {"groups": "block", **WEIGHTS}}
 
 
 @pytest.mark.parametrize("terms", [1, "all"])
-def test_a_joint_gradient_is_that_of_the_score(terms: Any, search_config: Config) -> None:
+def test_a_joint_gradient_is_that_of_the_score(terms, search_config):
     """The slopes of weights and gates at one point are those of the score of its recipe, also where merged layers repeat."""
     path = {"kind": "gates", "terms": terms, "repetitions": 2}
     config = search_config("joint", **JOINT, path=path, optimize=[{"by": "gradient"}])
@@ -308,7 +306,7 @@ def test_a_joint_gradient_is_that_of_the_score(terms: Any, search_config: Config
 
 
 @pytest.mark.parametrize("space", ["ps", "dfs", "joint"])
-def test_recomputed_gradients_are_the_same(space: str, search_config: Config) -> None:
+def test_recomputed_gradients_are_the_same(space, search_config):
     """With gradient checkpointing a gradient has the same bits, and the layers are left as they were."""
     found = []
     for checkpointing in (False, True):
@@ -348,9 +346,7 @@ def other_words(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("vocabulary", ["truncate", {"from": 1}, "union", "tokenizer"])
 @pytest.mark.parametrize("space", ["ps", "hybrid"])
-def test_vocabularies_that_differ(
-    space: str, vocabulary: Any, other_words: Path, search_config: Config, tmp_path: Path
-) -> None:
+def test_vocabularies_that_differ(space, vocabulary, other_words, search_config, tmp_path):
     """A live merge of vocabularies that differ has the built model's tensors, bit for bit, and its tokenizer and scores."""
     other = "c" if vocabulary in ("union", "tokenizer") else "b"
     lines = [json.dumps({"prompt": f"w{n} more{n} 3", "answer": f"more{n}"}) for n in (1, 2, 3)]
@@ -381,7 +377,7 @@ def test_vocabularies_that_differ(
         assert tokenizer.chat_template == "{{ messages }}"
 
 
-def test_attention_is_computed_as_the_file_says(search_config: Config) -> None:
+def test_attention_is_computed_as_the_file_says(search_config):
     """The models of candidates and of parents have the search's implementation of attention; code of the Hub is refused."""
     config = search_config(compute={"attn_implementation": "eager"})
     evaluator = Evaluator(config)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_csv(folder: Path, tmp_path: Path) -> None:
+def test_csv(folder, tmp_path):
     """Every trial is a row with the values of its merge by name; a failed one says why."""
     assert export_csv(folder, tmp_path / "trials.csv") == 5
     with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as file:
@@ -65,7 +65,7 @@ def test_csv(folder: Path, tmp_path: Path) -> None:
     assert [rows[4][f"params.x00{number}"] for number in range(3)] == ["1.0", "-2.0", "3.0"]
 
 
-def test_parquet(folder: Path, tmp_path: Path) -> None:
+def test_parquet(folder, tmp_path):
     """Parquet holds the same rows."""
     from pyarrow import parquet
 
@@ -75,7 +75,7 @@ def test_parquet(folder: Path, tmp_path: Path) -> None:
     assert rows[3]["params.one.weight.embed"] == 1.5
 
 
-def test_several_objectives(tmp_path: Path) -> None:
+def test_several_objectives(tmp_path):
     """A trial of a search for several objectives has a column for each."""
     settings = {"space": "dfs", "sources": SOURCES, "fitness": {"task": "likelihood"}, "objectives": ["hops"]}
     settings["optimize"] = [{"by": "nsga2"}]
@@ -91,7 +91,7 @@ def test_several_objectives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("export", [export_csv, export_parquet])
-def test_nothing_to_export(export: Callable[..., Any], tmp_path: Path) -> None:
+def test_nothing_to_export(export, tmp_path):
     """A study without trials, and a folder without a study, are named."""
     config = SearchConfig(space="ps", sources=SOURCES, fitness={"task": "likelihood"})  # type: ignore[arg-type]
     Study.create(tmp_path / "empty", config.model_dump(mode="json")).close()
@@ -101,7 +101,7 @@ def test_nothing_to_export(export: Callable[..., Any], tmp_path: Path) -> None:
         export(tmp_path / "none", tmp_path / "x")
 
 
-def test_scores_of_given_answers_are_exported(tmp_path: Path) -> None:
+def test_scores_of_given_answers_are_exported(tmp_path):
     """A search by likelihood writes no answers; every example's log-likelihood is exported, under the names of the table."""
     (tmp_path / "x.jsonl").write_text('{"prompt": "1", "answer": "2"}\n{"prompt": "3", "answer": "4"}\n', encoding="utf-8")
     data = {"test": {"jsonl": str(tmp_path / "x.jsonl")}}
@@ -119,7 +119,7 @@ def test_scores_of_given_answers_are_exported(tmp_path: Path) -> None:
     assert found["random search", "1"] == (None, -1.0, False)
 
 
-def test_command(folder: Path, tmp_path: Path) -> None:
+def test_command(folder, tmp_path):
     """The command writes what it is asked for and says so; asked for nothing it says what there is."""
     run = CliRunner().invoke
     file = tmp_path / "trials.csv"
@@ -153,9 +153,7 @@ def _room(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "answers"])
-def test_a_full_disk_leaves_no_half_of_a_table(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_full_disk_leaves_no_half_of_a_table(folder, tmp_path, monkeypatch, kind):
     """What cannot be written whole is not there, and the line says what is full."""
     row = {"stage": "ps", "error": "".join(map(chr, np.random.default_rng(0).integers(48, 122, 200_000)))}
     monkeypatch.setattr("hf_evomerge.search.results.export.trial_rows", lambda study: [row])
@@ -168,7 +166,7 @@ def test_a_full_disk_leaves_no_half_of_a_table(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_file_that_was_there(tmp_path):
     """A recipe that cannot be written whole leaves the one before as it was, and nothing beside it."""
     recipe = Recipe(sources=SOURCES, flow=FlowPart(path=["0:0-1"]))
     recipe.save(tmp_path / "recipe.yaml")
@@ -178,7 +176,7 @@ def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "recipe.yaml") == recipe
 
 
-def test_a_full_disk_is_no_damage(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_no_damage(folder, tmp_path):
     """Where SQLite has no room for its own files the study is not called damaged."""
     with _room(1000):
         told = CliRunner().invoke(app, ["export", str(folder), "--csv", str(tmp_path / "table.csv")])

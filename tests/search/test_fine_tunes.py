@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from classes import random_class
-from searches import Config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import FitnessError
@@ -25,7 +24,7 @@ from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.slow
-def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
     monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
     config = search_config(compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}})
@@ -64,7 +63,7 @@ def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Co
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_a_training_leaves_paths_alone(tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):
     """Where paths run through resident sources, training adapters for a source does not change what a path scores."""
     monkeypatch.setattr(baselines, "RATES", (1e-2,))
     evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
@@ -74,9 +73,7 @@ def test_a_training_leaves_paths_alone(tmp_path: Path, search_config: Config, mo
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
 
-def test_a_classifier_is_trained_too(
-    tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch):
     """An adapter for a classifier, which does not generate, is trained on its labels, read again and scored."""
     monkeypatch.setattr(baselines, "RATES", (1e-2,))
     random_class("bert", 0).save_pretrained(tmp_path / "a")
@@ -91,9 +88,7 @@ def test_a_classifier_is_trained_too(
     assert after > before + 0.5
 
 
-def test_what_cannot_be_trained_is_left_out(
-    tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
     """A start or a rate that cannot be trained is named in a warning; the others are there."""
 
     def train(self: Tuner, start: SourceRef, lora: Lora, out: Path, told: object) -> None:
@@ -111,7 +106,7 @@ def test_what_cannot_be_trained_is_left_out(
     assert warned[0] == "the results have no LoRA from a, rate 0.001: not finite"
 
 
-def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
+def test_a_fine_tune_climbs(tiny, search_config):
     """Training raises the score on what it is trained on, gives the same adapter again, and spends what the cost pays for."""
     evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     ref = SourceRef(model=str(tiny / "a"))
@@ -131,7 +126,7 @@ def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
 
 
 @pytest.mark.parametrize(("steps", "peak"), [(4, 1), (30, 3)])
-def test_short_trainings_reach_their_rate(tiny: Path, search_config: Config, steps: int, peak: int) -> None:
+def test_short_trainings_reach_their_rate(tiny, search_config, steps, peak):
     """The rate rises over a tenth of the steps, and over one at least: Adam's first step is then as long as the rate."""
     evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     examples, tokenizer = evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))

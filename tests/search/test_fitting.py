@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from searches import Config, facts
+from searches import facts
 from watch import killed
 
 from hf_evomerge.fitness import Scores
@@ -41,7 +40,7 @@ class Room:
         """Nothing."""
 
 
-def test_batches_are_halved_until_they_fit(search_config: Config, tmp_path: Path) -> None:
+def test_batches_are_halved_until_they_fit(search_config, tmp_path):
     """Each kind of job has its own size, what fits at no size says nothing of the others, and a study goes on with the same."""
     config = search_config()
     fields = {"sources": config.sources, "base": config.base}
@@ -66,7 +65,7 @@ def test_batches_are_halved_until_they_fit(search_config: Config, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_search_with_little_memory(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_with_little_memory(search_config, tmp_path, monkeypatch):
     """A search whose batches do not fit has the trials of one whose file says the smaller size, also where it is resumed."""
     evaluate, sizes, memory = LikelihoodTask.evaluate, list[int](), [2]
 

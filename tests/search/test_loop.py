@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness, table_rows, toy_config, toy_scores, toy_search
@@ -18,7 +16,7 @@ from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
+def test_a_search_finds_something_good(kind, tmp_path):
     """Each kind of search spends its budget exactly and ends with a winner better than every parent."""
     study, result = toy_search(tmp_path, ToyRunner(), kind)
     config = toy_config(kind)
@@ -35,7 +33,7 @@ def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "path"), [("prune", "0:0, 0:1, 0:3, 0:5"), ("repeat", "0:0, 0:1, 0:3, 0:4, 0:5")])
-def test_a_sweep_finds_the_best_path_of_one_model(kind: str, path: str, tmp_path: Path) -> None:
+def test_a_sweep_finds_the_best_path_of_one_model(kind, path, tmp_path):
     """The layers that count least are left out one after the other; the best block is found, and both cost what was said."""
     worth = [0.5, 0.4, 0.0, 0.3, 0.1, 0.6]
 
@@ -54,7 +52,7 @@ def test_a_sweep_finds_the_best_path_of_one_model(kind: str, path: str, tmp_path
     assert sum(trial.cost for trial in trials) == (pytest.approx(6 / 4 + 2 * 11 / 12 + 5 / 4 + 2) if kind == "prune" else 30)
 
 
-def test_a_failed_candidate_is_a_failed_trial(tmp_path: Path) -> None:
+def test_a_failed_candidate_is_a_failed_trial(tmp_path):
     """A candidate that fails is stored as FAILED with its message, and the search goes on to a good winner."""
 
     def fails(job: Job) -> bool:
@@ -69,7 +67,7 @@ def test_a_failed_candidate_is_a_failed_trial(tmp_path: Path) -> None:
     assert max(row.scores.mean or -9 for row in result.rows if row.winner) > -0.2
 
 
-def test_all_failing_is_one_line(tmp_path: Path) -> None:
+def test_all_failing_is_one_line(tmp_path):
     """Where the whole first generation fails, the search ends after it with one line that says why."""
     runner = ToyRunner(fails=lambda job: isinstance(job.target, Recipe))
     with pytest.raises(SearchError) as caught:
@@ -78,7 +76,7 @@ def test_all_failing_is_one_line(tmp_path: Path) -> None:
     assert len(Study.open(tmp_path).trials()) == 7
 
 
-def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path: Path) -> None:
+def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path):
     """A parent that cannot be evaluated ends the search before a trial is made; once it can be, the search goes on."""
     runner = ToyRunner(fails=lambda job: job.target == SourceRef(model="b"))
     with pytest.raises(SearchError, match="b: cannot be evaluated: toy: this one fails"):
@@ -88,7 +86,7 @@ def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_failed_evaluation_is_a_row_of_the_results(split: str, tmp_path: Path) -> None:
+def test_a_failed_evaluation_is_a_row_of_the_results(split, tmp_path):
     """Where the first finalist or parent fails on a split, the search ends; going on ends with the same table, and free."""
     asked: list[str] = []
 
@@ -104,7 +102,7 @@ def test_a_failed_evaluation_is_a_row_of_the_results(split: str, tmp_path: Path)
     assert again.jobs == []
 
 
-def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
+def test_identical_recipes_are_evaluated_once(tmp_path):
     """Genomes that decode to the same recipe share one evaluation; each is still a trial of its own, pointing at the first."""
     runner = ToyRunner()
     study, _ = toy_search(tmp_path, runner, "none")
@@ -123,14 +121,14 @@ def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("budget", "generations"), [(1, [1]), (7, [7]), (15, [7, 7, 1]), (20, [7, 7, 6])])
-def test_the_budget_is_exact(budget: int, generations: list[int], tmp_path: Path) -> None:
+def test_the_budget_is_exact(budget, generations, tmp_path):
     """The number of trials is the budget, also where that is no multiple of the population."""
     study, _ = toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": budget, "population": 7}])
     seen = [trial.generation for trial in study.trials()]
     assert [seen.count(generation) for generation in sorted(set(seen))] == generations
 
 
-def test_no_generation_starts_after_the_minutes(tmp_path: Path) -> None:
+def test_no_generation_starts_after_the_minutes(tmp_path):
     """A budget in minutes that is spent ends a stage after a whole generation, and a resumed search does not exceed it."""
     with pytest.raises(SearchError, match="ps: ended before its first trial; give it more minutes, or more evaluations"):
         toy_search(tmp_path / "none", ToyRunner(), optimize=[{**OPTIMIZER, "minutes": 1e-9}])
@@ -140,7 +138,7 @@ def test_no_generation_starts_after_the_minutes(tmp_path: Path) -> None:
     assert len(study.trials()) == 7
 
 
-def test_batches(tmp_path: Path) -> None:
+def test_batches(tmp_path):
     """All candidates of a generation are scored on the same examples, another generation on others; finals and means on all."""
     runner = ToyRunner()
     toy_search(tmp_path, runner, "batches")
@@ -158,7 +156,7 @@ def test_batches(tmp_path: Path) -> None:
     assert all(job.batch is None for job in runner.jobs if job.split != "search" or isinstance(job.target, SourceRef))
 
 
-def test_batches_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_grow(tmp_path, monkeypatch):
     """By default a generation has 16 examples, and twice as many after every so many generations, up to half of all."""
     monkeypatch.setattr(optimizer, "GROWTH", 4)
 
@@ -177,7 +175,7 @@ def test_batches_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 31 - 1 - 7 / 2 < sum(trial.cost for trial in trials) <= 31
 
 
-def test_a_recipe_is_scored_anew_on_other_examples(tmp_path: Path) -> None:
+def test_a_recipe_is_scored_anew_on_other_examples(tmp_path):
     """With batches a recipe that comes back in a later generation is no duplicate: its old score was on other examples."""
     study, _ = toy_search(tmp_path, ToyRunner(), "none", optimize=[{**OPTIMIZER, "batch": 4}])
     trials = study.trials("dfs")
@@ -189,14 +187,14 @@ def test_a_recipe_is_scored_anew_on_other_examples(tmp_path: Path) -> None:
     assert len({key for key, _ in evaluated}) < len(evaluated)
 
 
-def test_a_batch_of_all_is_no_batch(tmp_path: Path) -> None:
+def test_a_batch_of_all_is_no_batch(tmp_path):
     """A batch as large as the split is the split."""
     runner = ToyRunner()
     toy_search(tmp_path, runner, optimize=[{**OPTIMIZER, "batch": EXAMPLES}])
     assert {job.batch for job in runner.jobs} == {None}
 
 
-def test_a_stage_begins_at_the_winner_of_its_first(tmp_path: Path) -> None:
+def test_a_stage_begins_at_the_winner_of_its_first(tmp_path):
     """What runs first has its own fitness; the stage after it begins at its best genome, near by, and shares its row's cost."""
     runner = ToyRunner()
     study, result = toy_search(tmp_path, runner, "first")
@@ -223,7 +221,7 @@ def test_a_stage_begins_at_the_winner_of_its_first(tmp_path: Path) -> None:
     )
 
 
-def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path: Path) -> None:
+def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path):
     """Every DFS recipe of a hybrid search carries the merge that validation chose, as its first source."""
     study, _ = toy_search(tmp_path, ToyRunner(), "hybrid")
     finalists = [trial.recipe_key or "" for trial in study.best("ps", 3)]

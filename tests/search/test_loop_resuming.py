@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, columns, table_rows, toy_search
@@ -15,7 +13,7 @@ from hf_evomerge.search.study.study import Study
 @pytest.mark.parametrize(
     "kind", slow_beyond(["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune", "repeat"])
 )
-def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
+def test_resuming_changes_nothing(kind, tmp_path):
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
     whole = ToyRunner()
     study, result = toy_search(tmp_path / "whole", whole, kind)
@@ -41,14 +39,14 @@ def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", slow_beyond(["ps"], ["ps", "none", "hybrid"]))
-def test_the_order_of_finishing_changes_nothing(kind: str, tmp_path: Path) -> None:
+def test_the_order_of_finishing_changes_nothing(kind, tmp_path):
     """However many workers finish in whatever order, the trials are the same."""
     expected = columns(toy_search(tmp_path / "in order", ToyRunner(), kind)[0])
     for shuffle in range(2):
         assert columns(toy_search(tmp_path / str(shuffle), ToyRunner(shuffle=shuffle), kind)[0]) == expected
 
 
-def test_another_seed_is_another_search(tmp_path: Path) -> None:
+def test_another_seed_is_another_search(tmp_path):
     """The seed decides the genomes of every stage, and the stages of one search do not repeat each other's."""
     first = columns(toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0])
     other = columns(toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute={"seed": 1})[0])
@@ -58,13 +56,13 @@ def test_another_seed_is_another_search(tmp_path: Path) -> None:
     assert len({row[4] for row in both}) == len(both) == 62
 
 
-def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+def test_a_larger_budget_goes_on(tmp_path):
     """The trials of a small budget are the first trials of a larger one."""
     small = columns(toy_search(tmp_path / "small", ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])[0])
     assert small == columns(toy_search(tmp_path / "large", ToyRunner())[0])[:14]
 
 
-def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
+def test_a_study_of_another_search_is_refused(tmp_path):
     """Going on with other settings is refused: by the first genome that differs, or by trials that are left over."""
     toy_search(tmp_path, ToyRunner())
     with pytest.raises(SearchError, match="ps trial 0: the stored genome is not the one"):
@@ -73,7 +71,7 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])
 
 
-def test_two_searches_cannot_write_to_one_study(tmp_path: Path) -> None:
+def test_two_searches_cannot_write_to_one_study(tmp_path):
     """A search refuses a study that another holds, and writes nothing."""
     study = Study.create(tmp_path, {})
     with study.exclusive(), pytest.raises(SearchError, match="another process is running this study"):

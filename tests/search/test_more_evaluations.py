@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ TOY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TOY)
-def test_evolution_goes_on(tmp_path: Path, name: str) -> None:
+def test_evolution_goes_on(tmp_path, name):
     """The trials up to the old budget stay, the new ones follow, and a search killed among them ends with the same trials."""
     kind, more = TOY[name]["kind"], TOY[name].get("optimizer", {})
     parts: dict[str, Any] = {"method": "linear", "groups": "model"}
@@ -52,7 +51,7 @@ def _config(search_config: Config, evaluations: int, **more: Any) -> Any:
     return search_config(merge={"groups": "tensor"}, **more, optimize=[step], compare={"baselines": []})
 
 
-def test_a_gradient_begins_another_schedule(tmp_path: Path, search_config: Config) -> None:
+def test_a_gradient_begins_another_schedule(tmp_path, search_config):
     """Steps begin again, as long as the first, at the best trial so far; study and verdict say so."""
     run_search(_config(search_config, 8), tmp_path, build=False)
     with Study.open(tmp_path) as study:
@@ -82,7 +81,7 @@ def _steps(trials: list[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.scores.gradient is not None]
 
 
-def test_the_file_of_a_finished_search_is_edited(tmp_path: Path, search_config: Config) -> None:
+def test_the_file_of_a_finished_search_is_edited(tmp_path, search_config):
     """`resume` takes more evaluations from the search file beside the study; fewer, or another setting, are not taken."""
     optimizer = {"by": "random", "population": 4}
     made = [search_config(merge={"groups": "model"}, optimize=[{**optimizer, "evaluations": n}]) for n in (4, 8, 6)]
@@ -97,7 +96,7 @@ def test_the_file_of_a_finished_search_is_edited(tmp_path: Path, search_config: 
         check_out(made[2], tmp_path)
 
 
-def test_a_stage_that_another_was_begun_at_stays(hybrid_search: Path) -> None:
+def test_a_stage_that_another_was_begun_at_stays(hybrid_search):
     """Only the last stage of a finished hybrid search can be given more: its paths run through what the first one found."""
     from hf_evomerge.search.study.paths import settings_in
 

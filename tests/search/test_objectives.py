@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
 from scenes import marks_of
-from searches import Config, count_trials
+from searches import count_trials
 from toy_search import StoppedError
 from warm import COMMAND, Program
 
@@ -100,7 +100,7 @@ def _rows(study: Study) -> list[tuple[Any, ...]]:
         return sorted(map(repr, trials)) + sorted(map(repr, others))  # type: ignore[arg-type]
 
 
-def test_points_that_nothing_beats() -> None:
+def test_points_that_nothing_beats():
     """Non-dominated points, the knee, and an even choice of them, of a front that can be read off."""
     points = [np.array(point) for point in ([0, 10], [4, 9], [3, 8], [8, 6], [10, 0], [4, 9], [9, 1])]
     assert non_dominated(points) == [0, 1, 3, 4, 6]
@@ -113,7 +113,7 @@ def test_points_that_nothing_beats() -> None:
     assert spread(whole, 9) == [0, 1, 2, 3, 4]
 
 
-def test_the_optimizer_approaches_a_front_the_same_way_every_time() -> None:
+def test_the_optimizer_approaches_a_front_the_same_way_every_time():
     """Same seed, same genomes; they stay inside the bounds, begin at the start, and end close to the front of ZDT1."""
 
     def run(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -141,7 +141,7 @@ def test_the_optimizer_approaches_a_front_the_same_way_every_time() -> None:
     assert front > 0.7  # the front itself: 0.83
 
 
-def test_what_can_be_left_out_is_left_out_however_small_the_steps() -> None:
+def test_what_can_be_left_out_is_left_out_however_small_the_steps():
     """Half of the first generation is without some prunable coordinates, where these begin far from 0 in short steps too."""
     start = Start(np.ones(20), 0.04, np.full(20, -np.inf), np.full(20, np.inf), prunable=np.arange(20) < 15)
     points = ParetoOptimizer(start, objectives=2, population=30).ask() or []
@@ -152,7 +152,7 @@ def test_what_can_be_left_out_is_left_out_however_small_the_steps() -> None:
     assert all((point[15:] > 0.5).all() for point in points)
 
 
-def test_a_search_finds_a_front(tmp_path: Path) -> None:
+def test_a_search_finds_a_front(tmp_path):
     """The front is what no trial beats; its points are judged, one wins, and text, JSON and verdict say so."""
     study, result = _search(tmp_path, ToyRunner(fails=lambda recipe: recipe.flow is not None and len(recipe.flow.path) == 5))
     numbers = [point.number for point in result.front]
@@ -180,7 +180,7 @@ def test_a_search_finds_a_front(tmp_path: Path) -> None:
     assert any("better than a in one objective and worse in none, on the test examples" in each for each in result.verdict)
 
 
-def test_what_is_the_same_for_all_parents_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
     """A fitness, or another objective: one line each; the search goes on, for candidates may differ in it, as they do here."""
     with pytest.raises(StoppedError):
         _search(tmp_path, ToyRunner(stop_after=20))
@@ -194,7 +194,7 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path: Path, caplog: p
     assert len({point.searched.others["other"].mean for point in result.front}) > 1
 
 
-def test_resuming_changes_nothing(tmp_path: Path) -> None:
+def test_resuming_changes_nothing(tmp_path):
     """Stopped anywhere and resumed, a study ends with the trials and objectives, to the last bit, of one never stopped."""
     whole = ToyRunner()
     study, result = _search(tmp_path / "whole", whole)
@@ -230,7 +230,7 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_refusals(more: dict[str, Any], message: str) -> None:
+def test_refusals(more, message):
     """Objectives that contradict each other or the search are refused in one line."""
     with pytest.raises(SearchError) as caught:
         validate(SearchConfig, {**TOY, **more}, SearchError)
@@ -238,7 +238,7 @@ def test_refusals(more: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_objective_is_tested_on_what_another_looks_at(settings: dict[str, Any]) -> None:
+def test_no_objective_is_tested_on_what_another_looks_at(settings):
     """Test examples of one objective that the search looks at for another are refused, whichever task they are for."""
     data = settings["data"]
     for name, more in (
@@ -250,7 +250,7 @@ def test_no_objective_is_tested_on_what_another_looks_at(settings: dict[str, Any
             plan_search(validate(SearchConfig, given, SearchError))
 
 
-def test_without_pymoo(tiny: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pymoo(tiny, search_config, monkeypatch):
     """Where pymoo is missing the search says so before it begins."""
     monkeypatch.setitem(sys.modules, "pymoo", None)
     with pytest.raises(SearchError, match=r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
@@ -279,7 +279,7 @@ def settings(tiny: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_and_resumed(settings, tmp_path):
     """Killed with two workers and resumed with none, the study is bit for bit that of one process; every point can be built."""
     config = validate(SearchConfig, settings, SearchError)
     config.save(tmp_path / "given.yaml")
@@ -332,9 +332,7 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
         found_recipe(tmp_path / "whole", len(whole.front))
 
 
-def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
-    settings: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(settings, tiny, monkeypatch):
     """A study keeps their absolute names, so that it goes on from another folder; a record has no folder in it."""
     monkeypatch.chdir(tiny)
     given = {**settings, "objectives": ["hops", {"name": "more", "data": {"search": {"jsonl": "test.jsonl"}}}]}
@@ -346,7 +344,7 @@ def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
     assert str(tiny) not in json.dumps(published)
 
 
-def test_the_picture(tmp_path: Path) -> None:
+def test_the_picture(tmp_path):
     """Each objective has a panel with the fitness over it, in which the front is where its values are."""
     study, result = _search(tmp_path, ToyRunner())
     panels = front_scenes(validate(SearchConfig, TOY, SearchError), study, result.winner)

@@ -57,7 +57,7 @@ def _fingerprint(algorithm: Any, restarts: Any, seed: int = 3, budget: int = 150
 
 
 @pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_same_seed_same_genomes(algorithm: Any, restarts: Any) -> None:
+def test_same_seed_same_genomes(algorithm, restarts):
     """The same seed and fitness give the same genomes bit for bit, whatever numpy's global generator holds; others differ."""
     np.random.seed(1)
     first = _fingerprint(algorithm, restarts)
@@ -66,7 +66,7 @@ def test_same_seed_same_genomes(algorithm: Any, restarts: Any) -> None:
     assert _fingerprint(algorithm, restarts, seed=4) != first
 
 
-def test_same_genomes_in_every_process() -> None:
+def test_same_genomes_in_every_process():
     """Another process with another hash seed asks for the same genomes."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -85,7 +85,7 @@ def test_same_genomes_in_every_process() -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_global_random_numbers_are_left_alone(algorithm: Any, restarts: Any) -> None:
+def test_global_random_numbers_are_left_alone(algorithm, restarts):
     """A whole run, restarts included, neither draws from numpy's global generator nor seeds it."""
     np.random.seed(11)
     before = np.random.get_state()
@@ -97,7 +97,7 @@ def test_global_random_numbers_are_left_alone(algorithm: Any, restarts: Any) -> 
 
 
 @pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_genomes_lie_within_bounds(algorithm: Any, restarts: Any) -> None:
+def test_genomes_lie_within_bounds(algorithm, restarts):
     """Every genome lies within the bounds, also where the optimum is outside, where the start is on a bound, and one-sided."""
     for mean in (-1.0, 0.0, 1.0):
         start = _start(3, mean=mean, sigma=0.5)
@@ -113,7 +113,7 @@ def test_genomes_lie_within_bounds(algorithm: Any, restarts: Any) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_failed_candidates(algorithm: Any, restarts: Any) -> None:
+def test_failed_candidates(algorithm, restarts):
     """Candidates that fail (NaN) do not stop the search, and do not keep it from the optimum of the others."""
 
     def objective(x: np.ndarray) -> float:
@@ -131,7 +131,7 @@ def test_failed_candidates(algorithm: Any, restarts: Any) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_a_generation_in_which_all_fail(algorithm: Any, restarts: Any) -> None:
+def test_a_generation_in_which_all_fail(algorithm, restarts):
     """A generation of failures only, at the start or later, is survived."""
     optimizer = Optimizer(_start(3), algorithm=algorithm, restarts=restarts)
     for generation in range(12):
@@ -142,7 +142,7 @@ def test_a_generation_in_which_all_fail(algorithm: Any, restarts: Any) -> None:
 
 
 @pytest.mark.parametrize("objective", [_sphere, _ellipsoid])
-def test_better_than_random_search(objective: Objective) -> None:
+def test_better_than_random_search(objective):
     """With the same number of evaluations CMA-ES comes ten times closer to the optimum than random search."""
     for seed in range(3):
         evolved = _best(Optimizer(_start(6), seed=seed), objective, 400)
@@ -150,7 +150,7 @@ def test_better_than_random_search(objective: Objective) -> None:
         assert -evolved < -random / 10
 
 
-def test_convergence_ends_the_search() -> None:
+def test_convergence_ends_the_search():
     """Without restarts a search that has converged says so by None, again and again, with a tiny step size."""
     optimizer = Optimizer(_start(2))
     spent = sum(len(genomes) for genomes, _ in _run(optimizer, _sphere, 5000))
@@ -160,7 +160,7 @@ def test_convergence_ends_the_search() -> None:
     assert optimizer.sigma < 1e-3
 
 
-def test_equal_fitness_is_not_convergence() -> None:
+def test_equal_fitness_is_not_convergence():
     """Accuracies that do not differ, from the first generation on or near the end, do not end a search before its budget."""
 
     def rounded(x: np.ndarray) -> float:
@@ -171,7 +171,7 @@ def test_equal_fitness_is_not_convergence() -> None:
         assert spent >= 500
 
 
-def test_ipop_doubles_the_population() -> None:
+def test_ipop_doubles_the_population():
     """Each restart of IPOP has twice the population of the run before."""
     optimizer = Optimizer(_start(2), restarts="ipop", population=6, seed=0)
     sizes = [len(genomes) for genomes, _ in _run(optimizer, _sphere, 6000)]
@@ -179,7 +179,7 @@ def test_ipop_doubles_the_population() -> None:
     assert sorted(set(sizes))[:4] == [6, 12, 24, 48]
 
 
-def test_random_search_fills_the_bounds() -> None:
+def test_random_search_fills_the_bounds():
     """Random search is uniform between bounds, and normal around the start where there are none."""
     start = Start(np.array([0.0, 5.0]), 0.1, np.array([-1.0, -np.inf]), np.array([3.0, np.inf]))
     optimizer = Optimizer(start, algorithm="random", population=4000)
@@ -191,14 +191,14 @@ def test_random_search_fills_the_bounds() -> None:
 
 
 @pytest.mark.parametrize(("dimension", "population"), [(6, 9), (2, 6), (192, 19)])
-def test_default_population(dimension: int, population: int) -> None:
+def test_default_population(dimension, population):
     """A generation has 4 + floor(3 ln n) candidates unless told otherwise: 9 for the paper's six numbers."""
     for algorithm in ("cma", "random"):
         assert len(Optimizer(_start(dimension), algorithm=algorithm).ask() or []) == population  # type: ignore[arg-type]
         assert len(Optimizer(_start(dimension), algorithm=algorithm, population=5).ask() or []) == 5  # type: ignore[arg-type]
 
 
-def test_the_first_generation_is_around_the_start() -> None:
+def test_the_first_generation_is_around_the_start():
     """First candidates have the start as their mean and sigma as their spread."""
     optimizer = Optimizer(_start(3, mean=0.1, sigma=0.05), population=2000)
     seen = np.array(optimizer.ask())
@@ -206,14 +206,14 @@ def test_the_first_generation_is_around_the_start() -> None:
     assert seen.std(axis=0) == pytest.approx([0.05] * 3, abs=0.005)
 
 
-def test_thousands_of_coordinates() -> None:
+def test_thousands_of_coordinates():
     """The paper's 4288 numbers take a fraction of a second per generation: their covariance is kept diagonal."""
     start = Start(np.zeros(4288), 0.1, np.full(4288, -np.inf), np.full(4288, np.inf))
     generations = list(_run(Optimizer(start), _sphere, 29 * 3))
     assert [len(genomes) for genomes, _ in generations] == [29] * 3
 
 
-def test_genomes_are_the_callers_to_change() -> None:
+def test_genomes_are_the_callers_to_change():
     """Writing into the genomes that were handed out changes nothing for the search."""
 
     def run(write: bool) -> np.ndarray:
@@ -230,7 +230,7 @@ def test_genomes_are_the_callers_to_change() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["cma", "random"])
-def test_asking_and_telling_out_of_turn(algorithm: Any) -> None:
+def test_asking_and_telling_out_of_turn(algorithm):
     """Asking twice, telling first, telling twice or another number of values is refused, and the search can go on."""
     optimizer = Optimizer(_start(3), algorithm=algorithm)
     with pytest.raises(SearchError, match=r"tell\(\) got 1 values for 0 genomes"):
@@ -246,14 +246,14 @@ def test_asking_and_telling_out_of_turn(algorithm: Any) -> None:
     assert optimizer.ask()
 
 
-def test_one_number_is_too_few() -> None:
+def test_one_number_is_too_few():
     """CMA-ES needs two numbers and says what to do instead; random search does with one."""
     with pytest.raises(SearchError, match="at least 2 numbers to evolve; give finer layer groups, or write by: random"):
         Optimizer(_start(1))
     assert Optimizer(_start(1), algorithm="random").ask()
 
 
-def test_cma_begins_at_the_best_candidate() -> None:
+def test_cma_begins_at_the_best_candidate():
     """Candidates are the first generation, and the next one lies around the best of them."""
     candidates = (np.full(4, 0.9), np.full(4, -0.5), np.full(4, 0.5))
     optimizer = Optimizer(replace(_start(sigma=0.01), candidates=candidates), seed=1)
@@ -266,7 +266,7 @@ def test_cma_begins_at_the_best_candidate() -> None:
     assert np.abs(np.mean(second, axis=0) + 0.5).max() < 0.03
 
 
-def test_the_mean_is_scored_on_all_examples() -> None:
+def test_the_mean_is_scored_on_all_examples():
     """On batches the mean of the distribution is asked for now and then and when the budget ends, to be scored in full."""
     optimizer = Optimizer(_start(), population=8, seed=1, budgets=(20.0,), shares=(0.125,))
     full: list[tuple[float, float]] = []

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pytest
 from scenes import marks_of
 
 from hf_evomerge.fitness import Scores
@@ -29,7 +28,7 @@ class _Trials:
         return [trial for trial in self._trials if trial.stage == stage]
 
 
-def test_trials_are_drawn_as_the_study_has_them() -> None:
+def test_trials_are_drawn_as_the_study_has_them():
     """Each has its fitness, accuracy, examples, cost and objectives; a failed one has none; stages stand in order."""
     right = Scores([-1.0, -3.0], correct=[True, False], others={"hops": Scores([7.0])})
     study = _Trials(
@@ -41,9 +40,7 @@ def test_trials_are_drawn_as_the_study_has_them() -> None:
     assert scored.others == {"fitness": -2.0, "hops": 7.0}
 
 
-def test_a_search_has_pictures_of_what_its_winner_is(
-    hybrid_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_has_pictures_of_what_its_winner_is(hybrid_search, tmp_path, monkeypatch):
     """A hybrid has its fitness with its unit, the weights by source, and the path, whose last source is the merge."""
     drawn: dict[str, list[str]] = {}
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
-from searches import BY_BOTH, GRADIENT, Config, Settings
+from searches import BY_BOTH, GRADIENT
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
@@ -16,7 +14,7 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 
 
-def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan(search_config, tmp_path, monkeypatch):
     """A plan says what each phase does, adds up their times, counts workers where they help, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     plan = plan_search(search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2}))
@@ -36,7 +34,7 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_of_a_gradient(search_config: Config) -> None:
+def test_the_plan_of_a_gradient(search_config):
     """Steps wait for each other, so workers do not shorten them, and cost three scores of their batch each."""
     config = search_config(
         "ps", merge={"groups": "tensor", "starts": []}, optimize=[{**GRADIENT, "evaluations": 60, "batch": 1}]
@@ -60,7 +58,7 @@ def test_the_plan_of_a_gradient(search_config: Config) -> None:
     assert "up to 2 of the best models" in both.phases[3].text
 
 
-def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
+def test_a_plan_warns(search_config, search_settings):
     """Small or missing splits and budgets of few generations are named, with what to do."""
     data = search_settings()["data"]
     config = search_config(
@@ -78,7 +76,7 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
-def test_what_is_said_of_a_search(search_config: Config, search_settings: Settings, tiny_half: Path) -> None:
+def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     """The plan notes sections that nobody looks at, and half precision on a processor; a quick one does not warn of itself."""
     gates = {"kind": "gates", "repetitions": 1}
     assert not any("not looked at" in note for note in plan_search(search_config("hybrid")).notes)
@@ -111,9 +109,7 @@ def test_what_is_said_of_a_search(search_config: Config, search_settings: Settin
         ("cpu", 1, 30 * 10**9, 2),
     ],
 )
-def test_workers_by_default(
-    device: Any, threads: int, models: int, workers: int, search_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_by_default(device, threads, models, workers, search_config, monkeypatch):
     """Threads times workers are no more than the cores, the models of all workers fit into memory, and each GPU has one."""
     monkeypatch.setattr(memory, "cores", lambda: 16)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
-from searches import Config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
@@ -39,9 +35,7 @@ from hf_evomerge.search.run import resume_search, run_search
         ),
     ],
 )
-def test_refused_before_anything_begins(
-    changes: dict[str, Any], kind: type[EvoMergeError], message: str, search_config: Config, tmp_path: Path
-) -> None:
+def test_refused_before_anything_begins(changes, kind, message, search_config, tmp_path):
     """What cannot work is refused with one line that names it, before a folder or a study is made."""
     out = tmp_path / "out"
     with pytest.raises(kind, match=message) as caught:
@@ -50,7 +44,7 @@ def test_refused_before_anything_begins(
     assert not out.exists()
 
 
-def test_sources_that_do_not_fit_are_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+def test_sources_that_do_not_fit_are_refused(tiny, search_config, tmp_path):
     """Sources of different depth cannot be merged, nor layers of different width share a path, and no study is made."""
     deep = [{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}]
     with pytest.raises(SourceError, match=r"number of layers differs: 2 in .* 3 in "):
@@ -67,7 +61,7 @@ def test_sources_that_do_not_fit_are_refused(tiny: Path, search_config: Config, 
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Path) -> None:
+def test_nothing_of_the_users_is_overwritten(search_config, tmp_path):
     """A folder that holds a model, a recipe or another search file, and no study, is refused and left as it was."""
     config = search_config()
     search_config(compute={"seed": 1}).save(tmp_path / "search.yaml")
@@ -95,9 +89,7 @@ def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Pa
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
 
 
-def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
-    tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(tiny, tmp_path, search_config, monkeypatch):
     """Answers that are no numbers, and retained examples that the search looks at, are refused by file and line."""
     monkeypatch.setattr(ModelPool, "model", None)
     with pytest.raises(FitnessError, match=r"search\.jsonl:1: the answer .* is not a number"):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from searches import Config, Settings, count_trials, digests, facts
+from searches import Config, count_trials, digests, facts
 from slowly import slow_beyond
 from warm import COMMAND, Program
 from watch import Watch, are_gone, descendants, killed
@@ -41,7 +41,7 @@ def _stop_in_mid_generation(search: Program, folder: Path, population: int) -> N
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
+def test_killed_and_resumed(search_config, tmp_path):
     """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
     optimizer = {"evaluations": 30, "population": 5}
     config = search_config(
@@ -85,7 +85,7 @@ def begun(search_config: Config, tmp_path: Path) -> Iterator[Path]:
     return tmp_path / "begun"
 
 
-def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
+def test_other_settings_are_refused(begun, search_config):
     """A folder with the study of other settings is refused, with each key that differs and both of its values."""
     optimizer = {"evaluations": 7, "population": 4}
     other = search_config(merge={"groups": "model"}, optimize=[optimizer], compute={"seed": 3})
@@ -96,7 +96,7 @@ def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
     assert "population" not in str(caught.value)
 
 
-def test_settings_that_an_older_version_did_not_know(search_config: Config, tmp_path: Path) -> None:
+def test_settings_that_an_older_version_did_not_know(search_config, tmp_path):
     """A study without a key that is not set goes on; without one that is set it is refused by that key."""
     settings = search_config().model_dump(mode="json")
     assert settings["merge"].pop("router") is None
@@ -108,15 +108,13 @@ def test_settings_that_an_older_version_did_not_know(search_config: Config, tmp_
         check_out(search_config(), tmp_path / "older")
 
 
-def test_a_search_that_was_killed_at_its_very_begin(begun: Path, search_config: Config) -> None:
+def test_a_search_that_was_killed_at_its_very_begin(begun, search_config):
     """Where only the study was made when the search was killed, resuming leaves the search file as well."""
     resume_search(begun, build=False)
     assert SearchConfig.load(begun / "search.yaml") == search_config()
 
 
-def test_a_study_does_not_depend_on_the_current_directory(
-    tiny: Path, tmp_path: Path, search_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_does_not_depend_on_the_current_directory(tiny, tmp_path, search_settings, monkeypatch):
     """A search that was begun with relative names goes on from elsewhere, with the same trials, and its recipe builds there."""
     monkeypatch.chdir(tiny)
     settings = search_settings("ps", Path("."))
@@ -134,9 +132,7 @@ def test_a_study_does_not_depend_on_the_current_directory(
 
 
 @pytest.mark.parametrize("how", slow_beyond(["copied"], ["copied", "alone"]))
-def test_a_study_moves_with_its_data(
-    how: str, tiny: Path, tmp_path: Path, search_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monkeypatch):
     """A study that is copied with sources and data beside it goes on there, as if it had never been elsewhere; one that is
     moved without them reads them where they are. It has the same recipes, and what is built names the places of today."""
     old, new = tmp_path / "old" / "place", tmp_path / "new"
@@ -166,7 +162,7 @@ def test_a_study_moves_with_its_data(
 
 
 @pytest.mark.slow
-def test_a_study_that_moves_again_and_again(tiny: Path, tmp_path: Path, search_settings: Settings) -> None:
+def test_a_study_that_moves_again_and_again(tiny, tmp_path, search_settings):
     """Trials that were made in three places are those of one, and a search whose sources stayed behind names their folder."""
     places = [tmp_path / name for name in ("one", "two", "and/three")]
     shutil.copytree(tiny, places[0] / "data")
@@ -191,7 +187,7 @@ def _stopped_after(trials: int, config: SearchConfig | None, out: Path) -> None:
     killed(lambda seen: seen.phase == "ps" and seen.done >= trials, run)
 
 
-def test_other_examples_are_refused(tiny: Path, tmp_path: Path, search_config: Config) -> None:
+def test_other_examples_are_refused(tiny, tmp_path, search_config):
     """A study goes on only with the examples it was begun with, even where a data file has kept its name."""
     config = search_config("ps", folder=shutil.copytree(tiny, tmp_path / "tiny"))
     run_search(config, tmp_path / "out", build=False)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import warm
-from searches import Config, Settings, digests
+from searches import digests
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import SearchError, SourceError
@@ -37,7 +36,7 @@ from hf_evomerge.search.study.study import Study
         ("hybrid", {"fitness.png", "weights.png", "path.png"}),
     ],
 )
-def test_what_a_search_leaves(space: str, pictures: set[str], search_config: Config, tmp_path: Path) -> None:
+def test_what_a_search_leaves(space, pictures, search_config, tmp_path):
     """A search leaves its settings, every trial, the winner's recipe and model, the comparison and the pictures; all agree."""
     config = search_config(space, compare={"baselines": ["average", "random"]})
     out = tmp_path / "deep" / "out"
@@ -66,7 +65,7 @@ def test_what_a_search_leaves(space: str, pictures: set[str], search_config: Con
     assert winners[0]["fitness"] == pytest.approx(study.evaluation(result.winner.key, "test").mean)  # type: ignore[union-attr]
 
 
-def test_a_finished_search_evaluates_nothing(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_search_evaluates_nothing(search_config, tmp_path, monkeypatch):
     """Running a finished search again gives the same result and evaluates nothing; a model that was lost is built again."""
     config = search_config("dfs")
     first = run_search(config, tmp_path)
@@ -100,7 +99,7 @@ print(json.dumps([type(model).__name__, model.generate(ids, max_new_tokens=12, d
 """
 
 
-def test_the_winner_loads_without_the_package(search_config: Config, tmp_path: Path) -> None:
+def test_the_winner_loads_without_the_package(search_config, tmp_path):
     """A data flow winner loads where this package cannot be imported, and generates the same tokens as here."""
     run_search(search_config("dfs"), tmp_path)
     folder, prompt = tmp_path / "model", "w1 w2 7 w3"
@@ -119,7 +118,7 @@ def weight_score(model: Any, tokenizer: Any, examples: list[Example]) -> list[fl
     return [-abs(float(model.get_output_embeddings().weight[3, 3]) - 0.1)] * len(examples)
 
 
-def test_a_fitness_of_ones_own(search_config: Config, tmp_path: Path) -> None:
+def test_a_fitness_of_ones_own(search_config, tmp_path):
     """A task and examples may come from Python: the search maximises what the function returns."""
     examples = {"search": [Example("w1", "2")], "test": [Example("w2", "3")]}
     config = search_config(
@@ -133,7 +132,7 @@ def test_a_fitness_of_ones_own(search_config: Config, tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path: Path) -> None:
+def test_data_from_a_function_is_not_for_a_file(search_config, tmp_path):
     """A search whose records come from a Python function runs, though its settings cannot name the function."""
     records = [{"prompt": f"w{number}", "answer": "1"} for number in range(4)]
     config = search_config().model_copy(update={"data": {"search": DataSpec(function=lambda: records)}})
@@ -142,7 +141,7 @@ def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path:
     assert np.isfinite(result.rows[-1].scores.values).all()
 
 
-def test_a_quick_search(search_settings: Settings, tmp_path: Path) -> None:
+def test_a_quick_search(search_settings, tmp_path):
     """A quick search is a whole search of at most 48 scores, by gradient, from a good start."""
     settings = search_settings("ps", optimize="quick")
     del settings["merge"]
@@ -154,7 +153,7 @@ def test_a_quick_search(search_settings: Settings, tmp_path: Path) -> None:
     assert 45 < result.row("ps").evaluations <= 48
 
 
-def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) -> None:
+def test_evaluate_model_needs_only_the_model(tiny, search_config):
     """One model is scored by a search's task and data even where the search's own sources are not there."""
     config = search_config(sources=[{"model": "./nowhere/a"}, {"model": "./nowhere/b"}], base=None)
     evaluation = evaluate_model(str(tiny / "a"), config, split="validation", show=2)
@@ -170,7 +169,7 @@ def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) 
         assert evaluate_model(str(tiny / "a"), numbered, split="validation").scores == evaluation.scores
 
 
-def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config: Config) -> None:
+def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     """A search on generated answers keeps each of them, says which were cut, and scores every model on retained data too."""
     fitness = {"task": "generation", "max_new_tokens": 2, "extract": "all"}
     old = [{"prompt": f"w1 w2 {number}", "answer": "w3"} for number in range(4)]

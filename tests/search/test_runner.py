@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +32,7 @@ from hf_evomerge.search.runners.workers import TICK, MachineLostError, Worker
 from hf_evomerge.search.study.study import Study
 
 
-def test_a_patient_runner_starts_what_pays(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patient_runner_starts_what_pays(search_config, monkeypatch):
     """Where nobody says how many, a second process is started only once the first has been at work for some time."""
     begun: list[Worker] = []
 
@@ -77,7 +76,7 @@ def process_runner(search_config: Config) -> Iterator[ProcessRunner]:
     assert not multiprocessing.active_children()
 
 
-def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: Config) -> None:
+def test_workers_and_their_deaths(process_runner, search_config):
     """Two workers give what this process gives; a job that kills its worker fails alone."""
     config = search_config()
     local = LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES}))
@@ -98,9 +97,7 @@ def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: 
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is watched on Linux")
-def test_what_exceeds_a_limit_fails_alone(
-    process_runner: ProcessRunner, search_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_exceeds_a_limit_fails_alone(process_runner, search_config, monkeypatch):
     """A job that sleeps, is stopped or takes too much memory fails in one line, its worker is replaced, the others score."""
     config = search_config()
 
@@ -121,7 +118,7 @@ def test_what_exceeds_a_limit_fails_alone(
     assert 2 <= scores[1].seconds <= 2 + 4 * TICK  # no look at it counts for more
 
 
-def test_a_default_limit_grows_with_the_work(search_config: Config) -> None:
+def test_a_default_limit_grows_with_the_work(search_config):
     """Without limits.seconds a candidate may take ten times a parent's time, for each example, hop and pass."""
     parents: list[Scores | None] = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
     config = search_config()
@@ -149,9 +146,7 @@ def test_a_default_limit_grows_with_the_work(search_config: Config) -> None:
     assert before.of(merge).seconds == math.inf
 
 
-def test_time_in_which_everything_stood_still_does_not_count(
-    process_runner: ProcessRunner, search_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_in_which_everything_stood_still_does_not_count(process_runner, search_config, monkeypatch):
     """Where this process is stopped as well, as by Ctrl-Z, a job is not given up for it."""
     worker = process_runner.workers[0]
     worker.begin(0, harmless_jobs(search_config())[0], Limit(seconds=600.0))
@@ -165,7 +160,7 @@ def test_time_in_which_everything_stood_still_does_not_count(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner: ProcessRunner, search_config: Config) -> None:
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner, search_config):
     """A worker that the kernel kills before it is ready is replaced, and its job is run again."""
     process_runner.workers[0].end()
     scores = process_runner.run(harmless_jobs(search_config())[:1])
@@ -173,7 +168,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner: Pro
     assert [found.error for _, found in scores] == [None]
 
 
-def test_a_worker_that_does_not_start_ends_the_search(search_config: Config) -> None:
+def test_a_worker_that_does_not_start_ends_the_search(search_config):
     """A task that cannot be sent to a worker, and a source that is gone, are one line and no failed evaluation."""
     config = search_config()
     with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
@@ -184,9 +179,7 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config: Config) -> 
 
 
 @pytest.mark.parametrize("workers", slow_beyond([0], [0, 1]))
-def test_what_the_machine_does_is_no_failure_of_a_candidate(
-    search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
+def test_what_the_machine_does_is_no_failure_of_a_candidate(search_config, tmp_path, monkeypatch, workers):
     """On a full disk a candidate is tried again; if it stays full the search ends, nothing is stored, and a resume has all."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
     monkeypatch.setenv("FAILURES", str(tmp_path / "failures"))
@@ -205,7 +198,7 @@ def test_what_the_machine_does_is_no_failure_of_a_candidate(
     assert run("stays", 0) == whole
 
 
-def test_failures_of_the_machine_are_known() -> None:
+def test_failures_of_the_machine_are_known():
     """Threads, memory, files and room that the machine has not, also behind an error of ours; not a GPU's memory."""
     behind = FitnessError("cannot be read")
     behind.__cause__ = OSError(errno.EMFILE, "Too many open files")
@@ -240,9 +233,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("sent", slow_beyond([False], [True, False]))
-def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
-    search_config: Config, tmp_path: Path, sent: bool
-) -> None:
+def test_a_candidate_that_kills_the_process_fails_at_the_second_death(search_config, tmp_path, sent):
     """A trial that ends the only process ends the search once; then it is tried in a worker, or once more, and has failed."""
     search_config().save(tmp_path / "search.yaml")
 
@@ -262,7 +253,7 @@ def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
     assert study.meta("begun") == {}
 
 
-def test_a_gradient_in_parts(search_config: Config) -> None:
+def test_a_gradient_in_parts(search_config):
     """The parts' scores and gradient are the whole's but for rounding, and the same bits in whatever order they come."""
     config = search_config()
     evaluator = Evaluator(config, examples={"search": EXAMPLES})
@@ -323,7 +314,7 @@ class Moments(PoolRunner[Pretended]):
         return busy
 
 
-def test_jobs_of_lost_machines_are_run_again(search_config: Config) -> None:
+def test_jobs_of_lost_machines_are_run_again(search_config):
     """A job whose machine is lost is the next one that is run; where it is lost again and again, it has failed."""
     config = search_config()
     limits = Limits(config.compute.limits, examples={"search": 9}, layers=2, parents=lambda: [])
@@ -339,7 +330,7 @@ def test_jobs_of_lost_machines_are_run_again(search_config: Config) -> None:
     assert runner.begun.count(3) == 2 * (MOVES + 1)
 
 
-def test_a_local_runner_keeps_the_order(search_config: Config) -> None:
+def test_a_local_runner_keeps_the_order(search_config):
     """In this process jobs are evaluated one after the other, each only when its scores are asked for."""
 
     class Recording:
@@ -358,14 +349,14 @@ def test_a_local_runner_keeps_the_order(search_config: Config) -> None:
     assert evaluator.seen == [("test", (number,)) for number in range(3)]
 
 
-def test_a_script_without_a_main_guard_is_told_so(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_without_a_main_guard_is_told_so(search_config, monkeypatch):
     """A worker that, importing the user's script, would start workers itself says what the script lacks."""
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(SearchError, match="__main__"):
         ProcessRunner(search_config(), 2)
 
 
-def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, monkeypatch):
     """Where the system has no room for another process, it is asked once more; its error is seen, and closing is quiet."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
 

@@ -44,7 +44,7 @@ def study(tmp_path: Path) -> Study:
     return study
 
 
-def test_a_study(study: Study) -> None:
+def test_a_study(study):
     """A study is shown stage by stage: how many trials, the best of them with standard errors, and the first failure."""
     lines = describe_study(study.folder, 5).splitlines()
     assert lines[0] == "hybrid search over a, b"
@@ -63,7 +63,7 @@ def test_a_study(study: Study) -> None:
     assert describe_study(study.folder, 1).count("linear") == 1
 
 
-def test_only_what_was_scored_alike_is_listed(tmp_path: Path) -> None:
+def test_only_what_was_scored_alike_is_listed(tmp_path):
     """A better score of a batch is not put below a worse one of all examples; that there are such is said. Long paths fold."""
     study = Study.create(tmp_path, {**SETTINGS, "space": "hybrid"})
     _trial(study, 0, RECIPES[0], _scores(-1, -2))
@@ -77,14 +77,14 @@ def test_only_what_was_scored_alike_is_listed(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_adapters_of_one_model_are_told_apart(tmp_path: Path) -> None:
+def test_adapters_of_one_model_are_told_apart(tmp_path):
     """Sources that are one model with several adapters are shown with these, by their short names like everywhere."""
     sources = [{"model": "org/a", "adapter": f"org/{name}"} for name in ("ja", "maths")]
     Study.create(tmp_path, {**SETTINGS, "sources": sources, "space": "ps"})
     assert describe_study(tmp_path).startswith("ps search over a+ja, a+maths")
 
 
-def test_a_recipe_in_one_line() -> None:
+def test_a_recipe_in_one_line():
     """Weights of groups are shown from the least to the greatest, with the source's name; a hybrid has its path behind them."""
     groups = {"default": 0.25, "head": 1.5}
     merge = {"method": "ties", "options": {"density": 0.5}, "parameters": [{"weight": groups}, {"weight": [0.5, 0.75]}]}
@@ -93,13 +93,13 @@ def test_a_recipe_in_one_line() -> None:
     assert text == "ties: density 0.5, a weight 0.25 to 1.5, b weight 0.5 to 0.75; path 2:0, 2:1 (scale 0.8)"
 
 
-def test_an_empty_study(tmp_path: Path) -> None:
+def test_an_empty_study(tmp_path):
     """A study that has only begun is shown without trials."""
     Study.create(tmp_path / "new", {**SETTINGS, "space": "ps"}).close()
     assert describe_study(tmp_path / "new").startswith("ps search over a, b")
 
 
-def test_the_table_of_results() -> None:
+def test_the_table_of_results():
     """The table has a line per model with standard errors, costs for those that cost something, and a mark on the winner."""
     rows = [
         Row("base", "base", Scores([1.0, 3.0])),
@@ -114,7 +114,7 @@ def test_the_table_of_results() -> None:
     assert lines[8] == "2 test examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
 
 
-def test_long_names_are_folded() -> None:
+def test_long_names_are_folded():
     """The tables are whole in 80 columns where a model has a long name, of which nothing is lost."""
     name = "SmolLM2-135M-Instruct.Q4_1+loraA"
     rows = [
@@ -126,7 +126,7 @@ def test_long_names_are_folded() -> None:
     assert lines[1].split()[0] + lines[2].strip() == name
 
 
-def test_numbers() -> None:
+def test_numbers():
     """Fitness and accuracy are means with the standard error of the mean; what is not known is left out."""
     values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     error = values.std(ddof=1) / np.sqrt(5)

@@ -90,7 +90,7 @@ def by_hand(folder: Path, processor: Any, example: Any) -> tuple[float, list[int
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], CLASSES))
-def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any, tmp_path: Path) -> None:
+def test_a_candidate_in_memory_is_the_one_that_is_built(name, parents, tmp_path):
     """Its tensors have the bits of a build, its scores in batches are those of each example alone, and it writes the same."""
     folder = parents(name)
     config = search_of(folder)
@@ -112,7 +112,7 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any,
 
 
 @pytest.mark.slow
-def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
+def test_a_search_over_pictures_ends_with_a_model_that_sees(parents, tmp_path):
     """Parents are scored too, the plain one in the body of the one that sees; the winner answers as the search said."""
     folder = parents("llava")
     run_search(search_of(folder), tmp_path / "search", workers=1)
@@ -126,7 +126,7 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_pa
     assert (tmp_path / "search" / "model" / "processor_config.json").is_file()
 
 
-def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
+def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
     """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of what is built."""
     folder = parents("llava")
     path, steps = {"kind": "gates", "max_hops": 5}, [{"by": "gradient", "evaluations": 8}]
@@ -148,7 +148,7 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path:
     assert evaluator.answer(recipe, evaluator.tasks.examples("test")[0], 3) is not None
 
 
-def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
+def test_what_does_not_go_with_parts_is_refused(parents):
     """Parts of other sources where whole models are merged, or nothing is."""
     folder = parents("llava")
     with pytest.raises(SearchError, match="components: a merge puts other parts in place"):
@@ -158,7 +158,7 @@ def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
         search_of(folder, sources=sources, output={"components": {"vision": 1}})
 
 
-def test_an_average_that_cannot_be_made_is_left_out_and_said(parents: Any, tmp_path: Path, caplog: Any) -> None:
+def test_an_average_that_cannot_be_made_is_left_out_and_said(parents, tmp_path, caplog):
     """A path may run through sources with other vocabularies, which have no average: the plan says so, and there is no row."""
     folder = parents("llava")
     path, steps = {"kind": "paper", "scales": "none", "repetitions": 1}, [{"evaluations": 2, "population": 2}]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import Config
 
 from hf_evomerge.building.folded import fold
 from hf_evomerge.errors import SearchError
@@ -35,7 +34,7 @@ def _settings(tiny: Path, path: dict[str, Any], *steps: dict[str, Any]) -> dict[
     ],
     ids=["sweep", "sweep-gradient", "cma", "repeat", "dfs"],
 )
-def test_one_model(path: Any, steps: Any, hops: set[int], tiny: Path, search_config: Config, tmp_path: Path) -> None:
+def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
     """Each search is planned, and ends with a path of the hops that it may have, built from one source, that folds."""
     baselines = ["average", *(["random"] if path["kind"] == "repeat" else [])]
     config = search_config("dfs", **_settings(tiny, path, *steps), compare={"baselines": baselines})
@@ -54,7 +53,7 @@ def test_one_model(path: Any, steps: Any, hops: set[int], tiny: Path, search_con
         assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == len(result.winner.flow.path)
 
 
-def test_what_cannot_work_is_refused(tiny: Path, search_config: Config) -> None:
+def test_what_cannot_work_is_refused(tiny, search_config):
     """A budget that ends before the sweep, more layers than there are, no path that is short enough: before a model is read."""
     sweep, repeat = {"by": "sweep", "evaluations": 2}, {"kind": "repeat", "longest": 1, "max_hops": 3}
     for path, steps, message in (
@@ -67,7 +66,7 @@ def test_what_cannot_work_is_refused(tiny: Path, search_config: Config) -> None:
             plan_search(search_config("dfs", **_settings(tiny, path, *steps)))
 
 
-def test_the_plan_of_a_sweep(tiny: Path, search_config: Config) -> None:
+def test_the_plan_of_a_sweep(tiny, search_config):
     """The dry run says that every candidate is tried, and warns of nothing."""
     plan = plan_search(search_config("dfs", **_settings(tiny, PRUNE, {"by": "sweep"})))
     (phase,) = (phase for phase in plan.phases if phase.name == "dfs")

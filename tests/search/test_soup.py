@@ -46,7 +46,7 @@ def _names(run: Path, checkpoints: object) -> list[str]:
     return [Path(source.model).name for source in _sources(run, checkpoints)]
 
 
-def test_checkpoints_are_in_the_order_of_their_steps(run: Path) -> None:
+def test_checkpoints_are_in_the_order_of_their_steps(run):
     """By number and not by letter; the last of them, those of a pattern, or those that are named."""
     assert _names(run, "all") == ["checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-1000"]
     assert _names(run, "last 2") == ["checkpoint-100", "checkpoint-1000"]
@@ -54,7 +54,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(run: Path) -> None:
     assert _names(run, ["checkpoint-20", "checkpoint-3"]) == ["checkpoint-20", "checkpoint-3"]
 
 
-def test_links_among_checkpoints(run: Path, tiny: Path) -> None:
+def test_links_among_checkpoints(run, tiny):
     """One to another checkpoint counts none twice; one that leads out of the run is refused, whatever it leads to."""
     (run / "latest").symlink_to("checkpoint-1000")
     assert _names(run, "all") == ["checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-1000"]
@@ -73,7 +73,7 @@ def test_links_among_checkpoints(run: Path, tiny: Path) -> None:
         ({"run": "RUN", "checkpoint": "all"}, "sources: checkpoint: no such key; did you mean checkpoints?"),
     ],
 )
-def test_a_run_that_is_none_is_one_line(run: Path, sources: dict[str, str], message: str) -> None:
+def test_a_run_that_is_none_is_one_line(run, sources, message):
     """Too few checkpoints, no folder, and another key are named before anything is read."""
     given = {**sources, "run": sources["run"].replace("RUN", str(run))}
     with pytest.raises(RecipeError, match=message.replace("*", r"\*").replace("?", r"\?")) as caught:
@@ -81,7 +81,7 @@ def test_a_run_that_is_none_is_one_line(run: Path, sources: dict[str, str], mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch):
     """Branches and tags but main, by their numbers; a list of names asks no Hub."""
     branches = [SimpleNamespace(name=name) for name in ("main", "step-20", "step-3")]
     refs = SimpleNamespace(branches=branches, tags=[SimpleNamespace(name="step-100")])
@@ -92,7 +92,7 @@ def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch: pytest.Monke
     assert [source.revision for source in _sources("you/run", ["a", "b"])] == ["a", "b"]
 
 
-def test_a_search_file_has_a_run(run: Path, tiny: Path) -> None:
+def test_a_search_file_has_a_run(run, tiny):
     """The study's file names every checkpoint, so that it means the same when the run goes on."""
     data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
     settings = {"space": "ps", "sources": {"run": str(run), "checkpoints": "last 3"}, "merge": {"method": "linear"}}
@@ -101,7 +101,7 @@ def test_a_search_file_has_a_run(run: Path, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("soup", ["uniform", "wsm"])
-def test_what_is_built_is_the_weighted_mean(soup: str, run: Path, tmp_path: Path) -> None:
+def test_what_is_built_is_the_weighted_mean(soup, run, tmp_path):
     """Tensor by tensor; optimizer states are no weights."""
     recipe, line = soup_recipe(str(run), soup)  # type: ignore[arg-type]
     assert line == f"{soup} average of 4 checkpoints"
@@ -114,14 +114,14 @@ def test_what_is_built_is_the_weighted_mean(soup: str, run: Path, tmp_path: Path
         np.testing.assert_allclose(tensor.numpy(), wanted, atol=1e-6)
 
 
-def test_the_weights_of_a_decay() -> None:
+def test_the_weights_of_a_decay():
     """Gradient j of the run counts 1 - sqrt(j / count): the sum of the weights of all checkpoints from j on."""
     weights = wsm_weights(9)
     assert sum(weights) == pytest.approx(1)
     assert [sum(weights[j:]) for j in range(9)] == pytest.approx([1 - (j / 9) ** 0.5 for j in range(9)])
 
 
-def test_greedy_keeps_what_helps(run: Path, tiny: Path, tmp_path: Path) -> None:
+def test_greedy_keeps_what_helps(run, tiny, tmp_path):
     """The best checkpoint is kept, and the average of what is kept is no worse on the data than that alone."""
     data = tmp_path / "problems.jsonl"
     data.write_text("".join((tiny / f"{split}.jsonl").read_text() for split in ("search", "validation", "test")))
@@ -134,7 +134,7 @@ def test_greedy_keeps_what_helps(run: Path, tiny: Path, tmp_path: Path) -> None:
         soup_recipe(str(run), "greedy")
 
 
-def test_the_command_averages_a_run(run: Path, tmp_path: Path) -> None:
+def test_the_command_averages_a_run(run, tmp_path):
     """The recipe beside the weights names the checkpoints."""
     options = ["--soup", "uniform", "--checkpoints", "last 2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, ["merge", str(run), *options])

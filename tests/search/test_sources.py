@@ -6,13 +6,11 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from classes import edit_json, random_class
 from safetensors.torch import load_file, save_file
-from searches import Config, Settings
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -58,7 +56,7 @@ def brings_code(tiny: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_config: Config) -> None:
+def test_code_runs_with_consent_alone(brings_code, tmp_path, search_config):
     """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do resume, eval, inspect
     and diff, each asked anew."""
     search_config("ps", brings_code).save(tmp_path / "search.yaml")
@@ -91,7 +89,7 @@ def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_
     assert _hf(*diff, trust)[0] == 0
 
 
-def test_no_file_can_consent(search_settings: Settings) -> None:
+def test_no_file_can_consent(search_settings):
     """Consent to foreign code is no key of a search file."""
     with pytest.raises(SearchError, match="trust_remote_code: no such key"):
         validate(SearchConfig, search_settings(trust_remote_code=True), SearchError)
@@ -111,7 +109,7 @@ def more_words(tiny: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_config: Config) -> None:
+def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     """What a search advises it takes: the winner's recipe says what becomes of the vocabularies, and its model has them."""
     search_config("ps", more_words).save(tmp_path / "search.yaml")
     status, line = _hf("search", tmp_path / "search.yaml", "-o", tmp_path / "out", "--dry-run")
@@ -143,7 +141,7 @@ def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_con
         ({"space": "dfs", "output": {"vocabulary": "union"}}, "output.vocabulary: there is no merge; a path has that of"),
     ],
 )
-def test_vocabularies_that_cannot_be(more: dict[str, Any], message: str, search_config: Config) -> None:
+def test_vocabularies_that_cannot_be(more, message, search_config):
     """What a recipe refuses of vocabularies a search file refuses, in the same words."""
     with pytest.raises(SearchError) as caught:
         search_config(**{"space": "ps", **more})
@@ -164,7 +162,7 @@ def _doubtful(folder: Path) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
-def test_what_is_doubtful_is_said(tiny: Path, tmp_path: Path, search_config: Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
     """A search and its dry run say of the sources what `merge --dry-run` says, and how little they are related; once."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     _doubtful(folder)
@@ -183,7 +181,7 @@ def test_what_is_doubtful_is_said(tiny: Path, tmp_path: Path, search_config: Con
     assert not any(record.getMessage() in warnings for record in caplog.records)
 
 
-def test_a_model_without_a_head(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+def test_a_model_without_a_head(tiny, search_config, tmp_path):
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     edit_json(folder / "b" / "config.json", architectures=["LlamaModel"])
@@ -192,7 +190,7 @@ def test_a_model_without_a_head(tiny: Path, search_config: Config, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["t5", "vit"])
-def test_models_that_write_no_text(kind: str, tiny: Path, tmp_path: Path, search_config: Config) -> None:
+def test_models_that_write_no_text(kind, tiny, tmp_path, search_config):
     """A model that is no causal language model is refused in one short line that says what to do, by search and by eval."""
     for name in ("a", "b", "base"):
         shutil.copytree(tiny / name, tmp_path / name, ignore=shutil.ignore_patterns("model*", "config.json"))

@@ -34,7 +34,7 @@ def _merge(space: ParameterSpace, genome: Any) -> MergePart:
     return space.decode(np.asarray(genome, dtype=float)).merge
 
 
-def test_paper_setting_has_six_numbers() -> None:
+def test_paper_setting_has_six_numbers():
     """Three models merged with dare_ties, one group each, are 6 numbers: a weight and a density per model."""
     space = ParameterSpace(_config(3, merge={"method": "dare_ties", "groups": "model"}), 32)
     assert space.start().mean.size == 6
@@ -57,7 +57,7 @@ def test_paper_setting_has_six_numbers() -> None:
         ({"groups": "half"}, 66),
     ],
 )
-def test_dimension_follows_the_groups(granularity: dict[str, Any], groups: int) -> None:
+def test_dimension_follows_the_groups(granularity, groups):
     """The genome has one weight per source and group, and every granularity gives a recipe that the methods accept."""
     space = ParameterSpace(_config(3, merge={"method": "task_arithmetic", **granularity}), 32)
     evolved = len({coordinate.parameter for coordinate in space.coordinates if coordinate.source is not None})
@@ -66,7 +66,7 @@ def test_dimension_follows_the_groups(granularity: dict[str, Any], groups: int) 
     check_part(_merge(space, space.start().mean), sources=3, has_base=True, layer_count=32)
 
 
-def test_a_range_is_begun_at_its_start_and_kept() -> None:
+def test_a_range_is_begun_at_its_start_and_kept():
     """The first mean decodes to each parameter's start, or the middle of its range; the bounds to its low and high."""
     parameters = {"weight": {"low": -1, "high": 3, "start": 0.5}, "density": {"low": 0.2, "high": 0.8}}
     space = ParameterSpace(_config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4)
@@ -78,7 +78,7 @@ def test_a_range_is_begun_at_its_start_and_kept() -> None:
     assert _merge(space, start.upper).parameters == [{"weight": 3.0, "density": pytest.approx(0.8)}] * 2
 
 
-def test_each_coordinate_is_one_number_of_the_recipe() -> None:
+def test_each_coordinate_is_one_number_of_the_recipe():
     """Coordinates run over parameters, then sources, then groups from the embeddings to the head, each to its own place."""
     space = ParameterSpace(_config(merge={"method": "linear", "parameters": {"weight": {"low": 0, "high": 8}}}), 2)
     merge = _merge(space, np.arange(8) / 8)
@@ -89,7 +89,7 @@ def test_each_coordinate_is_one_number_of_the_recipe() -> None:
     assert list(merge.parameters[0]["weight"]) == ["embed", "blocks.0", "blocks.1", "head"]
 
 
-def test_no_two_genomes_share_a_recipe() -> None:
+def test_no_two_genomes_share_a_recipe():
     """Changing any coordinate changes the recipe: nothing is folded or clamped on the way."""
     space = ParameterSpace(_config(3, merge={"method": "dare_ties", "groups": "half"}), 4)
     mean = space.start().mean
@@ -102,7 +102,7 @@ def test_no_two_genomes_share_a_recipe() -> None:
     assert len(texts) == 1 + 2 * mean.size
 
 
-def test_fixed_parameters_and_options() -> None:
+def test_fixed_parameters_and_options():
     """A number in the file is fixed and takes no coordinate; a range among the options takes one for the whole model."""
     ps = {
         "method": "dare_ties",
@@ -117,7 +117,7 @@ def test_fixed_parameters_and_options() -> None:
     assert [mapping["density"] for mapping in merge.parameters] == [0.25, 0.25]
 
 
-def test_sources_that_take_part() -> None:
+def test_sources_that_take_part():
     """Where some sources take part, only these have coordinates, and the recipe names them."""
     space = ParameterSpace(_config(3, merge={"method": "linear", "sources": [2, 0], "groups": "model"}), 4)
     merge = _merge(space, [0.1, 0.9])
@@ -129,7 +129,7 @@ NAMES = [f"model.layers.{block}.{part}.weight" for block in (0, 1) for part in (
 TENSORS = dict.fromkeys(["model.embed_tokens.weight", *NAMES, "lm_head.weight"], 96)  # rows
 
 
-def test_groups_as_fine_as_one_wants() -> None:
+def test_groups_as_fine_as_one_wants():
     """One number per tensor, or per key of a list, gives recipes with these keys, which the methods accept."""
     space = ParameterSpace(_config(merge={"groups": "tensor"}), 2, TENSORS)
     merge = _merge(space, np.arange(12) / 12)
@@ -164,7 +164,7 @@ FROZEN = [frozenset({next(iter(TENSORS)), list(TENSORS)[-1]}), frozenset(list(TE
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties"])
-def test_numbers_that_change_nothing_leave_the_genome(method: str) -> None:
+def test_numbers_that_change_nothing_leave_the_genome(method):
     """Where a source's task vectors are 0 it has no numbers, its default is 0, and the reason is said."""
     space = ParameterSpace(_config(merge={"method": method}), 2, TENSORS, FROZEN)
     groups = [(each.source, each.group) for each in space.coordinates if each.parameter == "weight"]
@@ -179,20 +179,20 @@ def test_numbers_that_change_nothing_leave_the_genome(method: str) -> None:
     ]
 
 
-def test_a_normalised_weight_counts_without_a_task_vector() -> None:
+def test_a_normalised_weight_counts_without_a_task_vector():
     """With normalize a weight scales the other sources' task vectors, so it is evolved unless all of them are 0."""
     space = ParameterSpace(_config(merge={"options": {"normalize": True}}), 2, TENSORS, FROZEN)
     assert {each.group for each in space.idle} == {"embed"}
     assert not ParameterSpace(_config(merge={"method": "linear"}), 2, TENSORS, FROZEN).idle
 
 
-def test_one_group_is_idle_as_a_whole() -> None:
+def test_one_group_is_idle_as_a_whole():
     """With one group a source that equals the base has the fixed weight 0."""
     space = ParameterSpace(_config(merge={"groups": "model"}), 2, TENSORS, [frozenset(TENSORS), frozenset()])
     assert _merge(space, [0.75]).parameters == [{"weight": 0.0}, {"weight": 0.75}]
 
 
-def test_recipes_carry_what_the_search_says() -> None:
+def test_recipes_carry_what_the_search_says():
     """Sources, base, dtype and seed of the search are those of every recipe."""
     config = _config(merge={"method": "linear", "groups": "model"}, output={"dtype": "bfloat16"})
     recipe = ParameterSpace(config, 4).decode(np.array([0.5, 0.5]))
@@ -216,14 +216,14 @@ def test_recipes_carry_what_the_search_says() -> None:
         ({"method": "linear", "groups": 0}, "merge.groups: must be at least 1 (found 0)"),
     ],
 )
-def test_refusals(ps: dict[str, Any], message: str) -> None:
+def test_refusals(ps, message):
     """What the method does not have, or does not allow, is refused with its key before anything is loaded."""
     with pytest.raises(EvoMergeError) as caught:
         ParameterSpace(_config(merge=ps), 4)
     assert message in str(caught.value)
 
 
-def test_flow_space_begins_at_a() -> None:
+def test_flow_space_begins_at_a():
     """The first mean of a data-flow search is A as it is; embeddings are A's, and scales of 1 are not written down."""
     config = _config(space="dfs", path={"kind": "gates", "order": [1, 0], "repetitions": 2})
     space = FlowSpace(config, [4, 3])
@@ -233,7 +233,7 @@ def test_flow_space_begins_at_a() -> None:
     assert space.start().sigma == 0.2
 
 
-def test_flow_space_passes_its_settings_on() -> None:
+def test_flow_space_passes_its_settings_on():
     """Scales, their bounds and target, the number of passes and the hop limit are those of the file."""
     scales = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta"}
     path = {"kind": "paper", **scales, "repetitions": 3, "max_hops": 4}
@@ -246,7 +246,7 @@ def test_flow_space_passes_its_settings_on() -> None:
     assert (len(flow.path), flow.scales, flow.scale_target) == (4, [1.25] * 4, "mlp_delta")
 
 
-def test_after_a_merge_the_merged_model_comes_first() -> None:
+def test_after_a_merge_the_merged_model_comes_first():
     """In a hybrid search the merged model is A by default, alone the first path that is tried, and part of every recipe."""
     merge = MergePart(method="linear", parameters=[{"weight": 0.25}, {"weight": 0.75}])
     space = FlowSpace(_config(space="hybrid"), [4, 4, 4], merge)
@@ -261,7 +261,7 @@ def test_after_a_merge_the_merged_model_comes_first() -> None:
     assert len(start.names) == len(start.candidates)
 
 
-def test_a_joint_space_is_weights_then_gates() -> None:
+def test_a_joint_space_is_weights_then_gates():
     """A joint search begins at the merge's start on its own layers, its gates beside its weights, each at its own rate."""
     merge = {"groups": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 1.0}}, "starts": ["average"]}
     config = _config(space="joint", merge=merge, path={"kind": "gates", "repetitions": 1})
@@ -279,7 +279,7 @@ def test_a_joint_space_is_weights_then_gates() -> None:
     assert (recipe.flow.path, recipe.flow.scales) == (["2:0", "2:1", "2:2", "2:3", "1:3"], [1.0] * 4 + [2.0])
 
 
-def test_what_a_joint_gradient_costs() -> None:
+def test_what_a_joint_gradient_costs():
     """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
     config = _config(space="joint", merge={"groups": "model"})
     space = make_space(config, config.stages[0], SourceSummary([4, 4]))
@@ -290,7 +290,7 @@ def test_what_a_joint_gradient_costs() -> None:
     assert space.price(np.concatenate([every[:2], slots == 1])) == 4
 
 
-def test_uniform_average() -> None:
+def test_uniform_average():
     """The plain average gives every source the same weight and normalises, whatever the search evolves."""
     recipe = uniform_average(_config(3))
     assert recipe.merge.method == "linear"
@@ -300,12 +300,12 @@ def test_uniform_average() -> None:
 
 
 @pytest.mark.parametrize(("model", "label"), [("org/name", "name"), ("./folder/", "folder"), ("name", "name")])
-def test_labels(model: str, label: str) -> None:
+def test_labels(model, label):
     """A source's label is the last part of its name."""
     assert SourceRef(model=model).label == label
 
 
-def test_starts_of_closed_form() -> None:
+def test_starts_of_closed_form():
     """Beside its own start a search may try the average and MetaGPT's weights, |tau_i|^2 / sum |tau_k|^2, inside the bounds."""
     ranges = {"weight": {"low": 0.0, "high": 0.5, "start": 0.1}, "density": {"low": 0.2, "high": 1.0}}
     ps = {"method": "dare_ties", "groups": "model", "parameters": ranges, "starts": ["average", "metagpt"]}

@@ -48,7 +48,7 @@ def _same(one: Trial, other: Trial) -> bool:
     )
 
 
-def test_trials_come_back_bit_for_bit(study: Study) -> None:
+def test_trials_come_back_bit_for_bit(study):
     """Genomes, scores, flags, times and errors of complete, failed and duplicate trials are the same after reopening."""
     rng = np.random.default_rng(0)
     extremes = np.array([0.1 + 0.2, -0.0, 5e-324, 1e100, -np.pi])
@@ -71,7 +71,7 @@ def test_trials_come_back_bit_for_bit(study: Study) -> None:
     assert again.trials("random") == []
 
 
-def test_a_trial_is_stored_once(study: Study) -> None:
+def test_a_trial_is_stored_once(study):
     """A second trial of the same stage and number is refused, and the first one stays; trials are listed by number."""
     for number in (1, 0):
         study.add_trial(_trial(number, 1.0))
@@ -81,7 +81,7 @@ def test_a_trial_is_stored_once(study: Study) -> None:
     assert [(trial.number, trial.fitness) for trial in study.trials()] == [(0, 3.0), (0, 1.0), (1, 1.0)]
 
 
-def test_best_first(study: Study) -> None:
+def test_best_first(study):
     """The best trials come by fitness, of equals the earlier, without failures, duplicates and repeated recipes."""
     fitness = [0.2, 0.9, None, 0.9, 0.5, 0.95, -1.0]
     for number, value in enumerate(fitness):
@@ -93,7 +93,7 @@ def test_best_first(study: Study) -> None:
     assert study.best("dfs") == []
 
 
-def test_best_of_all_examples_first(study: Study) -> None:
+def test_best_of_all_examples_first(study):
     """A trial that was scored on all examples comes before a better one of a batch."""
     study.add_trial(_trial(0, 0.9))
     whole = Scores([0.5] * (study.best("ps")[0].scores.values.size + 1))
@@ -101,7 +101,7 @@ def test_best_of_all_examples_first(study: Study) -> None:
     assert [trial.number for trial in study.best("ps", 2)] == [1, 0]
 
 
-def test_recipes_have_the_key_of_their_content(study: Study) -> None:
+def test_recipes_have_the_key_of_their_content(study):
     """The same recipe has one key, another recipe another, and the recipe comes back equal."""
     one, other = study.add_recipe(_recipe(0.1 + 0.2)), study.add_recipe(_recipe(0.3))
     assert one != other
@@ -111,7 +111,7 @@ def test_recipes_have_the_key_of_their_content(study: Study) -> None:
         study.recipe("nokey")
 
 
-def test_evaluations_by_label_and_split(study: Study) -> None:
+def test_evaluations_by_label_and_split(study):
     """Scores are found under their label and their split only; a failed evaluation has its message and time."""
     study.add_evaluation("base", "test", Scores([0.25], correct=[True], seconds=2.0))
     found = study.evaluation("base", "test")
@@ -123,7 +123,7 @@ def test_evaluations_by_label_and_split(study: Study) -> None:
     assert (failed.error, failed.seconds) == ("out of memory", 1.5)
 
 
-def test_meta(study: Study) -> None:
+def test_meta(study):
     """Values stored beside the trials come back, the newest of them."""
     assert study.meta("settings") == {"a": 1}
     study.set_meta("x", 0.1 + 0.2)
@@ -132,7 +132,7 @@ def test_meta(study: Study) -> None:
     assert study.meta("absent") is None
 
 
-def test_create_refuses_an_existing_study(study: Study) -> None:
+def test_create_refuses_an_existing_study(study):
     """A search does not begin where a study is, and leaves that study alone."""
     study.add_trial(_trial(0, 1.0))
     with pytest.raises(SearchError, match="there is a study here already; continue it with `hf-evomerge search"):
@@ -140,7 +140,7 @@ def test_create_refuses_an_existing_study(study: Study) -> None:
     assert len(Study.open(study.folder).trials()) == 1
 
 
-def test_open_refuses_what_is_no_study(tmp_path: Path) -> None:
+def test_open_refuses_what_is_no_study(tmp_path):
     """An empty folder, another program's file, and a study of another schema are refused in one line that names them."""
     with pytest.raises(SearchError, match=r"no study\.db here"):
         Study.open(tmp_path)
@@ -161,7 +161,7 @@ def test_open_refuses_what_is_no_study(tmp_path: Path) -> None:
         Study.open(study.folder)
 
 
-def test_exclusive_refuses_a_second_holder(study: Study) -> None:
+def test_exclusive_refuses_a_second_holder(study):
     """While a search holds the study no other process can, reading stays possible, and afterwards it is free again."""
     program = (
         "import sys\nfrom hf_evomerge.search.study.study import Study\nstudy = Study.open(sys.argv[1])\n"
@@ -194,7 +194,7 @@ with study.exclusive():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
-def test_survives_being_killed(study: Study) -> None:
+def test_survives_being_killed(study):
     """However often the writer is killed, each reported trial is there, every trial is whole, and it can go on."""
     reported = -1
     for pause in (0.01, 0.033, 0.057):

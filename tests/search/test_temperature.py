@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from searches import Config
 
 from hf_evomerge.fitness import Example, LikelihoodTask, Scores, parse_task
 from hf_evomerge.search.baselines import TEMPERATURES, best_temperature
@@ -19,7 +17,7 @@ from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize("true", [0.4, 0.71, 1.0, 1.3, 2.9, 7.0, 11.0])
-def test_the_temperature_is_found_with_few_scores(true: float) -> None:
+def test_the_temperature_is_found_with_few_scores(true):
     """Six temperatures beside 1 find the one that labels were drawn at, to a tenth and .003 nats."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 4, (4000, 5))
@@ -53,13 +51,13 @@ def test_the_temperature_is_found_with_few_scores(true: float) -> None:
         ({"task": "generation"}, None),
     ],
 )
-def test_which_tasks_have_a_temperature(section: dict[str, Any], scaled: float | None) -> None:
+def test_which_tasks_have_a_temperature(section, scaled):
     """Tasks that score log-probabilities can have their logits divided, on top of a temperature of their own; others not."""
     task: Any = parse_task(section).at_temperature(3.0)
     assert (None if task is None else task.temperature) == (None if scaled is None else pytest.approx(scaled))
 
 
-def test_the_best_parent_with_a_temperature(tmp_path: Path, search_config: Config) -> None:
+def test_the_best_parent_with_a_temperature(tmp_path, search_config):
     """Table and verdict have the best parent at the temperature of the search examples; going on scores nothing again."""
     result = run_search(search_config(compare={"baselines": []}), tmp_path, build=False)
     row = result.row("temperature")
@@ -86,14 +84,14 @@ def test_the_best_parent_with_a_temperature(tmp_path: Path, search_config: Confi
         assert study.evaluated() == before
 
 
-def test_a_task_of_the_users_own_has_no_temperature(tmp_path: Path, search_config: Config) -> None:
+def test_a_task_of_the_users_own_has_no_temperature(tmp_path, search_config):
     """Where a task from Python takes the place of the file's, its logits cannot be divided and there is no row."""
     config = search_config(compare={"baselines": []})
     result = run_search(config, tmp_path, build=False, task_factory=lambda: LikelihoodTask(config.fitness))
     assert "temperature" not in [row.stage for row in result.rows]
 
 
-def test_a_lead_that_is_calibration_is_called_so() -> None:
+def test_a_lead_that_is_calibration_is_called_so():
     """A temperature changes no answer, so it is compared by fitness, also where accuracy tells the models apart."""
     right = np.arange(200) < 100
     rows = [
@@ -107,7 +105,7 @@ def test_a_lead_that_is_calibration_is_called_so() -> None:
     assert temperature.endswith("what the merge gains in fitness can be had without it")
 
 
-def test_choices_are_divided_as_a_whole(tiny: Path, search_config: Config) -> None:
+def test_choices_are_divided_as_a_whole(tiny, search_config):
     """The temperature of multiple choice divides the choices' log-probabilities, which are its logits."""
     examples = [Example(str(i), "1", str(i), choices=("1", "2", "12")) for i in range(4)]
     evaluator = Evaluator(

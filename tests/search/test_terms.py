@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from searches import GRADIENT, Config, facts
+from searches import GRADIENT, facts
 from slowly import slow_beyond
 
 from hf_evomerge.errors import EvoMergeError, SearchError
@@ -54,7 +54,7 @@ def terms(agreement: Given) -> Given:
 
 
 @pytest.mark.parametrize(("space", "more"), slow_beyond(["ps"], [("ps", {}), ("dfs", {"evaluations": 20})]))
-def test_a_search_by_terms(space: str, more: Given, search_config: Config, terms: Given, tmp_path: Path) -> None:
+def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
     """By gradient and in batches it shows every term; two workers give the same trials."""
     steps = [{**GRADIENT, "batch": 2, **more}]
     config = search_config(space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"})
@@ -76,7 +76,7 @@ def test_a_search_by_terms(space: str, more: Given, search_config: Config, terms
 
 
 @pytest.mark.slow
-def test_agreement_alone_climbs(search_config: Config, agreement: Given, tmp_path: Path) -> None:
+def test_agreement_alone_climbs(search_config, agreement, tmp_path):
     """Without a label a search by gradient finds a merge that agrees better with both parents, by every score of the study."""
     config = search_config(optimize=[GRADIENT], fitness=ALONE, data=agreement, merge={"groups": "tensor"})
     result = run_search(config, tmp_path / "search")
@@ -90,7 +90,7 @@ def test_agreement_alone_climbs(search_config: Config, agreement: Given, tmp_pat
     assert np.allclose(built.values, result.row("ps").scores.values, atol=1e-4)
 
 
-def test_agreement_with_the_base_is_an_objective(search_config: Config, agreement: Given, tmp_path: Path) -> None:
+def test_agreement_with_the_base_is_an_objective(search_config, agreement, tmp_path):
     """How far a model is from the base on the search's own answers may be traded against the likelihood."""
     pytest.importorskip("pymoo")
     objectives = [{"name": "near-the-base", "fitness": {"task": "agreement", "source": "base", "separator": " "}}]
@@ -100,7 +100,7 @@ def test_agreement_with_the_base_is_an_objective(search_config: Config, agreemen
     assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
 
 
-def test_a_term_by_evolution(search_config: Config, terms: Given, tmp_path: Path) -> None:
+def test_a_term_by_evolution(search_config, terms, tmp_path):
     """A black-box search climbs the same sum, and a term without a gradient may be in it."""
     writes = {"task": "generation", "extract": "all", "max_new_tokens": 2}
     config = search_config(fitness={"terms": [*terms["terms"], writes]})
@@ -113,7 +113,7 @@ def test_a_term_by_evolution(search_config: Config, terms: Given, tmp_path: Path
         check_search(by_gradient, Evaluator(by_gradient))
 
 
-def test_a_study_stands_on_the_data_of_its_terms(search_config: Config, terms: Given, prompts: Path, tmp_path: Path) -> None:
+def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, tmp_path):
     """A search whose prompts have changed does not go on: its scores would not be comparable."""
     copied = json.loads(json.dumps(terms).replace(str(prompts), str(tmp_path)))
     for file in prompts.iterdir():
@@ -149,7 +149,7 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config: Config, terms: G
         ),
     ],
 )
-def test_refuses(change: Any, message: str, search_settings: Any, terms: Given) -> None:
+def test_refuses(change, message, search_settings, terms):
     """What cannot work is said in one line, before a model is loaded."""
     settings = json.loads(json.dumps(search_settings(fitness=terms)))
     change(settings)

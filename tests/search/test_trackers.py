@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from searches import Config
 from watch import killed
 
 from hf_evomerge.errors import SearchError
@@ -47,7 +46,7 @@ def cut_short(config: SearchConfig, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb(search_config, tmp_path, monkeypatch):
     """A run gets every generation once, in order, then pictures and table; a search that is resumed goes on in the same run."""
     fake = Fake("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -80,13 +79,7 @@ def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("failure", [ConnectionError, SystemExit])
-def test_a_tracker_that_fails(
-    search_config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    failure: type[BaseException],
-) -> None:
+def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, failure):
     """One that fails in the middle costs a warning, no trial; a resume tells it the rest; one that cannot begin is a line."""
     fake = Fake("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -111,7 +104,7 @@ def test_a_tracker_that_fails(
 
 
 @pytest.mark.slow
-def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard(search_config, tmp_path, monkeypatch):
     """TensorBoard gets the same; what a process logged and did not store is taken back."""
     written: list[tuple[str, Any]] = []
 
@@ -139,7 +132,7 @@ def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.
     assert written[-1] == ("close", ())
 
 
-def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio(search_config, tmp_path, monkeypatch):
     """trackio itself has one run with every generation, the pictures and the table, however often the search was resumed."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
@@ -159,7 +152,7 @@ def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monk
     assert b"trackio.table" in bytes(rows[-1][2])
 
 
-def test_says_what_to_install(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_what_to_install(search_config, tmp_path, monkeypatch):
     """A tracker that is missing is named before anything begins."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SearchError, match="report_to: wandb is not installed: pip install wandb"):

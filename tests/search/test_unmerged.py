@@ -12,7 +12,7 @@ import pytest
 import torch
 from classes import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
-from searches import GRADIENT, Config, facts
+from searches import GRADIENT, facts
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM
 
@@ -50,9 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unmerged_candidates_score_as_merged_ones(
-    kind: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path
-) -> None:
+def test_unmerged_candidates_score_as_merged_ones(kind, adapters, search_config, tmp_path):
     """Every row of the table has the score, up to rounding, that the same model has when it is merged."""
     config = search_config(**{"space": "ps", **KINDS[kind], **adapters})
     result = run_search(config, tmp_path, build=False)
@@ -66,7 +64,7 @@ def test_unmerged_candidates_score_as_merged_ones(
             assert np.allclose(scores.values, row.scores.values, atol=1e-4), row.model
 
 
-def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], search_config: Config) -> None:
+def test_memory_is_that_of_the_base_and_its_adapters(adapters, search_config):
     """A search over adapters is said to hold the base and factors, far less than a search that merges."""
     config = search_config(**{**ROWS, **adapters})
     light = memory_of_models(config, Evaluator(config))["ps"]
@@ -74,7 +72,7 @@ def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], s
     assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
 
 
-def test_many_adapters_are_ordered_by_their_slopes(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+def test_many_adapters_are_ordered_by_their_slopes(adapters, search_config, tmp_path):
     """The dry run tells the slope of the fitness along each of many adapters, which is that of differences, steepest first."""
     first, second = adapters["sources"]
     sources = [first]
@@ -99,7 +97,7 @@ def test_many_adapters_are_ordered_by_their_slopes(adapters: dict[str, Any], sea
 
 
 @pytest.mark.parametrize("kind", slow_beyond(["8bit"], ["8bit", "4bit"]))
-def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+def test_a_quantised_base(kind, adapters, search_config, tmp_path):
     """Every score is one on the quantised base, as peft has it there; two workers give the same study."""
     config = search_config(**{**ROWS, **adapters}, compute={"quantization": kind})
     result = run_search(config, tmp_path / "whole", build=False)
@@ -137,9 +135,7 @@ def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Co
         ),
     ],
 )
-def test_what_needs_merged_weights_is_refused(
-    settings: dict[str, Any], line: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path
-) -> None:
+def test_what_needs_merged_weights_is_refused(settings, line, adapters, search_config, tmp_path):
     """A search whose base is quantised, or whose adapters are to stay unmerged, and cannot, is refused before it begins."""
     compute = {"quantization": "4bit", **settings.get("compute", {})}
     with pytest.raises(EvoMergeError, match=line):

@@ -68,20 +68,20 @@ def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: floa
     ],
     ids=["gain", "nothing", "loss", "below the base"],
 )
-def test_the_winner_is_compared(rows: list[Row], sentences: list[str]) -> None:
+def test_the_winner_is_compared(rows, sentences):
     """Gains and losses beside parents, base, average and random search have their size; two answers of 200 are neither."""
     for said, sentence in zip(verdict(rows, "test"), sentences, strict=False):
         assert re.match(sentence, said), said
 
 
-def test_nothing_right_and_nothing_chosen() -> None:
+def test_nothing_right_and_nothing_chosen():
     """A winner without a right answer is said to have none; rows without a winner, or a failed one, say nothing."""
     assert verdict(_rows(0.0), "test")[0] == f"EVERY ANSWER of evolved PS IS WRONG ({N} of {N})"
     assert verdict([_row("source", "a", 0.5), _row("source", "b", 0.5)], "test") == []
     assert verdict([Row("ps", "evolved PS", Scores.failed("broke"), winner=True)], "test") == []
 
 
-def test_stages_are_compared_and_the_split_is_named() -> None:
+def test_stages_are_compared_and_the_split_is_named():
     """The stage that lost is compared with the winner; figures of a split that chose the winner are called optimistic."""
     rows = [*_rows(0.9), _row("dfs", "evolved PS+DFS", 0.895)]
     sentences = verdict(rows, "validation")
@@ -89,7 +89,7 @@ def test_stages_are_compared_and_the_split_is_named() -> None:
     assert sentences[-1] == "The validation examples helped to choose the winner: its own figures are optimistic"
 
 
-def test_forgetting_is_named() -> None:
+def test_forgetting_is_named():
     """What the winner loses on examples that were not searched on is measured against the best parent there."""
     rows = _rows(0.9)
     kept = {"base: tiny": 0.1, "maths": 0.8, "japanese": 0.2}
@@ -100,7 +100,7 @@ def test_forgetting_is_named() -> None:
     assert Result.to_json(Result(None, "test", rows))["rows"][1]["retained"]["sums"]["accuracy"] == 0.8  # type: ignore[arg-type]
 
 
-def test_answers_that_were_cut_are_warned_about() -> None:
+def test_answers_that_were_cut_are_warned_about():
     """More than 2 % of cut answers are named with their model and shown in a column; 1 % is not worth a word."""
     rows = _rows(0.9)
     for share, said in ((0.01, False), (0.1, True)):
@@ -110,7 +110,7 @@ def test_answers_that_were_cut_are_warned_about() -> None:
         assert f"{share:.1%}" in rows_table(marked, "")
 
 
-def test_parents_that_complement_each_other() -> None:
+def test_parents_that_complement_each_other():
     """Before a search: who solves what alone, how far apart the sources are, and how many examples a difference takes."""
     one, other = _row("source", "a", 0.5).scores, Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
     notes, warning = about_parents({"a": one, "b": other}, 100)
@@ -120,7 +120,7 @@ def test_parents_that_complement_each_other() -> None:
     assert warning is None
 
 
-def test_a_parent_that_is_nowhere_ahead() -> None:
+def test_a_parent_that_is_nowhere_ahead():
     """Only what is known is said: no word against merging by a likelihood, a hint where right or wrong leads nowhere."""
     form, number = Scores([-15.0] * N, correct=[False] * N), Scores([-29.0] * N, correct=[False] * N)
     notes, warning = about_parents({"form": form, "number": number}, 100)
@@ -134,7 +134,7 @@ def test_a_parent_that_is_nowhere_ahead() -> None:
     assert about_parents({"a": form, "b": Scores.failed("broke")}, 100) == ([], None)
 
 
-def test_a_search_by_likelihood_is_judged_by_it() -> None:
+def test_a_search_by_likelihood_is_judged_by_it():
     """Where no answer is right anywhere, the log-likelihood says which parent is the best, and that the winner is WORSE."""
     noise, wrong = np.random.default_rng(0).normal(0, 1, N), [False] * N
     parents = [Row("source", name, Scores(mean + noise, correct=wrong)) for name, mean in (("a", -26.0), ("b", -23.6))]
@@ -155,7 +155,7 @@ def test_a_search_by_likelihood_is_judged_by_it() -> None:
     assert lead["difference"] == pytest.approx(rows[2].scores.mean - parents[1].scores.mean)
 
 
-def test_parents_that_score_alike_are_probably_one() -> None:
+def test_parents_that_score_alike_are_probably_one():
     """Log-likelihoods that are equal to the last bit are named; answers that are both right are not."""
     same = Scores(np.random.default_rng(1).normal(-3, 1, N), correct=[False] * N)
     rows = [Row("source", "a", same), Row("source", "a (2)", same), _row("ps", "evolved PS", 0.5, winner=True)]
@@ -164,7 +164,7 @@ def test_parents_that_score_alike_are_probably_one() -> None:
     assert not any("to the last bit" in s for s in verdict(ones, "test"))
 
 
-def test_accuracy_and_fitness_that_disagree() -> None:
+def test_accuracy_and_fitness_that_disagree():
     """A winner with more right answers and a worse log-likelihood has both said; accuracy goes first where it tells."""
     right = np.arange(N) < N / 2
     rows = [
@@ -176,7 +176,7 @@ def test_accuracy_and_fitness_that_disagree() -> None:
     assert "; but WORSE in fitness (nats per answer): -4.000 (" in sentence
 
 
-def test_an_interval_and_a_test_that_disagree_are_explained() -> None:
+def test_an_interval_and_a_test_that_disagree_are_explained():
     """Five answers more of thirty: the interval excludes 0 and p is .062, so the words say hardly, and the footnote why."""
     won = np.arange(30) < 5
     rows = [Row("source", "a", Scores([0.0] * 30)), Row("ps", "evolved PS", Scores(won), winner=True)]
@@ -185,7 +185,7 @@ def test_an_interval_and_a_test_that_disagree_are_explained() -> None:
     assert '"hardly": only one of these holds' in text
 
 
-def test_cut_answers_on_retained_data_are_warned_about() -> None:
+def test_cut_answers_on_retained_data_are_warned_about():
     """Answers to retained examples that were cut are counted in table and file, and named above 2 %."""
     cut = Scores([1.0] * N, outputs=["x"] * N, truncated=np.arange(N) < 0.1 * N)
     rows = [Row(**{**vars(row), "retained": {"sums": cut}}) for row in _rows(0.9)[3:5]]
@@ -196,7 +196,7 @@ def test_cut_answers_on_retained_data_are_warned_about() -> None:
 
 
 @pytest.mark.parametrize("winner", [0.9, 0.1])
-def test_the_table_has_the_lead(winner: float) -> None:
+def test_the_table_has_the_lead(winner):
     """Every row but the winner's has the winner's lead over it, with interval and p, in text and in JSON."""
     rows = _rows(winner)
     text = str(Result(None, "test", rows))  # type: ignore[arg-type]

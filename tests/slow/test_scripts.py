@@ -19,23 +19,23 @@ def _run(script: str, *arguments: str) -> None:
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
-def test_every_property_holds_on_every_type_of_model() -> None:
+def test_every_property_holds_on_every_type_of_model():
     """Merged models of every architecture have every property, and every type works or is refused for a reason."""
     _run("model_matrix.py", "--print")
 
 
-def test_transformers_own_tests_pass() -> None:
+def test_transformers_own_tests_pass():
     """The model class passes the suite that transformers has for each of its classes."""
     pytest.importorskip("parameterized", reason="transformers' tests need it: pip install parameterized")
     _run("transformers_tests.py")
 
 
-def test_scores_in_memory_are_those_of_lm_eval(tmp_path: Path) -> None:
+def test_scores_in_memory_are_those_of_lm_eval(tmp_path):
     """The task `lm_eval` gives every document the score that lm_eval's command line gives it on the built model."""
     _run("lm_eval_equality.py", "--out", str(tmp_path))
 
 
 @pytest.mark.parametrize("part", LENGTHS)
-def test_nothing_is_lost(part: str) -> None:
+def test_nothing_is_lost(part):
     """Whatever is let go wrong, at random, is survived to the last bit or ends in one line that is true."""
     _run("reliability.py", part, f"--{part}", str(LENGTHS[part]))

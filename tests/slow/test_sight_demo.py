@@ -17,7 +17,7 @@ from hf_evomerge.search.run import run_search
 SIZES = {"search": 48, "test": 40}
 
 
-def test_pictures_show_the_numbers_of_the_problems() -> None:
+def test_pictures_show_the_numbers_of_the_problems():
     """Each problem is one of the demo's, every number of it a picture; the same every time, no two alike."""
     found, again = picture_problems("search", 6), picture_problems("search", 6)
     for (shown, pictures), (_, same), told in zip(found, again, problems("search", 6), strict=True):
@@ -31,7 +31,7 @@ def test_pictures_show_the_numbers_of_the_problems() -> None:
     assert len(set(drawn)) == len(drawn)
 
 
-def test_a_merge_sees_calculates_and_answers_in_japanese(tmp_path: Path) -> None:
+def test_a_merge_sees_calculates_and_answers_in_japanese(tmp_path):
     """Neither parent solves a problem; a few evaluations of the search by gradient do, and the winner does so on its own."""
     data = write_picture_problems(tmp_path / "data", SIZES)
     config = picture_config("ps", data, 20).model_copy(update={"compare": CompareConfig()})

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from specialists import sight
 from specialists import train as training
-from specialists.language import LARGEST, Language, problems
+from specialists.language import LARGEST, problems
 from specialists.pictures import SIGHT, draw_number
 from specialists.sight import build_sight, processor, see, train_sight
 from specialists.texts import Task, TextKind, build_tokenizer, mixture, vocabulary, write
@@ -55,7 +55,7 @@ def _trained(seed: int) -> dict[str, torch.Tensor]:
     return _weights(model)
 
 
-def test_the_seed_decides_the_weights() -> None:
+def test_the_seed_decides_the_weights():
     """The same seed gives the same bits, another seed others, and training changes every tensor."""
     first, again, other = _trained(0), _trained(0), _trained(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -64,7 +64,7 @@ def test_the_seed_decides_the_weights() -> None:
     assert not any(torch.equal(first[name], untrained[name]) for name in first)
 
 
-def test_frozen_parts_stay() -> None:
+def test_frozen_parts_stay():
     """Layers with rate 0 and, with outer rate 0, everything outside the layers keep their bits; the others do not."""
     model = build_model(0, layers=3)
     before = _weights(model)
@@ -73,7 +73,7 @@ def test_frozen_parts_stay() -> None:
     assert changed == {name for name in before if name.startswith(("model.layers.0.", "model.layers.2."))}
 
 
-def test_training_teaches() -> None:
+def test_training_teaches():
     """A few dozen steps on one kind of text lower its loss by much."""
     model = build_model(0, layers=2)
     course = replace(BASE, texts=((1.0, BASE.texts[0][1]),), steps=30, warmup=3)
@@ -87,7 +87,7 @@ def _examples(course: training.Course) -> list[training.Example]:
     return list(islice(training.mixture(course.texts, random.Random(99)), 12))
 
 
-def test_a_saved_model_loads_with_its_tokenizer(tmp_path: Path) -> None:
+def test_a_saved_model_loads_with_its_tokenizer(tmp_path):
     """A model is saved in bfloat16 with a tokenizer of one token per word, readable by all, and is itself left as it was."""
     model = build_model(0, layers=1)
     before = _weights(model)
@@ -101,7 +101,7 @@ def test_a_saved_model_loads_with_its_tokenizer(tmp_path: Path) -> None:
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o644 for file in (tmp_path / "model").iterdir())
 
 
-def test_a_family_begins_with_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_begins_with_its_base(monkeypatch):
     """A family is the base and then each specialist, and a specialist differs from the base only where its courses let it."""
     monkeypatch.setattr(training, "BASE", replace(BASE, steps=1))
     short = {name: tuple(replace(course, steps=1) for course in courses) for name, courses in SPECIALISTS.items()}
@@ -115,7 +115,7 @@ def test_a_family_begins_with_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
             assert all(key.startswith("model.layers.") for key in changed)
 
 
-def test_the_shipped_model_sees_every_number_and_speaks_as_the_maths_specialist() -> None:
+def test_the_shipped_model_sees_every_number_and_speaks_as_the_maths_specialist():
     """Of 500 new pictures the nearest number's embedding is the right one; the language part has the specialist's bits."""
     model = AutoModelForImageTextToText.from_pretrained(SIGHT, dtype=torch.float32)
     rng = np.random.default_rng(12345)
@@ -131,7 +131,7 @@ def test_the_shipped_model_sees_every_number_and_speaks_as_the_maths_specialist(
         assert torch.equal(parts[name][: tensor.shape[0]], tensor), name
 
 
-def test_training_touches_sight_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_touches_sight_alone(monkeypatch):
     """The same seed gives the same bits; the language part and the head keep theirs, and the pictures come nearer."""
     monkeypatch.setattr(sight, "BATCH_SIZE", 8)
     maths = AutoModelForCausalLM.from_pretrained(quickstart.SPECIALISTS / "maths", dtype=torch.float32)
@@ -150,7 +150,7 @@ def test_training_touches_sight_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("multi_modal_projector" in name for name in changed)
 
 
-def test_vocabulary_is_the_same_under_every_hash_seed() -> None:
+def test_vocabulary_is_the_same_under_every_hash_seed():
     """The numbers of the words do not depend on PYTHONHASHSEED."""
     code = "from specialists.texts import vocabulary; print(vocabulary())"
     printed = set()
@@ -162,7 +162,7 @@ def test_vocabulary_is_the_same_under_every_hash_seed() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_training_texts_hold_no_problem_of_a_split(language: Language) -> None:
+def test_training_texts_hold_no_problem_of_a_split(language):
     """A model never reads a problem that it may be tested on."""
     held_out = {p["prompt"] for split in ("search", "validation", "test") for p in problems(split, 3000, text=language)}
     rng = random.Random(3)
@@ -171,7 +171,7 @@ def test_training_texts_hold_no_problem_of_a_split(language: Language) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_every_text_is_inside_the_vocabulary(kind: TextKind) -> None:
+def test_every_text_is_inside_the_vocabulary(kind):
     """Text of every kind survives the tokenizer word for word, with <bos> in front and no unknown word."""
     tokenizer = build_tokenizer()
     rng = random.Random(0)
@@ -184,14 +184,14 @@ def test_every_text_is_inside_the_vocabulary(kind: TextKind) -> None:
         assert len(ids) < 64
 
 
-def test_words_are_numbered_once() -> None:
+def test_words_are_numbered_once():
     """No word is in the vocabulary twice, and the special tokens come first."""
     words = vocabulary()
     assert len(set(words)) == len(words)
     assert words[:4] == ["<pad>", "<bos>", "<eos>", "<unk>"]
 
 
-def test_known_sentences_limit_the_japanese() -> None:
+def test_known_sentences_limit_the_japanese():
     """Sentences outside `japanese` are written in English, and numbers stay within `largest`."""
     rng = random.Random(1)
     kind = TextKind("solve", "ja", "ja", "ja", largest=4, japanese=("owns", "buys"))
@@ -202,7 +202,7 @@ def test_known_sentences_limit_the_japanese() -> None:
     assert max(int(number) for number in re.findall(r"\d+", text)) == 4
 
 
-def test_mixture_follows_its_weights() -> None:
+def test_mixture_follows_its_weights():
     """Kinds are drawn in proportion to their weights."""
     parts = [(3.0, TextKind("story", "ja", "ja", "ja")), (1.0, TextKind("count", "en", "en", "en"))]
     texts = mixture(parts, random.Random(0))

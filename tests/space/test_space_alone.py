@@ -62,7 +62,7 @@ def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.slow
-def test_the_repository_is_all_that_a_space_needs(url: str, dfs: Path) -> None:
+def test_the_repository_is_all_that_a_space_needs(url, dfs):
     """A pushed Space starts from its files alone: it answers without the model's code, judges, and writes a recipe."""
     from gradio_client import Client
 

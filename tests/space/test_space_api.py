@@ -6,10 +6,8 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ def client(served: Served) -> Any:
     return served.client()
 
 
-def test_the_api_is_named_and_described(client: Any) -> None:
+def test_the_api_is_named_and_described(client):
     """The public endpoints are the three named ones, each with description and parameters; the page's events are not."""
     info = client.view_api(return_format="dict", print_info=False)
     assert set(info["named_endpoints"]) == NAMES
@@ -38,7 +36,7 @@ def test_the_api_is_named_and_described(client: Any) -> None:
     assert [parameter["parameter_name"] for parameter in parameters] == ["prompt", "model", "max_tokens", "pictures"]
 
 
-def test_answers_are_the_models(client: Any, dfs: Path, tiny: Path) -> None:
+def test_answers_are_the_models(client, dfs, tiny):
     """The evolved model, a parent and a changed path each give their own greedy answer."""
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
     assert client.predict(PROMPT, "b", 8, api_name="/answer")["text"] == greedy(tiny / "b", PROMPT)
@@ -49,7 +47,7 @@ def test_answers_are_the_models(client: Any, dfs: Path, tiny: Path) -> None:
     assert 0 < changed["tokens"] <= 8
 
 
-def test_known_answers_are_judged(client: Any) -> None:
+def test_known_answers_are_judged(client):
     """An example's answer is marked right or wrong, any other prompt's is not."""
     first, second, *_ = client.predict(api_name="/about")["examples"]
     assert client.predict(first["prompt"], "evolved", 64, api_name="/answer")["right"] is True
@@ -80,7 +78,7 @@ HOSTILE: list[tuple[str, list[Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "said"), HOSTILE)
-def test_hostile_calls_get_a_friendly_line(client: Any, name: str, arguments: list[Any], said: str) -> None:
+def test_hostile_calls_get_a_friendly_line(client, name, arguments, said):
     """Wrong types, endless and empty input, unknown models and layers: one line that says what is wrong, and no trace."""
     with pytest.raises(AppError, match=said) as caught:
         client.predict(*arguments, api_name=name)
@@ -88,7 +86,7 @@ def test_hostile_calls_get_a_friendly_line(client: Any, name: str, arguments: li
     assert len(str(caught.value)) < 400
 
 
-def test_after_hostile_calls_the_page_still_answers(client: Any, dfs: Path) -> None:
+def test_after_hostile_calls_the_page_still_answers(client, dfs):
     """Nothing that was sent before changed the model."""
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
 
@@ -102,14 +100,14 @@ def _call(served: Served, name: str, data: list[Any], session: str) -> None:
         urllib.request.urlopen(call, timeout=60).close()
 
 
-def test_what_visitors_sent_and_saw_is_not_kept(served: Served) -> None:
+def test_what_visitors_sent_and_saw_is_not_kept(served):
     """Each visitor's state has their edit, and no words of theirs: a thousand long ones would fill the memory."""
     _call(served, "gloss", ["a very long prompt " * 10_000], "long")
     kept = served.blocks.state_holder["long"]
     assert len(str([part.get("props", {}).get("value") for part in kept.components])) < 100_000
 
 
-def test_a_list_of_wrong_pictures_is_one_complaint(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_list_of_wrong_pictures_is_one_complaint(served, capfd):
     """A hundred thousand numbers in place of pictures were 43 million characters of the page's log."""
     _call(served, "rehearsed", ["w1", list(range(100_000)), None], "wrong")
     assert len(capfd.readouterr().err) < 100_000
@@ -123,7 +121,7 @@ def test_a_problem_that_is_not_there(served: Served, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_twenty_visitors_get_their_own_answers(served: Served, dfs: Path) -> None:
+def test_twenty_visitors_get_their_own_answers(served, dfs):
     """Twenty at once, each with their own prompt and path, get exactly their own answer."""
     path = served.show.published.path
     jobs = [
@@ -143,7 +141,7 @@ def test_twenty_visitors_get_their_own_answers(served: Served, dfs: Path) -> Non
     assert len(set(wanted)) > 5
 
 
-def test_a_full_queue_turns_visitors_away(served: Served, dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_turns_visitors_away(served, dfs, monkeypatch):
     """Beyond the limit of the queue a call is refused at once in words, and those who wait are served."""
     import models
 
@@ -162,7 +160,7 @@ def test_a_full_queue_turns_visitors_away(served: Served, dfs: Path, monkeypatch
     assert waiting.result(timeout=60)["text"] == greedy(dfs, PROMPT)
 
 
-def test_a_model_without_path_says_so(serve: Callable[..., Served], ps: Path) -> None:
+def test_a_model_without_path_says_so(serve, ps):
     """Of a merge of weights the API answers, and explains that there is no path."""
     client = serve(ps).client()
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(ps, PROMPT)
@@ -170,7 +168,7 @@ def test_a_model_without_path_says_so(serve: Callable[..., Served], ps: Path) ->
         client.predict(PROMPT, ["0:0"], None, 8, api_name="/answer_with_path")
 
 
-def test_without_a_model_the_page_explains(serve: Callable[..., Served]) -> None:
+def test_without_a_model_the_page_explains(serve):
     """A Space whose owner has set no model comes up and says what to set."""
     client = serve("").client()
     with pytest.raises(AppError, match="EVOMERGE_MODEL"):

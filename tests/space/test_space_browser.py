@@ -144,7 +144,7 @@ def _wait_for_changed(page: Any, answer: str) -> None:
     page.wait_for_function(script, arg=answer, timeout=120_000)  # another visitor's edit may be scored first
 
 
-def test_a_visitor_asks_and_compares(visit: Callable[..., Any], served: Served, dfs: Path, tiny: Path) -> None:
+def test_a_visitor_asks_and_compares(visit, served, dfs, tiny):
     """An example, asked of all four models: each one's own answer, marked, with what it solved; time and speed are in a tip."""
     page = visit()
     prompt = served.show.published.examples[0].prompt
@@ -173,7 +173,7 @@ def test_a_visitor_asks_and_compares(visit: Callable[..., Any], served: Served, 
 
 
 @pytest.mark.slow
-def test_an_edit_changes_the_answer_at_once(visit: Callable[..., Any], served: Served, dfs: Path) -> None:
+def test_an_edit_changes_the_answer_at_once(visit, served, dfs):
     """Press a hop, drop it, repeat one, scale one: picture, recipe and answer follow; undo and reset bring the path back."""
     page = visit()
     path, scales = list(served.show.published.path), list(served.show.published.scales)
@@ -209,7 +209,7 @@ def test_an_edit_changes_the_answer_at_once(visit: Callable[..., Any], served: S
 
 
 @pytest.mark.slow
-def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], served: Served) -> None:
+def test_two_visitors_do_not_see_each_other(visit, served):
     """What one visitor edits, another does not see."""
     one, other = visit(), visit()
     hops = len(served.show.published.path)
@@ -223,7 +223,7 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], served: S
     expect(one.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(hops + 1)
 
 
-def test_the_replay_walks_through_the_moments(visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replay_walks_through_the_moments(visit, monkeypatch):
     """It plays when the tab is opened, from the first moment to the published model; the slider shows any of them."""
     import actions
 
@@ -243,7 +243,7 @@ def test_the_replay_walks_through_the_moments(visit: Callable[..., Any], monkeyp
     expect(best.locator("svg:visible .ev-hop").first).to_be_visible()
 
 
-def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any], served: Served) -> None:
+def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
     """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus.
 
     What the model would say after each hop is written on it without a press; on the last one it is the answer.
@@ -279,7 +279,7 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any],
 
 
 @pytest.mark.slow
-def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], served: Served) -> None:
+def test_answers_are_there_before_the_first_click(visit, served):
     """Every model's answer to the example that the page opens with, and what it solved, above the fold with Ask."""
     phone, laptop = {"width": 390, "height": 844}, {"width": 1280, "height": 720}
     page = visit(viewport=phone)
@@ -303,7 +303,7 @@ def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], ser
 
 
 @pytest.mark.slow
-def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served, dfs: Path) -> None:
+def test_an_edit_is_shared_and_scored(visit, served, dfs):
     """A link opens the page with the edit and its answer; the score says how many examples it gets right."""
     page = visit()
     path, scales = list(served.show.published.path), list(served.show.published.scales)
@@ -325,7 +325,7 @@ def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("theme", "wide"), [("light", 1280), ("dark", 820)])
-def test_everybody_can_use_it(visit: Callable[..., Any], served: Served, theme: str, wide: int) -> None:
+def test_everybody_can_use_it(visit, served, theme, wide):
     """Every tab has its part and none is wider than a phone; axe finds nothing, there or on a wider screen, in both themes."""
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python brings axe-core")
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -347,7 +347,7 @@ def test_everybody_can_use_it(visit: Callable[..., Any], served: Served, theme: 
 
 
 @pytest.mark.slow
-def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
+def test_hostile_prompts_are_text(visit):
     """Markup and control characters are shown or left out, never run; no prompt, or one too long, is one line."""
     page = visit()
     page.fill("#ev-prompt textarea", EVIL + "\x00\x1b")
@@ -370,7 +370,7 @@ def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+def test_an_answer_can_be_stopped(visit, served, slow):
     """Stop ends the answer that is being written and keeps what is there; the next one ends when its page is closed."""
     page = visit()
     page.fill("#ev-prompt textarea", "w1 w2")
@@ -386,7 +386,7 @@ def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, slo
 
 
 @pytest.mark.slow
-def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]) -> None:
+def test_who_waits_sees_their_place(visit, slow):
     """While the model answers one visitor, the next sees their place in the queue, and then their answer."""
     first, second = visit(), visit()
     first.fill("#ev-prompt textarea", "w1 w2")
@@ -401,7 +401,7 @@ def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]
 
 
 @pytest.mark.slow
-def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+def test_the_page_opens_while_the_queue_is_full(visit, served, slow):
     """Whoever comes while the queue is full sees the whole page, and is told why no question and no edit is taken."""
     slow[0] = 20.0
     served.fill_queue()
@@ -420,7 +420,7 @@ def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], serve
 
 
 @pytest.mark.slow
-def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+def test_a_new_question_ends_the_old_one(visit, served, slow):
     """Who edits on while an answer is written does not wait for it: the newest edit's answer is what is shown."""
     page = visit()
     _prompt(page, "w1 w2")
@@ -434,9 +434,7 @@ def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Serv
 
 
 @pytest.mark.slow
-def test_the_page_is_there_before_the_model(
-    visit: Callable[..., Any], serve: Callable[..., Served], dfs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_is_there_before_the_model(visit, serve, dfs, monkeypatch):
     """While the weights load, everything but the answers is shown, with progress; an answer waits and then comes."""
     import loading
 
@@ -457,9 +455,7 @@ def test_the_page_is_there_before_the_model(
 
 
 @pytest.mark.slow
-def test_other_models_have_their_page(
-    visit: Callable[..., Any], serve: Callable[..., Served], several: Path, broken: Callable[..., Path]
-) -> None:
+def test_other_models_have_their_page(visit, serve, several, broken):
     """A merge of weights shows its heat map and takes other weights, no model says what to set, a broken one what is wrong.
 
     The merge is of a search for two objectives: the pointer and the arrow keys name the models of its front.

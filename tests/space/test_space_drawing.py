@@ -39,14 +39,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]
         blocks.close()
 
 
-def test_the_same_seed_gives_the_same_picture(served: tuple[Any, Any]) -> None:
+def test_the_same_seed_gives_the_same_picture(served):
     """And another seed another one."""
     first, again, other = (Path(served[0].predict("3", seed, 2, api_name="/draw")).read_bytes() for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def test_what_cannot_be_drawn_is_said(served: tuple[Any, Any]) -> None:
+def test_what_cannot_be_drawn_is_said(served):
     """Each in one line."""
     from texts import SpaceError
 
@@ -93,7 +93,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         yield folder / "search", api
 
 
-def test_an_evolved_pipeline_is_published_and_loads(published: tuple[Path, HfApi]) -> None:
+def test_an_evolved_pipeline_is_published_and_loads(published):
     """diffusers loads from the Hub the very weights that were built; recipe, record and card are beside them; no pickle."""
     search, api = published
     pipeline = DiffusionPipeline.from_pretrained("demo/bright", use_safetensors=True, trust_remote_code=False)
@@ -125,7 +125,7 @@ def test_an_evolved_pipeline_is_published_and_loads(published: tuple[Path, HfApi
     assert not [text for text in texts if str(search.parent) in text]
 
 
-def test_it_is_rebuilt_to_the_same_bits(published: tuple[Path, HfApi]) -> None:
+def test_it_is_rebuilt_to_the_same_bits(published):
     """`reproduce` finds every weights file and config the same; a component's file that was changed is refused."""
     _, api = published
     assert reproduce("demo/bright", api=api).same
@@ -134,7 +134,7 @@ def test_it_is_rebuilt_to_the_same_bits(published: tuple[Path, HfApi]) -> None:
         reproduce("demo/bright", api=api)
 
 
-def test_its_space_draws(published: tuple[Path, HfApi], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_space_draws(published, monkeypatch):
     """The Space shows the page that draws, with the pictures of the published weights; where memory is short it says so."""
     import loading
     from drawing import Painter, is_pipeline

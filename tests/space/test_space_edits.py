@@ -23,7 +23,7 @@ RECIPE = {"sources": SOURCES, "flow": {"path": list(WAY.hops), "scale_target": "
 MERGE = Recipe.model_validate({"sources": SOURCES, "merge": {"method": "slerp"}})
 
 
-def test_each_edit_changes_one_hop() -> None:
+def test_each_edit_changes_one_hop():
     """Drop, repeat, move and scale act on the selected hop and leave the others as they are."""
     at = WAY.select(1)
     assert at.drop() == Route(("0:0", "1:1", WAY.hops[3]), (1.0, 1.1, -0.5), 1)
@@ -35,7 +35,7 @@ def test_each_edit_changes_one_hop() -> None:
     assert WAY.move(-1) == WAY
 
 
-def test_random_edits_keep_a_path_whole() -> None:
+def test_random_edits_keep_a_path_whole():
     """After any edits there is a scale per hop, a hop that is selected, and no layer that was not there."""
     rng = random.Random(0)
     way, layers = WAY, set(WAY.path.unique_layers)
@@ -50,7 +50,7 @@ def test_random_edits_keep_a_path_whole() -> None:
         assert set(way.path.unique_layers) <= layers
 
 
-def test_what_cannot_be_edited_is_refused() -> None:
+def test_what_cannot_be_edited_is_refused():
     """The last hop stays, a path has an end, and a hop or a scale that is none is explained."""
     with pytest.raises(SpaceError, match="at least one"):
         Route(("0:0",), (1.0,)).drop()
@@ -73,7 +73,7 @@ NO_SCALES: list[Any] = [[1, 2], "1", [None], [1e300]]
 @pytest.mark.parametrize(
     ("hops", "scales"), [*((hops, None) for hops in NO_PATHS), *((["0:0"], scales) for scales in NO_SCALES)]
 )
-def test_a_path_from_outside_is_checked(hops: Any, scales: Any) -> None:
+def test_a_path_from_outside_is_checked(hops, scales):
     """Whatever comes through the API is a path through layers that are there, or one line that says what is wrong."""
     with pytest.raises(EvoMergeError) as caught:
         edits.route(hops, scales, holds=WAY.hops)
@@ -81,7 +81,7 @@ def test_a_path_from_outside_is_checked(hops: Any, scales: Any) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_the_changed_recipe_loads() -> None:
+def test_the_changed_recipe_loads():
     """The exported YAML is a recipe with the changed path and scales, and everything else as it was."""
     changed = WAY.select(0).repeat().scale(0.25)
     published = Recipe.model_validate({**RECIPE, "built": {"tensors": "all"}})
@@ -94,14 +94,14 @@ def test_the_changed_recipe_loads() -> None:
     assert recipe.built is None
 
 
-def test_a_changed_model_without_recipe_is_exported_too() -> None:
+def test_a_changed_model_without_recipe_is_exported_too():
     """Where the repository has no recipe, the sources come from the configuration."""
     config = {"sources": [{"model": "user/a", "layers": 3, "revision": None}, {"model": "user/b", "layers": 3}]}
     recipe = Recipe.from_yaml(edits.changed_recipe(Published("m", "m", config=config), WAY))
     assert [ref.model for ref in recipe.sources] == ["user/a", "user/b"]
 
 
-def test_the_difference_is_said() -> None:
+def test_the_difference_is_said():
     """A visitor reads which hop was changed and how, for each of three changes."""
     labels = ["ja", "maths"]
 
@@ -120,7 +120,7 @@ def test_the_difference_is_said() -> None:
     assert said(every).endswith(" And 1 more change.")
 
 
-def test_a_slider_on_its_way_is_one_edit() -> None:
+def test_a_slider_on_its_way_is_one_edit():
     """Scales of one hop are one step to undo; another hop's, or another path's, are not, whatever its length."""
     at = WAY.select(1)
     assert at.scale(0.3).only_scales_hop(at)
@@ -128,7 +128,7 @@ def test_a_slider_on_its_way_is_one_edit() -> None:
     assert not WAY.select(3).repeat().only_scales_hop(WAY)
 
 
-def test_a_path_may_be_written_in_ranges() -> None:
+def test_a_path_may_be_written_in_ranges():
     """Ranges, forwards and backwards, and repeats are those of recipes; too many hops are refused before they are made."""
     way = edits.route(["0:0-2", "1:3-2 x2", "0:1*0.5 + 1:1*0.5"])
     assert way.hops == ("0:0", "0:1", "0:2", "1:3", "1:2", "1:3", "1:2", "0:1*0.5 + 1:1*0.5")
@@ -152,7 +152,7 @@ def _shown(**parts: Any) -> Showcase:
 
 
 @pytest.mark.parametrize("value", [99.0, -3.0, None])
-def test_a_weight_out_of_range_is_explained(value: float | None) -> None:
+def test_a_weight_out_of_range_is_explained(value):
     """A number that no weight is multiplied by, or none, is one line, and nothing else changes."""
     from actions import Actions
 
@@ -162,7 +162,7 @@ def test_a_weight_out_of_range_is_explained(value: float | None) -> None:
     assert "a number from 0 to 3." in said
 
 
-def test_weights_are_undone_like_hops() -> None:
+def test_weights_are_undone_like_hops():
     """A slider on its way is one step to undo, another one a second; reset can be undone, and what is kept is a recipe."""
     from actions import Actions
 
@@ -188,14 +188,14 @@ BAD_LINKS += ['[[["layer 0",[1,1]]]]']
 
 
 @pytest.mark.parametrize("text", BAD_LINKS)
-def test_a_link_of_somebody_else_is_checked(text: object) -> None:
+def test_a_link_of_somebody_else_is_checked(text):
     """What is no edit of this model is one friendly line."""
     config = {"model_type": "evo_merged", "path": ["0:0", "1:1"], "scales": [1.0, 0.5]}
     with pytest.raises(EvoMergeError):
         Edit.of_link(text, Published("m", "m", config=config))
 
 
-def test_a_link_carries_an_edit() -> None:
+def test_a_link_carries_an_edit():
     """What a link says is what was edited, of a path and of a merge."""
     path = Published("m", "m", config={"model_type": "evo_merged", "path": ["0:0", "1:1"], "scales": [1.0, 0.1]})
     edit = Edit(edits.Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)))
@@ -211,7 +211,7 @@ def test_a_link_carries_an_edit() -> None:
             Edit.of_link(bad, merge)
 
 
-def test_the_picture_of_weights_follows_what_a_visitor_changes() -> None:
+def test_the_picture_of_weights_follows_what_a_visitor_changes():
     """Factors multiply the weights of their parent and layers, whatever groups a recipe has; without any nothing changes."""
     tensor = {"model.layers.1.mlp.up_proj.weight": -0.5, "model.layers.2.mlp.up_proj.weight": 2.0, "lm_head.weight": 1.0}
     merge = {

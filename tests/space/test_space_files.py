@@ -24,7 +24,7 @@ def _requirements() -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def test_the_header_is_what_a_space_needs() -> None:
+def test_the_header_is_what_a_space_needs():
     """The README's header names SDK, version, file, hardware, license, and a description of at most 60 characters."""
     header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert header["sdk"] == "gradio"
@@ -37,7 +37,7 @@ def test_the_header_is_what_a_space_needs() -> None:
     assert {header["colorFrom"], header["colorTo"]} <= colours
 
 
-def test_the_version_of_gradio_is_one_that_is_required() -> None:
+def test_the_version_of_gradio_is_one_that_is_required():
     """The SDK's version satisfies the range in requirements.txt."""
     from packaging.requirements import Requirement
 
@@ -46,7 +46,7 @@ def test_the_version_of_gradio_is_one_that_is_required() -> None:
     assert gradio.specifier.contains(header["sdk_version"])
 
 
-def test_the_extra_and_the_requirements_agree() -> None:
+def test_the_extra_and_the_requirements_agree():
     """The extra `space` names the packages of requirements.txt, in the same ranges."""
     from packaging.requirements import Requirement
 
@@ -64,7 +64,7 @@ def _package(folder: Path) -> dict[str, Path]:
     return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): folder / file for file in files}
 
 
-def test_what_the_modules_import_is_uploaded() -> None:
+def test_what_the_modules_import_is_uploaded():
     """Every module of the package that the Space imports, and those that these import, is in its repository.
 
     The app's own modules count with what their functions import, the package's with what they import at once. Everything else
@@ -88,7 +88,7 @@ def test_what_the_modules_import_is_uploaded() -> None:
     assert "hf_evomerge.fitness.generation" in seen
 
 
-def test_nothing_is_uploaded_that_the_space_does_without() -> None:
+def test_nothing_is_uploaded_that_the_space_does_without():
     """No demo, no weights, no Hub on loopback, no search, no command line: fewer than 90 files, less than 1 MB."""
     files = space_files("user/model")
     rooms = {name.split("/")[1] for name in files if name.startswith("hf_evomerge/")}
@@ -98,12 +98,12 @@ def test_nothing_is_uploaded_that_the_space_does_without() -> None:
     assert sum(len(content) if isinstance(content, bytes) else Path(content).stat().st_size for content in files.values()) < 1e6
 
 
-def test_no_module_hides_one_of_the_standard_library() -> None:
+def test_no_module_hides_one_of_the_standard_library():
     """No file of the Space has the name of a module of Python's own."""
     assert not {file.stem for file in MODULES} & sys.stdlib_module_names
 
 
-def test_the_documentation_lists_the_endpoints() -> None:
+def test_the_documentation_lists_the_endpoints():
     """The table in docs/space.md has the endpoints of the API with their arguments, in order."""
     from inspect import signature
 

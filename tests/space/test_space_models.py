@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +46,7 @@ def host(dfs: Path) -> Host:
     return _host(dfs)
 
 
-def test_an_answer_is_what_transformers_generates(host: Host, dfs: Path) -> None:
+def test_an_answer_is_what_transformers_generates(host, dfs):
     """The streamed pieces grow into transformers' own greedy answer, with the number of its tokens."""
     pieces = list(host.answer(Job(EVOLVED, PROMPT, 8)))
     texts = [piece.text for piece in pieces if piece.state == "writing"]
@@ -57,7 +56,7 @@ def test_an_answer_is_what_transformers_generates(host: Host, dfs: Path) -> None
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
 
 
-def test_a_changed_path_is_what_with_path_generates(host: Host, dfs: Path) -> None:
+def test_a_changed_path_is_what_with_path_generates(host, dfs):
     """Another path gives the answer of the same model with that path, and leaves the published one as it was."""
     before = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
     layers = list(dict.fromkeys(host.published.path))
@@ -67,14 +66,14 @@ def test_a_changed_path_is_what_with_path_generates(host: Host, dfs: Path) -> No
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == before
 
 
-def test_a_path_through_absent_layers_is_explained(host: Host) -> None:
+def test_a_path_through_absent_layers_is_explained(host):
     """A layer that the checkpoint lacks gives one line, and the next answer is right again."""
     with pytest.raises(SpaceError, match="path does not work"):
         host.whole_answer(Job(EVOLVED, PROMPT, 8, ("0:99",), (1.0,)))
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).state == "done"
 
 
-def test_a_merge_of_weights_has_no_path(ps: Path) -> None:
+def test_a_merge_of_weights_has_no_path(ps):
     """A plain model answers as itself, and says that it has no path to change."""
     host = _host(ps)
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == greedy(ps, PROMPT)
@@ -82,7 +81,7 @@ def test_a_merge_of_weights_has_no_path(ps: Path) -> None:
         host.whole_answer(Job(EVOLVED, PROMPT, 8, ("0:0",), (1.0,)))
 
 
-def test_parents_are_loaded_only_when_asked(dfs: Path, tiny: Path) -> None:
+def test_parents_are_loaded_only_when_asked(dfs, tiny):
     """No parent is in memory until it is asked; then it answers as itself."""
     host = _host(dfs)
     assert not host._parents
@@ -92,7 +91,7 @@ def test_parents_are_loaded_only_when_asked(dfs: Path, tiny: Path) -> None:
         host.whole_answer(Job("zzz", PROMPT, 8))
 
 
-def test_an_adapter_and_its_parents_share_the_base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
     """The merged adapter, each parent and the base answer as themselves, in any order, with one model in memory."""
     wholes, base = {}, {"model": str(tiny / "base")}
     sources = [{**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))} for seed, name in enumerate("xy")]
@@ -113,7 +112,7 @@ def test_an_adapter_and_its_parents_share_the_base(tiny: Path, tmp_path: Path, m
         assert host.whole_answer(Job(key, PROMPT, 8)).text == answers[key], key
 
 
-def test_answers_end_at_the_bounds(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_end_at_the_bounds(host, monkeypatch):
     """Tokens are bounded by what was asked, by the model's positions and by the Space; time by the host."""
     plain = StoppingCriteriaList.__call__
 
@@ -136,7 +135,7 @@ def test_answers_end_at_the_bounds(host: Host, monkeypatch: pytest.MonkeyPatch) 
     assert endless.whole_answer(Job(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4  # the model's positions less the prompt
 
 
-def test_a_prompt_longer_than_the_model_is_explained(host: Host) -> None:
+def test_a_prompt_longer_than_the_model_is_explained(host):
     """More tokens than the model has positions is one line with both numbers."""
     with pytest.raises(SpaceError, match=r"60 tokens; this model reads 48"):
         host.whole_answer(Job(EVOLVED, "w1 " * 60, 8))
@@ -144,7 +143,7 @@ def test_a_prompt_longer_than_the_model_is_explained(host: Host) -> None:
         host.whole_answer(Job(EVOLVED, "w1 " * 2500, 8))
 
 
-def test_a_stop_ends_the_answer_and_frees_the_model(host: Host) -> None:
+def test_a_stop_ends_the_answer_and_frees_the_model(host):
     """After a stop the answer ends as stopped, and the next visitor is served."""
     asked = []
 
@@ -159,7 +158,7 @@ def test_a_stop_ends_the_answer_and_frees_the_model(host: Host) -> None:
     assert time.monotonic() - begin < 10
 
 
-def test_a_stop_counts_while_the_prompt_is_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
     """The first pass over a long path ends between two layers, not with the last of them."""
     layer = next(iter(host.evolved.model.get_decoder().layers))  # type: ignore[union-attr]
     plain = type(layer).forward
@@ -177,7 +176,7 @@ def test_a_stop_counts_while_the_prompt_is_read(host: Host, monkeypatch: pytest.
     host._pass.release()
 
 
-def test_a_visitor_who_leaves_frees_the_model(host: Host) -> None:
+def test_a_visitor_who_leaves_frees_the_model(host):
     """An answer that nobody reads any more does not hold the model."""
     pieces = host.answer(Job(EVOLVED, PROMPT, 40))
     next(pieces)
@@ -185,7 +184,7 @@ def test_a_visitor_who_leaves_frees_the_model(host: Host) -> None:
     assert host.whole_answer(Job(EVOLVED, PROMPT, 4)).state == "done"
 
 
-def test_one_pass_at_a_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_at_a_time(host, monkeypatch):
     """However many ask at once, the model runs one answer at a time and each gets their own."""
     inside, most, lock = 0, 0, threading.Lock()
     plain = models._write
@@ -217,7 +216,7 @@ def test_one_pass_at_a_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None
     assert most == 1
 
 
-def test_too_little_memory_is_explained(dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_explained(dfs, monkeypatch):
     """A model that does not fit says how much it needs; a parent makes room for another before that."""
     host = _host(dfs)
     host.whole_answer(Job("a", PROMPT, 2))
@@ -231,7 +230,7 @@ def test_too_little_memory_is_explained(dfs: Path, monkeypatch: pytest.MonkeyPat
     assert "GB of memory" in _host(dfs).error
 
 
-def test_a_model_without_safetensors_is_refused(broken: Callable[..., Path], dfs: Path) -> None:
+def test_a_model_without_safetensors_is_refused(broken, dfs):
     """Weights in other formats are not opened: the page says so, and whoever asks is told."""
     folder = broken()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -248,7 +247,7 @@ def test_a_model_without_safetensors_is_refused(broken: Callable[..., Path], dfs
     assert "cannot be loaded" in _host(folder).error
 
 
-def test_no_code_of_a_parent_is_run(dfs: Path, tiny: Path, tmp_path: Path) -> None:
+def test_no_code_of_a_parent_is_run(dfs, tiny, tmp_path):
     """A parent that brings its own code is refused in one line, and its code does not run."""
     evil = tmp_path / "evil"
     shutil.copytree(tiny / "a", evil)
@@ -265,7 +264,7 @@ def test_no_code_of_a_parent_is_run(dfs: Path, tiny: Path, tmp_path: Path) -> No
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_chat_template_is_used_unless_the_search_did_without(host: Host) -> None:
+def test_a_chat_template_is_used_unless_the_search_did_without(host):
     """With a template the prompt is a chat, without special tokens of the tokenizer's own."""
     import copy
 
@@ -280,7 +279,7 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host: Host) -> No
     assert models.encode("w1", loaded, None).ids == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
 
 
-def test_no_model_is_no_crash() -> None:
+def test_no_model_is_no_crash():
     """What cannot be loaded leaves one line, whatever the files provoke."""
     host = Host(Published(model="/nowhere", name="nowhere"))
     host.load()
@@ -288,7 +287,7 @@ def test_no_model_is_no_crash() -> None:
     assert "\n" not in host.error
 
 
-def test_weights_of_a_merge_are_turned_down_and_put_back(ps: Path, tmp_path: Path) -> None:
+def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
     """With a parent's weight at 0 the answer is that of the merge without it; afterwards every bit is as it was."""
     from hf_evomerge import Recipe, build_model
 
@@ -305,7 +304,7 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps: Path, tmp_path: Pat
     assert all(tensor.equal(before[name]) for name, tensor in host.evolved.model.state_dict().items())
 
 
-def test_rounding_does_not_hide_a_weighted_sum() -> None:
+def test_rounding_does_not_hide_a_weighted_sum():
     """A merge in bfloat16 is turned down though its rounding outweighs a norm's change; DARE and slerp are still refused."""
     torch.manual_seed(0)
     shapes = {"0.weight": (64, 64), "0.bias": (64,), "1.weight": (64,)}
@@ -336,7 +335,7 @@ def test_rounding_does_not_hide_a_weighted_sum() -> None:
             turned(tensors, given)
 
 
-def test_the_answer_is_seen_to_come_about(host: Host, ps: Path) -> None:
+def test_the_answer_is_seen_to_come_about(host, ps):
     """A row per hop, or per layer; the last row is the answer itself."""
     for shown, rows in ((host, len(host.published.path)), (_host(ps), 2)):
         written, liked = shown.lens(Job(EVOLVED, PROMPT))
@@ -344,7 +343,7 @@ def test_the_answer_is_seen_to_come_about(host: Host, ps: Path) -> None:
         assert liked[-1] == written
 
 
-def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
+def test_answers_are_there_before_anybody_asks(dfs, tiny):
     """Every model answers the first examples when the page starts; what is on record is taken as it is."""
     show = Showcase(str(dfs))
     show.load()
@@ -363,7 +362,7 @@ def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
     assert asked == ["done", "unasked", "done", "unasked"], "the comparison stays"
 
 
-def test_a_changed_model_is_scored_as_the_search_scores(dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_model_is_scored_as_the_search_scores(dfs, monkeypatch):
     """The examples are judged by the search's own task: as each answer by itself is, for the published and a changed path."""
     import showcase
 

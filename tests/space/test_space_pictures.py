@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pictures
@@ -44,7 +43,7 @@ def _way(hops: int) -> Route:
     return Route(tuple(f"{k % 2}:{k % 32}" for k in range(hops)), tuple(0.5 + (k % 7) / 7 for k in range(hops)))
 
 
-def test_a_picture_of_a_path_has_a_table_that_says_the_same() -> None:
+def test_a_picture_of_a_path_has_a_table_that_says_the_same():
     """There is a picture for each width of screens, and a row per hop with its layers, its scale and what it adds."""
     html = pictures.path_picture(Route(("0:0", "0:1 + 1:0*-2"), (1.0, -0.5)), ["a", "b"], [2, 2])
     assert [frame.attrib["aria-label"].split(".")[0] for frame in _frames(html)] == ["Path picture: 2 hops over 3 layers"] * 3
@@ -53,7 +52,7 @@ def test_a_picture_of_a_path_has_a_table_that_says_the_same() -> None:
     assert "<table" not in pictures.path_picture(_way(3), ["a", "b"], [2, 3], listed=False)
 
 
-def test_a_merge_has_a_table_that_says_the_same() -> None:
+def test_a_merge_has_a_table_that_says_the_same():
     """Each layer group is a row with the numbers of each source; a merge without numbers is words."""
     merge = {"method": "ties", "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}]}
     html = pictures.weights_picture(merge, ["a", "b"])
@@ -63,7 +62,7 @@ def test_a_merge_has_a_table_that_says_the_same() -> None:
     assert "no numbers to draw" in pictures.weights_picture({"method": "linear"}, ["a"])
 
 
-def test_the_commands_of_a_local_model_name_its_folder(tmp_path: Path) -> None:
+def test_the_commands_of_a_local_model_name_its_folder(tmp_path):
     """What is to be pasted names the model's own folder, also with a space in it, and promises no comparison or rebuild."""
     said = views.commands(Published("/x/my search/model", "my search"))
     assert 'from_pretrained("/x/my search/model")' in said
@@ -81,7 +80,7 @@ def test_the_commands_of_a_local_model_name_its_folder(tmp_path: Path) -> None:
     assert f'from_pretrained("{tmp_path}/model")' in views.commands(Published(str(tmp_path / "links"), "links"))
 
 
-def test_the_front_is_shown_where_there_are_several_objectives() -> None:
+def test_the_front_is_shown_where_there_are_several_objectives():
     """Each further objective has a picture with its points; one objective has none."""
     names = ("fitness", "hops", "tokens")
     front = [{"number": k, "stage": "dfs", "trial": k, "winner": k == 1} for k in range(3)]
@@ -96,7 +95,7 @@ def test_the_front_is_shown_where_there_are_several_objectives() -> None:
     assert views.front_view(replace(found, record=record.model_copy(update={"objectives": []}))) == ""
 
 
-def test_no_text_of_a_repository_becomes_markup() -> None:
+def test_no_text_of_a_repository_becomes_markup():
     """Names, labels, errors, answers and keys from outside are text in every view."""
     from published import Parent
 
@@ -148,7 +147,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
 
 @pytest.mark.parametrize("select", [True, False])
 @pytest.mark.parametrize("hops", [1, 2, 5, 13, 130])
-def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -> None:
+def test_the_words_above_a_path_are_not_on_each_other(hops, select):
     """Title, the ends of the route and the names of the sources each have a place of their own."""
     for scales in ((1.0,) * hops, (0.25, *(1.0,) * hops, 2.77)[:hops]):
         way = Route(tuple(f"{k % 2}:{k % 8}" for k in range(hops)), scales)
@@ -167,7 +166,7 @@ def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -
 
 
 @pytest.mark.parametrize("path", [(), ("0:0", "1:1")])
-def test_the_film_ends_on_the_published_model(path: tuple[str, ...]) -> None:
+def test_the_film_ends_on_the_published_model(path):
     """The record names its trial, which is the last moment of its stage; another stage ends with its own best."""
     trials = [Trial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
     trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
@@ -191,7 +190,7 @@ def test_the_film_ends_on_the_published_model(path: tuple[str, ...]) -> None:
     assert unknown.winner is None
 
 
-def test_a_better_row_that_is_not_on_show_is_explained() -> None:
+def test_a_better_row_that_is_not_on_show_is_explained():
     """Where another evolved model did better on the test than the one that validation chose, a sentence says why."""
     rows = [Row(stage="ps", model="PS", accuracy=0.9, winner=True), Row(stage="dfs", model="PS+DFS", accuracy=0.95)]
     rows += [Row(stage="average", model="average", accuracy=0.99)]
@@ -205,7 +204,7 @@ def test_a_better_row_that_is_not_on_show_is_explained() -> None:
     assert "did better" not in said([rows[0], rows[2]])
 
 
-def test_a_card_says_what_its_model_solves() -> None:
+def test_a_card_says_what_its_model_solves():
     """How many problems, with a bar; what is less needed is in a tip; who was not asked says so."""
     answer = Card("m", "evolved", state="known", text="10", tokens=4, seconds=2.0, wanted="11")
     shown = cards([replace(answer, solved=(486, 500, "unseen problems"))])
@@ -216,14 +215,14 @@ def test_a_card_says_what_its_model_solves() -> None:
     assert "not asked" in cards([Card("m", state="unasked")])
 
 
-def test_a_visitors_score_stands_beside_evolutions() -> None:
+def test_a_visitors_score_stands_beside_evolutions():
     """Both numbers are there while it is counted, and at the end who won."""
     assert ["evolution" in views.scores(50, 50, right, 49, "unseen problems") for right in (48, 49, 50)] == [False, False, True]
     assert "A draw." in views.scores(50, 50, 49, 49, "unseen problems")
     assert "of 25 problems …" in views.scores(50, 25, 25, 20, "unseen problems")
 
 
-def test_the_problem_that_only_the_merge_solves_says_so() -> None:
+def test_the_problem_that_only_the_merge_solves_says_so():
     """Its gloss, and how many there are of its kind; another prompt has what is unknown, or nothing."""
     problems = [
         Problem(prompt="q", answer="1", gloss="What?", right={"evolved": True, "base": right}) for right in (True, False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from texts import SpaceError
 from hf_evomerge.record import Record
 
 
-def test_the_record_is_read(dfs: Path) -> None:
+def test_the_record_is_read(dfs):
     """Configuration, recipe, study and every trial of a published search are there."""
     found = reading.read(str(dfs))
     config = json.loads((dfs / "config.json").read_text())
@@ -31,7 +30,7 @@ def test_the_record_is_read(dfs: Path) -> None:
     assert not found.on_hub
 
 
-def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_win_over_the_file(tmp_path, monkeypatch):
     """`space.json` names the model unless the variables do; a broken one counts as none."""
     monkeypatch.delenv("EVOMERGE_MODEL", raising=False)
     monkeypatch.delenv("EVOMERGE_REVISION", raising=False)
@@ -49,13 +48,13 @@ def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "model", ["", "no such folder", "../no such/../x", "a/b/c", "user/name?x", "<img src=x>", "user/\nname"]
 )
-def test_a_model_that_is_none_is_explained(model: str) -> None:
+def test_a_model_that_is_none_is_explained(model):
     """An unset or impossible model is one line that names the variable."""
     with pytest.raises(SpaceError, match="EVOMERGE_MODEL"):
         reading.read(model)
 
 
-def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch):
     """A repository that cannot be asked for is one line, not a trace."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits longer and longer
@@ -63,7 +62,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPat
         reading.read("nobody/nothing")
 
 
-def test_what_is_missing_is_left_out(broken: Callable[..., Path]) -> None:
+def test_what_is_missing_is_left_out(broken):
     """A model without record and recipe is shown from its configuration alone."""
     found = reading.read(str(broken(study__json=None, trials__parquet=None, recipe__yaml=None)))
     assert found.path
@@ -86,7 +85,7 @@ def test_what_is_missing_is_left_out(broken: Callable[..., Path]) -> None:
         ("README__md", "---\na: [\n---\n"),
     ],
 )
-def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text: str) -> None:
+def test_what_is_broken_is_left_out(broken, name, text):
     """A file that cannot be read, or holds something else, never takes the page down."""
     import views
 
@@ -101,7 +100,7 @@ def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text
 
 
 @pytest.mark.parametrize("hop", ["0", "<b>", 3, None, {}, "0:" + "9" * 20])
-def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., Path], dfs: Path, hop: object) -> None:
+def test_a_path_that_cannot_be_read_is_left_out_and_said(broken, dfs, hop):
     """One bad hop in the configuration, or in a trial of the record, does not take the page down."""
     import pyarrow as pa
     import views
@@ -135,7 +134,7 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., P
     ],
     ids=["doubling", "merging", "deep", "endless", "tag", "long"],
 )
-def test_yaml_has_limits_in_the_space_too(broken: Callable[..., Path], name: str, text: str) -> None:
+def test_yaml_has_limits_in_the_space_too(broken, name, text):
     """A recipe or a card beyond the limits of YAML is left out, with a note, within seconds of the processor."""
     begin = time.process_time()
     found = reading.read(str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text})))
@@ -148,20 +147,20 @@ def test_yaml_has_limits_in_the_space_too(broken: Callable[..., Path], name: str
         assert any(note.startswith("recipe.yaml cannot be read") for note in found.notes)
 
 
-def test_without_configuration_there_is_no_model(broken: Callable[..., Path]) -> None:
+def test_without_configuration_there_is_no_model(broken):
     """A folder whose config.json cannot be read is refused in one line."""
     with pytest.raises(SpaceError, match=r"config\.json"):
         reading.read(str(broken(config__json="{")))
 
 
-def test_hops_are_text(broken: Callable[..., Path]) -> None:
+def test_hops_are_text(broken):
     """An unquoted hop of a recipe is not read as a number of base 60."""
     sources = "sources: [{model: a}, {model: b}]\n"
     found = reading.read(str(broken(recipe__yaml=f"{sources}flow: {{path: [1:30, '0:2', 1:5], embedding_source: 1}}\n")))
     assert found.recipe.flow.path == ["1:30", "0:2", "1:5"]
 
 
-def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_recipe_opens_no_folder_of_the_server(broken, monkeypatch):
     """Of a model from the Hub only repositories are parents: a folder's name in its recipe is never a folder here."""
     sources = [
         {"model": "/etc"},
@@ -195,9 +194,7 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
 
 
 @pytest.mark.parametrize(("rows", "characters"), [(2000, 10_000), (1, 2 << 20)])
-def test_a_small_file_of_endless_trials_is_left_out(
-    broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, rows: int, characters: int
-) -> None:
+def test_a_small_file_of_endless_trials_is_left_out(broken, monkeypatch, rows, characters):
     """A few kilobytes that say one text thousands of times, or one without end, are never held whole."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -214,7 +211,7 @@ def test_a_small_file_of_endless_trials_is_left_out(
     assert len(read) < 150
 
 
-def test_a_published_recipe_looks_for_no_run(broken: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_published_recipe_looks_for_no_run(broken, tmp_path):
     """A recipe that names a folder of checkpoints is left out: its folders would be listed on the page's own machine."""
     (tmp_path / "runs" / "private-1").mkdir(parents=True)
     (tmp_path / "runs" / "private-1" / "config.json").write_text("{}")

@@ -76,7 +76,7 @@ def served(search: Path, serve: Callable[..., Served]) -> Served:
     return served
 
 
-def test_models_answer_as_in_the_search(search: Path, served: Served) -> None:
+def test_models_answer_as_in_the_search(search, served):
     """The evolved model and each parent, one of which is blind by itself, give the answers that the search scored."""
     published, host = served.show.need()
     evaluator = Evaluator(settings_in(search))
@@ -94,7 +94,7 @@ def test_models_answer_as_in_the_search(search: Path, served: Served) -> None:
         assert served.show.rehearsed[shown.prompt, shown.pictures][label].text.startswith(said)
 
 
-def test_path_and_weights_work_with_pictures(served: Served) -> None:
+def test_path_and_weights_work_with_pictures(served):
     """What a model would answer after each layer ends with its answer; a path, or the parents' shares, can be changed."""
     published, host = served.show.need()
     shown = published.examples[0]
@@ -112,7 +112,7 @@ def test_path_and_weights_work_with_pictures(served: Served) -> None:
     assert host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text == said
 
 
-def test_strangers_pictures(served: Served) -> None:
+def test_strangers_pictures(served):
     """The API takes pictures as texts; without them, or with too few, it says what is missing; other words need no mark."""
     published, host = served.show.need()
     shown, client = published.examples[0], served.client()
@@ -130,12 +130,12 @@ def test_strangers_pictures(served: Served) -> None:
     assert client.predict("\u7c60", EVOLVED, 4, [other], api_name="/answer")["tokens"] >= 1
 
 
-def test_files_of_visitors_do_not_stay(served: Served) -> None:
+def test_files_of_visitors_do_not_stay(served):
     """The page looks every ten minutes which uploads are older than an hour, and removes these."""
     assert served.blocks.delete_cache == (600, 3600)
 
 
-def test_a_gallery_follows_no_address(served: Served) -> None:
+def test_a_gallery_follows_no_address(served):
     """A visitor who sends an address in place of a file is told so, and it is not opened."""
     picture = {"image": {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}}, "caption": None}
     config = json.load(urllib.request.urlopen(f"{served.url}config"))
@@ -162,7 +162,7 @@ def test_a_gallery_follows_no_address(served: Served) -> None:
         (_file(kind="TIFF"), "no picture"),
     ],
 )
-def test_pictures_have_limits(data: bytes, said: str) -> None:
+def test_pictures_have_limits(data, said):
     """What is no picture, too large, or in another format, is refused by its header, in one line."""
     with pytest.raises(EvoMergeError, match=said):
         seeing.checked([data])
@@ -170,7 +170,7 @@ def test_pictures_have_limits(data: bytes, said: str) -> None:
         seeing.checked([_file()] * 9)
 
 
-def test_a_damaged_picture_is_said(served: Served) -> None:
+def test_a_damaged_picture_is_said(served):
     """One that ends too soon passes the header's check, and is one line."""
     noisy = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(noisy, format="PNG")

@@ -14,7 +14,7 @@ from texts import SpaceError
 from hf_evomerge.record import Problem, Record
 
 
-def test_control_characters_are_left_out_and_said() -> None:
+def test_control_characters_are_left_out_and_said():
     """Control characters, lone surrogates and direction marks go, with a note; text, emoji and newlines stay."""
     prompt, note = texts.clean_prompt("a\x00b\x1b[31m\ud800\u202ec\r\nd\t👩‍🔬 ")
     assert prompt == "ab[31mc\nd\t👩‍🔬"
@@ -23,14 +23,14 @@ def test_control_characters_are_left_out_and_said() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "\x00\x01", None, 5, ["a"], {"a": 1}, "x" * 100_000])
-def test_a_prompt_that_is_none_is_explained(prompt: object) -> None:
+def test_a_prompt_that_is_none_is_explained(prompt):
     """An empty, wrong or endless prompt is one friendly line."""
     with pytest.raises(SpaceError, match=r"prompt") as caught:
         texts.clean_prompt(prompt)
     assert len(str(caught.value)) < 200
 
 
-def test_an_example_is_asked_to_the_letter() -> None:
+def test_an_example_is_asked_to_the_letter():
     """A prompt that is an example but for the space around it is asked as the search asked it; any other as it was sent."""
     show = showcase.Showcase("")
     show.published = Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")]))
@@ -41,7 +41,7 @@ def test_an_example_is_asked_to_the_letter() -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 257, 1.5, "8", None, True, float("nan"), float("inf"), [8]])
-def test_the_bound_of_tokens_is_checked(tokens: object) -> None:
+def test_the_bound_of_tokens_is_checked(tokens):
     """The number of tokens is a whole number within the bounds, whatever type is sent."""
     with pytest.raises(SpaceError, match="number of tokens"):
         showcase.token_bound(tokens)
@@ -75,7 +75,7 @@ def test_the_bound_of_tokens_is_checked(tokens: object) -> None:
         ("18 ### Problem: 20", "18", {"task": "gsm8k"}, True),
     ],
 )
-def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, Any], right: bool | None) -> None:
+def test_an_answer_is_judged_as_the_search_did(text, answer, fitness, right):
     """Numbers are compared where the search compared numbers, texts where it compared texts, and nothing is said otherwise."""
     assert _verdict(text, answer, fitness) is right
 
@@ -102,12 +102,12 @@ def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
         ("from 9 8 10 います 7 away 7 10 9 15 the 9 10", "no clear answer"),
     ],
 )
-def test_a_wrong_answer_says_why(text: str, reason: str) -> None:
+def test_a_wrong_answer_says_why(text, reason):
     """A visitor who cannot read the language learns whether the number or the language is wrong."""
     assert texts.why_wrong(text, "答え は 10") == reason
 
 
-def test_a_list_has_commas_and_one_and() -> None:
+def test_a_list_has_commas_and_one_and():
     """A, B and C; one hop is a hop."""
     assert [texts.listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == ["A", "A and B", "A, B and C"]
     assert [texts.counted(count, "hop") for count in (1, 2)] == ["1 hop", "2 hops"]

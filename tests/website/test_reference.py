@@ -14,7 +14,7 @@ import hf_evomerge
 from hf_evomerge import cli, merging
 
 
-def test_every_key_has_a_row() -> None:
+def test_every_key_has_a_row():
     """The pages of both files have a row for each key of each section, and every section that a row links to."""
     for name in ("search", "recipe"):
         page = reference.file_page(name)
@@ -34,13 +34,13 @@ def test_every_key_has_a_row() -> None:
     )
 
 
-def test_a_key_without_a_description_is_an_error() -> None:
+def test_a_key_without_a_description_is_an_error():
     """A key that nobody describes ends the build with the section and the key."""
     with pytest.raises(LookupError, match="`ps`: method: has no description"):
         reference._section("`ps`", {"description": "PS.", "properties": {"method": {"type": "string"}}}, {})
 
 
-def test_every_command_and_option_is_described() -> None:
+def test_every_command_and_option_is_described():
     """Every command has a section, a sentence, and a row with a meaning for each argument and option."""
     page = reference.commands_page()
     program: Any = typer.main.get_command(cli.app)
@@ -54,7 +54,7 @@ def test_every_command_and_option_is_described() -> None:
         list(reference._parameters("merge", program.commands["merge"]))
 
 
-def test_every_public_name_is_on_a_page() -> None:
+def test_every_public_name_is_on_a_page():
     """Every name that the package offers is on one page, and every merge method with its own signature."""
     text = "\n".join(reference.python_pages().values())
     assert sorted(re.findall(r"^::: hf_evomerge\.(\w+)$", text, re.MULTILINE)) == sorted(hf_evomerge.__all__)

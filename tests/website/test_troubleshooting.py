@@ -20,7 +20,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield child.value
 
 
-def test_every_quoted_message_is_in_the_code() -> None:
+def test_every_quoted_message_is_in_the_code():
     """Each message in the first column of a table stands in the package, with … where something is put in."""
     quoted = re.findall(r"^\| `([^|`]*)` \|", PAGE, re.MULTILINE)
     assert len(quoted) == len(re.findall(r"^\| (?!message|---)", PAGE, re.MULTILINE)) > 60
