@@ -1,7 +1,5 @@
 """A tiny family on disk for the tests of whole searches: a base, two fine-tunes of it, a deeper relative, and problems."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

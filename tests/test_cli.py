@@ -1,7 +1,5 @@
 """The command line: what it prints, what it leaves, and that a user's mistake is one line and status 1."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

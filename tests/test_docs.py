@@ -1,7 +1,5 @@
 """What the documentation shows is valid: search files, recipes, tables and links. What it runs: test_examples.py."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

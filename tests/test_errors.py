@@ -1,7 +1,5 @@
 """Errors of others in our messages: one line, short, and without secrets."""
 
-from __future__ import annotations
-
 import pytest
 
 from hf_evomerge.errors import MAX_MESSAGE, HubError, one_line

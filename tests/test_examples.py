@@ -1,7 +1,5 @@
 """The examples in docstrings, README and docs run, on tiny models, as a reader would run them: in one folder, in order."""
 
-from __future__ import annotations
-
 import doctest
 import re
 import shlex

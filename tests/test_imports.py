@@ -1,7 +1,5 @@
 """Import directions: the parts of the package know only the parts below them, and light modules stay light."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from graphlib import TopologicalSorter

@@ -1,7 +1,5 @@
 """The paper's example files, with nothing edited but the device and budgets, on stand-ins of a Hub on loopback."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

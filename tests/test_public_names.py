@@ -1,7 +1,5 @@
 """The names that ``import hf_evomerge`` offers: all there, all described, all found by tab completion and type checkers."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import subprocess

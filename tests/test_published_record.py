@@ -1,7 +1,5 @@
 """The record of a search as strangers may have written it: limits, and one line for whatever is wrong."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The merged model is registered with the Auto classes in whatever order things are imported, and importing stays light."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The code in docs/released-models.md runs on stand-ins of the models that it names."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The built wheel, in a folder that has nothing of the repository: it publishes, loads, rebuilds and makes a Space."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

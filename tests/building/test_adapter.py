@@ -1,7 +1,5 @@
 """Merges of adapters as adapters: exact against the whole model, read by peft and transformers, bit for bit the same again."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Building a recipe's model: the parts together, the same bits every time, and nothing half-made left behind."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

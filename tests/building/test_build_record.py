@@ -1,7 +1,5 @@
 """The record that a build leaves: what it gave, so that a change of it is seen."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from pathlib import Path
 

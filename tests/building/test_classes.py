@@ -1,7 +1,5 @@
 """Encoders, classifiers and encoder-decoders: merged whole and by part, on disk and in memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

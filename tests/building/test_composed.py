@@ -1,7 +1,5 @@
 """A part of a model merged in the model that it is of: a vision-language model with the language model of several."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The paper's released layout, as `examples/evomistral.py` reads it: what is built computes what the description says."""
 
-from __future__ import annotations
-
 import json
 import runpy
 from pathlib import Path

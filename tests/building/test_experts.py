@@ -1,7 +1,5 @@
 """Mixtures of experts: routers from one source, experts as a group of their own, on disk and in memory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

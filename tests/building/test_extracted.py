@@ -1,7 +1,5 @@
 """Adapters of whole fine-tunes: the best of a rank, and what is lost by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The checkpoint executor: from sources on disk to a folder that loads as the parents do."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

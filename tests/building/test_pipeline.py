@@ -1,7 +1,5 @@
 """A component merged in a diffusion pipeline: what diffusers loads is what the formulas give, and nothing is lost."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Stacks of slices: which layers become which, with whose parameters, and what cannot be stacked."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """Vocabularies that are matched by token: whose row a token gets, which tokenizer goes with it, and what stays untouched."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

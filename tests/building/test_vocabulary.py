@@ -1,7 +1,5 @@
 """Vocabularies that differ by rows at their end: refused, cut to what is shared, or completed from one source."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

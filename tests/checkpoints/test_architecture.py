@@ -1,7 +1,5 @@
 """Tensors are compared with what the architecture's own class asks for, before anything is written."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every checkpoint answers, whatever it is made of: the same tensors whether read, written or accounted for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

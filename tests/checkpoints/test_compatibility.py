@@ -1,7 +1,5 @@
 """What is checked before a merge: what makes it impossible is refused, what makes it doubtful is told, with both sides."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

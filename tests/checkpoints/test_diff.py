@@ -1,7 +1,5 @@
 """How two checkpoints are said to differ, against numpy's own float64."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """GGUF files as sources: read as transformers reads them, dequantised once, and refused where they are not whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What a checkpoint is said to be."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

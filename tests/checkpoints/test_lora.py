@@ -1,7 +1,5 @@
 """LoRA adapters as part of a source: what peft's own merge gives, everywhere a source is read, or a refusal in one line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sources on the Hub: checked before their weights are fetched, checked again when they came, and used from the cache."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

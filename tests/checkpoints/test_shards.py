@@ -1,7 +1,5 @@
 """Files of weights written as a stream: the same bytes in any order of work, whole or not there, and kept after a stop."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sources: what is read from a checkpoint's files, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

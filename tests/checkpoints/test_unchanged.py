@@ -1,7 +1,5 @@
 """Which tensors of a fine-tune are those of its base."""
 
-from __future__ import annotations
-
 import shutil
 
 import torch

@@ -1,7 +1,5 @@
 """The writer of checkpoints: which numbers it calls finite."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The demo on the specialists that ship with the package: a whole table, reloaded winners, pictures, and nothing done twice."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Chat templates are programs of strangers: what they write is transformers' own text, and what goes on and on is ended."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

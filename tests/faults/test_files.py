@@ -4,8 +4,6 @@
 those of `EVOMERGE_FUZZ_SEED`, and says how many there were.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

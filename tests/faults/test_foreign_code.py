@@ -1,7 +1,5 @@
 """Python code that comes with somebody else's model is not run unless the user has said so."""
 
-from __future__ import annotations
-
 import ast
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Headers and indexes of safetensors files that say what is not so, and messages that somebody else's file makes long."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

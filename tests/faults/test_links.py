@@ -1,7 +1,5 @@
 """Links in a model folder that lead out of it: what is behind them is neither read nor copied."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

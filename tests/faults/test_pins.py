@@ -1,7 +1,5 @@
 """A search of models on the Hub stays with the commits that it began with."""
 
-from __future__ import annotations
-
 import json
 
 from watch import killed

@@ -1,7 +1,5 @@
 """A push when the Hub has a bad day: whatever goes wrong with whichever call, it succeeds or says in one line what is there."""
 
-from __future__ import annotations
-
 import itertools
 import random
 

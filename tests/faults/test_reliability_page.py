@@ -1,7 +1,5 @@
 """The page of what was let go wrong: a place for every part, tables that add up, and a part that writes only its own."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: a command ends within seconds, says how to go on, and leaves no process behind."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """Studies as the truth of a search: what they stand on does not change unnoticed, and what a disk changes is noticed."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

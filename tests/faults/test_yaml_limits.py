@@ -1,7 +1,5 @@
 """YAML that somebody else wrote: whatever it says, reading it ends soon, in an object or in one line."""
 
-from __future__ import annotations
-
 import os
 import time
 

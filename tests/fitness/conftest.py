@@ -1,7 +1,5 @@
 """A word-level tokenizer and tiny random models, made in memory."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The fitness of classifiers, of texts and of pictures, and a search that climbs it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

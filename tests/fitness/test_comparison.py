@@ -1,7 +1,5 @@
 """Paired comparisons: their figures against independent ones, what they say of equal models, and that they never move."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

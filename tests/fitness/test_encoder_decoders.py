@@ -1,7 +1,5 @@
 """Encoder-decoders: what they write is scored, and a search over it ends in a model that writes the same."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

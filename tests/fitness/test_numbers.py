@@ -1,7 +1,5 @@
 """Numbers in what models write: every format that docs/fitness.md promises, and texts that are made to be slow."""
 
-from __future__ import annotations
-
 import math
 import time
 

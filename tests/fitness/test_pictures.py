@@ -1,7 +1,5 @@
 """Pictures in examples: what is read and what is refused; that tasks see each example's own."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

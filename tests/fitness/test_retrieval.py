@@ -1,7 +1,5 @@
 """The fitness of sentence encoders, and a search over two of them."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

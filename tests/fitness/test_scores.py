@@ -1,7 +1,5 @@
 """Scores: statistics of a mean, failures, and what is refused."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A hub on loopback for each test that asks for one, and what is pushed to it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Publishing an adapter as what it is: a card of peft that names its base, and the same bits for whoever rebuilds it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

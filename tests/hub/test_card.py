@@ -1,7 +1,5 @@
 """The model card: it claims what was measured, for every kind of winner and with any part of the information missing."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import re

@@ -1,7 +1,5 @@
 """One way to call the Hub: patient for two minutes, as long as the Hub asks, and one line at the end."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The cards of the demo's models in ``model_cards/demo``: what the package would write today, and run as a program writes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

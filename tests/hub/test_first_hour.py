@@ -1,7 +1,5 @@
 """The README's way from two models to a published merge, run as it stands there, against a hub on loopback."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

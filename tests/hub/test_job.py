@@ -1,7 +1,5 @@
 """The example that runs a search as a job: cut off, begun again on an empty disk, and the same as one that never was."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from importlib.util import module_from_spec, spec_from_file_location

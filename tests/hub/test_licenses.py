@@ -1,7 +1,5 @@
 """Licenses: what follows from the parents', what is left to the user, and what is refused."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

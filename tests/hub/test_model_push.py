@@ -1,7 +1,5 @@
 """transformers' own ``push_to_hub`` on a merged model: strangers load what it leaves on the Hub."""
 
-from __future__ import annotations
-
 import json
 
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,7 +1,5 @@
 """Publishing: one commit that lands whole or not at all, loads everywhere, and can be pushed again after any failure."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A push that is cut off: nothing is published by half, and pushing again finishes it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

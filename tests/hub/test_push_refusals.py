@@ -1,7 +1,5 @@
 """What is not published: refused in one line, before anything is uploaded."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The record of a search: what it holds, and what of this machine it does not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from typing import Any

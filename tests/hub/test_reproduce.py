@@ -1,7 +1,5 @@
 """Rebuilding what was published: the same bits, or a report of what differs; and no faith in what was downloaded."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

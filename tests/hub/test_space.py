@@ -1,7 +1,5 @@
 """The Space of a model: what is uploaded, what is kept, and that it shows the model it was made for."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from subprocess import CompletedProcess

@@ -1,7 +1,5 @@
 """Card metadata: what the hub on loopback takes, what it refuses, and the tags that follow."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

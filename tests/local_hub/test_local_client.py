@@ -1,7 +1,5 @@
 """The hub on loopback answers the real client as the Hub does."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The faults that tests order do happen, in their order, and an upload that is cut is sent again."""
 
-from __future__ import annotations
-
 import os
 import time
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Whole programs against the hub on loopback: transformers, the `hf` command, our own command."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """The hub on loopback as seen without the client: addresses, headers, ranges, and everything that somebody hostile may send."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """What the hub on loopback keeps: everything that was answered, after a restart and after a kill, and no token."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """mergekit files as people publish them: each is built from tiny stand-ins of its models, or refused as it states."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

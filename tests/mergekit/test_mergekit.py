@@ -1,7 +1,5 @@
 """mergekit's YAML files: read as recipes, written back, built; and what cannot be said is refused by its key."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file

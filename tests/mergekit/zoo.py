@@ -5,8 +5,6 @@ all numbers of layers are divided by 4. The tokenizer has 40 tokens, and those t
 two, a padding token, or both.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Iterator

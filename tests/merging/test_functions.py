@@ -1,7 +1,5 @@
 """Merge methods as functions of tensors: the executors' bits, peft's numbers, documentation that runs, and plain errors."""
 
-from __future__ import annotations
-
 import doctest
 import inspect
 import pickle

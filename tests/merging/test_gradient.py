@@ -1,7 +1,5 @@
 """The gradient of a live merge, against differences between merges."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Adapters that run on their base without being merged, against the same merges written into a whole model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

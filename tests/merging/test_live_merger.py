@@ -1,7 +1,5 @@
 """The live executor: the same bits as on disk, written into a model that stays in memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from method_cases import CASES, IDS

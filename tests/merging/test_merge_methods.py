@@ -1,7 +1,5 @@
 """The arithmetic of the merge methods, against float64 reference code and against what must always hold."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

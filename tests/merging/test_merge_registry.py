@@ -1,7 +1,5 @@
 """The registry of merge methods, and the checks of a recipe's merge part."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What holds for every merge method, whatever it computes: the methods come from the registry, the parameters from a table."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

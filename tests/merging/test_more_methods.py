@@ -1,7 +1,5 @@
 """The arithmetic of the methods beside the paper's own, against float64 reference code written from their formulas."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

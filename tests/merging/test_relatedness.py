@@ -1,7 +1,5 @@
 """A merge says how its sources are related, and asks about a base that looks like one of them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Weights for runs of rows: a list of numbers under the name of a tensor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Statistics of whole tensors: thresholds, random fields and sums."""
 
-from __future__ import annotations
-
 import merge_reference as reference
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """The merged model by its definition, without the package: a plain deep model whose blocks are called as the equations say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

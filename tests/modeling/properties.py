@@ -3,8 +3,6 @@
 A function raises AssertionError where the property does not hold. It may return a remark or the size of an error for the table.
 """
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Callable

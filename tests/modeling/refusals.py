@@ -5,8 +5,6 @@
 prints the table.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

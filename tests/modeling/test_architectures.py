@@ -1,7 +1,5 @@
 """What holds for every architecture, and that the table in docs/model-tests.md says so."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator

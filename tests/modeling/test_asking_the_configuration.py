@@ -1,7 +1,5 @@
 """What clients ask a configuration: the source architecture's own fields, read, set, stored once, and kept."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

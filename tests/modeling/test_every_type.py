@@ -1,7 +1,5 @@
 """Every type of causal language model in transformers, as the table in docs/model-tests.md records it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Layers that depend on their place: what is built, made in memory and loaded again computes the same, or is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

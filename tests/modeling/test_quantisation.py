@@ -1,7 +1,5 @@
 """Quantised while it is loaded: the same numbers as a plain deep model that is quantised alike. Skips what is not installed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Paths through the language layers of vision-language models."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import cache

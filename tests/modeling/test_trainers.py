@@ -1,7 +1,5 @@
 """Fine-tuning of a path: TRL's trainers, heads, adapters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

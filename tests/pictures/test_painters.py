@@ -1,7 +1,5 @@
 """Both painters paint every mark, in the same place, and the same scenes give the same bytes."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

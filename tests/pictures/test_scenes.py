@@ -1,7 +1,5 @@
 """Scenes hold the numbers they were given: marks are where the data say, in the units of the axes."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Trials are sorted into stages and moments, and the best of them is one that was scored like the others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from hf_evomerge.pictures.trials import Trial, best_so_far, climb, of_stage, stages, without_first

@@ -1,7 +1,5 @@
 """Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to it."""
 
-from __future__ import annotations
-
 import pytest
 
 from hf_evomerge.errors import RecipeError

@@ -1,7 +1,5 @@
 """Paths: text to hops and back, and every refusal."""
 
-from __future__ import annotations
-
 import random
 import time
 

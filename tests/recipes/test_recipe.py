@@ -1,7 +1,5 @@
 """Recipes: YAML and back, and every refusal as one line that names the key."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Every worked example of docs/recipes.md is built, on a tiny family with as many layers as the examples have."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

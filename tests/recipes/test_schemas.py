@@ -1,7 +1,5 @@
 """The JSON schemas for editors: they allow what the models allow, find mistakes, and are made with little installed."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Gates: the paths that they stand for, the model that has them, and its gradient."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The layout of slots: which genome is which path, with which scales."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

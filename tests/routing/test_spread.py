@@ -1,7 +1,5 @@
 """Models over several devices: each tensor meets those of its own device alone, as two pretended GPUs say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Searches over adapters of one base: the result is an adapter, and everything that reads models reads it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

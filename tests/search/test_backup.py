@@ -1,7 +1,5 @@
 """Damaged studies: whatever a disk does to the file is noticed in one line, which says how to go on from the copy beside it."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Whole searches by gradient, alone and before evolution."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from searches import BY_BOTH, BY_GRADIENT, GRADIENT, facts

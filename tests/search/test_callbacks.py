@@ -1,7 +1,5 @@
 """What a search over a toy fitness tells on its way, and what may end a stage early."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which of a search's candidates wins, on which split it is judged, and what the table says of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

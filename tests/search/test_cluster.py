@@ -1,7 +1,5 @@
 """A Ray cluster gives the study that this process gives, and what goes wrong on a machine is one line that names it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from typing import Any

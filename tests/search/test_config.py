@@ -1,7 +1,5 @@
 """The search file: what it may say, and what is refused with which words."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

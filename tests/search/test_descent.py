@@ -1,7 +1,5 @@
 """The gradient optimizer on functions that are known: no model, no study."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Several devices: workers take them in turn, a study keeps their kinds, and what they have not room for is said before."""
 
-from __future__ import annotations
-
 import pytest
 from searches import facts
 

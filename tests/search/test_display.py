@@ -1,7 +1,5 @@
 """The live table holds what was reported, and nothing where nothing was."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from typing import cast

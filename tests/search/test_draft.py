@@ -1,7 +1,5 @@
 """A first search file: what it is made from, that it is one, and what it cannot be made from."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """A search over diffusion pipelines: scored by a Python function of what they draw, or by a person who chooses."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

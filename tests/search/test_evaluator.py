@@ -1,7 +1,5 @@
 """The evaluator: a live candidate scores what the built model scores, whatever was scored before it."""
 
-from __future__ import annotations
-
 import gc
 import json
 import shutil

@@ -1,7 +1,5 @@
 """LoRA fine-tunes that a search is compared with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Batches that fit: halved before the first scores of a kind of job count, and the same for whoever goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

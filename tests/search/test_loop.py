@@ -1,7 +1,5 @@
 """A whole search over a toy fitness: what is evaluated and what is kept. No model is loaded."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness, table_rows, toy_config, toy_scores, toy_search

@@ -1,7 +1,5 @@
 """The same search over a toy fitness, stopped, resumed or evaluated in another order: the same trials, or it is refused."""
 
-from __future__ import annotations
-
 import pytest
 from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, columns, table_rows, toy_search

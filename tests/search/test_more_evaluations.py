@@ -1,7 +1,5 @@
 """A finished search that is given more evaluations goes on where it was."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Searches for several objectives: what is proposed, what is on the front, which point wins; resuming changes nothing."""
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3

@@ -1,7 +1,5 @@
 """The optimizer: one suite of rules that every algorithm keeps, and what each is for."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

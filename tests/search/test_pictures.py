@@ -1,7 +1,5 @@
 """The pictures of a search: which trials of a study they show, and what they are called."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast

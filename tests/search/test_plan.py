@@ -1,7 +1,5 @@
 """The plan of a search: its phases, their times, its workers, and what it warns of."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """What is refused before a search begins, in one line, with nothing written."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer

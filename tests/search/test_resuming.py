@@ -1,7 +1,5 @@
 """A search that was killed, moved, or is begun again: it goes on to the same trials, or is refused with what differs."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import time

@@ -1,7 +1,5 @@
 """Whole searches of tiny models: what is left behind, and what a search can be made of."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

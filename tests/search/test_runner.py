@@ -1,7 +1,5 @@
 """Runners: worker processes give the scores of this process, and a worker that dies takes only its own job with it."""
 
-from __future__ import annotations
-
 import errno
 import math
 import multiprocessing
@@ -281,7 +279,7 @@ def test_a_gradient_in_parts(search_config):
 class Pretended:
     """A worker whose job takes so many moments as it has examples, on a machine that may be lost with it."""
 
-    def __init__(self, runner: Moments) -> None:
+    def __init__(self, runner: "Moments") -> None:
         self.runner, self.index, self.size, self.at = runner, None, 0, 0
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:

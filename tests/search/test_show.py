@@ -1,7 +1,5 @@
 """What a study holds, what a search found and what a model is, in plain text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Searches over vision-language models: examples with pictures, candidates in memory, what is built of the winner."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

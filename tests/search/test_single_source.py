@@ -1,7 +1,5 @@
 """Searches over the layers of one model: they find, build and fold a path, and what cannot work is refused in one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Averages of a run's checkpoints: which they are, their weights, and what is built."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace

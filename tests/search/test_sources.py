@@ -1,7 +1,5 @@
 """Which sources a search takes, and what it says of doubtful ones: whatever a merge takes, and in the same words."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

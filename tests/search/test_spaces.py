@@ -1,7 +1,5 @@
 """Search spaces: which genome is which recipe."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The study file: what goes in comes out, and nothing short of a broken disk takes it away."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sqlite3

@@ -1,7 +1,5 @@
 """The best parent with a temperature, which a merge's lead in likelihood is compared with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

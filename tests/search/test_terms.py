@@ -1,7 +1,5 @@
 """Searches whose fitness is a sum of terms, or agreement with the parents."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

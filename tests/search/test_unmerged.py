@@ -1,7 +1,5 @@
 """Searches over LoRA adapters of one base, which run on it without being merged."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

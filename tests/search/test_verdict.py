@@ -1,7 +1,5 @@
 """What a search says of its own result, in words, and of its parents before it begins."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -6,8 +6,6 @@ per model and task; ends with status 1 where a document's score differs.
     python tests/slow/lm_eval_equality.py --out /tmp/lm-eval-equality
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

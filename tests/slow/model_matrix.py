@@ -8,8 +8,6 @@ core. And, on every type that the installed transformers knows, whether the mode
     python tests/slow/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes nothing
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -7,8 +7,6 @@ nothing went wrong; it is one line where the program says in one line what is wr
     python tests/slow/reliability.py kills push --kills 20     # two parts, one of them shortened
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

@@ -1,7 +1,5 @@
 """The scripts beside this file: each ends with status 0, which is what it says where nothing was found wrong."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The demo's model that sees: its pictures, and a merge of it that answers in another language."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

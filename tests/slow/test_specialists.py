@@ -1,7 +1,5 @@
 """Training the demo's models: what they read, that the same seed gives the same weights, and what is frozen stays as it was."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

@@ -9,8 +9,6 @@ names a git checkout of transformers at the installed version. Nothing of transf
 temporary folder, beside the testers below.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

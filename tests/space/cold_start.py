@@ -4,8 +4,6 @@ Prints one line of JSON: seconds to install, to the first page, to the first ans
 requirements.txt names, torch included; not part of the tests.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The Space under test: small published models made by real searches, and the page started on a free port."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The Space as a stranger's machine starts it: the files of its repository, and no other copy of the package."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

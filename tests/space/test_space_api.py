@@ -1,7 +1,5 @@
 """The named API as strangers use it: what each endpoint answers, hostile calls, and twenty visitors at once."""
 
-from __future__ import annotations
-
 import json
 import threading
 import urllib.error

@@ -1,7 +1,5 @@
 """The page in a real browser: every tab, an answer, an edit, the replay, errors, a phone, and two visitors side by side."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The Space of a diffusion pipeline: a picture for a class and a seed, and a line for what cannot be drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

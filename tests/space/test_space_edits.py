@@ -1,7 +1,5 @@
 """Edits of a path: what each does, what is refused, and that the changed recipe is one that the package reads."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 from urllib.parse import parse_qs, unquote

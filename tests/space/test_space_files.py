@@ -1,7 +1,5 @@
 """The Space's own files: a complete header, requirements that agree with the package's, and imports that are uploaded."""
 
-from __future__ import annotations
-
 import re
 import sys
 import tomllib

@@ -1,7 +1,5 @@
 """The models behind the Space: answers are transformers' own, bounded, stoppable, and nothing foreign is run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """The Space's pictures: every number is where it belongs, at any size, and no text becomes markup."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from html.parser import HTMLParser

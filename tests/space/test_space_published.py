@@ -1,7 +1,5 @@
 """What the Space reads of a published model, and what it makes of missing, broken and hostile files."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The Space of a model that sees: published with its examples' pictures, asked with them or with a visitor's, within limits."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """What a visitor may send, and how an answer is judged."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Tiny random models of classes that are no causal language models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A tiny random model of every type of causal language model in the installed transformers, from its config's defaults."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Tiny parents on disk: a base, and fine-tunes of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """A Hub on loopback that remembers requests and has bad days: which request goes wrong, how, and how often, is ordered."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket
@@ -101,7 +99,7 @@ class _CutOffError(OSError):
 class _Handler(Handler):
     """A connection on which requests are noted and go wrong."""
 
-    server: _Server
+    server: "_Server"
     fault: Fault | None = None
 
     def finish(self) -> None:
@@ -159,7 +157,7 @@ def _read(part: Slice) -> bytes:
 class _Server(Server):
     """A server whose handlers know what was ordered."""
 
-    def __init__(self, port: int, respond: Callable[[Request], Response], hub: FaultyHub) -> None:
+    def __init__(self, port: int, respond: Callable[[Request], Response], hub: "FaultyHub") -> None:
         self.faults, self.requests = hub.faults, hub.requests
         super().__init__(port, respond, _Handler)
 

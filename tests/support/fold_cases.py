@@ -1,7 +1,5 @@
 """Folding, checked for one architecture: the merged model, the folded checkpoint, and by how much they differ."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

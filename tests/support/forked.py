@@ -1,7 +1,5 @@
 """A process of its own that may be killed, for tests: a fork, which has imported all that this process has."""
 
-from __future__ import annotations
-
 import os
 import signal
 import traceback

@@ -1,7 +1,5 @@
 """A hub on loopback for each test, and ways to talk to it: the client in this process, or a program of its own."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest

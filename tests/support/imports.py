@@ -1,7 +1,5 @@
 """Reads what the files of a package import."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 Worker processes import it, and actors of a cluster get it with the task.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

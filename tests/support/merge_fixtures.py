@@ -1,7 +1,5 @@
 """Tiny parents for the merge tests: a base and three fine-tunes of it, on disk, in bfloat16 and in float32."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

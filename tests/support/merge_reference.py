@@ -3,8 +3,6 @@
 Written from the formulas alone; shares no code with the package.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 

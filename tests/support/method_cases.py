@@ -3,8 +3,6 @@
 A new method joins the tests of this folder with its line in `CASES`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

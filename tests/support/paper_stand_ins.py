@@ -1,7 +1,5 @@
 """Stand-ins for what the paper's example files name: tiny models and data sets under the same names, on a Hub on loopback."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tiny random diffusion pipelines: SDXL, whose U-Net has attention in some blocks, a DiT, and a U-Net that draws classes."""
 
-from __future__ import annotations
-
 import json
 import string
 from functools import partial

@@ -1,7 +1,5 @@
 """Pushes of one small merge to a Hub on loopback, each with one call that goes wrong; for the tests and the benchmark."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

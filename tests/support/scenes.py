@@ -1,7 +1,5 @@
 """Looks into scenes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from hf_evomerge.pictures.marks import Group, Mark

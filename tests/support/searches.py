@@ -1,7 +1,5 @@
 """Small searches and what they leave, for the tests of whole searches."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable
 from hashlib import sha256

@@ -1,7 +1,5 @@
 """What the tests of the Space talk to: a page that runs, and what transformers itself would answer."""
 
-from __future__ import annotations
-
 import json
 import urllib.error
 import urllib.request

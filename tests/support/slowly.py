@@ -1,7 +1,5 @@
 """Tables of cases of which only some run in every `make test`; the others are behind the marker `slow`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 

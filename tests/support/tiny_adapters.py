@@ -1,7 +1,5 @@
 """LoRA adapters of random numbers, for any small model in a folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

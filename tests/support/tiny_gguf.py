@@ -1,7 +1,5 @@
 """Tiny Llamas as GGUF files, written by llama.cpp's own package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny random models of many architectures, for the tests of the merged model."""
 
-from __future__ import annotations
-
 from inspect import signature
 from typing import Any
 

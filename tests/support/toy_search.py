@@ -1,7 +1,5 @@
 """Whole searches over a toy fitness, for tests of the loop: no model is loaded."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

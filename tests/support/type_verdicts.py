@@ -3,8 +3,6 @@
 Knows the types' tiny models and the package. `refusal` builds on the meta device only and is cheap; `verdict` runs everything.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Tiny random vision-language models, with processors, and plain language models that fit their language part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 A cold interpreter takes seconds for these imports. The package is imported by the process itself.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Searches that are watched, or ended as a killed process is; processes that are there; studies that are changed."""
 
-from __future__ import annotations
-
 import sqlite3
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tokenizers whose tokens are words between spaces."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, pre_tokenizers

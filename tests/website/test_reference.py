@@ -1,7 +1,5 @@
 """The pages that are made from the code: complete, and not made where something is not described."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

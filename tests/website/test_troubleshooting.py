@@ -1,7 +1,5 @@
 """The page of errors quotes what the program says today."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the parts share: a tiny family, a search and a build of it, children by fork, and whether two results are the same."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

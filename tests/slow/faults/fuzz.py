@@ -1,7 +1,5 @@
 """Damaged recipes, search files, configs, headers and the like, for minutes: tests/faults/test_files.py, at new cases."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

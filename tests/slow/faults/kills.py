@@ -1,7 +1,5 @@
 """Kills at random moments, up to four times each, what searches and builds; lets it end, and compares every bit."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -4,8 +4,6 @@ What waits between attempts does not wait here. A push is lost where it ends wit
 a line that is not true.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """One long search in one process: every trial succeeds, and the memory of the process stays what it was."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

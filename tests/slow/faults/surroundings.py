@@ -1,7 +1,5 @@
 """A disk that is full, a folder that may not be written, a worker that the kernel kills, a branch on the Hub that moves."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

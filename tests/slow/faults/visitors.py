@@ -1,7 +1,5 @@
 """Twenty visitors of a Space at once, for minutes: each asks, is answered or told to wait, and the memory stays what it was."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
