@@ -31,7 +31,8 @@ PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an
 _METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
 _MAX_PATTERNS = 4096  # of module names; each module is looked for in all of them
 _MAX_PATTERN = 1000  # characters
-_MAX_REPEATS = 6  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
+_MAX_REPEATS = 5  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
+_MAX_STEPS = 1 << 16  # of all patterns together: each repeat takes about as many times more as a name has parts
 _BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
 # Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
 # base (init_lora_weights: pissa and the like) is refused as well.
@@ -147,7 +148,9 @@ class Adapter:
         found: dict[str, Change] = {}
         changed: dict[str, str] = {}
         flat = {f"lora_{name.removesuffix('.weight').replace('.', '_')}": name.removesuffix(".weight") for name in tensors}
-        for key in self.tensors:
+        for key, info in self.tensors.items():
+            if not info.is_float:
+                raise SourceError(f"{self.label}: {key} has the dtype {info.dtype}, which no adapter is trained in")
             name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             module, part = _split(name)
             module = flat.get(_FLAT.sub(_flat_part, module), module)
@@ -297,6 +300,8 @@ class Adapter:
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
         if given and len(given) > _MAX_PATTERNS:
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} has {len(given)} entries, more than {_MAX_PATTERNS}")
+        if _steps(tuple(given or ())) > _MAX_STEPS:
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} could take for ever to match; write it without repeats")
         value = next((found for pattern, found in (given or {}).items() if _compiled(pattern).match(module)), value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a finite number")
@@ -327,11 +332,19 @@ def _flat_part(match: re.Match[str]) -> str:
     return "lora_text_encoder_" if match[1] in ("", "1") else f"lora_text_encoder_{match[1]}_"
 
 
+def _repeats(pattern: str) -> int:
+    return len(re.findall(r"[*+{]|(?<!\()\?", pattern))  # and not the mark of a group
+
+
+@lru_cache(maxsize=8)
+def _steps(patterns: tuple[str, ...]) -> int:
+    return sum(8 ** min(_repeats(pattern), _MAX_REPEATS) for pattern in patterns)
+
+
 @lru_cache(maxsize=2 * _MAX_PATTERNS)
 def _compiled(pattern: str) -> re.Pattern[str]:
     """Compile the pattern that the end of a module's name must match, as in peft."""
-    repeats = len(re.findall(r"[*+{]|(?<!\()\?", pattern))  # and not the mark of a group
-    if re.search(r"\)[*+{]", pattern) or repeats > _MAX_REPEATS or len(pattern) > _MAX_PATTERN:
+    if re.search(r"\)[*+{]", pattern) or _repeats(pattern) > _MAX_REPEATS or len(pattern) > _MAX_PATTERN:
         raise SourceError(f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats")
     try:
         return re.compile(rf"(.*\.)?({pattern})$")

@@ -81,6 +81,7 @@ class ChoiceSpec(TaskSpec):
         """Prompts have no answers: whatever stands for one will do."""
         return {"answer_field": data.get("prompt_field", "prompt"), **data}
 
+    kinds: ClassVar[tuple[str, ...]] = ()  # pipelines alone
     unit: ClassVar[str] = "generations, and one for the candidate that was chosen"
 
 

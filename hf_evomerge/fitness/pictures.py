@@ -76,6 +76,8 @@ def _file(name: str, where: str) -> Picture:
     _check_address(name, where)
     if os.path.isdir(name):
         raise FitnessError(f"{where}: a folder, not a picture; is the field empty?")
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise FitnessError(f"{where}: a pipe or a device, and no picture")
     try:
         with open(name, "rb") as stream:
             return Picture(stream.read(MAX_BYTES + 1), where)

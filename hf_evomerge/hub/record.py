@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.hashes import file_sha256
+from ..checkpoints.inside import check_inside
 from ..errors import EvoMergeError, HubError, SearchError
 from ..pictures.trials import Objective
 from ..recipes.names import hidden, named_folder
@@ -102,6 +103,7 @@ def write_record(
         _write_trials(study, every, config.objective_names, out / TRIALS_FILE, publish)
     record.save(out / STUDY_JSON)
     for picture in sorted((search / PLOTS_FOLDER).glob("*.png")):
+        check_inside(search, picture)
         (out / IMAGES_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(picture, out / IMAGES_FOLDER / picture.name)
     return record

@@ -218,6 +218,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
     ({"rank_pattern": {"((((m|.)+)+)+)Z": 3}}, "the pattern '((((m|.)+)+)+)Z' could take for ever to match"),
     ({"rank_pattern": {".*.*.*.*.*.*.*Z": 3}}, "the pattern '.*.*.*.*.*.*.*Z' could take for ever to match"),
+    ({"rank_pattern": {f".*.*.*.*X{i}": 3 for i in range(1024)}}, "rank_pattern could take for ever to match"),
     ({"rank_pattern": {f"x{i}": 3 for i in range(4097)}}, "adapter_config.json: rank_pattern has 4097 entries, more than 4096"),
     ({"lora_alpha": None}, "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number"),
     ({"rank_pattern": {"down_proj": "4"}}, "r of model.layers.0.mlp.down_proj is '4', not a finite number"),
@@ -241,6 +242,8 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
     [
         (lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}, "layers.7.mlp.down_proj.weight, which"),
         (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "has only one of the two LoRA matrices"),
+        (lambda t: {k: v.to(torch.complex64) for k, v in t.items()}, "has the dtype C64, which no adapter is trained in"),
+        (lambda t: {k: v.long() for k, v in t.items()}, "has the dtype I64, which no adapter is trained in"),
         (lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()}, "in the adapter"),
         (lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)}, "x.lora_C.weight has a meaning that is not"),
     ],

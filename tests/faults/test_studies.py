@@ -242,6 +242,10 @@ DAMAGES: dict[str, tuple[str, str]] = {
     "fitness": ("UPDATE trials SET fitness = fitness + 1e-9 WHERE stage = 'ps' AND number = 3", "trial ps 3"),
     "evaluation": ("UPDATE evaluations SET correct = NULL, error = 'x' WHERE label = 'base'", "evaluation base "),
     "recipe": ("UPDATE recipes SET yaml = yaml || ' '", "recipe "),
+    "trigger": (
+        "CREATE TRIGGER t AFTER INSERT ON trials BEGIN UPDATE trials SET fitness = 9; END",
+        "not a study, or not as a search left it",
+    ),
 }
 
 

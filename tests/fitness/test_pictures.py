@@ -86,6 +86,9 @@ def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path):
         for value in (name, {"path": name}, {"bytes": None, "path": name}, [{"path": name}]):
             with pytest.raises(FitnessError, match=r"is not in .*data, where the data is; put it there"):
                 load(value, jsonl=str(tmp_path / "data" / "data.jsonl"))
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    with pytest.raises(FitnessError, match="a pipe or a device, and no picture"):
+        load("pipe.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
     (tmp_path / "data" / "red.png").write_bytes(png())
     assert load({"path": "red.png"}, jsonl=str(tmp_path / "data" / "data.jsonl"))[0].pictures[0].data == png()
     with pytest.raises(FitnessError, match=r"missing.png: cannot be read"):

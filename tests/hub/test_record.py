@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from hf_evomerge.errors import HubError, SearchError
+from hf_evomerge.errors import HubError, SearchError, SourceError
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import STUDY_JSON, Record
@@ -58,6 +58,20 @@ def test_edited_results_are_not_published(hybrid_search, tmp_path):
     with pytest.raises(SearchError, match=r"results\.json: is not what the search ended with; .* writes it again"):
         write_record(copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_link_among_the_plots_is_not_published(hybrid_search, tmp_path, whole):
+    """A study that came from somebody else would publish any file of this machine as a picture."""
+    copy = shutil.copytree(hybrid_search, tmp_path / "search")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "fitness.png").write_text("secret")
+    link = copy / "plots" if whole else copy / "plots" / "fitness.png"
+    shutil.rmtree(link) if whole else link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "secret" if whole else tmp_path / "secret" / "fitness.png")
+    with pytest.raises(SourceError, match=r"fitness\.png: a link to .*secret"):
+        write_record(copy, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("images/*"))
 
 
 def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search, tmp_path):

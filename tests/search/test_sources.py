@@ -179,6 +179,12 @@ def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
     assert not any(record.getMessage() in warnings for record in caplog.records)
 
 
+def test_a_person_chooses_among_pictures_alone(search_config):
+    """The dry run of a choice between language models says what the search would."""
+    with pytest.raises(EvoMergeError, match="is no model that the task choice scores"):
+        plan_search(search_config("ps", fitness={"task": "choice"}))
+
+
 def test_a_model_without_a_head(tiny, search_config, tmp_path):
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")

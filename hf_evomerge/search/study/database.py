@@ -239,6 +239,8 @@ def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
         for table, sql in zip(_KEYS, _SCHEMA.split(";"), strict=False):
             if sql.strip() not in tables:
                 return f"not a study, or the table {table} (lost, or of other columns)"
+        for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
+            return f"not a study, or not as a search left it (the trigger {one_line(trigger, 80)})"
         for table in _KEYS if rows else ():
             for row in connection.execute(f"SELECT * FROM {table}"):
                 if not _is_whole(row):
