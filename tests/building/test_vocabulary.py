@@ -7,6 +7,8 @@ import pytest
 import torch
 from families import save_family, tiny_config
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
@@ -19,7 +21,7 @@ ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 def tokenizer(folder, size, change=None):
     """Write a tokenizer of so many tokens; `change` is the id of one that is called otherwise."""
     vocabulary = {f"w{number}" if number != change else "other": number for number in range(size)}
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    Tokenizer(WordLevel(vocabulary, "w0")).save(str(folder / "tokenizer.json"))
 
 
 def grow(folder, rows):

@@ -133,6 +133,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_path("paper", terms="all"), "path.terms: no such key"),
         (_path("gates", terms=3), "path.terms: must be 1 or 'all' (found 3)"),
         (_path("paper", initialisation="zero"), "path.initialisation"),
+        ({"optimize": "quick", "merge": {"method": ["ties"]}}, "merge.method: must be a text (found ['ties'])"),
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),
         ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: no such key; "),

@@ -11,6 +11,7 @@ from .stages import SpaceName, Step
 
 if TYPE_CHECKING:
     from ...fitness import TaskSpec
+    from ...merging.method import MergeMethod
 
 SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs"), "joint": ("joint",)}
 """The spaces that each kind of search goes through, one after the other."""
@@ -59,7 +60,7 @@ def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
 
 def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool, based: bool) -> dict[str, Any]:
     """The section of parameter space with the groups, starts and bounds that suit its optimizer, where it says no others."""
-    method = all_methods().get(part.get("method", "task_arithmetic"))
+    method = _method(part)
     if method is None or not (gradient or quick):
         return dict(part)
     usual: dict[str, Any] = {"groups": _FEW_GROUPS}
@@ -115,6 +116,11 @@ def _differentiable(fitness: Any) -> bool:
     return spec is not None and hasattr(make_task(spec), "backward")
 
 
+def _method(part: Mapping[str, Any]) -> MergeMethod | None:
+    name = part.get("method", "task_arithmetic")
+    return all_methods().get(name) if isinstance(name, str) else None
+
+
 def _smooth(part: Mapping[str, Any]) -> bool:
-    method = all_methods().get(part.get("method", "task_arithmetic"))
+    method = _method(part)
     return method is not None and any(parameter.smooth for parameter in method.parameters)
