@@ -14,6 +14,7 @@ import yaml
 MAX_BYTES = 1 << 20  # of a file; a path of the most hops that there may be takes a sixth of it
 MAX_NODES = 30_000  # keys, values and lists
 MAX_DEPTH = 32
+_SURROGATE = re.compile("[\ud800-\udfff]")  # in no file of UTF-8
 TOO_LONG = f"longer than {MAX_BYTES >> 20} MiB; nothing that is read here is"
 
 
@@ -35,6 +36,8 @@ class LimitedLoader(yaml.SafeLoader):
             why = f"the tag {short(event.tag)}; write the value alone"
         elif self._count > MAX_NODES or self._depth > MAX_DEPTH:
             why = f"more than {MAX_DEPTH} levels, or {MAX_NODES} values"
+        elif _SURROGATE.search(getattr(event, "value", "")):
+            why = "half a character, an escape from \\uD800 to \\uDFFF; write the whole one"
         if why:
             raise yaml.composer.ComposerError(None, None, why, event.start_mark)
         node = super().compose_node(parent, index)

@@ -68,6 +68,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('base_model: "\\uD800"', "half a character"),
         ("[" * 3000, f"more than {MAX_DEPTH} levels"),
         ("{a: " * 3000, f"more than {MAX_DEPTH} levels"),
         ("- " * 3000, f"more than {MAX_DEPTH} levels"),
