@@ -356,7 +356,8 @@ def tables(rows: list[Record]) -> str:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     lines = [["accuracy; log-likelihood", *problems]]
     leads = [["the default's lead in log-likelihood over", *problems]]
-    for name, method in METHODS.items():
+    there = {row["method"] for row in rows}
+    for name, method in ((name, method) for name, method in METHODS.items() if name in there):
         of = {problem: [row for row in rows if row["method"] == name and row["problem"] == problem] for problem in problems}
         lines.append([method.label, *map(_quality, of.values())])
         if name != "default":
