@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -19,7 +20,8 @@ from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.provenance import versions
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, _join
+from hf_evomerge.search.runners import cluster as cluster_module
+from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, RayWorker, _join
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
 from hf_evomerge.search.runners.runner import DIED, LocalRunner
@@ -116,6 +118,17 @@ def test_what_a_machine_must_have():
     """Other versions are one line, said before anything is unpickled."""
     with pytest.raises(EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"):
         ClusterEvaluator().start({**versions(), "torch": "1.0"}, b"no pickle")
+
+
+@pytest.mark.parametrize("answer", [None, "scores", {"values": [1.0]}, [0.5]])
+def test_a_worker_that_answers_nonsense(monkeypatch, answer):
+    """What is no scores is never stored; the line names the machine."""
+    worker = object.__new__(RayWorker)
+    worker.node, worker.ref, worker.index = SimpleNamespace(name="machine-1"), None, 3
+    monkeypatch.setattr(cluster_module, "_is_there", lambda ref: True)
+    monkeypatch.setattr(RayWorker, "_answer", lambda self: answer)
+    with pytest.raises(SearchError, match=r"machine-1: a worker answers .* in place of scores; install the same version"):
+        worker.look()
 
 
 def test_without_ray(search_config, tmp_path, monkeypatch):

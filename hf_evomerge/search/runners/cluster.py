@@ -155,7 +155,10 @@ class RayWorker:
     def look(self) -> Scores | None:
         """See `PoolWorker`."""
         if _is_there(self.ref):
-            scores: Scores = self._answer()
+            scores = self._answer()
+            if not isinstance(scores, Scores):
+                what = f"a worker answers {type(scores).__name__} in place of scores"
+                raise SearchError(f"{self.node.name}: {what}; install the same version there")
             self.index = None
             return scores
         passed = time.monotonic() - self._begun
