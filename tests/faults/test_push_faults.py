@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 
 import pytest
 from faulty_hub import Fault
@@ -39,3 +40,13 @@ def test_a_fault_that_stays_is_one_line(bench, way, kind):
         outcome = bench.push(way, [Fault(call, **FAULTS[kind], times=None)])
         assert outcome.complaint is None, call
         assert outcome.hits > 0
+
+
+def test_a_clock_that_jumps(bench, monkeypatch):
+    """The time of day is another one at every look, a day off: a push in which each call fails once succeeds all the same."""
+    faults = [Fault(call, **FAULTS["500"]) for call in dict.fromkeys(bench.calls("branch"))]
+    now, jumps = time.time, itertools.cycle((0, 86_400, -86_400))
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    outcome = bench.push("branch", faults)
+    assert (outcome.error, outcome.complaint) == (None, None)
+    assert outcome.hits == len(faults)
