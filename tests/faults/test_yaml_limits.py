@@ -82,7 +82,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         ("&x a: 1", "the anchor or alias 'x'"),
         ("\n".join([f"k{number}: 1" for number in range(10_000)] + ["k3: 1"]), "the key 'k3' is given twice"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_limits(text, message):
     """Depth, number of values, length, anchors and aliases are refused soon, and the line says which it was."""
