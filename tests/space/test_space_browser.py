@@ -225,7 +225,7 @@ def test_the_replay_walks_through_the_moments(visit, monkeypatch):
     """It plays when the tab is opened, from the first moment to the published model; the slider shows any of them."""
     import actions
 
-    monkeypatch.setattr(actions, "FRAME_SECONDS", 1.5)  # a busy browser draws two frames at once
+    monkeypatch.setattr(actions, "FRAME_SECONDS", 6)  # a busy browser draws two frames at once
     page = visit()
     expect(page.locator("#ev-pause")).to_be_hidden()
     _tab(page, "Evolution")
