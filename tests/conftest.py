@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def _save_all(folder: Path, dtype: str) -> None:
 
     _save_family(folder, getattr(torch, dtype))
     _write_problems(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_space_loads_on() -> Iterator[None]:
+    """Waits for what a page loads in the background: transformers gives one process one `from_pretrained` at a time."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "load":
+            thread.join(60)
 
 
 @pytest.fixture(scope="session")
