@@ -235,11 +235,11 @@ def _first_other_token(first: Parent, other: Parent) -> str | None:
 
 def check_tokenizer(source: Parent) -> None:
     """Raise `SourceError` where a source's `tokenizer.json`, which goes with a result, holds no tokenizer."""
-    from tokenizers import Tokenizer as Read
+    import tokenizers
 
     try:
         if (file := source.beside / "tokenizer.json").is_file():
-            Read.from_file(str(file))
+            tokenizers.Tokenizer.from_file(str(file))
     except Exception as cause:  # the library has no class of its own for it
         raise SourceError(f"{source}: tokenizer.json holds no tokenizer: {one_line(cause)}; download it again") from cause
 

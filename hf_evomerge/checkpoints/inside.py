@@ -1,4 +1,4 @@
-"""Whether the files of a model folder are its own: links that lead out of it, pipes and files without end are refused.
+"""Refuse what is no file of a model folder's own: links that lead out of it, pipes, and files without end.
 
 A folder that came from somebody else could otherwise hand any file of this machine to whoever gets the merge. No torch.
 """

@@ -203,7 +203,9 @@ def extract(
         from ..search.score_model import evaluate_model
 
         quiet()
+        how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
         config = SearchConfig.load(file) if file is not None else None
+        whole = evaluate_model(fine_tune, config, **how) if config is not None else None  # first, as it may be refused
         adapter = extract_adapter(
             fine_tune,
             base,
@@ -214,9 +216,7 @@ def extract(
             trust_remote_code=trust_remote_code,
         )
         typer.echo(adapter)
-        if config is not None:
-            how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
-            whole = evaluate_model(fine_tune, config, **how)
+        if config is not None and whole is not None:
             cut = evaluate_model(base, config, adapter=str(out), **how)
             cost = compare(cut.scores, whole.scores, "fitness") or "none, of one example"
             typer.echo(f"the fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in fitness: {cost}")

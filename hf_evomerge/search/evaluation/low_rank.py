@@ -74,7 +74,7 @@ def extract_sources(config: SearchConfig, sources: SearchSources, folder: Path, 
 
 
 def kept_text(config: SearchConfig, kept: dict[str, float]) -> str:
-    """How much of what each source changed its adapter keeps."""
+    """Name the energy that each source's adapter keeps."""
     shares = ", ".join(f"{share:.1%} of {config.source_names[int(number)]}'s" for number, share in kept.items())
     return f"rank {config.compute.search_rank} keeps {shares} change of linear weights (energy); all other tensors count whole"
 

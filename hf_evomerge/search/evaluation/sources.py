@@ -70,7 +70,8 @@ class SearchSources:
         self.all = as_parts([self.open(ref) for ref in config.refs])
         self._sources = self.all[: len(config.sources)]
         self.base = self.all[-1] if config.base is not None else None
-        self.in_low_rank() if adapters is not None else None  # refuses where they are not
+        if adapters is not None:
+            self.in_low_rank()  # refuses where they are not
 
     def __getitem__(self, number: int) -> Parent:
         return self._sources[number]
