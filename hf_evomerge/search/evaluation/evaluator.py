@@ -114,6 +114,8 @@ class Evaluator:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             line, is_machines = f"{kind}{one_line(error, MAX_MESSAGE)}", is_of_machine(error)
+        finally:
+            self.models.low_rank = False  # answers and fine-tunes after a trial are of the whole weights
         if is_machines:
             raise MachineError(f"the machine has failed, not the model: {line}")
         return Scores.failed(line, time.perf_counter() - begin)
