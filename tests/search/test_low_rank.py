@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from searches import GRADIENT, Config, digests, facts
 from transformers import AutoModelForCausalLM
@@ -56,6 +57,17 @@ def test_every_rank_scores_as_the_whole(kind: dict[str, Any], search_config: Con
         assert np.allclose(low.scores.values, full.scores.values, atol=1e-4)
         if full.scores.gradient is not None:
             assert np.allclose(low.scores.gradient, full.scores.gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_after_a_trial_a_model_is_whole_again(search_config: Config, tmp_path: Path) -> None:
+    """What is asked of a model after a trial, such as an answer or a fine-tune, is of the whole weights."""
+    config = search_config(**ROWS, compute={"search_rank": 1})
+    run_search(config, tmp_path / "low", build=False)
+    recipe = trials_of(tmp_path / "low")[0][1]
+    whole, low = Evaluator(config), Evaluator(config, adapters=tmp_path / "low" / "adapters")
+    assert low.evaluate(recipe, low_rank=True).mean != whole.evaluate(recipe).mean
+    wanted = whole.models.model(recipe).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in low.models.model(recipe).state_dict().items())
 
 
 def test_low_rank_searches_and_the_whole_wins(search_config: Config, tmp_path: Path) -> None:
