@@ -190,7 +190,7 @@ def extract(
 ) -> None:
     """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps, and costs in score.
 
-    **Example**
+    **Examples**
 
     - `hf-evomerge extract fine-tune --base base --rank 16 --out fine-tune-lora`
 
