@@ -36,7 +36,7 @@ test: env
 
 test-all: env
 	$(BIN)/pip install --quiet parameterized # for transformers' tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal -m "" tests tests/slow
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal -m "" -o norecursedirs=".* build dist"
 
 faults: env
 	$(BIN)/python tests/slow/reliability.py --write
