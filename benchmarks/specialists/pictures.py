@@ -95,7 +95,7 @@ def picture_config(
     if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
         settings["compare"]["baselines"] = []
     else:
-        settings["output"]["vocabulary"] = {"from": 0}
+        settings["output"]["vocabulary"] = "tokenizer"
     settings["path"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
     settings["data"] = {split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()}
     return SearchConfig.model_validate(settings)

@@ -306,7 +306,7 @@ def _check_method(merged: Merged) -> None:
         raise SourceError(f"{method.name} is not linear in what the adapters change")
     if not method.task_vectors and not plan.options["normalize"]:
         raise SourceError(f"{method.name} without normalize scales the base as well")
-    if recipe.vocabulary not in (None, "refuse"):
+    if recipe.vocabulary is not None:
         raise SourceError("vocabulary: the result has other rows than the base")
 
 

@@ -119,8 +119,7 @@ class Composed(PlannedCheckpoint):
     @cached_property
     def _tokens(self) -> int:
         """Number of tokens of the result; 0 where a part without words is merged."""
-        plan = self.merged.plan
-        return plan.vocabulary.size if plan.vocabulary is not None else plan.sources[0].vocab_size
+        return self.merged.plan.sources[0].vocab_size
 
     def write_companions(self, folder: Path) -> None:
         """Write ``config.json``; copy the tokenizer from its source, processor and chat template from theirs."""
@@ -143,9 +142,7 @@ def check_ids(host: Parent, tokenizer: Parent, size: int) -> None:
     here, there = Tokenizer.of(host), Tokenizer.of(tokenizer)
     for key, number in ids.items():
         if size and number >= size:
-            raise SourceError(
-                f"{host}: {key} is {number}, but the result has {size} tokens; write vocabulary: {{from: N}} with its number"
-            )
+            raise SourceError(f"{host}: {key} is {number}, but the result has {size} tokens; write vocabulary: union")
         mine, other = (None if words is None else words.tokens.get(number) for words in (here, there))
         if there is not None and here is not None and mine != other:
             raise SourceError(

@@ -12,15 +12,14 @@ from typing import Any
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.compatibility import check_mergeable
-from ..checkpoints.headers import TensorInfo, tensor_order
+from ..checkpoints.headers import tensor_order
 from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, complete
 from ..merging.method import Call, MergeMethod
 from ..merging.registry import get_method
 from ..merging.rows import row_count
-from ..merging.vocabulary import Vocabulary, has_rows, plan_vocabulary
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
-from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart
+from ..recipes.recipe import MergePart, Recipe, SlicePart
 from .planned import Input, Planned
 
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
@@ -36,7 +35,6 @@ class MergePlan:
         base: The base.
         tensors: The tensors of the result by their names, in their order.
         options: Complete options for the whole model; empty where the recipe has slices.
-        vocabulary: What becomes of vocabularies that differ.
         stack: Index in `sources` and layer of each layer of the result; None: those of the first source in their order.
     """
 
@@ -45,7 +43,6 @@ class MergePlan:
     base: Parent | None
     tensors: dict[str, Planned]
     options: Mapping[str, Any]
-    vocabulary: Vocabulary | None = None
     stack: list[tuple[int, int]] | None = None
 
 
@@ -81,11 +78,9 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         )
     for piece in part.slices or ():
         check_sources(method, len(piece.layers), has_base)
-    same_vocabulary = recipe.vocabulary in (None, "refuse", *BY_TOKEN)
-    check_mergeable(merged_sources, base, same_depth=part.slices is None, same_vocabulary=same_vocabulary)
-    vocabulary = plan_vocabulary(recipe, merged_sources, base)
+    check_mergeable(merged_sources, base, same_depth=part.slices is None)
     if part.slices is not None:
-        return _plan_slices(recipe, part, part.slices, merged_sources, base, vocabulary)
+        return _plan_slices(recipe, part, part.slices, merged_sources, base)
     tensors, merged = dict[str, Planned](), set(names)
     donor = merged_sources[recipe.merge_sources.index(part.router)] if isinstance(part.router, int) else first
     for name in sorted(first.tensors, key=tensor_order):
@@ -94,8 +89,8 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
             continue
         inputs = tuple((source, name) for source in merged_sources)
         origin = (base, name) if base is not None else None
-        tensors[name] = _planned(inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary)
-    return MergePlan(method, merged_sources, base, tensors, options, vocabulary)
+        tensors[name] = _planned(inputs, origin, values, options, recipe.dtype)
+    return MergePlan(method, merged_sources, base, tensors, options)
 
 
 def _without_unmatched(part: MergePart, names: Sequence[str]) -> MergePart:
@@ -116,9 +111,7 @@ def _planned(
     base: Input | None,
     values: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
-    *,
     dtype: str | None,
-    vocabulary: Vocabulary | None,
 ) -> Planned:
     """One tensor, once its inputs are known to be there and alike."""
     (first, own), others = inputs[0], [*inputs[1:], *([base] if base is not None else [])]
@@ -128,25 +121,17 @@ def _planned(
     for source, there in others:
         if there not in source.tensors:
             raise SourceError(f"tensor {own} of {first} has no match in {source}: no {there}")
-    everywhere = [has_rows(there, source.tensors[there], source) for source, there in [inputs[0], *others]]
-    rows = vocabulary is not None and all(everywhere)
     for source, there in others:
         other = source.tensors[there]
-        if other.shape[rows:] != info.shape[rows:] or other.is_float != info.is_float:
+        if other.shape != info.shape or other.is_float != info.is_float:
             raise SourceError(f"{own} is {info} in {first}, but {there} is {other} in {source}")
     if info.is_float:
         next(Call.of_tensor(own, values, options).runs(row_count(info.shape)))  # raises where there are more numbers than rows
-    shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
-    return Planned(TensorInfo(info.converted(dtype).dtype, shape), inputs, base, values, options, info.is_float, rows)
+    return Planned(info.converted(dtype), inputs, base, values, options, info.is_float)
 
 
 def _plan_slices(
-    recipe: Recipe,
-    part: MergePart,
-    slices: Sequence[SlicePart],
-    sources: list[Parent],
-    base: Parent | None,
-    vocabulary: Vocabulary | None,
+    recipe: Recipe, part: MergePart, slices: Sequence[SlicePart], sources: list[Parent], base: Parent | None
 ) -> MergePlan:
     """Stack the slices: each layer from the layers that it names, what is outside the layers from the first and the last."""
     method = get_method(part.method)
@@ -162,14 +147,14 @@ def _plan_slices(
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
         names = merged_names(merged_sources[0].tensors, part.router)
-        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, vocabulary, set(names))
+        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, set(names))
         tensors |= stacked.outside(outside)
         for offset, numbers in enumerate(zip(*layers, strict=True)):
             tensors |= stacked.layer(len(stack), offset, list(numbers))
             stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
     tensors = {name: tensors[name] for name in sorted(tensors, key=tensor_order)}
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
-    return MergePlan(method, sources, base, tensors, {}, vocabulary, None if as_it_is else stack)
+    return MergePlan(method, sources, base, tensors, {}, None if as_it_is else stack)
 
 
 def _slice_values(
@@ -212,7 +197,6 @@ class _Stacked:
     options: Mapping[str, Any]
     values: Sequence[Mapping[str, Any]]
     dtype: str | None
-    vocabulary: Vocabulary | None
     merged: set[str]
 
     def outside(self, kinds: set[str]) -> dict[str, Planned]:
@@ -240,7 +224,7 @@ class _Stacked:
             {key: resolve(value, own, offset) for key, value in mapping.items()}
             for mapping, own in zip(self.values, there, strict=True)
         ]
-        return _planned(inputs, origin, values, options, dtype=self.dtype, vocabulary=self.vocabulary)
+        return _planned(inputs, origin, values, options, self.dtype)
 
 
 def _renumbered(name: str, number: int) -> str:

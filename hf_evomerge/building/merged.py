@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
+from ..checkpoints.checkpoint import Findings, Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
@@ -68,8 +68,7 @@ class Merged(PlannedCheckpoint):
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self.planned = self.plan.tensors
-        reshaped = self.plan.stack is not None or self.plan.vocabulary is not None
-        reshaped = reshaped and self.plan.sources[0].part is None  # a part is checked in the model that it is of
+        reshaped = self.plan.stack is not None and self.plan.sources[0].part is None  # a part is checked in its model
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
         self._doubts = laid_out.architecture_warnings  # raises where the layers of slices cannot run in one model
 
@@ -122,19 +121,12 @@ class Merged(PlannedCheckpoint):
         if lets_go:
             del job
             self.close()
-        vocabulary = self.plan.vocabulary
-        if planned.vocabulary and vocabulary is not None and vocabulary.donor is not None:
-            yield vocabulary.donor.read(planned.inputs[0][1], dtype)[vocabulary.shared :].to(dtype).reshape(-1)
 
     def _job(self, name: str) -> TensorJob:
-        planned = self.planned[name]
-
-        def read(source: Checkpoint, own: str) -> Tensor:
-            tensor, vocabulary = source.read(own, torch_dtype(planned.info.dtype)), self.plan.vocabulary
-            return tensor[: vocabulary.shared] if planned.vocabulary and vocabulary is not None else tensor
-
-        origin = read(*planned.base) if planned.base is not None else None
-        return TensorJob(name, self.plan.method, origin, [read(*pair) for pair in planned.inputs], seed=self.recipe.seed)
+        planned, dtype = self.planned[name], torch_dtype(self.planned[name].info.dtype)
+        base = planned.base[0].read(planned.base[1], dtype) if planned.base is not None else None
+        sources = [source.read(own, dtype) for source, own in planned.inputs]
+        return TensorJob(name, self.plan.method, base, sources, seed=self.recipe.seed)
 
     @property
     def warnings(self) -> list[str]:
@@ -162,9 +154,9 @@ class Merged(PlannedCheckpoint):
         return type(self.plan.sources[0].config).from_dict(self._config_fields())
 
     def _config_fields(self) -> dict[str, Any]:
-        first, vocabulary = self.plan.sources[0], self.plan.vocabulary
+        first = self.plan.sources[0]
         fields = first.read_json("config.json") if self.plan.stack is None else json.loads(self._stacked().to_json_string())
-        return result_fields(first, fields, self.recipe.dtype, vocabulary.size if vocabulary is not None else None)
+        return result_fields(first, fields, self.recipe.dtype)
 
     def _stacked(self) -> PretrainedConfig:
         """The first source's config with the layers of the slices."""
@@ -190,7 +182,7 @@ class Merged(PlannedCheckpoint):
         return f"{self.plan.method.name} of {len(self.plan.sources)} sources{stacked}"
 
 
-def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, vocab_size: int | None) -> dict[str, Any]:
+def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, vocab_size: int | None = None) -> dict[str, Any]:
     """What the ``config.json`` of a result holds that is a `source` with another dtype or number of tokens.
 
     Args:
@@ -216,15 +208,14 @@ def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, voc
 
 def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Parent]) -> Parent:
     """The source whose tokenizer goes with the result; it must have as many tokens as the result has rows."""
-    size = plan.vocabulary.size if plan.vocabulary is not None else plan.sources[0].vocab_size
+    size = plan.sources[0].vocab_size
     if recipe.tokenizer == "base":
         assert plan.base is not None  # the recipe was checked
         chosen = plan.base
     elif recipe.tokenizer is not None:
         chosen = sources[recipe.tokenizer]
     else:
-        everyone = [*plan.sources, *([plan.base] if plan.base is not None else [])]
-        chosen = next(source for source in everyone if source.vocab_size == size)
+        chosen = plan.sources[0]
     if chosen.vocab_size != size:
         raise SourceError(
             f"tokenizer: {chosen} has a vocabulary of {chosen.vocab_size}, the merged model one of {size}; name another source"

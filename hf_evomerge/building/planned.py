@@ -28,7 +28,6 @@ class Planned:
         options: Complete options of a merge.
         is_merged: Whether it is merged; a mask or a table of positions is that of the first source, a router mostly that of
             one.
-        vocabulary: Whether it has one row per token, in vocabularies that differ.
     """
 
     info: TensorInfo
@@ -37,7 +36,6 @@ class Planned:
     values: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     is_merged: bool = False
-    vocabulary: bool = False
 
     @classmethod
     def copy(cls, checkpoint: Checkpoint, name: str, dtype: str | None) -> Planned:

@@ -21,7 +21,7 @@ from ..checkpoints.headers import StoredTensor
 from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
-from ..recipes.recipe import BY_TOKEN, Recipe, TokenPart
+from ..recipes.recipe import Recipe, TokenPart
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def match_tokens(
     Raises:
         SourceError: A tokenizer cannot be read, or does not have a token that the recipe names.
     """
-    if recipe.vocabulary not in BY_TOKEN:
+    if recipe.vocabulary is None:
         return sources, base
     part = recipe.tokens or TokenPart()
     parties: dict[int | str, Parent] = {number: sources[number] for number in recipe.merge_sources}

@@ -21,10 +21,7 @@ _KEPT_FROM_FIRST = (
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
 )
 _SHOWN = 6
-OTHER_VOCABULARY = (
-    "write vocabulary: union (tokenizer_source: union in mergekit's files), which matches tokens; or, where one is the other "
-    "with rows added at the end, vocabulary: truncate or vocabulary: {from: SOURCE}"
-)
+_OTHER_VOCABULARY = "write vocabulary: union (tokenizer_source: union in mergekit's files), which matches rows by token"
 HAS_A_PATH = "a merged model with a path of its own; name the models that it was made from, or a copy that `fold` has written"
 
 
@@ -164,7 +161,7 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
         if here != there:
             yield f"{what} differs: {here} in {first}, {there} in {other}"
     if same_vocabulary and first.vocab_size != other.vocab_size:
-        yield OTHER_VOCABULARY
+        yield _OTHER_VOCABULARY
 
 
 def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = True) -> Iterator[str]:

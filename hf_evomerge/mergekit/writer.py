@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..merging.method import MergeMethod
 from ..merging.registry import get_method
-from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
+from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
 from ..recipes.strict_yaml import to_yaml
 from .words import RANDOM, REQUIRED, WITHOUT_BASE
 
@@ -30,8 +30,6 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         >>> text.splitlines()[0]
         'merge_method: task_arithmetic'
     """
-    if recipe.vocabulary not in (None, "refuse", *BY_TOKEN):
-        raise RecipeError(f"vocabulary: mergekit goes by the tokenizers, not by rows (found {recipe.vocabulary!r})")
     if recipe.merge is not None and recipe.flow is not None:
         raise RecipeError("flow: mergekit has no path through a merged model")
     if recipe.has_components:
@@ -48,9 +46,9 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         assert owner is not None  # the recipe was checked
         # without the key mergekit takes the tokenizer of the base, or of any model where there is no base
         if data.get("base_model", _reference(owner) if recipe.tokenizer is None else None) != _reference(owner):
-            passes = data["merge_method"] == "passthrough" and recipe.vocabulary not in BY_TOKEN
+            passes = data["merge_method"] == "passthrough" and recipe.vocabulary is None
             data["base_model" if passes else "tokenizer_source"] = _reference(owner)  # the first asks nothing of other tokens
-    if recipe.vocabulary in BY_TOKEN:
+    if recipe.vocabulary is not None:
         _write_tokens(recipe, recipe.tokens or TokenPart(), data)
     if recipe.chat_template is not None:
         data["chat_template"] = recipe.chat_template

@@ -19,7 +19,6 @@ from .arithmetic import TensorJob, memory_needed
 from .checks import complete
 from .fused import fused_parts
 from .registry import get_method
-from .vocabulary import Vocabulary, has_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,6 @@ class MergeKind:
         method: Name of the merge method.
         options: Its global options; defaults where absent.
         router: Of a mixture of experts, the source in `sources` whose routers the model gets, or ``merge``.
-        same_vocabulary: Whether sources must have the same number of tokens.
 
     Raises:
         RecipeError: The method is unknown, or its options are wrong.
@@ -53,10 +51,9 @@ class MergeKind:
         options: Mapping[str, Any],
         *,
         router: int | Literal["merge"] = 0,
-        same_vocabulary: bool = True,
     ) -> None:
         self.method = get_method(method)
-        check_mergeable(sources, base, same_vocabulary=same_vocabulary)
+        check_mergeable(sources, base)
         self.layer_count = sources[0].layer_count
         self.source_count, self.has_base = len(sources), base is not None
         self.names = merged_names(sources[0].tensors, router)
@@ -85,7 +82,6 @@ class LiveMerger(MergeKind):
         sources, base, method, options, router: As for `MergeKind`.
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
-        vocabulary: What becomes of vocabularies that differ by rows at their end; the model has as many rows as that says.
         left_out: Tensors that stay as they are in the model.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
@@ -111,36 +107,28 @@ class LiveMerger(MergeKind):
         model: PreTrainedModel,
         *,
         router: int | Literal["merge"] = 0,
-        vocabulary: Vocabulary | None = None,
         left_out: Collection[str] = (),
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
-        super().__init__(sources, base, method, options, router=router, same_vocabulary=vocabulary is None)
+        super().__init__(sources, base, method, options, router=router)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
-        self._copied: list[tuple[Tensor, Tensor]] = []  # rows of the model, and those that they are
-        live, merged = live_tensors(sources[0], model, vocabulary), set(self.names)
-        targets = {name: target for name, target in live.items() if name not in left_out}
+        merged = set(self.names)
+        targets = {name: target for name, target in live_tensors(sources[0], model).items() if name not in left_out}
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
         for name, parameter in targets.items():
             if name not in merged:
                 continue
-            target, everyone = parameter.data, [*sources, *([base] if base is not None else [])]
-            tensors = [source.read(name, parameter.dtype) for source in everyone]
-            if vocabulary is not None and has_rows(name, sources[0].tensors[name], sources[0]):
-                shared = vocabulary.shared
-                if vocabulary.donor is not None:
-                    self._copied.append((target[shared:], vocabulary.donor.read(name, target.dtype)[shared:]))
-                target, tensors = target[:shared], [tensor[:shared] for tensor in tensors]
+            target = parameter.data
             needed = memory_needed(self.method, target.numel(), len(sources), base is not None)
             keep = needed <= memory_limit
             memory_limit -= needed if keep else 0
             job = TensorJob(
                 name,
                 self.method,
-                tensors[-1] if base is not None else None,
-                tensors[: len(sources)],
+                base.read(name, target.dtype) if base is not None else None,
+                [source.read(name, target.dtype) for source in sources],
                 seed=seed,
                 device=target.device,
                 keep=keep,
@@ -164,8 +152,6 @@ class LiveMerger(MergeKind):
         with torch.inference_mode():
             for job, target in self.jobs:
                 job.run(values, chosen, target)
-            for target, rows in self._copied:
-                target.copy_(rows)
 
 
 def write_adapter(source: Parent, model: PreTrainedModel) -> None:
@@ -206,8 +192,8 @@ def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
             target.data[:rows].copy_(tensor[:rows]) if target.dim() else target.data.copy_(tensor)
 
 
-def live_tensors(source: Parent, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
-    """The model's parameter or buffer for every tensor of the source that is merged; it has the rows of the vocabulary."""
+def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's parameter or buffer for every tensor of the source that is merged."""
     import torch
 
     state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -229,9 +215,7 @@ def live_tensors(source: Parent, model: PreTrainedModel, vocabulary: Vocabulary 
         target = next((state[own] for own in called(name) if own in state), None)
         if not info.is_float or (target is None and ".rotary_emb.inv_freq" in name):
             continue
-        rows = vocabulary is not None and has_rows(name, info, source)
-        shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
-        if target is None or tuple(target.shape) != shape or not target.is_contiguous():
+        if target is None or tuple(target.shape) != info.shape or not target.is_contiguous():
             found = "no such parameter" if target is None else f"shape {list(target.shape)}"
             raise SourceError(
                 f"{source}: {name} ({info}) does not fit the model, a {type(model).__name__} with {found}; "

@@ -28,8 +28,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Gradient = list[Number]
 ParameterValue = Number | Gradient | dict[str, Number | Gradient]
 OptionValue = bool | Number | str | Gradient | dict[str, Number | Gradient]
-Vocabulary = Literal["refuse", "truncate", "union", "tokenizer"] | dict[Literal["from"], Index | Literal["base"]]
-BY_TOKEN = ("union", "tokenizer")  # vocabularies that are matched by token, not by row
+Vocabulary = Literal["union", "tokenizer"]
 
 
 class SourceRef(StrictModel):
@@ -253,7 +252,7 @@ class TokenRow(StrictModel):
 
 
 class TokenPart(StrictModel):
-    """What a vocabulary that is matched by token needs to know beside the rule."""
+    """What a vocabulary that is matched needs to know beside the rule."""
 
     default: Index | Literal["base"] | None = None
     """Whose row a source takes for a token that it lacks, a source or ``base``; the base where absent. What that one lacks is
@@ -312,15 +311,13 @@ class Recipe(StrictModel):
     seed: Index = 0
     """Seed of the random masks of DARE and DELLA."""
     vocabulary: Vocabulary | None = None
-    """What to do where the sources' vocabularies differ. ``refuse``, the default. By rows at their end: ``truncate``: the
-    result has the smallest vocabulary; ``{from: 1}``: that of source 1 (or of the ``base``), whose further rows are taken as
-    they are. By token, wherever its row is: ``tokenizer``: the result has the tokens of the tokenizer that goes with it;
-    ``union``: these, and then those of all others."""
+    """How rows are matched where the sources' vocabularies differ, by token, wherever its row is: ``tokenizer``: the result has
+    the tokens of the tokenizer that goes with it; ``union``: these, and then those of all others. Refused where absent."""
     tokens: TokenPart | None = None
-    """What a vocabulary by token needs to know beside the rule."""
+    """What a vocabulary that is matched needs to know beside the rule."""
     tokenizer: Index | Literal["base"] | None = None
     """The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default the first
-    source that takes part, or the one that gives the vocabulary or the embeddings."""
+    source that takes part, or the one that gives the embeddings."""
     components: dict[str, Index] | None = None
     """Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``, or of a pipeline
     ``{tokenizer: 1}``; the first that is merged where absent."""
@@ -368,22 +365,17 @@ class Recipe(StrictModel):
         return self
 
     def _check_donors(self) -> None:
-        """Raise `ValueError` unless the sources of the vocabulary and of the tokenizer are there."""
-        donor = self.vocabulary.get("from", 0) if isinstance(self.vocabulary, dict) else None
-        if isinstance(self.vocabulary, dict) and "from" not in self.vocabulary:
-            raise ValueError("vocabulary: write refuse, truncate, union, tokenizer, or {from: SOURCE}")
-        if self.vocabulary not in (None, "refuse") and self.merge is None:
+        """Raise `ValueError` unless the sources of rows and of the tokenizer are there."""
+        if self.vocabulary is not None and self.merge is None:
             raise ValueError("vocabulary: there is no merge; a path has that of one source, so leave it out")
-        if donor is not None and donor != "base" and donor not in self.merge_sources:
-            raise ValueError(f"vocabulary.from: {donor} is no source that takes part in the merge")
         tokens = self.tokens or TokenPart()
-        if self.tokens is not None and self.vocabulary not in BY_TOKEN:
+        if self.tokens is not None and self.vocabulary is None:
             raise ValueError("tokens: matched only with vocabulary: union, or vocabulary: tokenizer; write one of them")
         named = {"tokens.default": tokens.default, **{f"tokens.rows.{name}": row.source for name, row in tokens.rows.items()}}
         for key, index in named.items():
             if isinstance(index, int) and index not in self.merge_sources:
                 raise ValueError(f"{key}: {index} is no source that takes part in the merge")
-        for key, index in (("vocabulary.from", donor), ("tokenizer", self.tokenizer), *named.items()):
+        for key, index in (("tokenizer", self.tokenizer), *named.items()):
             if index == "base" and self.base is None:
                 raise ValueError(f"{key}: there is no base; name a source by its number")
             if isinstance(index, int) and index >= len(self.sources):

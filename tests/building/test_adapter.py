@@ -25,6 +25,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 from vlms import inputs, save_vlm
+from words import word_tokenizer
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.record import read_build_record
@@ -199,7 +200,7 @@ REFUSALS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "a whole module": ([PLAIN, {**PLAIN, "modules_to_save": ["norm"]}], {}, r"changes model\.\S+norm\.weight by more"),
     "embeddings": ([{**PLAIN, "target_modules": ["embed_tokens"]}], {}, r"changes model\.embed_tokens\.weight by more"),
     "weight 0": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.0}, {"weight": 0.0}]}, "every adapter has the weight 0"),
-    "vocabulary": ([PLAIN, PLAIN], {"vocabulary": "truncate"}, "vocabulary: the result has other rows"),
+    "vocabulary": ([PLAIN, PLAIN], {"vocabulary": "union"}, "vocabulary: the result has other rows"),
 }
 
 
@@ -208,6 +209,7 @@ def test_what_is_no_adapter(case, make, tmp_path, caplog):
     """A merge that is no adapter is refused in one line where one is asked for; else the whole model is written, and why."""
     adapters, fields, reason = REFUSALS[case]
     recipe = make(adapters, **fields)
+    word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>"]).save_pretrained(tmp_path / "base")
     with pytest.raises(SourceError, match=rf"^the result is no adapter: .*{reason}.*; write the whole model$"):
         build_model(recipe, tmp_path / "out", progress=False, whole=False)
     with caplog.at_level("INFO", "hf_evomerge"):

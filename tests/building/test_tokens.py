@@ -145,9 +145,44 @@ def test_the_most_common_template(family, tmp_path):
     assert (out / "chat_template.jinja").read_text() == "first"
 
 
+def test_rows_that_are_no_tokens(tmp_path):
+    """A norm as long as there are rows is no table of tokens, and rows without a token are left out where others lack them."""
+    save(tmp_path / "first", COMMON, 0, rows=32)  # as many as the model is wide
+    save(tmp_path / "second", COMMON, 1, rows=35)
+    out = build_model(recipe_of(tmp_path, vocabulary="tokenizer"), tmp_path / "out", progress=False)
+    merged = load_file(out / "model.safetensors")
+    assert [merged[f"model.{name}.weight"].shape for name in ("norm", "embed_tokens")] == [(32,), (5, 32)]
+
+
+def test_slices_and_paths_have_matched_rows(family, tmp_path):
+    """A stack has the embeddings of its first slice and the head of its last; a path through a merge has its rows."""
+    stack = {"method": "passthrough", "slices": [{"layers": ["0:0"]}, {"layers": ["1:1"]}]}
+    out = build_model(recipe_of(family, vocabulary="union", merge=stack), tmp_path / "stack", progress=False)
+    first, second = (load_file(family / name / "model.safetensors") for name in ("first", "second"))
+    merged, words = load_file(out / "model.safetensors"), [*TOKENS["first"], "<z>", "bc"]
+    for name, parent, tokens in (("model.embed_tokens", first, TOKENS["first"]), ("lm_head", second, TOKENS["second"])):
+        places = [words.index(token) for token in tokens]
+        assert torch.equal(merged[f"{name}.weight"][places], parent[f"{name}.weight"])
+    flow = {"path": ["2:0-1", "2:1"], "embedding_source": 2}
+    out = build_model(recipe_of(family, vocabulary="union", flow=flow), tmp_path / "path", progress=False)
+    assert AutoModelForCausalLM.from_pretrained(out).config.text_config.vocab_size == len(AutoTokenizer.from_pretrained(out))
+
+
+def test_other_sizes_are_refused(family):
+    """Vocabularies of two sizes are refused with both, and with what could be written; so is a tokenizer of another size."""
+    with pytest.raises(SourceError, match=r"vocabulary size differs: 7 in .*first, 8 in .*second.*vocabulary: union"):
+        check_recipe(recipe_of(family))
+    alone = {"method": "linear", "sources": [0]}
+    with pytest.raises(
+        SourceError, match=r"tokenizer: .*second has a vocabulary of 8, the merged model one of 7; name another"
+    ):
+        check_recipe(recipe_of(family, merge=alone, tokenizer=1))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"merge": None, "flow": {"path": ["0:0"]}, "vocabulary": "union"}, "vocabulary: there is no merge"),
         ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
         ({"vocabulary": "union", "tokens": {"default": 2}}, "tokens.default: 2 is no source that takes part"),
         ({"vocabulary": "union", "tokens": {"rows": {"a": {"source": "base"}}}}, "tokens.rows.a: there is no base"),
@@ -158,7 +193,9 @@ def test_the_most_common_template(family, tmp_path):
 )
 def test_what_cannot_be_matched_is_refused(family, fields, message):
     """A row that is not there is named before anything is built."""
-    text = json.dumps(recipe_of(family).model_dump(exclude_none=True) | fields)
+    text = json.dumps(
+        {key: value for key, value in (recipe_of(family).model_dump(exclude_none=True) | fields).items() if value}
+    )
     with pytest.raises((RecipeError, SourceError)) as caught:
         check_recipe(Recipe.from_yaml(text))
     assert message in str(caught.value)

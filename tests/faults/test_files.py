@@ -47,7 +47,7 @@ RECIPE = {
     "flow": {"path": ["0:0-3", "1:2*0.5 + 0:1*0.5", "2:3 x2"], "scales": [1, 1, 1, 1, 0.5, 1, 1], "embedding_source": 0},
     "dtype": "bfloat16",
     "seed": 3,
-    "vocabulary": {"from": 1},
+    "vocabulary": "union",
     "chat_template": "{{ x }}",
 }
 STACK = {

@@ -314,7 +314,6 @@ def recipe_of(**fields: object) -> Recipe:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"vocabulary": "truncate"}, "vocabulary: mergekit goes by the tokenizers"),
         ({"flow": {"path": ["2:0-3"], "embedding_source": 2}}, "flow: mergekit has no path through a merged model"),
         ({"merge": None, "flow": {"path": ["0:0 + 1:0*0.5"]}}, "flow.path: mergekit has no hop of several layers"),
         ({"merge": None, "flow": {"path": ["0:0"], "scales": [0.5]}}, "flow.scales: mergekit scales tensors"),

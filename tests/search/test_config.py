@@ -95,7 +95,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_weight(low=0), "merge.parameters.weight.high: is missing"),
         ({"merge": {"parameters": {"weight": "x"}}}, "merge.parameters.weight: must be a number or a mapping of keys to"),
         ({"merge": {"groups": "tensr"}}, "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number"),
-        ({"output": {"vocabulary": {"from": "bse"}}}, "output.vocabulary.from: must be a whole number or 'base' (found 'bse')"),
+        ({"output": {"vocabulary": "unoin"}}, "output.vocabulary: must be 'union' or 'tokenizer' (found 'unoin')"),
         ({"output": {"tokenizer": 5}}, "output.tokenizer"),
         ({"compare": {"finalists": 0}}, "compare.finalists: must be at least 1 (found 0)"),
         ({"compute": {"threads": 0}}, "compute.threads: must be at least 1 (found 0)"),

@@ -60,7 +60,7 @@ def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any
         "data": {"search": {**data, "count": 2}, "test": {**data, "start": 2}},
         **fields,
     }
-    output = {"vocabulary": None if "gemma3" in folder.name else {"from": 0}, "dtype": "float32"}
+    output = {"vocabulary": None if "gemma3" in folder.name else "tokenizer", "dtype": "float32"}
     given["output"] = output | fields.get("output", {})
     return validate(SearchConfig, {key: value for key, value in given.items() if value is not None}, SearchError)
 

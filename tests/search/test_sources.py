@@ -128,7 +128,6 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"output": {"vocabulary": {"from": 2}}}, "output.vocabulary.from: 2 is no source that takes part in the merge"),
         (
             {"merge": {"sources": [0]}, "output": {"vocabulary": "union", "tokens": {"default": 1}}},
             "output.tokens.default: 1 is no source that",

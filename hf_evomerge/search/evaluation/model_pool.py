@@ -281,7 +281,6 @@ class ModelPool:
                 self.config.compute.seed,
                 getattr(model, source.part) if source.whole.entries and source.part else model,  # of a pipeline the part
                 router=router,
-                vocabulary=plan.vocabulary,
                 memory_limit=MEMORY_LIMIT if self.config.compute.search_rank is None else 0,  # of few merges
             )
         return merger, model
