@@ -203,7 +203,7 @@ class MergedAdapter(AdapterCheckpoint):
             raise SourceError("a path, a stack of slices or a part of a model is no adapter")
         _check_method(merged)
         self.merged, self.ref, self.tokenizer_source = merged, merged.ref, merged.tokenizer_source
-        self.chat_template, self.dtype = merged.chat_template, recipe.dtype or "float32"
+        self.chat_template, self.settings, self.dtype = merged.chat_template, merged.settings, recipe.dtype or "float32"
         self.base = _common_base(merged)
         self._terms = dict(_terms(merged))
         if not self._terms:
@@ -214,12 +214,10 @@ class MergedAdapter(AdapterCheckpoint):
         super().__init__()
 
     def _module(self, name: str, rank: int | None) -> Module:
-        shape, total, change = self.merged.tensors[name].shape, self._total(name), self._terms[name][0].change
+        terms, shape = self._terms[name], self.merged.tensors[name].shape
+        change, total = terms[0].change, sum(term.rank for term in terms)
         own = total if rank is None or total <= rank else min(rank, *shape)
         return Module(change.module, shape, own, change.transposed)
-
-    def _total(self, name: str) -> int:
-        return sum(term.rank for term in self._terms[name])
 
     def factors(self, name: str) -> Factors:
         """The adapters' matrices beside each other, or the best of the rank."""
@@ -257,10 +255,6 @@ class MergedAdapter(AdapterCheckpoint):
         """The weights with the adapters that a matrix is made of."""
         weight = self._matrices[name][0]
         return Origin("merged", tuple((term.source, weight) for term in self._terms[weight]))
-
-    def fingerprint(self) -> str:
-        """Another text for another recipe or other sources."""
-        return "adapter\0" + self.merged.fingerprint()
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the adapters; the base's weights are not needed."""

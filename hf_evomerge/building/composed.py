@@ -56,6 +56,7 @@ class Composed(PlannedCheckpoint):
             )
         self.recipe, self.host, self.chat_template = recipe, host.whole, recipe.chat_template
         self.merged = Merged(recipe, sources, base)
+        self.settings = self.merged.settings
         self.tokenizer_source = self.merged.tokenizer_source
         self._sources = sources
         self.planned = {raw: self._copy(self.host, raw) for raw in self.host.tensors}
@@ -85,10 +86,6 @@ class Composed(PlannedCheckpoint):
     def sources(self) -> list[Parent]:
         """The first source, those that are merged with it, and those that parts are copied from."""
         return sources_of(self.host, *self._parts.values())
-
-    def fingerprint(self) -> str:
-        """Another text for another recipe or other sources."""
-        return "\0".join([self.merged.fingerprint(), *(source.fingerprint() for source in self.sources)])
 
     def unused(self, source: Parent, name: str) -> str:
         """A tensor is left out where its part is another's in the result."""

@@ -89,7 +89,7 @@ class ExtractedAdapter(AdapterCheckpoint):
         if base.adapter is not None:
             raise SourceError(f"--base: {base} is a model with an adapter, which the result could not name; merge it first")
         self.ref, self.tokenizer_source, self.base, self.dtype = source.ref, source, base.pinned, dtype
-        self._source, self._base = source, base
+        self._source, self._base, self.settings = source, base, (rank, dtype)
         unchanged, linear = unchanged_tensors(source, base), linear_layers(base)
         changed = [name for name in sorted(base.tensors, key=tensor_order) if name not in unchanged]
         self.lost = [name for name in changed if name not in linear]
@@ -137,10 +137,6 @@ class ExtractedAdapter(AdapterCheckpoint):
         """The weight of both that a matrix is made of."""
         weight = self._matrices[name][0]
         return Origin("merged", ((self._source, weight), (self._base, weight)))
-
-    def fingerprint(self) -> str:
-        """Another text for other models, or another rank or dtype."""
-        return "\0".join([f"extracted {self._rank} {self.dtype}", self._source.fingerprint(), self._base.fingerprint()])
 
     def __str__(self) -> str:
         """Table of the energy that is kept, by kind of layer, as shares of the whole change's."""

@@ -68,7 +68,7 @@ class Folded(PlannedCheckpoint):
         if dtype is not None and dtype not in get_args(Dtype):
             raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}")
         self.ref, self.tokenizer_source = model.ref, model.tokenizer_source
-        self.model, self.dtype = model, dtype
+        self.model, self.settings = model, (dtype, *model.settings)
         merged = _merged_config(model)
         self.has_parts = merged.has_parts
         self._config = _plain_config(merged, dtype)
@@ -84,10 +84,6 @@ class Folded(PlannedCheckpoint):
     def sources(self) -> list[Parent]:
         """Those that the merged model reads."""
         return self.model.sources
-
-    def fingerprint(self) -> str:
-        """Another text for another dtype or another merged model."""
-        return f"folded {self.dtype}\0{self.model.fingerprint()}"
 
     def origin(self, name: str) -> Origin:
         """Where the merged model's tensor comes from."""

@@ -63,7 +63,7 @@ class Merged(PlannedCheckpoint):
         if recipe.dtype is None and recipe.merge_sources[0] != 0:  # the first source's, also where that is not merged
             stored = sources[0].config.dtype
             recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
-        self.recipe, self.chat_template = recipe, recipe.chat_template
+        self.recipe, self.settings, self.chat_template = recipe, (recipe,), recipe.chat_template
         sources, base = match_tokens(recipe, sources, base)
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
@@ -81,11 +81,6 @@ class Merged(PlannedCheckpoint):
     def sources(self) -> list[Parent]:
         """Those that are merged, and the base."""
         return sources_of(*self.plan.sources, self.plan.base)
-
-    def fingerprint(self) -> str:
-        """Another text for another recipe or other sources."""
-        everyone = [*self.plan.sources, *([self.plan.base] if self.plan.base is not None else [])]
-        return "\0".join([self.recipe.to_yaml(), *(source.fingerprint() for source in everyone)])
 
     def origin(self, name: str) -> Origin:
         """The tensors that one is merged from; a mask, a table of positions or a router is copied from one source."""

@@ -73,6 +73,8 @@ class Routed(PlannedCheckpoint):
         self.planned = self._plan()
         embedding = self.body or self.checkpoints[flow.embedding_source]
         self.tokenizer_source = tokenizer or embedding.tokenizer_source
+        given = (flow, self._config.dtype, chat_template, self.tokenizer_source, self.processor_source)
+        self.settings = (*given, *(merge.merged.settings if merge is not None else ()))
         if self.body is not None:
             check_ids(self.body.sources[0], self.tokenizer_source.whole, self._config.get_text_config().vocab_size)
         if self.tokenizer_source.vocab_size != embedding.vocab_size:
@@ -96,12 +98,6 @@ class Routed(PlannedCheckpoint):
         """The body's, or the one that is named."""
         inherited = self.tokenizer_source if self.body is None else self.body.processor_source
         return inherited if self._processor is None else self._processor
-
-    def fingerprint(self) -> str:
-        """Another text for another path, dtype or other checkpoints."""
-        parts = [self.flow.model_dump_json(), str(self._config.dtype), str(self.chat_template), str(self.tokenizer_source)]
-        inputs = [*self.checkpoints, *([self.body] if self.body is not None else [])]
-        return "\0".join([*parts, str(self.processor_source), *(checkpoint.fingerprint() for checkpoint in inputs)])
 
     def unused(self, source: Parent, name: str) -> str:
         """A layer may be off the path; embeddings, final norm and head are those of one checkpoint."""

@@ -291,17 +291,10 @@ class MatchedSource(View):
             (Path(folder) / "config.json").write_text(json.dumps(self.read_json("config.json")), encoding="utf-8")
             return Source(folder, self.ref, trust_remote_code=self.trust_remote_code).tokenizer()
 
-    def fingerprint(self) -> str:
-        """The source's own, and the rows of the result."""
-        rows = [str(self._match.size), *(str(sorted(tokens.items())) for tokens in (self._match.tokens, self._known))]
-        return "\n".join([self.inner.fingerprint(), *rows])
-
 
 def _tokens(source: Parent) -> dict[str, int]:
     """The row of each token of a source, in the order of the rows; tokens without a row are left out."""
-    found = Tokenizer.of(source)
-    if found is None:
-        found = Tokenizer.read(_tokenizer_json(source))
+    found = Tokenizer.read(_tokenizer_json(source))
     if found is None:
         raise SourceError(f"{source}: its tokenizer.json cannot be read; vocabularies are matched by its tokens")
     rows: dict[str, int] = {}

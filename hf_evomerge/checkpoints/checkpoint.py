@@ -70,12 +70,14 @@ class Checkpoint(ABC):
         ref: What it is called where others name their sources.
         tokenizer_source: The source whose tokenizer, chat template and generation settings go with it.
         chat_template: A Jinja template in place of that source's.
+        settings: Everything that tells it from others of the same sources, such as the recipe.
         is_stored: Whether its tensors are in files, and nothing is merged to read one.
     """
 
     ref: SourceRef
     tokenizer_source: Parent
     chat_template: str | None = None
+    settings: tuple[Any, ...] = ()
     is_stored: bool = False
 
     @property
@@ -108,9 +110,9 @@ class Checkpoint(ABC):
     def sources(self) -> list[Parent]:
         """The checkpoints on disk or on the Hub that it reads, each once."""
 
-    @abstractmethod
     def fingerprint(self) -> str:
-        """A text that is another one when the tensors are."""
+        """Key that changes whenever the tensors would: what is computed, and the files of the sources."""
+        return "\0".join([type(self).__name__, str(self.settings), *(source.fingerprint() for source in self.sources)])
 
     @abstractmethod
     def write_companions(self, folder: Path) -> None:

@@ -123,10 +123,6 @@ class Component(View):
         """One of the JSON files; ``config.json`` is that of the part."""
         return self.config.to_dict() if name == "config.json" else self.whole.read_json(name)
 
-    def fingerprint(self) -> str:
-        """The whole's, and which part."""
-        return f"{self.whole.fingerprint()}\n{self.part}"
-
 
 def as_parts(sources: Sequence[Parent]) -> list[Parent]:
     """The sources as the parts that one of them names; as they are where none names a part.

@@ -121,7 +121,7 @@ class Adapter:
         raise SourceError(f"{self.label}: no {self.file} ({held}); save the adapter again with safetensors")
 
     def fingerprint(self) -> str:
-        """A text that is another one when the adapter's files are."""
+        """Key that changes whenever the adapter's files do."""
         if self.repository is not None:
             return f"{self.label} {self.repository.commit}"
         status = (self.folder / self.file).stat()

@@ -151,7 +151,7 @@ class Pipeline(Source):
         """None: it has its own, and gives its models texts itself."""
 
     def fingerprint(self) -> str:
-        """A text that is another one when a component is."""
+        """Key that changes whenever a component does."""
         parts = [
             str(self),
             (self.folder / INDEX).read_text(encoding="utf-8"),

@@ -166,12 +166,12 @@ class Source(Parent):
             self.adapter.download(progress=progress)
 
     def fingerprint(self) -> str:
-        """A text that is another one when the checkpoint's weights or config are."""
+        """Key that changes whenever the checkpoint's weights, config or tokenizer do."""
         parts = [str(self), (self.folder / "config.json").read_text(encoding="utf-8")]
         if self.repository is not None:
             parts.append(self.repository.commit)
         else:
-            files = [(file.name, file.stat()) for file in self._files()]
+            files = [(file.name, file.stat()) for file in (*self._files(), *self.beside.glob("tokenizer.json"))]
             parts += [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in files]
         return "\n".join([*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
 
