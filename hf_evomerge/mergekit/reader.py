@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..errors import RecipeError, nearest
-from ..merging.checks import check_sources
+from ..merging.checks import check_sources, complete
 from ..merging.parameters import Parameter
-from ..merging.registry import check_part, get_method
+from ..merging.registry import get_method
 from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
 from ..recipes.strict_yaml import read_text, read_yaml, shown, validate
 from .chat_templates import AUTO, CHAT_TEMPLATES
@@ -136,7 +136,7 @@ class _Reader:
             recipe["base"] = self.base
         made = validate(Recipe, recipe, RecipeError)
         if part.slices is None:
-            check_part(part, sources=merged, has_base=self.keeps_base)
+            complete(self.method, part.parameters, part.options, sources=merged, has_base=self.keeps_base)
         for piece in part.slices or ():
             check_sources(self.method, len(piece.layers), self.keeps_base)
         return Converted(made, list(self.notes))

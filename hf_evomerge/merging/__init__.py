@@ -17,12 +17,12 @@ from . import methods as methods  # fills the registry
 from .functions import tensor_function
 from .method import MergeMethod
 from .parameters import Parameter
-from .registry import METHODS, all_methods, check_part, get_method, register_method
+from .registry import METHODS, all_methods, get_method, register_method
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MergeMethod", "Parameter", "all_methods", "check_part", "get_method", "register_method"]
+__all__ = ["MergeMethod", "Parameter", "all_methods", "get_method", "register_method"]
 __all__.extend(METHODS)
 
 

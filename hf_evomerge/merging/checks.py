@@ -22,7 +22,7 @@ def complete(
     layer_count: int | None = None,
     names: Sequence[str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Check everything that is given to a method, and fill in the defaults.
+    """Check everything that a recipe gives a method before any work, and fill in the defaults.
 
     Args:
         method: The method.
@@ -36,11 +36,18 @@ def complete(
         The parameters of each source, and the options.
 
     Raises:
-        RecipeError: Naming the key.
+        RecipeError: Naming the key: unknown parameter, wrong type, out of range, layer groups that do not exist, overlap or
+            leave a part of the model out, patterns that name nothing, parameters that do not go together, no base where one is
+            needed, too many or too few sources.
     """
     check_sources(method, sources, has_base)
-    chosen = complete_options(method, options, layer_count, names)
-    values = complete_parameters(method, parameters, sources, layer_count, names)
+    if parameters and len(parameters) != sources:
+        raise RecipeError(f"merge.parameters: {len(parameters)} mappings for {sources} sources; give one per source")
+    chosen = _complete(method, "global", options, "merge.options", layer_count, names)
+    values = [
+        _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
+        for index, mapping in enumerate(parameters or [{}] * sources)
+    ]
     if (check := method.check) is None:
         return values, chosen
     for name in names or ():
@@ -71,33 +78,6 @@ def number_of_models(method: MergeMethod) -> str:
     """How many tensors a method merges, as in "at least 2"."""
     low, high = method.count
     return f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-
-
-def complete_options(
-    method: MergeMethod, given: Mapping[str, Any], layer_count: int | None = None, names: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """The options with the defaults filled in and gradients laid over the blocks, where their number is known.
-
-    Raises:
-        RecipeError: An option is unknown or wrong.
-    """
-    return _complete(method, "global", given, "merge.options", layer_count, names)
-
-
-def complete_parameters(
-    method: MergeMethod,
-    given: Sequence[Mapping[str, Any]],
-    sources: int,
-    layer_count: int | None = None,
-    names: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """The per-source parameters with the defaults filled in; see `complete_options`."""
-    if given and len(given) != sources:
-        raise RecipeError(f"merge.parameters: {len(given)} mappings for {sources} sources; give one per source")
-    return [
-        _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
-        for index, mapping in enumerate(given or [{}] * sources)
-    ]
 
 
 def _complete(

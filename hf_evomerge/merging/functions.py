@@ -122,11 +122,9 @@ def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:
     base, sources = given.get("base"), given["sources"]
     _check_tensors(method, base, sources)
     sources = list(sources)
-    values: list[dict[str, Any]] = [{} for _ in sources]
-    for parameter in method.source_parameters:
-        for mapping, value in zip(values, _one_each(method, parameter, given, len(sources)), strict=True):
-            mapping[parameter.name] = value
-    options = {parameter.name: _one(method, parameter, given) for parameter in method.options}
+    columns = {parameter.name: _one_each(method, parameter, given, len(sources)) for parameter in method.source_parameters}
+    values = [{name: column[index] for name, column in columns.items()} for index in range(len(sources))]
+    options = {parameter.name: _one_each(method, parameter, given)[0] for parameter in method.options}
     if method.check is not None:
         method.check(Call(options, values))
     job = TensorJob(given.get("name", ""), method, base, sources, seed=given.get("seed", 0))
@@ -156,24 +154,19 @@ def _check_tensors(method: MergeMethod, base: Any, sources: Any) -> None:
             raise SourceError(f"{method.name}: {where} has {shapes}; give tensors of one shape")
 
 
-def _one_each(method: MergeMethod, parameter: Parameter, given: Mapping[str, Any], count: int) -> list[Any]:
+def _one_each(method: MergeMethod, parameter: Parameter, given: Mapping[str, Any], count: int | None = None) -> list[Any]:
+    """The value of each source; where nothing is counted, the one value of an option."""
     name = _argument(parameter)
     where, value = f"{method.name}: {name}", _plain(given[name])
-    if not isinstance(value, (list, tuple)):
+    if count is None or not isinstance(value, (list, tuple)):
         parameter.check_one(value, where)
-        return [value] * count
+        return [value] * (count or 1)
     if len(value) != count:
         raise RecipeError(f"{where}: found {len(value)} values for {count} sources; give one, or one per source")
     values = [_plain(item) for item in value]
     for index, item in enumerate(values):
         parameter.check_one(item, f"{where}[{index}]")
     return values
-
-
-def _one(method: MergeMethod, parameter: Parameter, given: Mapping[str, Any]) -> Any:
-    value = _plain(given[_argument(parameter)])
-    parameter.check_one(value, f"{method.name}: {_argument(parameter)}")
-    return value
 
 
 def _plain(value: Any) -> Any:

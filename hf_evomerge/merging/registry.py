@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import EvoMergeError, RecipeError
-from ..recipes.recipe import MergePart
-from .checks import complete
 from .method import MergeFunction, MergeMethod
 from .parameters import Parameter
 
@@ -64,25 +62,3 @@ def get_method(name: str) -> MergeMethod:
     if name not in METHODS:
         raise RecipeError(f"merge.method: {name!r} is not known; choose one of {', '.join(sorted(METHODS))}")
     return METHODS[name]
-
-
-def check_part(
-    part: MergePart, *, sources: int, has_base: bool, layer_count: int | None = None, names: Sequence[str] | None = None
-) -> MergeMethod:
-    """Check the merge part of a recipe before any work, and return its method.
-
-    Args:
-        part: The merge part.
-        sources: Number of merged sources.
-        has_base: Whether the recipe names a base.
-        layer_count: Number of blocks of the sources; layer groups are checked against it where it is known.
-        names: Raw names of the sources' tensors; patterns are checked against them where they are known.
-
-    Raises:
-        RecipeError: Naming the key: unknown method or parameter, wrong type, out of range, layer groups that do not exist,
-            overlap or leave a part of the model out, patterns that name nothing, parameters that do not go together, no base
-            where one is needed, too many or too few sources.
-    """
-    method = get_method(part.method)
-    complete(method, part.parameters, part.options, sources=sources, has_base=has_base, layer_count=layer_count, names=names)
-    return method

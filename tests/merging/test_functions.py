@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hf_evomerge import merging
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import RecipeError, SourceError
-from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.parameters import Parameter
 from hf_evomerge.merging.registry import METHODS, get_method, register_method
 from hf_evomerge.recipes.layer_groups import resolve
@@ -24,10 +24,9 @@ from hf_evomerge.recipes.layer_groups import resolve
 def call(method, base, sources, parameters, options, **more):
     """Call the function of a method with the parameters of a recipe that apply to one tensor."""
     chosen, name = get_method(method), more.get("name", NAME)
-    values = complete_parameters(chosen, parameters, len(sources), 2)
+    values, given = complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=2)
     arguments = {p.argument or p.name: [resolve(v[p.name], name) for v in values] for p in chosen.source_parameters}
-    complete = complete_options(chosen, options, 2)
-    arguments |= {p.argument or p.name: resolve(complete[p.name], name) for p in chosen.options}
+    arguments |= {p.argument or p.name: resolve(given[p.name], name) for p in chosen.options}
     function = getattr(merging, method)
     more = {key: value for key, value in more.items() if key in inspect.signature(function).parameters}
     if chosen.needs_base:

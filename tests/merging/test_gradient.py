@@ -12,7 +12,7 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import TensorJob
-from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.gradient import MergeGradient, check_differentiable, products
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.merging.registry import all_methods, get_method
@@ -45,7 +45,7 @@ def test_a_tensors_products_are_differences(method, parameters, options, dtype):
     base, *sources, given = torch.randn(len(parameters) + 2, 8, 12, generator=generator)
     base, *sources = (tensor.to(dtype) for tensor in (base, *(base + 0.3 * source for source in sources)))
     chosen = get_method(method)
-    values, options = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
+    values, options = complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4)
     job = TensorJob(NAME, chosen, base, sources, seed=0)
     found = products(job, given.reshape(-1), values, options)
     assert {name for name, _ in found} == set(SMOOTH[method])

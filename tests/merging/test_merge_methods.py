@@ -10,7 +10,6 @@ import pytest
 import torch
 from method_cases import NAME, assert_close, deltas, exact, merge, tensors
 
-from hf_evomerge.merging.checks import complete_options
 from hf_evomerge.merging.registry import all_methods
 
 TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
@@ -124,7 +123,7 @@ def test_dare(method, weights, density):
 
 def test_defaults_are_those_of_the_field():
     """Only linear, ties and della normalise by default, and DARE and DELLA restore the sum of the absolute values."""
-    defaults = {name: complete_options(method, {}) for name, method in all_methods().items()}
+    defaults = {name: {option.name: option.default for option in method.options} for name, method in all_methods().items()}
     assert {name: options.get("normalize") for name, options in defaults.items() if "normalize" in options} == {
         "linear": True,
         "ties": True,

@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from method_cases import check_part
 
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.merging.parameters import Parameter
-from hf_evomerge.merging.registry import METHODS, all_methods, check_part, get_method, register_method
+from hf_evomerge.merging.registry import METHODS, all_methods, get_method, register_method
 from hf_evomerge.recipes.layer_groups import one_of_each
 from hf_evomerge.recipes.recipe import MergePart
 

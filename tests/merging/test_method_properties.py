@@ -8,7 +8,7 @@ import torch
 from method_cases import CASES, IDS, NAME, RANDOM, merge, tensors
 
 from hf_evomerge.merging.arithmetic import TensorJob, memory_needed
-from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.registry import all_methods, get_method
 from hf_evomerge.recipes.layer_groups import resolve
 
@@ -153,8 +153,7 @@ def test_the_memory_of_a_search_is_declared(method, parameters, options):
     base, sources = tensors(len(parameters), size=size)
     base, sources = base.view(100, 1000).bfloat16(), [source.view(100, 1000).bfloat16() for source in sources]
     job = TensorJob(NAME, chosen, base, sources, seed=0, keep=True)
-    values, complete = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
-    job.run(values, complete, torch.empty(100, 1000))
+    job.run(*complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4), torch.empty(100, 1000))
     found = held(job, [])
     said = memory_needed(chosen, size, len(sources), with_base=True)
     assert found <= said * 1.1

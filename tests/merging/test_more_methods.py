@@ -8,10 +8,10 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
-from method_cases import NAME, assert_close, deltas, exact, merge, tensors
+from method_cases import NAME, assert_close, check_part, deltas, exact, merge, tensors
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.merging.registry import check_part, get_method
+from hf_evomerge.merging.registry import get_method
 from hf_evomerge.recipes.recipe import MergePart
 
 WEIGHTS = [[0.6, 0.7], [0.9, -0.4], [0.0, 0.8], [0.7, 0.4, 0.3]]

@@ -10,7 +10,7 @@ from hf_evomerge.building.merged import Merged
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import TensorJob
-from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.gradient import MergeGradient, products
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.merging.registry import get_method
@@ -29,9 +29,10 @@ def merged(method: str, tensors: list[torch.Tensor], weights: list[Any], size: i
     """The tensors of `NAME`, base first, merged in slices of `size` elements."""
     chosen = get_method(method)
     base, *sources = tensors
-    values = complete_parameters(chosen, [{"weight": {NAME: weight}} for weight in weights], len(sources), 4, [NAME])
+    parameters = [{"weight": {NAME: weight}} for weight in weights]
+    values = complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4, names=[NAME])
     out = torch.empty_like(base)
-    TensorJob(NAME, chosen, base, sources, seed=0).run(values, complete_options(chosen, options), out, slice_size=size)
+    TensorJob(NAME, chosen, base, sources, seed=0).run(*values, out, slice_size=size)
     return out
 
 
@@ -50,7 +51,8 @@ def test_each_run_of_rows_has_its_weight(rows, size):
 
 def test_a_list_under_a_pattern_still_runs_over_the_blocks():
     """Only the whole name of a tensor makes a list one of rows."""
-    values = complete_parameters(get_method("linear"), [{"weight": {"*up_proj*": [0.0, 1.0], NAME: [1.0, 2.0]}}], 1, 2)
+    weights = [{"weight": {"*up_proj*": [0.0, 1.0], NAME: [1.0, 2.0]}}]
+    values, _ = complete(get_method("linear"), weights, {}, sources=1, has_base=False, layer_count=2)
     assert type(values[0]["weight"]["*up_proj*"]).__name__ == "Ramp"
     assert type(values[0]["weight"][NAME]).__name__ == "Rows"
 
@@ -105,11 +107,12 @@ def test_other_methods_have_slopes_by_rows(method):
     chosen = get_method(method)
     base, one, two, given = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(2))
     weights: list[Any] = [{"weight": {NAME: [0.2, 0.9]}}, {"weight": {NAME: [0.4, 0.5, 0.6]}}]
+    known = {"sources": 2, "has_base": False, "layer_count": 4, "names": [NAME]}
     if chosen.prepare is not None:
         with pytest.raises(RecipeError, match=f"weight: {method} looks at whole tensors; give one number per tensor"):
-            complete_parameters(chosen, weights, 2, 4, [NAME])
+            complete(chosen, weights, {}, **known)
         return
-    values, options = complete_parameters(chosen, weights, 2, 4, [NAME]), complete_options(chosen, {})
+    values, options = complete(chosen, weights, {}, **known)
     found = products(TensorJob(NAME, chosen, None, [one, two], seed=0), given.reshape(-1), values, options)
     for source, run in [(source, run) for (_, source), slopes in found.items() for run in range(len(slopes))]:
         ends = []

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from method_cases import check_part
 
 from hf_evomerge.errors import EvoMergeError, SearchError
-from hf_evomerge.merging.registry import check_part
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate

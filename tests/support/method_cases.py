@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hf_evomerge.merging.arithmetic import TensorJob
-from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.registry import get_method
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -54,9 +54,16 @@ def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NA
     chosen = get_method(method)
     job = TensorJob(name, chosen, base, sources, seed=seed, keep=keep)
     out = torch.empty(sources[0].shape)
-    values = complete_parameters(chosen, parameters, len(sources), 4)
-    job.run(values, complete_options(chosen, options or {}, 4), out, slice_size=slice_size)
+    given = complete(chosen, parameters, options or {}, sources=len(sources), has_base=True, layer_count=4)
+    job.run(*given, out, slice_size=slice_size)
     return out
+
+
+def check_part(part, **known):
+    """Check a merge part and return its method."""
+    method = get_method(part.method)
+    complete(method, part.parameters, part.options, **known)
+    return method
 
 
 def tensors(count=3, size=999, spread=0.1, seed=0):
