@@ -23,7 +23,6 @@ from .headers import StoredTensor
 from .model_folder import MODULES
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
-_PATIENCE = 30.0  # seconds after which a download is not begun again; the client tries for as long by itself
 _ATTEMPTS = 4
 IGNORED_FILES = ["*/*.json", "*/*.txt", "*/*.model"]
 
@@ -133,20 +132,17 @@ class Repository:
                     _check_content(path, expected[file], f"{self.name}: {file}")
 
     def _download(self, file: str) -> Path:
-        """One file. The client goes on where a download was cut short, but gives up where the connection was reset."""
+        """One file. The client tries again where a connection is refused or cut short, but gives up where it is reset."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import httpx
 
-        begin = time.monotonic()
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(2, _ATTEMPTS + 1):
             try:
                 return Path(hf_hub_download(self.name, file, revision=self.commit))
-            except httpx.TransportError as cause:
-                if attempt == _ATTEMPTS or time.monotonic() - begin > _PATIENCE:
-                    raise
-                _say(f"{self.name}: {file}: {one_line(cause, 120)}; attempt {attempt + 1} of {_ATTEMPTS}")
+            except httpx.ReadError as cause:
+                _say(f"{self.name}: {file}: {one_line(cause, 120)}; attempt {attempt} of {_ATTEMPTS}")
                 time.sleep(attempt)
-        raise AssertionError("unreachable")
+        return Path(hf_hub_download(self.name, file, revision=self.commit))
 
 
 def _check_content(path: Path, expected: str, where: str) -> None:

@@ -239,14 +239,8 @@ class EvoMergedConfig(PreTrainedConfig):
                 if not isinstance(source.get(name), (str, type(None))):
                     raise ValueError(f"sources[{position}].{name}: {source[name]!r:.80} is not a text")
         self._check_embedding_source()
-        for position, hop in enumerate(hops if sources else []):
-            for source, layer, _ in hop:
-                if source >= len(sources):
-                    raise ValueError(f"path[{position}]: source {source}, but there are {len(sources)} sources, from 0")
-                if layer >= sources[source]["layers"]:
-                    raise ValueError(
-                        f"path[{position}]: layer {layer} of source {source}, which has {sources[source]['layers']} layers"
-                    )
+        if sources:
+            _check_layers(hops, [source["layers"] for source in sources])
 
     def _check_inherited(self, others: dict[str, Any]) -> None:
         """Fields of the base class over which it would trip without naming them."""
@@ -333,9 +327,7 @@ class EvoMergedConfig(PreTrainedConfig):
         depths = [decoder_of(config).num_hidden_layers for config in configs]
         described = [{**source, "layers": depth} for source, depth in zip(given, depths, strict=True)]
         slots = _slots_of(path)
-        for source, layer in slots:
-            if source >= len(configs) or layer >= depths[source]:
-                raise ValueError(f"path: there is no layer {source}:{layer} in the sources")
+        _check_layers([parse_hop(text, position) for position, text in enumerate(path)], depths)
         merged = cls(
             text_config=config_along(configs, slots, embedding_source),
             path=list(path),
@@ -398,6 +390,16 @@ def _slots_of(path: Sequence[str]) -> list[tuple[int, int]]:
         raise ValueError(f"path: a list of at most {MAX_HOPS} hops, one string each, such as ['0:0', '0:1']")
     hops = [parse_hop(text, position) for position, text in enumerate(path)]
     return [hop[0][:2] for hop in hops] + [term[:2] for hop in hops for term in hop[1:]]
+
+
+def _check_layers(hops: Sequence[Sequence[Term]], depths: Sequence[int]) -> None:
+    """Raise `ValueError` where a path names a source or a layer that is not there."""
+    for position, hop in enumerate(hops):
+        for source, layer, _ in hop:
+            if source >= len(depths):
+                raise ValueError(f"path[{position}]: source {source}, but there are {len(depths)} sources, from 0")
+            if layer >= depths[source]:
+                raise ValueError(f"path[{position}]: layer {layer} of source {source}, which has {depths[source]} layers")
 
 
 def _as_config(value: Any, slots: int) -> PreTrainedConfig:

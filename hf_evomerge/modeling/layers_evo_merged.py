@@ -140,6 +140,11 @@ def find_layers(model: nn.Module, count: int) -> str:
     return found[0]
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.Module:
+    """The list of decoder layers of a plain model."""
+    return model.get_submodule(find_layers(model, model.config.get_text_config(decoder=True).num_hidden_layers))
+
+
 def source_class(config: PreTrainedConfig, mapping: Any = None) -> type[PreTrainedModel]:
     """The source architecture's own class in one of transformers' mappings; in that of models that generate by default."""
     text = config.get_text_config(decoder=True) is config

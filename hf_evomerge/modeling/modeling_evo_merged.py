@@ -26,11 +26,11 @@ from .layers_evo_merged import (
     SumTerms,
     check_scale_target,
     copy_structure,
+    decoder_layers,
     find_layers,
     known_arguments,
     source_class,
 )
-from .sources_evo_merged import decoder_of
 
 _ABILITIES = (
     *("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "_is_stateful"),
@@ -472,9 +472,8 @@ def assemble(
         config: The configuration of the merged model.
     """
     text_config = config.text_config
-    resident = shell.get_submodule(find_layers(shell, decoder_of(shell.config).num_hidden_layers))
     slots = nn.ModuleList([copy_structure(layers[layer], text_config, slot, {}) for slot, layer in enumerate(config.slots)])
-    inner = copy_structure(shell, text_config, None, {id(resident): slots})
+    inner = copy_structure(shell, text_config, None, {id(decoder_layers(shell)): slots})
     model = merged_class(config)(config, inner=inner)  # type: ignore[arg-type]
     model.generation_config = copy.deepcopy(shell.generation_config)
     return model.train(shell.training)

@@ -130,21 +130,6 @@ class LayerPath:
                 raise PathError(f"scales[{position}]: {shown(scale)} is not a number up to {MAX_FACTOR:g}")
         return LayerPath(tuple(replace(hop, scale=float(s)) for hop, s in zip(self.hops, scales, strict=True)))
 
-    def check(self, layers_per_source: Sequence[int]) -> None:
-        """Raise `PathError` if a term names a source or a layer that is not there."""
-        for position, hop in enumerate(self.hops):
-            for term in hop.terms:
-                if not 0 <= term.source < len(layers_per_source):
-                    raise PathError(
-                        f"path[{position}]: source {term.source} of {term}, but there are "
-                        f"{len(layers_per_source)} sources (0 to {len(layers_per_source) - 1})"
-                    )
-                if not 0 <= term.layer < layers_per_source[term.source]:
-                    raise PathError(
-                        f"path[{position}]: layer {term.layer} of source {term.source}, which has "
-                        f"{layers_per_source[term.source]} layers (0 to {layers_per_source[term.source] - 1})"
-                    )
-
     @classmethod
     def of(cls, layers: Iterable[tuple[int, int]], scales: Sequence[float] | None = None) -> LayerPath:
         """A serial path from ``(source, layer)`` pairs."""

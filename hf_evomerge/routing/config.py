@@ -88,10 +88,8 @@ def path_config(
     """
     from ..modeling import EvoMergedConfig
     from ..modeling.layers_evo_merged import check_scale_target
-    from ..modeling.sources_evo_merged import decoder_of
 
     path = flow.to_path()
-    path.check([decoder_of(config).num_hidden_layers for config in configs])
     try:
         config = EvoMergedConfig.from_sources(
             configs,

@@ -43,8 +43,6 @@ class Layout:
     side_by_side: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.order) != len(self.layers) or not self.order or min(self.layers) < 1 or self.repetitions < 1:
-            raise PathError(f"layout: needs one positive layer count per source and at least one repetition, got {self}")
         if self.side_by_side and len(set(self.layers)) > 1:
             counts = " and ".join(map(str, self.layers))
             raise PathError(f"path.terms: the sources have {counts} layers; hops of several terms need as many in each")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import PathError, SourceError
 from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
-from ..modeling.modeling_evo_merged import assemble, find_layers
+from ..modeling.layers_evo_merged import decoder_layers
+from ..modeling.modeling_evo_merged import assemble
 from ..modeling.sources_evo_merged import decoder_of
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import FlowPart, ScaleTarget
@@ -54,7 +54,7 @@ class LayerPool:
             self._layers = {
                 (source, index): layer
                 for source, model in enumerate(self.models)
-                for index, layer in enumerate(_layers_of(model))
+                for index, layer in enumerate(decoder_layers(model).children())
             }
         except ValueError as cause:
             raise SourceError(str(cause)) from cause
@@ -102,7 +102,3 @@ class LayerPool:
         if self.spread:
             follow(model, model.layers)
         return model
-
-
-def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    return list(model.get_submodule(find_layers(model, decoder_of(model.config).num_hidden_layers)).children())

@@ -13,8 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import SourceError
-from ..modeling.modeling_evo_merged import find_layers
-from ..modeling.sources_evo_merged import decoder_of
+from ..modeling.layers_evo_merged import decoder_layers
 
 
 def layer_places(sizes: Sequence[int], rest: int, count: int) -> list[int]:
@@ -39,7 +38,7 @@ def spread(model: PreTrainedModel, devices: Sequence[str]) -> None:
         SourceError: It has no one list of layers.
     """
     try:
-        layers = list(model.get_submodule(find_layers(model, decoder_of(model.config).num_hidden_layers)).children())
+        layers = list(decoder_layers(model).children())
     except (AttributeError, ValueError) as cause:
         raise SourceError(f"devices_per_model: {type(model).__name__} has no one list of layers to spread") from cause
     sizes = [_size(layer.parameters()) for layer in layers]

@@ -202,25 +202,3 @@ def test_unique_layers_in_order_of_the_first_visit():
 def test_identity_runs_a_source_as_it_is():
     """The identity path visits every layer of one source once, in order, with scale 1."""
     assert LayerPath.identity(3, source=1) == LayerPath.parse("1:0-2", [1, 1, 1])
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        (LayerPath.parse("0:0, 2:0"), "path[1]: source 2 of 2:0, but there are 2 sources (0 to 1)"),
-        (LayerPath.parse("0:3"), "path[0]: layer 3 of source 0, which has 3 layers (0 to 2)"),
-        (LayerPath.parse("0:2, 0:0 + 1:2*0.5"), "path[1]: layer 2 of source 1, which has 2 layers (0 to 1)"),
-        (LayerPath.of([(-1, 0)]), "path[0]: source -1 of -1:0, but there are 2 sources (0 to 1)"),
-        (LayerPath.of([(0, -1)]), "path[0]: layer -1 of source 0, which has 3 layers (0 to 2)"),
-    ],
-)
-def test_check_names_what_is_not_there(path, message):
-    """A term outside the sources is refused with the hop, the term and what there is."""
-    with pytest.raises(PathError) as caught:
-        path.check([3, 2])
-    assert str(caught.value) == message
-
-
-def test_check_accepts_every_layer_there_is():
-    """The first and last layers of all sources pass."""
-    LayerPath.parse("0:0-2, 1:1-0, 0:2*0.5 + 1:1").check([3, 2])
