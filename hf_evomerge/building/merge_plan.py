@@ -18,7 +18,7 @@ from ..merging.checks import check_sources, complete
 from ..merging.method import Call, MergeMethod
 from ..merging.registry import get_method
 from ..merging.rows import row_count
-from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
+from ..recipes.layer_groups import classify, merged_names, parse_key, resolve
 from ..recipes.recipe import MergePart, Recipe, SlicePart
 from .planned import Input, Planned
 
@@ -63,8 +63,6 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
     first = merged_sources[0]
     names = merged_names(first.tensors, part.router)
-    if part.unmatched == "ignore":
-        part = _without_unmatched(part, names)
     method, has_base = get_method(part.method), base is not None
     if part.slices is None:
         values, options = complete(
@@ -75,6 +73,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
             has_base=has_base,
             layer_count=first.layer_count,
             names=names,
+            ignore=part.unmatched == "ignore",
         )
     for piece in part.slices or ():
         check_sources(method, len(piece.layers), has_base)
@@ -91,19 +90,6 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         origin = (base, name) if base is not None else None
         tensors[name] = _planned(inputs, origin, values, options, recipe.dtype)
     return MergePlan(method, merged_sources, base, tensors, options)
-
-
-def _without_unmatched(part: MergePart, names: Sequence[str]) -> MergePart:
-    """The part without the patterns that name no tensor."""
-
-    def both(piece: MergePart | SlicePart) -> dict[str, Any]:
-        return {"options": matched(piece.options), "parameters": [matched(mapping) for mapping in piece.parameters]}
-
-    def matched(mapping: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: without_unmatched(value, names) for key, value in mapping.items()}
-
-    slices = part.slices and [piece.model_copy(update=both(piece)) for piece in part.slices]
-    return part.model_copy(update={**both(part), "slices": slices})
 
 
 def _planned(
@@ -177,6 +163,7 @@ def _slice_values(
             has_base=base is not None,
             layer_count=count,
             names=names,
+            ignore=part.unmatched == "ignore",
         )
     except RecipeError as cause:
         raise RecipeError(f"{where}: {cause}") from cause

@@ -5,7 +5,6 @@ What makes a merge impossible is an error that names both sides; what makes it d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -77,7 +76,7 @@ def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: 
     found: list[str] = []
     first, everyone = sources[0], [*sources, *([base] if base is not None else [])]
     for source in everyone:
-        found += [*_missing_layers(source), *_other_base(source)]
+        found += _other_base(source)
         if source is not first:
             found += _differing_settings(first, source)
     owner = owner if owner is not None else first
@@ -183,14 +182,6 @@ def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = Tru
     for name, info in other.tensors.items():
         if name not in first.tensors and info.is_float:
             yield f"tensor {name} of {other} is missing in {first}"
-
-
-def _missing_layers(source: Parent) -> Iterator[str]:
-    """Layers that the config counts and the files do not have: transformers would fill them with random numbers."""
-    numbers = {int(found[1]) for name in source.tensors if (found := re.search(r"(?:^|\.)(\d+)\.", name)) is not None}
-    missing = [layer for layer in range(source.layer_count) if layer not in numbers]
-    if numbers and missing:
-        yield f"config.json of {source} counts {source.layer_count} layers, but its files hold nothing of layer {missing[0]}"
 
 
 def _other_base(source: Parent) -> Iterator[str]:

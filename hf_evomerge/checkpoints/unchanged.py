@@ -63,6 +63,8 @@ def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) ->
 
 
 def _same(one: Parent, other: Parent, *, download: bool) -> bool:
+    import torch
+
     if one.pinned == other.pinned:
         return True
     shapes = [{name: (info.dtype, info.shape) for name, info in each.tensors.items()} for each in (one, other)]
@@ -73,13 +75,8 @@ def _same(one: Parent, other: Parent, *, download: bool) -> bool:
         return False
     for source in away:
         source.download()
-    return all(_alike(one, other, name) for name in [*one.changes, *one.tensors])
-
-
-def _alike(one: Parent, other: Parent, name: str) -> bool:
-    import torch
-
-    return all(torch.equal(ours, theirs) for ours, theirs in _blocks(one, other, name))
+    blocks = (pair for name in [*one.changes, *one.tensors] for pair in _blocks(one, other, name))
+    return all(torch.equal(ours, theirs) for ours, theirs in blocks)
 
 
 def squared_distance(source: Parent, base: Parent) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..recipes.layer_groups import expand, is_tensor
+from ..recipes.layer_groups import expand, is_tensor, without_unmatched
 from .method import Call, MergeMethod
 
 _FINE = 1 << 40  # rows: the numbers of a real tensor change at fewer places
@@ -21,6 +21,7 @@ def complete(
     has_base: bool,
     layer_count: int | None = None,
     names: Sequence[str] | None = None,
+    ignore: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Check everything that a recipe gives a method before any work, and fill in the defaults.
 
@@ -31,6 +32,7 @@ def complete(
         has_base: Whether there is a base.
         layer_count: Number of blocks, where it is known: layer groups are checked, and gradients laid over the blocks.
         names: Raw names of the tensors, where they are known: patterns are checked, and what does not go together.
+        ignore: Whether patterns that name no tensor are left out; else they are refused.
 
     Returns:
         The parameters of each source, and the options.
@@ -43,6 +45,10 @@ def complete(
     check_sources(method, sources, has_base)
     if parameters and len(parameters) != sources:
         raise RecipeError(f"merge.parameters: {len(parameters)} mappings for {sources} sources; give one per source")
+    if ignore and names is not None:
+        options, *parameters = (
+            {key: without_unmatched(value, names) for key, value in given.items()} for given in (options, *parameters)
+        )
     chosen = _complete(method, "global", options, "merge.options", layer_count, names)
     values = [
         _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
