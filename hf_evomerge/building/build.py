@@ -16,7 +16,7 @@ from ..checkpoints.compatibility import check_tokenizer
 from ..checkpoints.component import as_parts
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import remove_leftovers
-from ..checkpoints.open import open_source, pin_source
+from ..checkpoints.open import open_source
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import RecipeError, SourceError
 from ..recipes.names import named_folder
@@ -122,7 +122,7 @@ def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
 
     def pin(ref: SourceRef) -> SourceRef:
         try:
-            return pin_source(ref, trust_remote_code=trust_remote_code)
+            return open_source(ref, trust_remote_code=trust_remote_code).pinned
         except SourceError:  # raised again where the source takes part
             return ref
 

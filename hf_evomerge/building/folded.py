@@ -265,7 +265,7 @@ def _plan(
     hops = list(_hop_names(config, layers := _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
-        changes = {**_outer_changes(config, model, layers, shapes), **_layer_changes(config, hops)}
+        changes = _changes(config, model, layers, shapes, hops)
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     plan = {}
     for name, stored in _stored_names(config, model, shapes, hops).items():
@@ -314,34 +314,33 @@ def _stored_names(
     return stored
 
 
-def _layer_changes(config: EvoMergedConfig, hops: Iterable[tuple[str, int, str, str]]) -> dict[str, Change]:
-    layout, factors = _layout(config), hop_factors(config)
+def _changes(
+    config: EvoMergedConfig,
+    model: PreTrainedModel,
+    layers: str,
+    names: Iterable[str],
+    hops: Iterable[tuple[str, int, str, str]],
+) -> dict[str, Change]:
+    """What becomes of the embeddings, of the tensors of each layer, and of the final norm."""
+    layout, factors, kind = _layout(config), hop_factors(config), config.decoder_config.model_type
+    changes: dict[str, Change] = {}
+    if (factor := _embedding_factor(config)) != 1:
+        patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
+        changes = {name: Change(factor) for name in names if matches(name, patterns)}
     present: list[list[str]] = [[] for _ in factors]
-    changes = {}
     for name, hop, rest, _ in hops:
         present[hop].append(rest)
         if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
             changes[name] = change
-    kind = config.decoder_config.model_type
     for hop, names_there in enumerate(present):
         for lacking in layout.missing(names_there) if factors[hop] != _Factors() else ():
             raise SourceError(f"text_config: layer {hop} has no {lacking}; this kind of {kind!r} cannot be folded")
-    return changes
-
-
-def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, layers: str, names: Iterable[str]) -> dict[str, Change]:
-    """What becomes of the tensors outside the layers: the embeddings and the final norm."""
-    layout, last = _layout(config), hop_factors(config)[-1]
-    changes = {}
-    if (factor := _embedding_factor(config)) != 1:
-        patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
-        changes = {name: Change(factor) for name in names if matches(name, patterns)}
     norm = f"{layout.final_norm}.weight"
     if config.has_parts:  # beside the layers of the language model, which has another name there
         norm = layers.removesuffix("layers.") + norm.removeprefix("model.")
-    if last != _Factors() and norm not in names:
-        raise SourceError(f"text_config: no {norm}; this kind of {config.decoder_config.model_type!r} cannot be folded")
-    if last.sign < 0:
+    if factors[-1] != _Factors() and norm not in names:
+        raise SourceError(f"text_config: no {norm}; this kind of {kind!r} cannot be folded")
+    if factors[-1].sign < 0:
         changes[norm] = Change(-1.0, layout.offset(norm))
     return changes
 

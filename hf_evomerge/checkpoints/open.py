@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import SourceError
-from ..recipes.names import is_folder, named_folder
+from ..recipes.names import is_folder
 from ..recipes.recipe import SourceRef
 from .gguf import GgufFile
 from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
@@ -70,19 +69,3 @@ def open_files(ref: SourceRef) -> Source:
     source = Source(folder, ref, repository=repository)
     source.stem = WEIGHTS_FILE.removesuffix(".safetensors")
     return source
-
-
-def pin_source(ref: SourceRef, *, trust_remote_code: bool = False) -> SourceRef:
-    """`Source.pinned` of a reference; the folder of a model has nothing to pin, and is not opened.
-
-    Raises:
-        SourceError: As `open_source`.
-    """
-    names = [name for name in (ref.model, ref.adapter) if name is not None]
-    if (
-        ref.gguf is None
-        and all(os.path.isdir(named_folder(name)) for name in names)
-        and not (ref.adapter is None and is_adapter(named_folder(ref.model)))
-    ):
-        return ref
-    return open_source(ref, trust_remote_code=trust_remote_code).pinned

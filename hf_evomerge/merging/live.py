@@ -194,26 +194,20 @@ def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
 
 def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's parameter or buffer for every tensor of the source that is merged."""
-    import torch
+    state: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # diffusers has none
+    names = sorted((name for name, info in source.tensors.items() if info.is_float), key=tensor_order)
 
-    state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers())
-    prefix, moved = f"{getattr(model, 'base_model_prefix', '')}.", False  # diffusers has no prefix
+    def find(name: str, moved: bool) -> Tensor | None:
+        return next((state[own] for own in source.parameters(name, prefix, moved=moved) if own in state), None)
 
-    def called(name: str) -> tuple[str, ...]:
-        return source.parameters(name, prefix, moved=moved)
-
-    def known() -> bool:
-        return all(any(own in state for own in called(name)) for name, info in source.tensors.items() if info.is_float)
-
-    moved = not known()
-    parts = {} if known() else fused_parts(model)
+    moved = any(find(name, False) is None for name in names)
+    parts = fused_parts(model) if moved and any(find(name, True) is None for name in names) else {}
     state |= parts
-    targets: dict[str, torch.Tensor] = {}
-    for name in sorted(source.tensors, key=tensor_order):
-        info = source.tensors[name]
-        target = next((state[own] for own in called(name) if own in state), None)
-        if not info.is_float or (target is None and ".rotary_emb.inv_freq" in name):
+    targets: dict[str, Tensor] = {}
+    for name in names:
+        info, target = source.tensors[name], find(name, moved)
+        if target is None and ".rotary_emb.inv_freq" in name:
             continue
         if target is None or tuple(target.shape) != info.shape or not target.is_contiguous():
             found = "no such parameter" if target is None else f"shape {list(target.shape)}"

@@ -23,6 +23,7 @@ ScaleEncoding = Literal["none", "slot", "matrix", "network", "gate"]
 Vector = NDArray[np.float64]
 
 NETWORK_WIDTH = 8
+CUTS = 7
 
 
 @dataclass(frozen=True)
@@ -125,22 +126,20 @@ class FlowGenome:
         gates[list(slots)] = 1.0
         return gates
 
-    def splices(self, cuts: int = 7) -> list[list[int]]:
+    def splices(self) -> list[list[int]]:
         """Slots of the plainest paths: each source as it is, then a front of one with the back of another.
 
-        Of a source with more layers than a path may have, one run is left out, at each of these places.
-
-        Args:
-            cuts: At how many places at most sources are cut, at equal distances.
+        Sources are cut at `CUTS` places at most, at equal distances. Of a source with more layers than a path may have, one run
+        is left out, at each of these places.
         """
         runs = dict(zip(self.layout.order, self.layout.layers, strict=True))
         found = [[(source, layer) for layer in range(count)] for source, count in runs.items()]
         for source, count in runs.items():
-            extra, places = count - self.max_hops, min(cuts, self.max_hops - 1)
+            extra, places = count - self.max_hops, min(CUTS, self.max_hops - 1)
             for begin in (round(cut / (places + 1) * self.max_hops) for cut in range(1, places + 1)) if extra > 0 else ():
                 found.append([(source, layer) for layer in range(count) if not begin <= layer < begin + extra])
         for first, second in permutations(runs, 2):
-            places = min(cuts, runs[first] - 1, runs[second] - 1)
+            places = min(CUTS, runs[first] - 1, runs[second] - 1)
             for cut in range(1, places + 1):
                 front, back = (round(cut / (places + 1) * runs[source]) for source in (first, second))
                 found.append([(first, i) for i in range(front)] + [(second, i) for i in range(back, runs[second])])

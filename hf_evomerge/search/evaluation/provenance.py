@@ -43,11 +43,11 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     Raises:
         SourceError: A repository cannot be had.
     """
-    from ...checkpoints.open import pin_source
+    from ...checkpoints.open import open_source
 
     def pinned(ref: SourceRef) -> SourceRef:
         if str(ref) not in pins:
-            if (found := pin_source(ref)) == ref:
+            if (found := open_source(ref).pinned) == ref:
                 return ref
             pins[str(ref)] = found.model_dump()
         return SourceRef(**pins[str(ref)])
