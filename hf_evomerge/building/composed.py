@@ -64,7 +64,7 @@ class Composed(PlannedCheckpoint):
         self._parts: dict[str | None, Checkpoint] = {host.part: self.merged}
         for part, number in (recipe.components or {}).items():
             self._take(part, sources[number].whole)
-        check_ids(self.host, self.tokenizer_source, self._tokens)
+        check_ids(self.host, self.tokenizer_source, self.merged.plan.sources[0].vocab_size)
 
     def _take(self, part: str, donor: Parent) -> None:
         """Put a part of another source in the place of the model's own; raises `SourceError` where they are not alike."""
@@ -94,8 +94,7 @@ class Composed(PlannedCheckpoint):
     @property
     def warnings(self) -> list[str]:
         """What is doubtful about the sources, and about the result where its vocabulary is another."""
-        found = self.merged.warnings
-        found = found + self.architecture_warnings
+        found = self.merged.warnings + self.architecture_warnings
         if self.processor_source is not self.tokenizer_source:
             found = found + template_warnings(self.processor_source.beside, self.recipe.chat_template)
         return list(dict.fromkeys(found))
@@ -110,13 +109,9 @@ class Composed(PlannedCheckpoint):
         return type(self.host.config).from_dict(self._fields())
 
     def _fields(self) -> dict[str, Any]:
-        size = self._tokens if self._tokens and self._tokens != self.host.vocab_size else None
+        tokens = self.merged.plan.sources[0].vocab_size  # 0 where a part without words is merged
+        size = tokens if tokens not in (0, self.host.vocab_size) else None
         return result_fields(self.host, self.host.read_json("config.json"), self.recipe.dtype, size)
-
-    @cached_property
-    def _tokens(self) -> int:
-        """Number of tokens of the result; 0 where a part without words is merged."""
-        return self.merged.plan.sources[0].vocab_size
 
     def write_companions(self, folder: Path) -> None:
         """Write ``config.json``; copy the tokenizer from its source, processor and chat template from theirs."""

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
+from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
@@ -94,8 +95,7 @@ def test_what_cannot_be_extracted(tiny, tmp_path):
 
 def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):
     """An adapter can name a model as its base, and not one with another adapter: that is refused."""
-    model = AutoModelForCausalLM.from_pretrained(tiny / "base")
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lora")
+    save_adapter(tiny / "base", tmp_path / "lora", 0, target_modules=["q_proj"])
     with pytest.raises(SourceError, match="is a model with an adapter"):
         extract_adapter(str(tiny / "a"), str(tmp_path / "lora"), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

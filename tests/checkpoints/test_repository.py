@@ -20,6 +20,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
 from safetensors.torch import load_file, save_file
+from tiny_adapters import save_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -216,14 +217,7 @@ def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):
 
     An adapter on the Hub names no folder of this machine as its base.
     """
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "a"), LoraConfig(r=2, target_modules=["q_proj"]))
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            parameter.add_(0.1 if "lora_" in name else 0)
-    tuned.save_pretrained(tmp_path / "lora")
+    save_adapter(tiny / "a", tmp_path / "lora", 0, target_modules=["q_proj"])
     publish(lfs_api, tmp_path / "lora", "local/lora")
     (tmp_path / "recipe.yaml").write_text("sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n")
     checked = run("merge", "recipe.yaml", "--out", "out", "--dry-run")

@@ -4,6 +4,7 @@ import shutil
 
 import torch
 from families import save_family, tiny_config
+from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.checkpoints.open import open_source
@@ -27,12 +28,8 @@ def test_frozen_tensors_are_found(tmp_path):
 
 def test_an_adapter_changes_what_it_names(tmp_path):
     """Of a LoRA source of the same base only the tensors that its adapter changes are compared."""
-    from peft import LoraConfig, get_peft_model
-
     save_family(tmp_path, tiny_config(), torch.float32, count=0)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1], init_lora_weights=False)
-    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    save_adapter(tmp_path / "base", tmp_path / "adapter", 0, target_modules=["q_proj"], layers_to_transform=[1])
     base = open_source(str(tmp_path / "base"))
     source = open_source(SourceRef(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")))
     assert set(source.tensors) - unchanged_tensors(source, base) == {"model.layers.1.self_attn.q_proj.weight"}

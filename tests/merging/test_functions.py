@@ -16,8 +16,7 @@ from hf_evomerge import merging
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.merging.checks import complete
-from hf_evomerge.merging.parameters import Parameter
-from hf_evomerge.merging.registry import METHODS, get_method, register_method
+from hf_evomerge.merging.registry import METHODS, get_method
 from hf_evomerge.recipes.layer_groups import resolve
 
 
@@ -77,20 +76,6 @@ def test_names_are_light_listed_and_pickled():
     assert pickle.loads(pickle.dumps(merging.ties)) is merging.ties
     with pytest.raises(AttributeError, match="no attribute 'tise'"):
         _ = merging.tise
-
-
-def test_a_registered_method_is_a_function_too(monkeypatch):
-    """A user's own method has its function without a further line."""
-    monkeypatch.setattr(merging, "METHODS", extended := dict(METHODS))
-    monkeypatch.setattr("hf_evomerge.merging.registry.METHODS", extended)
-
-    @register_method("scaled", parameters=[Parameter("size", "number", 2.0, "global", "Factor.", low=0.0)], count=(1, 1))
-    def scaled(base, tensors, call):
-        """The source times a number."""
-        return tensors[0] * call.options["size"]
-
-    assert merging.scaled([torch.ones(2)]).tolist() == [2, 2]
-    assert merging.scaled([torch.ones(2)], size=3).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,), (4, 3, 2)])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from method_cases import CASES, IDS, NAME, merge
-from peft import LoraConfig, get_peft_model
+from tiny_adapters import save_adapter
 from tiny_models import tiny_model
 
 from hf_evomerge.checkpoints.open import open_source
@@ -112,9 +112,7 @@ def parents(request: Any, family: Any, load: Any, tmp_path: Any) -> tuple[list[S
         for name, seed in (("base", 0), ("source0", 1), ("source1", 2)):
             tiny_model("mixtral", 2, seed, num_experts_per_tok=4).save_pretrained(tmp_path / name)
         return opened(tmp_path)
-    layers = ["q_proj", "up_proj"]
-    tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
-    tuned.save_pretrained(tmp_path)
+    save_adapter(family / "base", tmp_path, 0, target_modules=["q_proj", "up_proj"])
     sources, base = opened(family)
     return [open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path))), sources[0]], base
 
@@ -175,8 +173,7 @@ def test_half_precision(half_family, load):
 
 def test_a_lora_source(family, load, tmp_path):
     """Of an adapter's source only the changed tensors are differentiated, and the slopes are right."""
-    tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    tuned.save_pretrained(tmp_path)
+    save_adapter(family / "base", tmp_path, 0, target_modules=["q_proj"])
     base = open_source(str(family / "base"))
     adapted = open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path)))
     model = load(family / "base")

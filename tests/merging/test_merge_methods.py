@@ -8,7 +8,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
-from method_cases import NAME, assert_close, deltas, exact, merge, tensors
+from method_cases import NAME, added_or_voted, assert_close, deltas, exact, merge, tensors
 
 from hf_evomerge.merging.registry import all_methods
 
@@ -113,12 +113,7 @@ def test_dare(method, weights, density):
         found = merge(method, base, sources, parameters, options, seed=5)
         fields = [reference.random_field(5, index, NAME, base.numel()) for index in range(len(weights))]
         kept = [reference.drop(d, density, field, rescale) for d, field in zip(deltas(base, sources), fields, strict=True)]
-        if method == "dare_ties":
-            expected = reference.vote(exact(base), kept, weights, normalize, 1.1)
-        else:
-            share = sum(weights) if normalize else 1
-            expected = exact(base) + 1.1 * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
-        assert_close(found, expected, 2e-5)
+        assert_close(found, added_or_voted(method, base, kept, weights, normalize, 1.1), 2e-5)
 
 
 def test_defaults_are_those_of_the_field():

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from method_cases import check_part
 
+from hf_evomerge import merging
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.merging.parameters import Parameter
 from hf_evomerge.merging.registry import METHODS, all_methods, get_method, register_method
@@ -53,8 +55,9 @@ def test_a_duplicate_is_refused():
 
 
 def test_a_new_method_is_one_function(monkeypatch):
-    """A method registered by a user is found, documented and checked like the others."""
-    monkeypatch.setattr("hf_evomerge.merging.registry.METHODS", dict(all_methods()))
+    """A method registered by a user is found, documented and checked like the others, and is a function of tensors too."""
+    monkeypatch.setattr(merging, "METHODS", extended := dict(all_methods()))
+    monkeypatch.setattr("hf_evomerge.merging.registry.METHODS", extended)
     size = Parameter("size", "number", 1.0, "global", "Factor.", low=0.0)
 
     @register_method("scaled", parameters=[size], count=(1, 1))
@@ -63,6 +66,7 @@ def test_a_new_method_is_one_function(monkeypatch):
         return tensors[0] * call.options["size"]
 
     assert get_method("scaled").help == "The source times a number."
+    assert [merging.scaled([torch.ones(1)]).item(), merging.scaled([torch.ones(1)], size=3).item()] == [1, 3]
     check_part(part("scaled", size=2), sources=1, has_base=False)
     with pytest.raises(RecipeError, match=r"merge.options.size: -1.0 is out of range; give a number at least 0"):
         check_part(part("scaled", size=-1), sources=1, has_base=False)

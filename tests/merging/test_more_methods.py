@@ -8,7 +8,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
-from method_cases import NAME, assert_close, check_part, deltas, exact, merge, tensors
+from method_cases import NAME, added_or_voted, assert_close, check_part, deltas, exact, merge, tensors
 
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.registry import get_method
@@ -53,15 +53,6 @@ def test_breadcrumbs(method, weights, density, gamma):
         found = merge(method, base, sources, many(weights, density=density, gamma=gamma), options)
         kept = [reference.breadcrumbs(d, density, gamma, rescale) for d in deltas(base, sources)]
         assert_close(found, added_or_voted(method, base, kept, weights, normalize, 0.7), 2e-5)
-
-
-def added_or_voted(method, base, kept, weights, normalize, lam):
-    """What a sparse method makes of the task vectors that are left."""
-    if method in ("breadcrumbs", "della_linear"):
-        share = sum(weights) if normalize else 1
-        return exact(base) + lam * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
-    flat = [d.ravel() for d in kept]
-    return reference.vote(exact(base).ravel(), flat, weights, normalize, lam).reshape(base.shape)
 
 
 def test_breadcrumbs_golden():

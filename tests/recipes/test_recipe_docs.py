@@ -44,9 +44,6 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "added" in name:
             tuned.resize_token_embeddings(27, mean_resizing=False)
         tuned.save_pretrained(folder / name)
-        words = [*(f"w{n}" for n in range(24)), "<|im_start|>", "<|im_end|>", "<pad>"][: tuned.config.vocab_size]
-        model = {"type": "WordLevel", "unk_token": "w0", "vocab": {word: n for n, word in enumerate(words)}}
-        (folder / name / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     for name in ("japanese-lora", "maths-lora"):
         get_peft_model(LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / name)
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 4}
@@ -56,6 +53,10 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_token_index=25,
     )
     LlavaForConditionalGeneration(sight).save_pretrained(folder / "sight-7b")
+    for name, count in (*((name, 27 if "added" in name else 24) for name in ("base-7b", *FINE_TUNES)), ("sight-7b", 26)):
+        words = [*(f"w{n}" for n in range(24)), "<|im_start|>", "<|im_end|>", "<pad>"][:count]
+        model = {"type": "WordLevel", "unk_token": "w0", "vocab": {word: n for n, word in enumerate(words)}}
+        (folder / name / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     return folder
 
 

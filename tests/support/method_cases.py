@@ -3,6 +3,7 @@
 A new method joins the tests of this folder with its line in `CASES`.
 """
 
+import merge_reference as reference
 import numpy as np
 import torch
 
@@ -57,6 +58,15 @@ def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NA
     given = complete(chosen, parameters, options or {}, sources=len(sources), has_base=True, layer_count=4)
     job.run(*given, out, slice_size=slice_size)
     return out
+
+
+def added_or_voted(method, base, kept, weights, normalize, lam):
+    """Add up the task vectors that a sparse method leaves, or let them vote, by the reference."""
+    if method in ("breadcrumbs", "della_linear", "dare_linear"):
+        share = sum(weights) if normalize else 1
+        return exact(base) + lam * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
+    flat = [d.ravel() for d in kept]
+    return reference.vote(exact(base).ravel(), flat, weights, normalize, lam).reshape(base.shape)
 
 
 def check_part(part, **known):
