@@ -39,8 +39,6 @@ def check_mergeable(
         same_depth: Whether they must have as many layers; without it the layers' tensors are left to the caller.
         same_vocabulary: Whether they must have as many tokens; without it, the tokens that they share must be the same.
     """
-    if not sources:
-        raise SourceError("no sources to merge; give at least one")
     first = sources[0]
     for source in [*sources, *([base] if base is not None else [])]:
         if source.config.model_type == "evo_merged":

@@ -178,7 +178,7 @@ class MergePart(StrictModel):
     options: dict[str, OptionValue] = Field(default_factory=dict)
     """The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent. Some, like slerp's ``t``,
     take what a per-source parameter takes."""
-    sources: list[Index] | None = None
+    sources: list[Index] | None = Field(default=None, min_length=1)
     """Which sources take part, as indices into the recipe's sources; all by default."""
     slices: list[SlicePart] | None = Field(default=None, min_length=1)
     """A stack of layers in place of the sources' own: its parts, from the bottom to the top. The embeddings are merged as the

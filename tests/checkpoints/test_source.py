@@ -134,16 +134,12 @@ def test_a_folder_has_no_revision(saved):
         open_source(SourceRef(model=str(saved), revision="main"))
 
 
-def test_pickles_are_refused(folder):
-    """A checkpoint that is only there as a pickle is refused, and the pickle is named."""
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def test_missing_files_are_refused(folder):
+    """A folder without config, without weights but a pickle, or with an adapter alone is refused with what is missing."""
+    pickle = (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(SourceError, match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained"):
         open_source(str(folder))
-
-
-def test_missing_files_are_refused(folder):
-    """A folder without config, without weights, or with an adapter alone is refused with what is missing."""
-    (folder / "model.safetensors").unlink()
+    pickle.unlink()
     with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
         open_source(str(folder))
     (folder / "adapter_config.json").write_text("{}")
@@ -276,12 +272,6 @@ def test_quantised_weights_are_refused(folder, saved):
     )
     with pytest.raises(SourceError, match=r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32"):
         check_mergeable([open_source(str(folder))])
-
-
-def test_no_sources_are_refused():
-    """There is nothing to merge without sources."""
-    with pytest.raises(SourceError, match="no sources to merge"):
-        check_mergeable([])
 
 
 @pytest.mark.parametrize(

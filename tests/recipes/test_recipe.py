@@ -163,6 +163,7 @@ def test_numbers_are_numbers(text, value):
         ),
         (HEAD + "merge: {method: linear, weight: 1}", "merge.weight: no such key; there are method, options, "),
         (HEAD + "merge: {method: linear, sources: [0, 2]}", "merge.sources: 2 is not a source; there are 2, numbered from 0"),
+        (HEAD + "merge: {method: linear, sources: []}", "merge.sources: must have 1 or more entries"),
         (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources.0: must be at least 0 (found -1)"),
         (
             HEAD + "merge: {method: linear, parameters: [{weight: 1}]}",

@@ -58,7 +58,7 @@ def band(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
     if kept == 0:
         return None
     top = min(math.floor(values["gamma"] * inputs.numel), inputs.numel - kept)
-    kept_band = Band(inputs.cut(index, top + kept), inputs.cut(index, top) if top > 0 else None)
+    kept_band = Band(inputs.cut(index, top + kept), inputs.cut(index, top) if top > 0 else None).apply
     return kept_band, 1.0 if rescale == "none" or kept == inputs.numel else l1_factor(inputs, index, kept_band)
 
 

@@ -7,7 +7,7 @@ gives the same bits on every processor. Nothing here imports torch: tensors brin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..method import Call, Prepare
 from ..parameters import Parameter
@@ -70,14 +70,9 @@ DROP_RESCALE = Parameter(
 )
 
 
-class Sparsifier(Protocol):
-    """Picks the elements of a task vector that are kept."""
-
-    def apply(self, vector: Tensor, start: int = 0) -> Tensor:
-        """A new tensor: the slice that begins at `start`, with 0 for what is not kept."""
-
-
-Sparse = tuple[Sparsifier, float] | None
+Mask = Callable[["Tensor", int], "Tensor"]
+"""Gives a slice of a task vector, which begins at a position, as a new tensor with 0 for what is not kept."""
+Sparse = tuple[Mask, float] | None
 """What is kept of a task vector, and the factor on it; None: nothing."""
 
 
@@ -147,9 +142,9 @@ def onto_base(base: Tensor, mixed: Tensor, call: Call) -> Tensor:
     return mixed.add_(base)
 
 
-def l1_factor(inputs: TensorJob, index: int, mask: Sparsifier) -> float:
+def l1_factor(inputs: TensorJob, index: int, mask: Mask) -> float:
     """What restores the sum of the absolute values after a mask."""
-    kept = inputs.sum_abs(index, mask.apply)
+    kept = inputs.sum_abs(index, mask)
     return inputs.sum_abs(index) / kept if kept > 0 else 1.0
 
 
@@ -169,7 +164,7 @@ def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]
     for vector, weight, kept in zip(vectors, call.weights, call.prepared, strict=True):
         if kept is not None:
             mask, factor = kept
-            part = mask.apply(vector, call.start)
+            part = mask(vector, call.start)
             parts.append(part.mul_(factor) if factor != 1 else part)
             weights.append(weight)
     return parts, weights

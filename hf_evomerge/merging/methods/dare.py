@@ -27,8 +27,8 @@ def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
     if mask.limit == 0:
         return None
     if rescale == "expected":
-        return mask, LEVELS / mask.limit
-    return mask, l1_factor(inputs, index, mask) if rescale == "l1" and not mask.keeps_all else 1.0
+        return mask.apply, LEVELS / mask.limit
+    return mask.apply, l1_factor(inputs, index, mask.apply) if rescale == "l1" and not mask.keeps_all else 1.0
 
 
 @register_method("dare_linear", parameters=_PARAMETERS, task_vectors=True, prepare=each(drop), memory=2, random=True)

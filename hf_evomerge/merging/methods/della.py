@@ -39,10 +39,10 @@ def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
     """The mask of MagPrune (arXiv:2406.11617), and the factor that makes up for what is dropped."""
     rho, epsilon = values["density"], values["epsilon"]
     if rho in (0, 1):
-        return None if rho == 0 else (inputs.drop(index, rho), 1.0)
+        return None if rho == 0 else (inputs.drop(index, rho).apply, 1.0)
     mask = inputs.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
     mask.divide = rescale == "expected"
-    return mask, l1_factor(inputs, index, mask) if rescale == "l1" else 1.0
+    return mask.apply, l1_factor(inputs, index, mask.apply) if rescale == "l1" else 1.0
 
 
 @register_method(

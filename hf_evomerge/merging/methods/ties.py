@@ -22,7 +22,7 @@ def trim(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
     if density <= 0:
         return None
     cut = inputs.cut(index, max(1, math.floor(density * inputs.numel)))
-    return cut, 1.0 if rescale == "none" or cut.keeps_all else l1_factor(inputs, index, cut)
+    return cut.apply, 1.0 if rescale == "none" or cut.keeps_all else l1_factor(inputs, index, cut.apply)
 
 
 @register_method(
