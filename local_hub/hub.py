@@ -19,18 +19,7 @@ from .server import Server
 from .store import Store, is_name
 from .wire import Request, Response
 
-DEFAULT_TOKEN = "hf_local"
-DEFAULT_USER = "local"
-NOT_IMITATED = (
-    "git clone and git push",
-    "Xet",
-    "gated repositories, likes, scans, quotas",
-    "pages for a browser",
-    "merging and closing of pull requests, and other discussions",
-    "running a Space, its secrets and hardware",
-    "search",
-    "inference",
-)
+TOKEN = "hf_local"
 
 
 class LocalHub:
@@ -42,13 +31,12 @@ class LocalHub:
     Args:
         root: The folder to keep everything in; made if it is not there.
         port: The port; 0 for any that is free.
-        token: The user's token.
         user: The user's name, and so the namespace of their repositories.
         orgs: More namespaces that the user can write in.
 
     Raises:
-        HubError: Where a name is none that the Hub would take, or the token is empty; from `start`, where another hub serves
-            the folder or the port is taken.
+        HubError: Where a name is none that the Hub would take; from `start`, where another hub serves the folder or the port
+            is taken.
 
     Example:
         ```py
@@ -58,15 +46,11 @@ class LocalHub:
         ```
     """
 
-    def __init__(
-        self, root: str | Path, port: int = 0, *, token: str = DEFAULT_TOKEN, user: str = DEFAULT_USER, orgs: Iterable[str] = ()
-    ) -> None:
-        self._account = Account(user, token, tuple(orgs))
+    def __init__(self, root: str | Path, port: int = 0, *, user: str = "local", orgs: Iterable[str] = ()) -> None:
+        self._account = Account(user, TOKEN, tuple(orgs))
         if wrong := [name for name in (user, *self._account.orgs) if not is_name(name)]:
             raise HubError(f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and .")
-        if not token.strip():
-            raise HubError(f"the token of {user} is empty; give it one")
-        self.root, self.token, self.user = Path(root).absolute(), token, user
+        self.root, self.token, self.user = Path(root).absolute(), TOKEN, user
         self._port = port
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -108,7 +92,7 @@ class LocalHub:
             f"A Hub for programs on this machine: {self.endpoint}, as user {self.user}.\n"
             f"Everything is kept in {self.root}. Ctrl-C stops it.\n\n"
             f"In another terminal:\n\n{exports}\n\n"
-            f"Not imitated: {'; '.join(NOT_IMITATED)}."
+            "What it does not imitate is listed in docs/local-hub.md."
         )
 
     def start(self) -> LocalHub:

@@ -1,4 +1,4 @@
-"""The endpoints of whole repositories: who am I, create, delete, list, describe, settings, branches and tags."""
+"""The endpoints of whole repositories: who am I, create, delete, describe, branches and tags."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def create(call: Call) -> Response:
     if not user.owns(owner):
         what = f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
         raise Refusal(403, what)
-    state = State(kind, repo_id, private=_private(wanted))
+    private = bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
+    state = State(kind, repo_id, private=private)
     if kind == "spaces":
         state.sdk = wanted.get("sdk")
         if state.sdk not in SDKS:
@@ -64,30 +65,6 @@ def _names(call: Call) -> tuple[str, str, str]:
         raise Refusal(400, f"this hub has models, datasets and spaces, but no {wanted['type']}")
     owner = check_name(str(wanted.get("organization") or user.name))
     return kind, owner, f"{owner}/{check_name(wanted['name'])}"
-
-
-def _private(wanted: dict[str, Any]) -> bool:
-    return bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
-
-
-def listing(call: Call, name: str = "") -> Response:
-    """The repositories of the user, or in another namespace of theirs."""
-    user = call.user()
-    owner = name or user.name
-    if not user.owns(owner):
-        raise Refusal(403, f"{name} is no namespace of yours")
-    return Response(200, [_listed(repository) for repository in call.store.all() if repository.owner == owner])
-
-
-def _listed(repository: Repository) -> dict[str, Any]:
-    state, head = repository.state, repository.at("main")
-    return {
-        "id": repository.id,
-        "type": SINGULAR[state.kind],
-        "storage": sum({entry.sha256: entry.size for entry in head.tree.values()}.values()),
-        "visibility": "private" if state.private else "public",
-        "updatedAt": head.date,
-    }
 
 
 def describe(call: Call, kind: str, repo_id: str, revision: str = "main") -> Response:
@@ -122,17 +99,6 @@ def _sizes(entry: Entry) -> dict[str, Any]:
     return {"size": entry.size, "blobId": entry.oid, **entry.lfs_facts("sha256")}
 
 
-def settings(call: Call, kind: str, repo_id: str) -> Response:
-    """Make a repository private or public."""
-    repository, wanted = call.repository(kind, repo_id, write=True), call.request.json()
-    if not wanted.keys() & {"private", "visibility"}:
-        raise Refusal(501, "of the settings of a repository, this hub knows its visibility")
-    with repository.lock:
-        repository.state.private = _private(wanted)
-        repository.save()
-    return Response(200, {"private": repository.state.private})
-
-
 def refs(call: Call, kind: str, repo_id: str) -> Response:
     """Branches, tags and the refs of pull requests."""
     state = call.repository(kind, repo_id).state
@@ -146,36 +112,27 @@ def refs(call: Call, kind: str, repo_id: str) -> Response:
 
 def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
     """Create a branch, or delete it."""
-    if call.request.method == "DELETE":
-        if name == "main":
-            raise Refusal(403, "the default branch cannot be deleted")
-        return _delete_ref(call, "branches", kind, repo_id, name)
-    start = call.request.json().get("startingPoint") or "main"
-    return _create_ref(call, "branches", kind, repo_id, name, start)
+    if call.request.method == "DELETE" and name == "main":
+        raise Refusal(403, "the default branch cannot be deleted")
+    return _ref(call, "branches", kind, repo_id, name, call.request.json().get("startingPoint") or "main")
 
 
 def tag(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """Create a tag at a revision, or delete the tag of that name."""
-    if call.request.method == "DELETE":
-        return _delete_ref(call, "tags", kind, repo_id, revision)
-    return _create_ref(call, "tags", kind, repo_id, call.request.json()["tag"], revision)
+    name = revision if call.request.method == "DELETE" else call.request.json()["tag"]
+    return _ref(call, "tags", kind, repo_id, name, revision)
 
 
-def _create_ref(call: Call, which: str, kind: str, repo_id: str, name: str, revision: str) -> Response:
+def _ref(call: Call, which: str, kind: str, repo_id: str, name: str, revision: str) -> Response:
     repository = call.repository(kind, repo_id, write=True)
     with repository.lock:
         names: dict[str, str] = getattr(repository.state, which)
-        if check_ref(name) in names:
+        if call.request.method == "DELETE":
+            if names.pop(name, None) is None:
+                raise Refusal(404, f"Invalid rev id: {name}", code="RevisionNotFound")
+        elif check_ref(name) in names:
             raise Refusal(409, f"Reference already exists: {name}")
-        names[name] = repository.resolve(revision)
-        repository.save()
-    return Response(200, {})
-
-
-def _delete_ref(call: Call, which: str, kind: str, repo_id: str, name: str) -> Response:
-    repository = call.repository(kind, repo_id, write=True)
-    with repository.lock:
-        if getattr(repository.state, which).pop(name, None) is None:
-            raise Refusal(404, f"Invalid rev id: {name}", code="RevisionNotFound")
+        else:
+            names[name] = repository.resolve(revision)
         repository.save()
     return Response(200, {})

@@ -82,10 +82,6 @@ class Store:
         """The repository, if it is there."""
         return self._repositories.get((kind, repo_id))
 
-    def all(self) -> list[Repository]:
-        """Every repository, by kind and name."""
-        return [repository for _, repository in sorted(self._repositories.items())]
-
     def create(self, state: State, *, author: str) -> Repository:
         """Make a repository with its first commit, as the Hub does; raises `Refusal` (409) where it is there already."""
         with self._lock:

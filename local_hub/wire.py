@@ -75,13 +75,9 @@ class Request:
             self._body = b"".join(self.pieces())
         return self._body
 
-    def option(self, name: str) -> str:
-        """The first value of a query parameter; empty where there is none."""
-        return self.query.get(name, [""])[0]
-
     def flag(self, name: str) -> bool:
         """Whether a query parameter says yes."""
-        return self.option(name).lower() in ("1", "true")
+        return self.query.get(name, [""])[0].lower() in ("1", "true")
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object; an empty body is an empty object."""

@@ -1,48 +1,20 @@
-"""Whole programs against the hub on loopback: transformers, the `hf` command, our own command."""
+"""Whole programs against the hub on loopback: the `hf` command, our own command."""
 
 import ast
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import local_hub as local
-from local_hub.hub import NOT_IMITATED
 
-Program = Callable[..., str]
 PACKAGE = Path(local.__file__).parent
-
-ROUND_TRIP = """
-import json, torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-model, ids = LlamaForCausalLM(LlamaConfig(**sizes)).eval(), torch.arange(6)[None]
-load = lambda **more: AutoModelForCausalLM.from_pretrained("acme/tiny", **more).eval()(ids).logits
-model.push_to_hub("acme/tiny", tags=["merge"])
-before = model(ids).logits
-with torch.no_grad():
-    model.lm_head.weight.add_(1)
-model.push_to_hub("acme/tiny", revision="next")
-after = model(ids).logits
-print(json.dumps([torch.equal(load(), before), torch.equal(load(revision="next"), after), torch.equal(before, after)]))
-"""
-
-
-def test_transformers_round_trip(program, api):
-    """A model that is pushed is the same when it is loaded, from the main branch and from another."""
-    assert json.loads(program(ROUND_TRIP).splitlines()[-1]) == [True, True, False]
-    assert "merge" in (api.model_info("acme/tiny").tags or [])
-    assert api.list_repo_files("acme/tiny") == [
-        ".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors",
-    ]  # fmt: skip
 
 
 def test_the_hf_command(hub, tmp_path):
-    """The `hf` command logs in, creates, lists, uploads, branches, tags, downloads and deletes."""
+    """The `hf` command logs in, creates, uploads, branches, tags, downloads and deletes."""
     environment = {**os.environ, **hub.environment()}
     del environment["HF_TOKEN"]
 
@@ -58,7 +30,6 @@ def test_the_hf_command(hub, tmp_path):
     assert "local" in hf("auth", "whoami")
     hf("repos", "create", "acme/cli", "--private")
     hf("upload", "acme/cli", "in", ".")
-    assert "acme/cli" in hf("repos", "list", "--namespace", "acme")
     hf("repos", "tag", "create", "acme/cli", "v1")
     hf("repos", "branch", "create", "acme/cli", "next")
     hf("repos", "delete-files", "acme/cli", "w.safetensors", "--revision", "next")
@@ -71,13 +42,13 @@ def test_the_hf_command(hub, tmp_path):
 
 
 def test_our_own_command(tmp_path):
-    """The program prints lines for a shell, says what it does not do, stops on Ctrl-C, and keeps everything."""
+    """The program prints lines for a shell, says where its limits are listed, stops on Ctrl-C, and keeps everything."""
     command = [sys.executable, "-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me"]
     begin = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     begin["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
     with subprocess.Popen(command, **begin) as process:  # type: ignore[call-overload]
         printed = []
-        while not printed or not printed[-1].startswith("Not imitated"):
+        while not printed or "docs/local-hub.md" not in printed[-1]:
             printed.append(process.stdout.readline())
             assert printed[-1] or process.poll() is None
         exports = dict(shlex.split(line)[1].split("=", 1) for line in printed if line.startswith("export "))
@@ -88,7 +59,6 @@ def test_our_own_command(tmp_path):
         rest, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (0, "")
     assert rest == "stopped; the repositories are kept in kept\n"
-    assert all(limit in printed[-1] for limit in NOT_IMITATED)
     assert (tmp_path / "kept" / "repositories" / "models" / "me" / "mine" / "repository.json").exists()
 
 
@@ -99,12 +69,6 @@ def test_a_command_runs_beside_a_hub(tmp_path):
     command = [sys.executable, *options, sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "me\n"), done.stderr
-
-
-def test_the_page_about_it_says_the_same():
-    """The documentation names all that the command says is not imitated."""
-    page = (PACKAGE.parent / "docs" / "local-hub.md").read_text(encoding="utf-8").replace("`", "")
-    assert [limit for limit in NOT_IMITATED if limit not in page] == []
 
 
 def test_our_command_in_a_folder_that_is_none(tmp_path):

@@ -142,7 +142,7 @@ def test_nonsense_is_refused(send, repo):
         ("POST", "/api/repos/create", b"not json"),
         ("POST", "/api/repos/create", [1]),
         ("POST", "/api/models/acme/m/commit/main", b""),
-        ("PUT", "/api/models/acme/m/settings", b"[" * 100_000),
+        ("POST", "/api/models/acme/m/tag/main", b"[" * 100_000),
         ("POST", "/acme/m.git/info/lfs/objects/batch", {"objects": [7]}),
     ]:
         status, _, answer = send(method, target, body)
@@ -189,14 +189,12 @@ def test_an_upload_is_what_was_announced(send, hub, repo):
 
 
 WRITES = [
-    ("PUT", "/api/models/acme/m/settings"),
     ("POST", "/api/models/acme/m/commit/main"),
     ("POST", "/api/models/acme/m/preupload/main"),
     ("POST", "/api/models/acme/m/branch/x"),
     ("POST", "/api/models/acme/m/tag/main"),
     ("POST", "/api/repos/create"),
     ("DELETE", "/api/repos/delete"),
-    ("GET", "/api/settings/repositories"),
 ]
 
 
@@ -258,9 +256,9 @@ def test_a_refused_body_does_not_become_the_next_request(hub):
     """A body that nobody read is not taken for a request on the same connection."""
     inner = b"DELETE /api/repos/delete HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     host = b"Host: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
-    answers = _raw(hub, b"PUT /api/models/acme/m/settings HTTP/1.1\r\n" + host + inner)
+    answers = _raw(hub, b"POST /api/models/acme/m/tag/v1 HTTP/1.1\r\n" + host + inner)
     assert answers.count(b"HTTP/1.1 ") == 1
-    assert [seen.method for seen in hub.requests] == ["PUT"]
+    assert [seen.method for seen in hub.requests] == ["POST"]
 
 
 def test_a_failure_of_the_hub_itself(send, repo, hub, caplog):

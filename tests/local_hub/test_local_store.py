@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_hub import Fault
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -29,7 +30,7 @@ WEIGHTS = os.urandom(200_000)
 
 def _everything(api: HfApi) -> dict[str, Any]:
     """All that the client can ask for about two repositories."""
-    facts: dict[str, Any] = {"acme's": list(map(vars, api.list_user_repos("acme"))), "me": api.whoami()["name"]}
+    facts: dict[str, Any] = {"me": api.whoami()["name"]}
     for revision in ("main", "dev", "v1", "refs/pr/1"):
         facts[revision] = api.model_info("acme/m", revision=revision, files_metadata=True)
     facts["commits"] = api.list_repo_commits("acme/m", revision="dev")
@@ -40,13 +41,12 @@ def _everything(api: HfApi) -> dict[str, Any]:
 
 
 def _fill(api: HfApi) -> None:
-    api.create_repo("acme/m")
+    api.create_repo("acme/m", private=True)
     api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.safetensors", repo_id="acme/m")
     api.create_branch("acme/m", branch="dev")
     api.upload_file(path_or_fileobj="naïve 文".encode(), path_in_repo="文.txt", repo_id="acme/m", revision="dev")
     api.create_tag("acme/m", tag="v1", revision="dev")
     api.upload_file(path_or_fileobj=b"p", path_in_repo="p.txt", repo_id="acme/m", create_pr=True)
-    api.update_repo_settings("acme/m", private=True)
     secret = [{"key": "S", "value": "secret-value"}]
     api.create_repo("acme/s", repo_type="space", space_sdk="docker", space_secrets=secret)
     api.create_repo("acme/gone")
@@ -174,6 +174,17 @@ def test_commits_at_the_same_time(api):
         assert answers == [200, *[412] * 7]
 
 
+@pytest.mark.usefixtures("waits")
+def test_an_upload_that_is_cut_is_sent_again(api, hub):
+    """A reset in the middle of an LFS upload is retried, and nothing of the first attempt stays."""
+    api.create_repo("acme/m")
+    fault = hub.faults.add(Fault("PUT /lfs/", "reset", after_bytes=100_000))
+    api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.bin", repo_id="acme/m")
+    assert fault.hits == 1
+    assert list((hub.root / "tmp").iterdir()) == []
+    assert api.get_paths_info("acme/m", "w.bin")[0].size == len(WEIGHTS)
+
+
 def test_creation_that_was_killed_is_forgotten(tmp_path):
     """What a killed run left half-made is neither shown nor in the way."""
     store = Store(tmp_path)
@@ -200,9 +211,9 @@ def test_a_folder_that_is_damaged(tmp_path):
         assert hub.endpoint
 
 
-@pytest.mark.parametrize("wrong", [{"user": "../x"}, {"user": ""}, {"orgs": ["fine", "a/b"]}, {"token": " "}])
+@pytest.mark.parametrize("wrong", [{"user": "../x"}, {"user": ""}, {"orgs": ["fine", "a/b"]}])
 def test_users_that_cannot_be(tmp_path, wrong):
-    """A name that the Hub would not take, and an empty token, are refused before anything starts."""
-    with pytest.raises(HubError, match=r"is no name of|is empty"):
+    """A name that the Hub would not take is refused before anything starts."""
+    with pytest.raises(HubError, match="is no name of"):
         LocalHub(tmp_path / "hub", **wrong)
     assert not (tmp_path / "hub").exists()
