@@ -24,6 +24,7 @@ from hf_evomerge.pictures.path import hop_words
 MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
 Shown = list[tuple[str, Any]] | None  # what a gallery holds: files, each with its caption
+Undo = tuple[tuple[object, Edit], ...]  # what was shown before each edit, and the slider that made the edit
 
 
 class Actions:
@@ -156,25 +157,27 @@ class Actions:
             yield message(str(error), "error")
 
     def edit(
-        self, action: str, edit: Edit, undo: tuple[Edit, ...], count: int, scale: float, group: str, *values: float | None
+        self, action: str, edit: Edit, undo: Undo, count: int, scale: float, group: str, *values: float | None
     ) -> list[Any]:
         """One edit: the new model and everything that shows it. A refused edit says why and changes nothing."""
+        mixes = action.startswith("mix")
+        slider = (action, group if edit.way is None else edit.way.selected) if mixes or action == "scale" else None
         try:
             if action == "undo":
-                now, undo = (undo[-1], undo[:-1]) if undo else (edit, ())
+                now, undo = (undo[-1][1], undo[:-1]) if undo else (edit, ())
             else:
                 now = self._after(action, edit, scale, group, values)
-                slides = action in ("scale", "mix") and bool(undo) and now.slides_from(undo[-1])  # on its way: one edit in all
-                undo = (*undo[-19:], edit) if now != edit and not slides else undo
+                slides = slider is not None and bool(undo) and undo[-1][0] == slider  # on its way: one edit in all
+                undo = (*undo[-19:], (slider, edit)) if now != edit and not slides else undo
         except EvoMergeError as error:
-            return [*self.shown(edit, group, str(error), moves=action == "mix"), undo, count]
-        return [*self.shown(now, group, moves=action == "mix"), undo, count + 1]
+            return [*self.shown(edit, group, str(error), moves=mixes), undo, count]
+        return [*self.shown(now, group, moves=mixes), undo, count + 1]
 
     def _after(self, action: str, edit: Edit, scale: float, group: str, values: tuple[float | None, ...]) -> Edit:
         published, _ = self.show.need()
         if action == "reset":
             return Edit.of(published)
-        if action == "mix":
+        if action.startswith("mix"):
             given = [as_float(value) for value in values[: len(published.sources)]]
             factors = [round(value, 3) for value in given if value is not None and 0 <= value <= mixing.MAX_FACTOR]
             if len(factors) < len(given):

@@ -242,7 +242,7 @@ class Page:
         self.stop.click(self.do.halt, **AT_ONCE)
 
         events = [*((button.click, action) for action, button in self.buttons.items()), (self.scale.input, "scale")]
-        for event, action in (*events, *((part.input, "mix") for part in self.parts)):
+        for event, action in (*events, *((part.input, f"mix {at}") for at, part in enumerate(self.parts))):
             changed = [self.edit, self.undo, self.count, self.scale, self.group, *self.parts]
             # `count.change` needs the queue, where a refusal is no HTTP error
             made = event(partial(self.do.edit, action), changed, [*self.shows, self.undo, self.count], **LATEST, **FREE)

@@ -74,10 +74,6 @@ class Route:
         at = self.selected
         return replace(self, scales=(*self.scales[:at], _scale(value, at), *self.scales[at + 1 :]))
 
-    def only_scales_hop(self, before: Route) -> bool:
-        """Whether nothing but the scale of the selected hop is other than before."""
-        return self.hops == before.hops and self.scale(0) == before.select(self.selected).scale(0)
-
 
 def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> Route:
     """Check a path that came through the API: a text per hop or range of layers, as in a recipe, and a number per hop.

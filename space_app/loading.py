@@ -9,12 +9,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-import seeing
 from texts import SpaceError
 
 import hf_evomerge  # noqa: F401  # registers the class of models with a path, so that no code of theirs is run
 from hf_evomerge.errors import EvoMergeError, one_line
-from hf_evomerge.fitness.pictures import SeeingTokenizer
+from hf_evomerge.fitness.pictures import SeeingTokenizer, sees
 
 MAX_SECONDS = 60.0  # of one answer
 _ROOM = 1.2  # free memory that loading takes, relative to the size of the files
@@ -70,11 +69,11 @@ def use_adapter(loaded: Loaded, adapter: tuple[str, str | None] | None) -> Loade
     return loaded
 
 
-def sees(model: str, revision: str | None) -> bool:
+def parent_sees(model: str, revision: str | None) -> bool:
     """Whether a parent is given pictures beside text, by its config."""
     from transformers import AutoConfig
 
-    return seeing.sees(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict())
+    return sees(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict())
 
 
 class LoadedInBackground:

@@ -33,12 +33,6 @@ def with_factors(factors: Factors, group: str, values: Sequence[float]) -> Facto
     return kept if all(value == 1 for value in values) else (*kept, (group, tuple(values)))
 
 
-def turns_one(before: Factors, after: Factors) -> bool:
-    """Whether one weight in one group is all that differs: a slider on its way."""
-    kept = ({(group, at, x) for group, values in each for at, x in enumerate(values) if x != 1} for each in (before, after))
-    return len({cell[:2] for cell in set.symmetric_difference(*kept)}) <= 1
-
-
 def checked(factors: Any, layers: int, parents: int) -> Factors:
     """Factors that came from a link; raises `SpaceError` where they are none."""
     found: Factors = ()

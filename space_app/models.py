@@ -303,7 +303,7 @@ class Host(loading.LoadedInBackground):
         try:
             if not self.published.sees:
                 return loading.load(parent.model, parent.revision)
-            if loading.sees(parent.model, parent.revision):
+            if loading.parent_sees(parent.model, parent.revision):
                 return loading.load(parent.model, parent.revision, sees=True)
             return self._given_eyes(parent)
         except Exception as error:
@@ -311,7 +311,7 @@ class Host(loading.LoadedInBackground):
 
     def _given_eyes(self, blind: Parent) -> Loaded:
         """A parent that is a plain language model, put into the first that sees, as the search scored it."""
-        there = (one for one in self.published.parents if not one.missing and loading.sees(one.model, one.revision))
+        there = (one for one in self.published.parents if not one.missing and loading.parent_sees(one.model, one.revision))
         if (host := next(there, None)) is None:
             raise SpaceError(f"{blind.label} sees no pictures, and no parent is here that does.")
         loading.check_memory(

@@ -13,6 +13,7 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example, GenerationTask, JudgingTask, Task, make_task, parse_task
 from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.numbers import Decimal
+from hf_evomerge.fitness.pictures import sees
 from hf_evomerge.fitness.writing import WritingTask
 from hf_evomerge.pictures.trials import FITNESS, Objective, Trial, of_stage
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -87,7 +88,7 @@ class Published:
     @property
     def sees(self) -> bool:
         """Whether the model is given pictures beside text."""
-        return seeing.sees(self.config)
+        return sees(self.config)
 
     @property
     def path(self) -> tuple[str, ...]:

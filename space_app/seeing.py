@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from texts import SpaceError, counted
@@ -58,13 +58,6 @@ def of_texts(given: object) -> Pictures:
     except (binascii.Error, ValueError) as cause:
         raise SpaceError("A picture is not in base64. Addresses are not followed: give what the file holds.") from cause
     return checked(files)
-
-
-def sees(config: Mapping[str, Any]) -> bool:
-    """Whether a model with this `config.json` is given pictures beside text."""
-    if config.get("model_type") == "evo_merged":
-        config = config.get("text_config") or {}
-    return "text_config" in config and "vision_config" in config
 
 
 def marked(processor: Any, prompt: str, pictures: Pictures) -> str:

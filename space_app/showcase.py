@@ -56,12 +56,6 @@ class Edit:
         """Nothing changed yet."""
         return cls(edits.Route(published.path, published.scales) if published.path else None)
 
-    def slides_from(self, before: Edit) -> bool:
-        """Whether one slider has moved since: a scale, or a weight in one group of layers."""
-        if self.way is not None and before.way is not None:
-            return self.way.only_scales_hop(before.way)
-        return mixing.turns_one(before.factors, self.factors)
-
     def said(self, published: Published) -> str:
         """What was changed, in one line."""
         if self.way is None:

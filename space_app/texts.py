@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hf_evomerge.errors import EvoMergeError
@@ -61,7 +61,6 @@ _STATES = {
 }
 
 
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _EMPTY = '<span class="ev-faint">(an empty answer)</span>'
 
 
@@ -121,11 +120,6 @@ def _script(text: str) -> str:
     names = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
     scripts = ["CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names]
     return max(sorted(set(scripts)), key=scripts.count, default="")
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a sentence lists them: A, B and C."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def message(text: str, kind: str = "info") -> str:

@@ -14,7 +14,7 @@ import edits
 import mixing
 from pictures import path_picture, weights_picture
 from published import Published, merge_of
-from texts import bar, counted, details, escape, listed, message, number, table
+from texts import bar, counted, details, escape, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example
@@ -22,7 +22,7 @@ from hf_evomerge.pictures.climb import climb_scene
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.path import Words
-from hf_evomerge.pictures.scene import MIDDLE
+from hf_evomerge.pictures.scene import MIDDLE, listed
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import FITNESS, Objective, Step, accurate, climb, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe

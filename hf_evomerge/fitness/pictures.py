@@ -157,6 +157,13 @@ class SeeingTokenizer:
             raise FitnessError(f"{examples[0].id}: its processor refuses text and pictures: {one_line(cause)}") from cause
 
 
+def sees(config: Mapping[str, Any]) -> bool:
+    """Tell by a ``config.json`` whether a model is given pictures beside text, as the model of a path that one is in."""
+    if config.get("model_type") == "evo_merged":
+        config = config.get("text_config") or {}
+    return "text_config" in config and "vision_config" in config
+
+
 def seen_inputs(
     tokenizer: Any, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool
 ) -> dict[str, torch.Tensor]:

@@ -20,6 +20,8 @@ from ..checkpoints.inside import check_size
 from ..checkpoints.open import config_name
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
+from ..fitness.pictures import sees
+from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..record import EVOLVED, STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
@@ -27,7 +29,7 @@ from ..search.results.verdict import RULE, explains_rule
 from .bundled import bundled
 from .client import ask
 from .licenses import LicenseDecision
-from .names import is_on_hub, listing, parents_of, parts_of
+from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER
 from .results import card_results
 
@@ -90,8 +92,7 @@ class CardFacts:
     @property
     def sees(self) -> bool:
         """Whether it is a model that is given pictures beside text."""
-        config = self.config if self.kind == "ps" else self.config.get("text_config", {})
-        return "text_config" in config and "vision_config" in config
+        return sees(self.config)
 
     @property
     def draws(self) -> bool:
@@ -249,7 +250,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "rank": facts.config.get("r"),
         "served_rank": served_rank(facts.config.get("r") or 1),
         **_source_values(facts),
-        "missing_text": listing([*dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref))]),
+        "missing_text": listed([*dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref))]),
     }
 
 
@@ -268,9 +269,9 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
     return {
         "sources": sources,
         "base": _shown(base) if base is not None else None,
-        "unpacked_text": listing(unpacked),
-        "parents_text": listing(names),
-        "merge_sources_text": listing(merged),
+        "unpacked_text": listed(unpacked),
+        "parents_text": listed(names),
+        "merge_sources_text": listed(merged),
         "merged_layers": layers.get(len(sources)) if facts.kind == "hybrid" else None,
     }
 

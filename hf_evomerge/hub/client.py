@@ -34,11 +34,11 @@ _ADVICE = {
 T = TypeVar("T")
 
 
-def default_api(token: str | bool | None = None) -> HfApi:
-    """The client of ``HF_ENDPOINT`` and of a token; by default the one that ``hf auth login`` has left."""
+def default_api() -> HfApi:
+    """The client of ``HF_ENDPOINT`` and of the token that ``hf auth login`` has left."""
     from huggingface_hub import HfApi
 
-    return HfApi(token=token, library_name="hf-evomerge", library_version=version("hf-evomerge"))
+    return HfApi(library_name="hf-evomerge", library_version=version("hf-evomerge"))
 
 
 def has_token(api: HfApi) -> bool:
@@ -80,6 +80,19 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False) -> T:
             why = one_line(cause, 120) if status is None else f"the Hub answers {status}"
             tqdm.write(f"{what}: {why}; attempt {attempt + 1} in {seconds:.0f} s", file=sys.stderr)
             time.sleep(seconds)
+
+
+def repo_info(
+    api: HfApi, repo_id: str, revision: str | None = None, *, repo_type: str = "model", complaint: str = "cannot be read"
+) -> Any:
+    """Describe a repository at a revision, with the sizes and hashes of its files; raises `HubError`."""
+    how: dict[str, Any] = {"revision": revision, "repo_type": repo_type, "files_metadata": True}
+    return ask(f"{repo_id}: {complaint}", lambda: api.repo_info(repo_id, **how))
+
+
+def large_files(info: Any) -> dict[str, str]:
+    """Map the large files of a described repository to their sha256."""
+    return {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
 
 
 def _final(what: str, cause: BaseException, attempts: int, asked: float) -> HubError:

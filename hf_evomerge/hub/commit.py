@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.hashes import file_sha256
 from ..errors import HubError
-from .client import ask
+from .client import ask, repo_info
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, SpaceInfo
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.hf_api import RepoSibling
 
 Content = Path | bytes
@@ -61,7 +61,8 @@ def commit_files(
     """
     from huggingface_hub import CommitOperationDelete
 
-    before = _info(api, target, "cannot be read")
+    look = partial(repo_info, api, target.repo_id, target.revision, repo_type=target.repo_type)
+    before = look()
     if _holds(before, files, remove):
         return Commit(target.repo_id, str(before.sha), _url(api, target), changed=False)
     head = str(before.sha)
@@ -78,9 +79,9 @@ def commit_files(
             made = ask(f"{target.repo_id}: the Hub did not take the commit", send, once=target.create_pr)
     except HubError as cause:
         if target.create_pr:
-            look = f"see {_url(api, target)}/discussions before you push again"
-            raise HubError(f"{cause}; it is not known whether the pull request was opened: {look}") from cause
-        now = _info(api, target, "cannot be read, so it is not known whether the commit was taken; push again")
+            page = f"see {_url(api, target)}/discussions before you push again"
+            raise HubError(f"{cause}; it is not known whether the pull request was opened: {page}") from cause
+        now = look(complaint="cannot be read, so it is not known whether the commit was taken; push again")
         sha = str(now.sha)
         if sha == head:
             left = f"all files are uploaded, but nothing is committed and the branch is still at {head[:12]}"
@@ -92,14 +93,7 @@ def commit_files(
     return Commit(target.repo_id, made.oid, made.pr_url or _url(api, target))
 
 
-def _info(api: HfApi, target: Target, complaint: str) -> ModelInfo | SpaceInfo:
-    """The head of the branch and the files in it, with their hashes."""
-    read: Callable[..., Any] = api.model_info if target.repo_type == "model" else api.space_info
-    call = partial(read, target.repo_id, revision=target.revision, files_metadata=True)
-    return ask(f"{target.repo_id}: {complaint}", call)
-
-
-def _holds(info: ModelInfo | SpaceInfo, files: Mapping[str, Content], remove: Callable[[str], bool]) -> bool:
+def _holds(info: Any, files: Mapping[str, Content], remove: Callable[[str], bool]) -> bool:
     """Whether a commit has every file with this content, and no file that goes."""
     stored = {file.rfilename: file for file in info.siblings or []}
     return not any(remove(name) for name in stored.keys() - files.keys()) and all(

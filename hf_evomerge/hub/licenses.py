@@ -16,10 +16,10 @@ from urllib.parse import quote
 import yaml
 
 from ..errors import HubError, one_line
+from ..pictures.scene import listed
 from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import SourceRef
 from .client import ask, is_passing
-from .names import listing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -118,7 +118,7 @@ def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) 
         reason = "All parents are under permissive licenses, whose notices are kept."
         return LicenseDecision("apache-2.0", reason, parents, notices=notices)
     unknown = [parent.model for parent in parents if parent.license in (UNKNOWN, OTHER)]
-    one, many = f"The license of {listing(unknown)} is", f"The licenses of {listing(unknown)} are"
+    one, many = f"The license of {listed(unknown)} is", f"The licenses of {listed(unknown)} are"
     reason = f"{one if len(unknown) == 1 else many} not stated in a known form."
     reason = reason if unknown else "The parents are under different licenses."
     return LicenseDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS)

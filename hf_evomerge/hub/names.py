@@ -12,7 +12,7 @@ from ..checkpoints.open import open_files
 from ..errors import HubError
 from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import Recipe, SourceRef
-from .client import ask
+from .client import ask, large_files, repo_info
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -69,18 +69,12 @@ class PublicNames:
 
     def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:
         """The repository's head, if its weights are those of the folder."""
-        info = ask(f"{repo_id}: cannot be read", lambda: self._api.model_info(repo_id, files_metadata=True))
-        there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
-        adapter = folder / ADAPTER_WEIGHTS
+        info = repo_info(self._api, repo_id)
+        there, adapter = large_files(info), folder / ADAPTER_WEIGHTS
         for name, sha in hashes(folder, [adapter] if adapter.is_file() else weight_files(folder)).items():
             if there.get(name) != sha:
                 raise HubError(f"{repo_id}: {name} there is not the one in {folder}; push the folder there, or leave it out")
         return SourceRef(model=repo_id, revision=str(info.sha))
-
-
-def listing(names: Sequence[str]) -> str:
-    """Names in a sentence: ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def parts_of(ref: SourceRef) -> list[SourceRef]:

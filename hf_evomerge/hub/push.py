@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from .client import ask, default_api, has_token
 from .commit import Commit, Target, commit_files
 from .licenses import decide_license, license_of
 from .names import PublicNames, parts_of
-from .push_plan import PushOptions, PushPlan, files_there, for_license, plan_push
+from .push_plan import PushOptions, PushPlan, files_there, for_license, is_ours, plan_push
 from .space import push_space
 from .target import check_login, check_name
 
@@ -67,8 +68,8 @@ def push_model(
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         target = _open_target(api, repo_id, options)
         what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
-        message = options.commit_message or f"{what} by hf_evomerge {version('hf-evomerge')}"
-        commit = commit_files(api, target, plan.files, message=message, remove=plan.is_ours)
+        message = f"{what} by hf_evomerge {version('hf-evomerge')}"
+        commit = commit_files(api, target, plan.files, message=message, remove=partial(is_ours, parts=plan.parts))
     space, warnings = None, [*plan.warnings]
     if options.space:
         revision = commit.sha if options.create_pr else options.revision

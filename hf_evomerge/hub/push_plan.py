@@ -24,6 +24,7 @@ from ..checkpoints.open import config_name, is_adapter, open_files
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import HubError
+from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
@@ -31,7 +32,7 @@ from .client import ask
 from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
-from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
+from .names import PublicNames, hashes, is_on_hub, parents_of, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
 from .space import check_space, has_space
@@ -72,7 +73,6 @@ class PushOptions:
         about: The sentence on what the model is for, in place of the search file's.
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
-        commit_message: The commit's title; one that names this package and its version where absent.
         verify: Whether to build the model again first, and to refuse it where a bit is another.
         trust_remote_code: Whether `verify` may run Python files that come with the sources.
 
@@ -91,7 +91,6 @@ class PushOptions:
     about: str | None = None
     card: bool = True
     space: bool = False
-    commit_message: str | None = None
     verify: bool = False
     trust_remote_code: bool = False
 
@@ -115,10 +114,6 @@ class PushPlan:
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
-
-    def is_ours(self, name: str) -> bool:
-        """Whether a file in the repository is one that a push would have put there."""
-        return is_ours(name, self.parts)
 
     def __str__(self) -> str:
         total = sum(self.sizes.values()) / 1e6
@@ -232,7 +227,7 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
     if record is None:
         return None
     if changed := changed_since(model, record):
-        what = f"{listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it again"
+        what = f"{listed(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it again"
         raise HubError(f"{model}: {what}, or remove {BUILD_FILE} to publish it without saying where it comes from")
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
@@ -292,7 +287,7 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
     warnings = []
     if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
         warnings.append(
-            f"{listing(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so nobody else can rebuild the "
+            f"{listed(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so nobody else can rebuild the "
             "model; publish what is missing, and pass --published FOLDER=user/name for each"
         )
     warnings += [

@@ -20,16 +20,17 @@ from ..checkpoints.lora import WEIGHTS_FILE
 from ..checkpoints.open import open_files, open_source
 from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, RecipeError
+from ..pictures.scene import listed
 from ..recipes.names import is_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import read_text
 from .card import read_json
-from .client import ask, default_api
+from .client import ask, default_api, large_files, repo_info
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
-from .names import hashes, is_on_hub, listing, parents_of, parts_of, weight_files
+from .names import hashes, is_on_hub, parents_of, parts_of, weight_files
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub import HfApi
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def verify_source(
     for part, folder in zip(parts_of(ref), folders, strict=True):
         if part.gguf is not None:
             continue  # compared with the recipe's own sha256 when it was opened
-        expected = _hub_sha256(_info(api, part.model, part.revision))
+        expected = large_files(repo_info(api, part.model, part.revision))
         inside = "*/*.safetensors" if source.entries and part.model == source.ref.model else "*.safetensors"
         for name, sha in hashes(folder, sorted(folder.glob(inside))).items():
             if name in expected and sha != expected[name]:
@@ -171,8 +172,8 @@ class _Published:
 
     def __init__(self, api: HfApi, repo_id: str, revision: str | None) -> None:
         self.api, self.repo_id = api, repo_id
-        info = _info(api, repo_id, revision)
-        self.commit, self.sha256 = str(info.sha), _hub_sha256(info)
+        info = repo_info(api, repo_id, revision)
+        self.commit, self.sha256 = str(info.sha), large_files(info)
         self.names = [file.rfilename for file in info.siblings or []]
 
     def download(self, name: str) -> Path:
@@ -190,7 +191,7 @@ class _Published:
             raise HubError(f"{self.repo_id}: {RECIPE_FILE}: {error}") from error
         parents = parents_of(recipe)
         if missing := list(dict.fromkeys(ref.model for ref in parents if not is_on_hub(ref))):
-            raise HubError(f"{self.repo_id}: only its author can rebuild it: {listing(missing)} cannot be had from the Hub")
+            raise HubError(f"{self.repo_id}: only its author can rebuild it: {listed(missing)} cannot be had from the Hub")
         if folder := next((part.model for part in parents if is_folder(part.model)), None):
             what = f"{folder!r} in its {RECIPE_FILE} is a folder on this machine, or would be one"
             raise HubError(f"{self.repo_id}: {what}; not read")
@@ -224,15 +225,6 @@ class _Published:
             if name in self.names and "auto_map" in read_json(self.download(name)):
                 unknown.append(f"{name} names code of its own; read it before you load the model with trust_remote_code")
         return differ, unknown
-
-
-def _info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
-    return ask(f"{repo_id}: cannot be read", partial(api.model_info, repo_id, revision=revision, files_metadata=True))
-
-
-def _hub_sha256(info: ModelInfo) -> dict[str, str]:
-    """The sha256 of each large file, as the Hub knows it."""
-    return {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
 
 
 def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:

@@ -13,7 +13,7 @@ import yaml
 from ..record import Data, Record
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, EvalResultEntry
+    from huggingface_hub import EvalResult
 
 EVAL_FOLDER = ".eval_results"
 BENCHMARKS: dict[str, tuple[str, str]] = {
@@ -46,31 +46,22 @@ def card_results(record: Record) -> list[EvalResult]:
     ]
 
 
-def benchmark_result(record: Record) -> EvalResultEntry | None:
-    """The result of a benchmark that the Hub knows; None where the test split is not all of one, as lm_eval scores it."""
-    from huggingface_hub import EvalResultEntry
+def write_benchmark_result(record: Record, folder: Path) -> None:
+    """Write the result into a folder that is published, where the test split is all of a benchmark that the Hub knows."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     accuracy, name = _accuracy(record), _benchmark(record)
     if accuracy is None or name is None:
-        return None
+        return
     dataset, task = BENCHMARKS[name]
     shots, metric = record.settings.fitness.num_fewshot, record.settings.fitness.metric
     notes = ["lm-evaluation-harness", f"task {name}", "its own number of shots" if shots is None else f"{shots}-shot"]
     if metric:
         notes.append(str(metric if isinstance(metric, str) else metric.get(name, "")))
-    return EvalResultEntry(
-        dataset_id=dataset, task_id=task, value=round(100 * accuracy, 2), notes=", ".join(filter(None, notes))
-    )
-
-
-def write_benchmark_result(record: Record, folder: Path) -> None:
-    """Write the result of a benchmark into a folder that is published, where there is one."""
-    from huggingface_hub import eval_result_entries_to_yaml
-
-    if (entry := benchmark_result(record)) is not None:
-        file = folder / EVAL_FOLDER / f"{entry.task_id}.yaml"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+    entry = EvalResultEntry(dataset, task, round(100 * accuracy, 2), notes=", ".join(filter(None, notes)))
+    file = folder / EVAL_FOLDER / f"{task}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
 
 
 def _accuracy(record: Record) -> float | None:

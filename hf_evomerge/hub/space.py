@@ -151,22 +151,23 @@ def run_space(model: str, *, revision: str | None = None) -> None:
 
 def _check_there(model: str, revision: str | None) -> None:
     """Refuse what is no model on the Hub. Of a Hub that cannot be asked the app tells: the model may be in the cache."""
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx
 
     if is_folder(model) or model.count("/") != 1:
         raise HubError(f"{model}: there is no such folder; give a study, a model's folder, or a repository such as user/name")
     try:
         with bounded():
-            default_api().model_info(model, revision=revision)
-    except RevisionNotFoundError as cause:
-        raise HubError(f"{model}: has no branch or commit {revision}") from cause
-    except (HFValidationError, RepositoryNotFoundError) as cause:
-        missing = "no such folder here, and no such model on the Hub that this login can see"
-        hint = "check the name, or log in with `hf auth login` where it is private"
-        raise HubError(f"{model}: {missing}; {hint}") from cause
+            there, at = default_api().repo_exists(model), revision is None or default_api().revision_exists(model, revision)
+    except HFValidationError:
+        there = False
     except (OSError, httpx.HTTPError):
         return
+    if not there:
+        missing = "no such folder here, and no such model on the Hub that this login can see"
+        raise HubError(f"{model}: {missing}; check the name, or log in with `hf auth login` where it is private")
+    if not at:
+        raise HubError(f"{model}: has no branch or commit {revision}")
 
 
 def with_record(folder: Path, shown: Path) -> Path:

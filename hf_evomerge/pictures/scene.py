@@ -80,6 +80,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: A, B and C."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def source_colour(source: int) -> str:
     """The colour of a source; grey for what belongs to none."""
     return f"s{source % 6}" if source >= 0 else "grey"

@@ -108,15 +108,6 @@ def test_a_base_that_nobody_has_is_refused(published, lfs_api, tmp_path):
         preview_push(folder, "local/merge", api=lfs_api)
 
 
-def test_kinds_are_not_mixed(published, lfs_api, tmp_path):
-    """An adapter is not pushed onto a model, whose config would be taken for its own."""
-    lfs_api.create_repo("local/merge")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
-    options = PushOptions(published=published)
-    with pytest.raises(HubError, match=r"local/merge: holds a model \(config.json\), not an adapter"):
-        preview_push(adapter_of(published, tmp_path / "out"), "local/merge", options, api=lfs_api)
-
-
 def test_a_changed_adapter_is_not_the_same(published, lfs_api, tmp_path):
     """Weights that are not what the recipe gives are refused by --verify, and a changed file by its record."""
     folder = adapter_of(published, tmp_path / "out")

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from hf_evomerge.building.record import write_build_record
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub import results
-from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.recipes.recipe import Recipe
@@ -238,23 +237,13 @@ def test_a_dry_run_needs_no_login(plain, hub, lfs_api):
         push_model(plain, "local/merge", api=nobody)
 
 
-def test_the_template_is_found(tmp_path):
-    """The card's template is where the package looks for it."""
-    from hf_evomerge.hub.bundled import bundled
-
-    assert (bundled("model_cards") / TEMPLATE).is_file()
-    with pytest.raises(HubError, match="install it again"):
-        bundled("nothing")
-
-
 def test_push_from_a_study_and_from_the_command_line(hybrid_search, lfs_api, command):
     """`push_model` of a study and `hf-evomerge push` publish the same; the command prints the address and never the token."""
-    pushed = push_model(Study.open(hybrid_search), "local/one", PushOptions(private=True, commit_message="Mine"))
+    pushed = push_model(Study.open(hybrid_search), "local/one", PushOptions(private=True))
     assert pushed.model.url.endswith("/local/one")
-    assert lfs_api.list_repo_commits("local/one")[0].title == "Mine"
+    assert commit_titles(lfs_api, "local/one")[0].startswith("Evolved merge by hf_evomerge ")
     assert lfs_api.model_info("local/one").private
-    said = command("push", hybrid_search, "local/two", "--commit-message", "Ours")
-    assert lfs_api.list_repo_commits("local/two")[0].title == "Ours"
+    said = command("push", hybrid_search, "local/two")
     assert "published " in said.stdout
     assert "on this machine only" in said.stderr + said.log
     assert not any("hf_local" in text for text in said[1:])

@@ -118,14 +118,6 @@ def test_the_difference_is_said():
     assert said(every).endswith(" And 1 more change.")
 
 
-def test_a_slider_on_its_way_is_one_edit():
-    """Scales of one hop are one step to undo; another hop's, or another path's, are not, whatever its length."""
-    at = WAY.select(1)
-    assert at.scale(0.3).only_scales_hop(at)
-    assert not at.scale(0.3).only_scales_hop(WAY.select(2).scale(5))
-    assert not WAY.select(3).repeat().only_scales_hop(WAY)
-
-
 def test_a_path_may_be_written_in_ranges():
     """Ranges, forwards and backwards, and repeats are those of recipes; too many hops are refused before they are made."""
     way = edits.route(["0:0-2", "1:3-2 x2", "0:1*0.5 + 1:1*0.5"])
@@ -155,7 +147,7 @@ def test_a_weight_out_of_range_is_explained(value):
     from actions import Actions
 
     edit = Edit(factors=(("layer 1", (0.5, 2.0)),))
-    kept, *_, said, _, undo, count = Actions(_shown()).edit("mix", edit, (), 4, 1.0, mixing.ALL, 1.0, value, 1.0, 1.0)
+    kept, *_, said, _, undo, count = Actions(_shown()).edit("mix 1", edit, (), 4, 1.0, mixing.ALL, 1.0, value, 1.0, 1.0)
     assert (kept, undo, count) == (edit, (), 4)
     assert "a number from 0 to 3." in said
 
@@ -165,8 +157,8 @@ def test_weights_are_undone_like_hops():
     from actions import Actions
 
     do, edit, undo, count = Actions(_shown()), Edit(), (), 0
-    for values in ((0.5, 1.0), (0.25, 1.0), (0.25, 2.0)):
-        edit, *_, kept, undo, count = do.edit("mix", edit, undo, count, 1.0, mixing.ALL, *values, 1.0, 1.0)
+    for at, values in ((0, (0.5, 1.0)), (0, (0.25, 1.0)), (1, (0.25, 2.0))):
+        edit, *_, kept, undo, count = do.edit(f"mix {at}", edit, undo, count, 1.0, mixing.ALL, *values, 1.0, 1.0)
     assert edit.factors == ((mixing.ALL, (0.25, 2.0)),)
     assert count == 3
     (text,) = [unquote(part) for part in kept.split('"') if part.startswith("data:text/yaml")]

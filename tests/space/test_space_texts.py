@@ -9,6 +9,7 @@ from models import Host
 from published import Published
 from texts import SpaceError
 
+from hf_evomerge.pictures.scene import listed
 from hf_evomerge.record import Problem, Record
 
 
@@ -107,5 +108,5 @@ def test_a_wrong_answer_says_why(text, reason):
 
 def test_a_list_has_commas_and_one_and():
     """A, B and C; one hop is a hop."""
-    assert [texts.listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == ["A", "A and B", "A, B and C"]
+    assert [listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == ["A", "A and B", "A, B and C"]
     assert [texts.counted(count, "hop") for count in (1, 2)] == ["1 hop", "2 hops"]
