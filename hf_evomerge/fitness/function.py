@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from ..errors import FitnessError, shown
@@ -30,11 +30,6 @@ class FunctionTask(PreparedTask):
     def __init__(self, function: FitnessFunction) -> None:
         super().__init__(None)
         self.function = function
-
-    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Keep the examples and the tokenizer for the function."""
-        super().prepare(examples, tokenizer)
-        self._tokenizer = tokenizer
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model.

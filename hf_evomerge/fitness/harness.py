@@ -125,7 +125,6 @@ class LmEvalTask(PreparedTask):
         self._places: list[tuple[str, int]] = []  # the task and the document of each example
         self._tasks: dict[str, Any] = {}
         self._metrics: dict[str, tuple[str, str | None]] = {}
-        self._tokenizer: Any = None
         self._own = False  # whether a task is a file's
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Shells of tasks: what a task keeps of its section and its examples, and how one with a gradient is scored."""
+"""Shells of tasks: what a task keeps of its section, its examples and the tokenizer, and how one with a gradient is scored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .scores import Scores
 
 
 class PreparedTask:
-    """Keeps the section and the examples.
+    """Keeps the section, the examples and the tokenizer.
 
     Args:
         spec: The section of the task.
@@ -25,12 +25,13 @@ class PreparedTask:
     def __init__(self, spec: Any) -> None:
         self.spec = spec
         self._examples: list[Example] = []
+        self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Keep the examples; raises `FitnessError` where there are none."""
+        """Keep the examples and the tokenizer; raises `FitnessError` where there are no examples."""
         if not examples:
             raise FitnessError("no examples to evaluate on")
-        self._examples = list(examples)
+        self._examples, self._tokenizer = list(examples), tokenizer
 
     def share(self, number: int) -> float:
         """Weight of an example in the gradient."""

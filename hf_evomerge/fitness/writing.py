@@ -62,7 +62,6 @@ class WritingTask(PreparedTask):
         self._prompts: list[list[int]] = []
         self._batches: list[list[int]] = []
         self._seen: list[dict[str, torch.Tensor]] = []
-        self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise the prompts into length-sorted batches.
@@ -73,14 +72,13 @@ class WritingTask(PreparedTask):
         super().prepare(examples, tokenizer)
         if self.spec.language is not None:
             language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
-        self._tokenizer = tokenizer
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
         lengths = [len(prompt) for prompt in self._prompts]
         self._batches = length_batches(lengths, self.spec.batch_size)
-        self._seen = [self._see(batch, [lengths[i] for i in batch]) for batch in self._batches]
-
-    def _see(self, batch: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
-        return seen_inputs(self._tokenizer, [self._examples[i] for i in batch], lengths, max(lengths), left=True)
+        self._seen = []
+        for batch in self._batches:
+            own, asked = [lengths[i] for i in batch], [examples[i] for i in batch]
+            self._seen.append(seen_inputs(tokenizer, asked, own, max(own), left=True))
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
         """What a model writes for every example, and whether that was cut at the limit of its length; see `respond`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
-from ..errors import EvoMergeError, HubError
+from ..errors import EvoMergeError, HubError, optional
 from ..recipes.names import is_folder
 from ..search.study.database import STUDY_FILE
 from .bundled import bundled
@@ -132,10 +132,7 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         _check_there(model, revision)
     elif not any((Path(model) / name).is_file() for name in (config_name(Path(model)), STUDY_FILE)):
         raise HubError(f"{model}: holds no model and no study; give the folder of one, or a repository such as user/name")
-    try:
-        import gradio  # noqa: F401
-    except ImportError as cause:
-        raise HubError('gradio is not installed; run `pip install "hf-evomerge[space]"`') from cause
+    optional("gradio", "space", "the page", HubError)
     command = [sys.executable, str(bundled(SPACE_FOLDER) / "app.py")]
     with TemporaryDirectory(prefix="evomerge-space-") as scratch:
         shown: str | Path = model
