@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,8 @@ class Host(loading.LoadedInBackground):
 
     def is_small(self, key: str, bound: float) -> bool:
         """Whether a parent's weights have at most so many bytes, and fit beside what is loaded."""
-        parent = next((parent for parent in self.published.parents if parent.label == key), None)
-        size = loading.weights_bytes(parent.model, parent.revision) if parent is not None else 0
+        parent = self._parent(key)
+        size = loading.weights_bytes(parent.model, parent.revision)
         return 0 < size <= bound and (self.published.base is not None or loading.fits(size))
 
     def whole_answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Piece:
@@ -170,9 +170,8 @@ class Host(loading.LoadedInBackground):
                 if stop.is_set():
                     return
                 loaded = self._loaded(job.key)
-                model = self._rerouted(loaded.model, job)
                 prompt = encode(job.prompt, loaded, self.published.prompts, job.pictures)
-                with self._mixed(model, job):
+                with self._changed(loaded.model, job) as model:
                     news.put(("start", loaded.tokenizer))
                     begin = time.monotonic()
                     config = greedy(model, loaded.tokenizer, min(job.max_tokens, MAX_TOKENS, prompt.room))
@@ -185,23 +184,22 @@ class Host(loading.LoadedInBackground):
         except Exception as error:  # shown to the visitor, in one line
             news.put(("error", loading.error_line(error, _NO_ANSWER)))
 
-    def _rerouted(self, model: Any, job: Job) -> Any:
-        if not job.hops:
-            return model
-        if not hasattr(model, "with_path"):
+    @contextmanager
+    def _changed(self, model: Any, job: Job) -> Iterator[Any]:
+        """The model along another path, or with other weights of its parents, if the job says so."""
+        if job.hops and not hasattr(model, "with_path"):
             raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
         try:
-            return model.with_path(list(job.hops), list(job.scales) or None).eval()
+            model = model.with_path(list(job.hops), list(job.scales) or None).eval() if job.hops else model
         except ValueError as error:
             raise SpaceError(f"This path does not work: {one_line(error)}") from error
-
-    def _mixed(self, model: Any, job: Job) -> AbstractContextManager[None]:
-        """The model with other weights of its parents, if the job says so."""
         if not job.factors:
-            return nullcontext()
+            yield model
+            return
         parents = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "parent"]
         bases = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "base"]
-        return mixing.mixed(model, parents, bases[0] if bases else None, job.factors)
+        with mixing.mixed(model, parents, bases[0] if bases else None, job.factors):
+            yield model
 
     def score(self, job: Job, examples: Sequence[Example]) -> list[bool]:
         """Judge a model's answer to each of some examples by the search's own task.
@@ -235,9 +233,12 @@ class Host(loading.LoadedInBackground):
 
         try:
             with self._pass, torch.inference_mode():
-                loaded = self._loaded(job.key)
-                model, end = self._rerouted(loaded.model, job), time.monotonic() + self.max_seconds
-                with self._mixed(model, job), scoring(model), _ended_by(model, lambda: time.monotonic() > end):
+                loaded, end = self._loaded(job.key), time.monotonic() + self.max_seconds
+
+                def over() -> bool:
+                    return time.monotonic() > end
+
+                with self._changed(loaded.model, job) as model, scoring(model), _ended_by(model, over):
                     return getattr(self, work)(loaded, model, job, *arguments)
         except _EndedError:
             return f"This takes longer than {self.max_seconds:.0f} s here."

@@ -14,7 +14,7 @@ from ..errors import FitnessError
 from ..recipes.strict_yaml import Number
 from .answers import Extract, cut_at_stops, extract_text, paper_last_number
 from .example import Example
-from .numbers import COMMA_LANGUAGES, Decimal, last_number, last_number_text, parse_number
+from .numbers import COMMA_LANGUAGES, Decimal, last_number, parse_number
 from .registry import TaskSpec, register_task
 from .scores import Scores
 from .writing import WritingSpec, WritingTask
@@ -32,16 +32,18 @@ class AnswerSpec(WritingSpec):
     """``paper`` scores as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5, and fastText is asked about the
     shortest response."""
     compare: Literal["number", "text"] | None = None
-    """As ``number`` within the tolerance, or as ``text`` without the space around it. The default is ``number`` for
-    ``last_number`` and ``text`` otherwise."""
+    """As ``number`` within the tolerance, or as ``text`` without the space around it. Last numbers are numbers; the default is
+    ``text`` otherwise."""
     tolerance: Annotated[Number, Field(ge=0)] = 1e-6
     """Largest difference of two numbers that are the same."""
     unit: ClassVar[str] = "share of right answers"
 
     @model_validator(mode="after")
     def _check_options(self) -> AnswerSpec:
-        if self.compat == "paper" and (self.extract != "last_number" or self.compare == "text"):
-            raise ValueError("compat: the paper's scorer compares last numbers; leave out compat, extract and compare")
+        if self.extract == "last_number" and self.compare == "text":
+            raise ValueError("compare: last numbers are compared as numbers; write another extract, or leave out compare")
+        if self.compat == "paper" and self.extract != "last_number":
+            raise ValueError("compat: the paper's scorer compares last numbers; leave out compat or extract")
         if self.compat == "paper" and self.decimal is not None:
             raise ValueError("decimal: the paper's scorer reads none; leave out decimal or compat")
         return self
@@ -81,7 +83,7 @@ class GenerationTask(WritingTask):
         Raises:
             FitnessError: A right answer is not a number though numbers are looked for, or the language cannot be checked.
         """
-        if self.spec.compares_numbers or self.spec.extract == "last_number":
+        if self.spec.compares_numbers:
             advice = "extract: all" if self.spec.extract == "last_number" else "compare: text"
             for example in examples:
                 if parse_number(example.answer) is None:
@@ -106,14 +108,12 @@ class GenerationTask(WritingTask):
 
 def is_right(output: str, answer: str, spec: AnswerSpec) -> bool:
     """Whether the answer in a response is the right one; the language is not looked at."""
-    if spec.extract != "last_number":
+    if spec.extract == "last_number":
+        number = paper_last_number(output) if spec.compat == "paper" else last_number(output, spec.decimal_mark)
+    else:
         found = extract_text(output, spec.extract)
         if found is None or not spec.compares_numbers:
             return found == answer.strip()
         number = parse_number(found, spec.decimal_mark)
-    elif spec.compares_numbers:
-        number = paper_last_number(output) if spec.compat == "paper" else last_number(output, spec.decimal_mark)
-    else:
-        return last_number_text(output, spec.decimal_mark) == answer.strip()
     right = parse_number(answer)
     return number is not None and right is not None and abs(number - right) <= spec.tolerance

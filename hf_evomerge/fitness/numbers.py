@@ -64,14 +64,12 @@ def last_number(text: str, decimal: Decimal = "point") -> float | None:
         >>> last_number("So the answer is -$1,080."), last_number("答えは5万円"), last_number("1.080,5 Euro", "comma")
         (-1080.0, 50000.0, 1080.5)
     """
-    found = _last(text, decimal)
-    return None if found is None else found[1]
-
-
-def last_number_text(text: str, decimal: Decimal = "point") -> str | None:
-    """The last number in a text as it is written there, full-width figures as plain ones; None where there is none."""
-    found = _last(text, decimal)
-    return None if found is None else found[0]
+    plain = _plain(text)
+    if found := deque(_pattern(decimal).finditer(plain), maxlen=1):
+        return _value(found[0], decimal)
+    if found := deque(_ALONE.finditer(plain), maxlen=1):
+        return _signed(found[0]) * _ideographs(found[0]["ideographs"])
+    return None
 
 
 def count_numbers(text: str, decimal: Decimal = "point") -> int:
@@ -87,15 +85,6 @@ def parse_number(text: str, decimal: Decimal = "point") -> float | None:
         return _value(found, decimal)
     found = _ALONE.fullmatch(plain)
     return None if found is None else _signed(found) * _ideographs(found["ideographs"])
-
-
-def _last(text: str, decimal: Decimal) -> tuple[str, float] | None:
-    plain = _plain(text)
-    if found := deque(_pattern(decimal).finditer(plain), maxlen=1):
-        return found[0][0], _value(found[0], decimal)
-    if found := deque(_ALONE.finditer(plain), maxlen=1):
-        return found[0][0], _signed(found[0]) * _ideographs(found[0]["ideographs"])
-    return None
 
 
 def _plain(text: str) -> str:

@@ -159,12 +159,3 @@ def test_refusals(model, broken_model, examples, tokenizer):
         run(model, examples, tokenizer, max_new_tokens=64)
     with pytest.raises(FitnessError, match="no examples"):
         run(model, [], tokenizer)
-
-
-def test_leaves_the_model_as_it_was(model, examples, tokenizer):
-    """A model in training mode is in training mode afterwards, and the tokenizer still pads where it did."""
-    trained = copy.deepcopy(model).train()
-    side = tokenizer.padding_side
-    run(trained, examples, tokenizer)
-    assert trained.training
-    assert tokenizer.padding_side == side

@@ -121,9 +121,6 @@ def test_is_written_as_it_is_read():
     ("terms", "message"),
     [
         ([{**LIKELIHOOD, "weight": 0}], "terms.0.weight: must be more than 0 (found 0)"),
-        ([{**LIKELIHOOD, "weight": -1}], "terms.0.weight: must be more than 0 (found -1)"),
-        ([{**LIKELIHOOD, "weight": float("inf")}], "terms.0.weight: must be a finite number (found inf)"),
-        ([{**LIKELIHOOD, "weight": float("nan")}], "terms.0.weight: must be a finite number (found nan)"),
         ([{"task": "likelyhood"}], "terms.0: unknown task 'likelyhood'; there are"),
         ([{**LIKELIHOOD, "seperator": ""}], "terms.0: seperator: no such key; did you mean separator?"),
         ([{**LIKELIHOOD, "data": {"search": {"jsonl": "x"}}}], "terms: none scores the search's own examples"),

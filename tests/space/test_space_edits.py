@@ -9,6 +9,7 @@ import mixing
 import pytest
 from edits import Route
 from published import Parent, Published
+from served import shown
 from showcase import Edit, Showcase
 from texts import SpaceError
 
@@ -126,19 +127,13 @@ def test_a_path_may_be_written_in_ranges():
         edits.route(["0:0-99999999 x99999"])
 
 
-def _shown(**parts: Any) -> Showcase:
+def _merge() -> Showcase:
     """A merge of two parents on show, without its weights."""
-    from models import Host
-
-    show = Showcase("")
     recipe = Recipe.model_validate(
         {"sources": SOURCES, "merge": {"method": "linear", "parameters": [{"weight": 1}, {"weight": 2}]}}
     )
     parents = (Parent("a", "a"), Parent("b", "b"))
-    show.published = Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents, **parts)
-    show.host = Host(show.published)
-    show.ready.set()
-    return show
+    return shown(Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents))
 
 
 @pytest.mark.parametrize("value", [99.0, -3.0, None])
@@ -147,7 +142,7 @@ def test_a_weight_out_of_range_is_explained(value):
     from actions import Actions
 
     edit = Edit(factors=(("layer 1", (0.5, 2.0)),))
-    kept, *_, said, _, undo, count = Actions(_shown()).edit("mix 1", edit, (), 4, 1.0, mixing.ALL, 1.0, value, 1.0, 1.0)
+    kept, *_, said, _, undo, count = Actions(_merge()).edit("mix 1", edit, (), 4, 1.0, mixing.ALL, 1.0, value, 1.0, 1.0)
     assert (kept, undo, count) == (edit, (), 4)
     assert "a number from 0 to 3." in said
 
@@ -156,7 +151,7 @@ def test_weights_are_undone_like_hops():
     """A slider on its way is one step to undo, another one a second; reset can be undone, and what is kept is a recipe."""
     from actions import Actions
 
-    do, edit, undo, count = Actions(_shown()), Edit(), (), 0
+    do, edit, undo, count = Actions(_merge()), Edit(), (), 0
     for at, values in ((0, (0.5, 1.0)), (0, (0.25, 1.0)), (1, (0.25, 2.0))):
         edit, *_, kept, undo, count = do.edit(f"mix {at}", edit, undo, count, 1.0, mixing.ALL, *values, 1.0, 1.0)
     assert edit.factors == ((mixing.ALL, (0.25, 2.0)),)

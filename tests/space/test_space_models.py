@@ -71,14 +71,6 @@ def test_a_path_through_absent_layers_is_explained(host):
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).state == "done"
 
 
-def test_a_merge_of_weights_has_no_path(ps):
-    """A plain model answers as itself, and says that it has no path to change."""
-    host = _host(ps)
-    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == greedy(ps, PROMPT)
-    with pytest.raises(SpaceError, match="no path"):
-        host.whole_answer(Job(EVOLVED, PROMPT, 8, ("0:0",), (1.0,)))
-
-
 def test_parents_are_loaded_only_when_asked(dfs, tiny):
     """No parent is in memory until it is asked; then it answers as itself."""
     host = _host(dfs)

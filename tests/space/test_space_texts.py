@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import showcase
 import texts
-from models import Host
 from published import Published
+from served import shown
 from texts import SpaceError
 
 from hf_evomerge.pictures.scene import listed
@@ -21,20 +21,9 @@ def test_control_characters_are_left_out_and_said():
     assert texts.clean_prompt("答え は") == ("答え は", "")
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", "\x00\x01", None, 5, ["a"], {"a": 1}, "x" * 100_000])
-def test_a_prompt_that_is_none_is_explained(prompt):
-    """An empty, wrong or endless prompt is one friendly line."""
-    with pytest.raises(SpaceError, match=r"prompt") as caught:
-        texts.clean_prompt(prompt)
-    assert len(str(caught.value)) < 200
-
-
 def test_an_example_is_asked_to_the_letter():
     """A prompt that is an example but for the space around it is asked as the search asked it; any other as it was sent."""
-    show = showcase.Showcase("")
-    show.published = Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")]))
-    show.host = Host(show.published)
-    show.ready.set()
+    show = shown(Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")])))
     assert show.question("1 + 1 =")[0] == "1 + 1 = "
     assert show.question(" 1 + 2 = ")[0] == "1 + 2 ="
 
@@ -81,11 +70,7 @@ def test_an_answer_is_judged_as_the_search_did(text, answer, fitness, right):
 
 def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
     study = {"examples": [{"prompt": "?", "answer": answer}], "settings": {"fitness": fitness}}
-    show = showcase.Showcase("")
-    show.published = Published("m", "m", record=Record.model_validate(study))
-    show.host = Host(show.published)
-    show.ready.set()
-    return show.verdict(("?", ()), text)
+    return shown(Published("m", "m", record=Record.model_validate(study))).verdict(("?", ()), text)
 
 
 @pytest.mark.parametrize(

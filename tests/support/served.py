@@ -24,6 +24,17 @@ def greedy(folder: Path, prompt: str, tokens: int = 8, path: list[str] | None = 
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
+def shown(published: Any) -> Any:
+    """A model on show, without its weights."""
+    from models import Host
+    from showcase import Showcase
+
+    show = Showcase("")
+    show.published, show.host = published, Host(published)
+    show.ready.set()
+    return show
+
+
 class Served:
     """A page that runs, and what is behind it."""
 
