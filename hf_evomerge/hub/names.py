@@ -22,9 +22,7 @@ class PublicNames:
     """Names sources for strangers. Callable: ``names(ref)`` is the published reference.
 
     `published` are the repositories where local folders were published, by folder. What is there must be what is in the folder.
-
-    Attributes:
-        guessed: Repositories whose commit the recipe does not name: pinned to what they hold now.
+    A repository without a commit is pinned to what it holds now.
 
     Raises:
         HubError: A repository cannot be read, or does not hold the folder's weights.
@@ -34,7 +32,6 @@ class PublicNames:
         self._api = api
         self._published = {named_folder(str(folder)).resolve(): repo_id for folder, repo_id in (published or {}).items()}
         self._known: dict[SourceRef, SourceRef] = {}
-        self.guessed: list[str] = []
 
     def __call__(self, ref: SourceRef) -> SourceRef:
         """The published reference."""
@@ -58,13 +55,10 @@ class PublicNames:
             repo_id = self._published.get(folder.resolve())
             hides = ref.model_copy(update={"model": hidden(ref.model)})
             return hides if repo_id is None else self._same_weights(folder, repo_id)
-        is_commit = REGEX_COMMIT_HASH.fullmatch(ref.revision or "") is not None
-        if is_commit and "/" in ref.model:
+        if REGEX_COMMIT_HASH.fullmatch(ref.revision or "") and "/" in ref.model:
             return ref
         what = f"{ref.model}: cannot be pinned to a commit"
         info = ask(what, lambda: self._api.model_info(ref.model, revision=ref.revision))  # `gpt2` gets its slash
-        if not is_commit:
-            self.guessed.append(ref.model)
         return ref.model_copy(update={"model": info.id, "revision": str(info.sha)})
 
     def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:

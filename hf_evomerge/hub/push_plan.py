@@ -290,11 +290,6 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
             f"{listed(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so nobody else can rebuild the "
             "model; publish what is missing, and pass --published FOLDER=user/name for each"
         )
-    warnings += [
-        f"{name}: {RECIPE_FILE} beside the model names no commit of it, so the published one names what it holds now, "
-        "which may not be what was merged; merge again to be sure"
-        for name in names.guessed
-    ]
     if license.license == "other":
         warnings.append(f"license: {license.reason} The card lists them; --license overrides it")
     if license.chosen:

@@ -125,31 +125,6 @@ def test_folders_that_are_gone_are_still_not_named(plain, tiny, lfs_api, tmp_pat
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 48
 
 
-def test_what_is_not_known_to_have_been_merged_is_said(plain, tiny, lfs_api):
-    """A source whose commit the model's recipe does not name is pinned to what is there now, with a warning."""
-    upload_models(lfs_api, tiny / "a", tiny / "b")
-    sources = [{"model": "local/a"}, {"model": "local/b", "revision": "main"}]
-    Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(plain / "recipe.yaml")
-    write_build_record(plain)
-    warnings = push_model(plain, "local/merge", api=lfs_api).warnings
-    assert [warning.split(":")[0] for warning in warnings if "may not be what was merged" in warning] == ["local/a", "local/b"]
-
-
-def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api):
-    """Code, record and pictures of an earlier winner go; files that are not ours, and with --no-card the card, stay."""
-    push_model(hybrid_search, "local/merge", api=lfs_api)
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="notes.md", path_or_fileobj=b"mine")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="model-00001-of-00002.safetensors", path_or_fileobj=b"old")
-    card = Path(hf_hub_download("local/merge", "README.md")).read_text()
-    push_model(plain, "local/merge", PushOptions(card=False), api=lfs_api)
-    there = set(lfs_api.list_repo_files("local/merge"))
-    assert "notes.md" in there
-    assert [name for name in there if name.endswith((".safetensors", ".py", ".png", ".parquet")) or name == "study.json"] == [
-        "model.safetensors"
-    ]
-    assert Path(hf_hub_download("local/merge", "README.md")).read_text() == card
-
-
 def test_private_branches_and_pull_requests(plain, hub, lfs_api):
     """A new repository is private where asked; a branch is made; a pull request leaves the branch as it is."""
     push_model(plain, "local/merge", PushOptions(private=True, revision="try"), api=lfs_api)
@@ -168,21 +143,25 @@ def test_private_branches_and_pull_requests(plain, hub, lfs_api):
     assert pushed.model.url == f"{hub.endpoint}/local/merge/discussions/1"
 
 
-def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain, lfs_api):
-    """An earlier winner's chat template and tokenizer would change this model; weights and pictures in folders do not."""
-    ours = ("chat_template.jinja", "tokenizer.model", "images/path.png")
-    theirs = ("steps/1/model.safetensors", "onnx/x.safetensors", "images/logo.png", "images/more/path.png", "notes.py")
-    lfs_api.create_repo("local/merge")
+def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api):
+    """Code, record, pictures and tokenizer of an earlier winner go, as a dry run lists; what no push made stays, and a card."""
+    push_model(hybrid_search, "local/merge", api=lfs_api)
+    ours = ("chat_template.jinja", "tokenizer.model", "model-00001-of-00002.safetensors")
+    theirs = ("notes.md", "notes.py", "steps/1/model.safetensors", "onnx/x.safetensors", "images/logo.png", "images/a/path.png")
     files = [CommitOperationAdd(name, b"x") for name in (*ours, *theirs)]
     lfs_api.create_commit("local/merge", files, commit_message="before")
-    planned = str(preview_push(plain, "local/merge", api=lfs_api))
-    push_model(plain, "local/merge", api=lfs_api)
+    card = Path(hf_hub_download("local/merge", "README.md")).read_text()
+    planned = str(preview_push(plain, "local/merge", PushOptions(card=False), api=lfs_api))
+    push_model(plain, "local/merge", PushOptions(card=False), api=lfs_api)
     there = set(lfs_api.list_repo_files("local/merge"))
-    assert there >= {*theirs, "model.safetensors"}
-    assert not there & set(ours)
-    for name in ours:
+    assert there >= set(theirs)
+    left = [name for name in there - set(theirs) if name.endswith((".safetensors", ".py", ".png", ".parquet"))]
+    assert left == ["model.safetensors"]
+    assert not there & {*ours, "study.json"}
+    for name in (*ours, "study.json", "images/path.png"):
         assert f"removed  {name}\n" in planned
     assert not any(f"removed  {name}" in planned for name in theirs)
+    assert Path(hf_hub_download("local/merge", "README.md")).read_text() == card
 
 
 def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search, hub, lfs_api, monkeypatch):

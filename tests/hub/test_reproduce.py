@@ -85,9 +85,8 @@ def test_what_was_merged_is_what_is_published(revision, published, lfs_api, tmp_
         lfs_api.delete_tag("local/a", tag="v1")
         lfs_api.create_tag("local/a", tag="v1", revision=head)
     lfs_api.snapshot_download("local/a", revision=revision)
-    pushed = push_model(tmp_path / "merged", "local/merge", api=lfs_api)
+    push_model(tmp_path / "merged", "local/merge", api=lfs_api)
     assert Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml")).sources[0].revision == commit != head
-    assert not [warning for warning in pushed.warnings if "may not be what was merged" in warning]
     assert reproduce("local/merge", api=lfs_api).same
 
 

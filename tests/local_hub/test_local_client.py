@@ -137,16 +137,6 @@ def test_tree_and_paths(api, repo):
     assert _status(lambda: list(api.list_repo_tree(repo, "none")), RemoteEntryNotFoundError) == 404
 
 
-def test_commits_move_only_from_where_they_began(api, repo):
-    """A commit on an old parent is refused with 412 and changes nothing; one on the newest goes through."""
-    first = api.repo_info(repo).sha
-    second = api.upload_file(path_or_fileobj=b"1", path_in_repo="a.txt", repo_id=repo, parent_commit=first).oid
-    stale = lambda: api.upload_file(path_or_fileobj=b"2", path_in_repo="b.txt", repo_id=repo, parent_commit=first)  # noqa: E731
-    assert _status(stale) == 412
-    assert api.repo_info(repo).sha == second
-    assert not api.file_exists(repo, "b.txt")
-
-
 def test_branches_tags_and_history(api, repo):
     """Branches and tags are created once, committed to or not, found by every name of a revision, and deleted."""
     start = api.repo_info(repo).sha
