@@ -82,7 +82,6 @@ class StageRun:
         self.later = float(sum(each.evaluations for each in config.stages[stage.number + 1 :]))
         self.best: float | None = None
         self.mean: float | None = None
-        self.means: list[float] = []  # of all generations; one that failed whole is as bad as the worst
         self.accuracy: float | None = None
         self.begin = time.perf_counter()
         self.seconds_before = self.study.meta("seconds", stage.name) or 0.0
@@ -139,7 +138,6 @@ class StageRun:
             if self.generation == 0 and not alive.size:
                 raise SearchError(f"{self.stage}: every candidate of the first generation failed: {trials[0].scores.error}")
             self.mean = float(alive.mean()) if alive.size else None
-            self.means.append(min(self.means, default=0.0) if self.mean is None else self.mean)
             if len(trials) == len(genomes):
                 empty = np.zeros(0)
                 slopes = [empty if trial.scores.gradient is None else trial.scores.gradient for trial in trials]
@@ -167,21 +165,11 @@ class StageRun:
         if (stopped := self.study.meta("stopped", self.stage.name)) is not None:
             return bool(generation >= stopped)
         asked = (each.should_stop(self.study, told) for each in self.callbacks)
-        if len(self.trials) in self.stored or not (self._is_patience_over() or any(asked)):
+        if len(self.trials) in self.stored or not any(asked):
             return False
         self.study.set_meta("stopped", generation, self.stage.name)
         logger.info("%s: ended early, after generation %d", self.stage, generation)
         return True
-
-    def _is_patience_over(self) -> bool:
-        """Whether as many generations as the patience were no better than as many before them.
-
-        Generations are scored on batches of their own, so not the best of one but the means of several are compared.
-        """
-        count = self.stage.step.patience
-        if count is None or self.stage.algorithm != "cma" or len(self.means) < 2 * count:
-            return False
-        return bool(np.mean(self.means[-count:]) <= np.mean(self.means[-2 * count : -count]))
 
     def _optimizer(self, stage: Stage, start: Start, fine: float | None = None) -> Asked:
         """Make the optimizer of a stage; `fine` is that of the schedule before, where there was one."""
@@ -201,7 +189,6 @@ class StageRun:
             start,
             algorithm=algorithm,
             population=settings.population,
-            restarts=settings.restarts,
             seed=seed,
             budgets=[each.evaluations for each in self.stages],
             shares=shares,

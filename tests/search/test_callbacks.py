@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from toy_search import EXAMPLES, StoppedError, ToyRunner, columns, hardness, table_rows, toy_search
+from toy_search import EXAMPLES, StoppedError, ToyRunner, columns, table_rows, toy_search
 from watch import Watch
 
 from hf_evomerge.search.callbacks import Generation, Progress, SearchCallback
@@ -99,18 +99,3 @@ def test_a_stage_that_was_stopped_stays_so(tmp_path):
         resumed, result = toy_search(folder, ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
         assert columns(resumed) == expected
         assert table_rows(result) == table
-
-
-def test_patience(tmp_path):
-    """A stage ends when its last generations are no better than those before: soon where nothing moves, late where it does."""
-    impatient = {"optimize": [{"evaluations": 700, "population": 7, "patience": 2}]}
-    flat, _ = toy_search(tmp_path / "flat", ToyRunner(scores=lambda job: np.zeros(EXAMPLES)), **impatient)
-    assert len(flat.trials("ps")) == 4 * 7
-    study, result = toy_search(tmp_path / "whole", ToyRunner(), **impatient)
-    found = len(study.trials("ps"))
-    assert 4 * 7 < found < 700
-    assert max(trial.fitness or -9 for trial in study.trials("ps")) > -0.02 + hardness("search").mean()
-    with pytest.raises(StoppedError):
-        toy_search(tmp_path / "stopped", ToyRunner(stop_after=found // 2), **impatient)
-    resumed, again = toy_search(tmp_path / "stopped", ToyRunner(), **impatient)
-    assert (columns(resumed), table_rows(again)) == (columns(study), table_rows(result))

@@ -20,7 +20,7 @@ def test_defaults_are_those_of_the_paper():
     """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and step size, seed 0."""
     config = _config()
     (step,) = config.optimize
-    assert (step.by, step.evaluations, step.restarts) == ("cma", 1000, "none")
+    assert (step.by, step.evaluations) == ("cma", 1000)
     assert (step.population, step.sigma, step.minutes, step.batch) == (None, None, None, None)
     assert (config.compute.seed, config.compute.threads) == (0, 1)
     assert (config.merge.groups, config.path.kind) == ("block", "gates")
@@ -82,8 +82,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"optimize": "quik"}, "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]"),
         ({"optimize": [{}, {}, {}]}, "optimize: ps has 2 steps at most (found 3)"),
         (_by("cma", fitness={"task": "likelihood"}), "optimize: the last step of a space climbs the search's own fitness"),
-        (_by("gradient", patience=3), "optimize.0: patience: says nothing to by: gradient; leave it out"),
-        (_by("random", patience=2), "optimize.0: patience: says nothing to by: random; leave it out"),
+        (_by("gradient", population=3), "optimize.0: population: says nothing to by: gradient; leave it out"),
         (_by("random", batch=8), "optimize.0: batch: says nothing to by: random; leave it out"),
         (_by("sweep", population=8), "optimize.0: population: says nothing to by: sweep; leave it out"),
         ({"sorces": []}, "sorces: no such key; did you mean sources?"),
@@ -113,7 +112,6 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"optimize": [{"population": 1}]}, "optimize.0.population: must be at least 2"),
         ({"optimize": [{"sigma": 0}]}, "optimize.0.sigma: must be more than 0 (found 0)"),
         ({"optimize": [{"evaluations": 0}]}, "optimize.0.evaluations: must be at least 1"),
-        ({"optimize": [{"restarts": "always"}]}, "optimize.0.restarts"),
         (_path("paper", scale_bounds=[1, 2]), "path.scale_bounds: 1 is not between 1.0 and 2.0"),
         (_path("paper", scale_bounds=[0.5]), "path.scale_bounds"),
         (_path("gates", repetitions=0), "path.repetitions: must be at least 1 (found 0)"),
@@ -157,7 +155,7 @@ def test_a_file_is_read_whole(tmp_path):
         "merge:\n  method: dare_ties\n  options: {normalize: false, lambda: {low: 0.5, high: 1.5}}\n  groups: model\n"
         "  parameters: {weight: {low: 0, high: 2, start: 1}, density: 0.5}\n"
         "path: {kind: paper, order: [2, 0], scale_bounds: [0.5, 2], initialisation: paper}\n"
-        "optimize:\n  - {space: ps, evaluations: 40, sigma: 1e-1, restarts: ipop}\n  - {space: dfs, batch: 20}\n"
+        "optimize:\n  - {space: ps, evaluations: 40, sigma: 1e-1}\n  - {space: dfs, batch: 20}\n"
         "fitness: {task: likelihood}\ndata: {search: {jsonl: s.jsonl}, test: {jsonl: t.jsonl}}\n"
     )
     config = SearchConfig.load(str(file))
@@ -165,7 +163,7 @@ def test_a_file_is_read_whole(tmp_path):
     assert config.merge.parameters["weight"].start_fraction == 0.5  # type: ignore[union-attr]
     assert config.merge.parameters["density"] == 0.5
     ps, dfs = config.stages
-    assert (ps.evaluations, ps.step.sigma, ps.step.batch, ps.step.restarts) == (40, 0.1, None, "ipop")
+    assert (ps.evaluations, ps.step.sigma, ps.step.batch) == (40, 0.1, None)
     assert (dfs.evaluations, dfs.step.sigma, dfs.step.batch) == (1000, None, 20)
     assert (config.compute.seed, config.path.order) == (3, [2, 0])
     assert set(config.data) == {"search", "test"}

@@ -16,7 +16,6 @@ from hf_evomerge.search.study.study import Study, Trial
 TOY: dict[str, dict[str, Any]] = {
     "cma": {"kind": "ps"},
     "cma on batches": {"kind": "batches"},
-    "cma on batches, with restarts": {"kind": "batches", "optimizer": {"restarts": "ipop"}},
     "random": {"kind": "ps", "optimizer": {"by": "random"}},
 }
 

@@ -16,7 +16,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.search.optimizers.ask_tell import Optimizer, Start
 
 Objective = Callable[[np.ndarray], float]
-ALL = [("cma", "none"), ("cma", "ipop"), ("random", "none")]
+ALL = ["cma", "random"]
 
 
 def _start(dimension: int = 4, mean: float = 0.3, sigma: float = 0.2, bounds: tuple[float, float] = (-1.0, 1.0)) -> Start:
@@ -46,29 +46,29 @@ def _best(optimizer: Optimizer, objective: Objective, budget: int) -> float:
     return max(value for _, fitness in _run(optimizer, objective, budget) for value in fitness)
 
 
-def _fingerprint(algorithm: Any, restarts: Any, seed: int = 3, budget: int = 150) -> str:
-    optimizer = Optimizer(_start(2), algorithm=algorithm, restarts=restarts, seed=seed)
+def _fingerprint(algorithm: Any, seed: int = 3, budget: int = 150) -> str:
+    optimizer = Optimizer(_start(2), algorithm=algorithm, seed=seed)
     digest = sha256()
     for genomes, _ in _run(optimizer, _sphere, budget):
         digest.update(np.concatenate(genomes).tobytes())
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_same_seed_same_genomes(algorithm, restarts):
+@pytest.mark.parametrize("algorithm", ALL)
+def test_same_seed_same_genomes(algorithm):
     """The same seed and fitness give the same genomes bit for bit, whatever numpy's global generator holds; others differ."""
     np.random.seed(1)
-    first = _fingerprint(algorithm, restarts)
+    first = _fingerprint(algorithm)
     np.random.seed(2)
-    assert _fingerprint(algorithm, restarts) == first
-    assert _fingerprint(algorithm, restarts, seed=4) != first
+    assert _fingerprint(algorithm) == first
+    assert _fingerprint(algorithm, seed=4) != first
 
 
 def test_same_genomes_in_every_process():
     """Another process with another hash seed asks for the same genomes."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import test_optimizer as t\nprint(*(t._fingerprint(*pair) for pair in t.ALL))"
+        "import test_optimizer as t\nprint(*map(t._fingerprint, t.ALL))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
     done = subprocess.run(
@@ -79,59 +79,56 @@ def test_same_genomes_in_every_process():
         env=environment,
         cwd=Path(__file__).parents[2],
     )
-    assert done.stdout.split() == [_fingerprint(*pair) for pair in ALL]
+    assert done.stdout.split() == list(map(_fingerprint, ALL))
 
 
-@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_global_random_numbers_are_left_alone(algorithm, restarts):
-    """A whole run, restarts included, neither draws from numpy's global generator nor seeds it."""
+@pytest.mark.parametrize("algorithm", ALL)
+def test_global_random_numbers_are_left_alone(algorithm):
+    """A whole run neither draws from numpy's global generator nor seeds it."""
     np.random.seed(11)
     before = np.random.get_state()
-    _fingerprint(algorithm, restarts, budget=400)
+    _fingerprint(algorithm, budget=400)
     after = np.random.get_state()
     assert before[0] == after[0]
     assert (before[1] == after[1]).all()  # type: ignore[index]
     assert before[2:] == after[2:]
 
 
-@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_genomes_lie_within_bounds(algorithm, restarts):
+@pytest.mark.parametrize("algorithm", ALL)
+def test_genomes_lie_within_bounds(algorithm):
     """Every genome lies within the bounds, also where the optimum is outside, where the start is on a bound, and one-sided."""
     for mean in (-1.0, 0.0, 1.0):
         start = _start(3, mean=mean, sigma=0.5)
-        for genomes, _ in _run(Optimizer(start, algorithm=algorithm, restarts=restarts), lambda x: float(x.sum()), 120):
+        for genomes, _ in _run(Optimizer(start, algorithm=algorithm), lambda x: float(x.sum()), 120):
             assert all((genome >= -1).all() and (genome <= 1).all() for genome in genomes)
     half = Start(np.zeros(3), 0.5, np.array([-np.inf, 0.0, -np.inf]), np.array([np.inf, 0.1, np.inf]))
-    seen = np.array(
-        [x for xs, _ in _run(Optimizer(half, algorithm=algorithm, restarts=restarts), lambda x: x[0], 120) for x in xs]
-    )
+    seen = np.array([x for xs, _ in _run(Optimizer(half, algorithm=algorithm), lambda x: x[0], 120) for x in xs])
     assert (seen[:, 1] >= 0).all()
     assert (seen[:, 1] <= 0.1).all()
     assert seen[:, 0].max() > 0.5
 
 
-@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_failed_candidates(algorithm, restarts):
+@pytest.mark.parametrize("algorithm", ALL)
+def test_failed_candidates(algorithm):
     """Candidates that fail (NaN) do not stop the search, and do not keep it from the optimum of the others."""
 
     def objective(x: np.ndarray) -> float:
         return float("nan") if x[0] > 0.25 or abs(x[1] - 0.1) < 0.02 else _sphere(x)
 
-    optimizer = Optimizer(_start(3), algorithm=algorithm, restarts=restarts, seed=1)
+    optimizer = Optimizer(_start(3), algorithm=algorithm, seed=1)
     batches = list(_run(optimizer, objective, 300))
     values = np.array([value for _, fitness in batches for value in fitness])
     assert np.isnan(values).any()
     assert all(np.isfinite(genome).all() for genomes, _ in batches for genome in genomes)
     if algorithm != "random":
         assert np.nanmax(values) > -0.001
-    if restarts == "none" and algorithm != "random":
         assert np.isnan(values[-60:]).mean() < np.isnan(values[:60]).mean()
 
 
-@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
-def test_a_generation_in_which_all_fail(algorithm, restarts):
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_generation_in_which_all_fail(algorithm):
     """A generation of failures only, at the start or later, is survived."""
-    optimizer = Optimizer(_start(3), algorithm=algorithm, restarts=restarts)
+    optimizer = Optimizer(_start(3), algorithm=algorithm)
     for generation in range(12):
         genomes = optimizer.ask()
         assert genomes is not None
@@ -149,7 +146,7 @@ def test_better_than_random_search(objective):
 
 
 def test_convergence_ends_the_search():
-    """Without restarts a search that has converged says so by None, again and again, with a tiny step size."""
+    """A search that has converged says so by None, again and again, with a tiny step size."""
     optimizer = Optimizer(_start(2))
     spent = sum(len(genomes) for genomes, _ in _run(optimizer, _sphere, 5000))
     assert spent < 5000
@@ -167,14 +164,6 @@ def test_equal_fitness_is_not_convergence():
     for objective in (lambda _: 0.0, rounded):
         spent = sum(len(genomes) for genomes, _ in _run(Optimizer(_start(4)), objective, 500))
         assert spent >= 500
-
-
-def test_ipop_doubles_the_population():
-    """Each restart of IPOP has twice the population of the run before."""
-    optimizer = Optimizer(_start(2), restarts="ipop", population=6, seed=0)
-    sizes = [len(genomes) for genomes, _ in _run(optimizer, _sphere, 6000)]
-    assert sizes == sorted(sizes)
-    assert sorted(set(sizes))[:4] == [6, 12, 24, 48]
 
 
 def test_random_search_fills_the_bounds():

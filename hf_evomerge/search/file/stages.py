@@ -13,7 +13,7 @@ from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...recipes.stage_names import STAGES as STAGES
 from ...recipes.stage_names import StageName as StageName
 from ...recipes.strict_yaml import Count, Positive, StrictModel
-from ..optimizers.ask_tell import Algorithm, Restarts
+from ..optimizers.ask_tell import Algorithm
 
 SpaceName = Literal["ps", "dfs", "joint"]
 Role = Literal["first", "main", "random"]
@@ -24,7 +24,7 @@ _STEPS = 60  # of a gradient, for which its batches are made smaller than that w
 
 
 _HEARD: dict[Algorithm, tuple[str, ...]] = {
-    "cma": ("population", "batch", "restarts", "patience"),
+    "cma": ("population", "batch"),
     "gradient": ("batch",),
     "sweep": ("batch",),
     "random": ("population",),
@@ -58,18 +58,13 @@ class Step(StrictModel):
     """Number of search examples per generation of ``cma``, ``gradient`` and ``sweep``, drawn anew for each, or ``all``. Where
     absent 16, which with ``cma`` doubles after every 100 generations, up to half of the examples, and with ``gradient`` 8 or
     fewer."""
-    restarts: Restarts = "none"
-    """``none`` or ``ipop``; with ``cma``."""
-    patience: Count | None = None
-    """The step ends when so many generations were on average no better than as many before them; with ``cma``."""
     fitness: AnyTaskSpec | None = None
     """What a first step climbs; the search's own fitness where absent."""
 
     @model_validator(mode="after")
     def _check_heard(self) -> Step:
-        fields = Step.model_fields
         for key in _HEARD["cma"]:
-            if key not in _HEARD[self.by] and getattr(self, key) != fields[key].default:
+            if key not in _HEARD[self.by] and getattr(self, key) is not None:
                 raise ValueError(f"{key}: says nothing to by: {self.by}; leave it out")
         return self
 

@@ -1,4 +1,4 @@
-"""Proposes genomes: pycma's CMA-ES, with restarts, or random search. Knows nothing of models or recipes.
+"""Proposes genomes: pycma's CMA-ES, or random search. Knows nothing of models or recipes.
 
 Fitness is maximised everywhere in this package; it is negated here, where pycma is called. All random numbers come from one
 generator of the optimizer's own, so the same seed and the same fitness values give the same genomes, whatever else runs in the
@@ -25,7 +25,6 @@ _SEPARABLE = 1000  # coordinates, beyond which a full covariance takes minutes o
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
 Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
-Restarts = Literal["none", "ipop"]
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,6 @@ class Optimizer(Asked):
         start: Where to begin.
         algorithm: ``cma`` or ``random``. Beyond 1,000 coordinates the covariance of CMA-ES is kept diagonal.
         population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
-        restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), or start again with
-            twice the population (``ipop``).
         seed: Seed of the generator.
         budgets: In scores of all examples; they only decide how many candidates of the start, and means, are scored. A search
             that was given more has several, each for when the one before is spent.
@@ -192,7 +189,6 @@ class Optimizer(Asked):
         *,
         algorithm: Algorithm = "cma",
         population: int | None = None,
-        restarts: Restarts = "none",
         seed: int = 0,
         budgets: Sequence[float] = (np.inf,),
         shares: Sequence[float] = (1.0,),
@@ -201,65 +197,56 @@ class Optimizer(Asked):
         self.later = list(budgets[1:])
         if start.mean.size < 2 and algorithm != "random":
             raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or write by: random")
-        self.start, self.algorithm, self.restarts, self.shares = start, algorithm, restarts, shares
+        self.start, self.shares = start, shares
         self.population = population or default_population(start.mean.size)
         self.rng = np.random.default_rng(seed)
         self.sigma = start.sigma
-        self.restart_count = 0
         self._batches = self._random_batches() if algorithm == "random" else self._cma_batches()
 
     def _random_batches(self) -> Batches:
         while True:
             yield [self.start.sample(self.rng) for _ in range(self.population)]
 
-    def _cma_batches(self) -> Batches:
-        population = self.population
-        self.mean = yield from self.best_candidate(self.start)
-        while True:
-            yield from self._one_run(population)
-            if self.restarts == "none" or self._is_over(self.population):
-                return
-            self.restart_count += 1
-            population *= 2
-
-    def _is_last(self, population: int) -> bool:
+    def _is_last(self) -> bool:
         """Whether the budget does not do for another generation on a batch and the mean on all examples."""
-        return self.share < 1 and self.spent + population * self.share + 1 > self.budget
+        return self.share < 1 and self.spent + self.population * self.share + 1 > self.budget
 
-    def _is_over(self, population: int) -> bool:
+    def _is_over(self) -> bool:
         """Whether this is so of the last budget too; until then the next one counts."""
-        while self._is_last(population) and self.later:
+        while self._is_last() and self.later:
             self.budget = self.later.pop(0)
-        return self._is_last(population)
+        return self._is_last()
 
-    def _one_run(self, population: int) -> Batches:
-        """One CMA-ES run from the start until it converges."""
+    def _cma_batches(self) -> Batches:
+        """Run CMA-ES from the start until it converges, which equal fitness alone does not say: accuracies have few values."""
         import cma
 
+        mean = yield from self.best_candidate(self.start)
         options = {
-            "popsize": population,
+            "popsize": self.population,
             "seed": np.nan,  # with `randn` given, pycma leaves numpy's global generator alone
             "randn": lambda rows, columns: self.rng.standard_normal((rows, columns)),
             "verbose": -9,
             "maxfevals": np.inf,
             "maxiter": np.inf,
             "CMA_diagonal": self.start.mean.size > _SEPARABLE,
+            "tolflatfitness": np.inf,
+            "tolfun": -1,
+            "tolfunhist": -1,
+            "tolstagnation": np.inf,
         }
         if np.isfinite(self.start.lower).any() or np.isfinite(self.start.upper).any():
             options["bounds"] = [_bound_list(self.start.lower), _bound_list(self.start.upper)]
-        if self.restarts == "none":  # accuracies have few values: equal fitness is no reason to leave a budget unspent
-            options |= {"tolflatfitness": np.inf, "tolfun": -1, "tolfunhist": -1, "tolstagnation": np.inf}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            strategy = cma.CMAEvolutionStrategy(self.mean, self.start.sigma, options)
-        generations = 0
-        self._mean_at = self.spent
+            strategy = cma.CMAEvolutionStrategy(mean, self.start.sigma, options)
+        generations, mean_at = 0, self.spent
         while not strategy.stop():
             self.share = self.shares[min(len(self.shares) - 1, generations // GROWTH)]
-            if self.share < 1 and (self._is_last(population) or self.spent - self._mean_at >= max(4.0, 0.1 * self.spent)):
-                self.request, self._mean_at = Request(full=True), self.spent
+            if self.share < 1 and (self._is_last() or self.spent - mean_at >= max(4.0, 0.1 * self.spent)):
+                self.request, mean_at = Request(full=True), self.spent
                 yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
-                if self._is_over(population):
+                if self._is_over():
                     break
             self.request = Request()
             generations += 1
