@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -77,22 +76,6 @@ def _same(one: Parent, other: Parent, *, download: bool) -> bool:
         source.download()
     blocks = (pair for name in [*one.changes, *one.tensors] for pair in _blocks(one, other, name))
     return all(torch.equal(ours, theirs) for ours, theirs in blocks)
-
-
-def squared_distance(source: Parent, base: Parent) -> float:
-    """The squared norm of the task vector: the sum of (source - base)^2 over all float tensors, in float64.
-
-    Args:
-        source: The fine-tune.
-        base: Its base, with tensors of the same names; where one has more rows, they are left out.
-    """
-    import torch
-
-    terms = []
-    for name in (name for name, info in source.tensors.items() if info.is_float and name in base.tensors):
-        for one, other in _blocks(source, base, name):
-            terms.append(float(torch.sum((one.double() - other.double()) ** 2)))
-    return math.fsum(terms)
 
 
 def _blocks(source: Parent, base: Parent, name: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from .evaluation.devices import check_device, device_memory, devices_of, on_plac
 from .evaluation.evaluator import Batch, Evaluator
 from .evaluation.gradients import WeightSlopes
 from .evaluation.low_rank import extract_sources
-from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
+from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
 from .file.config import SearchConfig
 from .file.paths import RepeatPath
@@ -68,7 +68,6 @@ class Plan:
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
         warnings: What will probably disappoint, one line each.
         memory: Bytes of the models that a worker holds, per phase; see `memory_of_models`.
-        shares: The share of them that each of a worker's devices holds.
         workers: How many workers a search takes where nobody says it.
     """
 
@@ -80,7 +79,6 @@ class Plan:
     warnings: tuple[str, ...] = ()
     memory: dict[str, int] = field(default_factory=dict)
     workers: int = 1
-    shares: tuple[float, ...] = (1.0,)
 
     def minutes(self, workers: int = 1) -> float:
         """Expected time of the whole."""
@@ -96,9 +94,6 @@ class Plan:
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"examples: {json.dumps(self.examples)}")
         models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
-        if len(self.shares) > 1:
-            most = max(self.memory.values())
-            models += f"; on its devices {', '.join(f'{share * most / 1e9:.3g} GB' for share in self.shares)}"
         rest = f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, come on top"
         lines.append(f"memory for models, in each worker: {models}; {rest}")
         lines.append(f"{_duration(self.minutes(workers))} in all, with workers={workers}")
@@ -155,8 +150,7 @@ def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings
     checked.notes += _slopes_at_base(config, evaluator)
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.sources.layers)) == 1)
     memory = memory_of_models(config, evaluator)
-    shares = device_shares(config, evaluator)
-    warnings += _of_devices(config, memory, shares)
+    warnings += _of_devices(config, memory)
     evaluations: dict[str, int] = {stage.name: stage.evaluations for stage in config.stages}
     return Plan(
         (*first, *phases),
@@ -167,7 +161,6 @@ def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings
         tuple(warnings),
         memory,
         default_workers(config, memory),
-        tuple(shares),
     )
 
 
@@ -322,12 +315,12 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
     ]
 
 
-def _of_devices(config: SearchConfig, memory: dict[str, int], shares: Sequence[float] = (1.0,)) -> list[str]:
-    """Devices that have not the memory for the models of the workers on them."""
+def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
+    """Devices that have not the memory for the models of the workers on them, which are spread evenly over a worker's."""
     places, lines, needed = places_of(config), [], dict[str, float]()
     for number in range(default_workers(config, memory)):
-        for device, share in zip(places[number % len(places)], shares, strict=True):
-            needed[device] = needed.get(device, 0.0) + share * max(memory.values())
+        for device in (place := places[number % len(places)]):
+            needed[device] = needed.get(device, 0.0) + max(memory.values()) / len(place)
     for device in dict.fromkeys(devices_of(config)):
         there = device_memory(device)
         if needed.get(device, 0.0) > there:

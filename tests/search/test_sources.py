@@ -117,7 +117,7 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     problems.write_text("".join(f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)), encoding="utf-8")
     drafted = draft_search([*names], problems, base=str(more_words / "base")).text
     assert "\noutput: {vocabulary: union} #" in drafted
-    merge, steps = {"groups": "tensor", "starts": ["average", "metagpt"]}, [{"by": "gradient", "evaluations": 6}]
+    merge, steps = {"groups": "tensor", "starts": ["average"]}, [{"by": "gradient", "evaluations": 6}]
     config = search_config("ps", more_words, merge=merge, optimize=steps, output={"vocabulary": "union"})
     result = run_search(config, tmp_path / "out")
     assert result.winner.vocabulary == "union"

@@ -84,27 +84,6 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     return found
 
 
-def device_shares(config: SearchConfig, evaluator: Evaluator) -> list[float]:
-    """The share of a worker's models that each of its devices holds: of the first source, by its headers."""
-    count = config.compute.devices_per_model
-    if count == 1:
-        return [1.0]
-    from ...routing.spread import layer_places
-
-    source = evaluator.sources[0]
-    sizes, rest = [0] * source.layer_count, 0
-    for name, info in source.tensors.items():
-        block = classify(name)[1]
-        if block is None:
-            rest += math.prod(info.shape)
-        else:
-            sizes[block] += math.prod(info.shape)
-    held = [rest, *[0] * (count - 1)]
-    for size, place in zip(sizes, layer_places(sizes, rest, count), strict=True):
-        held[place] += size
-    return [size / sum(held) for size in held]
-
-
 def _model(source: Checkpoint, itemsize: int, packed: float | None = None) -> int:
     """Bytes of a whole model in the dtype of the search; where linear layers are packed, `packed` for each of their weights."""
     sizes = {name: math.prod(info.shape) for name, info in source.tensors.items() if info.is_float}

@@ -31,13 +31,11 @@ class SourceSummary:
         layers: Number of layers of each source.
         tensors: Names of the weights of the sources that are merged, and how many rows each has.
         unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
-        distances: Their squared distances from the base; empty where nobody asks for them.
     """
 
     layers: Sequence[int]
     tensors: Mapping[str, int] = field(default_factory=dict)
     unchanged: Sequence[Container[str]] = ()
-    distances: Sequence[float] = ()
 
 
 class SearchSources:
@@ -90,7 +88,7 @@ class SearchSources:
     @cached_property
     def summary(self) -> SourceSummary:
         """What the spaces must know of the sources; of a merge also where weights are the base's, if they may be read."""
-        from ...checkpoints.unchanged import squared_distance, unchanged_tensors
+        from ...checkpoints.unchanged import unchanged_tensors
         from ...merging.rows import row_count
 
         if self.config.space == "dfs":
@@ -101,10 +99,7 @@ class SearchSources:
         tensors = {name: row_count(merged[0].tensors[name].shape) for name in names if ".rotary_emb.inv_freq" not in name}
         base = base if self.weights else None
         unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
-        distances = []
-        if base is not None and "metagpt" in self.config.merge.starts:
-            distances = [squared_distance(source, base) for source in merged]
-        return SourceSummary(self.layers, tensors, unchanged, distances)
+        return SourceSummary(self.layers, tensors, unchanged)
 
     def open(self, ref: SourceRef) -> Parent:
         """A source of the search, or another model. Raises `SourceError`."""

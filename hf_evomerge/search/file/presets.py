@@ -43,7 +43,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
             steps.append({"by": _usual(data, space, quick=quick), "space": space if len(spaces) > 1 else None, **budget})
     if spaces[0] != "dfs" and isinstance(merge, Mapping):
         *_, last = (step["by"] for step in steps if step.get("space") in (None, spaces[0]))
-        merge = _weights(merge, gradient=last == "gradient", quick=quick, based=data.get("base") is not None)
+        merge = _weights(merge, gradient=last == "gradient", quick=quick)
     return {**data, "optimize": steps, **({"merge": merge} if merge else {})}
 
 
@@ -58,7 +58,7 @@ def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
     return "gradient" if space == "joint" or (quick and smooth and _differentiable(data.get("fitness"))) else "cma"
 
 
-def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool, based: bool) -> dict[str, Any]:
+def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool) -> dict[str, Any]:
     """The section of parameter space with the groups, starts and bounds that suit its optimizer, where it says no others."""
     method = _method(part)
     if method is None or not (gradient or quick):
@@ -68,7 +68,7 @@ def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool, based: boo
         usual["groups"] = "rows" if method.prepare is None else "tensor"
     if has_weights := any(each.name == "weight" for each in method.source_parameters):
         sums = ["sum"] if method.task_vectors else []
-        usual["starts"] = ["average", *([*sums, "sources"] if gradient else ["metagpt"] if based else [])]
+        usual["starts"] = ["average", *([*sums, "sources"] if gradient else [])]
     given = part.get("parameters") or {}
     if gradient and has_weights and method.task_vectors and isinstance(given, Mapping):
         return {**usual, **part, "parameters": {"weight": _WEIGHT, **given}}

@@ -67,7 +67,6 @@ class ParameterSpace:
         layer_count: int,
         tensors: Mapping[str, int] = MappingProxyType({}),
         unchanged: Sequence[Container[str]] = (),
-        distances: Sequence[float] = (),
         *,
         step: Step | None = None,
     ) -> None:
@@ -79,10 +78,9 @@ class ParameterSpace:
             tensors: Names of their tensors and how many rows each has; needed for ``groups: tensor`` and ``rows``, and to
                 tell what changes nothing.
             unchanged: Per merged source the names of the tensors that equal the base's.
-            distances: Squared norms of their task vectors; without them ``starts: [metagpt]`` is not tried.
             step: The step that will search it; the last of this space where absent.
         """
-        self.config, self.space, self.distances = config, config.merge, list(distances)
+        self.config, self.space = config, config.merge
         self.step = step or config.steps(config.spaces[0])[-1]
         self.tensors, self.unchanged = dict(tensors), list(unchanged)
         self.idle: list[Coordinate] = []
@@ -204,13 +202,12 @@ class ParameterSpace:
 
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
-        count, total = self.source_count, math.fsum(self.distances)
+        count = self.source_count
         alone = [f"{self.config.source_names[number]} alone" for number in self.config.merge_sources]
         weights: dict[str, dict[str, list[float]]] = {
             "average": {"uniform average": [1 / count] * count},
             "sum": {"sum of the task vectors": [1.0] * count},
             "sources": dict(zip(alone, np.eye(count).tolist(), strict=True)),
-            "metagpt": {"MetaGPT": [distance / total for distance in self.distances]} if total > 0 else {},
         }
         points: dict[str, Vector] = {}
         for name, chosen in (item for start in self.space.starts for item in weights[start].items()):

@@ -24,8 +24,7 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
     """
     depth = sources.layers[config.merge_sources[0]]
     if stage.space != "dfs":
-        unchanged, distances = sources.unchanged, sources.distances
-        weights = ParameterSpace(config, depth, sources.tensors, unchanged, distances, step=stage.step)
+        weights = ParameterSpace(config, depth, sources.tensors, sources.unchanged, step=stage.step)
         if stage.space == "ps":
             return weights
         merge = weights.part(weights.start().mean)
