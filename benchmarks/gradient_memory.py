@@ -3,9 +3,9 @@
 Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) or of 1.3 billion parameters (25 layers, 2048
 wide) with random weights, two fine-tunes of it, and two LoRA adapters of rank 16 on all linear layers. Scores one point of each
 search space: merge weights (one number per tensor) of the fine-tunes, of the adapters unmerged (on a quantised base too) and
-merged, gates (each slot of both sources), gates of two terms a hop, and weights and gates together; then all with the gradient
-of every number. Each line is a process of its own. Memory is resident, with the models: "at rest" is what is there after the
-first score. CPU time is that of a second score and a second step, in seconds and in scores of the plain base, the first line.
+merged, gates (each slot of both sources), and gates of two terms a hop; then all with the gradient of every number. Each line
+is a process of its own. Memory is resident, with the models: "at rest" is what is there after the first score. CPU time is that
+of a second score and a second step, in seconds and in scores of the plain base, the first line.
 "Counted" is what a search counts for the gradient, in scores.
 
     python benchmarks/gradient_memory.py --work /tmp/gradient-memory
@@ -45,7 +45,6 @@ SPACES: dict[str, dict[str, Any]] = {
     "adapters, merged": {"space": "ps", "compute": {"unmerged": False}},
     "gates": {"space": "dfs"},
     "gates, two terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}},
-    "both": {"space": "joint"},
 }
 WORDS = [f"w{number}" for number in range(200)]
 

@@ -234,7 +234,6 @@ TENSOR = {"groups": "tensor", "starts": []}
 GATE = {"kind": "gates", "order": [1, 0]}  # A is the second parent
 SLOT, MATRIX = ({"kind": "paper", "order": [1, 0], "scales": scales} for scales in ("slot", "matrix"))
 HYBRID_GATE = {"kind": "gates", "order": [2, 1, 0]}  # A is the merged model
-JOINT = HYBRID_GATE | {"repetitions": 1}
 SCALES = [uniform(scale) for scale in (0.3, 0.5, 0.7, 1.0)]
 STARTS: dict[str, tuple[str, Callable[[Lab], Recipe | SourceRef]]] = {
     "base": ("the base", base),
@@ -262,7 +261,6 @@ METHODS: dict[str, Method] = {
     "ps-cma-grow": Method("PS, CMA-ES, growing batches", (200,), 2, ours("ps")),
     "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", path=GATE)),
     "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", merge=TENSOR, path=HYBRID_GATE)),
-    "joint": Method("PS+DFS jointly, gradient", (75, 150), 2, ours("joint", "gradient", merge=TENSOR, path=JOINT)),
     "random": Method("random search", (600,), 3, ours("ps", "random")),
     "ps-gradient-block": Method("PS, gradient, per block", (25, 75), 3, ours("ps", "gradient")),
     "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", path=GATE, batch=16)),

@@ -250,7 +250,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 PANELS = (
     ("parameter space (PS), and fine-tuning", ("ps-gradient", "ps-cma-grow", "ps-cma", "random", "tpe", "lora")),
-    ("data flow space (DFS), and both", ("dfs-gradient", "dfs-cma-grow", "dfs-slot", "hybrid", "joint")),
+    ("data flow space (DFS), and both", ("dfs-gradient", "dfs-cma-grow", "dfs-slot", "hybrid")),
 )
 
 

@@ -16,7 +16,6 @@ COLOURS = {
     # stages of a search, of no source's colour
     "ps": "#7b3fbf",
     "dfs": "#6b4e00",
-    "joint": "#4a2a80",
     "dfs-first": "#8f6400",
     "ps-first": "#b0327a",
     "grey": "#6b7280",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-StageName = Literal["ps-first", "ps", "dfs-first", "dfs", "joint", "random"]
+StageName = Literal["ps-first", "ps", "dfs-first", "dfs", "random"]
 STAGES: dict[str, str] = {
     "ps-first": "parameter space, first",
     "ps": "parameter space",
     "dfs-first": "data flow space, first",
     "dfs": "data flow space",
-    "joint": "weights and path together",
     "random": "random search",
 }
 """The titles of all stages that a search may have, by their names, in the order that they run."""

@@ -96,7 +96,6 @@ def gate_gradient(
     backward: Callable[[PreTrainedModel], object],
     *,
     hops: Sequence[int] | None = None,
-    weights: bool = False,
 ) -> NDArray[np.float64]:
     """The gradient with respect to gates, those that are 0 included.
 
@@ -106,7 +105,6 @@ def gate_gradient(
         gates: A number per slot: 0, or at least `LEAST`.
         backward: Runs the model it is given and the backward pass, once or several times; the gradients add up.
         hops: As `gate_path` takes them.
-        weights: Whether parameters that require a gradient get theirs in the same pass; by default none does.
 
     Returns:
         One number per slot.
@@ -114,7 +112,7 @@ def gate_gradient(
     import torch
 
     model = pool.model(LayerPath.of(slots))
-    parameters = [] if weights else [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = "cpu" if pool.spread else model.device  # a number of the processor goes with tensors of any GPU
     leaf = torch.tensor(list(gates), dtype=torch.float32, device=device, requires_grad=True)
     layers = model.layers

@@ -188,13 +188,13 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, sp
     from ..merging.registry import get_method
     from ..routing.gates import check_gates
 
-    if stage.space != "ps" and config.path.gated:
+    if stage.space == "dfs" and config.path.gated:
         check_gates(evaluator.sources[0].config.get_text_config())
     if stage.algorithm == "gradient":
         evaluator.tasks.check_gradient(stage.fitness)
-        if stage.space != "dfs":
+        if isinstance(space, ParameterSpace):
             check_differentiable(get_method(config.merge.method))
-            if isinstance(space, ParameterSpace) and (still := space.unmoved):
+            if still := space.unmoved:
                 names = ", ".join(still)
                 if len(still) == len({each.parameter for each in space.coordinates}):
                     raise SearchError(f"optimize: by: gradient moves no {names}; give weight a range, or write cma")

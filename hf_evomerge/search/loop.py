@@ -43,7 +43,6 @@ _WINNER_NAMES: dict[StageName, str] = {
     "ps": "evolved PS",
     "dfs-first": "first DFS",
     "dfs": "evolved DFS",
-    "joint": "evolved PS+DFS, joint",
     "random": "random search",
 }
 

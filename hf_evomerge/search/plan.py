@@ -223,7 +223,7 @@ class _StageCost:
         self.sizes = stage.batch_sizes(self.count)
         self.gradient, self.sweep = stage.algorithm == "gradient", stage.algorithm == "sweep"
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
-        self.price = space.price(everything) + (self.start.prunable is not None) if self.gradient else 1.0  # a step is tried
+        self.price = space.price(everything) + self.start.prunable if self.gradient else 1.0  # a step is tried
         one_by_one = self.gradient or self.sweep
         usual = default_population(self.start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
         self.population = 1 if one_by_one else stage.step.population or usual
@@ -258,8 +258,7 @@ class _StageCost:
         what = [f"{self.start.mean.size} numbers to evolve", f"{self.budget} evaluations"]
         method, path = self.config.merge.method, self.config.path
         scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
-        kinds = {"ps": method, "dfs": scales, "joint": f"{method} and {scales}"}
-        what.insert(0, kinds[self.stage.space])
+        what.insert(0, method if self.stage.space == "ps" else scales)
         if second.flow is not None:
             if isinstance(path, RepeatPath):
                 longest = path.max_hops

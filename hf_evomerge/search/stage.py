@@ -223,12 +223,12 @@ class StageRun:
                 self._keep(trials, stored, batch)
             elif candidate.recipe is None:
                 self._add(trials, candidate.trial(self.stage, generation, Scores.failed(candidate.error or "")), batch)
-            elif request.gradient or (candidate.key, batch) not in self.first_of_recipe:
+            elif request.active is not None or (candidate.key, batch) not in self.first_of_recipe:
                 pending.setdefault(candidate.key, candidate)
         waiting = list(pending.values())
         how: Any = {"fitness": self.stage.fitness, "low_rank": self.config.compute.search_rank is not None}
         jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), **how) for c in waiting if c.recipe is not None]
-        parts = self.config.compute.gradient_parts if request.gradient else 1
+        parts = self.config.compute.gradient_parts if request.active is not None else 1
         run = self.runner.run(jobs) if parts == 1 else run_in_parts(self.runner, jobs, parts, self.example_count)
         for index, scores in run:
             self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
@@ -240,11 +240,8 @@ class StageRun:
         return [trials[candidate.number] for candidate in candidates]
 
     def _slopes(self, genome: Vector) -> Slopes | None:
-        request = self.optimizer.request
-        if not request.gradient:
-            return None
-        everything = np.ones(genome.size, dtype=np.bool_)
-        return self.space.slopes(genome, everything if request.active is None else request.active)
+        active = self.optimizer.request.active
+        return None if active is None else self.space.slopes(genome, active)
 
     def _check_same(self, stored: Trial, genome: Vector) -> None:
         """Refuse to go on with a study that another program began: the trials would be of two searches."""

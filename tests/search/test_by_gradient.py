@@ -56,24 +56,21 @@ def test_groups_by_name(groups, search_config, tmp_path):
 
 
 def test_a_winner_of_several_terms_is_built(search_config, tmp_path):
-    """The model on disk of weights and gates that were found together scores what the search said, sums included."""
-    config = search_config(**BY_GRADIENT["joint terms"])
+    """The model on disk of a path of sums scores what the search said."""
+    config = search_config(**BY_GRADIENT["terms"])
     result = run_search(config, tmp_path)
     assert any("+" in hop for hop in result.winner.flow.path)
     built = evaluate_model(str(tmp_path / "model"), config).scores
-    assert np.allclose(built.values, result.row("joint").scores.values, atol=1e-4)
-    assert "joint (weights and path together): " in describe_study(tmp_path)
-    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png", "path.png"}
+    assert np.allclose(built.values, result.row("dfs").scores.values, atol=1e-4)
+    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "path.png"}
 
 
-@pytest.mark.parametrize(
-    ("name", "stage", "workers"), slow_beyond(["joint terms"], [("dfs", "dfs", 2), ("joint terms", "joint", 0)])
-)
-def test_a_search_by_gradient_killed_and_resumed(name, stage, workers, search_config, tmp_path):
+@pytest.mark.parametrize(("name", "workers"), slow_beyond(["terms"], [("dfs", 2), ("terms", 0)]))
+def test_a_search_by_gradient_killed_and_resumed(name, workers, search_config, tmp_path):
     """Killed in the middle of its steps and resumed, with other workers or none, it ends with the same trials and gradients."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
     run_search(config, tmp_path / "whole", build=False)
-    killed(lambda seen: seen.phase == stage and 2 * seen.done >= seen.total, run_search, config, tmp_path / "killed")
+    killed(lambda seen: seen.phase == "dfs" and 2 * seen.done >= seen.total, run_search, config, tmp_path / "killed")
     resume_search(tmp_path / "killed", workers=workers, build=False)
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
 

@@ -44,7 +44,6 @@ def test_stages(space, baseline, stages):
 
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}
 DFS = {"space": "dfs"}
-JOINT = {"space": "joint"}
 RANGE = "merge.parameters.weight: low is below high, and start between them"
 
 
@@ -63,7 +62,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"space": "both"}, "space: must be 'ps', 'dfs', 'hybrid' or 'joint' (found 'both')"),
+        ({"space": "both"}, "space: must be 'ps', 'dfs' or 'hybrid' (found 'both')"),
         ({"sources": []}, "sources: must have 1 or more entries"),
         ({"sources": [{"model": "a"}]}, "sources: ps merges two or more models; with one write space: dfs (found 1)"),
         (_path("prune", layers=1), "path.kind: prune goes with one model; name it in path.order (found 2)"),
@@ -124,10 +123,6 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_weight(low=-1e308, high=1e308), "merge.parameters.weight.low: must be at least -1"),
         (_path("repeat", longest=10**9), "path.longest: must be at most 4096 (found 1000000000)"),
         (_path("repeat", times=[2, 10**9]), "path.times.1: must be at most 64 (found 1000000000)"),
-        ({**JOINT, **_by("cma")}, "optimize: by: cma cannot search joint with path.kind: gates; write gradient"),
-        ({**_path("paper"), **JOINT}, "optimize: by: gradient cannot search joint with path.kind: paper; write another"),
-        ({**_path("gates", order=[1, 0]), **JOINT}, "path.order: [1, 0] is without the merged model, which has number 2"),
-        ({**JOINT, "optimize": [{}, {}]}, "optimize: joint has 1 step at most (found 2)"),
         (_path("paper", terms="all"), "path.terms: no such key"),
         (_path("gates", terms=3), "path.terms: must be 1 or 'all' (found 3)"),
         (_path("paper", initialisation="zero"), "path.initialisation"),
@@ -215,15 +210,6 @@ def test_batches_grow_up_to_half_of_the_examples(more, sizes):
     assert config.stages[-1].batch_sizes(128) == (128,)
 
 
-def test_a_joint_search_is_one_stage():
-    """Where weights and gates move together there is one stage, by gradient, with the whole budget."""
-    step = {"evaluations": 30, "minutes": 15}
-    config = _config(space="joint", optimize=[step], compare={"baselines": ["random"]})
-    assert [(stage.name, stage.step.by) for stage in config.stages] == [("joint", "gradient"), ("random", "gradient")]
-    assert [(stage.evaluations, stage.minutes) for stage in config.stages] == [(30, 15.0)] * 2
-    assert [stage.batch_sizes(100) for stage in config.stages] == [(8,), (100,)]
-
-
 def test_a_step_runs_in_its_space_or_in_each():
     """A step without a space runs in each; of two steps of a space, the second begins at the winner of the first."""
     gradient, cma = {"by": "gradient", "evaluations": 9}, {"by": "cma", "evaluations": 5, "space": "dfs"}
@@ -259,7 +245,6 @@ def test_quick_fills_in_what_the_file_leaves_unsaid():
         assert _config(**{**QUICK, **more}).merge.groups == 3
         assert _steps(**{**QUICK, **more}) == [("cma", 48)]
     assert _steps(**QUICK, space="hybrid") == [("gradient", 24), ("gradient", 24)]
-    assert _steps(**QUICK, space="joint") == [("gradient", 48)]
     assert _steps(**QUICK, **_path("paper")) == [("cma", 48)]
     assert _steps(**QUICK, **{**_path("repeat"), **ONE}) == [("sweep", 48)]
     assert _config(optimize="quick").merge.starts == ["average", "sum", "sources"]

@@ -90,7 +90,7 @@ def test_failures_and_duplicates_are_said_where_there_are_any():
 def test_nothing_is_cut_in_80_columns():
     """The widest row of a long search, and the lines below, are whole in a terminal of 80 columns."""
     long = {"generation": 9999, "best": -0.000123, "accuracy": 0.969, "mean": -1234.5, "sigma": 0.1, "fresh": 33.125}
-    row = Progress("joint", 1033.125, 20000, **long, seconds=60.0)  # type: ignore[arg-type]
+    row = Progress("dfs-first", 1033.125, 20000, **long, seconds=60.0)  # type: ignore[arg-type]
     text = _print(PARENTS, row)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80

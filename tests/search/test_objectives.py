@@ -140,14 +140,13 @@ def test_the_optimizer_approaches_a_front_the_same_way_every_time():
 
 
 def test_what_can_be_left_out_is_left_out_however_small_the_steps():
-    """Half of the first generation is without some prunable coordinates, where these begin far from 0 in short steps too."""
-    start = Start(np.ones(20), 0.04, np.full(20, -np.inf), np.full(20, np.inf), prunable=np.arange(20) < 15)
+    """Half of the first generation is without some coordinates, where these begin far from 0 in short steps too."""
+    start = Start(np.ones(20), 0.04, np.full(20, -np.inf), np.full(20, np.inf), prunable=True)
     points = ParetoOptimizer(start, objectives=2, population=30).ask() or []
     off = np.array([(point < 0.1).sum() for point in points])
     assert np.array_equal(points[0], np.ones(20))
     assert 10 <= (off > 0).sum() <= 15
     assert off.max() > 4
-    assert all((point[15:] > 0.5).all() for point in points)
 
 
 def test_a_search_finds_a_front(tmp_path):

@@ -10,11 +10,10 @@ from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
-from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.flow import FlowSpace
 from hf_evomerge.search.spaces.parameter import ParameterSpace
-from hf_evomerge.search.spaces.space import make_space, uniform_average
+from hf_evomerge.search.spaces.space import uniform_average
 
 
 def _config(sources: int = 2, **more: Any) -> SearchConfig:
@@ -257,35 +256,6 @@ def test_after_a_merge_the_merged_model_comes_first():
     assert space.decode(start.candidates[0]).key == recipe.key
     assert start.names[:3] == ("the merged model", "source-0's layers", "source-1's layers")
     assert len(start.names) == len(start.candidates)
-
-
-def test_a_joint_space_is_weights_then_gates():
-    """A joint search begins at the merge's start on its own layers, its gates beside its weights, each at its own rate."""
-    merge = {"groups": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 1.0}}, "starts": ["average"]}
-    config = _config(space="joint", merge=merge, path={"kind": "gates", "repetitions": 1})
-    space = make_space(config, config.stages[0], SourceSummary([4, 4]))
-    start = space.start()
-    gates = [1.0] * 4 + [0.05] * 8
-    assert [each.tolist() for each in start.candidates] == [[0.5] * 2 + gates, [0.25] * 2 + gates]
-    assert start.mean.tolist() == [0.5] * 2 + gates
-    assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 14, [1.0] * 2 + [np.inf] * 12)
-    assert start.rates is not None
-    assert (start.sigma * start.rates).tolist() == pytest.approx([0.04] * 2 + [0.03] * 12)
-    assert start.prunable.tolist() == [False] * 2 + [True] * 12
-    recipe = space.decode(np.array([0.1, 0.4] + [1.0] * 4 + [0.0] * 7 + [0.5]))
-    assert recipe.merge.parameters == [{"weight": 0.2}, {"weight": 0.8}]
-    assert (recipe.flow.path, recipe.flow.scales) == (["2:0", "2:1", "2:2", "2:3", "1:3"], [1.0] * 4 + [2.0])
-
-
-def test_what_a_joint_gradient_costs():
-    """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
-    config = _config(space="joint", merge={"groups": "model"})
-    space = make_space(config, config.stages[0], SourceSummary([4, 4]))
-    slots = np.array([source for source, _ in space.gates.genome.layout.slots])
-    every = np.ones(26, dtype=np.bool_)
-    assert space.price(every) == 2 * 3 + 4 * 2
-    assert space.price(np.concatenate([every[:2], np.arange(24) < 4])) == 3
-    assert space.price(np.concatenate([every[:2], slots == 1])) == 4
 
 
 def test_uniform_average():

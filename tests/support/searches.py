@@ -25,13 +25,6 @@ BY_GRADIENT: dict[str, dict[str, Any]] = {
         "path": {"kind": "gates", "terms": "all"},
         "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}],
     },
-    "joint terms": {
-        "space": "joint",
-        "merge": {"groups": "block", **WEIGHTS},
-        "path": {"kind": "gates", "terms": "all"},
-        "optimize": [{**GRADIENT, "evaluations": 24, "sigma": 0.1, "batch": 2}],
-    },
-    "joint": {"space": "joint", "merge": WEIGHTS, "optimize": [{**GRADIENT, "evaluations": 24, "batch": 2}]},
 }
 
 FIRST = {"by": "gradient", "evaluations": 12, "fitness": {"task": "likelihood"}}

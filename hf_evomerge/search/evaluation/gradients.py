@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ...merging.gradient import Number
-    from ...routing.pool import LayerPool
     from .model_pool import ModelPool
 
 Vector = NDArray[np.float64]
@@ -61,41 +60,17 @@ class GateSlopes:
 
     def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `WeightSlopes`."""
-        return self.through(models.layer_pool(recipe), backward)
-
-    def through(self, pool: LayerPool, backward: Callable[[Any], object], *, weights: bool = False) -> Vector:
-        """The gradient at these gates of resident layers; with `weights`, parameters that want one get theirs too."""
         from ...routing.gates import gate_gradient
 
         running = [index for index, active in enumerate(self.active) if active]
         slots, gates = [self.slots[i] for i in running], [self.gates[i] for i in running]
         hops = [self.hops[i] for i in running]
         gradient = np.zeros(len(self.slots))
-        gradient[running] = gate_gradient(pool, slots, gates, backward, hops=hops, weights=weights)
+        gradient[running] = gate_gradient(models.layer_pool(recipe), slots, gates, backward, hops=hops)
         return gradient
 
 
-@dataclass(frozen=True)
-class JointSlopes:
-    """Of numbers of the merge part and of gates, in one pass: that to the merge goes through the merged layers on the path.
-
-    Attributes:
-        weights: The first coordinates.
-        gates: Those that follow.
-    """
-
-    weights: WeightSlopes
-    gates: GateSlopes
-
-    def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
-        """See `WeightSlopes`."""
-        pool = models.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
-        gates: list[Vector] = []
-        weights = self.weights.take(models, recipe, lambda _: gates.append(self.gates.through(pool, backward, weights=True)))
-        return np.concatenate([weights, gates[0]])
-
-
-Slopes = WeightSlopes | GateSlopes | JointSlopes
+Slopes = WeightSlopes | GateSlopes
 """What to differentiate the fitness with respect to."""
 
 

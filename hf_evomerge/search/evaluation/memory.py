@@ -66,7 +66,7 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
         evaluator: Its evaluator, which has opened the sources.
 
     Returns:
-        Bytes by ``parents``, ``ps``, ``dfs`` and ``joint``, as far as the search has these phases.
+        Bytes by ``parents``, ``ps`` and ``dfs``, as far as the search has these phases.
     """
     sources, itemsize = evaluator.sources, evaluator.models.dtype.itemsize  # type: ignore[union-attr]
     sizes = [_model(source, itemsize) for source in sources]

@@ -87,20 +87,13 @@ class ModelPool:
         self._applied = None
         return self._gradient, model
 
-    def layer_pool(self, recipe: Recipe, *, merge: bool = True) -> LayerPool:
-        """The pool of all sources' layers, and the merged model's where the recipe has one.
-
-        Args:
-            recipe: What to run.
-            merge: Whether its merge is written into the merged model's layers.
-        """
+    def layer_pool(self, recipe: Recipe) -> LayerPool:
+        """The pool of all sources' layers, and the merged model's where the recipe has one."""
         from ...routing.pool import LayerPool
 
         assert recipe.flow is not None  # the caller has looked
         embeddings = recipe.flow.embedding_source
-
-        part = recipe.merge
-        merged = [] if part is None else [self._merged_model(part) if merge else self._merger_of(part)[1]]
+        merged = [] if recipe.merge is None else [self._merged_model(recipe.merge)]
         key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]

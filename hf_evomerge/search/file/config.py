@@ -48,9 +48,8 @@ class SearchConfig(StrictModel):
 
     about: str | None = Field(default=None, min_length=1, max_length=300)
     """Purpose of the result, in one sentence; the model's card and its Space begin with it."""
-    space: Literal["ps", "dfs", "hybrid", "joint"]
-    """``ps``: merges. ``dfs``: paths. ``hybrid``: merges, then paths through the winner and the sources. ``joint``: the weights
-    of a merge and the gates of a path at once, by gradient."""
+    space: Literal["ps", "dfs", "hybrid"]
+    """``ps``: merges. ``dfs``: paths. ``hybrid``: merges, then paths through the winner and the sources."""
     sources: Sources
     """The models that are merged or followed, or the checkpoints of a run as in a recipe; one is enough for ``dfs``."""
     base: SourceRef | None = None
@@ -166,10 +165,6 @@ class SearchConfig(StrictModel):
             raise ValueError(f"path.order: {order} must be distinct numbers from 0 to {count - 1}")
         if isinstance(self.path, PrunePath | RepeatPath) and len(order) > 1:
             raise ValueError(f"path.kind: {kind} goes with one model; name it in path.order (found {len(order)})")
-        if self.space == "joint" and count - 1 not in order:
-            raise ValueError(
-                f"path.order: {order} is without the merged model, which has number {count - 1}; space: joint has it"
-            )
         if isinstance(self.path, GatesPath) and self.path.terms == "all" and self.compute.devices_per_model > 1:
             raise ValueError("compute.devices_per_model: the terms of a hop run on one device; write 1, or path.terms: 1")
         return self
@@ -177,21 +172,18 @@ class SearchConfig(StrictModel):
     @model_validator(mode="after")
     def _check_steps(self) -> SearchConfig:
         for space in self.spaces:
-            steps, most = self.steps(space), 1 if space == "joint" else 2
-            if len(steps) > most:
-                raise ValueError(f"optimize: {space} has {most} step{'s' * (most > 1)} at most (found {len(steps)})")
+            if len(steps := self.steps(space)) > 2:
+                raise ValueError(f"optimize: {space} has 2 steps at most (found {len(steps)})")
             if steps[-1].fitness is not None:
                 raise ValueError("optimize: the last step of a space climbs the search's own fitness; leave fitness out there")
         for stage in (stage for stage in self.stages if stage.role != "random"):
             by = _BY["ps" if stage.space == "ps" else self.path.kind]
-            if stage.space == "joint":
-                by = () if self.objectives else by[1:2] if "gradient" in by else ()
-            elif self.objectives and stage.role == "main":
+            if self.objectives and stage.role == "main":
                 by = ("nsga2", "random") if "cma" in by else ("random",)
             if stage.algorithm not in by:
                 kind = [] if stage.space == "ps" else [f"path.kind: {self.path.kind}"]
                 what = " with ".join([stage.space, *kind, *(["objectives"] if self.objectives else [])])
-                raise ValueError(f"optimize: by: {stage.algorithm} cannot search {what}; write {' or '.join(by) or 'another'}")
+                raise ValueError(f"optimize: by: {stage.algorithm} cannot search {what}; write {' or '.join(by)}")
         return self
 
     @model_validator(mode="after")

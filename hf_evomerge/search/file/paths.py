@@ -22,7 +22,7 @@ class _Path(StrictModel):
 
     order: Numbers | None = None
     """The sources in the order their layers are laid out, as indices; the first is the paper's A. All, in order, by default. In
-    a hybrid or joint search the merged model has the number of sources as its index, and comes first by default."""
+    a hybrid search the merged model has the number of sources as its index, and comes first by default."""
 
     @property
     def gated(self) -> bool:

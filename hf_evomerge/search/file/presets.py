@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ...fitness import TaskSpec
     from ...merging.method import MergeMethod
 
-SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs"), "joint": ("joint",)}
+SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs")}
 """The spaces that each kind of search goes through, one after the other."""
 _QUICK = 48  # scores of the search examples, all spaces together
 _WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}  # of a task vector, where a gradient moves it
@@ -55,7 +55,7 @@ def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
     if space == "dfs" and kind == "repeat":
         return "sweep"
     smooth = kind in ("gates", "prune") if space == "dfs" else isinstance(merge, Mapping) and _smooth(merge)
-    return "gradient" if space == "joint" or (quick and smooth and _differentiable(data.get("fitness"))) else "cma"
+    return "gradient" if quick and smooth and _differentiable(data.get("fitness")) else "cma"
 
 
 def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool) -> dict[str, Any]:

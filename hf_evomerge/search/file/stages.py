@@ -15,7 +15,7 @@ from ...recipes.stage_names import StageName as StageName
 from ...recipes.strict_yaml import Count, Positive, StrictModel
 from ..optimizers.ask_tell import Algorithm
 
-SpaceName = Literal["ps", "dfs", "joint"]
+SpaceName = Literal["ps", "dfs"]
 Role = Literal["first", "main", "random"]
 _FIRST: dict[SpaceName, StageName] = {"ps": "ps-first", "dfs": "dfs-first"}
 _BATCH = 16  # examples of the first generations, where the file does not say it
@@ -52,8 +52,7 @@ class Step(StrictModel):
     ``nsga2``."""
     sigma: Positive | None = None
     """First step size. Of merges as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); of paths in the
-    units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default in a second step. In a joint search that of
-    the weights, and gates move at three quarters of it."""
+    units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default in a second step."""
     batch: Count | Literal["all"] | None = None
     """Number of search examples per generation of ``cma``, ``gradient`` and ``sweep``, drawn anew for each, or ``all``. Where
     absent 16, which with ``cma`` doubles after every 100 generations, up to half of the examples, and with ``gradient`` 8 or

@@ -38,11 +38,10 @@ class Start:
         candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
             important, should the budget not do for all.
         names: What the candidates are, such as "a splice"; what `mean` is where there are no candidates.
-        rates: Factors of `sigma`, one per coordinate, shape (n,); all 1 where None.
         groups: For a search by gradient with few examples, the group of each coordinate, whose members move together at first,
             shape (n,). None: each moves by itself.
-        prunable: Coordinates that a search by gradient gives up where they stay at their lower bound, shape (n,); none where
-            None.
+        prunable: Whether coordinates switch something off at their lower bound: a search by gradient gives up those that stay
+            there, and tries its steps before it goes on from them.
         moves: The points that a sweep tries from one, few enough to try all; an empty list ends it. None where there is no
             such list.
     """
@@ -53,16 +52,14 @@ class Start:
     upper: Vector
     candidates: tuple[Vector, ...] = ()
     names: tuple[str, ...] = ("first point",)
-    rates: Vector | None = None
     groups: NDArray[np.int64] | None = None
-    prunable: NDArray[np.bool_] | None = None
+    prunable: bool = False
     moves: Callable[[Vector], list[Vector]] | None = None
 
     def sample(self, rng: np.random.Generator) -> Vector:
         """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
         bounded = np.isfinite(self.lower) & np.isfinite(self.upper)
-        sigma = self.sigma if self.rates is None else self.sigma * self.rates
-        normal = self.mean + sigma * rng.standard_normal(self.mean.shape)
+        normal = self.mean + self.sigma * rng.standard_normal(self.mean.shape)
         uniform = rng.uniform(np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0))
         return np.where(bounded, uniform, normal)
 
@@ -72,14 +69,12 @@ class Request:
     """What is to be done with the genomes that were asked for.
 
     Attributes:
-        gradient: Whether the gradient of the fitness is wanted too.
         full: Whether they are scored on all examples, also where generations are scored on batches.
         price: What each of them costs, in scores of the examples that it is scored on.
-        active: Coordinates that are still in play; all where None.
+        active: Coordinates that the gradient of the fitness is wanted of too; None where it is not.
         repeats: Whose batch they are scored on: that of so many asks before; one of their own where 0.
     """
 
-    gradient: bool = False
     full: bool = False
     price: float = 1.0
     active: NDArray[np.bool_] | None = None

@@ -36,7 +36,7 @@ class GradientOptimizer(Asked):
 
     Args:
         start: Where to begin. Its candidates are scored first, on one batch, and the best is the first point; its sigma is the
-            first rate. Prunable coordinates that stay at their lower bound are given up, which makes the rest cheaper.
+            first rate. Where coordinates are prunable, those that stay at their lower bound are given up, which is cheaper.
         price: What a gradient costs, in scores of the same examples, given which coordinates are still in play.
         budget: In scores of all examples.
         share: Share of the examples that a batch holds.
@@ -79,8 +79,7 @@ class GradientOptimizer(Asked):
         adam: _Adam | _Nested | None = None
         quiet, checks = np.zeros(point.size, dtype=int), list(checks_of(self.budget))
         good, rate = point, self.start.sigma
-        rates = 1.0 if self.start.rates is None else self.start.rates
-        trust = None if self.start.prunable is None else _TrustRegion()
+        trust = _TrustRegion() if self.start.prunable else None
         last = 1.0 if trust is None else 1 + 3 * self.share  # what the end costs
         steps = self.budget / (self.price(quiet == 0) * self.share)
         window = max(1.0, min(_WINDOW, steps / 8))
@@ -90,22 +89,21 @@ class GradientOptimizer(Asked):
             price = self.price(active)
             if self.spent + price * self.share + last > self.budget or not active.any():
                 break
-            self.request = Request(gradient=True, price=price, active=active)
+            self.request = Request(price=price, active=active)
             (fitness,) = yield [point]
             self.sigma = rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))))
             if math.isnan(fitness):  # go back, and on in smaller steps
                 point, rate, adam = good, rate / 2, None
                 continue
             good, adam = point, adam or self._ascent(fitness)
-            step = self.sigma * rates * adam.direction(self.gradients[0])
+            step = self.sigma * adam.direction(self.gradients[0])
             lower, upper = np.where(active, self.start.lower, point), np.where(active, self.start.upper, point)
             if trust is None:
                 point = np.clip(point + step, lower, upper)
             else:
                 point = yield from trust.step(self, fitness, point, step, (lower, upper), last)
-            if self.start.prunable is not None:
-                at_bound = (point <= self.start.lower) & self.start.prunable
-                quiet = np.where(at_bound & active, quiet + 1, np.where(active, 0, quiet))
+            if self.start.prunable:
+                quiet = np.where(active, np.where(point <= self.start.lower, quiet + 1, 0), quiet)
             self.average = (1 - 1 / window) * self.average + 1 / window * point
             if checks and self.spent >= checks[0] * self.budget:
                 del checks[0]

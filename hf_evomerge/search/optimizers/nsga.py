@@ -11,18 +11,18 @@ from ...errors import SearchError, optional
 from .ask_tell import Asked, Batches, Start, Vector, default_population, to_costs
 
 _STEPS = 4  # between the start's points and a bound, where a coordinate has none
-_MOST_LEFT_OUT = 0.5  # of the prunable coordinates of a genome of the first generation
+_MOST_LEFT_OUT = 0.5  # of the coordinates, where they are prunable, of a genome of the first generation
 
 
 class ParetoOptimizer(Asked):
     """Ask for genomes, evaluate them anywhere, tell the values of all their objectives.
 
-    The first generation is the start's mean and candidates, and points around these; in every second one of those a share of
-    the coordinates that are prunable is switched off. From then on it is NSGA-II (Deb et al., 2002) with pymoo's settings.
+    The first generation is the start's mean and candidates, and points around these; where coordinates are prunable, a share
+    of them is switched off in every second one of those. From then on it is NSGA-II (Deb et al., 2002) with pymoo's settings.
 
     Args:
-        start: Where to begin. A coordinate without bounds stays within four step sizes of the start's points, and of 0 where it
-            is prunable.
+        start: Where to begin. A coordinate without bounds stays within four step sizes of the start's points, and of 0 where
+            coordinates are prunable.
         objectives: How many there are.
         population: Candidates per generation; twice the default of CMA-ES where None.
         seed: Seed of all random numbers.
@@ -67,8 +67,8 @@ class ParetoOptimizer(Asked):
     def _bounds(self) -> tuple[Vector, Vector]:
         points, reach = np.array([self.start.mean, *self.start.candidates]), _STEPS * self.start.sigma
         lowest = points.min(0) - reach
-        if self.start.prunable is not None:  # which are off below 0
-            lowest = np.where(self.start.prunable, np.minimum(lowest, -reach), lowest)
+        if self.start.prunable:  # which are off below 0
+            lowest = np.minimum(lowest, -reach)
         lower = np.where(np.isfinite(self.start.lower), self.start.lower, lowest)
         return lower, np.where(np.isfinite(self.start.upper), self.start.upper, points.max(0) + reach)
 
@@ -78,8 +78,8 @@ class ParetoOptimizer(Asked):
         points = known[: self.population]
         while len(points) < self.population:
             point = known[len(points) % len(known)] + self.start.sigma * rng.standard_normal(self.start.mean.size)
-            if self.start.prunable is not None and len(points) % 2:
-                out = self.start.prunable & (rng.random(point.size) < rng.uniform(0, _MOST_LEFT_OUT))
+            if self.start.prunable and len(points) % 2:
+                out = rng.random(point.size) < rng.uniform(0, _MOST_LEFT_OUT)
                 point = np.where(out, -0.5 * self.start.sigma, point)
             points.append(point)
         return np.array(points)

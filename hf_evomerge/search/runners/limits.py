@@ -12,7 +12,7 @@ from ...checkpoints.shards import parse_size
 from ...errors import SearchError
 from ...fitness import Scores
 from ...recipes.recipe import Recipe
-from ..evaluation.gradients import GateSlopes, JointSlopes
+from ..evaluation.gradients import GateSlopes
 
 if TYPE_CHECKING:
     from ..file.sections import LimitsConfig
@@ -87,9 +87,8 @@ class Limits:
         if not isinstance(job.target, Recipe):
             return examples
         layers = sum(len(hop.terms) for hop in job.target.flow.to_path().hops) if job.target.flow is not None else 0
-        gates = job.slopes.gates if isinstance(job.slopes, JointSlopes) else job.slopes
-        if isinstance(gates, GateSlopes):
-            layers = max(layers, sum(gates.active))
+        if isinstance(job.slopes, GateSlopes):
+            layers = max(layers, sum(job.slopes.active))
         return examples * max(1.0, layers / self._layers) * (1 if job.slopes is None else GRADIENT)
 
 

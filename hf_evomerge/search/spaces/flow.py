@@ -1,4 +1,4 @@
-"""Data flow space, alone and together with parameter space: which genome is which path through the layers of the sources."""
+"""Data flow space: which genome is which path through the layers of the sources."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from ...errors import SearchError
 from ...recipes.layer_path import LayerPath
 from ...recipes.recipe import FlowPart, MergePart, Recipe
 from ...routing.gates import LEAST
-from ..evaluation.gradients import GateSlopes, JointSlopes
+from ..evaluation.gradients import GateSlopes
 from ..file.config import SearchConfig
 from ..file.paths import PaperPath, PrunePath, RepeatPath
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
-from .parameter import ParameterSpace
 
 _WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
-_BESIDE_WEIGHTS = 0.03 / 0.04  # rate of gates in a joint search: faster ones are on the path before they are known to help
 
 
 class FlowSpace:
@@ -64,7 +62,7 @@ class FlowSpace:
         mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
         lower = np.zeros(mean.size) if gradient else lower
         moves = self._without_one if self.prunes else None
-        return Start(mean, sigma, lower, upper, candidates, names, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
+        return Start(mean, sigma, lower, upper, candidates, names, prunable=True, moves=moves)
 
     def _name(self, slots: Sequence[int]) -> str:
         names = [*(f"{name}'s layers" for name in self.config.source_names), "the merged model"]
@@ -90,18 +88,14 @@ class FlowSpace:
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""
-        return self.config.recipe(merge=self.merge, flow=self.part(genome))
-
-    def part(self, genome: Vector) -> FlowPart:
-        """The path of a genome."""
         path = self.path(genome)
-        scales = None if all(scale == 1 for scale in path.scales) else path.scales
-        return FlowPart(
+        flow = FlowPart(
             path=path.as_text(),
-            scales=scales,
+            scales=None if all(scale == 1 for scale in path.scales) else path.scales,
             scale_target=kind.scale_target if isinstance(kind := self.config.path, PaperPath) else "stream",
             embedding_source=self.genome.layout.order[0],
         )
+        return self.config.recipe(merge=self.merge, flow=flow)
 
     def path(self, genome: Vector) -> LayerPath:
         """The layers of a genome in their order, with their scales."""
@@ -150,55 +144,3 @@ class RepeatSpace(FlowSpace):
         begin, length, place = (int(number) for number in genome)
         end, layers = min(begin + length, self._depth), list(range(self._depth))
         return [*layers[:begin], *layers[begin:end] * self._repeat.times[place], *layers[end:]]
-
-
-class JointSpace:
-    """Merges, and paths through their layers and those of the sources, as one space: the weights first, then the gates."""
-
-    def __init__(self, weights: ParameterSpace, gates: FlowSpace) -> None:
-        """Make the space.
-
-        Args:
-            weights: The merges.
-            gates: The paths; the merge that it was made with is not looked at.
-        """
-        self.config, self.weights, self.gates = gates.config, weights, gates
-        self.count = len(weights.coordinates)
-
-    def start(self) -> Start:
-        """Where a search of weights begins, on the merged layers alone; splices say little before the weights are found."""
-        weights, gates = self.weights.start(), self.gates.start()
-        groups = weights.groups
-        if groups is not None:  # a gate is a group by itself
-            groups = np.concatenate([groups, groups.max() + 1 + np.arange(gates.mean.size)])
-        return Start(
-            np.concatenate([weights.mean, gates.mean]),
-            weights.sigma,
-            np.concatenate([weights.lower, gates.lower]),
-            np.concatenate([weights.upper, gates.upper]),
-            candidates=tuple(np.concatenate([each, gates.mean]) for each in weights.candidates),
-            names=weights.names,
-            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, _BESIDE_WEIGHTS)]),
-            groups=groups,
-            prunable=np.arange(self.count + gates.mean.size) >= self.count,
-        )
-
-    def price(self, active: NDArray[np.bool_]) -> float:
-        """Three scores for the merged model's layers and two for the sources', by how many there are in a source."""
-        gates, layout = active[self.count :], self.gates.genome.layout
-        merged = np.array([source == len(self.config.sources) for source, _ in layout.slots])
-        return self.gates.price(gates) + float((gates & merged).sum()) / layout.layers[0]
-
-    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> JointSlopes:
-        """Gradient request for the merge weights and the gates."""
-        weights, gates = np.split(genome, [self.count])
-        return JointSlopes(self.weights.slopes(weights, active[: self.count]), self.gates.slopes(gates, active[self.count :]))
-
-    def decode(self, genome: Vector) -> Recipe:
-        """The recipe of a genome."""
-        weights, gates = np.split(genome, [self.count])
-        return self.config.recipe(merge=self.weights.part(weights), flow=self.gates.part(gates))
-
-    def notes(self) -> list[str]:
-        """What is not evolved of the merge."""
-        return self.weights.notes()

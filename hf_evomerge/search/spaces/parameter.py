@@ -230,10 +230,6 @@ class ParameterSpace:
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""
-        return self.config.recipe(merge=self.part(genome))
-
-    def part(self, genome: Vector) -> MergePart:
-        """The merge of a genome."""
         options: dict[str, Any] = dict(self.fixed["global"])
         parameters: list[dict[str, Any]] = [dict(self.fixed["source"]) for _ in range(self.source_count)]
         for coordinate, fraction in zip(self.coordinates, genome, strict=True):
@@ -252,10 +248,5 @@ class ParameterSpace:
                 parameters[coordinate.source][coordinate.parameter] = 0.0
             else:
                 parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault("default", 0.0)
-        return MergePart(
-            method=self.space.method,
-            options=options,
-            sources=self.space.sources,
-            parameters=parameters,
-            router=self.space.router,
-        )
+        kind = {"method": self.space.method, "sources": self.space.sources, "router": self.space.router}
+        return self.config.recipe(merge=MergePart(**kind, options=options, parameters=parameters))

@@ -6,10 +6,10 @@ from ...recipes.recipe import MergePart, ParameterValue, Recipe
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
-from .flow import FlowSpace, JointSpace, RepeatSpace
+from .flow import FlowSpace, RepeatSpace
 from .parameter import ParameterSpace
 
-Space = ParameterSpace | FlowSpace | JointSpace
+Space = ParameterSpace | FlowSpace
 """A set of recipes, and the vectors that stand for them: `start`, `decode`, `notes`, `price` and `slopes` of a genome."""
 
 
@@ -23,12 +23,8 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
         merge: The merge that a second stage builds on: the winner of the first.
     """
     depth = sources.layers[config.merge_sources[0]]
-    if stage.space != "dfs":
-        weights = ParameterSpace(config, depth, sources.tensors, sources.unchanged, step=stage.step)
-        if stage.space == "ps":
-            return weights
-        merge = weights.part(weights.start().mean)
-        return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], merge, step=stage.step))
+    if stage.space == "ps":
+        return ParameterSpace(config, depth, sources.tensors, sources.unchanged, step=stage.step)
     kind = RepeatSpace if config.path.kind == "repeat" else FlowSpace
     layers = sources.layers if merge is None else [*sources.layers, depth]
     return kind(config, layers, merge, step=stage.step)

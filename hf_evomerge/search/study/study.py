@@ -29,7 +29,7 @@ class Trial:
     """One genome, its recipe and its scores.
 
     Attributes:
-        stage: ``ps``, ``dfs``, ``joint`` or ``random``, or what ran first: ``ps-first``, ``dfs-first``.
+        stage: ``ps``, ``dfs`` or ``random``, or what ran first: ``ps-first``, ``dfs-first``.
         number: From 0, in the order of `ask`.
         generation: The `ask` it came from.
         genome: The vector, shape (n,).
