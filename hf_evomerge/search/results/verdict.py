@@ -48,7 +48,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     if parents:
         best = max(parents, key=lambda row: _means(row.scores, by))
         name = f"the base ({best.model.removeprefix('base: ')})" if best.stage == "base" else best.model
-        sentences += against(best, f"its best parent, {name}", "use that one instead")
+        sentences += against(best, name if best.stage == "base" else f"its best parent, {name}", "use that one instead")
     for row in rows:
         if row.stage == "average":
             sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")
