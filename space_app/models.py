@@ -73,9 +73,9 @@ class Piece:
 class Host(loading.LoadedInBackground):
     """Holds the models of one Space and lets one pass at a time run on them, of `max_seconds` at most."""
 
-    def __init__(self, published: Published, *, max_seconds: float = MAX_SECONDS) -> None:
+    def __init__(self, published: Published) -> None:
         super().__init__(published.name)
-        self.published, self.max_seconds = published, max_seconds
+        self.published, self.max_seconds = published, MAX_SECONDS
         self._pass = threading.Lock()
         self.evolved: Loaded | None = None
         self._parents: dict[str, Loaded] = {}
@@ -130,9 +130,9 @@ class Host(loading.LoadedInBackground):
         size = loading.weights_bytes(parent.model, parent.revision)
         return 0 < size <= bound and (self.published.base is not None or loading.fits(size))
 
-    def whole_answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Piece:
-        """The answer when it is finished, or was stopped; raises `SpaceError`."""
-        return deque(self.answer(job, stopped), maxlen=1).pop()
+    def whole_answer(self, job: Job) -> Piece:
+        """The answer when it is finished; raises `SpaceError`."""
+        return deque(self.answer(job), maxlen=1).pop()
 
     def _generate(self, job: Job) -> Generator[Piece, None, None]:
         """The pieces of one answer. The thread that runs the model holds the lock, so nothing depends on who still listens."""

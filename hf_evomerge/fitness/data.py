@@ -16,9 +16,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ..recipes.strict_yaml import Count, Index, StrictModel, Whole
 from .example import Record
 
-_OF_PROMPTS = ("prompt_field", "template", "chat", "system")
 _OF_RECORDS = (
-    *(*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "image_field"),
+    *("prompt_field", "template", "chat", "system", "answer_field", "answer_after", "text_field", "choices", "image_field"),
     *("head_field", "id_field", "gloss_field"),
 )
 

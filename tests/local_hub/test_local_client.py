@@ -229,6 +229,6 @@ def test_spaces(api, folder):
     card = b"---\nsdk: docker\n---\n"
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="acme/s", repo_type="space")
     assert api.space_info("acme/s").sdk == "docker"
-    bad = b"---\nsdk: gradio\ncolorFrom: mauve\n---\n"
-    with pytest.raises(ValueError, match="colorFrom"):
+    bad = b"---\nsdk: flask\n---\n"
+    with pytest.raises(ValueError, match="sdk"):
         api.upload_file(path_or_fileobj=bad, path_in_repo="README.md", repo_id="acme/s", repo_type="space")

@@ -110,7 +110,8 @@ def test_answers_end_at_the_bounds(host, monkeypatch):
         time.sleep(0.1)
         return plain(self, *arguments, **named)
 
-    endless = Host(host.published, max_seconds=0.0)
+    endless = Host(host.published)
+    endless.max_seconds = 0.0
     endless.load()
     endless.evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
     endless.evolved.tokenizer.eos_token = None  # type: ignore[union-attr]
