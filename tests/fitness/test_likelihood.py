@@ -127,17 +127,6 @@ def test_leaves_the_model_as_it_was(model, examples, tokenizer):
     assert torch.is_grad_enabled()
 
 
-def test_prepared_once_for_many_models(model, examples, tokenizer):
-    """Evaluating another model in between changes nothing: the same model scores the same bits again."""
-    task = prepared("likelihood", examples, tokenizer, separator=" ")
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        other.lm_head.weight.mul_(0.5)
-    first, changed, second = task.evaluate(model), task.evaluate(other), task.evaluate(model)
-    assert first == second
-    assert first.values.tolist() != changed.values.tolist()
-
-
 def test_refusals(model, broken_model, examples, tokenizer):
     """No examples, too long an example, a tokenizer that cannot end an answer and logits that are no numbers are refused."""
     with pytest.raises(FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"):

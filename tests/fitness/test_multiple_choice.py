@@ -45,13 +45,6 @@ def test_equals_likelihood(normalize, model, tokenizer):
     assert accuracy.correct.tolist() == accuracy.values.astype(bool).tolist()
 
 
-def test_normalization_matters(model, tokenizer):
-    """A long choice loses by its sum what it can win by its mean."""
-    long = Example("one", "two three four five six seven", "q", choices=("two three four five six seven", "は"))
-    assert score(model, tokenizer, [long]).values.tolist() == [0.0]
-    assert score(model, tokenizer, [long], normalize="token", score="log_probability").mean > -1.5
-
-
 @pytest.mark.parametrize(
     ("example", "message"),
     [

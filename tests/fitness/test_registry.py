@@ -3,7 +3,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from hf_evomerge.errors import FitnessError, SearchError
-from hf_evomerge.fitness import AnyTaskSpec, LikelihoodSpec, LikelihoodTask, Scores, TaskSpec, get_task, make_task, parse_task
+from hf_evomerge.fitness import AnyTaskSpec, Scores, TaskSpec, get_task, make_task, parse_task
 from hf_evomerge.fitness import registry as registry_module
 from hf_evomerge.fitness.registry import register_task, task_names
 from hf_evomerge.recipes.strict_yaml import StrictModel, parse_yaml
@@ -57,13 +57,3 @@ def test_unknown_task():
         get_task("lenght")
     with pytest.raises(FitnessError, match=rf"task: which one\? There are {names}"):
         parse_task({"normalize": "sum"})
-
-
-def test_builtin_task_in_yaml():
-    """A built-in task's section becomes its object, and a wrong key is refused by name and in one line."""
-    spec = parse_task({"task": "likelihood", "normalize": "token"})
-    assert spec == LikelihoodSpec(normalize="token")
-    assert isinstance(make_task(spec), LikelihoodTask)
-    with pytest.raises(SearchError, match=r"^fitness: normalize: .*'mean'") as caught:
-        parse_yaml(Whole, "fitness: {task: likelihood, normalize: mean}", SearchError)
-    assert "\n" not in str(caught.value)

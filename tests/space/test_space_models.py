@@ -167,14 +167,6 @@ def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
     host._pass.release()
 
 
-def test_a_visitor_who_leaves_frees_the_model(host):
-    """An answer that nobody reads any more does not hold the model."""
-    pieces = host.answer(Job(EVOLVED, PROMPT, 40))
-    next(pieces)
-    del pieces
-    assert host.whole_answer(Job(EVOLVED, PROMPT, 4)).state == "done"
-
-
 def test_one_pass_at_a_time(host, monkeypatch):
     """However many ask at once, the model runs one answer at a time and each gets their own."""
     inside, most, lock = 0, 0, threading.Lock()

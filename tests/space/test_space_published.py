@@ -148,13 +148,6 @@ def test_without_configuration_there_is_no_model(broken):
         reading.read(str(broken(config__json="{")))
 
 
-def test_hops_are_text(broken):
-    """An unquoted hop of a recipe is not read as a number of base 60."""
-    sources = "sources: [{model: a}, {model: b}]\n"
-    found = reading.read(str(broken(recipe__yaml=f"{sources}flow: {{path: [1:30, '0:2', 1:5], embedding_source: 1}}\n")))
-    assert found.recipe.flow.path == ["1:30", "0:2", "1:5"]
-
-
 def test_a_published_recipe_opens_no_folder_of_the_server(broken, monkeypatch):
     """Of a model from the Hub only repositories are parents: a folder's name in its recipe is never a folder here."""
     sources = [
