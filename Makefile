@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all faults quality style docs cluster bench bench-search golden lm-eval-equality env
+.PHONY: help demo test test-all faults quality style docs cluster bench bench-search golden env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -18,7 +18,6 @@ help:
 	@echo "make golden   hash all that is computed (a few minutes), to compare it before and after a refactoring"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
 	@echo "make cluster  compare searches on Ray clusters with those of one process, while machines die (half an hour)"
-	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
 
 env: $(INSTALLED)
 
@@ -67,9 +66,6 @@ bench-search: env
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/search run
 	$(BIN)/python benchmarks/search table
-
-lm-eval-equality: env
-	$(BIN)/python tests/slow/lm_eval_equality.py --out lm-eval-equality
 
 cluster: env
 	$(BIN)/python benchmarks/ray_cluster.py

@@ -28,11 +28,6 @@ def test_transformers_own_tests_pass():
     _run("transformers_tests.py")
 
 
-def test_scores_in_memory_are_those_of_lm_eval(tmp_path):
-    """The task `lm_eval` gives every document the score that lm_eval's command line gives it on the built model."""
-    _run("lm_eval_equality.py", "--out", str(tmp_path))
-
-
 @pytest.mark.parametrize("part", LENGTHS)
 def test_nothing_is_lost(part):
     """Whatever is let go wrong, at random, is survived to the last bit or ends in one line that is true."""
