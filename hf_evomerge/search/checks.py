@@ -17,7 +17,7 @@ from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
 from .file.paths import GatesPath
 from .file.sections import MergeConfig
-from .file.splits import SPLITS, SplitName
+from .file.splits import RETAINED, SPLITS
 from .file.stages import Stage
 from .optimizers.ask_tell import Start
 from .optimizers.sweep import sweep_cost
@@ -60,7 +60,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     if config.compute.limits.memory is not None:
         check_memory_limit()
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
-    retained = {name: splits[str(SplitName(name, "retain"))] for name in config.compare.retain}
+    retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
     together = {  # whatever is looked at for one objective, or term, is no test of another
         split: [

@@ -23,7 +23,7 @@ from .evaluation.low_rank import KEPT, kept_text
 from .evaluation.sources import SourceSummary
 from .file.config import SearchConfig
 from .file.objectives import FITNESS, vector
-from .file.splits import SplitName
+from .file.splits import RETAINED
 from .file.stages import Stage, StageName
 from .optimizers.nsga import knee, non_dominated
 from .results.front import finalists, front, judged
@@ -313,7 +313,7 @@ class Search:
         """Scores of labelled targets on the examples that the search did not look at, by name."""
         retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
         for name in self.config.compare.retain:
-            split = str(SplitName(name, "retain"))
+            split = f"{RETAINED}{name}"
             for label, scores in self._evaluate_labels(targets, split, split, fitness).items():
                 retained[label][name] = scores
         return retained

@@ -24,7 +24,7 @@ from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
 from .file.config import SearchConfig
 from .file.paths import RepeatPath
-from .file.splits import SplitName
+from .file.splits import RETAINED
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Vector, default_population
 from .optimizers.descent import checks_of
@@ -205,10 +205,7 @@ def _around(
     split = next(split for split in ("test", "validation", "search") if split in examples)
     count = parents + tempered + (averaged and "average" in config.compare.baselines) + ("lora" in config.compare.baselines)
     count += len(config.stages)
-    judged = {
-        split: examples[split],
-        **{name: size for name, size in examples.items() if SplitName.parse(name).kind == "retain"},
-    }
+    judged = [split, *(name for name in examples if name.startswith(RETAINED))]
     text = f"{count} models on {' + '.join(f'{examples[name]} {name}' for name in judged)} examples"
     return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(examples[name] for name in judged))]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from pipelines import save_dit, save_sdxl
-from watch import killed
 
 from hf_evomerge import Example, FunctionTask, SearchConfig, run_search
 from hf_evomerge.errors import EvoMergeError
@@ -67,8 +66,8 @@ def test_what_is_drawn_depends_on_weights_and_examples_alone(parents):
         draw(pipeline, [Example("a cat", "")], **SETTINGS)
 
 
-def test_a_search_is_repeatable_resumable_and_built(parents, tmp_path):
-    """The winner is built to the very weights that were scored; a search that is cut short and resumed has the same trials."""
+def test_a_winner_is_built(parents, tmp_path):
+    """The winner is built to the very weights that were scored."""
     config, given = config_of(parents), {"search": DIGITS}
     result = run_search(config, tmp_path / "whole", task_factory=task, examples=given)
     winner = next(row for row in result.rows if row.winner)
@@ -79,13 +78,6 @@ def test_a_search_is_repeatable_resumable_and_built(parents, tmp_path):
     assert again.values.tolist() == winner.scores.values.tolist()
     report = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert [row["stage"] for row in report["rows"]] == ["source", "source", "average", "ps"]
-
-    cut: dict[str, Any] = {"task_factory": task, "examples": given}
-    killed(lambda seen: seen.phase == "ps" and seen.done == 6, run_search, config, tmp_path / "cut", **cut)
-    run_search(config, tmp_path / "cut", build=False, **cut)
-    trials = [[(t.genome.tolist(), t.fitness) for t in Study.open(tmp_path / name).trials("ps")] for name in ("whole", "cut")]
-    assert trials[0] == trials[1]
-    assert len(trials[0]) == 8
 
 
 def test_what_cannot_score_a_pipeline_is_refused(parents, tmp_path):

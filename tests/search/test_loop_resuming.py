@@ -54,12 +54,6 @@ def test_another_seed_is_another_search(tmp_path):
     assert len({row[4] for row in both}) == len(both) == 62
 
 
-def test_a_larger_budget_goes_on(tmp_path):
-    """The trials of a small budget are the first trials of a larger one."""
-    small = columns(toy_search(tmp_path / "small", ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])[0])
-    assert small == columns(toy_search(tmp_path / "large", ToyRunner())[0])[:14]
-
-
 def test_a_study_of_another_search_is_refused(tmp_path):
     """Going on with other settings is refused: by the first genome that differs, or by trials that are left over."""
     toy_search(tmp_path, ToyRunner())

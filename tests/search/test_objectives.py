@@ -4,7 +4,6 @@ import json
 import re
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +15,8 @@ import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
 from scenes import marks_of
-from searches import count_trials
 from toy_search import StoppedError
-from warm import COMMAND, Program
+from watch import killed
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SearchError
@@ -279,16 +277,7 @@ def settings(tiny: Path) -> dict[str, Any]:
 def test_killed_and_resumed(settings, tmp_path):
     """Killed with two workers and resumed with none, the study is bit for bit that of one process; every point can be built."""
     config = validate(SearchConfig, settings, SearchError)
-    config.save(tmp_path / "given.yaml")
-    search = Program(COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path)
-    deadline, count = time.monotonic() + 300, 0
-    while count < 7 and time.monotonic() < deadline:
-        assert search.poll() is None
-        time.sleep(0.01)
-        count = count_trials(tmp_path / "killed")
-    search.kill()
-    search.wait()
-    assert 7 <= count < 18
+    killed(lambda seen: seen.phase == "dfs" and seen.done >= 7, run_search, config, tmp_path / "killed", workers=2)
     resumed = resume_search(tmp_path / "killed", build=False)
     whole = run_search(config, tmp_path / "whole", build=False)
     study = Study.open(tmp_path / "whole")

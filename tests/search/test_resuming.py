@@ -4,7 +4,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from warm import COMMAND, Program
 from watch import Watch, are_gone, descendants, killed
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import SearchError, SourceError
+from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
@@ -137,7 +136,7 @@ def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monke
     shutil.copytree(tiny, old / "data")
     config = validate(SearchConfig, search_settings("ps", old / "data"), SearchError)
     whole = run_search(config, tmp_path / "whole", build=False)
-    _stopped_after(5, config, old / "study")
+    killed(lambda seen: seen.phase == "ps" and seen.done >= 5, run_search, config, old / "study")
     if how == "alone":
         shutil.move(old / "study", new / "study")
     else:
@@ -157,32 +156,6 @@ def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monke
         assert edited(study)[1] is None
     repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
     assert repeated.to_json() == result.to_json()
-
-
-@pytest.mark.slow
-def test_a_study_that_moves_again_and_again(tiny, tmp_path, search_settings):
-    """Trials that were made in three places are those of one, and a search whose sources stayed behind names their folder."""
-    places = [tmp_path / name for name in ("one", "two", "and/three")]
-    shutil.copytree(tiny, places[0] / "data")
-    config = validate(SearchConfig, search_settings("ps", places[0] / "data"), SearchError)
-    run_search(config, tmp_path / "whole", build=False)
-    _stopped_after(3, config, places[0] / "study")
-    shutil.move(places[0], places[1])
-    _stopped_after(6, None, places[1] / "study")
-    shutil.move(places[1], places[2])
-    shutil.move(places[2] / "data", tmp_path / "elsewhere")
-    with pytest.raises(SourceError, match=rf"^{places[0] / 'data' / 'base'}: no such folder") as caught:
-        resume_search(places[2] / "study", build=False)
-    assert "\n" not in str(caught.value)
-    shutil.move(tmp_path / "elsewhere", places[2] / "data")
-    resume_search(places[2] / "study", build=False)
-    assert facts(places[2] / "study") == facts(tmp_path / "whole")
-
-
-def _stopped_after(trials: int, config: SearchConfig | None, out: Path) -> None:
-    """Run a search, or go on with it, and interrupt it after so many trials."""
-    run = partial(resume_search, out) if config is None else partial(run_search, config, out)
-    killed(lambda seen: seen.phase == "ps" and seen.done >= trials, run)
 
 
 def test_other_examples_are_refused(tiny, tmp_path, search_config):

@@ -16,7 +16,7 @@ from ...fitness.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
-from ..file.splits import SPLITS, SplitName
+from ..file.splits import SPLITS, objective_of
 from .model_pool import ModelPool
 from .sources import SearchSources, Target
 
@@ -64,8 +64,7 @@ class SearchTasks:
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
         there = {**self.config.splits, **self._given}
-        others = (split for split in there if SplitName.parse(split).kind != "own")
-        return [*(split for split in SPLITS if split in there), *others]
+        return [*(split for split in SPLITS if split in there), *(split for split in there if ":" in split)]
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
@@ -93,7 +92,7 @@ class SearchTasks:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
         own = {each.name: each.fitness for each in only_task_objectives(self.config.objectives)}
         try:
-            fitness = own.get(SplitName.parse(split).objective)
+            fitness = own.get(objective_of(split))
             self.prepared(self.config.sources[0], split, fitness=fitness, ready=False)
         except FitnessError as error:
             if not str(error).startswith("data.chat:"):

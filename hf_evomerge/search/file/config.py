@@ -21,7 +21,7 @@ from .objectives import FITNESS, TAKEN, AnyObjective, name_of, objective_splits,
 from .paths import AnyPath, GatesPath, PrunePath, RepeatPath
 from .presets import SPACES, completed, filled
 from .sections import CompareConfig, ComputeConfig, MergeConfig, OutputConfig
-from .splits import SplitName
+from .splits import RETAINED
 from .stages import SpaceName, Stage, Step, make_stages
 
 _BY: dict[str, tuple[Algorithm, ...]] = {
@@ -81,7 +81,7 @@ class SearchConfig(StrictModel):
     @property
     def splits(self) -> dict[str, DataSpec]:
         """Where the examples of each split come from, the retained ones among them."""
-        retained = {str(SplitName(name, "retain")): spec for name, spec in self.compare.retain.items()}
+        retained = {f"{RETAINED}{name}": spec for name, spec in self.compare.retain.items()}
         return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
 
     @property

@@ -13,7 +13,7 @@ from ...fitness.registry import AnyTaskSpec
 from ...fitness.scores import Scores
 from ...recipes.strict_yaml import StrictModel
 from ..optimizers.ask_tell import Vector
-from .splits import SplitName
+from .splits import objective_split
 
 Taken = Literal["tokens", "hops", "parameters", "seconds"]
 """What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time for the fitness."""
@@ -46,7 +46,7 @@ class TaskObjective(StrictModel):
 
     def split(self, split: str) -> str:
         """The name of the split that holds its examples in place of one of the search's."""
-        return str(SplitName(split, "objective", self.name)) if self.data else split
+        return objective_split(self.name, split) if self.data else split
 
 
 def _kind(written: Any) -> str:
@@ -71,11 +71,6 @@ def values(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
 def known_values(scores: Scores, names: Sequence[str]) -> dict[str, float]:
     """The values of the objectives that have one."""
     return {name: value for name, value in values(scores, names).items() if value is not None}
-
-
-def columns(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
-    """The values beside the fitness, as the columns of a table of trials."""
-    return {f"objective.{name}": value for name, value in values(scores, names).items() if name != FITNESS}
 
 
 def vector(scores: Scores, names: Sequence[str]) -> Vector:

@@ -224,14 +224,13 @@ class Optimizer(Asked):
             "verbose": -9,
             "maxfevals": np.inf,
             "maxiter": np.inf,
+            "bounds": [self.start.lower.tolist(), self.start.upper.tolist()],
             "CMA_diagonal": self.start.mean.size > _SEPARABLE,
             "tolflatfitness": np.inf,
             "tolfun": -1,
             "tolfunhist": -1,
             "tolstagnation": np.inf,
         }
-        if np.isfinite(self.start.lower).any() or np.isfinite(self.start.upper).any():
-            options["bounds"] = [_bound_list(self.start.lower), _bound_list(self.start.upper)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             strategy = cma.CMAEvolutionStrategy(mean, self.start.sigma, options)
@@ -259,8 +258,3 @@ def to_costs(fitness: Sequence[float]) -> list[float]:
     finite = [cost for cost in costs if np.isfinite(cost)]
     worst = max(finite) + 1 + (max(finite) - min(finite)) if finite else 1e9
     return [cost if np.isfinite(cost) else worst for cost in costs]
-
-
-def _bound_list(bounds: Vector) -> list[float | None]:
-    """pycma's spelling of bounds: None where there is none."""
-    return [float(bound) if np.isfinite(bound) else None for bound in bounds]

@@ -16,7 +16,7 @@ from ...errors import SearchError
 from ...recipes.recipe import Recipe, labels_of
 from ...recipes.whole_file import whole_file
 from ..file.config import SearchConfig
-from ..file.objectives import columns
+from ..file.objectives import FITNESS, values
 from ..file.stages import STAGES
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
@@ -58,7 +58,7 @@ def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:
         "generation": trial.generation,
         "state": trial.state,
         "fitness": trial.fitness,
-        **columns(trial.scores, objectives),
+        **{f"objective.{name}": value for name, value in values(trial.scores, objectives).items() if name != FITNESS},
         "standard_error": trial.scores.standard_error,
         "accuracy": trial.scores.accuracy,
         "examples": trial.scores.values.size,
