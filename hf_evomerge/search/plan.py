@@ -18,7 +18,6 @@ from .baselines import RATES, TEMPERATURES
 from .checks import Checked, check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
 from .evaluation.evaluator import Batch, Evaluator
-from .evaluation.gradients import WeightSlopes
 from .evaluation.low_rank import extract_sources
 from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
@@ -32,7 +31,6 @@ from .optimizers.sweep import sweep_cost
 from .spaces.space import Space, make_space
 
 _FEW = 16  # examples, below which a score says little
-_MANY = 5  # adapters, from which on some may be of no use
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,6 @@ def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings
         warnings += planned.warnings()
         if stage.name == "ps" and config.space == "hybrid":
             merge = space.decode(space.start().mean).merge
-    checked.notes += _slopes_at_base(config, evaluator)
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.sources.layers)) == 1)
     memory = memory_of_models(config, evaluator)
     warnings += _of_devices(config, memory)
@@ -162,23 +159,6 @@ def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings
         memory,
         default_workers(config, memory),
     )
-
-
-def _slopes_at_base(config: SearchConfig, evaluator: Evaluator) -> list[str]:
-    """Order many adapters by the slope of the fitness along each at the base: one backward pass, which counts three scores."""
-    numbers, stage, part = config.merge_sources, config.stages[0], config.merge_part()
-    many = len(numbers) >= _MANY and stage.algorithm == "gradient" and evaluator.sources.weights
-    if not many or not evaluator.sources.runs_unmerged(part):
-        return []
-    base = part.model_copy(update={"parameters": [{"weight": 0.0}] * len(numbers)})
-    slopes = WeightSlopes(tuple(("weight", number, None) for number in range(len(numbers))), (1.0,) * len(numbers))
-    scores = evaluator.evaluate(config.recipe(merge=base), "search", None, slopes, stage.fitness)
-    if scores.gradient is None:
-        raise SearchError(f"{config.base}: cannot be evaluated: {scores.error}")
-    steep = sorted(zip(scores.gradient, numbers, strict=True), key=lambda pair: -abs(pair[0]))
-    told = ", ".join(f"{config.source_names[number]} {slope:+.3g}" for slope, number in steep)
-    most = f"merge.sources: {sorted(number for _, number in steep[: _MANY - 1])} searches the {_MANY - 1} steepest alone"
-    return [f"slope of the fitness along each adapter, at the base: {told}; {most}"]
 
 
 def _around(

@@ -1,14 +1,11 @@
 """Searches over LoRA adapters of one base, which run on it without being merged."""
 
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from classes import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from searches import GRADIENT, facts
 from slowly import slow_beyond
@@ -18,7 +15,6 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
-from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
@@ -68,30 +64,6 @@ def test_memory_is_that_of_the_base_and_its_adapters(adapters, search_config):
     light = memory_of_models(config, Evaluator(config))["ps"]
     merging = config.model_copy(update={"compute": config.compute.model_copy(update={"unmerged": False})})
     assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
-
-
-def test_many_adapters_are_ordered_by_their_slopes(adapters, search_config, tmp_path):
-    """The dry run tells the slope of the fitness along each of many adapters, which is that of differences, steepest first."""
-    first, second = adapters["sources"]
-    sources = [first]
-    for number in range(4):  # the second adapter, with other lengths
-        folder = shutil.copytree(second["adapter"], tmp_path / f"copy{number}")
-        edit_json(folder / "adapter_config.json", lora_alpha=8 + number)
-        sources.append({**second, "adapter": str(folder)})
-    config = search_config(**{**ROWS, **adapters, "sources": sources})
-    evaluator = Evaluator(config)
-
-    def fitness(weight: float) -> float:
-        part = config.merge_part().model_copy(update={"parameters": [{"weight": weight}, *[{"weight": 0.0}] * 4]})
-        return evaluator.evaluate(config.recipe(merge=part)).mean
-
-    (note,) = [note for note in plan_search(config).notes if note.startswith("slope of the fitness")]
-    told = {name: float(slope) for name, slope in re.findall(r"(\S+) ([+-][\d.e-]+)[,;]", note)}
-    assert told[config.source_names[0]] == pytest.approx((fitness(1e-2) - fitness(-1e-2)) / 2e-2, rel=0.05)
-    assert [abs(slope) for slope in told.values()] == sorted(map(abs, told.values()), reverse=True)
-    lengths = [told[name] / (8 + number) for number, name in enumerate(config.source_names[1:])]
-    assert lengths == pytest.approx([lengths[0]] * 4, rel=0.02)
-    assert not any(note.startswith("slope") for note in plan_search(search_config(**{**ROWS, **adapters})).notes)
 
 
 @pytest.mark.parametrize("kind", slow_beyond(["8bit"], ["8bit", "4bit"]))
