@@ -11,7 +11,7 @@ from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.file.paths import GatesPath, PaperPath, PrunePath, RepeatPath
+from hf_evomerge.search.file.paths import GatesPath, PaperPath, PrunePath
 from hf_evomerge.search.file.sections import CompareConfig, ComputeConfig, LimitsConfig, MergeConfig, OutputConfig
 from hf_evomerge.search.file.stages import Step
 from hf_evomerge.search.spaces.flow import FlowSpace
@@ -107,7 +107,6 @@ def test_the_number_of_methods_in_the_comparison():
         ("## `merge`: parameter space", MergeConfig),
         ("### `kind: gates`", GatesPath),
         ("### `kind: prune`", PrunePath),
-        ("### `kind: repeat`", RepeatPath),
         ("### `kind: paper`", PaperPath),
         ("## `optimize`: the steps", Step),
         ("## `compare`", CompareConfig),

@@ -22,7 +22,6 @@ from .evaluation.low_rank import extract_sources
 from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
 from .file.config import SearchConfig
-from .file.paths import RepeatPath
 from .file.splits import RETAINED
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Vector, default_population
@@ -237,11 +236,8 @@ class _StageCost:
         scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
         what.insert(0, method if self.stage.space == "ps" else scales)
         if second.flow is not None:
-            if isinstance(path, RepeatPath):
-                longest = path.max_hops
-            else:  # a path with everything on it
-                everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
-                longest = 0 if everything is None else len(everything.to_path())
+            everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
+            longest = 0 if everything is None else len(everything.to_path())
             what.append(f"paths of {len(second.flow.to_path())} to {longest} hops")
         sizes = f"{min(used)} to {max(used)}" if len(used) > 1 else f"{min(used, default=self.sizes[0])}"
         done = "every candidate" if self.sweep else f"{sum(self.rounds):.0f} {self.kind}"

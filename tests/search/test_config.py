@@ -66,12 +66,9 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"sources": []}, "sources: must have 1 or more entries"),
         ({"sources": [{"model": "a"}]}, "sources: ps merges two or more models; with one write space: dfs (found 1)"),
         (_path("prune", layers=1), "path.kind: prune goes with one model; name it in path.order (found 2)"),
-        (_path("repeat"), "path.kind: repeat goes with one model; name it in path.order (found 2)"),
         (_path("prune"), "path.layers: is missing"),
         (_path("prune", layers=1, scales="slot"), "path.scales: no such key; there are kind, layers, order"),
-        (_path("repeat", times=[2, 2]), "path.times: numbers that are distinct, each once (found [2, 2])"),
-        ({**DFS, "path": {"order": [0]}}, "path: must be a mapping with kind: gates, prune, repeat, paper"),
-        ({**_path("repeat"), **ONE, **_by("cma")}, "optimize: by: cma cannot search dfs with path.kind: repeat; write sweep"),
+        ({**DFS, "path": {"order": [0]}}, "path: must be a mapping with kind: gates, prune, paper"),
         ({**ONE, **_by("sweep")}, "optimize: by: sweep cannot search dfs with path.kind: gates; write cma or gradient"),
         (_by("sweep"), "optimize: by: sweep cannot search ps; write cma or gradient or random"),
         ({**_path("paper"), **_by("gradient")}, "optimize: by: gradient cannot search dfs with path.kind: paper; write cma or"),
@@ -105,8 +102,6 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"optimize": [{"population": 10**9}]}, "optimize.0.population: must be at most 10000 (found 1000000000)"),
         ({"optimize": [{"evaluations": True}]}, "optimize.0.evaluations: must be a whole number (found True)"),
         (_weight(low=-1e308, high=1e308), "merge.parameters.weight.low: must be at least -1"),
-        (_path("repeat", longest=10**9), "path.longest: must be at most 4096 (found 1000000000)"),
-        (_path("repeat", times=[2, 10**9]), "path.times.1: must be at most 64 (found 1000000000)"),
         (_path("paper", terms="all"), "path.terms: no such key"),
         (_path("gates", terms=3), "path.terms: must be 1 or 'all' (found 3)"),
         ({"optimize": "quick", "merge": {"method": ["ties"]}}, "merge.method: must be a text (found ['ties'])"),
@@ -229,7 +224,6 @@ def test_quick_fills_in_what_the_file_leaves_unsaid():
         assert _steps(**{**QUICK, **more}) == [("cma", 48)]
     assert _steps(**QUICK, space="hybrid") == [("gradient", 24), ("gradient", 24)]
     assert _steps(**QUICK, **_path("paper")) == [("cma", 48)]
-    assert _steps(**QUICK, **{**_path("repeat"), **ONE}) == [("sweep", 48)]
     assert _config(optimize="quick").merge.starts == ["average", "sum", "sources"]
     assert _config(optimize="quick", merge={"method": "linear"}).merge.starts == ["average", "sources"]
     assert _steps() == [("cma", 1000)]
@@ -249,6 +243,6 @@ def test_what_the_file_says_stays():
 def test_a_list_whose_only_entry_is_wrong_has_that_one_complaint():
     """It is not said to be empty as well."""
     with pytest.raises(SearchError) as refusal:
-        _config(**_path("repeat", times=[10**9]))
-    assert "path.times.0: must be at most 64 (found 1000000000)" in str(refusal.value)
+        _config(**_path("gates", order=[-1]))
+    assert "path.order.0: must be at least 0 (found -1)" in str(refusal.value)
     assert "entries" not in str(refusal.value)

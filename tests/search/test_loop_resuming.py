@@ -9,7 +9,7 @@ from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize(
-    "kind", slow_beyond(["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune", "repeat"])
+    "kind", slow_beyond(["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune"])
 )
 def test_resuming_changes_nothing(kind, tmp_path):
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""

@@ -27,23 +27,21 @@ def _settings(tiny: Path, path: dict[str, Any], *steps: dict[str, Any]) -> dict[
         (PRUNE, [SWEEP], {2}),
         ({**PRUNE, "layers": 2}, [SWEEP, GRADIENT], {1}),
         ({**PRUNE, "layers": 2}, [{"evaluations": 4, "population": 4}], {1}),
-        ({"kind": "repeat", "longest": 2, "times": [0, 3]}, [{"evaluations": 10}], {1, 2, 5, 7}),
         ({"kind": "gates"}, [GRADIENT], set(range(1, 7))),
     ],
-    ids=["sweep", "sweep-gradient", "cma", "repeat", "dfs"],
+    ids=["sweep", "sweep-gradient", "cma", "dfs"],
 )
 def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
     """Each search is planned, and ends with a path of the hops that it may have, built from one source, that folds."""
-    baselines = ["average", *(["random"] if path["kind"] == "repeat" else [])]
-    config = search_config("dfs", **_settings(tiny, path, *steps), compare={"baselines": baselines})
+    config = search_config("dfs", **_settings(tiny, path, *steps), compare={"baselines": ["average"]})
     assert [phase.name for phase in plan_search(config).phases][-1] == "test"
     result = run_search(config, tmp_path / "out", build=path == PRUNE)
     assert len(result.winner.flow.path) in hops
-    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "temperature", "dfs", *baselines[1:]]
+    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "temperature", "dfs"]
     study = Study.open(tmp_path / "out")
     for trial in study.trials():
         flow = study.recipe(trial.recipe_key or "").flow
-        assert len(flow.path) in hops or trial.stage == "random" or trial.scores.values.size < 5
+        assert len(flow.path) in hops or trial.scores.values.size < 5
     if path == PRUNE:
         from transformers import AutoModelForCausalLM
 
@@ -52,13 +50,12 @@ def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
 
 
 def test_what_cannot_work_is_refused(tiny, search_config):
-    """A budget that ends before the sweep, more layers than there are, no path that is short enough: before a model is read."""
-    sweep, repeat = {"by": "sweep", "evaluations": 2}, {"kind": "repeat", "longest": 1, "max_hops": 3}
+    """A budget that ends before the sweep, and more layers than there are: before a model is read."""
+    sweep = {"by": "sweep", "evaluations": 2}
     for path, steps, message in (
         (PRUNE, [sweep], r"optimize: by: sweep: all candidates, 5 of 5 examples at first, take 3 evaluations \(found 2\)"),
         (PRUNE, [sweep, {}], r"optimize: by: sweep: all candidates"),
         ({**PRUNE, "layers": 3}, [], r"path\.layers: the model has 3 layers; leave out fewer than these \(found 3\)"),
-        (repeat, [], r"path: no block makes a path of 1 to 3 hops"),
     ):
         with pytest.raises(SearchError, match=message):
             plan_search(search_config("dfs", **_settings(tiny, path, *steps)))

@@ -111,12 +111,7 @@ SPACES: dict[str, dict[str, Any]] = {
 ONE: dict[str, Any] = {"space": "dfs", "sources": [{"model": "a"}]}  # of six layers
 
 SWEEPS: dict[str, dict[str, Any]] = {
-    "prune": {**ONE, "path": {"kind": "prune", "layers": 2}, "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}]},
-    "repeat": {
-        **ONE,
-        "path": {"kind": "repeat", "longest": 3, "times": [0, 2]},
-        "optimize": [{"evaluations": 31, "batch": "all"}],
-    },
+    "prune": {**ONE, "path": {"kind": "prune", "layers": 2}, "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}]}
 }
 
 

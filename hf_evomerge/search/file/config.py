@@ -18,7 +18,7 @@ from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
 from ..optimizers.ask_tell import Algorithm
 from .objectives import FITNESS, TAKEN, AnyObjective, name_of, objective_splits, only_task_objectives
-from .paths import AnyPath, GatesPath, PrunePath, RepeatPath
+from .paths import AnyPath, GatesPath, PrunePath
 from .presets import SPACES, completed, filled
 from .sections import CompareConfig, ComputeConfig, MergeConfig, OutputConfig
 from .splits import RETAINED
@@ -28,7 +28,6 @@ _BY: dict[str, tuple[Algorithm, ...]] = {
     "ps": ("cma", "gradient", "random"),
     "gates": ("cma", "gradient", "random"),
     "prune": ("cma", "gradient", "random", "sweep"),
-    "repeat": ("sweep", "random"),
     "paper": ("cma", "random"),
 }
 """The algorithms that search merges, and each kind of paths, for one objective."""
@@ -159,12 +158,12 @@ class SearchConfig(StrictModel):
     def _check_path(self) -> SearchConfig:
         if self.space == "ps":
             return self
-        count, kind = len(self.sources) + (self.space != "dfs"), self.path.kind
+        count = len(self.sources) + (self.space != "dfs")
         order = self.path.order or list(range(count))
         if max(order) >= count:
             raise ValueError(f"path.order: {order} must be distinct numbers from 0 to {count - 1}")
-        if isinstance(self.path, PrunePath | RepeatPath) and len(order) > 1:
-            raise ValueError(f"path.kind: {kind} goes with one model; name it in path.order (found {len(order)})")
+        if isinstance(self.path, PrunePath) and len(order) > 1:
+            raise ValueError(f"path.kind: prune goes with one model; name it in path.order (found {len(order)})")
         if isinstance(self.path, GatesPath) and self.path.terms == "all" and self.compute.devices_per_model > 1:
             raise ValueError("compute.devices_per_model: the terms of a hop run on one device; write 1, or path.terms: 1")
         return self

@@ -9,9 +9,9 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from ...recipes.layer_path import MAX_HOPS
 from ...recipes.recipe import ScaleTarget
-from ...recipes.strict_yaml import Count, Index, Number, StrictModel
+from ...recipes.strict_yaml import Count, Number, StrictModel
 from ...routing.layout import FlowGenome, Initialisation, Layout
-from .sections import Distinct, Numbers
+from .sections import Numbers
 
 _Repetitions = Annotated[Count, Field(le=64)]
 _Hops = Annotated[Count, Field(ge=2, le=MAX_HOPS)]
@@ -64,23 +64,6 @@ class PrunePath(_Path):
         return FlowGenome(Layout(tuple(order), tuple(layers), 1), "gate", max_hops=layers[0] - self.layers)
 
 
-class RepeatPath(_Path):
-    """Paths that run one block of layers of one model several times, or not at all."""
-
-    kind: Literal["repeat"]
-    """``repeat``."""
-    longest: Annotated[Count, Field(le=MAX_HOPS)] = 8
-    """Layers of the longest block."""
-    times: Annotated[tuple[Annotated[Index, Field(le=64)], ...], Field(min_length=1), Distinct] = (2,)
-    """How often a block runs, in all: each of these is tried; 0 leaves it out."""
-    max_hops: _Hops = 128
-    """The longest path that is tried."""
-
-    def genome(self, order: Sequence[int], layers: Sequence[int]) -> FlowGenome:
-        """Layout of a model of so many layers."""
-        return FlowGenome(Layout(tuple(order), tuple(layers), 1), "none", max_hops=self.max_hops)
-
-
 class PaperPath(_Path):
     """Indicators and scales as in arXiv:2403.13187: every path begins with the first and ends with the last layer of A."""
 
@@ -112,7 +95,7 @@ class PaperPath(_Path):
         return FlowGenome(layout, self.scales, self.scale_bounds, self.max_hops, self.initialisation)
 
 
-_KINDS = {"gates": GatesPath, "prune": PrunePath, "repeat": RepeatPath, "paper": PaperPath}
+_KINDS = {"gates": GatesPath, "prune": PrunePath, "paper": PaperPath}
 
 
 def _kind(written: Any) -> str | None:
@@ -122,9 +105,6 @@ def _kind(written: Any) -> str | None:
 
 
 AnyPath = Annotated[
-    Annotated[GatesPath, Tag("GatesPath")]
-    | Annotated[PrunePath, Tag("PrunePath")]
-    | Annotated[RepeatPath, Tag("RepeatPath")]
-    | Annotated[PaperPath, Tag("PaperPath")],
+    Annotated[GatesPath, Tag("GatesPath")] | Annotated[PrunePath, Tag("PrunePath")] | Annotated[PaperPath, Tag("PaperPath")],
     Discriminator(_kind, custom_error_type="kind", custom_error_message=f"must be a mapping with kind: {', '.join(_KINDS)}"),
 ]

@@ -21,7 +21,7 @@ _FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in steps and merge as a search by gradient, objectives, ``kind: repeat`` or ``optimize: quick`` have them.
+    """Fill in steps and merge as a search by gradient, objectives or ``optimize: quick`` have them.
 
     A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor, where the method looks at
     whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors and each source alone.
@@ -52,8 +52,6 @@ def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
     kind = path.get("kind") if isinstance(path, Mapping) else getattr(path, "kind", "gates")
     if data.get("objectives"):
         return "nsga2"
-    if space == "dfs" and kind == "repeat":
-        return "sweep"
     smooth = kind in ("gates", "prune") if space == "dfs" else isinstance(merge, Mapping) and _smooth(merge)
     return "gradient" if quick and smooth and _differentiable(data.get("fitness")) else "cma"
 

@@ -38,7 +38,7 @@ class Step(StrictModel):
 
     by: Algorithm = "cma"
     """``cma``; ``gradient`` (Adam on batches), where the fitness has a gradient, of merges and gates; ``random``; ``sweep``
-    (every candidate in turn) with ``path: {kind: repeat}``, whose default it is, and ``kind: prune``; ``nsga2`` where there are
+    (every layer in turn) with ``path: {kind: prune}``; ``nsga2`` where there are
     several objectives, and there by default."""
     space: Literal["ps", "dfs"] | None = None
     """The space that it searches, in a hybrid search; each, one after the other, where absent."""

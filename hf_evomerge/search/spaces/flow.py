@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SearchError
-from ...recipes.layer_path import LayerPath
 from ...recipes.recipe import FlowPart, MergePart, Recipe
 from ...routing.gates import LEAST
 from ..evaluation.gradients import GateSlopes
 from ..file.config import SearchConfig
-from ..file.paths import PaperPath, PrunePath, RepeatPath
+from ..file.paths import PaperPath, PrunePath
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
@@ -88,7 +87,7 @@ class FlowSpace:
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""
-        path = self.path(genome)
+        path = self.genome.decode(genome)
         flow = FlowPart(
             path=path.as_text(),
             scales=None if all(scale == 1 for scale in path.scales) else path.scales,
@@ -97,50 +96,6 @@ class FlowSpace:
         )
         return self.config.recipe(merge=self.merge, flow=flow)
 
-    def path(self, genome: Vector) -> LayerPath:
-        """The layers of a genome in their order, with their scales."""
-        return self.genome.decode(genome)
-
     def notes(self) -> list[str]:
         """Nothing: every number of the space matters."""
         return []
-
-
-class RepeatSpace(FlowSpace):
-    """Paths that run one block of layers several times. A genome is where it begins, its length, and a place in `times`."""
-
-    def start(self) -> Start:
-        """The model as it is, and all blocks to try from there."""
-        longest, times = self._repeat.longest, self._repeat.times
-        mean = np.zeros(3)  # a block of no layers
-        upper = np.array([self._depth, longest + 1, len(times)], dtype=np.float64)
-        blocks = [
-            np.array([begin, length, place], dtype=np.float64)
-            for place in range(len(times))
-            for length in range(1, longest + 1)
-            for begin in range(self._depth - length + 1)
-        ]
-        blocks = [block for block in blocks if 1 <= len(self._layers(block)) <= self.most_hops]
-        if not blocks:
-            raise SearchError(f"path: no block makes a path of 1 to {self.most_hops} hops (max_hops)")
-        lower = np.array([0.0, 1.0, 0.0])
-        return Start(mean, 1.0, lower, upper, names=("the model as it is",), moves=lambda genome: [] if genome[1] else blocks)
-
-    def path(self, genome: Vector) -> LayerPath:
-        """The layers of a genome in their order."""
-        source = self.genome.layout.order[0]
-        return LayerPath.of([(source, layer) for layer in self._layers(genome)])
-
-    @property
-    def _repeat(self) -> RepeatPath:
-        assert isinstance(self.config.path, RepeatPath)  # `make_space` has looked
-        return self.config.path
-
-    @property
-    def _depth(self) -> int:
-        return self.genome.layout.layers[0]
-
-    def _layers(self, genome: Vector) -> list[int]:
-        begin, length, place = (int(number) for number in genome)
-        end, layers = min(begin + length, self._depth), list(range(self._depth))
-        return [*layers[:begin], *layers[begin:end] * self._repeat.times[place], *layers[end:]]

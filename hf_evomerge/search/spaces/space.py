@@ -6,7 +6,7 @@ from ...recipes.recipe import MergePart, ParameterValue, Recipe
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
-from .flow import FlowSpace, RepeatSpace
+from .flow import FlowSpace
 from .parameter import ParameterSpace
 
 Space = ParameterSpace | FlowSpace
@@ -25,9 +25,8 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
     depth = sources.layers[config.merge_sources[0]]
     if stage.space == "ps":
         return ParameterSpace(config, depth, sources.tensors, sources.unchanged, step=stage.step)
-    kind = RepeatSpace if config.path.kind == "repeat" else FlowSpace
     layers = sources.layers if merge is None else [*sources.layers, depth]
-    return kind(config, layers, merge, step=stage.step)
+    return FlowSpace(config, layers, merge, step=stage.step)
 
 
 def uniform_average(config: SearchConfig) -> Recipe:
