@@ -23,16 +23,6 @@ _STEP, _FEWEST = 8, 4  # examples of a gradient's step: many small steps lead fu
 _STEPS = 60  # of a gradient, for which its batches are made smaller than that where there are few examples
 
 
-_HEARD: dict[Algorithm, tuple[str, ...]] = {
-    "cma": ("population", "batch"),
-    "gradient": ("batch",),
-    "sweep": ("batch",),
-    "random": ("population",),
-    "nsga2": ("population",),
-}
-"""Which of the keys for cma say something to each algorithm."""
-
-
 class Step(StrictModel):
     """One optimizer, and its budget. The second step of a space begins at the winner of its first."""
 
@@ -62,8 +52,8 @@ class Step(StrictModel):
 
     @model_validator(mode="after")
     def _check_heard(self) -> Step:
-        for key in _HEARD["cma"]:
-            if key not in _HEARD[self.by] and getattr(self, key) is not None:
+        for key, deaf in {"population": ("gradient", "sweep"), "batch": ("random", "nsga2")}.items():
+            if self.by in deaf and getattr(self, key) is not None:
                 raise ValueError(f"{key}: says nothing to by: {self.by}; leave it out")
         return self
 

@@ -248,5 +248,5 @@ class ParameterSpace:
                 parameters[coordinate.source][coordinate.parameter] = 0.0
             else:
                 parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault("default", 0.0)
-        kind: Any = {"method": self.space.method, "sources": self.space.sources, "router": self.space.router}
+        kind: dict[str, Any] = {"method": self.space.method, "sources": self.space.sources, "router": self.space.router}
         return self.config.recipe(merge=MergePart(**kind, options=options, parameters=parameters))
