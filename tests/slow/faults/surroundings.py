@@ -25,7 +25,7 @@ on_a_hub(*sys.argv[2:])
 
 
 def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
-    """So many cases, a quarter of each kind; those that need root are left out where this is not root, or the checkout private."""
+    """Run so many cases, a quarter of each kind; another user needs root and a checkout that others may read."""
     bench, rng = Bench(scratch, 12), random.Random(seed)
     for path in (scratch, *scratch.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
