@@ -62,9 +62,6 @@ def _plain(text: str) -> str:
 def recipe_schema() -> dict[str, Any]:
     """The schema of a recipe."""
     schema = _schema(Recipe)
-    path = schema["$defs"]["FlowPart"]["properties"]["path"]
-    path["anyOf"] = [{"type": "string"}, {"type": "array", "items": path.pop("items")}]
-    del path["type"]
     _suggest_methods(schema["$defs"]["MergePart"])
     schema["anyOf"] = [{"required": ["merge"]}, {"required": ["flow"]}]
     return _titled(schema, "Recipe of hf_evomerge")

@@ -327,6 +327,13 @@ def _changes(
     if (factor := _embedding_factor(config)) != 1:
         patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
         changes = {name: Change(factor) for name in names if matches(name, patterns)}
+    norm = f"{layout.final_norm}.weight"
+    if config.has_parts:  # beside the layers of the language model, which has another name there
+        norm = layers.removesuffix("layers.") + norm.removeprefix("model.")
+    if factors[-1] != _Factors() and norm not in names:
+        raise SourceError(f"text_config: no {norm}; this kind of {kind!r} cannot be folded")
+    if factors[-1].sign < 0:
+        changes[norm] = Change(-1.0, layout.offset(norm))
     present: list[list[str]] = [[] for _ in factors]
     for name, hop, rest, _ in hops:
         present[hop].append(rest)
@@ -335,13 +342,6 @@ def _changes(
     for hop, names_there in enumerate(present):
         for lacking in layout.missing(names_there) if factors[hop] != _Factors() else ():
             raise SourceError(f"text_config: layer {hop} has no {lacking}; this kind of {kind!r} cannot be folded")
-    norm = f"{layout.final_norm}.weight"
-    if config.has_parts:  # beside the layers of the language model, which has another name there
-        norm = layers.removesuffix("layers.") + norm.removeprefix("model.")
-    if factors[-1] != _Factors() and norm not in names:
-        raise SourceError(f"text_config: no {norm}; this kind of {kind!r} cannot be folded")
-    if factors[-1].sign < 0:
-        changes[norm] = Change(-1.0, layout.offset(norm))
     return changes
 
 

@@ -19,7 +19,6 @@ from ..merging.registry import get_method
 from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
 from ..recipes.strict_yaml import read_text, read_yaml, shown, validate
 from .chat_templates import AUTO, CHAT_TEMPLATES
-from .words import FIXED, REQUIRED, WITHOUT_BASE
 
 MODULE_KEYS = ("models", "slices", "parameters")
 KEYS = (
@@ -28,6 +27,8 @@ KEYS = (
     *("chat_template", "name"),
 )
 SILENT = ("int8_mask",)  # changes how mergekit computes, not what
+REQUIRED = ("weight", "t")  # parameters without a default in mergekit; its karcher has no weight
+_FIXED = {"multislerp": {"eps": 1e-8}}  # parameters of mergekit's that are constants here, at its default
 Setting = list[tuple[str | None, Any]]
 
 
@@ -122,7 +123,7 @@ class _Reader:
     @property
     def keeps_base(self) -> bool:
         """Whether the base stands apart from the sources, as it does where task vectors are merged."""
-        return self.base is not None and self.method.name not in WITHOUT_BASE
+        return self.base is not None and self.method.task_vectors
 
     def read(self) -> Converted:
         part = self._models() if "models" in self.data else self._slices()
@@ -181,7 +182,7 @@ class _Reader:
             self._note_unknown(item, ("sources", "parameters", "base_model"), f"{where}.")
             own = item.get("base_model")
             base = _model(own, f"{where}.base_model") if own is not None else self.base
-            if base != self.base and self.method.name not in WITHOUT_BASE:
+            if base != self.base and self.method.task_vectors:
                 raise RecipeError(f"{where}.base_model: a recipe has one base")
             pieces.append(self._slice(item, where, base))
         options = self._values("global", [self.given], "")
@@ -234,7 +235,7 @@ class _Reader:
         if self.method.name == "karcher":
             declared.pop("weight", None)
         for name in {name: None for settings in scopes for name in settings}:
-            if name in FIXED.get(self.method.name, {}):
+            if name in _FIXED.get(self.method.name, {}):
                 self._check_fixed(name, [settings[name] for settings in scopes if name in settings])
             elif name not in {p.name for p in self.method.parameters} and name not in SILENT:
                 self.notes[f"parameters.{name}: {self.method.name} has no such parameter; left out, as mergekit does"] = None
@@ -250,7 +251,7 @@ class _Reader:
 
     def _check_fixed(self, name: str, given: Sequence[Any]) -> None:
         """Refuse another value than that of a parameter which is a constant here."""
-        fixed = FIXED[self.method.name][name]
+        fixed = _FIXED[self.method.name][name]
         for value in given:
             if value not in (None, fixed):
                 raise RecipeError(f"parameters.{name}: {fixed:g} in {self.method.name}, and no other (found {shown(value)})")

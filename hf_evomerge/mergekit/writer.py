@@ -10,7 +10,7 @@ from ..merging.method import MergeMethod
 from ..merging.registry import get_method
 from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
 from ..recipes.strict_yaml import to_yaml
-from .words import RANDOM, REQUIRED, WITHOUT_BASE
+from .reader import REQUIRED
 
 
 def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
@@ -58,12 +58,12 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
 def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str, Any]:
     method = get_method(part.method)
     data: dict[str, Any] = {"merge_method": method.name}
-    stands_apart = recipe.base is not None and method.name not in WITHOUT_BASE
+    stands_apart = recipe.base is not None and method.task_vectors
     if recipe.base is not None and (stands_apart or method.takes_base_as_first(len(recipe.merge_sources))):
         data["base_model"] = _reference(recipe.base)
     elif method.name == "slerp":
         data["base_model"] = _reference(recipe.sources[recipe.merge_sources[0]])
-    if method.name in RANDOM:
+    if method.random:
         notes.append(f"{method.name} drops elements at random: mergekit draws other ones")
     if isinstance(part.router, int):
         raise RecipeError("merge.router: mergekit merges routers as everything else; write merge")
@@ -139,7 +139,7 @@ def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None
     elif owner is None:
         owner = _reference(recipe.sources[recipe.merge_sources[0]])
     default = part.default if part.default is not None else "base" if recipe.base is not None else None
-    if default is not None and recipe.base is None and data["merge_method"] in WITHOUT_BASE:
+    if default is not None and recipe.base is None and not get_method(data["merge_method"]).task_vectors:
         data.setdefault("base_model", _party(recipe, default))
     if default is not None and data.get("base_model") != _party(recipe, default):
         raise RecipeError(f"tokens.default: mergekit takes the base_model's rows first (found {default})")

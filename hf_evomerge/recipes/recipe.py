@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import EvoMergeError, PathError, RecipeError
 from .layer_path import MAX_HOPS, LayerPath
@@ -126,10 +126,18 @@ def _tail(name: str, count: int) -> str:
     return "/".join(name.rstrip("/").split("/")[-count:]).removesuffix(".gguf")
 
 
+def _pieces(value: Any) -> Any:
+    """A path that is written as one text, as a list of its pieces."""
+    return [piece.strip() for piece in value.split(",")] if isinstance(value, str) else value
+
+
+Pieces = Annotated[list[str], BeforeValidator(_pieces, json_schema_input_type=list[str] | str)]
+
+
 class SlicePart(StrictModel):
     """Some layers of a merged model that is stacked from slices."""
 
-    layers: list[str] = Field(min_length=1)
+    layers: Pieces = Field(min_length=1)
     """One entry per source that takes part in the slice: its layers as hops of a path, such as ``0:0-15``, ``1:8-23`` or
     ``0:4-7 x2``. All entries have as many layers; the slice's layers are merged one by one."""
     base: str | None = None
@@ -138,11 +146,6 @@ class SlicePart(StrictModel):
     """Options of this slice, in place of the merge's."""
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
     """The method's per-source parameters, one mapping per entry of ``layers``. A gradient runs over the slice."""
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _split_text(cls, value: Any) -> Any:
-        return _pieces(value)
 
     def runs(self) -> list[list[tuple[int, int]]]:
         """Source and layer of each layer of the slice, per entry of ``layers``; raises `PathError`."""
@@ -217,7 +220,7 @@ class MergePart(StrictModel):
 class FlowPart(StrictModel):
     """The data-flow part: which layer of which source runs next, and the scale on the way."""
 
-    path: list[str]
+    path: Pieces
     """One string per hop, or ranges of hops: see `LayerPath.parse`. The number of the merged model, where the recipe has a
     ``merge`` part as well, is the number of sources."""
     scales: list[Number] | None = None
@@ -227,11 +230,6 @@ class FlowPart(StrictModel):
     (``mlp_delta``, what the released EvoLLM-JP-v1-10B computes)."""
     embedding_source: Index = 0
     """The source of the embeddings, the final norm, the head and the tokenizer."""
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _split_text(cls, value: Any) -> Any:
-        return _pieces(value)
 
     def to_path(self) -> LayerPath:
         """The path with its scales."""
@@ -274,11 +272,6 @@ class Built(StrictModel):
     """What became of every tensor of the sources, in one line."""
     energy: dict[str, Annotated[Number, Field(ge=0, le=1)]] | None = None
     """Of an adapter of a given rank, the share of the change's squared length that the rank keeps, by module."""
-
-
-def _pieces(value: Any) -> Any:
-    """A path that is written as one text, as a list of its pieces."""
-    return [piece.strip() for piece in value.split(",")] if isinstance(value, str) else value
 
 
 def _run(text: str) -> list[tuple[int, int]]:

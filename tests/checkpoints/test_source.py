@@ -134,12 +134,16 @@ def test_a_folder_has_no_revision(saved):
         open_source(SourceRef(model=str(saved), revision="main"))
 
 
-def test_missing_files_are_refused(folder):
-    """A folder without config, without weights but a pickle, or with an adapter alone is refused with what is missing."""
-    pickle = (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def test_pickles_are_refused(folder):
+    """A checkpoint that is only there as a pickle is refused, and the pickle is named."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(SourceError, match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained"):
         open_source(str(folder))
-    pickle.unlink()
+
+
+def test_missing_files_are_refused(folder):
+    """A folder without config, without weights, or with an adapter alone is refused with what is missing."""
+    (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
         open_source(str(folder))
     (folder / "adapter_config.json").write_text("{}")
