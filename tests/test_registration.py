@@ -44,7 +44,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", slow_beyond(["package first", "configuration alone"], ORDERS))
+@pytest.mark.parametrize("order", slow_beyond(["package first"], ORDERS))
 def test_registered_in_any_order(order, merged):
     """A merged model, or its configuration, loads by the Auto classes without trust_remote_code, whatever is imported first."""
     program = f"import sys\n{ORDERS[order]}\nprint(type(Auto.from_pretrained(sys.argv[1])).__module__)"

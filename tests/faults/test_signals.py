@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from searches import count_trials
+from slowly import slow_beyond
 from typer.testing import CliRunner
 from warm import COMMAND, Program
 from watch import are_gone, descendants, runs
@@ -87,7 +88,7 @@ def _ends(process: Program, number: int) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_search_says_how_to_go_on(search_config, tmp_path, program, name):
     """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
     number, status = SIGNALS[name]
@@ -109,7 +110,7 @@ def test_a_search_says_how_to_go_on(search_config, tmp_path, program, name):
     _wait_for(lambda: count_trials(tmp_path / "out") > before, again)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_build_says_how_to_go_on(tiny, tmp_path, program, monkeypatch, name):
     """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
     number, status = SIGNALS[name]
@@ -141,7 +142,7 @@ def test_what_does_not_stop_is_ended(tmp_path, program, twice):
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_local_space_does_not_live_on(tmp_path, program, name):
     """The app that `space --local` runs ends with the command, whichever signal ends it."""
     number, status = SIGNALS[name]

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import local_hub as local
 
 PACKAGE = Path(local.__file__).parent
 
 
+@pytest.mark.slow
 def test_the_hf_command(hub, tmp_path):
     """The `hf` command logs in, creates, uploads, branches, tags, downloads and deletes."""
     environment = {**os.environ, **hub.environment()}

@@ -48,6 +48,7 @@ def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> Ra
     return RayRunner(config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given)
 
 
+@pytest.mark.slow
 def test_actors_give_the_scores_of_this_process(cluster, search_config):
     """Two actors give the bits of this process, gradients too; one that dies or hangs is replaced, and its job alone fails."""
     config = search_config()

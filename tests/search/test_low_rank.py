@@ -43,7 +43,7 @@ def trials_of(folder: Path) -> list[Any]:
         return [(trial, study.recipe(trial.recipe_key or "")) for trial in study.trials("ps")]
 
 
-@pytest.mark.parametrize("kind", [ROWS, {}], ids=["gradient", "cma"])
+@pytest.mark.parametrize("kind", [ROWS, pytest.param({}, marks=pytest.mark.slow)], ids=["gradient", "cma"])
 def test_every_rank_scores_as_the_whole(kind: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
     """With every rank each trial has the score and the gradient of the whole weights: norms and embeddings take part."""
     config = search_config(**kind, compute={"search_rank": ALL})

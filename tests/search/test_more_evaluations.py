@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from searches import GRADIENT, Config, count_trials
+from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, columns, toy_search
 
 from hf_evomerge.errors import SearchError
@@ -20,7 +21,7 @@ TOY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TOY)
+@pytest.mark.parametrize("name", slow_beyond(["cma"], TOY))
 def test_evolution_goes_on(tmp_path, name):
     """The trials up to the old budget stay, the new ones follow, and a search killed among them ends with the same trials."""
     kind, more = TOY[name]["kind"], TOY[name].get("optimizer", {})

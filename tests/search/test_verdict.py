@@ -59,7 +59,7 @@ def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: floa
         (
             [_row("base", "base: tiny", 0.6), *_rows(0.4)[1:]],
             [
-                r"Evolved PS is WORSE than its best parent, the base \(tiny\), by 0\.200 of accuracy",
+                r"Evolved PS is WORSE than the base \(tiny\), by 0\.200 of accuracy",
                 "Evolved PS is better than the plain average",
             ],
         ),

@@ -221,6 +221,7 @@ def test_two_visitors_do_not_see_each_other(visit, served):
     expect(one.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(hops + 1)
 
 
+@pytest.mark.slow
 def test_the_replay_walks_through_the_moments(visit, monkeypatch):
     """It plays when the tab is opened, from the first moment to the published model; the slider shows any of them."""
     import actions
@@ -241,6 +242,7 @@ def test_the_replay_walks_through_the_moments(visit, monkeypatch):
     expect(best.locator("svg:visible .ev-hop").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
     """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus.
 

@@ -19,6 +19,7 @@ from hub_fixtures import use_hub
 from models import EVOLVED, Job
 from PIL import Image
 from served import Served
+from slowly import slow_beyond
 from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
 
@@ -48,7 +49,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
         yield hub
 
 
-@pytest.fixture(scope="module", params=["ps", "dfs"])
+@pytest.fixture(scope="module", params=slow_beyond(["ps"], ["ps", "dfs"]))
 def search(request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short search of the demo's model that sees, published with its Space and its sources."""
     folder: Path = tmp_path_factory.mktemp("seeing") / request.param
