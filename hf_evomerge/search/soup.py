@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Literal
 
 from ..errors import RecipeError, SearchError
 from ..recipes.recipe import MergePart, Recipe
+from ..recipes.run import wsm_weights
 from ..recipes.strict_yaml import parse_yaml, validate
 from .evaluation.evaluator import Evaluator
 from .evaluation.sources import Target
@@ -15,19 +15,6 @@ from .file.config import SearchConfig
 from .file.scaffold import draft_search
 
 Soup = Literal["uniform", "wsm", "greedy"]
-
-
-def wsm_weights(count: int) -> list[float]:
-    """Weights of checkpoints, oldest first, whose average stands for a decay of the learning rate by minus-sqrt.
-
-    With f_j = 1 - sqrt(j / count), checkpoint j (from 0) has weight f_j - f_(j+1): gradient j of the run then counts f_j
-    (WSM, arXiv:2507.17634). They add up to 1.
-
-    Example:
-        >>> [round(weight, 3) for weight in wsm_weights(4)]
-        [0.5, 0.207, 0.159, 0.134]
-    """
-    return [sqrt((number + 1) / count) - sqrt(number / count) for number in range(count)]
 
 
 def soup_recipe(

@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import EvoMergeError, RecipeError, SearchError
+from hf_evomerge.merging import linear as merge_linear
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.run import wsm_weights
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.soup import soup_recipe, wsm_weights
+from hf_evomerge.search.soup import soup_recipe
+from hf_evomerge.search.spaces.parameter import ParameterSpace
 
 
 @pytest.fixture
@@ -139,3 +142,30 @@ def test_the_command_averages_a_run(run, tmp_path):
     assert done.exit_code == 0, done.output
     sources = Recipe.load(tmp_path / "out" / "recipe.yaml").sources
     assert [Path(ref.model).name for ref in sources] == ["checkpoint-100", "checkpoint-1000"]
+
+
+def test_a_search_over_checkpoints_stays_on_the_simplex(run, tiny):
+    """Whatever the genome, the weights of the average are not negative and add up to 1; starts are the known averages."""
+    data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
+    merge = {"method": "linear", "groups": "model", "starts": ["average", "last", "wsm", "exponential"]}
+    settings = {"space": "ps", "sources": {"run": str(run)}, "merge": merge, "fitness": {"task": "likelihood"}, "data": data}
+    space = ParameterSpace(validate(SearchConfig, settings, SearchError), 2)
+    genomes = np.random.default_rng(0).uniform(size=(20, 4))
+    for genome in (*genomes, *space.start().candidates):
+        part = space.part(genome)
+        assert part.options.get("normalize", True)
+        assert min(each["weight"] for each in part.parameters) >= 0
+    weights = {name: np.asarray([each["weight"] for each in space.part(point).parameters]) for name, point in _starts(space)}
+    means = {name: each / each.sum() for name, each in weights.items()}
+    assert means["average of checkpoints, last"].tolist() == [0, 0, 0.5, 0.5]
+    np.testing.assert_allclose(means["average of checkpoints, wsm"], wsm_weights(4))
+    ratios = means["average of checkpoints, exponential"]
+    np.testing.assert_allclose(ratios[:-1] / ratios[1:], 0.6)
+    assert max(weights["average of checkpoints, wsm"]) == 1
+    with pytest.raises(RecipeError, match="add up to 0"):
+        merge_linear([torch.ones(2)] * 2, weights=[0, 0])
+
+
+def _starts(space: ParameterSpace) -> list[tuple[str, np.ndarray]]:
+    start = space.start()
+    return list(zip(start.names, start.candidates, strict=True))

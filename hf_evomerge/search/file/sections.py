@@ -70,9 +70,11 @@ class MergeConfig(StrictModel):
     rows_per_group: Count | None = None
     """Output rows of a run with ``groups: rows``; where absent 64, or so many times more that all sources together have no
     more than 20,000 runs. With as many rows as a head has, a run of a query, key or value projection is a head."""
-    starts: list[Literal["average", "sum", "sources"]] = Field(default_factory=list)
+    starts: list[Literal["average", "sum", "sources", "last", "wsm", "exponential"]] = Field(default_factory=list)
     """Points that are tried on one batch before the search, which begins at the best of them and of its own start: ``average``
-    (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others)."""
+    (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others). For checkpoints of a
+    run, oldest first: the average of the ``last`` half; ``wsm``, which stands for a decay by minus-sqrt (arXiv:2507.17634);
+    ``exponential``."""
 
 
 class CompareConfig(StrictModel):

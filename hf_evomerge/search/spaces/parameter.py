@@ -19,6 +19,7 @@ from ...merging.registry import get_method
 from ...recipes.layer_groups import check_keys, classify, group_keys, select_key
 from ...recipes.limited_yaml import MAX_NODES
 from ...recipes.recipe import MergePart, Recipe
+from ...recipes.run import wsm_weights
 from ..evaluation.gradients import WeightSlopes
 from ..file.config import SearchConfig
 from ..file.sections import Range
@@ -160,10 +161,14 @@ class ParameterSpace:
             return False
         inside = self.tensors if coordinate.key is None else self._members.get(coordinate.key, [])
         # with normalize, the weight of a source without a task vector scales those of the others
-        defaults = {option.name: option.default for option in self.method.options}
-        everyone = self.space.options.get("normalize", defaults.get("normalize", False))
-        sources = self.unchanged if everyone else [self.unchanged[coordinate.source]]
+        sources = self.unchanged if self._normalizes else [self.unchanged[coordinate.source]]
         return all(name in names for names in sources for name in inside)
+
+    @cached_property
+    def _normalizes(self) -> bool:
+        """Whether the method divides by the sum of the weights."""
+        defaults = {option.name: option.default for option in self.method.options}
+        return bool(self.space.options.get("normalize", defaults.get("normalize", False)))
 
     @property
     def unmoved(self) -> list[str]:
@@ -203,11 +208,18 @@ class ParameterSpace:
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count = self.source_count
+        half, ratio = (count + 1) // 2, 1 - 2 / (count + 1)
+        decay = [ratio ** (count - 1 - number) for number in range(count)]
+        of_run = {"last": [0.0] * (count - half) + [1 / half] * half, "wsm": wsm_weights(count)}
+        of_run["exponential"] = [each / math.fsum(decay) for each in decay]
+        if self._normalizes:  # far from the lower bound, where a step would be large beside a weight
+            of_run = {name: [each / max(weights) for each in weights] for name, weights in of_run.items()}
         alone = [f"{self.config.source_names[number]} alone" for number in self.config.merge_sources]
         weights: dict[str, dict[str, list[float]]] = {
             "average": {"uniform average": [1 / count] * count},
             "sum": {"sum of the task vectors": [1.0] * count},
             "sources": dict(zip(alone, np.eye(count).tolist(), strict=True)),
+            **{name: {f"average of checkpoints, {name}": chosen} for name, chosen in of_run.items()},
         }
         points: dict[str, Vector] = {}
         for name, chosen in (item for start in self.space.starts for item in weights[start].items()):
