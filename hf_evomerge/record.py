@@ -167,6 +167,14 @@ class Row(Figures):
     fitness_lead: Comparison | None = None
 
 
+class Contribution(Part):
+    """What one source gives the winner, in fitness: what its absence costs, and its Shapley value."""
+
+    source: Name
+    left_out: Comparison
+    shapley: Comparison
+
+
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Point(trials.Point):
     """One model of the front, with its recipe's key."""
@@ -185,6 +193,7 @@ class Results(Part):
     rows: list[Row] = Field(default_factory=list, max_length=1000)
     verdict: list[Text] = Field(default_factory=list, max_length=1000)
     front: list[Point] = Field(default_factory=list, max_length=MAX_TRIALS)
+    contributions: list[Contribution] = Field(default_factory=list, max_length=1000)
 
     @property
     def winner(self) -> Row | None:

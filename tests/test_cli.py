@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
+from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
@@ -141,6 +142,12 @@ def test_search_show_and_eval(search_file, tmp_path):
     assert "ps search over" in shown
     assert "ps (parameter space): 8 trials, 0 failed" in shown
     assert shown.count("task_arithmetic") == 2
+    facts = json.loads(_invoke("show", out, "--best", 2, "--json").stdout)
+    assert facts.keys() == {"space", "sources", "unit", "stages", "results"}
+    (stage,) = facts["stages"]
+    assert (stage["stage"], stage["trials"], stage["failed"], stage["evaluations"]) == ("ps", 8, 0, 8)
+    assert stage["best"][0]["fitness"] >= stage["best"][1]["fitness"]
+    assert facts["results"] == json.loads((out / "results.json").read_text())
     assert _invoke("inspect", out).stdout == _invoke("inspect", out / "model").stdout
     scored = _invoke("eval", out, "--split", "validation", "--show", 2)
     assert scored.exit_code == 0, scored.output
@@ -171,6 +178,9 @@ def test_dry_runs_write_nothing(search_file, recipe_file, tmp_path):
     assert " in all, with workers=" in search.stdout  # as many as this machine takes
     merge = _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run")
     assert merge.stdout.startswith("fine: a path of 2 hops")
+    checked = json.loads(_invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert (checked["folder"], checked["built"]) == (str(tmp_path / "out"), False)
+    assert checked.keys() == {"folder", "built", "recipe", "summary", "warnings", "tensors"}
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -182,7 +192,9 @@ def test_merge(recipe_file, tmp_path):
     assert "EvoMergedForCausalLM" in shown
     assert "hop   2  1:1                      scale 0.5000" in shown
     assert "exists already; choose another folder, or pass --overwrite" in _error("merge", recipe_file, "--out", out)
-    assert _invoke("merge", recipe_file, "--out", out, "--overwrite").exit_code == 0
+    built = json.loads(_invoke("merge", recipe_file, "--out", out, "--overwrite", "--json").stdout)
+    assert (built["folder"], built["built"], built["recipe"]) == (str(out), True, Recipe.load(recipe_file).key)
+    assert built["sha256"]["model.safetensors"] == file_sha256(out / "model.safetensors")
 
 
 BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,9 @@ def merge(
     pick: Annotated[
         int | None, typer.Option(min=0, help="Of a study for several objectives: the front's point N.", metavar="N")
     ] = None,
+    prune_sources: Annotated[
+        bool, typer.Option("--prune-sources", help="Of a study: leave out the sources that give the winner nothing.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Replace = False,
     max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
@@ -58,6 +62,7 @@ def merge(
     ] = None,
     checkpoints: Annotated[str, typer.Option(help="Which of them: all, last 12, or a pattern such as step-*.")] = "all",
     data: Annotated[str | None, typer.Option(help="Problems that greedy scores on, in JSON lines.", metavar="FILE")] = None,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is resumed.
@@ -76,34 +81,47 @@ def merge(
     """
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
+        from ..building.record import read_build_record
         from ..checkpoints.writer import check_target
 
         quiet()
-        chosen, place = _recipe_of(recipe, pick, soup, checkpoints, data)
+        chosen, place = _recipe_of(recipe, pick, prune_sources, soup, checkpoints, data)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
+        found: dict[str, Any] = {}
         if dry_run:
-            check_target(out or place, overwrite=overwrite)
+            check_target(folder := out or place, overwrite=overwrite)
             checked = check_recipe(chosen, **how)
-            typer.echo(f"{checked}\n{checked.ledger}")
+            text = f"{checked}\n{checked.ledger}"
+            found = {"summary": checked.summary, "warnings": checked.warnings, "tensors": str(checked.ledger)}
         else:
             how |= {"max_shard_size": max_shard_size, "progress": sys.stderr.isatty()}
-            typer.echo(f"built {build_model(chosen, out or place, overwrite=overwrite, **how)}")
+            folder = build_model(chosen, out or place, overwrite=overwrite, **how)
+            text = f"built {folder}"
+            if as_json and (built := read_build_record(folder)) is not None:
+                found = built.model_dump(exclude_none=True)
+        if as_json:
+            found = {"folder": str(folder), "built": not dry_run, "recipe": chosen.key, **found}
+            text = json.dumps(found, indent=2, ensure_ascii=False)
+        typer.echo(text)
 
 
-def _recipe_of(given: Path, pick: int | None, soup: str | None, checkpoints: str, data: str | None) -> tuple[Recipe, Path]:
+def _recipe_of(
+    given: Path, pick: int | None, pruned: bool, soup: str | None, checkpoints: str, data: str | None
+) -> tuple[Recipe, Path]:
     """The recipe to build, and the folder that it is built in by default."""
     if given.is_dir() and soup is None:
         from ..search.folder import found_recipe
 
-        return found_recipe(given, pick)
+        return found_recipe(given, pick, pruned=pruned)
     if soup is not None:
         from ..search.soup import soup_recipe
 
         chosen, line = soup_recipe(str(given), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
         notes = [line]
-    elif pick is not None:
-        raise EvoMergeError(f"--pick: {given} is no study, and has no front to pick from")
+    elif pick is not None or pruned:
+        option = "--prune-sources" if pruned else "--pick"
+        raise EvoMergeError(f"{option}: {given} is no study; give the folder of one, or leave the option out")
     else:
         from ..mergekit import load
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ..recipes.whole_file import write_whole
 from .common import (
     SEARCH,
     START,
+    AsJson,
     License,
     MixedDevices,
     Model,
@@ -294,6 +296,7 @@ def show(
         bool,
         typer.Option("--check", help="Say instead whether study, results and model are whole; the exit status is 1 if not."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a search has found so far, or check its files.
 
@@ -316,9 +319,12 @@ def show(
             typer.echo(f"{study / STUDY_FILE}: whole")
             return
         from ..search.display import say
-        from ..search.results.show import describe_study
+        from ..search.results.show import describe_study, study_facts
 
-        say(describe_study(study, best))
+        if as_json:
+            typer.echo(json.dumps(study_facts(study, best), indent=2, ensure_ascii=False))
+        else:
+            say(describe_study(study, best))
 
 
 @app.command(**SEARCH)

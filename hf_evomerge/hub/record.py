@@ -19,15 +19,15 @@ from ..pictures.trials import Objective
 from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
-from ..recipes.whole_file import whole_file
 from ..record import EVOLVED, STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, known_values
 from ..search.file.splits import SPLITS
-from ..search.file.stages import STAGES, Stage
+from ..search.file.stages import STAGES
 from ..search.folder import about_of
-from ..search.results.export import trial_row
+from ..search.results.export import trial_row, write_parquet
 from ..search.results.plots import parent_levels, parent_scores
+from ..search.results.show import stage_facts
 from ..search.study.files import PLOTS_FOLDER, RESULTS_FILE, WRITTEN
 from ..search.study.paths import renamed, settings_of
 from ..search.study.study import Study, Trial
@@ -87,7 +87,7 @@ def write_record(
             "versions": study.meta("versions") or {},
             "settings": _public_settings(config.model_copy(update={"about": about or about_of(search, config)}), publish),
             "splits": _split_sizes(study),
-            "stages": [_stage(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
+            "stages": [stage_facts(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
             "unit": config.units[FITNESS],
             "names": config.parent_names,
             "licenses": dict(licenses or {}),
@@ -127,18 +127,6 @@ def _split_sizes(study: Study) -> dict[str, int]:
         if (scores := next((each for each in scored if each is not None and each.error is None), None)) is not None:
             sizes[split] = scores.values.size
     return sizes
-
-
-def _stage(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:
-    return {
-        "stage": stage.name,
-        "algorithm": stage.algorithm,
-        "trials": len(trials),
-        "failed": sum(trial.state == "FAILED" for trial in trials),
-        "duplicates": sum(trial.duplicate_of is not None for trial in trials),
-        "generations": 1 + max(trial.generation for trial in trials),
-        "seconds": round(sum(trial.scores.seconds for trial in trials), 1),
-    }
 
 
 def _winning_trial(study: Study, results: Results | None) -> int | None:
@@ -201,9 +189,6 @@ def _written(example: Example, number: int, images: Path) -> list[str]:
 
 def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:
     """One row per trial; the whole table appears under its name at once."""
-    import pyarrow
-    from pyarrow import parquet
-
     recipes = {key: study.recipe(key) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
     texts = {key: recipe.renamed(publish).to_yaml() for key, recipe in recipes.items()}
     paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}
@@ -220,8 +205,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[st
         for trial in trials
     ]
     try:
-        with whole_file(file) as unfinished:
-            parquet.write_table(pyarrow.Table.from_pylist(rows), unfinished, compression="zstd")
+        write_parquet(rows, file)
     except OSError as cause:
         raise EvoMergeError(f"{file}: cannot be written: {cause}") from cause
 

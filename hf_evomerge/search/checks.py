@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from ..checkpoints.unchanged import twins
 from ..errors import EvoMergeError, FitnessError, SearchError, one_line, optional
 from ..fitness import check_disjoint
+from ..merging.registry import get_method
 from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
@@ -21,6 +23,7 @@ from .file.splits import RETAINED, SPLITS
 from .file.stages import Stage
 from .optimizers.ask_tell import Start
 from .optimizers.sweep import sweep_cost
+from .results.contributions import subset_of
 from .runners.cluster import require_ray
 from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
@@ -86,6 +89,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
         found.warnings += evaluator.sources.merged(config.merge_part()).findings().warnings
     found.notes += _check_average(config, evaluator)
+    _check_contributions(config, evaluator)
     for stage in (stage for stage in config.stages if stage.role != "random"):
         on_merge = config.space == "hybrid" and stage.space == "dfs"
         space = make_space(config, stage, evaluator.sources.summary, config.merge_part() if on_merge else None)
@@ -110,6 +114,27 @@ def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     except EvoMergeError as cause:
         return [f"the results will have no uniform average: {one_line(cause, 200)}"]
     return []
+
+
+def _check_contributions(config: SearchConfig, evaluator: Evaluator) -> None:
+    """Refuse contributions of sources that cannot be left out, and fewer scores than they take."""
+    if not (budget := config.compare.contributions):
+        return
+    count, where = len(config.merge_sources), "compare.contributions"
+    if config.space != "ps" or get_method(config.merge.method).count[0] > 1:
+        found = f"found {config.space}, {config.merge.method}"
+        raise SearchError(f"{where}: goes with space: ps and a method that can merge one source ({found}); leave it out")
+    if budget < (least := min(2**count - 2, 3 * count)):
+        raise SearchError(
+            f"{where}: {count} sources take {least} scores at least (found {budget}); give as many, or leave it out"
+        )
+    whole = config.recipe(merge=config.merge_part())
+    for kept in (*combinations(range(count), 1), *combinations(range(count), count - 1)):
+        try:
+            evaluator.sources.checkpoint(subset_of(whole, kept))
+        except EvoMergeError as cause:
+            names = ", ".join(config.source_names[config.merge_sources[at]] for at in range(count) if at not in kept)
+            raise SearchError(f"{where}: no merge is left without {names}; leave it out: {one_line(cause, 200)}") from cause
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:
@@ -185,7 +210,6 @@ def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> list[str]:
 def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, space: Space) -> list[str]:
     """Refuse gates for blocks that see the scale of their input, and gradients that are not to be had; says what one leaves."""
     from ..merging.gradient import check_differentiable
-    from ..merging.registry import get_method
     from ..routing.gates import check_gates
 
     if stage.space == "dfs" and config.path.gated:

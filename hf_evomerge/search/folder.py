@@ -17,6 +17,7 @@ from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.whole_file import write_whole
+from ..record import Results
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
 from .file.stages import Stage
@@ -198,12 +199,13 @@ def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = Fals
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
 
 
-def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:
+def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, *, pruned: bool = False) -> tuple[Recipe, Path]:
     """The recipe of a study's winner, or of one point of its front; and the folder in which its model belongs.
 
     Args:
         folder: The study's folder.
         pick: The point's number in the table of the front; None for the winner.
+        pruned: Whether the winner is wanted without the sources that give it nothing.
 
     Raises:
         SearchError: The search has not ended, or has no such point.
@@ -213,7 +215,15 @@ def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tup
             return study.recipe(picked(settings_of(study), study, pick)), study.folder / f"{MODEL_FOLDER}-{pick}"
         if not (file := study.folder / RECIPE_FILE).exists():
             raise SearchError(f"{folder}: the search has not ended; go on with `hf-evomerge search {folder}`")
-        return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
+        if not pruned:
+            return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
+        rows = Results.load(study.folder / RESULTS_FILE, SearchError).rows
+        if (row := next((row for row in rows if row.stage == "pruned"), None)) is None:
+            raise SearchError(
+                f"--prune-sources: the results of {folder} name no source that gives nothing; write `compare: "
+                "{contributions: 14}` into its search file, and go on with the search"
+            )
+        return study.recipe(row.label), study.folder / f"{MODEL_FOLDER}-pruned"
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:
@@ -260,14 +270,14 @@ def _give_more(study: Study, config: SearchConfig) -> None:
 
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """Keys that differ between two settings, with both values; more evaluations, and ``about``, are no difference."""
+    """Keys that differ between two settings, with both values; no key that trials do not depend on, and no greater budget."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
         return [change for changes in inside for change in changes]
-    if before == now or where == "about" or (where.endswith(".evaluations") and now > before):
+    if before == now or where in ("about", "compare.contributions") or (where.endswith(".evaluations") and now > before):
         return []
     was, is_now = (one_line(json.dumps(value, ensure_ascii=False), 80) for value in (before, now))
     return [f"{where} was {was} and is {is_now}"]

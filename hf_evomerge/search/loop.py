@@ -15,8 +15,9 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness import TaskSpec
 from ..fitness.scores import Scores
+from ..merging.registry import get_method
 from ..recipes.recipe import Recipe, SourceRef
-from ..record import Figures
+from ..record import Contribution, Figures
 from .baselines import Tuned, Tuner, best_temperature
 from .callbacks import Progress, SearchCallback
 from .evaluation.low_rank import KEPT, kept_text
@@ -25,7 +26,9 @@ from .file.config import SearchConfig
 from .file.objectives import FITNESS, vector
 from .file.splits import RETAINED
 from .file.stages import Stage, StageName
+from .optimizers.ask_tell import Vector
 from .optimizers.nsga import knee, non_dominated
+from .results.contributions import Subset, contributions, kept_sources, shapley_values, subset_of
 from .results.front import finalists, front, judged
 from .results.result import Result
 from .results.table import Row, RowStage
@@ -204,9 +207,10 @@ class Search:
             targets[self.study.add_recipe(average)] = average
         targets.update({label: each.model for label, each in tuned.items()})
         fitness = {label: each.fitness for label, each in tuned.items()}
+        shares, notes, pruned = self._contributions(winner)
         points = front(self.config, self.study) if self.config.objectives else []
         shown = [*finalists(self.config, self.study), winner] if points else []
-        targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
+        targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown, *pruned]})
         scores = self._evaluate_labels(targets, split, "test", fitness)
         retained = self._retained(targets, fitness)
 
@@ -238,6 +242,7 @@ class Search:
             rows.append(row(stage.name, name, key, evaluations=cost, seconds=seconds, winner=ended_with))
         if points and not any(row.winner for row in rows):  # it is on the front of all stages, and of none the knee
             rows.append(row(self.config.spaces[-1], "knee of the whole front", winner, winner=True))
+        rows += [row("pruned", name, key, evaluations=self._searched) for key, name in pruned.items()]
         return Result(
             self.study.recipe(winner),
             split,
@@ -246,7 +251,8 @@ class Search:
             front=judged(points, scores, winner),
             unit=self.config.units[FITNESS],
             looks=self.study.meta("looks") or 1,
-            in_low_rank=self._in_low_rank(winner, scores[winner], split),
+            notes=[*self._in_low_rank(winner, scores[winner], split), *notes],
+            contributions=shares,
         )
 
     def _in_low_rank(self, winner: str, whole: Scores, split: str) -> list[str]:
@@ -257,6 +263,42 @@ class Search:
         low = self._evaluate_labels({label: recipe}, split, "test", low_rank=True)[label]
         values = [Figures.of(each).fitness_text if each.error is None else each.error for each in (low, whole)]
         return [f"{kept_text(self.config, self.study.meta(KEPT))}; the winner has {values[0]} in it, and {values[1]} whole"]
+
+    def _contributions(self, winner: str) -> tuple[list[Contribution], list[str], dict[str, str]]:
+        """Contributions of the sources, a sentence on them, and key and name of the winner without those that give nothing."""
+        compare, recipe, split = self.config.compare, self.study.recipe(winner), self._chosen_on
+        if not compare.contributions:
+            return [], [], {}
+        names = [self.config.source_names[number] for number in recipe.merge_sources]
+        base = self.config.base if get_method(self.config.merge.method).task_vectors else None
+
+        def values_of(targets: Mapping[str, Recipe | SourceRef]) -> list[Vector]:
+            scores = self._evaluate_labels(targets, split, "contributions")
+            if error := next((each.error for each in scores.values() if each.error is not None), None):
+                raise SearchError(error)
+            return [scores[label].values for label in targets]
+
+        def score(subsets: Sequence[Subset]) -> dict[Subset, Vector]:
+            recipes = [subset_of(recipe, subset) for subset in subsets]
+            return dict(zip(subsets, values_of({self.study.add_recipe(each): each for each in recipes}), strict=True))
+
+        try:
+            empty = None if base is None else values_of({"base": base})[0]
+            seed = self.config.compute.seed
+            shares, values = shapley_values(len(names), compare.contributions, score, empty=empty, seed=seed)
+        except SearchError as error:
+            logger.warning(f"the results have no contributions: {error}")
+            return [], [], {}
+        if not (found := contributions(names, shares, values)):
+            return [], [], {}
+        kept = kept_sources(found)
+        idle = [name for at, name in enumerate(names) if at not in kept]
+        said = f"{', '.join(idle)}: nothing" if idle else "Every source gives the winner something"
+        note = (
+            f"{said} that {shares.shape[1]} {split} examples could show, with {len(values) - 2} subsets of the sources scored"
+        )
+        without = subset_of(recipe, kept)
+        return found, [note], {self.study.add_recipe(without): f"without {', '.join(idle)}"} if idle else {}
 
     @property
     def _searched(self) -> float:

@@ -37,7 +37,7 @@ class Phase:
     """One part of a search.
 
     Attributes:
-        name: ``extraction``, ``parents``, a stage, ``finalists``, ``lora`` or ``test``.
+        name: ``extraction``, ``parents``, a stage, ``finalists``, ``lora``, ``contributions`` or ``test``.
         text: What it does, in words.
         seconds: How long it takes with one worker.
         at_once: How many workers it has work for.
@@ -181,6 +181,11 @@ def _around(
         chosen_on = examples.get("validation", examples["search"])
         seconds = starts * len(RATES) * (spent * examples["search"] + chosen_on) * second
         phases.append(Phase("lora", text, seconds, at_once=1))
+    if most := config.compare.contributions:
+        split = "validation" if "validation" in examples else "search"
+        most = min(most, 2 ** len(config.merge_sources) - 2) + 1 + (config.base is not None)
+        text = f"up to {most} merges of some of the winner's sources, on {examples[split]} {split} examples"
+        phases.append(Phase("contributions", text, most * second * examples[split]))
     split = next(split for split in ("test", "validation", "search") if split in examples)
     count = parents + tempered + (averaged and "average" in config.compare.baselines) + ("lora" in config.compare.baselines)
     count += len(config.stages)

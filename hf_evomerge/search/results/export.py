@@ -90,13 +90,17 @@ def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> 
 
 def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
     """Write the trials as Parquet; returns how many there are."""
+    write_parquet(rows := trial_rows(folder), file)
+    return len(rows)
+
+
+def write_parquet(rows: list[Row], file: str | os.PathLike[str]) -> None:
+    """Write rows with the same keys as a table, which appears under its name at once."""
     import pyarrow
     from pyarrow import parquet
 
-    rows = trial_rows(folder)
     with whole_file(file) as name:
         parquet.write_table(pyarrow.Table.from_pylist(rows), name, compression="zstd")
-    return len(rows)
 
 
 def _with_params(study: Study, config: SearchConfig, stage: str) -> Iterator[tuple[Trial, dict[str, float]]]:

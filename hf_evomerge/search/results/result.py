@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...recipes.recipe import Recipe
-from ...record import Results
+from ...record import Contribution, Results
 from .front import Point, front_table, front_verdict, published_point
-from .table import Row, RowStage, published, rows_table
+from .table import Row, RowStage, contributions_table, published, rows_table
 from .verdict import RULE, explains_rule, verdict
 
 
@@ -23,8 +23,9 @@ class Result:
         objectives: The names of the objectives, where there are several.
         front: The models that no other beats in all of them, the best fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
-        in_low_rank: Of a search in low rank what that costs, in a sentence.
         looks: How often the test split was scored: again where the search was given more evaluations after its results.
+        notes: Sentences after those of the comparison, such as what a search in low rank costs.
+        contributions: What each source gives the winner, where that was asked for.
     """
 
     winner: Recipe
@@ -34,7 +35,8 @@ class Result:
     front: list[Point] = field(default_factory=list)
     unit: str = ""
     looks: int = 1
-    in_low_rank: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    contributions: list[Contribution] = field(default_factory=list)
 
     @property
     def examples(self) -> int:
@@ -52,15 +54,16 @@ class Result:
     def verdict(self) -> list[str]:
         """What the comparison says of the winner, in sentences."""
         if not self.front:
-            return [*verdict(self.rows, self.split, self.unit, self.looks), *self.in_low_rank]
-        return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.in_low_rank]
+            return [*verdict(self.rows, self.split, self.unit, self.looks), *self.notes]
+        return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.notes]
 
     def published(self) -> Results:
         """The comparison for the record. Each row has the winner's lead over it."""
         rows = [published(self.rows, row) for row in self.rows]
         points = [published_point(point, self.objectives) for point in self.front]
-        several: dict[str, Any] = {"front": points} if points else {}
-        return Results(split=self.split, examples=self.examples, rows=rows, verdict=self.verdict, **several)
+        more = {key: value for key, value in (("front", points), ("contributions", self.contributions)) if value}
+        given: dict[str, Any] = {"rows": rows, "verdict": self.verdict, **more}
+        return Results(split=self.split, examples=self.examples, **given)
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for ``results.json``."""
@@ -71,7 +74,6 @@ class Result:
         """The comparison as a table, and what it says."""
         caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
         caption += f"\n{RULE}" if explains_rule(self.verdict) else ""
-        points = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
-        return "\n".join(
-            [rows_table(self.rows, caption, self.unit), *points, "", *(f"- {sentence}" for sentence in self.verdict)]
-        )
+        more = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
+        more += ["", contributions_table(self.contributions)] if self.contributions else []
+        return "\n".join([rows_table(self.rows, caption, self.unit), *more, "", *(f"- {each}" for each in self.verdict)])

@@ -1,17 +1,23 @@
-"""Says in plain text what a study holds, and what a search has found so far."""
+"""Says what a study holds, and what a search has found so far, in plain text or for programs."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 from rich.table import Table
 
 from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
 from ...record import Figures
+from ..file.stages import Stage
+from ..study.files import RESULTS_FILE
 from ..study.paths import settings_of
-from ..study.study import Study
-from .export import numbers
+from ..study.study import Study, Trial
+from .export import numbers, trial_row
 from .front import front, front_table, judged
 from .table import render
 
@@ -30,10 +36,9 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             if not (trials := study.trials(stage.name)):
                 continue
             failed = [trial for trial in trials if trial.state == "FAILED"]
-            shared = sum(trial.duplicate_of is not None for trial in trials)
-            parts.append(
-                f"\n{stage} ({stage.title}): {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before"
-            )
+            count = stage_facts(stage, trials)
+            said = f"{count['trials']} trials, {count['failed']} failed, {count['duplicates']} with a recipe seen before"
+            parts.append(f"\n{stage} ({stage.title}): {said}")
             begun = study.meta("begun at", stage.name) or []
             for spent, number in zip_longest(study.meta("budgets", stage.name) or [], begun):
                 where = "" if number is None else f": a new schedule, begun at trial {number}"
@@ -59,6 +64,44 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             if failed:
                 parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
     return "\n".join(parts)
+
+
+def study_facts(folder: str | os.PathLike[str], best: int = 5) -> dict[str, Any]:
+    """A study for other programs.
+
+    Args:
+        folder: Its folder.
+        best: How many of the best trials of each stage are listed.
+
+    Returns:
+        ``space``, ``sources``, ``unit`` of the fitness; ``stages``, as `stage_facts` has them, with the ``best`` trials of
+        each as `trial_rows` has them; and ``results``, what ``results.json`` holds, None where the search has not ended.
+
+    Raises:
+        SearchError: The folder has no study.
+    """
+    with Study.open(folder) as study:
+        settings, file, stages = settings_of(study), study.folder / RESULTS_FILE, []
+        for stage in settings.stages:
+            rows = [trial_row(trial, settings.objective_names) for trial in study.best(stage.name, best)]
+            stages.append({**stage_facts(stage, study.trials(stage.name)), "best": rows})
+        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        about = {"space": settings.space, "sources": settings.source_names, "unit": settings.fitness.unit}
+        return {**about, "stages": stages, "results": results}
+
+
+def stage_facts(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:
+    """A stage's name and algorithm, how many trials it has and of which kinds, and what they took."""
+    return {
+        "stage": stage.name,
+        "algorithm": stage.algorithm,
+        "trials": len(trials),
+        "failed": sum(trial.state == "FAILED" for trial in trials),
+        "duplicates": sum(trial.duplicate_of is not None for trial in trials),
+        "generations": max((trial.generation + 1 for trial in trials), default=0),
+        "evaluations": round(math.fsum(trial.cost for trial in trials), 2),
+        "seconds": round(sum(trial.scores.seconds for trial in trials), 1),
+    }
 
 
 def describe_recipe(recipe: Recipe) -> str:

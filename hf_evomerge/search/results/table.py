@@ -12,10 +12,11 @@ from rich.table import Table
 from ... import record
 from ...fitness.comparison import Comparison, Measure, compare, measures
 from ...fitness.scores import Scores, plus_minus
-from ...record import Figures
+from ...recipes.stage_names import StageName
+from ...record import Contribution, Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-RowStage = Literal["base", "source", "temperature", "average", "lora", "random", "ps-first", "ps", "dfs-first", "dfs", "joint"]
+RowStage = StageName | Literal["base", "source", "temperature", "average", "lora", "pruned"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Row:
     Attributes:
         stage: Where the model comes from: ``base``, ``source``, the best of them at a ``temperature``, the plain ``average`` of
             the sources, a ``lora``, or the stage of the search that it won (``ps``, ``dfs``, ``joint``, ``random``, or
-            ``ps-first`` and ``dfs-first`` before them). Whoever looks for a row looks for its stage.
+            ``ps-first`` and ``dfs-first`` before them), ``pruned`` of sources that give nothing. Whoever looks for a row looks
+            for its stage.
         model: What the model is called in tables.
         scores: What it scored.
         evaluations: What was spent to find it, in scores of all search examples.
@@ -76,7 +78,6 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
     these. The leads stand in tables of their own, so that all fits into 80 columns where there are none of these.
     """
-    figures = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
     headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
@@ -84,8 +85,7 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []
-    for heading in headings:
-        _add_column(figures, heading)
+    figures = _with_columns(*headings)
     for row in rows:
         figures.add_row(
             _named(row),
@@ -100,10 +100,7 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
         )
     tables = [figures]
     for measure in measures(*(row.scores for row in rows)):
-        leads = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        _add_column(leads, "")
-        in_unit = f", {unit}" if unit and measure == "fitness" else ""
-        _add_column(leads, f"winner's lead in {measure}{in_unit}")
+        leads = _with_columns("", f"winner's lead in {measure}{f', {unit}' if unit and measure == 'fitness' else ''}")
         for row in rows:
             if (found := lead(rows, row, measure)) is not None:
                 leads.add_row(_named(row), str(found))
@@ -111,12 +108,21 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     return "\n\n".join([*map(render, tables), caption])
 
 
-def _add_column(table: Table, heading: str) -> None:
-    """A column of figures; without a heading that of the names."""
-    if heading:
+def contributions_table(found: Sequence[Contribution]) -> str:
+    """Sources side by side: what their absence costs, and their Shapley values."""
+    table = _with_columns("", "fitness lost without it", "Shapley value")
+    for each in found:
+        table.add_row(each.source, str(each.left_out), f"{each.shapley.difference:+.3f} ({each.shapley.interval})")
+    return render(table)
+
+
+def _with_columns(*headings: str) -> Table:
+    """A table with a column of names, and columns of figures."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(headings[0], max_width=_NAME, overflow="fold")
+    for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
-    else:
-        table.add_column(max_width=_NAME, overflow="fold")
+    return table
 
 
 def _named(row: Row) -> str:

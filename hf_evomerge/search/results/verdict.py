@@ -59,6 +59,8 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
         elif row.stage == "temperature":  # it gives the parent's own answers
             advice = "what the merge gains in fitness can be had without it"
             sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])
+        elif row.stage == "pruned":
+            sentences += against(row, f"itself {row.model}", "`merge STUDY --prune-sources` builds the better one")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
     sentences += _twins(parents) + _forgotten(winner, parents, unit) + _cut(rows)
