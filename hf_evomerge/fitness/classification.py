@@ -27,7 +27,7 @@ class ClassificationSpec(TaskSpec):
     """Score a classifier by the label that it gives to a text or a picture.
 
     The answer is the label's name in the model's config, or its number. Labels of one name are one class: their probabilities
-    are summed.
+    are summed. A model with one label, such as a re-ranker, gives the odds of 1 against 0.
     """
 
     task: Literal["classification"] = "classification"
@@ -39,6 +39,8 @@ class ClassificationSpec(TaskSpec):
     scored through the heads of the sources. Through its own where empty."""
     temperature: Positive = 1.0
     """Divisor of the logits."""
+    pair_separator: str = ""
+    """Text between the two texts of a prompt that a cross-encoder is given as a pair; a prompt is one text where empty."""
     batch_size: Count = 16
     """Examples in a forward pass. It changes the memory and the time, not the scores."""
 
@@ -56,11 +58,6 @@ class Head:
 
     config: PretrainedConfig
     load: Callable[[], PreTrainedModel]
-
-    @property
-    def names(self) -> Any:
-        """The names of its labels by their numbers."""
-        return self.config.id2label
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
@@ -105,7 +102,7 @@ class ClassificationTask(GradientTask):
                 known = ", ".join(self.heads) or "none: write heads in the fitness"
                 raise FitnessError(f"{example.id}: is for the head {example.head!r:.80}; there are {known}")
             if self.heads:
-                label_number(example, self.heads[example.head].names)
+                label_number(example, label_names(self.heads[example.head].config))
         seen = any(example.pictures for example in examples)
         self._batches = []
         for head in dict.fromkeys(example.head for example in examples):
@@ -113,14 +110,25 @@ class ClassificationTask(GradientTask):
             lengths = [1 if seen else len(tokenizer(examples[i].prompt)["input_ids"]) for i in own]
             for batch in length_batches(lengths, self.spec.batch_size):
                 rows = [own[i] for i in batch]
-                self._batches.append((head, rows, _inputs([examples[i] for i in rows], tokenizer)))
+                self._batches.append((head, rows, self._inputs([examples[i] for i in rows], tokenizer)))
+
+    def _inputs(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+        if any(example.pictures for example in examples):
+            if not isinstance(tokenizer, SeeingTokenizer):
+                raise FitnessError(f"{examples[0].id}: has pictures, which a tokenizer alone cannot read; name one that sees")
+            return tokenizer.pictures_of(examples)
+        between = self.spec.pair_separator
+        texts = [example.prompt.split(between, 1) if between else [example.prompt] for example in examples]
+        if between and (alone := [own.id for own, parts in zip(examples, texts, strict=True) if len(parts) < 2]):
+            raise FitnessError(f"{alone[0]}: no {between!r} in the prompt, which parts it by fitness.pair_separator")
+        return dict(tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt"))
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         count = len(self._examples)
         values, correct, outputs = [0.0] * count, [False] * count, [""] * count
         for head, batch, inputs in self._batches:
             with self.heads[head].on(model) if head else nullcontext(model) as classifier, scoring(model, gradient=gradient):
-                names: Any = classifier.config.id2label
+                names = label_names(classifier.config)
                 scaled = _logits(classifier, inputs, len(names)) / self.spec.temperature
                 logits, classes = _by_name(scaled, names)  # (B, classes)
                 labels = [classes.index(str(names[label_number(self._examples[i], names)])) for i in batch]
@@ -132,6 +140,11 @@ class ClassificationTask(GradientTask):
                 for i, value, label, taken in zip(batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True):
                     values[i], correct[i], outputs[i] = value, taken == label, classes[taken]
         return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)
+
+
+def label_names(config: Any) -> dict[int, str]:
+    """The names of a classifier's labels by their numbers; 0 and 1 where its head has one row, a logit of 1 against 0."""
+    return config.id2label if len(config.id2label) > 1 else {0: "0", 1: "1"}
 
 
 def label_number(example: Example, names: Mapping[int, str]) -> int:
@@ -158,17 +171,11 @@ def _by_name(logits: torch.Tensor, names: Mapping[int, str]) -> tuple[torch.Tens
     return logits, list(columns)
 
 
-def _inputs(examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
-    if any(example.pictures for example in examples):
-        if not isinstance(tokenizer, SeeingTokenizer):
-            raise FitnessError(f"{examples[0].id}: has pictures, which a tokenizer alone cannot read; name a model that sees")
-        return tokenizer.pictures_of(examples)
-    return dict(tokenizer([example.prompt for example in examples], padding=True, return_tensors="pt"))
-
-
 def _logits(model: Any, inputs: Mapping[str, torch.Tensor], labels: int) -> torch.Tensor:
     """The logits of a batch in float32, one for each label."""
     found: Any = getattr(model(**placed(inputs, model)), "logits", None)
+    if found is not None and tuple(found.shape[1:]) == (1,):
+        found = found * found.new_tensor([0.0, 1.0])
     if found is None or tuple(found.shape[1:]) != (labels,):
         raise FitnessError(f"a {type(model).__name__} gives no logits of {labels} labels; name a model with a head for them")
     logits: torch.Tensor = found.float().to(device_of(model))

@@ -61,6 +61,23 @@ def test_labels_of_one_name_are_one_class(tokenizer):
     assert list(scores.outputs) == ["warm"] * 3
 
 
+def test_a_cross_encoder_gives_the_odds_of_one_label(tokenizer):
+    """Two texts are a pair; one logit is that of 1 against 0, and another answer is no label."""
+    model = random_class("bert", 0, id2label={0: "LABEL_0"}, label2id={"LABEL_0": 0})
+    examples = [Example("one two|three", "1", "a"), Example("four|five|six", "0", "b"), Example("six|four", "1", "c")]
+    scores = prepared("classification", examples, tokenizer, pair_separator="|", batch_size=2).evaluate(model)
+    for example, value, right in zip(examples, scores.values, list(scores.correct), strict=True):
+        with torch.inference_mode():
+            logit = model(**tokenizer(*example.prompt.split("|", 1), return_tensors="pt")).logits[0, 0]
+        sign = 1 if example.answer == "1" else -1
+        assert value == pytest.approx(float((sign * logit).sigmoid().log()), abs=1e-5)
+        assert right == (sign * logit > 0)
+    with pytest.raises(FitnessError, match=r"d: no '\|' in the prompt"):
+        prepared("classification", [Example("one", "1", "d")], tokenizer, pair_separator="|")
+    with pytest.raises(FitnessError, match=r"e: the model has no label '0\.7'; it has 0, 1"):
+        prepared("classification", [Example("one", "0.7", "e")], tokenizer).evaluate(model)
+
+
 def test_a_classifier_is_fine_tuned(tokenizer):
     """LoRA raises the score of a model that writes nothing, its head included."""
     model, examples = random_class("bert", 0), [Example("one two", "red", "a"), Example("four", "blue", "b")]
