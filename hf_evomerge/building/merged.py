@@ -17,7 +17,7 @@ from ..checkpoints.checkpoint import Findings, Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import CODE, MODULES, copy_files
+from ..checkpoints.model_folder import CODE, SENTENCE, copy_files
 from ..errors import SourceError
 from ..merging.arithmetic import SLICE, TensorJob
 from ..merging.relatedness import Relatedness
@@ -138,10 +138,7 @@ class Merged(PlannedCheckpoint):
         for name in names[:: 17 if costly else 1]:  # a step that is no number of tensors of a block: each kind has its turn
             job = self._job(name)
             related.add(*job.parts(0, min(SLICE, job.numel)))
-        found = related.findings()
-        if modules := sorted(file.parent.name for file in self.tokenizer_source.beside.glob(MODULES[-1])):
-            found.notes.append(f"copied from {self.tokenizer_source} and not merged: {', '.join(modules)}")
-        return found
+        return related.findings()
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -166,6 +163,7 @@ class Merged(PlannedCheckpoint):
         """Write ``config.json``, and copy what else lies beside the weights."""
         text = json.dumps(self._config_fields(), indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        copy_files(self.plan.sources[0].sentence.folder, folder, SENTENCE)
         self.tokenizer_source.write_tokenizer(folder)
         for source in (self.plan.sources[0], self.tokenizer_source):
             if source.trust_remote_code:

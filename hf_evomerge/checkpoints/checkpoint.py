@@ -20,6 +20,7 @@ from ..recipes.recipe import SourceRef
 from .headers import StoredTensor, TensorInfo, read_mapping
 from .inside import check_folder
 from .model_folder import CODE, COMPANIONS, PROCESSOR, copy_files
+from .sentence import Sentence
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +100,8 @@ class Checkpoint(ABC):
 
     def place(self, name: str) -> tuple[str, str, str]:
         """Where a tensor is written: the folder in the model's folder, what files there begin with, and its name there."""
-        return "", "model", name
+        folder, _, own = name.rpartition("/")
+        return folder, "model", own
 
     @abstractmethod
     def origin(self, name: str) -> Origin:
@@ -163,7 +165,8 @@ class Checkpoint(ABC):
         """What is doubtful about names and shapes of its tensors; raises `SourceError` where the model cannot be whole."""
         from .architecture import check_architecture
 
-        return check_architecture(self.config, self.tensors, str(self))
+        own = {name: info for name, info in self.tensors.items() if "/" not in name}  # without modules after it
+        return check_architecture(self.config, own, str(self))
 
     def findings(self) -> Findings:
         """What was noticed while its tensors were read."""
@@ -226,6 +229,7 @@ class Parent(Checkpoint):
         gguf: The GGUF file that the folder was dequantised from, if it was.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
         trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
+        sentence: What sentence-transformers does with it; asking raises `SourceError` where a module cannot be read.
         part: Which part of the model these tensors are; None: all of it.
         stem: What the names of its files of weights begin with.
     """
@@ -237,6 +241,7 @@ class Parent(Checkpoint):
     gguf: GgufFile | None
     adapter: Adapter | None
     trust_remote_code: bool
+    sentence: Sentence
     part: str | None = None
     stem: str = "model"
 
@@ -308,7 +313,7 @@ class Parent(Checkpoint):
             prefix: Where the model has its base model.
             moved: Whether transformers is asked for its modules' names of today, which makes a model on the meta device.
         """
-        return name, prefix + name, *([self.layout.modules.get(name, name)] if moved else [])
+        return name.replace("/", "."), prefix + name, *([self.layout.modules.get(name, name)] if moved else [])
 
     def covers(self, parameter: str) -> bool:
         """Whether a parameter of a live model is one of its tensors."""
@@ -374,7 +379,7 @@ class View(Parent):
         self.inner, self.ref, self.part, self.tokenizer_source = inner, inner.ref, inner.part, self
         self.folder, self.beside, self.repository = inner.folder, inner.beside, inner.repository
         self.gguf, self.adapter = inner.gguf, inner.adapter
-        self.trust_remote_code = inner.trust_remote_code
+        self.trust_remote_code, self.sentence = inner.trust_remote_code, inner.sentence
 
     @property
     def sources(self) -> list[Parent]:

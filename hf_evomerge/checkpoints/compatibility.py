@@ -18,6 +18,7 @@ _SAME_SETTINGS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "
 _KEPT_FROM_FIRST = (
     *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
+    *("prompts", "default_prompt_name", "similarity_fn_name", "max_seq_length"),  # of sentence-transformers
 )
 _SHOWN = 6
 _OTHER_VOCABULARY = "write vocabulary: union (tokenizer_source: union in mergekit's files), which matches rows by token"
@@ -74,7 +75,7 @@ def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: 
     found: list[str] = []
     first, everyone = sources[0], [*sources, *([base] if base is not None else [])]
     for source in everyone:
-        found += _other_base(source)
+        found += [*_other_base(source), *_left_behind(source)]
         if source is not first:
             found += _differing_settings(first, source)
     owner = owner if owner is not None else first
@@ -147,6 +148,7 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
     if same_vocabulary:
         pairs.append(("vocabulary size", first.vocab_size, other.vocab_size))
     pairs.append(("tie_word_embeddings", first.is_tied, other.is_tied))
+    yield from _module_differences(first, other)
     labels, others = head_labels(first), head_labels(other)
     if first.part is None and labels != others and sorted(labels) == sorted(others):
         yield (
@@ -159,6 +161,23 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
             yield f"{what} differs: {here} in {first}, {there} in {other}"
     if same_vocabulary and first.vocab_size != other.vocab_size:
         yield _OTHER_VOCABULARY
+
+
+def _module_differences(first: Parent, other: Parent) -> Iterator[str]:
+    """Say why the modules after two encoders do not go together; a plain model, which names none, goes with any."""
+    here, there = (
+        [one for one in source.sentence.modules if one.kind not in ("Normalize", "Dropout")] for source in (first, other)
+    )
+    if not first.sentence.modules or not other.sentence.modules:
+        return
+    names = [", ".join(f"{one.folder} ({one.kind})" for one in modules) or "none" for modules in (here, there)]
+    if [one.kind for one in here] != [one.kind for one in there]:
+        yield f"modules after the encoder differ: {names[0]} in {first}, {names[1]} in {other}"
+        return
+    for one, two in zip(here, there, strict=True):
+        for key, value in one.settings.items():
+            if two.settings[key] != value:
+                yield f"{one.folder}: {key} is {value} in {first}, {two.settings[key]} in {other}"
 
 
 def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = True) -> Iterator[str]:
@@ -190,14 +209,23 @@ def _other_base(source: Parent) -> Iterator[str]:
         yield f"{source}: the adapter says that it is of {shown(named)}; on another base it does something else"
 
 
+def _left_behind(source: Parent) -> Iterator[str]:
+    """Further layers of an encoder that are pickles, such as BGE-M3's ``sparse_linear.pt``."""
+    if pickles := sorted(file.name for file in source.folder.glob("*_linear.pt")):
+        yield f"{source}: {', '.join(pickles)}: a pickle is neither merged nor copied, so the result has dense vectors alone"
+
+
 def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
-    settings = [_json(source, "config_sentence_transformers.json") or {} for source in (first, other)]
-    for key in (*_KEPT_FROM_FIRST, "prompts", "default_prompt_name", "similarity_fn_name"):
-        here, there = (
-            getattr(source.text_config, key, own.get(key)) for source, own in zip((first, other), settings, strict=True)
-        )
+    for key in _KEPT_FROM_FIRST:
+        here, there = (getattr(one.text_config, key, one.sentence.settings.get(key)) for one in (first, other))
         if here != there:
             yield f"{key} differs: {here} in {first}, {there} in {other}; the result has that of the first"
+    labels, others = head_labels(first), head_labels(other)
+    if first.part is None and labels != others and "LABEL_0" not in labels + others:  # a name that nobody gave
+        yield (
+            f"labels differ: {', '.join(labels[:4])} in {first}, {', '.join(others[:4])} in {other}: rows of their heads mean "
+            "other things; write component: to merge bodies alone"
+        )
     here, there = _dtypes(first), _dtypes(other)
     if here != there:
         yield f"dtype differs: {here} in {first}, {there} in {other}"

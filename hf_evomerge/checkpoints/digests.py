@@ -36,7 +36,7 @@ def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Dige
         whole = source.whole
         matches = (file for pattern in whole.companions for file in sorted(source.folder.glob(pattern)))
         beside = list(dict.fromkeys(file for file in matches if file.is_file()))
-        weights = sorted({info.file for info in whole.tensors.values()})
+        weights = sorted({info.file for info in whole.tensors.values() if info.file.is_relative_to(source.folder)})
         found = _digests(source.folder, [*beside, *weights], known)
     if source.adapter is not None:
         found |= {f"adapter {name}": digest for name, digest in _adapter(source.adapter, known).items()}

@@ -29,6 +29,12 @@ def check_inside(folder: Path, file: Path) -> None:
         raise SourceError(f"{file}: a link to {target}, which is not in {folder}; put the file itself there")
 
 
+def held_instead(folder: Path) -> str:
+    """Say what a folder without safetensors holds in their place."""
+    pickles = sorted(file.name for ending in ("bin", "pt", "pth", "ckpt", "pkl") for file in folder.glob(f"*.{ending}"))
+    return f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+
+
 def check_size(file: Path) -> None:
     """Raise `SourceError` where a config, a template, a tokenizer or an index is larger than any model's; `OSError` too."""
     if file.suffix not in (".json", ".jinja", ".txt", ".model", ".tiktoken") or file.name == "trainer_state.json":  # never read

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from .headers import StoredTensor, TensorInfo, read_header, read_mapping
-from .inside import check_folder
+from .inside import check_folder, held_instead
 from .repository import Repository, find_folder
 
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ class Adapter:
             return read_header(file, self.label)
         if self.repository is not None:
             return self.repository.headers([self.file])[self.file]
-        pickles = sorted(f.name for f in self.folder.glob("adapter_model.*"))
-        held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+        held = held_instead(self.folder)
         raise SourceError(f"{self.label}: no {self.file} ({held}); save the adapter again with safetensors")
 
     def fingerprint(self) -> str:

@@ -60,7 +60,12 @@ class PartLayout:
         conversions: Any = get_model_conversion_mapping(model)
         renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
         state = model.state_dict()
-        modules = {raw: rename_source_key(raw, renamings, [], model.base_model_prefix, state)[0] for raw in names}
+        modules = {
+            raw: raw.replace("/", ".")
+            if "/" in raw
+            else rename_source_key(raw, renamings, [], model.base_model_prefix, state)[0]
+            for raw in names
+        }
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
         parts, head = _parts(model), model.get_output_embeddings()
         towers = len(parts) > 1 and ("vision" in parts or "audio" in parts)

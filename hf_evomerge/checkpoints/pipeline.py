@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
 from .headers import StoredTensor, torch_dtype
-from .inside import check_folder
+from .inside import check_folder, held_instead
 from .part_layout import PartLayout
 from .repository import SMALL_FILES
 from .source import Source
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 MODEL_TYPE = "diffusion_pipeline"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BLOCK = re.compile(r"(\w*?)blocks?(?:\.(\d+))?\.")
 _ORDER = ("down_", "mid_", "up_", "", "transformer_", "single_transformer_")  # as a picture passes through them
 
@@ -209,8 +208,7 @@ class _Folder(Source):
     def check_files(self) -> None:
         """Raise `SourceError` unless there are weights."""
         if not self._names:
-            pickles = sorted(file.name for pattern in _PICKLES for file in self.folder.glob(pattern))
-            held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+            held = held_instead(self.folder)
             raise SourceError(f"{self}: no .safetensors file ({held}); save the pipeline again with save_pretrained")
 
 

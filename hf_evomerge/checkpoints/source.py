@@ -6,6 +6,7 @@ tensor is read, transformers when the config is.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -19,15 +20,18 @@ from ..recipes.recipe import SourceRef
 from .checkpoint import Origin, Parent
 from .gguf import GgufFile
 from .headers import StoredTensor, read_header, read_mapping
-from .inside import check_folder
+from .inside import check_folder, held_instead
 from .lora import WEIGHTS_FILE, Adapter
+from .model_folder import MODULES
 from .part_layout import PartLayout
 from .repository import Repository
+from .sentence import Sentence
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+_STATIC = ("static_embedding", "model2vec")  # model types of one matrix, a row per token, which transformers does not know
 MAX_COUNT = 1 << 16  # layers, or labels of a classifier: transformers makes a list or a table of as many
 
 
@@ -59,10 +63,16 @@ class Source(Parent):
     @cached_property
     def config(self) -> PretrainedConfig:
         """The checkpoint's config; its own code is run with consent only."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, PretrainedConfig
 
-        for complaint in _complaints(self.read_json("config.json"), self.trust_remote_code):
+        fields = self.read_json("config.json")
+        for complaint in _complaints(fields, self.trust_remote_code):
             raise SourceError(f"{self}: config.json: {complaint}")
+        if fields.get("model_type") in _STATIC:
+            if "mapping" in self.stored:
+                raise SourceError(f"{self}: tokens share rows, by a mapping of its own; give a static embedding without")
+            rows = max((info.shape[0] for info in self.stored.values() if info.shape), default=0)
+            return PretrainedConfig.from_dict({**fields, "num_hidden_layers": 0, "vocab_size": rows})
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
             if isinstance(config.get_text_config(), dict):
@@ -109,7 +119,14 @@ class Source(Parent):
                 raise SourceError(f"{self}: the index lists {name}, which is in none of the files; download it again")
             if (real := found[name].file.name) != file:
                 raise SourceError(f"{self}: the index lists {name} in {file}, but it is in {real}; download it again")
+        for module in self.sentence.modules:
+            found |= {f"{module.folder}/{name}": info for name, info in module.header(str(self)).items()}
         return found
+
+    @cached_property
+    def sentence(self) -> Sentence:  # type: ignore[override]
+        """What sentence-transformers does with it, as an adapter's folder says, else the model's; raises `SourceError`."""
+        return Sentence.read(self.beside if (self.beside / "modules.json").is_file() else self.folder, str(self))
 
     @cached_property
     def changes(self) -> dict[str, Any]:
@@ -136,10 +153,10 @@ class Source(Parent):
         try:
             with self._lock:
                 if info.file not in self._handles:
-                    if self.repository is not None:
+                    if self.repository is not None and info.file.parent == self.folder:  # modules are there already
                         self.repository.fetch([info.file.name])
                     self._handles[info.file] = safe_open(str(info.file), framework="pt")
-                tensor: torch.Tensor = self._handles[info.file].get_tensor(name)
+                tensor: torch.Tensor = self._handles[info.file].get_tensor(name.rpartition("/")[2])
                 return tensor
         except (OSError, SafetensorError) as cause:
             raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
@@ -161,17 +178,25 @@ class Source(Parent):
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
         if self.repository is not None:
-            self.repository.fetch(sorted({info.file.name for info in self.tensors.values()}), progress=progress)
+            own = {info.file.name for info in self.tensors.values() if info.file.parent == self.folder}
+            self.repository.fetch(sorted(own), progress=progress)
         if self.adapter is not None:
             self.adapter.download(progress=progress)
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of its JSON files; of a static embedding without ``config.json`` what that would say."""
+        if name == "config.json" and self.sentence.encoder == "StaticEmbedding" and not (self.folder / name).is_file():
+            return {"model_type": _STATIC[0]}
+        return super().read_json(name)
+
     def fingerprint(self) -> str:
         """Key that changes whenever the checkpoint's weights, config or tokenizer do."""
-        parts = [str(self), (self.folder / "config.json").read_text(encoding="utf-8")]
+        parts = [str(self), json.dumps(self.read_json("config.json"))]
         if self.repository is not None:
             parts.append(self.repository.commit)
         else:
-            files = [(file.name, file.stat()) for file in (*self._files(), *self.beside.glob("tokenizer.json"))]
+            beside = [*self.beside.glob("tokenizer.json"), *sorted(self.beside.glob(MODULES[-1]))]
+            files = [(file.name, file.stat()) for file in (*self._files(), *beside)]
             parts += [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in files]
         return "\n".join([*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
 
@@ -225,7 +250,7 @@ class Source(Parent):
     def check_files(self) -> None:
         """Raise `SourceError` unless the files of a model are there, the weights among them."""
         check_folder(self.folder)
-        is_model = (self.folder / "config.json").is_file()
+        is_model = (self.folder / "config.json").is_file() or self.sentence.encoder == "StaticEmbedding"
         weights = self.repository is not None or bool(self._files())
         if (self.folder / "adapter_config.json").is_file() and not weights:
             raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
@@ -239,8 +264,7 @@ class Source(Parent):
             raise SourceError(f"{self}: no config.json in {self.folder}{hint}")
         if weights:
             return
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in self.folder.glob(pattern))
-        held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+        held = held_instead(self.folder)
         raise SourceError(
             f"{self}: no .safetensors file ({held}); save it again with save_pretrained, or ask its author for safetensors"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -155,7 +156,8 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
         for (place, stem), names in placed.items():
             (folder / place).mkdir(exist_ok=True)
             make, infos = partial(produce, names), {own: checkpoint.tensors[name] for own, name in names.items()}
-            write_shards(folder / place, infos, make, max_size=limit, stem=stem, threads=threads, done=done)
+            size = sys.maxsize if place[:1].isdigit() else limit  # sentence-transformers reads one file of a module
+            write_shards(folder / place, infos, make, max_size=size, stem=stem, threads=threads, done=done)
     if suspicious:
         named = sorted(suspicious, key=tensor_order)
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""

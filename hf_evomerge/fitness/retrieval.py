@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..checkpoints.sentence import Sentence
 from ..errors import FitnessError
 from ..recipes.strict_yaml import Count, Positive
 from .encoding import check_length, device_of, encodes, length_batches, scoring
@@ -26,12 +28,13 @@ class RetrievalSpec(TaskSpec):
     score: Literal["log_probability", "accuracy", "ndcg"] = "log_probability"
     """What the values are: ``log_probability``, that of the right passage under a softmax over all, which has a gradient;
     ``accuracy``, 1 where it is the nearest; or ``ndcg``, nDCG@10: 1 / log2(1 + rank) up to rank 10, else 0."""
-    pooling: Literal["mean", "first"] = "mean"
-    """What a text's vector is: the ``mean`` of its tokens' hidden states, or that of the ``first`` token."""
+    pooling: Literal["mean", "cls", "lasttoken", "max"] | None = None
+    """Pooling of a text's hidden states, by sentence-transformers' names; as the folder of the model says where absent, and
+    ``mean`` where that says nothing."""
     temperature: Positive = 0.05
     """What cosines are divided by for the softmax."""
     max_tokens: Count = 256
-    """Tokens after which a text is cut."""
+    """Tokens after which a text is cut; the folder's ``max_seq_length`` where that is less."""
     batch_size: Count = 32
     """Texts in a forward pass. It changes the memory and the time, not the scores."""
 
@@ -47,19 +50,30 @@ class RetrievalTask(GradientTask):
 
     def __init__(self, spec: RetrievalSpec) -> None:
         super().__init__(spec)
+        self.sentence = Sentence(Path())
+        """Modules after the encoder, and prompts; who has the sources sets it."""
         self._texts: list[str] = []
         self._batches: list[tuple[list[int], dict[str, torch.Tensor]]] = []
         self._longest = 0
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise every text once; raises `FitnessError` where there is one passage for all, or an example has pictures."""
+        """Tokenise every text once, after its prompt.
+
+        Raises:
+            FitnessError: There is one passage for all, an example has pictures, or the folder's modules are not computed here.
+        """
+        from .embedding import check_sentence
+
         super().prepare(examples, tokenizer)
+        check_sentence(self.sentence, self.spec.pooling)
         if seeing := [example for example in examples if example.pictures]:
             raise FitnessError(f"{seeing[0].id}: has pictures, which are not retrieved; leave image_field out")
         if len({example.answer for example in examples}) < 2:
             raise FitnessError(f"{examples[0].id}: all examples have one passage; nothing else can be nearer")
-        self._texts = list(dict.fromkeys([example.answer for example in examples] + [example.prompt for example in examples]))
-        cut = {"truncation": True, "max_length": self.spec.max_tokens}
+        query, passage = self.sentence.prompts
+        texts = [passage + example.answer for example in examples] + [query + example.prompt for example in examples]
+        self._texts, longest = list(dict.fromkeys(texts)), self.sentence.settings.get("max_seq_length")
+        cut = {"truncation": True, "max_length": min(self.spec.max_tokens, longest or self.spec.max_tokens)}
         lengths = [len(tokenizer(text, **cut)["input_ids"]) for text in self._texts]
         self._longest = max(lengths)
         self._batches = [
@@ -71,12 +85,13 @@ class RetrievalTask(GradientTask):
         import torch
 
         check_length(model, self._longest, "the longest text")
+        before_query, before_passage = self.sentence.prompts
         passages = list(dict.fromkeys(example.answer for example in self._examples))
         own = torch.tensor([passages.index(example.answer) for example in self._examples], device=device_of(model))
         with scoring(model, gradient=gradient):
             vectors = self._vectors(model)
-            queries = torch.stack([vectors[example.prompt] for example in self._examples])  # (Q, hidden)
-            cosines = queries @ torch.stack([vectors[passage] for passage in passages]).T  # (Q, P)
+            queries = torch.stack([vectors[before_query + example.prompt] for example in self._examples])  # (Q, hidden)
+            cosines = queries @ torch.stack([vectors[before_passage + passage] for passage in passages]).T  # (Q, P)
             if not cosines.isfinite().all():
                 raise FitnessError("the model's hidden states are not finite")
             right = cosines.gather(1, own[:, None])
@@ -94,16 +109,14 @@ class RetrievalTask(GradientTask):
         """The unit vector of every text, in float32."""
         import torch
 
+        from .embedding import pooled
+
         found: dict[str, torch.Tensor] = {}
         body, device = model.get_encoder() if encodes(model) else model.base_model, device_of(model)
         for batch, inputs in self._batches:
             given = {name: values.to(device) for name, values in inputs.items()}
-            states = body(**given).last_hidden_state.float()  # (B, T, hidden)
-            if self.spec.pooling == "first":
-                pooled = states[:, 0]
-            else:
-                mask = given["attention_mask"][:, :, None].float()
-                pooled = (states * mask).sum(1) / mask.sum(1)
-            for i, vector in zip(batch, torch.nn.functional.normalize(pooled, dim=1), strict=True):
+            states, mask = body(**given).last_hidden_state.float(), given["attention_mask"].float()
+            vectors = pooled(model, self.sentence, states, mask, self.spec.pooling)
+            for i, vector in zip(batch, torch.nn.functional.normalize(vectors, dim=1), strict=True):
                 found[self._texts[i]] = vector
         return found

@@ -46,6 +46,8 @@ def why_merged(sources: Sequence[Parent], base: Parent | None, method: str, opti
             return f"{source} is no LoRA adapter of a language model"
         if base is None or base.adapter is not None or not source.same_folder(base):
             return f"{source} is an adapter of another model than the base"
+        if source.sentence.has_weights and source.sentence.folder != source.folder:
+            return f"{source} has modules after the encoder of its own"
         for name, change in source.changes.items():
             if not change.is_product or change.transposed or classify(name)[2] == "experts":
                 return f"{source} changes {name} by more than the product of two factors of a linear layer"

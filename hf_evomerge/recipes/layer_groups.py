@@ -37,7 +37,7 @@ TIED_HEAD = "lm_head.weight"  # may be named where it is the embedding matrix: t
 _SPARSE = ("router", "experts")
 _KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp|router|experts))?)")
 
-_NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)[A-Za-z_]\w*(?:\.\w+)*\.[A-Za-z_]\w*")  # a tensor's
+_NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)(?:\d_\w+/)?[A-Za-z_]\w*(?:\.\w+)*\.[A-Za-z_]\w*")  # a tensor's
 
 
 @lru_cache(maxsize=65536)

@@ -1,12 +1,14 @@
 """What is checked before a merge: what makes it impossible is refused, what makes it doubtful is told, with both sides."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from classes import random_class
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
@@ -46,6 +48,15 @@ def test_relatives_raise_no_doubt(pair):
     """Fine-tunes of one base with one tokenizer are told nothing about."""
     assert told(*pair) == []
     assert check_recipe(recipe_of(*pair)).warnings == []
+
+
+def test_labels_that_mean_other_things_are_told(tmp_path):
+    """Heads of one shape with other names of labels are merged, and a line says that their rows do not match."""
+    for seed, names in enumerate((["red", "green", "blue"], ["x", "y", "z"])):
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        random_class("bert", seed, **labels).save_pretrained(tmp_path / str(seed))
+    (line,) = [line for line in check_recipe(recipe_of(tmp_path / "0", tmp_path / "1")).warnings if "labels" in line]
+    assert re.fullmatch(r"labels differ: red, green, blue in .*0, x, y, z in .*1: rows of their heads mean other.*", line)
 
 
 SETTINGS: list[tuple[Edit, str]] = [

@@ -13,18 +13,19 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from classes import random_class
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from sentence import sentence_folder
 from tiny_adapters import save_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
+from words import word_tokenizer
 
-from hf_evomerge.building.build import build_model, check_recipe, open_recipe
+from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.repository import Repository, find_folder
 from hf_evomerge.cli import app
@@ -241,25 +242,20 @@ def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
-def test_modules_after_an_encoder_go_with_it(lfs_api, tmp_path):
-    """What sentence-transformers does after the model lies in folders: it is fetched, copied and said, other prompts too."""
+def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
+    """The weights of a Dense layer are fetched with the small files, and merged as those of a folder are."""
+    tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one"])
     for seed, name in enumerate("ab"):
-        folder = tmp_path / name
-        random_class("bert", seed).bert.save_pretrained(folder)
-        (folder / "2_Dense").mkdir()
-        (folder / "modules.json").write_text("[]")
-        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": f"{name}: "}}))
-        (folder / "2_Dense" / "config.json").write_text("{}")
-        save_file({"linear.weight": torch.full((2, 2), float(seed))}, folder / "2_Dense" / WEIGHTS)
+        sentence_folder(tmp_path / name, tokenizer, seed)
         lfs_api.create_repo(f"local/{name}")
-        lfs_api.upload_folder(folder_path=folder, repo_id=f"local/{name}")
-    sources = [{"model": f"local/{name}"} for name in "ab"]
-    recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
-    report = check_recipe(recipe)
-    assert any("prompts differs" in line for line in report.warnings)
-    built = build_model(recipe, tmp_path / "out", progress=False)
-    assert not load_file(built / "2_Dense" / WEIGHTS)["linear.weight"].any()
-    opened = open_recipe(recipe)
-    list(opened.stream(next(iter(opened.tensors))))
-    (line,) = [line for line in opened.findings().notes if line.startswith("copied from local/a")]
-    assert line.endswith("not merged: 2_Dense")
+        lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
+    here = [
+        build_model(_average(tmp_path), tmp_path / "here", progress=False),
+        build_model(_average("local"), tmp_path / "there", progress=False),
+    ]
+    for file in (WEIGHTS, f"2_Dense/{WEIGHTS}", "2_Dense/config.json", "modules.json"):
+        assert (here[0] / file).read_bytes() == (here[1] / file).read_bytes()
+
+
+def _average(place):
+    return Recipe.model_validate({"sources": [{"model": f"{place}/{name}"} for name in "ab"], "merge": {"method": "linear"}})

@@ -1,6 +1,5 @@
-"""The fitness of sentence encoders, and a search over two of them."""
+"""The fitness of sentence encoders."""
 
-import json
 import math
 from typing import Any
 
@@ -12,7 +11,6 @@ from transformers import BertModel
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.example import Picture
-from hf_evomerge.search.run import run_search
 
 from .conftest import check_gradient, prepared
 
@@ -37,7 +35,7 @@ def vector(model: BertModel, tokenizer: Any, text: str, *, first: bool = False) 
     return pooled / pooled.norm()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", [None, "cls"])
 def test_queries_are_compared_with_all_passages(pooling, tokenizer):
     """In padded batches as one by one; a passage that two queries have is there once; ranks give accuracy and nDCG."""
     model = encoder(0)
@@ -46,8 +44,8 @@ def test_queries_are_compared_with_all_passages(pooling, tokenizer):
         task = prepared("retrieval", EXAMPLES, tokenizer, score=score, pooling=pooling, batch_size=2, temperature=0.5)
         scores = task.evaluate(model)
         for example, value, right, output in zip(EXAMPLES, scores.values, list(scores.correct), scores.outputs, strict=True):
-            query = vector(model, tokenizer, example.prompt, first=pooling == "first")
-            near = [float(query @ vector(model, tokenizer, each, first=pooling == "first")) for each in passages]
+            query = vector(model, tokenizer, example.prompt, first=pooling == "cls")
+            near = [float(query @ vector(model, tokenizer, each, first=pooling == "cls")) for each in passages]
             own = near[passages.index(example.answer)]
             rank = sum(each >= own for each in near)
             wanted = {
@@ -91,26 +89,3 @@ def test_what_cannot_be_retrieved_is_refused(tokenizer):
     task = prepared("retrieval", [Example("one " * 20, "six", "a"), Example("one", "two", "b")], tokenizer)
     with pytest.raises(FitnessError, match="the longest text takes 20 tokens; the model has 16 positions"):
         task.evaluate(encoder(0))
-
-
-def test_a_search_over_sentence_encoders(tokenizer, tmp_path, search_config):
-    """Encoders without a head are merged and scored; the built one has the settings of its pooling beside it."""
-    for seed, name in enumerate(("base", "a", "b")):
-        encoder(seed).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-        (tmp_path / name / "1_Pooling").mkdir()
-        (tmp_path / name / "1_Pooling" / "config.json").write_text("{}")
-        (tmp_path / name / "modules.json").write_text("[]")
-    for split, examples in (("search", EXAMPLES), ("test", [Example("two", "five"), Example("six", "one")])):
-        lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    data = {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")}
-    steps, fitness = [{"by": "gradient", "evaluations": 9}], {"task": "retrieval"}
-    config = search_config("ps", tmp_path, optimize=steps, fitness=fitness, data=data, compare={"baselines": []})
-    result = run_search(config, tmp_path / "out")
-    winner = next(row for row in result.rows if row.winner)
-    task = prepared("retrieval", [Example("two", "five"), Example("six", "one")], tokenizer)
-    built = tmp_path / "out" / "model"
-    assert task.evaluate(BertModel.from_pretrained(built)).mean == pytest.approx(winner.scores.mean, abs=1e-5)
-    assert (built / "modules.json").exists()
-    assert (built / "1_Pooling" / "config.json").exists()

@@ -12,6 +12,8 @@ from faulty_hub import Fault
 from hub_fixtures import upload_models
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
+from sentence import sentence_folder
+from words import word_tokenizer
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.building.record import write_build_record
@@ -68,6 +70,26 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(pushed, lfs_api, tmp_path, com
     assert str(result).splitlines()[0].endswith("the same bits, every weights file")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pushed / "model.safetensors").read_bytes()
     assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
+
+
+def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
+    """A Dense layer in a folder of its own is published, and comes out the same; another one is told."""
+    tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one"])
+    for seed, name in enumerate(("german", "spanish")):
+        sentence_folder(tmp_path / name, tokenizer, seed)
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
+    sources = [{"model": "local/german"}, {"model": "local/spanish"}]
+    recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
+    push_model(build_model(recipe, tmp_path / "merged", progress=False), "local/merge", api=lfs_api)
+    assert reproduce("local/merge", out=tmp_path / "again", api=lfs_api).same
+    dense = "2_Dense/model.safetensors"
+    assert (tmp_path / "again" / dense).read_bytes() == (tmp_path / "merged" / dense).read_bytes()
+    assert (tmp_path / "again" / dense).read_bytes() != (tmp_path / "german" / dense).read_bytes()
+    _put(lfs_api, dense, (tmp_path / "german" / dense).read_bytes())
+    result = reproduce("local/merge", api=lfs_api)
+    assert not result.same
+    assert "2_Dense" in str(result)
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1"])

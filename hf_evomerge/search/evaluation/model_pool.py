@@ -162,13 +162,14 @@ class ModelPool:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         from ...checkpoints.architecture import model_class
+        from ...fitness.embedding import attach_modules
         from ...merging.live import write_adapter
         from ...merging.pipeline import load_pipeline
 
         self.check(source)
+        dtype = getattr(torch, self.config.output.dtype) if self.config.output.dtype else None
         if source.entries:
             with self._unmeasured():
-                dtype = getattr(torch, self.config.output.dtype) if self.config.output.dtype else None
                 return load_pipeline(source, dtype).to(self.devices[0])
         kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
         with self._unmeasured():
@@ -186,6 +187,7 @@ class ModelPool:
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
+        attach_modules(source, model, dtype)
         write_adapter(source, model)
         if quantization:
             keep_differentiable(model)

@@ -10,8 +10,9 @@ from ...checkpoints.architecture import is_of_kind
 from ...errors import FitnessError, SourceError
 from ...fitness import ChoiceTask, DifferentiableTask, Example, FunctionTask, Task, TaskSpec, load_examples, make_task
 from ...fitness.agreement import AgreementTask, Reference
-from ...fitness.classification import ClassificationTask, Head
+from ...fitness.classification import ClassificationSpec, ClassificationTask, Head
 from ...fitness.pictures import SeeingTokenizer
+from ...fitness.retrieval import RetrievalTask
 from ...fitness.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
@@ -23,7 +24,7 @@ from .sources import SearchSources, Target
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ...checkpoints.checkpoint import Parent
+    from ...checkpoints.checkpoint import Checkpoint, Parent
 
 Batch = tuple[int, ...]
 
@@ -147,13 +148,13 @@ class SearchTasks:
             ready: Whether the sources that the task compares with are run, unless they have been: on all examples of the split,
                 and now, before a candidate takes the memory.
         """
-        which = self.sources.tokenizer_owner(target)[0]
+        which, owner = self.sources.tokenizer_owner(target)
         key = (which, split, batch, None if fitness is None else fitness.model_dump_json(), rows)
         if key not in self._tasks:
             if len(self._tasks) > len(self.config.objectives):
                 self._tasks.clear()
             examples = self.examples(split)
-            task: Any = self._new_task(fitness)
+            task: Any = self._new_task(fitness, owner)
             for part in _parts(task):
                 if rows is not None and getattr(getattr(part, "spec", None), "batch_size", 0) > rows:
                     part.spec = part.spec.model_copy(update={"batch_size": rows})
@@ -164,13 +165,15 @@ class SearchTasks:
             found.read_references(self.examples(split))
         return found
 
-    def _new_task(self, fitness: TaskSpec | None) -> Task:
+    def _new_task(self, fitness: TaskSpec | None, owner: Checkpoint | None = None) -> Task:
         task: Task = self._make_task() if fitness is None else make_task(fitness)
         for part in _parts(task):
             if isinstance(part, ClassificationTask):
                 part.heads = self._heads_of(part.spec.heads)
             if isinstance(part, AgreementTask):
                 part.references = self._references
+            if isinstance(part, RetrievalTask):
+                part.sentence = (owner or self.sources[0]).sources[0].sentence
         return task
 
     @cached_property
@@ -214,10 +217,12 @@ class SearchTasks:
         own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
         if not own and not is_of_kind(whole.config, kinds):
             kind = ", ".join(whole.config.architectures or ["its architecture"])
-            task = self.config.fitness.task
+            task, advice = self.config.fitness.task, "give the language model alone, or take a task for it"
+            if isinstance(self.config.fitness, ClassificationSpec):
+                advice = "one without a head is scored through those of others, which fitness.heads names"
             raise SourceError(
-                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "
-                "the language model alone, or take a task for it. `hf-evomerge merge` takes other models too"
+                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; {advice}. "
+                "`hf-evomerge merge` takes other models too"
             )
 
 

@@ -35,7 +35,7 @@ GLOSSES = ("gloss", "translation", "english")
 HEADS = ("head", "task")
 TASKS = {
     "classification": "the log-probability of the right label, which has a gradient",
-    "retrieval": "the log-probability of a prompt's own answer among all answers, by the cosine of mean hidden states",
+    "retrieval": "the log-probability of a prompt's own answer among all answers, by the cosine of pooled hidden states",
     "rouge_l": "words in common with the answer; an encoder-decoder writes, and there is no gradient",
 }
 # More tell little, and every candidate has to answer those of the search.
