@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
 	@echo "make test     run the tests (minutes)"
-	@echo "make test-all run the slow ones too (hours): every case, every type of model, transformers' own tests, lm_eval, faults"
+	@echo "make test-all run the slow ones too (half an hour): every case, every type of model, transformers' own tests, lm_eval, faults"
 	@echo "make faults   let everything go wrong that may, for hours, and write docs/reliability.md"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
