@@ -134,7 +134,7 @@ def check_ids(host: Parent, tokenizer: Parent, size: int) -> None:
     here, there = Tokenizer.of(host), Tokenizer.of(tokenizer)
     for key, number in ids.items():
         if size and number >= size:
-            raise SourceError(f"{host}: {key} is {number}, but the result has {size} tokens; write vocabulary: union")
+            raise SourceError(f"{host}: {key} is {number}, but the result has {size} tokens; name the tokenizer of {host}")
         mine, other = (None if words is None else words.tokens.get(number) for words in (here, there))
         if there is not None and here is not None and mine != other:
             raise SourceError(

@@ -139,7 +139,7 @@ class Repository:
         for attempt in range(2, _ATTEMPTS + 1):
             try:
                 return Path(hf_hub_download(self.name, file, revision=self.commit))
-            except httpx.ReadError as cause:
+            except (httpx.ReadError, httpx.RemoteProtocolError) as cause:
                 _say(f"{self.name}: {file}: {one_line(cause, 120)}; attempt {attempt} of {_ATTEMPTS}")
                 time.sleep(attempt)
         return Path(hf_hub_download(self.name, file, revision=self.commit))

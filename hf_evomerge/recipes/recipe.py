@@ -304,8 +304,8 @@ class Recipe(StrictModel):
     seed: Index = 0
     """Seed of the random masks of DARE and DELLA."""
     vocabulary: Vocabulary | None = None
-    """How rows are matched where the sources' vocabularies differ, by token, wherever its row is: ``tokenizer``: the result has
-    the tokens of the tokenizer that goes with it; ``union``: these, and then those of all others. Refused where absent."""
+    """How rows are matched, by token, where the sources' vocabularies differ, which is refused without it. ``tokenizer``: the
+    result has the tokens of the tokenizer that goes with it; ``union``: these, and then those of all others."""
     tokens: TokenPart | None = None
     """What a vocabulary that is matched needs to know beside the rule."""
     tokenizer: Index | Literal["base"] | None = None

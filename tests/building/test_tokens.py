@@ -147,8 +147,8 @@ def test_the_most_common_template(family, tmp_path):
 
 def test_rows_that_are_no_tokens(tmp_path):
     """A norm as long as there are rows is no table of tokens, and rows without a token are left out where others lack them."""
-    save(tmp_path / "first", COMMON, 0, rows=32)  # as many as the model is wide
-    save(tmp_path / "second", COMMON, 1, rows=35)
+    for seed, (name, tokens) in enumerate((("first", COMMON), ("second", [*COMMON, "<z>"]))):
+        save(tmp_path / name, tokens, seed, rows=32)  # as many as the model is wide
     out = build_model(recipe_of(tmp_path, vocabulary="tokenizer"), tmp_path / "out", progress=False)
     merged = load_file(out / "model.safetensors")
     assert [merged[f"model.{name}.weight"].shape for name in ("norm", "embed_tokens")] == [(32,), (5, 32)]
@@ -163,6 +163,7 @@ def test_slices_and_paths_have_matched_rows(family, tmp_path):
     for name, parent, tokens in (("model.embed_tokens", first, TOKENS["first"]), ("lm_head", second, TOKENS["second"])):
         places = [words.index(token) for token in tokens]
         assert torch.equal(merged[f"{name}.weight"][places], parent[f"{name}.weight"])
+    assert not merged["lm_head.weight"][words.index("<x>")].any()  # which no source of the last slice has
     flow = {"path": ["2:0-1", "2:1"], "embedding_source": 2}
     out = build_model(recipe_of(family, vocabulary="union", flow=flow), tmp_path / "path", progress=False)
     assert AutoModelForCausalLM.from_pretrained(out).config.text_config.vocab_size == len(AutoTokenizer.from_pretrained(out))

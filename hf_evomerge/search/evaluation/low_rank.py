@@ -31,7 +31,7 @@ def check_low_rank(config: SearchConfig, sources: SearchSources) -> None:
     for source in [*(sources[number] for number in config.merge_sources), base]:
         if not isinstance(source, Source) or source.entries or source.adapter is not None:
             raise _refused(f"{source} is an adapter already, or a part of a model, and no whole language model")
-    if not all(isinstance(source, Source) for source in sources.merged(config.merge_part()).plan.sources):  # they are matched
+    if not all(isinstance(source, Source) for source in sources.merged(config.merge_part()).plan.sources):  # matched by token
         raise _refused("the sources' vocabularies differ, and adapters have that of the base")
     for name, (_, transposed) in linear_layers(base).items():
         if transposed or classify(name)[2] == "experts":
