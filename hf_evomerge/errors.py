@@ -60,7 +60,7 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """What a message says to a word that is not known: the one that was probably meant, or all that there are."""
+    """Suggest the known word that was probably meant, or list all that there are."""
     names = sorted(known)
     close = get_close_matches(str(word), names, 1)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}" if names else "there are none"
@@ -89,7 +89,7 @@ class MachineError(EvoMergeError):
 
 
 def is_of_machine(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, says that the machine has no memory, threads, files or room left. A GPU's is another."""
+    """Tell whether an error, or its cause, says that the machine (not its GPU) is out of memory, threads, files or room."""
     while error is not None:
         if isinstance(error, MemoryError | MachineError) or (isinstance(error, OSError) and error.errno in _MACHINE):
             return True

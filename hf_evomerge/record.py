@@ -53,7 +53,7 @@ class Part(StrictModel):
             raise error(f"{file}: cannot be read: {cause}") from cause
 
     def to_json(self) -> dict[str, Any]:
-        """What was given, as plain data."""
+        """Return what was given, as plain data."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -72,7 +72,7 @@ class Fitness(OpenPart):
 
 
 class Data(OpenPart):
-    """Where the examples of a split come from; see `DataSpec`."""
+    """Origin of the examples of a split; see `DataSpec`."""
 
     jsonl: Name | None = None
     dataset: Name | None = None
@@ -114,7 +114,7 @@ class StageSummary(Part):
 
 
 class Figures(Part):
-    """What a model scored: means with standard errors, and the share of answers that were cut at the limit of their length."""
+    """Figures of a model: means with standard errors, and the share of answers that were cut at the limit of their length."""
 
     fitness: Number | None = None
     fitness_se: Number | None = None
@@ -150,7 +150,7 @@ class Figures(Part):
 
 
 class Row(Figures):
-    """One model of the table of results; the fields are explained at `hf_evomerge.search.results.table.Row`.
+    """Row of the table of results, for one model; the fields are explained at `hf_evomerge.search.results.table.Row`.
 
     The winner's leads over it are by the measure that tells models apart best, and by fitness where that is accuracy.
     """
@@ -168,7 +168,7 @@ class Row(Figures):
 
 
 class Contribution(Part):
-    """What one source gives the winner, in fitness: what its absence costs, and its Shapley value."""
+    """Contribution of one source to the winner, in fitness: the loss without it, and its Shapley value."""
 
     source: Name
     left_out: Comparison
@@ -177,7 +177,7 @@ class Contribution(Part):
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Point(trials.Point):
-    """One model of the front, with its recipe's key."""
+    """Model of the front, with its recipe's key."""
 
     stage: Name
     search: Values
@@ -186,7 +186,7 @@ class Point(trials.Point):
 
 
 class Results(Part):
-    """What the search ended with, measured on the examples of a split; several objectives have a front."""
+    """Results of the search, measured on the examples of a split; several objectives have a front."""
 
     split: Name = "test"
     examples: Count = 0
@@ -213,7 +213,7 @@ class Problem(Part):
 
 
 class Record(Part):
-    """What ``study.json`` holds."""
+    """Content of ``study.json``."""
 
     format: Count = 1
     """The version of this format."""
@@ -267,7 +267,7 @@ class Record(Part):
 
     @property
     def data(self) -> Data:
-        """Where examples are taken from: the first split that the search was not shown, as far as there is one."""
+        """Data that examples are taken from: the first split that the search was not shown, as far as there is one."""
         data = self.settings.data
         return next((data[split] for split in ("test", "validation", "search") if split in data), Data())
 

@@ -1,4 +1,4 @@
-"""What happens when something on the page is pressed: each method takes the values of components and gives new ones."""
+"""Actions when something on the page is pressed: each method takes the values of components and gives new ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Actions:
         return gr.skip() if self.show.host is not None and self.show.host.quick else ""
 
     def turned_away(self) -> str:
-        """What stands where an answer or an edit would be, where the queue was full or the call failed."""
+        """Return the message in place of an answer or an edit, where the queue was full or the call failed."""
         return message("Too many are waiting for the model. Please try again in a moment.", "error")
 
     def halt(self, request: gr.Request) -> None:
@@ -100,7 +100,7 @@ class Actions:
         return 1 if self.show.published is not None and edit.changes(self.show.published) else gr.skip()
 
     def gloss(self, prompt: str) -> list[str]:
-        """What the prompt says where it is an example's; of the visitor's own, which words the model does not know."""
+        """Gloss the prompt where it is an example's; of the visitor's own, say which words the model does not know."""
         published = self.show.published
         if published is None:
             return ["", ""]
@@ -133,7 +133,7 @@ class Actions:
             yield message(str(error), "error")
 
     def score(self, edit: Edit, request: gr.Request) -> Iterator[str]:
-        """How many of the examples the changed model answers right, beside the published one."""
+        """Count how many of the examples the changed model answers right, beside the published one."""
         self.show.begin(str(request.session_hash))
         yield message(f"Answering {counted(len(self.show.need()[0].examples), 'problem')} …", "busy")
         yield from self._scored(edit, request)
@@ -159,7 +159,7 @@ class Actions:
     def edit(
         self, action: str, edit: Edit, undo: Undo, count: int, scale: float, group: str, *values: float | None
     ) -> list[Any]:
-        """One edit: the new model and everything that shows it. A refused edit says why and changes nothing."""
+        """Make one edit: the new model and everything that shows it. A refused edit says why and changes nothing."""
         mixes = action.startswith("mix")
         slider = (action, group if edit.way is None else edit.way.selected) if mixes or action == "scale" else None
         try:
@@ -222,7 +222,7 @@ class Actions:
             return self.shown(edit, mixing.ALL, str(error))
 
     def through(self, prompt: str, shown: Shown) -> str:
-        """What the model would answer after each hop, written on them."""
+        """Show what the model would answer after each hop, written on them."""
         published, _ = self.show.need()
         try:
             return views.path_view(published, self.show.words(prompt, seeing.of_gallery(shown)))
@@ -235,7 +235,7 @@ class Actions:
         return [self.through(prompt, shown) if quick else gr.skip(), gr.Button(visible=not quick)]
 
     def turn(self, stage: str, at: float) -> tuple[str, str]:
-        """One moment of a stage, from 1."""
+        """Show one moment of a stage, from 1."""
         published, _ = self.show.need()
         if as_float(at) is None:
             return message("Give the number of a moment.", "error"), ""
@@ -248,7 +248,7 @@ class Actions:
         return [gr.Slider(maximum=max(count, 2), value=count), *self.turn(stage, count)]
 
     async def run(self, stage: str, at: float) -> AsyncIterator[list[Any]]:
-        """All moments from the one shown, or from the first where it is the last."""
+        """Show all moments from the one shown, or from the first where it is the last."""
         published, _ = self.show.need()
         last, shown = len(views.film(published, stage)), as_float(at)
         start = int(shown) if shown is not None and 1 <= shown < last else 1

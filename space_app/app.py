@@ -78,7 +78,7 @@ PLAY_ONCE = """() => {
 
 
 class Files(GalleryData):
-    """What a gallery is given: so few files that a list of wrong ones is one complaint, and not a million."""
+    """Files that a gallery is given: so few that a list of wrong ones is one complaint, and not a million."""
 
     root: list[GalleryImage | GalleryVideo] = Field(max_length=64)
 

@@ -21,7 +21,7 @@ MAX_PROMPT = 1000  # characters
 
 
 def is_pipeline(model: str, revision: str | None = None) -> bool:
-    """Whether a folder or repository is a diffusion pipeline."""
+    """Tell whether a folder or repository is a diffusion pipeline."""
     if not model or Path(model).is_dir():
         return bool(model) and (Path(model) / INDEX).is_file()
     from huggingface_hub import HfApi

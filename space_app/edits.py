@@ -46,14 +46,14 @@ class Route:
         return replace(self, selected=int(index))
 
     def drop(self) -> Route:
-        """Without the selected hop; raises `SpaceError` where it is the last one left."""
+        """Drop the selected hop; raises `SpaceError` where it is the last one left."""
         if len(self) == 1:
             raise SpaceError("A path needs at least one hop; this is the last one.")
         at = self.selected
         return Route(self.hops[:at] + self.hops[at + 1 :], self.scales[:at] + self.scales[at + 1 :], min(at, len(self) - 2))
 
     def repeat(self) -> Route:
-        """With the selected hop once more, right after itself; raises `SpaceError` where the path is too long for that."""
+        """Repeat the selected hop, right after itself; raises `SpaceError` where the path is too long for that."""
         at = self.selected + 1
         hop, scale = self.hops[at - 1], self.scales[at - 1]
         longer = Route((*self.hops[:at], hop, *self.hops[at:]), (*self.scales[:at], scale, *self.scales[at:]), at)
@@ -62,7 +62,7 @@ class Route:
         return longer
 
     def move(self, by: int) -> Route:
-        """With the selected hop earlier or later, as far as there is room."""
+        """Move the selected hop earlier or later, as far as there is room."""
         there = max(0, min(len(self) - 1, self.selected + by))
         hops, scales = list(self.hops), list(self.scales)
         hops.insert(there, hops.pop(self.selected))
@@ -70,7 +70,7 @@ class Route:
         return Route(tuple(hops), tuple(scales), there)
 
     def scale(self, value: object) -> Route:
-        """With another scale on the way into the selected hop."""
+        """Set another scale on the way into the selected hop."""
         at = self.selected
         return replace(self, scales=(*self.scales[:at], _scale(value, at), *self.scales[at + 1 :]))
 
@@ -112,7 +112,7 @@ def _scale(value: object, at: int) -> float:
 
 
 def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
-    """What was changed, in a sentence for each change; three at most."""
+    """Say what was changed, in a sentence for each change; three at most."""
     gone, come, words = list[int](), list[int](), list[str]()
     matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():

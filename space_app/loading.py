@@ -70,14 +70,14 @@ def use_adapter(loaded: Loaded, adapter: tuple[str, str | None] | None) -> Loade
 
 
 def parent_sees(model: str, revision: str | None) -> bool:
-    """Whether a parent is given pictures beside text, by its config."""
+    """Tell whether a parent is given pictures beside text, by its config."""
     from transformers import AutoConfig
 
     return sees(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict())
 
 
 class LoadedInBackground:
-    """Something that is loaded behind the page: `ready` is set when it is there, or when `error` says why it is not."""
+    """Resource that is loaded behind the page: `ready` is set when it is there, or when `error` says why it is not."""
 
     def __init__(self, name: str) -> None:
         self.name, self.error, self.ready = name, "", threading.Event()
@@ -138,7 +138,7 @@ def check_memory(needed: int, name: str) -> None:
 
 
 def fits(needed: int) -> bool:
-    """Whether there is room for a model of so many bytes."""
+    """Tell whether there is room for a model of so many bytes."""
     return needed * _ROOM <= free_memory()
 
 
@@ -160,7 +160,7 @@ def free_memory() -> float:
 
 
 def zero_gpu() -> bool:
-    """Whether this is a Space that gets a GPU for the time of a call."""
+    """Tell whether this is a Space that gets a GPU for the time of a call."""
     try:
         from spaces.config import Config
     except ImportError:

@@ -1,4 +1,4 @@
-"""Other weights for a merge while it is in memory: how much of each parent is in a tensor is found, changed, and put back."""
+"""Change of a merge's weights in memory: how much of each parent is in a tensor is found, changed, and put back."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def checked(factors: Any, layers: int, parents: int) -> Factors:
 
 
 def describe(factors: Factors, labels: Sequence[str]) -> str:
-    """What was changed, in one line."""
+    """Describe what was changed, in one line."""
     if not factors:
         return "The weights are as published."
 
@@ -65,7 +65,7 @@ def describe(factors: Factors, labels: Sequence[str]) -> str:
 
 
 def _factors_of(name: str, factors: Mapping[str, Sequence[float]], parents: int) -> list[float]:
-    """What each parent's weight is multiplied by in a tensor, or in a layer group."""
+    """Return the factor of each parent's weight in a tensor, or in a layer group."""
     block = classify(name)[1]
     own = factors.get("embeddings and head" if block is None else f"layer {block}", [1.0] * parents)
     return [a * b for a, b in zip(own, factors.get(ALL, [1.0] * parents), strict=True)]
@@ -91,7 +91,7 @@ def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[s
 
 
 def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[float]], layers: int) -> Any:
-    """One parent's weight, a number or one per layer group, times its factors: groups of layers that differ are taken apart."""
+    """Scale one parent's weight, a number or one per layer group, by its factors: groups of layers that differ are split."""
     if not isinstance(weight, Mapping):
         if set(factors) <= {ALL}:
             return weight * _factors_of("", factors, 1)[0]

@@ -41,7 +41,7 @@ _LAST_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", 
 
 @dataclass(frozen=True)
 class Job:
-    """One answer to be written. Plain data, so that it can cross to another process on ZeroGPU.
+    """Answer to be written. Plain data, so that it can cross to another process on ZeroGPU.
 
     Attributes:
         key: ``evolved``, or the label of a parent.
@@ -84,7 +84,7 @@ class Host(loading.LoadedInBackground):
 
     @property
     def quick(self) -> bool:
-        """Whether the model is so small that it answers without being asked."""
+        """True where the model is so small that it answers without being asked."""
         size = self.evolved.model.num_parameters() if self.evolved is not None else math.inf
         return size <= _MOST_QUICK and not loading.zero_gpu()
 
@@ -125,7 +125,7 @@ class Host(loading.LoadedInBackground):
             pieces.close()
 
     def is_small(self, key: str, bound: float) -> bool:
-        """Whether a parent's weights have at most so many bytes, and fit beside what is loaded."""
+        """Tell whether a parent's weights have at most so many bytes, and fit beside what is loaded."""
         parent = self._parent(key)
         size = loading.weights_bytes(parent.model, parent.revision)
         return 0 < size <= bound and (self.published.base is not None or loading.fits(size))
@@ -335,11 +335,11 @@ class Prompt:
     see: Callable[[int], dict[str, Any]]
 
     def seen(self, model: Any, tokens: int) -> dict[str, Any]:
-        """What the model is given of pictures, where it is."""
+        """Return the model's inputs of pictures, on its device."""
         return placed(self.see(tokens), model)
 
     def given(self, model: Any) -> dict[str, Any]:
-        """What `generate` is given, where the model is."""
+        """Return the inputs of `generate`, on the model's device."""
         import torch
 
         inputs = torch.tensor([self.ids], device=model.device)

@@ -1,4 +1,4 @@
-"""What a published model says about itself: configuration, recipe, study and trials. Read by `reading.py`."""
+"""Published model as it describes itself: configuration, recipe, study and trials. Read by `reading.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_SCORED = 64  # tokens of an answer that is scored
 
 @dataclass(frozen=True)
 class Parent:
-    """One checkpoint that the model was made from.
+    """Checkpoint that the model was made from.
 
     Attributes:
         label: Its name in pictures and tables.
@@ -82,12 +82,12 @@ class Published:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the model comes from the Hub, rather than from a folder."""
+        """True where the model comes from the Hub, rather than from a folder."""
         return self.revision is not None
 
     @property
     def sees(self) -> bool:
-        """Whether the model is given pictures beside text."""
+        """True where the model is given pictures beside text."""
         return sees(self.config)
 
     @property
@@ -129,7 +129,7 @@ class Published:
 
     @property
     def gated(self) -> bool:
-        """Whether scales are gates of what hops add: they multiply the stream, and a norm stands in front of each layer."""
+        """True where scales are gates of what hops add: they multiply the stream, and a norm stands in front of each layer."""
         type_of = mapping(self.config.get("text_config")).get("model_type")
         return self.config.get("scale_target", "stream") == "stream" and type_of not in _NO_NORM_IN_FRONT
 
@@ -156,7 +156,7 @@ class Published:
 
     @property
     def prompts(self) -> Data | None:
-        """How the search prompted the models; None where that is not known."""
+        """Data by which the search prompted the models; None where that is not known."""
         return self.record.data if self.record.settings.data else None
 
     @cached_property
@@ -198,7 +198,7 @@ class Published:
 
     @property
     def decimal(self) -> Decimal:
-        """How the search reads numbers in answers."""
+        """Decimal mark of answers, as the search reads them."""
         return self.task.spec.decimal_mark if isinstance(self.task, GenerationTask) else "point"
 
     @property
@@ -209,13 +209,13 @@ class Published:
 
     @cached_property
     def labels_of_record(self) -> dict[str, str]:
-        """What the page calls the models, by what the record calls them."""
+        """Names of the models on the page, by their names in the record."""
         names = {EVOLVED: EVOLVED, **{f"source:{at}": label for at, label in enumerate(self.sources)}}
         return names | {parent.role: parent.label for parent in self.parents if parent.role == "base"}
 
     @property
     def recorded(self) -> list[dict[str, str]]:
-        """What the models wrote to the examples when they were tested, by label, as far as the record has it."""
+        """Texts that the models wrote to the examples when they were tested, by label, as far as the record has them."""
         names = self.labels_of_record
         return [{names[key]: text for key, text in each.answers.items() if key in names} for each in self.problems]
 
@@ -226,7 +226,7 @@ class Published:
         return "unseen problems" if split == "test" else f"{split} problems"
 
     def solved(self, key: str) -> tuple[int, int, str] | None:
-        """How many problems a model solved when it was tested, of how many, and which; None where that is not known."""
+        """Count the problems that a model solved when it was tested, of how many, and which; None where that is not known."""
         rows = self.record.rows
         own = (row for row in rows if (row.winner if key == EVOLVED else self.labels_of_record.get(row.label) == key))
         row, results = next(own, None), self.record.results
@@ -236,7 +236,7 @@ class Published:
 
     @property
     def objectives(self) -> list[Objective]:
-        """What a search for several objectives looked for, the fitness first; none where there was one."""
+        """Objectives of a search for several, the fitness first; none where there was one."""
         given = self.record.objectives[:MAX_OBJECTIVES]
         return given if len(given) > 1 and given[0].name == FITNESS else []
 
@@ -271,7 +271,7 @@ def readable(path: object) -> tuple[str, ...]:
 
 @lru_cache(10_000)  # thousands of trials share the hops of a few layers
 def _hop(text: str) -> str:
-    """One hop as recipes write it; empty where it is none, or several."""
+    """Write one hop as recipes do; empty where it is none, or several."""
     try:
         hops = LayerPath.parse([text]).as_text() if len(text) <= MAX_HOP_TEXT else []
     except EvoMergeError:

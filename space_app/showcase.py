@@ -1,4 +1,4 @@
-"""One model on show: reads it and loads it behind the page, and answers visitors while others wait."""
+"""Showcase of one model: reads it and loads it behind the page, and answers visitors while others wait."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ UNCHANGED = "Change something to see another answer beside this one."
 
 @dataclass(frozen=True)
 class Edit:
-    """What a visitor has changed: the path, or how much of each parent is in a merge."""
+    """Edit by a visitor: the path, or how much of each parent is in a merge."""
 
     way: edits.Route | None = None
     factors: mixing.Factors = ()
 
     def changes(self, published: Published) -> bool:
-        """Whether it is another model than the published one."""
+        """Tell whether it is another model than the published one."""
         return bool(self.factors) or (
             self.way is not None and (self.way.hops, self.way.scales) != (published.path, published.scales)
         )
@@ -57,7 +57,7 @@ class Edit:
         return cls(edits.Route(published.path, published.scales) if published.path else None)
 
     def said(self, published: Published) -> str:
-        """What was changed, in one line."""
+        """Say what was changed, in one line."""
         if self.way is None:
             return mixing.describe(self.factors, published.labels)
         return edits.difference(edits.Route(published.path, published.scales), self.way, published.labels)
@@ -78,7 +78,7 @@ class Edit:
 
     @property
     def link(self) -> str:
-        """It as a part of the page's address."""
+        """Link to it, as a part of the page's address."""
         plain = [list(self.way.hops), list(self.way.scales)] if self.way is not None else [list(self.factors)]
         return "?" + urlencode({"edit": json.dumps(plain, separators=(",", ":"))})
 
@@ -171,7 +171,7 @@ class Showcase(LoadedInBackground):
         return [self._files[picture] for picture in pictures]
 
     def has_asked(self, session: str) -> bool:
-        """Whether a visitor has asked or stopped anything."""
+        """Tell whether a visitor has asked or stopped anything."""
         return session in self._marks
 
     def status(self) -> tuple[str, str]:
@@ -269,7 +269,7 @@ class Showcase(LoadedInBackground):
             yield len(right), sum(right), sum(self._right[: len(right)])
 
     def words(self, prompt: object, pictures: seeing.Pictures = ()) -> Words:
-        """What the published model would say after each hop or layer; raises `SpaceError`."""
+        """Return what the published model would say after each hop or layer; raises `SpaceError`."""
         _, host = self.need()
         asked = (self.question(prompt)[0], pictures)
         found = self._words.get(asked) or Words(*host.lens(Job(EVOLVED, asked[0], pictures=pictures)))
@@ -328,7 +328,7 @@ class Showcase(LoadedInBackground):
         return next((each for each in self.need()[0].examples if (each.prompt, each.pictures) == asked), None)
 
     def verdict(self, asked: Asked, text: str) -> bool | None:
-        """Whether an answer is right by the search's own rule; None where it has none, or was asked something else."""
+        """Tell whether an answer is right by the search's own rule; None where it has none, or was asked something else."""
         judge, example = self.need()[0].judge, self._example(asked)
         return None if judge is None or example is None else judge(text, example)
 

@@ -15,12 +15,12 @@ MAX_PROMPT = 8_000
 
 
 class SpaceError(EvoMergeError):
-    """Something that the visitor or the owner should know; its text is shown as it is, so it is one friendly line."""
+    """Error that the visitor or the owner should know; its text is shown as it is, so it is one friendly line."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One model's answer, as it is shown.
+    """Answer of one model, as it is shown.
 
     Attributes:
         name, role: The model's name, and what it is, such as ``evolved`` or ``parent``.
@@ -95,7 +95,7 @@ def _is_control(character: str) -> bool:
 
 
 def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
-    """Why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``.
+    """Say why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``.
 
     Text in another script that has more numbers than the right answer and is much longer is no answer in another language.
     """

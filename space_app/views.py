@@ -1,4 +1,4 @@
-"""What each tab says about a published model, as HTML and text. Pure functions; everything from the repository is escaped."""
+"""Views of a published model, for each tab, as HTML and text. Pure functions; everything from the repository is escaped."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _MOST_BUTTON = 60  # characters of a problem on its button
 
 
 def ask_label(chosen: int) -> str:
-    """What the button says that asks so many parents beside the model."""
+    """Label the button that asks so many parents beside the model."""
     return f"Ask {_NUMBERS[chosen + 1] if chosen + 1 < len(_NUMBERS) else f'all {chosen + 1}'}"
 
 
@@ -61,7 +61,7 @@ def button_of(example: Example) -> str:
 
 
 def gloss(published: Published, prompt: str, unknown: str = "") -> str:
-    """What an example says in a language that more people read and who solves it, or which words are unknown."""
+    """Say what an example says in a language that more people read and who solves it, or which words are unknown."""
     at = next((at for at, example in enumerate(published.examples) if example.prompt == prompt), None)
     if at is None:
         return message(unknown, "warning")
@@ -90,7 +90,7 @@ def share(link: str, recipe: str) -> str:
 
 
 def dare(published: Published) -> str:
-    """What a visitor can do with the model."""
+    """Say what a visitor can do with the model."""
     can = "drop, repeat, move or scale its hops" if published.path else "turn its parents up and down, layer by layer"
     if published.judge is None or not published.examples:
         return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
@@ -112,13 +112,13 @@ def scores(total: int, done: int, right: int, before: int, problems: str) -> str
 
 
 def kind_of(published: Published) -> str:
-    """Which search the model comes from, in words."""
+    """Say which search the model comes from, in words."""
     path = "merged weights, then a path through layers" if published.merge else "a path through the layers of its sources"
     return path if published.path else "merged weights" if published.merge else "a plain model"
 
 
 def heading(published: Published) -> str:
-    """What the model is for; its name, and what it was made of and how."""
+    """Say what the model is for; its name, and what it was made of and how."""
     name, about = escape(published.name), published.record.settings.about
     if published.on_hub:
         name = f'<a href="{HUB}/{quote(published.model)}" target="_blank" rel="noopener">{name}</a>'
@@ -252,7 +252,7 @@ def results_table(published: Published) -> str:
 
 
 def _why_not_the_best(published: Published) -> str:
-    """Why the model on show is not the row with the best number, where it is not; empty where it is."""
+    """Say why the model on show is not the row with the best number, where it is not; empty where it is."""
     shown, rows = published.record.winner, [row for row in published.record.rows if row.stage in STAGES]
     key = "fitness" if shown is None or shown.accuracy is None else "accuracy"
     best = max(rows, key=lambda row: getattr(row, key) or -math.inf, default=None)
@@ -299,7 +299,7 @@ def film_view(published: Published, stage: str, at: int, *, runs: bool = False) 
 
 
 def commands(published: Published) -> str:
-    """How to load, rebuild and fold the model."""
+    """List commands to load, rebuild and fold the model."""
     model, here = published.model, not published.on_hub
     if here and (real := (Path(model) / "config.json").resolve().parent / "config.json").is_file():
         model = str(real.parent)  # a page at home may show links to the files of the folder that it was given

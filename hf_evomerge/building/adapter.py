@@ -40,7 +40,7 @@ class Module:
     """A linear layer that an adapter changes.
 
     Attributes:
-        name: What it is called in the model that peft adapts.
+        name: Name in the model that peft adapts.
         shape: The shape of its weight in the files.
         rank: The rank of the change.
         transposed: Whether the weight is stored with its inputs as rows.
@@ -57,11 +57,11 @@ class AdapterCheckpoint(Checkpoint):
 
     Attributes:
         base: The model that it is an adapter of.
-        modules: What it changes, by the raw name of the weight.
+        modules: Modules that it changes, by the raw name of the weight.
         layers: Raw names of all weights of the base that are matrices.
         dtype: The dtype of its tensors.
         measured: Weights whose energy is measured: all where a rank was given, and none of an exact adapter.
-        squares: Of those that were read, the squared length of the change and of what the rank keeps of it.
+        squares: Squared lengths of the change and of what the rank keeps of it, by weight, for those that were read.
     """
 
     base: SourceRef
@@ -95,7 +95,7 @@ class AdapterCheckpoint(Checkpoint):
         return found
 
     def stream(self, name: str) -> Iterator[Tensor]:
-        """One of the two matrices of a module; both are made when the first is read."""
+        """Yield one of the two matrices of a module; both are made when the first is read."""
         weight, letter, _ = self._matrices[name]
         with self._locks[weight]:
             pair = self._pairs.pop(weight, None)
@@ -105,7 +105,7 @@ class AdapterCheckpoint(Checkpoint):
         yield (left if letter == "B" else right).to(torch_dtype(STORED[self.dtype])).reshape(-1)
 
     def place(self, name: str) -> tuple[str, str, str]:
-        """All tensors are in one file, as peft reads it."""
+        """Put all tensors into one file, as peft reads it."""
         return "", WEIGHTS_FILE.removesuffix(".safetensors"), name
 
     @property
@@ -179,7 +179,7 @@ class AdapterCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class _Term:
-    """One adapter's part in a module, and what its rows are multiplied by: first row, last row + 1, number."""
+    """Part of one adapter in a module, with the factors of its rows: first row, last row + 1, number."""
 
     source: Parent
     change: Change
@@ -277,7 +277,7 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
 
     Args:
         left: Rows x any rank.
-        right: That rank x columns.
+        right: Rank of `left` x columns.
         rank: The smaller rank.
 
     Returns:

@@ -131,12 +131,12 @@ def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
 
 @dataclass(frozen=True)
 class RecipeCheck:
-    """What a recipe would give; nothing has been built, and no weights were read.
+    """Result of checking a recipe; nothing has been built, and no weights were read.
 
     Attributes:
-        summary: One line that says it.
-        warnings: What a user should know before building it, one line each.
-        ledger: What becomes of every tensor of the sources.
+        summary: Summary in one line.
+        warnings: Warnings for the user before building it, one line each.
+        ledger: Account of every tensor of the sources.
     """
 
     summary: str

@@ -93,14 +93,14 @@ class Composed(PlannedCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the sources, and about the result where its vocabulary is another."""
+        """Warnings about the sources, about the result's tensors, and about its chat template."""
         found = self.merged.warnings + self.architecture_warnings
         if self.processor_source is not self.tokenizer_source:
             found = found + template_warnings(self.processor_source.beside, self.recipe.chat_template)
         return list(dict.fromkeys(found))
 
     def findings(self) -> Findings:
-        """What was noticed while the parts were merged."""
+        """Return notes and warnings from merging the parts."""
         return self.merged.findings()
 
     @cached_property

@@ -82,11 +82,11 @@ class Folded(PlannedCheckpoint):
 
     @property
     def sources(self) -> list[Parent]:
-        """Those that the merged model reads."""
+        """Sources that the merged model reads."""
         return self.model.sources
 
     def origin(self, name: str) -> Origin:
-        """Where the merged model's tensor comes from."""
+        """Return the origin of the merged model's tensor."""
         origin = super().origin(name)
         return origin if name not in self._changes or origin.kind == "merged" else replace(origin, kind="scaled")
 
@@ -105,7 +105,7 @@ class Folded(PlannedCheckpoint):
             yield values
 
     def findings(self) -> Findings:
-        """What the merged model noticed."""
+        """Return the merged model's findings."""
         return self.model.findings()
 
     def write_companions(self, folder: Path) -> None:
@@ -180,7 +180,7 @@ def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
 
 
 def _embedding_factor(config: EvoMergedConfig) -> float:
-    """In the stream the scale of the first hop is in every c_k, and the embeddings stay as they are, tied or not."""
+    """Return the factor of the embeddings: 1 in the stream, where the scale of the first hop is in every c_k."""
     return float(config.scales[0]) if config.scale_target == "mlp_delta" else 1.0
 
 
@@ -286,7 +286,7 @@ def _weight_of(model: PreTrainedModel, module: Any) -> str:
 
 
 def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
-    """How the names of the layers' tensors begin, up to the number of the layer, as ``save_pretrained`` writes them."""
+    """Return the start of the names of the layers' tensors, up to the layer's number, as ``save_pretrained`` writes them."""
     from ..modeling.modeling_evo_merged import find_layers
     from ..modeling.origins import written_layers
 
@@ -295,7 +295,7 @@ def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
 
 
 def _hop_names(config: EvoMergedConfig, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int, str, str]]:
-    """Of each tensor of the layers: its name, its hop, its name within the layer, and the name of the layer that is stored."""
+    """Yield for each tensor of the layers its name, hop, name within the layer, and the name under which it is stored."""
     for name in names:
         if name.startswith(prefix):
             hop, _, rest = name.removeprefix(prefix).partition(".")
@@ -321,7 +321,7 @@ def _changes(
     names: Iterable[str],
     hops: Iterable[tuple[str, int, str, str]],
 ) -> dict[str, Change]:
-    """What becomes of the embeddings, of the tensors of each layer, and of the final norm."""
+    """Fold the embeddings, the tensors of each layer, and the final norm."""
     layout, factors, kind = _layout(config), hop_factors(config), config.decoder_config.model_type
     changes: dict[str, Change] = {}
     if (factor := _embedding_factor(config)) != 1:

@@ -27,11 +27,11 @@ _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Everything that is needed to merge.
+    """Plan of a merge, with all that it needs.
 
     Attributes:
         method: The merge method.
-        sources: Those that are merged, each once; the first gives the config.
+        sources: Sources that are merged, each once; the first gives the config.
         base: The base.
         tensors: The tensors of the result by their names, in their order.
         options: Complete options for the whole model; empty where the recipe has slices.
@@ -51,7 +51,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
 
     Args:
         recipe: The recipe.
-        sources: Those that are merged, in the order of ``recipe.merge_sources``.
+        sources: Sources that are merged, in the order of ``recipe.merge_sources``.
         base: The base.
 
     Raises:
@@ -99,7 +99,7 @@ def _planned(
     options: Mapping[str, Any],
     dtype: str | None,
 ) -> Planned:
-    """One tensor, once its inputs are known to be there and alike."""
+    """Plan one tensor, once its inputs are known to be there and alike."""
     (first, own), others = inputs[0], [*inputs[1:], *([base] if base is not None else [])]
     info = first.tensors[own]
     if not info.is_float:  # not merged, so that others may lack it
@@ -177,7 +177,7 @@ def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Parent], whe
 
 @dataclass(frozen=True)
 class _Stacked:
-    """What the tensors of one slice have in common."""
+    """Settings that the tensors of one slice share."""
 
     sources: list[Parent]
     base: Parent | None

@@ -79,7 +79,7 @@ class Merged(PlannedCheckpoint):
 
     @property
     def sources(self) -> list[Parent]:
-        """Those that are merged, and the base."""
+        """Sources that are merged, and the base."""
         return sources_of(*self.plan.sources, self.plan.base)
 
     def origin(self, name: str) -> Origin:
@@ -125,7 +125,7 @@ class Merged(PlannedCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the sources."""
+        """Warnings about the sources."""
         found = self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
@@ -176,11 +176,11 @@ class Merged(PlannedCheckpoint):
 
 
 def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, vocab_size: int | None = None) -> dict[str, Any]:
-    """What the ``config.json`` of a result holds that is a `source` with another dtype or number of tokens.
+    """Return the ``config.json`` of a result that is a `source` with another dtype or number of tokens.
 
     Args:
-        source: Whose model it is.
-        fields: What its config says; it is changed.
+        source: Source of the model.
+        fields: Fields of its config; the mapping is changed.
         dtype: The result's dtype; the source's where None.
         vocab_size: The result's number of tokens; the source's where None.
     """
@@ -217,7 +217,7 @@ def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Par
 
 
 def _labels(plan: MergePlan) -> list[str]:
-    """What the merged vectors are called: short names of the sources."""
+    """Return labels of the merged vectors: short names of the sources."""
     everyone = list(plan.sources)
     if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
         everyone.insert(0, plan.base)

@@ -56,7 +56,7 @@ class ComposedPipeline(Composed):
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """As a `Pipeline` has it, with the result's dtype."""
+        """Config of a `Pipeline`, with the result's dtype."""
         config = type(self.host.config).from_dict(self.host.config.to_dict())
         dtypes = {info.dtype for info in self.tensors.values() if info.is_float}
         config.dtype = torch_dtype(dtypes.pop()) if len(dtypes) == 1 else None

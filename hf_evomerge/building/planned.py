@@ -18,11 +18,11 @@ Input = tuple[Checkpoint, str]  # a checkpoint, and the raw name of one of its t
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One tensor of a result: a copy of its one input, or merged from several.
+    """Tensor of a result: a copy of its one input, or merged from several.
 
     Attributes:
         info: Its dtype and shape.
-        inputs: What it is made from: a checkpoint and the name there, of a merge one for each source.
+        inputs: Inputs that it is made from: a checkpoint and the name there, of a merge one for each source.
         base: The base of a merge, and the name there.
         values: Complete per-source parameters of a merge.
         options: Complete options of a merge.

@@ -1,4 +1,4 @@
-"""What a build gave, in a file beside the model: hashes that show later whether anything was changed, and versions."""
+"""Record of a build, in a file beside the model: hashes that show later whether anything was changed, and versions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def write_build_record(folder: Path, tensors: str | None = None, energy: dict[st
 
     Args:
         folder: The model.
-        tensors: What became of every tensor of its sources.
-        energy: What an adapter of a given rank keeps; see `Built`.
+        tensors: Account of every tensor of its sources.
+        energy: Share that an adapter of a given rank keeps; see `Built`.
 
     Returns:
         What the record says.
@@ -37,7 +37,7 @@ def write_build_record(folder: Path, tensors: str | None = None, energy: dict[st
 
 
 def read_build_record(folder: Path) -> Built | None:
-    """What a model folder's build gave; None where there is no record of it.
+    """Read the record of a model folder's build; None where there is none.
 
     Raises:
         EvoMergeError: The record cannot be read.

@@ -32,13 +32,13 @@ class Routed(PlannedCheckpoint):
     """The model of a path, `EvoMergedForCausalLM` or `EvoMergedForImageTextToText`; of a merge only its layers are computed.
 
     Args:
-        parents: What the path runs through, by the numbers that it gives them; the result's config calls them by their ``ref``.
+        parents: Checkpoints on the path, by the numbers that it gives them; the result's config calls them by their ``ref``.
             Of language parts the model of the embeddings gives whatever is not language.
         flow: The path, its scales, and the source of the embeddings.
-        merge: What the path may run through beside them, with the number after theirs.
+        merge: Merge that the path may run through beside them, with the number after theirs.
         dtype: The dtype of the floating-point tensors, such as ``bfloat16``; that of the first checkpoint's config by default.
-        tokenizer: Whose tokenizer, chat template and generation settings go with it; those of the embeddings by default.
-        processor: Whose processor goes with it; the body's by default.
+        tokenizer: Source whose tokenizer, chat template and generation settings go with it; that of the embeddings by default.
+        processor: Source whose processor goes with it; the body's by default.
         chat_template: A Jinja template in place of the tokenizer's own.
 
     Raises:
@@ -90,7 +90,7 @@ class Routed(PlannedCheckpoint):
 
     @property
     def sources(self) -> list[Parent]:
-        """Those that the checkpoints read, and the body's."""
+        """Sources that the checkpoints read, and the body's."""
         return sources_of(*self.checkpoints, self.body)
 
     @property
@@ -107,7 +107,7 @@ class Routed(PlannedCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the merge, where there is one, or about the sources."""
+        """Warnings about the merge, where there is one, or about the sources."""
         if self.merge is None:
             found = find_warnings(self.parents, None, self.tokenizer_source)
             return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
@@ -137,7 +137,7 @@ class Routed(PlannedCheckpoint):
         return ", then ".join([*merged, f"a path of {hops} hops over {distinct} distinct layers"])
 
     def _checked_config(self, dtype: str | None) -> EvoMergedConfig:
-        """Everything about path and checkpoints is checked here."""
+        """Make the config, and check everything about path and checkpoints."""
         import torch
 
         from ..modeling.modeling_evo_merged import merged_class
@@ -194,7 +194,7 @@ class Routed(PlannedCheckpoint):
         return plan
 
     def _placed(self, targets: Iterable[str]) -> Mapping[str, tuple[Checkpoint, str]]:
-        """Where each tensor of a model with parts is: in the language part of a checkpoint, or in the body."""
+        """Find each tensor of a model with parts: in the language part of a checkpoint, or in the body."""
         assert self.body is not None  # the caller has looked
         own = {target: target.removeprefix("model.") for target in targets}
         layout = PartLayout.of_names(self._config.text_config, own.values(), str(self.body))

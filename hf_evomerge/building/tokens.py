@@ -88,17 +88,17 @@ def _groups(recipe: Recipe) -> tuple[list[int | str], ...] | None:
 
 @dataclass
 class _Match:
-    """What all matched sources share.
+    """Vocabulary match, shared by its sources.
 
     Attributes:
-        parties: Those that take part, and the base, by their keys in the recipe.
+        parties: Sources that take part, and the base, by their keys in the recipe.
         default: The key of the one whose row counts first.
         known: The row of each token, by the `id` of the source.
         tokens: The row of each token of the result.
         size: Number of rows of the result.
         part: Tokens with other rows.
-        tokenizer: What the result's ``tokenizer.json`` says.
-        extended: Whether that is more than the owner's.
+        tokenizer: Content of the result's ``tokenizer.json``.
+        extended: True where that is more than the owner's.
         groups: The keys of those that the embeddings and the head are merged from; None: all.
     """
 
@@ -126,7 +126,7 @@ class _Match:
                 raise SourceError(f"tokens.rows.{token}: {source} has no token {wanted!r}; name another source or token")
 
     def table(self, known: Mapping[str, int] | None) -> torch.Tensor:
-        """For each row of the result the row of a source; -1 where it has none."""
+        """Map each row of the result to the row of a source; -1 where it has none."""
         import torch
 
         table = torch.full((self.size,), -1, dtype=torch.long)
@@ -227,11 +227,11 @@ class MatchedSource(View):
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """What the adapter does to the source's own tensors."""
+        """Changes that the adapter makes to the source's own tensors."""
         return self.inner.changes
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor, with a row for each token of the result; see `Parent.read`."""
+        """Read one tensor, with a row for each token of the result; see `Parent.read`."""
         tensor = self.inner.read(name, dtype)
         return self._match.rows(name, tensor, self._table) if self._has_rows(name) else tensor
 
@@ -240,7 +240,7 @@ class MatchedSource(View):
         return self._match.table(self._known)
 
     def _has_rows(self, name: str) -> bool:
-        """Whether a tensor has one row per token, in all that have it; a norm may be as long by chance."""
+        """Tell whether a tensor has one row per token, in all that have it; a norm may be as long by chance."""
         everyone = [self.inner, *self._match.parties.values()]
         if classify(name)[0] == "block" or "norm" in name or "ln_f" in name:
             return False
@@ -252,7 +252,7 @@ class MatchedSource(View):
         return self.inner.origin(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the JSON files, as it is for the result."""
+        """Read one of the JSON files, as it is for the result."""
         if name == "tokenizer.json":
             return self._match.tokenizer
         data = self.inner.read_json(name)
@@ -305,7 +305,7 @@ def _tokens(source: Parent) -> dict[str, int]:
 
 
 def _tokenizer_json(source: Parent) -> dict[str, Any]:
-    """What ``tokenizer.json`` says; a source without one has its tokenizer converted."""
+    """Read ``tokenizer.json``; a source without one has its tokenizer converted."""
     if (source.beside / "tokenizer.json").is_file():
         return source.read_json("tokenizer.json")
     backend = getattr(source.tokenizer(), "backend_tokenizer", None)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors are those that its architecture asks for: by transformers' own class and its own loading.
+"""Fit of a checkpoint's tensors to its architecture, by transformers' own class and its own loading.
 
 Works on the meta device, from a config, names and shapes: nothing is allocated, no weight is read. Names and layouts that
 transformers converts when it loads are converted here by the same code.
@@ -24,12 +24,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Fit:
-    """How a checkpoint's tensors fit its architecture.
+    """Fit of a checkpoint's tensors to its architecture.
 
     Attributes:
-        missing: What the class asks for and the checkpoint lacks: transformers would fill it with random numbers.
+        missing: Tensors that the class asks for and the checkpoint lacks: transformers would fill them with random numbers.
         misshapen: One line for each tensor of another shape than the config says.
-        extra: What the class has no place for: transformers leaves it out.
+        extra: Tensors that the class has no place for: transformers leaves them out.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ def check_architecture(config: PretrainedConfig, tensors: Mapping[str, TensorInf
     Args:
         config: Its config.
         tensors: Dtype and shape of its tensors, by their raw names.
-        where: What it is called in messages.
+        where: Name in messages.
 
     Returns:
         What is doubtful, one line each: tensors that have no place, or that the architecture is not known to the installed
@@ -117,7 +117,7 @@ def is_of_kind(config: PretrainedConfig, mappings: Iterable[str]) -> bool:
 
     Args:
         config: Its config.
-        mappings: Their names, such as ``MODEL_FOR_CAUSAL_LM_MAPPING``; ``MODEL_MAPPING`` has all models.
+        mappings: Names of the mappings, such as ``MODEL_FOR_CAUSAL_LM_MAPPING``; ``MODEL_MAPPING`` has all models.
     """
     import transformers
 

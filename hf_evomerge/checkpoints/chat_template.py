@@ -1,4 +1,4 @@
-"""Whether a chat template can be read at all, before a model that cannot chat is built."""
+"""Chat templates: a warning where one cannot be read, before a model that cannot chat is built."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own 
 
 
 def template_warnings(folder: Path, template: str | None = None) -> list[str]:
-    """What is wrong with the chat template that goes with a model: at most one line.
+    """Return a warning if the chat template of a model cannot be read: at most one line.
 
     Args:
-        folder: Whose template it is, where no other is given.
+        folder: Folder of the template, where no other is given.
         template: The template that takes its place.
     """
     from jinja2 import Environment, TemplateError
@@ -39,7 +39,7 @@ def most_common_template(folders: Iterable[Path]) -> str | None:
 
 
 def _template_of(folder: Path) -> tuple[str, str | None]:
-    """Where a model's chat template is, and its text; None where it has none, or several."""
+    """Find a model's chat template: where it is, and its text; None where it has none, or several."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return str(file), file.read_text(encoding="utf-8", errors="replace")

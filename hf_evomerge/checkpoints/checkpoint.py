@@ -37,7 +37,7 @@ PIECE = 1 << 20  # elements of a tensor that is only copied or converted, read a
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where one tensor of a checkpoint comes from.
+    """Origin of one tensor of a checkpoint.
 
     Attributes:
         kind: ``copied`` (perhaps to another dtype), ``merged``, or ``scaled``: a copy that a factor was multiplied into.
@@ -50,7 +50,7 @@ class Origin:
 
 @dataclass
 class Findings:
-    """What was noticed while tensors were read.
+    """Notes and warnings from reading tensors.
 
     Attributes:
         notes: Lines worth knowing.
@@ -62,13 +62,13 @@ class Findings:
 
 
 class Checkpoint(ABC):
-    """Anything that has a config and named tensors that can be read.
+    """Readable config and named tensors: a source, a merge, a path, a fold.
 
     `Source` reads files, `Merged` merges while it is read, `Routed` follows a path over other checkpoints, `Folded` multiplies
     scales into weights. Nothing is computed before it is read, and `write_checkpoint` writes any.
 
     Attributes:
-        ref: What it is called where others name their sources.
+        ref: Reference by which others name it as a source.
         tokenizer_source: The source whose tokenizer, chat template and generation settings go with it.
         chat_template: A Jinja template in place of that source's.
         settings: Everything that tells it from others of the same sources, such as the recipe.
@@ -93,19 +93,19 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """One tensor as flat pieces, from the first element to the last, in the dtype that `tensors` states.
+        """Yield one tensor in flat pieces, from the first element to the last, in the dtype that `tensors` states.
 
         Pieces may be views of a file that is mapped into memory: do not write to them.
         """
 
     def place(self, name: str) -> tuple[str, str, str]:
-        """Where a tensor is written: the folder in the model's folder, what files there begin with, and its name there."""
+        """Return where to write a tensor: the folder in the model's folder, the start of file names, its name there."""
         folder, _, own = name.rpartition("/")
         return folder, "model", own
 
     @abstractmethod
     def origin(self, name: str) -> Origin:
-        """Where a tensor comes from."""
+        """Return where a tensor comes from."""
 
     @property
     @abstractmethod
@@ -133,18 +133,18 @@ class Checkpoint(ABC):
         return self.tokenizer_source
 
     def processor(self) -> Any:
-        """What makes its inputs of texts and pictures, loaded anew. Raises `SourceError`."""
+        """Load the processor of its texts and pictures anew. Raises `SourceError`."""
         processor = self.processor_source.processor()
         if self.chat_template is not None:
             processor.chat_template = self.chat_template
         return processor
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One whole tensor. Do not write to it.
+        """Read one whole tensor. Do not write to it.
 
         Args:
             name: Its raw name.
-            dtype: What it will be converted to. Where that is not the dtype in which it is stored, what an adapter changes is
+            dtype: Dtype that it will be converted to. Where it is not stored in that dtype, what an adapter changes is
                 given in float32, so that it is rounded once.
 
         Raises:
@@ -157,23 +157,23 @@ class Checkpoint(ABC):
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know before it is built, from configs and headers alone; one line each."""
+        """Warnings for the user before it is built, from configs and headers alone; one line each."""
         return []
 
     @cached_property
     def architecture_warnings(self) -> list[str]:
-        """What is doubtful about names and shapes of its tensors; raises `SourceError` where the model cannot be whole."""
+        """Warnings about names and shapes of its tensors; raises `SourceError` where the model cannot be whole."""
         from .architecture import check_architecture
 
         own = {name: info for name, info in self.tensors.items() if "/" not in name}  # without modules after it
         return check_architecture(self.config, own, str(self))
 
     def findings(self) -> Findings:
-        """What was noticed while its tensors were read."""
+        """Return notes and warnings from reading its tensors."""
         return Findings()
 
     def unused(self, source: Parent, name: str) -> str:
-        """Why this checkpoint does without a tensor of one of its sources."""
+        """Say why this checkpoint leaves out a tensor of one of its sources."""
         return "not part of the result"
 
     @property
@@ -193,7 +193,7 @@ class Checkpoint(ABC):
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output head is the embedding matrix."""
+        """True where the output head is the embedding matrix."""
         return bool(getattr(self.config, "tie_word_embeddings", False))
 
     def download(self, *, progress: bool = True) -> None:
@@ -223,15 +223,15 @@ class Parent(Checkpoint):
     """A checkpoint that a recipe names: `Source` reads its files, a `View` is a part of it, or has other rows.
 
     Attributes:
-        folder: Where ``config.json`` and the ``.safetensors`` files are, or will be.
-        beside: Where the tokenizer is: the same folder, or that of an adapter which has its own.
-        repository: Where the weights come from if they are not in the folder.
+        folder: Folder of ``config.json`` and the ``.safetensors`` files, now or later.
+        beside: Folder of the tokenizer: the same, or that of an adapter which has its own.
+        repository: Repository of the weights if they are not in the folder.
         gguf: The GGUF file that the folder was dequantised from, if it was.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
         trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
         sentence: What sentence-transformers does with it; asking raises `SourceError` where a module cannot be read.
-        part: Which part of the model these tensors are; None: all of it.
-        stem: What the names of its files of weights begin with.
+        part: Part of the model that these tensors are; None: all of it.
+        stem: Start of the names of its files of weights.
     """
 
     is_stored = True
@@ -248,7 +248,7 @@ class Parent(Checkpoint):
     @property
     @abstractmethod
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every tensor by its raw name, from the headers alone."""
+        """Tensors by their raw names, from the headers alone."""
 
     @property
     @abstractmethod
@@ -262,7 +262,7 @@ class Parent(Checkpoint):
 
     @abstractmethod
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One whole tensor; see `Checkpoint.read`."""
+        """Read one whole tensor; see `Checkpoint.read`."""
 
     @property
     def whole(self) -> Parent:
@@ -306,21 +306,21 @@ class Parent(Checkpoint):
         return self.ref.model_copy(update={key: value for key, value in pins.items() if value is not None})
 
     def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
-        """What a tensor may be called in a live model.
+        """Return the names that a tensor may have in a live model.
 
         Args:
             name: Its raw name.
-            prefix: Where the model has its base model.
+            prefix: Prefix of the base model's names in the model.
             moved: Whether transformers is asked for its modules' names of today, which makes a model on the meta device.
         """
         return name.replace("/", "."), prefix + name, *([self.layout.modules.get(name, name)] if moved else [])
 
     def covers(self, parameter: str) -> bool:
-        """Whether a parameter of a live model is one of its tensors."""
+        """Tell whether a parameter of a live model is one of its tensors."""
         return True
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """One tensor as flat pieces, from the first element to the last."""
+        """Yield one tensor in flat pieces, from the first element to the last."""
         return pieces_of(self.read(name))
 
     def __str__(self) -> str:
@@ -330,7 +330,7 @@ class Parent(Checkpoint):
         return f"{type(self).__name__}({str(self)!r})"
 
     def processor(self) -> Any:
-        """What makes the model's inputs of texts and pictures, loaded anew, without its own code. Raises `SourceError`."""
+        """Load the processor of its texts and pictures anew, without the model's own code. Raises `SourceError`."""
         from transformers import AutoProcessor
 
         try:
@@ -355,16 +355,16 @@ class Parent(Checkpoint):
         copy_files(self.beside, folder, PROCESSOR)
 
     def same_folder(self, other: Parent) -> bool:
-        """Whether both are read from one folder, whatever it is called; their adapters may differ."""
+        """Tell whether both are read from one folder, whatever it is called; their adapters may differ."""
         return self.folder.resolve() == other.folder.resolve()
 
     @property
     def folders(self) -> list[Path]:
-        """Where its files are, those of its adapter too."""
+        """Folders of its files, and of its adapter's."""
         return [self.folder, *([self.adapter.folder] if self.adapter is not None else [])]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
+        """Read one of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
         return read_mapping((self.folder if name == "config.json" else self.beside) / name, f"{self}: {name}")
 
 
@@ -388,15 +388,15 @@ class View(Parent):
 
     @property
     def layout(self) -> PartLayout:
-        """Where the parts of the whole are."""
+        """Layout of the parts of the whole."""
         return self.inner.layout
 
     def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
-        """What a tensor may be called in a live model; see `Parent.parameters`."""
+        """Return the names that a tensor may have in a live model; see `Parent.parameters`."""
         return self.inner.parameters(name, prefix, moved=moved)
 
     def covers(self, parameter: str) -> bool:
-        """Whether a parameter of a live model is one of its tensors."""
+        """Tell whether a parameter of a live model is one of its tensors."""
         return self.inner.covers(parameter)
 
     def tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""Whether checkpoints can be merged, from their configs, headers and tokenizers alone: before any download or work.
+"""Checks that checkpoints can be merged, from their configs, headers and tokenizers alone, before any download or work.
 
 What makes a merge impossible is an error that names both sides; what makes it doubtful is a warning.
 """
@@ -35,7 +35,7 @@ def check_mergeable(
     (float16 and bfloat16 may be mixed).
 
     Args:
-        sources: Those that take part.
+        sources: Sources that take part.
         base: Their base.
         same_depth: Whether they must have as many layers; without it the layers' tensors are left to the caller.
         same_vocabulary: Whether they must have as many tokens; without it, the tokens that they share must be the same.
@@ -65,10 +65,10 @@ def check_mergeable(
 
 
 def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: Parent | None = None) -> list[str]:
-    """What a user should know before merging these checkpoints, one line each; nothing here makes it impossible.
+    """Return warnings about a merge of these checkpoints, one line each; nothing here makes it impossible.
 
     Args:
-        sources: Those that take part.
+        sources: Sources that take part.
         base: Their base.
         owner: The one whose tokenizer and generation settings go with the result; the first by default.
     """
@@ -88,11 +88,11 @@ def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What tokenizer.json says.
+    """Tokens and merges of tokenizer.json.
 
     Attributes:
         tokens: The token of each id.
-        merges: How pairs are joined, where the tokenizer does that.
+        merges: Merges of pairs, where the tokenizer does that.
     """
 
     tokens: dict[int, str]
@@ -106,7 +106,7 @@ class Tokenizer:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Tokenizer | None:
-        """What the content of a tokenizer.json says; None where it cannot be read."""
+        """Read the content of a tokenizer.json; None where it cannot be read."""
         try:
             vocabulary = data["model"]["vocab"]
             pairs = (
@@ -236,7 +236,7 @@ def _dtypes(source: Parent) -> str:
 
 
 def _first_other_token(first: Parent, other: Parent) -> str | None:
-    """Where two tokenizers give an id that both models have to different tokens."""
+    """Describe the first id of both models that stands for different tokens; or give None."""
     here, there = Tokenizer.of(first), Tokenizer.of(other)
     if here is None or there is None:
         return None

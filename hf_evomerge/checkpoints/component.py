@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Component(View):
-    """One part of a checkpoint, with the names that its tensors have in the part.
+    """Part of a checkpoint, with the names that its tensors have in the part.
 
     Args:
         whole: The checkpoint.
@@ -58,7 +58,7 @@ class Component(View):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the checkpoint has no other part."""
+        """True where the checkpoint has no other part."""
         return len(self.raw) == len(self.whole.tensors)
 
     @cached_property
@@ -78,18 +78,18 @@ class Component(View):
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """What the adapter does to the part; raises `SourceError` where it does not fit the whole."""
+        """Changes that the adapter makes to the part; raises `SourceError` where it does not fit the whole."""
         changes = self.whole.changes
         return {name: changes[raw] for name, raw in self.raw.items() if raw in changes}
 
     @property
     def architecture_warnings(self) -> list[str]:
-        """What is doubtful about the tensors of the whole."""
+        """Warnings about the tensors of the whole."""
         return self.whole.architecture_warnings
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output head is the embedding matrix."""
+        """True where the output head is the embedding matrix."""
         return self.part in TEXT and self.whole.is_tied
 
     @property
@@ -100,7 +100,7 @@ class Component(View):
         return 1 + max((block for name in self.tensors if (block := classify(name)[1]) is not None), default=0)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor; see `Parent.read`."""
+        """Read one tensor; see `Parent.read`."""
         self._check_name(name)
         return self.whole.read(self.raw[name], dtype)
 
@@ -109,18 +109,18 @@ class Component(View):
         return Origin("copied", ((self.whole, self.raw[name]),))
 
     def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
-        """What the tensor may be called in a live model of the whole: as the module has it, and as the files do."""
+        """Return the tensor's names in a live model of the whole: the one in the module, and the one in the files."""
         return self.layout.modules[self.raw[name]], self.raw[name]
 
     def covers(self, parameter: str) -> bool:
-        """Whether a parameter of a live model belongs to the part."""
+        """Tell whether a parameter of a live model belongs to the part."""
         path, head = self.layout.parts.get(self.part), self.layout.head if self.part in TEXT else None
         if path is None:
             return parameter in {self.layout.modules[raw] for raw in self.raw.values()}
         return path == "" or parameter.startswith(f"{path}.") or (head is not None and parameter.startswith(f"{head}."))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the JSON files; ``config.json`` is that of the part."""
+        """Read one of the JSON files; ``config.json`` is that of the part."""
         return self.config.to_dict() if name == "config.json" else self.whole.read_json(name)
 
 

@@ -1,4 +1,4 @@
-"""How two checkpoints differ, tensor by tensor: lengths, angles and signs, of the weights and of the task vectors.
+"""Difference of two checkpoints, tensor by tensor: lengths, angles and signs, of the weights and of the task vectors.
 
 Memory does not grow with the model: one slice of each tensor is held at a time. Sums are float64.
 """
@@ -36,12 +36,12 @@ task: cosine and signs of the task vectors A-base and B-base"""
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two vectors x and y agree.
+    """Agreement of two vectors x and y.
 
     Attributes:
-        norm_x, norm_y: Their lengths.
+        norm_x, norm_y: Lengths of x and y.
         relative: ``|y - x| / |x|``; None where x is 0 and y is not.
-        cosine: Of the angle between them; None where one is 0.
+        cosine: Cosine of the angle between them; None where one is 0.
         equal_signs: Share of equal signs among the elements that are 0 in neither; None where there are none.
     """
 
@@ -54,7 +54,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor, layer group or the whole model.
+    """Comparison of a tensor, a layer group or the model.
 
     Attributes:
         name: The tensor's raw name, ``embed``, ``blocks.3``, ``head`` or ``all``.
@@ -73,15 +73,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two checkpoints differ.
+    """Difference of two checkpoints.
 
     Attributes:
-        a, b, base: What was compared.
-        total: All tensors that were compared as one vector.
+        a, b, base: Names of what was compared.
+        total: Comparison of all tensors as one vector.
         groups: Embeddings, each block, head.
         tensors: Every tensor that was compared.
-        notes: What could not be compared, and why.
-        warning: That the task vectors are as large as the weights.
+        notes: Tensors that could not be compared, and why.
+        warning: Warning that the task vectors are as large as the weights.
     """
 
     a: str
@@ -94,7 +94,7 @@ class Difference:
     warning: str | None
 
     def to_json(self, *, tensors: bool = False) -> str:
-        """For machines; with every tensor if asked."""
+        """Format as JSON; with every tensor if asked."""
         data = asdict(self)
         if not tensors:
             del data["tensors"]
@@ -104,7 +104,7 @@ class Difference:
         return self.to_text()
 
     def to_text(self, *, tensors: bool = False) -> str:
-        """For people: a bar per layer group, or per tensor."""
+        """Format as text: a bar per layer group, or per tensor."""
         lines = [f"A     {self.a}", f"B     {self.b}", *([f"base  {self.base}"] if self.base else []), ""]
         if self.total.elements:
             lines += [_table([*(self.tensors if tensors else self.groups), self.total], self.base is not None), ""]
@@ -135,7 +135,7 @@ def _agreement(sums: NDArray[np.float64]) -> Agreement:
 
 @dataclass
 class _Sums:
-    """All sums of one tensor, or of several; those of task vectors where there is a base."""
+    """Sums over one tensor, or several, and over task vectors where there is a base."""
 
     elements: int = 0
     weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(6))
@@ -220,7 +220,7 @@ def diff_models(
 
 
 def _reason(a: Parent, b: Parent, name: str, called: tuple[str, str]) -> str | None:
-    """Why a tensor of two checkpoints cannot be compared; None where it can."""
+    """Say why a tensor of two checkpoints cannot be compared; None where it can."""
     x, y = a.tensors.get(name), b.tensors.get(name)
     if x is None or y is None:
         return f"not in {called[0] if x is None else called[1]}"

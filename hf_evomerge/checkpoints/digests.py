@@ -1,4 +1,4 @@
-"""What the files of a checkpoint are, by their sha256: whether it is still the one that something was measured on. No torch."""
+"""Digests (sha256) of a checkpoint's files: they show whether it is still the one that was measured. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Dige
 
     Args:
         source: The source. Of a repository it is the commit, which stands for all its files, of a GGUF file its sha256.
-        known: What this gave before. Weights of the same size, times and inode are not read again. The time of the last
+        known: Digests from before. Weights of the same size, times and inode are not read again. The time of the last
             change (ctime) is among them: the one that tools set back or copy along says nothing. All other files are read.
 
     Raises:

@@ -75,7 +75,7 @@ class GgufFile:
         It belongs to one version of transformers, whose reading of a file may be another in the next. It may be removed.
 
         Args:
-            name: What the file is called in messages.
+            name: Name of the file in messages.
 
         Raises:
             SourceError: The file cannot be read as a model, or the cache cannot be written.
@@ -150,7 +150,7 @@ def _tensors(file: Path, name: str) -> list[Any]:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
-        """One that stops where the file ends, also inside of a list that is said to go on for ever, and at its limits."""
+        """GGUF reader that stops where the file ends, even inside a list that claims to be endless, and at its limits."""
 
         reads = 0
 

@@ -33,7 +33,7 @@ class TensorInfo:
 
     @property
     def is_float(self) -> bool:
-        """Whether the tensor holds plain floating-point numbers, which can be merged."""
+        """True where the tensor holds plain floating-point numbers, which can be merged."""
         return self.dtype in STORED.values()
 
     @property
@@ -62,7 +62,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class StoredTensor(TensorInfo):
-    """What a safetensors header says of one tensor.
+    """Tensor as a safetensors header describes it.
 
     Attributes:
         file: The file that holds it.
@@ -82,7 +82,7 @@ def torch_dtype(stored: str) -> torch.dtype | None:
 
 
 def is_of_one_part(folder: str) -> bool:
-    """Whether a folder holds a model without parts such as towers, which config and headers alone can describe."""
+    """Tell whether a folder holds a model without parts such as towers, which config and headers alone can describe."""
     file = Path(folder, "config.json")
     if not file.is_file():
         return False

@@ -49,7 +49,7 @@ def check_folder(folder: Path, home: Path | None = None) -> None:
 
     Args:
         folder: The folder.
-        home: What links may not lead out of, where the folder is one inside of it.
+        home: Folder that links may not lead out of, where the first is inside of it.
     """
     try:
         for place in (folder, folder / TEMPLATES):

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its config and headers alone."""
+"""Description of a checkpoint, from its config and headers alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOKENIZERS = (
 
 @dataclass(frozen=True)
 class Size:
-    """How much a model holds.
+    """Size of a model.
 
     Attributes:
         parameters: Number of floating-point elements.
@@ -41,7 +41,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint is.
+    """Description of a checkpoint.
 
     Attributes:
         model: The folder or repository; of an adapter its base, of which all else is said.
@@ -50,13 +50,13 @@ class Inspection:
         hidden_size, vocab_size: As in the config; None where it does not say.
         tied_head: Whether the head is the embedding matrix.
         quantization: The method, where the weights are quantised; their parameters are then packed, and not all counted.
-        stored: What the files hold; each layer once.
-        effective: What runs: a layer of a merged model counts as often as the path runs it.
+        stored: Content of the files; each layer once.
+        effective: Size as it runs: a layer of a merged model counts as often as the path runs it.
         tokenizer, chat_template, recipe: Whether there is one in the folder or repository.
-        merged: Of a model with a path ``path``, ``scales``, ``scale_target``, ``embedding_source`` and ``sources``, as in its
+        merged: Facts on a path: ``path``, ``scales``, ``scale_target``, ``embedding_source`` and ``sources``, as in its
             config, and ``distinct_layers``, of which each is stored once.
-        parts: How many tensors each part of the model has, where it has several, such as ``text`` and ``vision``.
-        adapter: Of an adapter its ``name``, ``ranks``, ``alphas`` (a pipeline's are among its tensors), last names of the
+        parts: Number of tensors of each part of the model, where it has several, such as ``text`` and ``vision``.
+        adapter: Facts on an adapter: ``name``, ``ranks``, ``alphas`` (a pipeline's are among its tensors), last names of the
             ``modules`` that it changes, number of ``weights``, and ``bytes``.
     """
 
@@ -78,11 +78,11 @@ class Inspection:
     adapter: dict[str, Any] | None = None
 
     def to_json(self) -> str:
-        """For machines."""
+        """Format as JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
-        """For people."""
+        """Format as text."""
         rows = [
             ("model", self.model) if self.adapter is None else ("base", self.model),
             ("architecture", f"{self.architecture} ({self.model_type})"),
@@ -196,7 +196,7 @@ def _parts(source: Parent) -> dict[str, int]:
 
 
 def _times(name: str, runs: Counter[int]) -> int:
-    """How often the layer of a tensor runs; its number in the name is its first slot."""
+    """Count how often the layer of a tensor runs; its number in the name is its first slot."""
     block = classify(name)[1]
     return max(1, runs[block]) if block is not None else 1
 
@@ -216,7 +216,7 @@ def _size_text(size: Size) -> str:
 
 
 def _has_recipe(source: Parent) -> bool:
-    """Whether there is a recipe, which is not fetched; where the Hub cannot be asked, whether the cache has one."""
+    """Tell whether there is a recipe, without fetching it; where the Hub cannot be asked, whether the cache has one."""
     if (source.beside / RECIPE_FILE).is_file() or source.repository is None:
         return (source.beside / RECIPE_FILE).is_file()
     try:

@@ -10,7 +10,7 @@ from .checkpoint import Checkpoint, Parent
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a checkpoint is made of.
+    """Account of what a checkpoint is made of.
 
     Attributes:
         merged: Tensors that are merged from several, and what from.

@@ -51,9 +51,9 @@ class Change:
         a, b: The factors of a product that is added.
         magnitude: The lengths of DoRA.
         whole: A tensor that takes the weight's place.
-        alpha: What the product is multiplied by, times the rank, where the file has it as a tensor.
+        alpha: Factor of the product, times the rank, where the file has it as a tensor.
         module: The module's name in the adapter.
-        scaling: What the product is multiplied by, where the config says it.
+        scaling: Factor of the product, where the config says it.
         transposed: Whether the weight is stored with its inputs as rows.
         parts: Kinds of LoRA matrices: ``linear`` or ``embedding``.
         is_window: Whether the weight is a convolution's.
@@ -72,16 +72,16 @@ class Change:
 
     @property
     def is_product(self) -> bool:
-        """Whether a product is all that is added, to the weight of a linear layer."""
+        """True where a product is all that is added, to the weight of a linear layer."""
         return bool(self.a) and not self.whole and not self.magnitude and not self.is_window and "embedding" not in self.parts
 
 
 class Adapter:
-    """One LoRA adapter: peft's, or one of a diffusion pipeline in diffusers' layout or that of kohya's scripts.
+    """LoRA adapter: peft's, or a diffusion pipeline's in diffusers' layout or that of kohya's scripts.
 
     Args:
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are, or the one file of a pipeline's.
-        label: What it is called in messages.
+        label: Name in messages.
         repository: Where the weights come from if they are not in the folder.
         file: The name of the file of a pipeline's adapter, where it is not ``pytorch_lora_weights.safetensors``.
     """
@@ -134,7 +134,7 @@ class Adapter:
     def changes(
         self, tensors: Mapping[str, TensorInfo], *, tied: bool = False, modules: Callable[[], Mapping[str, str]] = dict
     ) -> dict[str, Change]:
-        """What becomes of which of a checkpoint's tensors.
+        """Map each changed tensor of a checkpoint to its change.
 
         Args:
             tensors: The checkpoint's tensors.
@@ -206,7 +206,7 @@ class Adapter:
         return left * self._scaling(change, right.shape[0]), right
 
     def _scaling(self, change: Change, rank: int) -> float:
-        """What the product is multiplied by; that of a pipeline's adapter stands in its file."""
+        """Return the factor of the product; that of a pipeline's adapter stands in its file."""
         if change.alpha:
             return float(self._get(change.alpha)) / rank
         if self.file == WEIGHTS_FILE:
@@ -248,7 +248,7 @@ class Adapter:
         return config
 
     def _unties(self, name: str) -> bool:
-        """Whether a head and embeddings that were one matrix are two with this tensor, as peft leaves the other one alone."""
+        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft leaves the other alone."""
         kept = [str(module) for module in self.config.get("modules_to_save") or ()]
         module = name.rpartition(".")[0]
         is_kept = any(module == own or module.endswith(f".{own}") for own in kept)
@@ -327,7 +327,7 @@ _FLAT = re.compile(r"^lora_te(\d?)_")
 
 
 def _flat_part(match: re.Match[str]) -> str:
-    """What diffusers calls a text encoder of kohya's scripts."""
+    """Return diffusers' name for a text encoder of kohya's scripts."""
     return "lora_text_encoder_" if match[1] in ("", "1") else f"lora_text_encoder_{match[1]}_"
 
 

@@ -57,7 +57,7 @@ def config_name(folder: Path) -> str:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a LoRA adapter, and no model."""
+    """Tell whether a folder holds a LoRA adapter, and no model."""
     return config_name(folder) == CONFIG_FILE
 
 

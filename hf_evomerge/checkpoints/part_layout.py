@@ -1,4 +1,4 @@
-"""Where the parts of a model are: its language model, its vision tower, its projector.
+"""Layout of a model's parts: its language model, its vision tower, its projector.
 
 Parts are found from the config and the module tree that transformers makes of it, on the meta device. Tensors have the name
 that they have in the part, by transformers' own conversion of the names in the files, so that the language part of one model
@@ -24,11 +24,11 @@ TEXT = ("text", "decoder")  # the part that has the output head
 
 @dataclass(frozen=True)
 class PartLayout:
-    """Where the parts of a model are.
+    """Layout of a model's parts.
 
     Attributes:
         parts: The path of the module of each part; ``""``: the whole model.
-        rest: What everything outside of these is called: ``projector`` beside towers, else ``rest``.
+        rest: Name of everything outside of these: ``projector`` beside towers, else ``rest``.
         head: The path of the output head, which belongs to the language part.
         modules: The name in the model of each tensor in the files.
         linear: The linear layers by their paths, and whether each stores its inputs as rows.
@@ -90,7 +90,7 @@ class PartLayout:
         return self.rest, module
 
     def count(self) -> dict[str, int]:
-        """How many tensors each part has."""
+        """Count the tensors of each part."""
         return dict(Counter(self.place(raw)[0] for raw in self.modules))
 
 

@@ -35,14 +35,14 @@ class Pipeline(Source):
     """A diffusion pipeline: see `Source` for the arguments. It takes part by one of its components.
 
     Attributes:
-        index: What ``model_index.json`` says.
+        index: Content of ``model_index.json``.
         entries: Library and class of each component.
         parts: The components that have weights.
     """
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What ``model_index.json`` says."""
+        """Content of ``model_index.json``."""
         return super().read_json(INDEX)
 
     @cached_property
@@ -105,12 +105,12 @@ class Pipeline(Source):
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """Every tensor of every component."""
+        """Tensors of all components, by ``part/name``."""
         return {f"{part}/{name}": info for part, source in self.parts.items() for name, info in source.stored.items()}
 
     @property
     def is_tied(self) -> bool:
-        """No: whatever its files hold is a component's."""
+        """False: the tensors in its files belong to its components."""
         return False
 
     @property
@@ -122,23 +122,23 @@ class Pipeline(Source):
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """What the adapter does to which tensors, which it calls ``unet.conv_in.weight``."""
+        """Changes that the adapter makes to tensors, which it calls ``unet.conv_in.weight``."""
         names = {raw.replace("/", ".", 1): raw for raw in self.tensors}
         found = self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()}) if self.adapter else {}
         return {names[name]: change for name, change in found.items()}
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
-        """One tensor as it is in its file. Raises `SourceError`."""
+        """Read one tensor as it is in its file. Raises `SourceError`."""
         part, _, own = name.partition("/")
         return self.parts[part].read_stored(info, own)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the JSON files; of ``config.json``, which it has not, nothing."""
+        """Read one of the JSON files; ``{}`` for ``config.json``, which it has not."""
         return {} if name == "config.json" else super().read_json(name)
 
     @cached_property
     def layout(self) -> PartLayout:
-        """Where its components are."""
+        """Layout of its components."""
         return PipelineLayout.of_tensors(self.tensors)
 
     @property
@@ -160,7 +160,7 @@ class Pipeline(Source):
 
     @property
     def folders(self) -> list[Path]:
-        """Where its files are."""
+        """Folders that hold its files."""
         return [*super().folders, *(source.folder for source in self.parts.values())]
 
     def download(self, *, progress: bool = True) -> None:
@@ -186,7 +186,7 @@ class _Folder(Source):
 
     @cached_property
     def stem(self) -> str:  # type: ignore[override]
-        """What the names of its files begin with; with ``.fp16``, where there are only such files."""
+        """Start of the names of its files; with ``.fp16``, where there are only such files."""
         names = self._names
         plain = any(re.fullmatch(rf"{self._plain}(-\d+-of-\d+)?\.safetensors", name) for name in names)
         return self._plain if plain or not any(".fp16" in name for name in names) else f"{self._plain}.fp16"
@@ -202,7 +202,7 @@ class _Folder(Source):
 
     @property
     def is_tied(self) -> bool:
-        """No: whatever its files hold is the component's."""
+        """False: all tensors in its files belong to the component."""
         return False
 
     def check_files(self) -> None:
@@ -213,7 +213,7 @@ class _Folder(Source):
 
 
 class PipelineLayout(PartLayout):
-    """Where the components of a pipeline are; ``modules`` has the name of each tensor in its component."""
+    """Layout of a pipeline's components; ``modules`` has the name of each tensor in its component."""
 
     @classmethod
     def of_tensors(cls, raws: Iterable[str]) -> PipelineLayout:

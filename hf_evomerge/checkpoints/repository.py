@@ -1,4 +1,4 @@
-"""One repository on the Hub: small files at once, the headers of its weights by range, the weights when they are needed.
+"""Repository on the Hub: small files at once, the headers of its weights by range, the weights when they are needed.
 
 A checkpoint is checked from its config and headers before gigabytes are fetched. Pickles are never fetched, and code with
 consent only. What the cache has is used as it is, also without a network. What is fetched is compared with the Hub's sha256,
@@ -67,7 +67,7 @@ class Repository:
         self.prefix = ""
 
     def at(self, part: str) -> Repository:
-        """One of its folders, as a repository."""
+        """Return one of its folders as a repository."""
         inner = copy.copy(self)
         inner.folder, inner.prefix = self.folder / part, f"{self.prefix}{part}/"
         return inner
@@ -132,7 +132,7 @@ class Repository:
                     _check_content(path, expected[file], f"{self.name}: {file}")
 
     def _download(self, file: str) -> Path:
-        """One file. The client tries again where a connection is refused or cut short, but gives up where it is reset."""
+        """Download one file. The client tries again where a connection is refused or cut short, but gives up where it is reset."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import httpx
 

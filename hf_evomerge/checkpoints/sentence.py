@@ -24,7 +24,7 @@ _MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "wei
 
 @dataclass(frozen=True)
 class SentenceModule:
-    """One module after the encoder.
+    """Module after the encoder.
 
     Attributes:
         kind: Name of its class: ``Pooling``, ``Dense``, ``LayerNorm``, ``Normalize``, ...
@@ -55,13 +55,13 @@ class SentenceModule:
         return {"activation_function": name, "module_input_name": given, "use_residual": told("use_residual", False)}
 
     def header(self, owner: str) -> dict[str, StoredTensor]:
-        """Its tensors by their names in its file; raises `SourceError`."""
+        """Read its tensors by their names in its file; raises `SourceError`."""
         return {} if self.weights is None else read_header(self.weights, f"{owner}: {self.folder}")
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """How sentence-transformers makes a text's vector with a model folder.
+    """Steps by which sentence-transformers makes a text's vector with a model folder.
 
     Attributes:
         folder: The folder that has the files.
@@ -92,7 +92,7 @@ class Sentence:
 
     @property
     def has_weights(self) -> bool:
-        """Whether a module has tensors."""
+        """Tell whether a module has tensors."""
         return any(module.weights is not None for module in self.modules)
 
     @property

@@ -32,7 +32,7 @@ def parse_size(text: str | int) -> int:
 
 
 def header(tensors: Mapping[str, TensorInfo]) -> bytes:
-    """What stands before the tensors of one file: its length and a JSON text, padded to a multiple of 8 bytes."""
+    """Make the header of one file: its length and a JSON text, padded to a multiple of 8 bytes."""
     fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, info in tensors.items():
@@ -60,12 +60,12 @@ def write_shards(
     """Write tensors into one or more safetensors files, and an index where there are several.
 
     Args:
-        folder: Where. Files that an interrupted call left there, of the same tensors, are checked and kept.
+        folder: Folder. Files that an interrupted call left there, of the same tensors, are checked and kept.
         tensors: Dtype and shape of the tensors by their names, in their order.
         produce: Computes the tensor of a name and hands its bytes to the function that it is given, from the first to the last.
             Called from several threads at a time, and not for tensors of files that are kept.
         max_size: Bytes of the largest file; a larger tensor has a file of its own.
-        stem: What the names of the files begin with.
+        stem: Start of the names of the files.
         threads: How many tensors are computed at a time.
         done: Called with the size of each piece that is written or kept, from several threads.
     """
@@ -154,7 +154,7 @@ def _sums_of(file: Path) -> Path:
 
 
 def _is_kept(file: Path, shard: Mapping[str, TensorInfo]) -> bool:
-    """Whether a file of an interrupted build is whole and holds these tensors."""
+    """Tell whether a file of an interrupted build is whole and holds these tensors."""
     try:
         sums = json.loads(_sums_of(file).read_text(encoding="utf-8"))
         with file.open("rb") as stream:

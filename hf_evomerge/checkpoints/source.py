@@ -36,7 +36,7 @@ MAX_COUNT = 1 << 16  # layers, or labels of a classifier: transformers makes a l
 
 
 class Source(Parent):
-    """One parent checkpoint, in files. The arguments are the attributes of `Parent`; ``ref`` is the folder by default."""
+    """Parent checkpoint in files. The arguments are the attributes of `Parent`; ``ref`` is the folder by default."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Source(Parent):
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""
+        """Tensors by their raw names, from the headers alone; a tied head that is stored all the same is left out."""
         tied = self.tied
         return {name: info for name, info in self.stored.items() if name not in tied}
 
@@ -107,7 +107,7 @@ class Source(Parent):
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """Every tensor in the files by its raw name; raises `SourceError` where files and index do not agree."""
+        """Tensors in the files by their raw names; raises `SourceError` where files and index do not agree."""
         found: dict[str, StoredTensor] = {}
         for header in self._headers():
             for name, info in header.items():
@@ -125,7 +125,7 @@ class Source(Parent):
 
     @cached_property
     def sentence(self) -> Sentence:  # type: ignore[override]
-        """What sentence-transformers does with it, as an adapter's folder says, else the model's; raises `SourceError`."""
+        """Modules of sentence-transformers, as an adapter's folder says, else the model's; raises `SourceError`."""
         return Sentence.read(self.beside if (self.beside / "modules.json").is_file() else self.folder, str(self))
 
     @cached_property
@@ -136,7 +136,7 @@ class Source(Parent):
         return self.adapter.changes(self.tensors, tied=self.is_tied, modules=lambda: self.layout.modules)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor, memory-mapped, so that nothing is read before its values are used; see `Checkpoint.read`."""
+        """Return one tensor, memory-mapped, so that nothing is read before its values are used; see `Checkpoint.read`."""
         self._check_name(name)
         tensor = self.read_stored(self.tensors[name], name)
         if self.adapter is not None and name in self.changes:
@@ -147,7 +147,7 @@ class Source(Parent):
         return tensor
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
-        """One tensor as it is in its file. Raises `SourceError`."""
+        """Read one tensor as it is in its file. Raises `SourceError`."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -163,11 +163,11 @@ class Source(Parent):
 
     @cached_property
     def layout(self) -> PartLayout:
-        """Where its parts are; raises `SourceError` where transformers has no class for it."""
+        """Layout of its parts; raises `SourceError` where transformers has no class for it."""
         return PartLayout.of_names(self.config, [*self.tensors, *self.tied], str(self))
 
     def origin(self, name: str) -> Origin:
-        """Every tensor is a copy of itself."""
+        """Return the tensor as a copy of itself."""
         return Origin("copied", ((self, name),))
 
     @property
@@ -184,7 +184,7 @@ class Source(Parent):
             self.adapter.download(progress=progress)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of its JSON files; of a static embedding without ``config.json`` what that would say."""
+        """Read one of its JSON files; of a static embedding without ``config.json`` what that would say."""
         if name == "config.json" and self.sentence.encoder == "StaticEmbedding" and not (self.folder / name).is_file():
             return {"model_type": _STATIC[0]}
         return super().read_json(name)
@@ -271,7 +271,7 @@ class Source(Parent):
 
 
 def _complaints(config: Any, trusted: bool) -> Iterator[str]:
-    """What no config says that can be used here, and what would keep transformers busy for good if it got to see it."""
+    """Yield what makes a config unusable here, or would keep transformers busy for good if it got to see it."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if key.endswith("_implementation") and "/" in str(value) and not trusted:
             yield f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched and run; take it out"

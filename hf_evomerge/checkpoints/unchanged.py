@@ -1,4 +1,4 @@
-"""What a fine-tune has changed: which tensors are still its base's (frozen, or left alone by LoRA), and how far it has gone."""
+"""Changes of a fine-tune: which tensors are still its base's (frozen, or left alone by LoRA), and how far it has gone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) ->
 
     Args:
         sources: The sources.
-        names: What they are called.
+        names: Names of the sources.
         download: Whether weights may be downloaded; without it those of repositories are the same where their commits are.
     """
     lines = []

@@ -186,7 +186,7 @@ def _is_finite(piece: Tensor) -> bool:
 
 @contextmanager
 def _single_threaded() -> Iterator[int]:
-    """One thread per tensor rather than several for each operation; yields how many torch is allowed."""
+    """Give torch one thread, as each tensor has its own; yields how many threads torch is allowed."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What the commands share: the program, its options, one-line errors."""
+"""Parts that the commands share: the program, its options, one-line errors."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def quiet() -> None:
 
 
 def without_torch() -> None:
-    """For a command that needs configs alone: transformers starts as where torch is not installed, in a third of the time.
+    """Hide torch from transformers, which then starts in a third of the time, for a command that needs configs alone.
 
     Nothing in this process can import torch afterwards, so that it is done only where the process ends with the command.
     """

@@ -145,7 +145,7 @@ def _example(name: str) -> Path:
 
 
 def _device() -> str:
-    """Where this machine evaluates fastest."""
+    """Choose where this machine evaluates fastest."""
     import torch
 
     return "auto" if torch.cuda.device_count() > 1 else "cuda:0" if torch.cuda.is_available() else "cpu"

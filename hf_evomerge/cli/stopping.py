@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
     """A signal has come.
 
     Attributes:
-        status: What the program ends with: 130 for Ctrl-C, 143 for SIGTERM.
+        status: Exit status of the program: 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def __init__(self, number: int) -> None:

@@ -33,11 +33,11 @@ def publish_demo(
     Args:
         search: The finished study.
         family: The folder that has the base and the specialists that it merged, a folder each.
-        repo_id: Where the winner goes; the specialists go beside it, their names after a hyphen.
+        repo_id: Repository of the winner; the specialists go beside it, their names after a hyphen.
         name: Another place for the winner.
         space: Whether to make a Space as well.
         card: Where to leave the published card.
-        language: Of the answers, as ISO 639 code.
+        language: Language of the answers, as ISO 639 code.
 
     Returns:
         What was done, in lines for people.

@@ -129,7 +129,7 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
 
 
 def comparison(results: dict[str, Result]) -> list[Row]:
-    """One table of all searches: the parents once, the random search, then what each search ended with."""
+    """Make one table of all searches: the parents once, the random search, then what each search ended with."""
     rows = [row for row in results["ps"].rows if row.stage != "ps"]
     won = {space: next(row for row in result.rows if row.winner) for space, result in results.items()}
     rows += [won["ps"], won["dfs"], replace(won["hybrid"], model="evolved PS+DFS")]
@@ -137,7 +137,7 @@ def comparison(results: dict[str, Result]) -> list[Row]:
 
 
 def findings(rows: list[Row], hybrid: Result) -> list[str]:
-    """One sentence about each evolved model of the table, and one about which of its stages PS+DFS ended with."""
+    """Write one sentence about each evolved model of the table, and one about the stage that PS+DFS ended with."""
     evolved, others = rows[-len(SPACES) :], rows[: -len(SPACES)]
     lines = [verdict([*others, replace(row, winner=True)], "test")[0] for row in evolved]
     weights, path = (hybrid.row(stage).scores.accuracy for stage in ("ps", "dfs"))

@@ -74,9 +74,9 @@ class Reference:
     """A source that models are compared with.
 
     Attributes:
-        name: What the source is called.
+        name: Name of the source.
         tokenizer, model: Give its own tokenizer, and the live model.
-        readings: What it gave to each example, by the task's settings and the example.
+        readings: Readings of each example, by the task's settings and the example.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From what a model wrote to whether it is right: cut, extract, compare, and tell the language. Knows nothing of models."""
+"""Judgement of what a model wrote: cut, extract, compare, and tell the language. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LanguageCheck(StrictModel):
     """The probability that must be exceeded."""
 
     def holds(self, text: str, *, as_paper: bool = False) -> bool:
-        """Whether the text is in the language; an empty text is in none.
+        """Tell whether the text is in the language; an empty text is in none.
 
         Where there are few letters, most of them must be of the language's script: ``18`` is in every language, ``答え 18`` is
         Japanese.

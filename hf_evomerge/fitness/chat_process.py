@@ -32,7 +32,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer
     """Render messages as ``tokenizer.apply_chat_template`` does, as text, within limits.
 
     Args:
-        tokenizer: One that has a chat template.
+        tokenizer: Tokenizer with a chat template.
         messages: Each with ``role`` and ``content``.
         answer: Whether the text ends where an answer begins; otherwise the last message is to be continued.
 
@@ -106,7 +106,7 @@ def _ask(process: subprocess.Popen[str], line: str) -> str:
 
 
 def _serve() -> None:
-    """What the process does: a line with a request comes in, a line with a text or an error goes out."""
+    """Serve requests: a line with a request comes in, a line with a text or an error goes out."""
     import re
     from functools import cache
 

@@ -78,7 +78,7 @@ class Head:
 
 @register_task("classification")
 class ClassificationTask(GradientTask):
-    """Which label a model with a classification head gives; ``outputs`` are the labels' names."""
+    """Classification by a model's classification head; ``outputs`` are the labels' names."""
 
     spec_type: ClassVar[type[TaskSpec]] = ClassificationSpec
     spec: ClassificationSpec

@@ -26,7 +26,7 @@ _Z = 1.959964  # of a two-sided interval of 95 %
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how much one model is better than another on the same examples.
+    """Comparison: by how much one model is better than another on the same examples.
 
     Attributes:
         measure: What was compared: ``accuracy`` or ``fitness``.
@@ -45,17 +45,17 @@ class Comparison:
 
     @property
     def is_better(self) -> bool:
-        """Whether the first is better beyond chance: by its interval and by its p value."""
+        """True where the first is better beyond chance: by its interval and by its p value."""
         return self.low > 0 and self.p < 0.05
 
     @property
     def is_worse(self) -> bool:
-        """Whether the first is worse beyond chance."""
+        """True where the first is worse beyond chance."""
         return self.high < 0 and self.p < 0.05
 
     @property
     def is_close(self) -> bool:
-        """Whether interval and p value disagree, as two methods may at the edge: nothing that one could rely on."""
+        """True where interval and p value disagree, as two methods may at the edge: nothing that one could rely on."""
         return (self.low > 0 or self.high < 0) != (self.p < 0.05)
 
     @property
@@ -73,7 +73,7 @@ def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Co
     """Compare two models on the same examples.
 
     Args:
-        first, second: What they scored, example by example, in the same order.
+        first, second: Scores of both, example by example, in the same order.
         measure: ``accuracy`` or ``fitness``; `main_measure` by default.
 
     Returns:
@@ -102,14 +102,14 @@ def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Co
 
 
 def main_measure(*scores: Scores) -> Measure:
-    """What models are best told apart by: accuracy, unless fitness itself is right or wrong, or there is no accuracy."""
+    """Choose what tells models apart best: accuracy, unless fitness itself is right or wrong, or there is no accuracy."""
     whole = [each for each in scores if each.error is None]
     right_or_wrong = all(_is_binary(each.values) for each in whole)
     return "fitness" if right_or_wrong or any(each.correct is None for each in whole) else "accuracy"
 
 
 def measures(*scores: Scores) -> list[Measure]:
-    """Everything that models can be compared by, `main_measure` first: accuracy and fitness, where they are two things."""
+    """List what models can be compared by, `main_measure` first: accuracy and fitness, where they are two things."""
     main = main_measure(*scores)
     return [main] if main == "fitness" else [main, "fitness"]
 
@@ -212,7 +212,7 @@ def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _random_signs(difference: NDArray[np.float64]) -> float:
-    """How often the mean is as far from 0 where each example's difference has a random sign; the data counts as one draw."""
+    """Return the share of random signs of the differences whose mean is as far from 0; the data counts as one draw."""
     observed, size = abs(difference.mean()) * (1 - 1e-12), difference.size
     hits = sum(
         int((np.abs((difference * rng.choice((-1.0, 1.0), (rows, size))).mean(1)) >= observed).sum())
@@ -222,7 +222,7 @@ def _random_signs(difference: NDArray[np.float64]) -> float:
 
 
 def _rounds(size: int) -> Iterator[tuple[np.random.Generator, int]]:
-    """One generator, and how many resamples are drawn at a time: few megabytes whatever the number of examples."""
+    """Yield one generator, and how many resamples to draw at a time: few megabytes whatever the number of examples."""
     rng, left = np.random.default_rng(0), RESAMPLES
     while left:
         rows = min(left, max(1, 500_000 // size))

@@ -156,13 +156,13 @@ class DataSpec(StrictModel):
 
     @property
     def name(self) -> str:
-        """What the data is called in messages."""
+        """Name of the data in messages."""
         of_sources = [each.name for each in (self.sources or {}).values()]
         return self.jsonl or self.dataset or ", ".join(self.lm_eval or of_sources or self.data_files or []) or "function"
 
     @property
     def suffix(self) -> str:
-        """How the names of all files end; empty where they do not all end alike."""
+        """Suffix of all files; empty where they do not all end alike."""
         ends = {Path(file.partition("?")[0]).suffix.lower() for file in self.data_files or ()}
         return ends.pop() if len(ends) == 1 else ""
 

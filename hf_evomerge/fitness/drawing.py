@@ -31,7 +31,7 @@ def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **
 
     Args:
         pipeline: A diffusion pipeline that takes ``prompt`` or ``class_labels``.
-        examples: What to draw. Two with one prompt and another ``content`` have pictures of their own.
+        examples: Examples to draw. Two with one prompt and another ``content`` have pictures of their own.
         batch_size: How many at a time; the last bits may depend on it.
         **arguments: Further arguments of the pipeline's call, such as ``num_inference_steps``.
 
@@ -105,7 +105,7 @@ class ChoiceTask(PreparedTask):
 
 
 class ClipSpec(ChoiceSpec):
-    """How near what is drawn is to a text, by a model of pictures and texts: ``fitness: {task: clip, model: ...}``."""
+    """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task: clip, model: ...}``."""
 
     model: str
     """Repository or folder of the model that judges, in safetensors; none of its code is run."""

@@ -125,7 +125,7 @@ def check_length(model: Any, tokens: int, what: str) -> None:
 
 
 def room(model: Any, prompt: Sequence[int]) -> int:
-    """How many tokens a model has positions for after a prompt; with an encoder the prompt takes none of them."""
+    """Count the tokens that a model has positions for after a prompt; with an encoder the prompt takes none of them."""
     limit = _positions(model)
     return sys.maxsize if limit is None else limit - (1 if encodes(model) else len(prompt))
 
@@ -136,12 +136,12 @@ def _positions(model: Any) -> int | None:
 
 
 def encodes(model: Any) -> bool:
-    """Whether a model has an encoder for prompts, and a decoder that writes."""
+    """Tell whether a model has an encoder for prompts, and a decoder that writes."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model's inputs go."""
+    """Return the device for inputs."""
     device: torch.device = next(model.parameters()).device
     return device
 

@@ -31,7 +31,7 @@ class Picture:
 
     Attributes:
         data: What its file holds.
-        where: Where it came from, for complaints.
+        where: Origin of the picture, for complaints.
     """
 
     data: bytes
@@ -39,7 +39,7 @@ class Picture:
 
     @property
     def digest(self) -> str:
-        """What two pictures are the same by."""
+        """Digest by which two pictures are the same."""
         return sha256(self.data).hexdigest()
 
     def load(self) -> Image:
@@ -71,15 +71,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Example:
-    """One problem.
+    """Problem with its answer.
 
     Attributes:
         prompt: The text that the model is given, with the data's template filled in.
         answer: The text that counts as right.
-        id: Where it came from; named in every complaint about it.
+        id: Origin of the example; named in every complaint about it.
         chat: Whether the prompt is one message of a user, to be wrapped in the tokenizer's chat template.
         system: The system message of such a chat.
-        choices: What there is to choose from, the answer among it, where the data says so.
+        choices: Texts to choose from, the answer among them, where the data says so.
         pictures: The pictures that go with the prompt.
         content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
             whole prompt where it is empty.
@@ -104,7 +104,7 @@ class Example:
 
     @property
     def all(self) -> list[Example]:
-        """This example and the ones beside it."""
+        """Examples: this one and the ones beside it."""
         return [self, *(other.example for other in self.beside)]
 
 

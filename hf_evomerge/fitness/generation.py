@@ -21,7 +21,7 @@ from .writing import WritingSpec, WritingTask
 
 
 class AnswerSpec(WritingSpec):
-    """What tasks have in common that score a model by how many of its greedily decoded answers are right."""
+    """Settings of tasks that score a model by how many of its greedily decoded answers are right."""
 
     extract: Extract = "last_number"
     """Which part of the response is the answer: ``all``, ``last_number``, or ``{regex: ...}``."""
@@ -50,13 +50,13 @@ class AnswerSpec(WritingSpec):
 
     @property
     def decimal_mark(self) -> Decimal:
-        """How numbers are read, where the file does not say it too."""
+        """Decimal mark of numbers: the file's, or else the language's."""
         writes_comma = self.language is not None and self.language.code in COMMA_LANGUAGES
         return self.decimal or ("comma" if writes_comma else "point")
 
     @property
     def compares_numbers(self) -> bool:
-        """Whether answers are compared as numbers."""
+        """True where answers are compared as numbers."""
         return (self.compare or ("number" if self.extract == "last_number" else "text")) == "number"
 
 
@@ -102,12 +102,12 @@ class GenerationTask(WritingTask):
         return Scores(values, outputs=outputs, correct=correct, truncated=truncated)
 
     def judge(self, output: str, example: Example) -> bool:
-        """Whether a response gives the right answer, in any language."""
+        """Tell whether a response gives the right answer, in any language."""
         return is_right(cut_at_stops(output, self.spec.stop), example.answer, self.spec)
 
 
 def is_right(output: str, answer: str, spec: AnswerSpec) -> bool:
-    """Whether the answer in a response is the right one; the language is not looked at."""
+    """Tell whether the answer in a response is the right one; the language is not looked at."""
     if spec.extract == "last_number":
         number = paper_last_number(output) if spec.compat == "paper" else last_number(output, spec.decimal_mark)
     else:

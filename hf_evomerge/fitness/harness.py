@@ -227,7 +227,7 @@ class LmEvalTask(PreparedTask):
 
 @functools.lru_cache(maxsize=64)
 def load_tasks(name: str) -> dict[str, Any]:
-    """What lm_eval knows by a name, by the names that lead to each: a task, or those of a group or a tag; or a YAML file's.
+    """Load lm_eval's tasks of a name, by the names that lead to each: a task, or those of a group or a tag; or a YAML file's.
 
     Raises:
         FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or the file would run code.
@@ -258,7 +258,7 @@ def load_tasks(name: str) -> dict[str, Any]:
 
 
 def read_documents(names: Sequence[str]) -> list[Example]:
-    """All documents of some tasks, in their order, as examples whose ids lead back to them."""
+    """Read all documents of some tasks, in their order, as examples whose ids lead back to them."""
     examples = []
     for given in names:
         for name, task in load_tasks(given).items():
@@ -273,7 +273,7 @@ def read_documents(names: Sequence[str]) -> list[Example]:
 
 
 def _is_file(name: str) -> bool:
-    """Whether a task is that of a YAML file, and none of lm_eval's own."""
+    """Tell whether a task is that of a YAML file, and none of lm_eval's own."""
     return Path(name).suffix in (".yaml", ".yml")
 
 

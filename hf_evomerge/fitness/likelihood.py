@@ -16,7 +16,7 @@ from .scores import Scores
 
 
 class TextSpec(TaskSpec):
-    """What tasks have in common that score given texts by their log-probability."""
+    """Settings of tasks that score given texts by their log-probability."""
 
     normalize: Literal["sum", "token", "byte"] = "sum"
     """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
@@ -105,7 +105,7 @@ class LikelihoodTask(TextTask, GradientTask):
         return [(prompt, answer)]
 
     def judge(self, output: str, example: Example) -> bool:
-        """Whether a greedy response is the answer, as ``correct`` tells from its tokens; space between words may differ.
+        """Tell whether a greedy response is the answer, as ``correct`` tells from its tokens; space between words may differ.
 
         More may follow the answer where the model need not end it.
         """

@@ -79,7 +79,7 @@ def check_disjoint(
 
 
 def _content(example: Example) -> str:
-    """What two examples are the same problem by: pictures, and text without regard to space and to how letters are encoded."""
+    """Return what makes two examples the same problem: pictures, and text whatever its space and its letters' encoding."""
     text = " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())
     return "\n".join([text, *(picture.digest for picture in example.pictures)])
 

@@ -29,13 +29,13 @@ class MultipleChoiceSpec(TextSpec):
 
     @property
     def unit(self) -> str:
-        """Of the score."""
+        """Unit of the score."""
         return "share of right answers" if self.score == "accuracy" else "nats per answer"
 
 
 @register_task("multiple_choice")
 class MultipleChoiceTask(TextTask):
-    """Which of an example's choices is the most probable after its prompt; of equals the first.
+    """Choice of the most probable of an example's choices after its prompt; of equals the first.
 
     ``correct`` says whether it is the right one, ``outputs`` are the choices that were taken.
     """

@@ -73,7 +73,7 @@ def last_number(text: str, decimal: Decimal = "point") -> float | None:
 
 
 def count_numbers(text: str, decimal: Decimal = "point") -> int:
-    """How many numbers a text holds; those in ideographs count where it has no figures."""
+    """Count the numbers that a text holds; those in ideographs count where it has no figures."""
     plain = _plain(text)
     return sum(1 for _ in _pattern(decimal).finditer(plain)) or sum(1 for _ in _ALONE.finditer(plain))
 

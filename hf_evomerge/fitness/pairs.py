@@ -75,7 +75,7 @@ class Pairs:
 
         Args:
             model: A causal language model.
-            mean_of: Where a gradient is wanted: what each pair's value is divided by, and then their sum. The gradient of the
+            mean_of: Divisors of each pair's value, and then of their sum, where a gradient is wanted. The gradient of the
                 result is added to ``grad`` of the tensors that want one.
             measure: The value of a token, summed over the answer. By default its log-probability (nats), and a hit is the most
                 probable token.
@@ -132,7 +132,7 @@ def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example],
 
 
 def _score(model: Any, batch: MicroBatch, temperature: float, measure: Measure) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's summed values, and how many of its answer tokens are hits."""
+    """Compute each row's summed values, and how many of its answer tokens are hits."""
     import torch
 
     device = device_of(model)

@@ -70,8 +70,8 @@ def windows(before: list[int], text: list[int], window: int, stride: int) -> Ite
     """Cut a text so that every token is scored once, in windows of at most so many tokens that are fed.
 
     Args:
-        before: What stands before the text, at least one token; its end is context of the first window.
-        text: What is scored.
+        before: Tokens before the text, at least one; their end is context of the first window.
+        text: Tokens that are scored.
         window: Tokens fed at most.
         stride: Tokens scored by a window after the first.
 

@@ -111,7 +111,7 @@ class SeeingTokenizer:
         return self.tokenizer(*args, **kwargs)
 
     def pictures_of(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """What a model is given of pictures alone, one of each example."""
+        """Return a model's inputs for pictures alone, one of each example."""
         if wrong := [example for example in examples if len(example.pictures) != 1]:
             raise FitnessError(f"{wrong[0].id}: has {len(wrong[0].pictures)} pictures; one is looked at")
         return dict(self._images([example.pictures[0].load() for example in examples], return_tensors="pt"))
@@ -125,7 +125,7 @@ class SeeingTokenizer:
         self._texts[example] = text
 
     def seen(self, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool) -> dict[str, torch.Tensor]:
-        """What a model is given beside the token ids of a batch.
+        """Return a model's inputs beside the token ids of a batch.
 
         Args:
             examples: The examples of its rows.
@@ -167,7 +167,7 @@ def sees(config: Mapping[str, Any]) -> bool:
 def seen_inputs(
     tokenizer: Any, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool
 ) -> dict[str, torch.Tensor]:
-    """What `SeeingTokenizer.seen` gives for examples with pictures; nothing for others.
+    """Return what `SeeingTokenizer.seen` gives for examples with pictures; nothing for others.
 
     Raises:
         FitnessError: Some of the examples have pictures, and some have not.
@@ -182,6 +182,6 @@ def seen_inputs(
 
 
 def placed(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-    """Such inputs where a model is, and floating-point ones in its dtype."""
+    """Put inputs onto a model's device, and floating-point ones into its dtype."""
     like = next(model.parameters())
     return {name: value.to(like.device, like.dtype if value.is_floating_point() else None) for name, value in inputs.items()}

@@ -17,7 +17,7 @@ class PreparedTask:
         spec: The section of the task.
 
     Attributes:
-        shares: What each example counts in the gradient, where the task is a term of a sum; 1 where None.
+        shares: Weight of each example in the gradient, where the task is a term of a sum; 1 where None.
     """
 
     shares: Sequence[float] | None = None
@@ -49,7 +49,7 @@ class GradientTask(PreparedTask):
     """Scores a model in one run, with a backward pass or without."""
 
     def backward(self, model: Any) -> Scores:
-        """As `evaluate`, with a backward pass of the mean score; the gradients of micro-batches add up."""
+        """Evaluate with a backward pass of the mean score; the gradients of micro-batches add up."""
         score = getattr(self.spec, "score", "log_probability")
         if score != "log_probability":
             raise FitnessError(f"fitness.score: {score} has no gradient; write log_probability")

@@ -58,7 +58,7 @@ def _is_kept(record: Any, spec: DataSpec, where: str) -> bool:
 
 
 def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
-    """All records, and what to call each of them in a complaint."""
+    """Return all records, and what to call each of them in a complaint."""
     if spec.jsonl is not None:
         numbered = read_jsonl(spec.jsonl)
         return [record for _, record in numbered], lambda i: f"{spec.jsonl}:{numbered[i][0]}"

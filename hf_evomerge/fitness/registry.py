@@ -55,7 +55,7 @@ class TaskSpec(StrictModel):
 
 
 class Task(Protocol):
-    """Something that scores models."""
+    """Task that scores models."""
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise the examples, once for all models."""
@@ -85,7 +85,7 @@ class JudgingTask(Task, Protocol):
     """A task that can tell whether one response is right: the rule behind ``correct`` of its scores."""
 
     def judge(self, output: str, example: Example) -> bool:
-        """Whether what a model wrote answers the example right."""
+        """Tell whether what a model wrote answers the example right."""
 
 
 class RegisteredTask(Task, Protocol):

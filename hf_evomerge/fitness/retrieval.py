@@ -43,7 +43,7 @@ class RetrievalSpec(TaskSpec):
 
 @register_task("retrieval")
 class RetrievalTask(GradientTask):
-    """Which passage is nearest to each query; ``outputs`` are these passages, ``correct`` whether they are the right ones."""
+    """Retrieval of the passage nearest to each query; ``outputs`` are the passages, ``correct`` tells which are right."""
 
     spec_type: ClassVar[type[TaskSpec]] = RetrievalSpec
     spec: RetrievalSpec

@@ -16,17 +16,17 @@ LARGEST = 1e100  # of a score's absolute value: sums and squares of them are num
 
 
 class Scores:
-    """One number per example, more is better; or why there are none.
+    """Scores, one number per example, more is better; or why there are none.
 
     Args:
         values: A number per example, at most 1e100 in absolute value, in their order, shape (n,). The mean is the fitness.
         correct: Whether each answer was right, where the task can tell, shape (n,).
-        outputs: What the model wrote for each example, where it wrote anything.
+        outputs: Outputs of the model for each example, where it wrote anything.
         truncated: Whether each output was cut at the limit of its length, where outputs have one, shape (n,).
         seconds: Wall time of the evaluation.
-        gradient: Of the fitness, in the coordinates that it was asked for.
+        gradient: Gradient of the fitness, in the coordinates that it was asked for.
         others: Scores of the search's other objectives, by name.
-        error: Why there are no scores; see `failed`.
+        error: Reason why there are no scores; see `failed`.
 
     Raises:
         FitnessError: There is no value, one is not finite, or the other columns are not as long.
@@ -126,7 +126,7 @@ class Scores:
         return None if self.correct is None else _standard_error(self.correct.astype(np.float64))
 
     def __eq__(self, other: object) -> bool:
-        """Whether every number (to the last bit), output and error is the same; the time may differ."""
+        """Tell whether every number (to the last bit), output and error is the same; the time may differ."""
         return self._bits() == other._bits() if isinstance(other, Scores) else NotImplemented
 
     def __repr__(self) -> str:

@@ -92,7 +92,7 @@ class TermsSpec(TaskSpec):
         return [f"{name} {count + 1}" if count else name for name, count in zip(tasks, before, strict=True)]
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """As the first task that scores such examples has it."""
+        """Complete data as the first task that scores such examples does."""
         return next(term.fitness for term in self.terms if not term.data).complete(data)
 
     def deal(self, examples: Sequence[Example], split: str) -> list[Example]:

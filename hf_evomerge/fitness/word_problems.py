@@ -19,7 +19,7 @@ PAPER_STOPS = ["Instruction:", "Instruction", "Response:", "Response"]
 
 
 class Words(NamedTuple):
-    """What a prompt says in one language: what to do, and the headings of the problem and of its solution."""
+    """Words of a prompt in one language: what to do, and the headings of the problem and of its solution."""
 
     instruction: str
     problem: str
@@ -49,7 +49,7 @@ WORDS = {
 
 
 class WordProblemSpec(AnswerSpec):
-    """What MGSM and GSM8K have in common. The settings are those of `generation`, with other defaults."""
+    """Settings of MGSM and GSM8K. The settings are those of `generation`, with other defaults."""
 
     max_new_tokens: Count = 1024
 
@@ -93,7 +93,7 @@ class MgsmSpec(WordProblemSpec):
         return self
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """See `completed`."""
+        """Fill in by `completed`."""
         files = data.get("data_files") or []
         files = [files] if isinstance(files, str) else files
         is_table = bool(files) and all(str(file).endswith(".tsv") for file in files)  # as published: without a heading
@@ -107,7 +107,7 @@ class Gsm8kSpec(WordProblemSpec):
     task: Literal["gsm8k"] = "gsm8k"
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """See `completed`."""
+        """Fill in by `completed`."""
         return self.completed(data, {"dataset": "openai/gsm8k", "config": "main", "split": "test"}, {"answer_after": "####"})
 
 

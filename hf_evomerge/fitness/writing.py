@@ -1,4 +1,4 @@
-"""What a model writes after prompts: greedy, in padded batches, cut at stop strings. Knows nothing of right and wrong.
+"""Writing of a model after prompts: greedy, in padded batches, cut at stop strings. Knows nothing of right and wrong.
 
 An encoder-decoder is given the prompt in its encoder, and its decoder writes from its own start.
 """
@@ -29,7 +29,7 @@ def _as_check(value: Any) -> Any:
 
 
 class WritingSpec(TaskSpec):
-    """What tasks have in common that look at what a model writes."""
+    """Settings of tasks that look at what a model writes."""
 
     max_new_tokens: Count = 256
     """Tokens after which a response is cut."""
@@ -53,7 +53,7 @@ class WritingSpec(TaskSpec):
 
 
 class WritingTask(PreparedTask):
-    """Has a model write a response to every prompt; what each is worth is for the task to say."""
+    """Task in which a model writes a response to every prompt; its subclasses say what each is worth."""
 
     spec: WritingSpec
 
@@ -81,7 +81,7 @@ class WritingTask(PreparedTask):
             self._seen.append(seen_inputs(tokenizer, asked, own, max(own), left=True))
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
-        """What a model writes for every example, and whether that was cut at the limit of its length; see `respond`."""
+        """Return what a model writes for every example, and whether that was cut at the limit of its length; see `respond`."""
         written = self.respond(model)
         cut = [not each.ended and not any(stop in each.text for stop in self.spec.stop) for each in written]
         return [cut_at_stops(each.text, self.spec.stop) for each in written], cut

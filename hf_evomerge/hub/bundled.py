@@ -1,4 +1,4 @@
-"""Where card templates, the Space's files and examples are: in an installed wheel, or in the repository they are edited in."""
+"""Place of card templates, the Space's files and examples: in an installed wheel, or in the repository they are edited in."""
 
 from __future__ import annotations
 

@@ -91,12 +91,12 @@ class CardFacts:
 
     @property
     def sees(self) -> bool:
-        """Whether it is a model that is given pictures beside text."""
+        """True where it is a model that is given pictures beside text."""
         return sees(self.config)
 
     @property
     def draws(self) -> bool:
-        """Whether it is a diffusion pipeline."""
+        """True where it is a diffusion pipeline."""
         return "_class_name" in self.config
 
     @property
@@ -106,7 +106,7 @@ class CardFacts:
 
     @property
     def by_prompt(self) -> bool:
-        """Whether it draws what a text says."""
+        """True where it draws what a text says."""
         return any(name.startswith("tokenizer") for name in self.config)
 
     @property
@@ -286,7 +286,7 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
 
 
 def _shape(facts: CardFacts) -> str:
-    """How large a model of text is and what it reads, as its config says."""
+    """Describe the size of a model of text and what it reads, as its config says."""
     config = facts.config
     while isinstance(inner := config.get("text_config"), dict):
         config = inner

@@ -42,7 +42,7 @@ def default_api() -> HfApi:
 
 
 def has_token(api: HfApi) -> bool:
-    """Whether the client says who it is."""
+    """Tell whether the client has a token."""
     from huggingface_hub import get_token
 
     return api.token is not False and bool(api.token if isinstance(api.token, str) else get_token())
@@ -54,9 +54,9 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False) -> T:
     Each wait is a line on stderr. The last one ends at most `PATIENCE` seconds after the first failure.
 
     Args:
-        what: What has not worked if the call fails: the beginning of the line.
+        what: Start of the error line: what has not worked if the call fails.
         call: Calls of the client only, which may be made twice.
-        once: They may not.
+        once: Never call twice.
 
     Raises:
         HubError: The call failed for good. Its cause is the client's error.
@@ -121,7 +121,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may work a little later: no answer, one that was cut off or garbled, or a Hub in trouble."""
+    """Tell if the same request may work a little later: no answer, one that was cut off or garbled, or a Hub in trouble."""
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
@@ -136,7 +136,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def _is_unknown_host(error: BaseException | None) -> bool:
-    """Whether there is no host of this name: a slip of the pen rather than trouble."""
+    """Tell whether there is no host of this name: a slip of the pen rather than trouble."""
     while error is not None:
         if isinstance(error, socket.gaierror):
             return error.errno == socket.EAI_NONAME
@@ -145,7 +145,7 @@ def _is_unknown_host(error: BaseException | None) -> bool:
 
 
 def _asked_wait(error: BaseException) -> float:
-    """How many seconds the Hub asks to wait; 0 if it does not."""
+    """Return the seconds for which the Hub asks to wait; 0 if it does not."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     headers = getattr(getattr(error, "response", None), "headers", {})

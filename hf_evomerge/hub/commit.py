@@ -94,7 +94,7 @@ def commit_files(
 
 
 def _holds(info: Any, files: Mapping[str, Content], remove: Callable[[str], bool]) -> bool:
-    """Whether a commit has every file with this content, and no file that goes."""
+    """Tell whether a commit has every file with this content, and no file that goes."""
     stored = {file.rfilename: file for file in info.siblings or []}
     return not any(remove(name) for name in stored.keys() - files.keys()) and all(
         name in stored and _is_same(stored[name], content) for name, content in files.items()

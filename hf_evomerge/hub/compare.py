@@ -1,4 +1,4 @@
-"""How a model that was built again differs from another of the same recipe: tensors, config and code."""
+"""Comparison of a model that was built again with another of the same recipe: tensors, config and code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TensorDifference:
 
 
 def compare_tensors(built: Source, other: Source) -> tuple[int, list[TensorDifference]]:
-    """How many tensors there are, and how those that differ do. `other` is called the published one."""
+    """Count the tensors, and list those that differ. `other` is called the published one."""
     names = list(dict.fromkeys([*other.stored, *built.stored]))
     found = [_difference(name, built, other) for name in names]
     return len(names), [difference for difference in found if difference is not None]
@@ -65,7 +65,7 @@ def config_files(folder: Path) -> list[str]:
 
 
 def compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:
-    """What one of the `config_files` says otherwise. Another transformers writes more keys or fewer; that is no difference."""
+    """List how one of the `config_files` differs. Another transformers writes more keys or fewer; that is no difference."""
     pairs = [_flat(read_json(file)) for file in (built, published)]
     here, there = ({key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED} for pair in pairs)
     both = here.keys() & there.keys()

@@ -1,4 +1,4 @@
-"""Which license a merge may go out under, from the licenses of its parents. Decides only what is plain; not legal advice.
+"""License that a merge may go out under, from the licenses of its parents. Decides only what is plain; not legal advice.
 
 Equal parents keep their license, permissive ones give apache-2.0 with notices. Everything else is left to the user: the card
 says ``other`` and lists the parents' licenses. What is known to contradict itself is refused.
@@ -43,7 +43,7 @@ class ParentLicense:
     Attributes:
         license: The identifier; ``other`` for one with a name of its own, ``unknown`` where nothing is stated.
         name, link: The name and address of a license without an identifier.
-        note: Why nothing is known.
+        note: Reason why nothing is known.
     """
 
     model: str
@@ -60,12 +60,12 @@ class ParentLicense:
 
     @property
     def terms(self) -> tuple[str, str | None, str | None]:
-        """What must be equal for two licenses to be the same; an identifier says it all, but for ``other``."""
+        """Terms that must be equal for two licenses to be the same; an identifier says it all, but for ``other``."""
         return (self.license, self.name, self.link) if self.license == OTHER else (self.license, None, None)
 
     @property
     def address(self) -> str | None:
-        """Where it can be read: a link to a file is one to a file of the parent."""
+        """Address where it can be read: a link to a file is one to a file of the parent."""
         if self.link is None or "://" in self.link or "/" not in self.model:
             return self.link
         return f"https://huggingface.co/{quote(self.model)}/blob/main/{quote(self.link)}"
@@ -132,7 +132,7 @@ def languages_of(parents: Sequence[ParentLicense]) -> tuple[str, ...]:
 
 
 def _conflict(parents: Sequence[ParentLicense]) -> str | None:
-    """What is known to contradict itself, in one sentence."""
+    """Describe the first known contradiction, in one sentence."""
     for parent in parents:
         if "-nd-" in f"{parent.license}-":
             return f"{parent.model} is under {parent.license}, which allows no derived works"

@@ -1,4 +1,4 @@
-"""How the sources of a recipe are named once it is published: by repository and commit, so that anybody gets the same bits."""
+"""Names of a recipe's sources once it is published: by repository and commit, so that anybody gets the same bits."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def parts_of(ref: SourceRef) -> list[SourceRef]:
 
 
 def parents_of(recipe: Recipe) -> list[SourceRef]:
-    """Everything that a recipe is made from: its sources and base, each adapter apart, each once."""
+    """List all that a recipe is made from: its sources and base, each adapter apart, each once."""
     return list(dict.fromkeys(part for ref in recipe.refs for part in parts_of(ref)))
 
 
 def is_on_hub(ref: SourceRef) -> bool:
-    """Whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
+    """Tell whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
     return all("/" in part.model for part in parts_of(ref))
 
 

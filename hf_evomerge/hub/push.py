@@ -51,7 +51,7 @@ def push_model(
     Args:
         model: A finished search, as its study or its folder, or the folder of a model that was built from a recipe.
         repo_id: ``user/name``; made where it does not exist.
-        options: How; see `PushOptions`.
+        options: Options; see `PushOptions`.
         api: The client, with its endpoint and token; that of ``HF_ENDPOINT`` and of ``hf auth login`` by default.
 
     Raises:

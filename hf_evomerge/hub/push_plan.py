@@ -60,7 +60,7 @@ _NOTED = ("name_or_path", "_name_or_path", "tokenizer_file", "special_tokens_map
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How a model is published.
+    """Options for publishing a model.
 
     Attributes:
         private: Make a new repository private. One that exists and is public is refused.
@@ -68,7 +68,7 @@ class PushOptions:
         create_pr: Open a pull request instead of committing to the branch.
         license: A Hub identifier, in place of what follows from the parents' licenses.
         languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and they are four at most.
-        published: Where local source folders were published: ``{folder: repository}``.
+        published: Repositories of local source folders: ``{folder: repository}``.
         examples: How many problems of the test split to publish with the record.
         about: The sentence on what the model is for, in place of the search file's.
         card: Whether to write the card; otherwise what is there stays.
@@ -97,13 +97,13 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push to a repository would do; ``print`` it to read it.
+    """Plan of a push to a repository; ``print`` it to read it.
 
     Attributes:
-        files, sizes: What each file is to hold, and its bytes. Files that were made for the push are gone when it is over.
+        files, sizes: Content of each file, and its bytes. Files that were made for the push are gone when it is over.
         license: What it goes out under.
-        warnings: What a reader should know before it is public, one line each.
-        removed: Which files of an earlier winner go.
+        warnings: Warnings for a reader before it is public, one line each.
+        removed: Files of an earlier winner that go.
         parts: The components, of a diffusion pipeline.
     """
 
@@ -179,13 +179,13 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
 
 
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
-    """Where to read a parent's license: on the Hub, where it is published there."""
+    """Return where to read a parent's license: on the Hub, where it is published there."""
     public = names(ref)
     return public if is_on_hub(public) else ref
 
 
 def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | None) -> list[str]:
-    """What is in the repository already; nothing, where there is none. It must not be another kind, where that is known.
+    """List what is in the repository already; nothing, where there is none. It must not be another kind, where that is known.
 
     Raises:
         HubError: What is there, or the options, do not allow the push.
@@ -216,13 +216,13 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
 
 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
-    """Whether a file in the repository is one that a push would have put there; fnmatch's ``*`` would reach into folders."""
+    """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*`` would reach into folders."""
     patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ())) if parts else _OURS
     return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
 
 def _built(model: Path, weights: Sequence[Path]) -> Built | None:
-    """What the recipe gave when the model was built; None where nobody has written it down. Refused where it was changed."""
+    """Read what the recipe gave when the model was built; None where nobody wrote it down. Refused where it was changed."""
     record = read_build_record(model)
     if record is None:
         return None

@@ -188,7 +188,7 @@ def _written(example: Example, number: int, images: Path) -> list[str]:
 
 
 def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:
-    """One row per trial; the whole table appears under its name at once."""
+    """Write one row per trial; the whole table appears under its name at once."""
     recipes = {key: study.recipe(key) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
     texts = {key: recipe.renamed(publish).to_yaml() for key, recipe in recipes.items()}
     paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}

@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What rebuilding a published model gave.
+    """Result of rebuilding a published model.
 
     Attributes:
         repo_id, commit: The model, and the commit that was compared with.
         files: The sha256 of each weights file that was rebuilt, by its name.
         tensors: Number of tensors compared; 0 where the files were equal as they are.
         differences: The tensors that differ.
-        settings: What differs in ``config.json``, one line each.
-        code: Which Python files are not those of the package, one line each.
-        uncompared: Which Python files could not be compared, one line each.
-        versions: What the model was built with and rebuilt with, where that differs: ``{library: (then, now)}``.
+        settings: Differences in ``config.json``, one line each.
+        code: Python files that are not those of the package, one line each.
+        uncompared: Python files that could not be compared, one line each.
+        versions: Versions that it was built with and rebuilt with, where they differ: ``{library: (then, now)}``.
     """
 
     repo_id: str
@@ -60,7 +60,7 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
-        """Whether every bit is the same that was compared."""
+        """True where every bit is the same that was compared."""
         return not self.differences and not self.settings and not self.code
 
     def __str__(self) -> str:
@@ -177,7 +177,7 @@ class _Published:
         self.names = [file.rfilename for file in info.siblings or []]
 
     def download(self, name: str) -> Path:
-        """One small file."""
+        """Download one small file."""
         call = partial(self.api.hf_hub_download, self.repo_id, name, revision=self.commit)
         return Path(ask(f"{self.repo_id}: {name} cannot be downloaded", call))
 
@@ -218,7 +218,7 @@ class _Published:
             raise HubError(f"{self.repo_id}: {extra[0]} is not in its {RECIPE_FILE}, and {added}")
 
     def compare_code(self, built: Path, versions: Mapping[str, tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """See `compare_code`. A tokenizer or a processor may bring code of its own."""
+        """Apply `compare_code`. A tokenizer or a processor may bring code of its own."""
         published = {name: self.download(name) for name in self.names if name.endswith(".py") and "/" not in name}
         differ, unknown = compare_code(built, published, versions)
         for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):

@@ -26,7 +26,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
 
 
 def card_results(record: Record) -> list[EvalResult]:
-    """What stands in the card's metadata: the accuracy on the test split, unless it is a benchmark's."""
+    """Make the results in the card's metadata: the accuracy on the test split, unless it is a benchmark's."""
     from huggingface_hub import EvalResult
 
     accuracy = _accuracy(record)

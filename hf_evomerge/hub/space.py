@@ -80,7 +80,7 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
 
 
 def has_space(repo_id: str, api: HfApi) -> bool:
-    """Whether a Space of this name is there that shows a model; raises `HubError` where the Hub cannot be asked."""
+    """Tell whether a Space of this name is there that shows a model; raises `HubError` where the Hub cannot be asked."""
     info = _space(repo_id, api)
     return info is not None and any(file.rfilename == SETTINGS_FILE for file in info.siblings or [])
 
@@ -100,7 +100,7 @@ def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
 def space_files(
     model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None, has_path: bool = True
 ) -> dict[str, Content]:
-    """What the repository of the Space of a model, at a branch or commit, holds.
+    """Return the files of the Space of a model, at a branch or commit.
 
     Its title is the app's own by default. Previews of links show a picture of the model's repository. A merge of weights has no
     path.
@@ -204,5 +204,5 @@ def _header(readme: Path, model: str, title: str | None, picture: str | None, ha
 
 
 def _is_code(name: str) -> bool:
-    """Whether a file in the Space's repository is one of an earlier version of the app."""
+    """Tell whether a file in the Space's repository is one of an earlier version of the app."""
     return name.endswith((".py", ".css", ".js")) or name == "requirements.txt"

@@ -86,7 +86,7 @@ def _read(data: Mapping[str, Any]) -> Converted:
 
 
 def _module(modules: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the one module of a file says, as if the file said it; its parameters count more than the file's."""
+    """Read a file's one module as if the file said it; its parameters count more than the file's."""
     if len(modules) != 1:
         raise RecipeError(f"modules: a recipe is of one language model (found {shown(list(modules))})")
     (name, module), *_ = modules.items()
@@ -122,7 +122,7 @@ class _Reader:
 
     @property
     def keeps_base(self) -> bool:
-        """Whether the base stands apart from the sources, as it does where task vectors are merged."""
+        """True where the base stands apart from the sources, as it does where task vectors are merged."""
         return self.base is not None and self.method.task_vectors
 
     def read(self) -> Converted:
@@ -163,7 +163,7 @@ class _Reader:
         return self._part({"method": self.method.name, "options": options, "parameters": values})
 
     def _in_order(self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None) -> list[tuple[SourceRef, Any]]:
-        """As they are; slerp begins at the base."""
+        """Order the entries: slerp begins at the base."""
         if self.method.name == "slerp":
             if base is None:
                 raise RecipeError("base_model: missing; slerp begins there")
@@ -291,7 +291,7 @@ class _Reader:
         return found
 
     def _tokens(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What is said of single tokens, and whose row counts where a model lacks a token: that of the ``base_model``."""
+        """Read what is said of single tokens, and whose row counts where a model lacks one: that of the ``base_model``."""
         found: dict[str, Any] = {}
         if self.base is not None and not self.keeps_base and self.base in self.sources:
             found["default"] = self.sources.index(self.base)
@@ -413,7 +413,7 @@ def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
 
 
 def _convert(parameter: Parameter, value: Any, where: str) -> Any:
-    """One value, or a gradient, in the type that a recipe has."""
+    """Convert one value, or a gradient, to the type that a recipe has."""
     if isinstance(value, list):
         if parameter.kind != "number":
             raise RecipeError(f"{where}: takes one value, not a gradient (found {shown(value)})")

@@ -1,4 +1,4 @@
-"""One merged tensor: what it is made of, slice by slice, and the code path that gives every executor the same bits.
+"""Merge of one tensor: its inputs, slice by slice, and the code path that gives every executor the same bits.
 
 A slice fits the processor's cache, and what is held in memory stays small. The statistics of a whole tensor
 (`TensorJob.cut`, `TensorJob.product`, ...) are computed in an order that does not depend on slices or threads, and are
@@ -26,7 +26,7 @@ SLICE = 1 << 16  # elements; 256 KB of float32: those of all inputs are near eno
 
 
 class TensorJob:
-    """One tensor of the merged model, to be computed once or many times.
+    """Job that computes one tensor of the merged model, once or many times.
 
     Its inputs are the sources' tensors, or for methods on task vectors their differences to the base's.
 
@@ -81,7 +81,7 @@ class TensorJob:
         Args:
             sources: Complete per-source parameters; a value may be one number per layer group, or per run of rows.
             options: Complete global options.
-            out: Where the result goes, rounded to its dtype: contiguous, of the tensor's number of elements.
+            out: Tensor for the result, rounded to its dtype: contiguous, of the tensor's number of elements.
             slice_size: Elements per slice; the result does not depend on it.
         """
         call = self.call(sources, options)
@@ -112,7 +112,7 @@ class TensorJob:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether `parts` makes tensors that nobody else has."""
+        """True where `parts` makes tensors that nobody else has."""
         converted = all(each.element_size() != 4 or each.device != self.device for each in self._inputs)
         return not self.keep and (self._origin is not None or converted)
 
@@ -134,15 +134,15 @@ class TensorJob:
         return self._inputs[index][start:stop] if self._origin is None else self.tensor(index, start, stop)
 
     def cut(self, index: int, k: int) -> Cut:
-        """What keeps the `k` elements of largest magnitude of one input."""
+        """Return the cut that keeps one input's `k` elements of largest magnitude."""
         return self._magnitudes[index].cut(k)
 
     def drop(self, index: int, density: float) -> Drop:
-        """What keeps each element of one input with probability `density` (rounded to a multiple of 1/65536)."""
+        """Make a mask that keeps each element of one input with probability `density` (rounded to a multiple of 1/65536)."""
         return Drop(min(max(round(density * LEVELS), 0), LEVELS), self._fields[index])
 
     def is_zero(self, index: int) -> bool:
-        """Whether every element of one input is 0."""
+        """Tell whether every element of one input is 0."""
         return not any(block.any() for _, block in self.blocks(index))
 
     def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
@@ -197,15 +197,15 @@ class TensorJob:
         return self._line_products[key]
 
     def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
-        """One number per row, or per column, to be laid along the slices of the tensor."""
+        """Lay one number per row, or per column, along the slices of the tensor."""
         return Lines(values.astype(np.float32), self.column_width if columns else self.width, columns)
 
     def rank_drop(self, index: int, probabilities: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> RankDrop:
-        """What keeps each element of one input with a probability that depends on how large it is within its row.
+        """Make the mask that keeps each element of one input with a probability that depends on its rank within its row.
 
         Args:
             index: The input.
-            probabilities: From relative ranks (0: the smallest of the row, 1: the largest) to probabilities.
+            probabilities: Function from relative ranks (0: the smallest of the row, 1: the largest) to probabilities.
         """
         if index not in self._ranks:
             self._ranks[index] = Ranks(lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep)
@@ -220,12 +220,12 @@ class TensorJob:
         return self._derived[key]
 
     def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """What `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
+        """Yield what `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
         for start in range(0, self.numel, SUM_BLOCK):
             yield start, compute(start, min(start + SUM_BLOCK, self.numel)).numpy(force=True)
 
     def blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """One input in blocks of `SUM_BLOCK` elements with their positions."""
+        """Yield one input in blocks of `SUM_BLOCK` elements with their positions."""
         return self.computed(partial(self.tensor, index))
 
     def _difference(self, values: Tensor, base: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
 
 
 def number_of_models(method: MergeMethod) -> str:
-    """How many tensors a method merges, as in "at least 2"."""
+    """Say how many tensors a method merges, as in "at least 2"."""
     low, high = method.count
     return f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
 
@@ -106,5 +106,5 @@ def _complete(
 
 
 def _has_rows(item: tuple[str, Any]) -> bool:
-    """Whether a key is a tensor's name and its value runs over the rows."""
+    """Tell whether a key is a tensor's name and its value runs over the rows."""
     return isinstance(item[1], list) and is_tensor(item[0])

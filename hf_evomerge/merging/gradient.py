@@ -213,9 +213,9 @@ def add_row_sums(call: Call, source: int, sums: NDArray[np.float64], totals: Pro
 
     Args:
         call: The parameters of the tensor.
-        source: Whose task vector it is.
+        source: Source of the task vector.
         sums: The inner product of each row.
-        totals: What is added to.
+        totals: Totals to add to.
     """
     rows, count = len(sums), len(totals["weight", source])
     edges = [-(-run * rows // count) for run in range(count)]

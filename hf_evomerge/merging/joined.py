@@ -149,7 +149,7 @@ class _Layer:
     Attributes:
         name: Name of its weight.
         left: The factor of each source that changes it, times its scaling: float32, rows x rank.
-        right: All other factors, one below the other: ranks x columns, in the dtype of the model.
+        right: Right factors, one below the other: ranks x columns, in the dtype of the model.
         weighted: The left factors times their weights, side by side: rows x ranks, in the dtype of the model.
     """
 
@@ -181,7 +181,7 @@ class _Layer:
                 out.copy_(left * factors.to(left.device)[:, None])
 
     def row_sums(self) -> list[tuple[int, Any]]:
-        """For each source, the inner product of every row of its task vector with the gradient."""
+        """Compute for each source the inner product of every row of its task vector with the gradient."""
         import torch
 
         assert self.weighted.grad is not None

@@ -36,7 +36,7 @@ class MergeKind:
         base: The common ancestor, for methods that need one.
         method: Name of the merge method.
         options: Its global options; defaults where absent.
-        router: Of a mixture of experts, the source in `sources` whose routers the model gets, or ``merge``.
+        router: Source in `sources` whose routers a mixture of experts gets, or ``merge``.
 
     Raises:
         RecipeError: The method is unknown, or its options are wrong.

@@ -1,4 +1,4 @@
-"""What a merge method is: its function, its parameters, and what it must know before it sees the first elements. No torch."""
+"""Merge method: its function, its parameters, and what it must know before it sees the first elements. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Call:
-    """What a method's function is handed besides the tensors.
+    """Arguments of a method's function besides the tensors.
 
     Attributes:
         options: The global options, complete.
@@ -90,7 +90,7 @@ class MergeMethod:
         function: The arithmetic. It sees slices, so each element of the result may depend on that element of the inputs only.
         parameters: All parameters it takes.
         task_vectors: Whether it is handed differences to the base (then it needs one) rather than the sources themselves.
-        base_optional: For methods on task vectors: without a base they are handed the sources themselves.
+        base_optional: True where a method on task vectors, without a base, is handed the sources themselves.
         prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.prepared``.
         check: Refuses parameters that do not go together, before any work.
         is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not normalize: its gradient is then
@@ -118,7 +118,7 @@ class MergeMethod:
 
     @property
     def needs_base(self) -> bool:
-        """Whether a recipe must name a base."""
+        """True where a recipe must name a base."""
         return self.task_vectors and not self.base_optional
 
     @property
@@ -132,5 +132,5 @@ class MergeMethod:
         return tuple(parameter for parameter in self.parameters if parameter.scope == "global")
 
     def takes_base_as_first(self, sources: int) -> bool:
-        """Whether the base is the first tensor handed to the function."""
+        """Tell whether the base is the first tensor handed to the function."""
         return not self.task_vectors and sources < self.count[0]

@@ -15,7 +15,7 @@ Value = float | bool | str
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number, flag or choice that a merge method takes.
+    """Number, flag or choice that a merge method takes.
 
     Attributes:
         name: Its key in a recipe.
@@ -24,7 +24,7 @@ class Parameter:
         scope: ``source``: one value per source, under ``parameters``; ``global``: one value, under ``options``.
         help: One sentence for the documentation.
         low, high: The smallest and largest number allowed; None: no limit.
-        choices: What a choice may be.
+        choices: Values of a choice.
         search: Bounds that suit a search; None: not worth searching.
         grouped: Whether a value may be given per layer group or name pattern, and as a gradient over the layers.
         smooth: Whether the merged tensor changes smoothly with it, so that a search may follow its gradient.
@@ -46,7 +46,7 @@ class Parameter:
 
     @property
     def values(self) -> str:
-        """What it may be, in words: ``true, false``, the choices, ``any number``, or a range such as ``from 0 to 1``."""
+        """Allowed values, in words: ``true, false``, the choices, ``any number``, or a range such as ``from 0 to 1``."""
         if self.kind != "number":
             return ", ".join(self.choices or ("true", "false"))
         if self.low is None:
@@ -88,7 +88,7 @@ class Parameter:
             self.check_one(item, f"{where}[{position}]")
 
     def check_one(self, value: Any, where: str) -> None:
-        """As `check`, of a value that holds for the whole model: no layer groups, no gradient."""
+        """Check, as `check` does, a value that holds for the whole model: no layer groups, no gradient."""
         if self.kind == "flag" and not isinstance(value, bool):
             raise RecipeError(f"{where}: {value!r} is not true or false")
         if self.kind == "choice" and value not in self.choices:

@@ -20,8 +20,8 @@ def load_pipeline(source: Parent, dtype: torch.dtype | None = None) -> Any:
     """The pipeline, live, with the adapter in its weights.
 
     Args:
-        source: Where it is.
-        dtype: That of all components; each its own where None.
+        source: Pipeline to load.
+        dtype: Dtype of all components; each its own where None.
 
     Raises:
         SourceError: diffusers is not there, or cannot load it.

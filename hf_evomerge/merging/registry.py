@@ -53,7 +53,7 @@ def register_method(
 
 
 def all_methods() -> dict[str, MergeMethod]:
-    """All merge methods by name, those of this package first."""
+    """Return all merge methods by name, those of this package first."""
     return METHODS
 
 

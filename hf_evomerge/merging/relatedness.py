@@ -1,4 +1,4 @@
-"""How closely the sources of a merge are related: lengths of task vectors and angles between them.
+"""Relatedness of the sources of a merge: lengths of task vectors and angles between them.
 
 For a summary in words only: float32 inner products over a part of each large tensor.
 """
@@ -26,7 +26,7 @@ class Relatedness:
     """Inner products of the merged vectors with each other, summed over the tensors.
 
     Args:
-        names: What the vectors are called.
+        names: Names of the vectors.
         task_vectors: Whether they are differences to a base, rather than weights.
     """
 
@@ -46,7 +46,7 @@ class Relatedness:
         self.base += float(base.dot(base)) if base is not None else 0.0
 
     def findings(self) -> Findings:
-        """What to tell the user: lengths and angles, and a warning where the sources are hardly related."""
+        """Report lengths and angles, and warn where the sources are hardly related."""
         found = Findings()
         lengths = np.sqrt(np.diag(self.products))
         if not np.isfinite(self.products).all() or not lengths.any():

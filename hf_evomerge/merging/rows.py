@@ -34,7 +34,7 @@ def row_spans(numel: int, width: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(slots=True)
 class Lines:
-    """One number per row or per column of a tensor.
+    """Numbers, one per row or per column of a tensor.
 
     Attributes:
         values: The numbers.

@@ -84,7 +84,7 @@ class Magnitudes:
 
     @cached_property
     def nonzero(self) -> int:
-        """How many elements are not 0."""
+        """Number of elements that are not 0."""
         return sum(int(np.count_nonzero(block)) for _, block in self.blocks())
 
     def largest(self, k: int) -> float:
@@ -162,7 +162,7 @@ class Drop:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing is dropped."""
+        """True where nothing is dropped."""
         return self.limit >= LEVELS
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
@@ -175,7 +175,7 @@ class Drop:
 
 
 class RandomField:
-    """One uniform 16-bit number per element of one task vector, the same on every machine.
+    """Uniform 16-bit numbers, one per element of one task vector, the same on every machine.
 
     Philox, a counter-based generator, so that any slice can be made by itself. Its key is the SHA-256 of the recipe's seed, the
     position of the source among those that take part, and the name of the tensor.

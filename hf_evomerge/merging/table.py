@@ -8,7 +8,7 @@ from .registry import all_methods
 
 
 def methods_table() -> str:
-    """One row per parameter of every method."""
+    """Make a table of every method's parameters."""
     lines = ["| method | parameter | per | default | values | meaning |", "| --- | --- | --- | --- | --- | --- |"]
     for method in all_methods().values():
         lines.append(f"| **{method.name}** | | | | {_needs(method)} | {method.help} |")

@@ -1,4 +1,4 @@
-"""Which tensors of an architecture write to the residual stream and which read it: what folding a scale has to know.
+"""Tensors of an architecture that write to the residual stream or read it: what folding a scale has to know.
 
 Knows names, no tensors. The scales of an architecture that is not in the table are not folded.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Change(NamedTuple):
-    """What becomes of a weight w: ``(w + offset) * factor - offset``; the offset is 1 where a norm multiplies by 1 + w."""
+    """Change of a weight w: ``(w + offset) * factor - offset``; the offset is 1 where a norm multiplies by 1 + w."""
 
     factor: float
     offset: float = 0.0
@@ -43,7 +43,7 @@ class FoldLayout:
     required: Mapping[str, Any] = field(default_factory=dict)
 
     def change(self, name: str, *, attention: float, mlp: float, sign: float, reader: float) -> Change | None:
-        """What becomes of one tensor of a layer; None where it stays as it is.
+        """Return the change of one tensor of a layer; None where it stays as it is.
 
         Args:
             name: Its name within the layer.
@@ -63,7 +63,7 @@ class FoldLayout:
         return 1.0 if self.one_plus and "norm" in name else 0.0
 
     def missing(self, names: Iterable[str]) -> Iterator[str]:
-        """What a layer with tensors of these names lacks: it is built in a way that the layout does not describe."""
+        """Yield what a layer with tensors of these names lacks: it is built in a way that the layout does not describe."""
         present = list(names)
         for patterns in (self.attention, self.mlp, self.norms + self.readers):
             if patterns and not any(matches(name, patterns) for name in present):
@@ -71,7 +71,7 @@ class FoldLayout:
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name fits one of the patterns."""
+    """Tell whether a name fits one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -1,4 +1,4 @@
-"""Where each tensor of a merged checkpoint comes from, and whether an architecture's layers may stand in any place.
+"""Origins of a merged checkpoint's tensors, and a check that an architecture's layers may stand in any place.
 
 Works on the meta device: nothing is allocated, no weight is read.
 """
@@ -54,7 +54,7 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
 
 
 def written_layers(model: PreTrainedModel, state: dict[str, torch.Tensor], first: str) -> str | None:
-    """How names of tensors of layers begin where they are written, up to the number; None where they do not begin alike."""
+    """Return how names of tensors of layers begin as written, up to the number; None where they do not begin alike."""
     names = list(as_written(model, {name: tensor for name, tensor in state.items() if name.startswith(first)}))
     begin, found, _ = names[0].partition(".0.")
     return f"{begin}." if found and all(name.startswith(f"{begin}.0.") for name in names) else None

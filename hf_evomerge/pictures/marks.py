@@ -19,7 +19,7 @@ class Line:
 
     Attributes:
         points: The places; with `steps` each height lasts until the next place.
-        width: In pixels; that of the look where None.
+        width: Width in pixels; that of the look where None.
     """
 
     points: Sequence[Spot]

@@ -57,7 +57,7 @@ def paint_figure(scenes: Sequence[Scene]) -> Figure:
 
 
 def _paint(axes: axes_module.Axes, mark: Mark, place: Axes, colour: str) -> None:
-    """One mark; a group hands its colour on."""
+    """Paint one mark; a group hands its colour on."""
     own = mark.colour or colour
     if isinstance(mark, Group):
         for each in mark.marks:
@@ -69,7 +69,7 @@ def _paint(axes: axes_module.Axes, mark: Mark, place: Axes, colour: str) -> None
 
 
 def _style(mark: Any, look: Look, own: str) -> dict[str, Any]:
-    """How matplotlib paints a mark."""
+    """Return matplotlib's settings for a mark."""
     from matplotlib.colors import to_rgba
 
     opacity = getattr(mark, "strength", None) or look.opacity

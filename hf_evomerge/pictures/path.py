@@ -21,7 +21,7 @@ class Words(NamedTuple):
     after: Sequence[Sequence[str]]
 
     def said(self, at: int) -> str:
-        """What a step would say, for its tip."""
+        """Write what a step would say, for its tip."""
         return f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
 
 
@@ -61,7 +61,7 @@ def hop_words(hop: Hop, labels: Sequence[str]) -> str:
 
 
 def path_title(path: LayerPath) -> str:
-    """How many hops there are, over how many layers."""
+    """Say how many hops there are, over how many layers."""
     return f"{counted(len(path), 'hop')} over {counted(len(path.unique_layers), 'layer')}"
 
 
@@ -110,7 +110,7 @@ def path_scene(
 
 
 class _Draft:
-    """Where hops and layers are on a picture of a width."""
+    """Places of hops and layers on a picture of a given width."""
 
     def __init__(self, path: LayerPath, layers: Sequence[int], gated: bool, selects: bool, width: int, scrolls: bool) -> None:
         self.path, self.gated, self.narrow = path, gated, width == NARROW
@@ -142,7 +142,7 @@ class _Draft:
         return max(share * self.share, 0.7)
 
     def spots(self, at: int) -> list[Spot]:
-        """Where the terms of a hop are, counted from 0."""
+        """Return the spots of the terms of a hop, counted from 0."""
         return [(at + 1, self.bases[term.source] + term.layer) for term in self.path.hops[at].terms]
 
 
@@ -212,5 +212,5 @@ def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None, wo
 
 
 def said(shares: Sequence[float]) -> str:
-    """What the terms of a hop add."""
+    """Write what the terms of a hop add."""
     return " + ".join(number(share, 2) for share in shares)

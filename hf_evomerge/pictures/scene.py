@@ -14,7 +14,7 @@ WIDE, MIDDLE, NARROW = 1120, 700, 348
 
 @dataclass(frozen=True)
 class Axes:
-    """Where the numbers of a panel are on a picture: its edges in pixels, and the numbers at them."""
+    """Axes of a panel on a picture: its edges in pixels, and the numbers at them."""
 
     left: float
     top: float
@@ -57,7 +57,7 @@ class Scene:
     Attributes:
         width, height: Its size in pixels.
         panels: What is on it, the later ones in front.
-        label: What it shows, for those who cannot see it.
+        label: Text for those who cannot see it.
         scrolls: Whether it keeps its size where the page is narrower.
     """
 
@@ -100,7 +100,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def sparse(width: float, room: float, steps: Sequence[int] = (1, 2, 5, 10, 20, 50, 100, 4096)) -> int:
-    """Every how many places of a width there is room for words."""
+    """Find the step, in places of a width, that leaves room for words."""
     return next((step for step in steps if step * width >= room), steps[-1])
 
 

@@ -1,4 +1,4 @@
-"""How looks are painted: in files, and on pages by the style sheet that is made of them here."""
+"""Looks and how they are painted: in files, and on pages by the style sheet that is made of them here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SOURCE_SHAPES = ("circle", "square", "up", "down", "diamond", "hexagon")
 
 @dataclass(frozen=True)
 class Look:
-    """How a mark is painted: ``own`` is its colour, other words name colours; nothing where empty."""
+    """Look of a mark: ``own`` is its colour, other words name colours; nothing where empty."""
 
     fill: str = ""
     stroke: str = ""

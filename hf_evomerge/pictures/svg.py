@@ -17,7 +17,7 @@ from .style import LOOKS, SHAPES
 
 
 def responsive(draw: Callable[[int], Scene], wide: int = WIDE) -> str:
-    """One picture for each width of screens, of which the style sheet shows what fits: wide, for tablets, for phones.
+    """Draw one picture for each width of screens; the style sheet shows the one that fits: wide, for tablets, for phones.
 
     The picture for tablets is left out where `wide`, the width in pixels for wide screens, is no larger.
     """
@@ -54,7 +54,7 @@ def _places(spots: Iterable[Spot]) -> str:
 
 @singledispatch
 def _painted(mark: Any, axes: Axes) -> str:
-    """One mark: a group, with the marks in it; the other kinds follow."""
+    """Paint one mark: a group, with the marks in it; the other kinds follow."""
     content = "".join(_painted(each, axes) for each in mark.marks)
     head = _class(f"{mark.look}{' selected' if mark.selected else ''}", mark.colour)
     if mark.tip:

@@ -14,7 +14,7 @@ FITNESS = "fitness"  # the first of several objectives
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a search.
+    """Trial of a search.
 
     Attributes:
         stage, number, generation: The stage, such as ``ps``, its number in the stage, from 0, and its generation.
@@ -46,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Objective:
-    """One of several objectives: its name, and what it is measured in."""
+    """Objective of a search: its name, and what it is measured in."""
 
     name: str
     unit: str = ""
@@ -57,7 +57,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Point:
-    """One model that no other of the search beats in every objective, by the number that it is picked by.
+    """Model that no other of the search beats in every objective, with the number that it is picked by.
 
     Attributes:
         stage, trial: The trial that found it.
@@ -112,7 +112,7 @@ def whole(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def height(trial: Trial, accurate: bool) -> float:
-    """How good a trial is, where progress is seen: its accuracy, else the logarithm of what its fitness lacks to 0."""
+    """Return a trial's height where progress is seen: its accuracy, else the logarithm of what its fitness lacks to 0."""
     if accurate:
         return trial.accuracy or 0.0
     fitness = trial.fitness or 0.0
@@ -120,7 +120,7 @@ def height(trial: Trial, accurate: bool) -> float:
 
 
 def accurate(trials: Sequence[Trial]) -> bool:
-    """Whether an accuracy is known of all trials that did not fail, and not 0 throughout."""
+    """Tell whether an accuracy is known of all trials that did not fail, and not 0 throughout."""
     known = [trial.accuracy for trial in trials if trial.fitness is not None]
     return None not in known and any(known)
 

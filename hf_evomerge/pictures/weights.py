@@ -29,7 +29,7 @@ class WeightRow(NamedTuple):
 
     @property
     def parameter(self) -> str:
-        """What the values are of."""
+        """Name of the values' parameter."""
         return self.name.rsplit(": ", 1)[-1]
 
     def at(self, group: str) -> float | None:
@@ -142,7 +142,7 @@ def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words:
 
 
 def _rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[WeightRow]:
-    """One row per parameter and source, and one per option that differs from layer to layer."""
+    """Make one row per parameter and source, and one per option that differs from layer to layer."""
     parameters = merge.get("parameters") or []
     taking_part = merge.get("sources") or range(len(parameters))
     rows = [
@@ -189,7 +189,7 @@ def _covers(wide: GroupKey, key: GroupKey) -> bool:
 
 
 def _order(group: str) -> tuple[int, int, int, bool, int, str]:
-    """Where a group comes: in the order of the layers, the tensors of a layer in the order in which they work, norms last."""
+    """Return the sort key of a group: layers in their order, a layer's tensors in the order in which they work, norms last."""
     key = _key(group)
     if key.kind != "pattern" or "*" in group:
         return _KINDS.index(key.kind), key.first, key.last, False, 0, key.half or key.pattern

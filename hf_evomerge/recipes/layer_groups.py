@@ -42,7 +42,7 @@ _NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)(?:\d_\w+/)?[A-Za-z_]\w
 
 @lru_cache(maxsize=65536)
 def classify(tensor_name: str) -> tuple[Kind, int | None, Half | None]:
-    """Where a tensor belongs.
+    """Classify a tensor by its name.
 
     Args:
         tensor_name: The raw name in the checkpoint, such as ``model.layers.3.mlp.up_proj.weight``.
@@ -76,7 +76,7 @@ class GroupKey:
     pattern: str = ""
 
     def covers(self, tensor_name: str) -> bool:
-        """Whether a tensor belongs to the group or has a name of the pattern; ``default`` covers nothing by itself."""
+        """Tell whether a tensor belongs to the group or has a name of the pattern; ``default`` covers nothing by itself."""
         if self.kind == "pattern":
             return _matches(self.pattern, tensor_name)
         kind, block, half = classify(tensor_name)
@@ -85,12 +85,12 @@ class GroupKey:
         return block is None or (self.first <= block <= self.last and self.has_half(half))
 
     def has_half(self, half: str | None) -> bool:
-        """Whether a half of a block belongs to the group; routers and experts are parts of the MLP."""
+        """Tell whether a half of a block belongs to the group; routers and experts are parts of the MLP."""
         return self.half in (None, half) or (self.half == "mlp" and half in _SPARSE)
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether the whole name follows the pattern, in which ``*`` stands for any text; without one it is the name itself."""
+    """Tell whether the whole name follows the pattern, where ``*`` stands for any text; without one it is the name itself."""
     if "*" not in pattern:
         return name == pattern
     first, *middle, last = pattern.split("*")
@@ -169,7 +169,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Rows:
-    """One number for each of n equal runs of a tensor's rows: row r of R has number floor(r n / R)."""
+    """Numbers of n equal runs of a tensor's rows, one each: row r of R has number floor(r n / R)."""
 
     numbers: tuple[float, ...]
 
@@ -179,7 +179,7 @@ class Rows:
 
 
 def is_tensor(key: str) -> bool:
-    """Whether a key is the whole name of a tensor."""
+    """Tell whether a key is the whole name of a tensor."""
     return parse_key(key).kind == "pattern" and "*" not in key
 
 
@@ -203,7 +203,7 @@ def expand(value: Any, first: int, last: int) -> Any:
 
 
 def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
-    """What applies to a tensor.
+    """Resolve a value for one tensor.
 
     Args:
         value: A value for the whole model, a `Ramp`, or a mapping from keys to numbers, ramps or `Rows` (see `expand`).
@@ -251,7 +251,7 @@ def merged_names(names: Iterable[str], router: int | Literal["merge"] | None) ->
 
     Args:
         names: The raw names of a model's tensors.
-        router: What the recipe says of them.
+        router: Setting of the recipe for them.
     """
     halves = {name: classify(name)[2] for name in names}
     if router == "merge" or "experts" not in halves.values():

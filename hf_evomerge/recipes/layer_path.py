@@ -24,7 +24,7 @@ _REPEAT = re.compile(r"^(.*\S)\s+x(\d{1,18})\s*$")
 
 @dataclass(frozen=True, order=True)
 class Term:
-    """One layer of one source, with the weight of its output in the hop.
+    """Layer of a source, with the weight of its output in the hop.
 
     Attributes:
         source: Index of the source, in the order of the recipe.
@@ -42,7 +42,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Hop:
-    """One step of the path: ``h_k = sum_i w_i * Layer_i(scale * h_{k-1})``.
+    """Step of the path: ``h_k = sum_i w_i * Layer_i(scale * h_{k-1})``.
 
     Attributes:
         terms: The layers that run side by side on the same input; one for the serial paths of arXiv:2403.13187.
@@ -54,7 +54,7 @@ class Hop:
 
     @property
     def is_serial(self) -> bool:
-        """Whether the hop runs a single layer with weight 1."""
+        """True where the hop runs a single layer with weight 1."""
         return len(self.terms) == 1 and self.terms[0].weight == 1
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class LayerPath:
 
     @property
     def is_serial(self) -> bool:
-        """Whether every hop runs one layer with weight 1, so that the path can be folded into a plain model."""
+        """True where every hop runs one layer with weight 1, so that the path can be folded into a plain model."""
         return all(hop.is_serial for hop in self.hops)
 
     @property
@@ -98,7 +98,7 @@ class LayerPath:
         return list(dict.fromkeys((term.source, term.layer) for hop in self.hops for term in hop.terms))
 
     def added(self, *, gated: bool) -> list[list[float]]:
-        """How much each term of each hop adds to the stream, 1 being all that its layer would.
+        """Compute how much each term of each hop adds to the stream, 1 being all that its layer would.
 
         Hop k makes ``h <- sum_i w_i Layer_i(s h)``. A layer with a norm in front does not see the size of what it reads.
         So beside the embeddings term i of hop k counts ``w_i / m_k``; m_k is the product of ``s`` and ``sum_i w_i`` up to k.
@@ -115,7 +115,7 @@ class LayerPath:
         return sizes
 
     def as_text(self) -> list[str]:
-        """One string per hop, without the scales: ``["0:0", "0:1 + 1:1*0.5"]``."""
+        """Format each hop as a string, without the scales: ``["0:0", "0:1 + 1:1*0.5"]``."""
         return [str(hop) for hop in self.hops]
 
     def with_scales(self, scales: Sequence[float]) -> LayerPath:
@@ -203,7 +203,7 @@ def _is_number(value: object) -> bool:
 
 
 def hop_table(hops: Sequence[str], scales: Sequence[float]) -> list[str]:
-    """One line per hop, for people: its number, from 1 as in pictures, its terms, its scale."""
+    """Write one line per hop, for people: its number, from 1 as in pictures, its terms, its scale."""
     return [f"  hop {i:3}  {hop:24} scale {scale:.4f}" for i, (hop, scale) in enumerate(zip(hops, scales, strict=True), 1)]
 
 

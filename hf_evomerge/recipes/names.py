@@ -12,7 +12,7 @@ def named_folder(name: str) -> Path:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name is that of a folder and not of a repository, be the folder still there or not."""
+    """Tell whether a name is that of a folder and not of a repository, be the folder still there or not."""
     return os.path.isdir(named_folder(name)) or name.startswith(("/", "~", ".")) or name.count("/") > 1
 
 

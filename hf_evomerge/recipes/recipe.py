@@ -32,7 +32,7 @@ Vocabulary = Literal["union", "tokenizer"]
 
 
 class SourceRef(StrictModel):
-    """Where one parent checkpoint is."""
+    """Reference to one parent checkpoint."""
 
     model: str = Field(min_length=1)
     """A folder, or the id of a repository on the Hub."""
@@ -135,7 +135,7 @@ Pieces = Annotated[list[str], BeforeValidator(_pieces, json_schema_input_type=li
 
 
 class SlicePart(StrictModel):
-    """Some layers of a merged model that is stacked from slices."""
+    """Slice: some layers of a merged model that is stacked from slices."""
 
     layers: Pieces = Field(min_length=1)
     """One entry per source that takes part in the slice: its layers as hops of a path, such as ``0:0-15``, ``1:8-23`` or
@@ -157,7 +157,7 @@ class SlicePart(StrictModel):
         return [layer for _, layer in run]
 
     def check(self) -> list[int]:
-        """How many layers each entry has; raises `PathError` where one cannot be read, `ValueError` where numbers differ."""
+        """Count the layers of each entry; raises `PathError` where one cannot be read, `ValueError` where numbers differ."""
         if len(self.layers) > MAX_SLICE:
             raise ValueError(f"layers: {len(self.layers)} entries; a slice has at most {MAX_SLICE}")
         runs = self.runs()
@@ -192,7 +192,7 @@ class MergePart(StrictModel):
     layer groups (``embed``, ``blocks.0-3``, ``blocks.4.attn``, ``head``) or patterns of tensor names (``"*down_proj*"``); the
     key ``default`` stands for all that is not named."""
     router: Index | Literal["merge"] | None = None
-    """Of a mixture of experts, the source whose routers the result has, as an index into the recipe's sources; the first that
+    """Source whose routers a mixture of experts has in the result, as an index into the recipe's sources; the first that
     takes part (of a slice: its first) where absent. ``merge``: they are merged as everything else."""
     unmatched: Literal["refuse", "ignore"] | None = None
     """What becomes of patterns that name no tensor: ``refuse``, the default, or ``ignore``."""
@@ -237,7 +237,7 @@ class FlowPart(StrictModel):
 
 
 class TokenRow(StrictModel):
-    """Where the rows of one token come from, in embeddings and head."""
+    """Origin of the rows of one token, in embeddings and head."""
 
     source: Index | Literal["base", "zero"]
     """The source, or ``base``; ``zero``: no row, but zeros."""
@@ -250,10 +250,10 @@ class TokenRow(StrictModel):
 
 
 class TokenPart(StrictModel):
-    """What a vocabulary that is matched needs to know beside the rule."""
+    """Exceptions to the rule that matches a vocabulary by token."""
 
     default: Index | Literal["base"] | None = None
-    """Whose row a source takes for a token that it lacks, a source or ``base``; the base where absent. What that one lacks is
+    """Donor of the row of a token that a source lacks, a source or ``base``; the base where absent. What that one lacks is
     the row of the only source that has it, or the mean of those that have it."""
     rows: dict[str, TokenRow] = Field(default_factory=dict)
     """Tokens with another row than that."""
@@ -262,7 +262,7 @@ class TokenPart(StrictModel):
 
 
 class Built(StrictModel):
-    """What a published recipe gave when it was built; for whoever rebuilds it. Building does not read it."""
+    """Record of the build of a published recipe, for whoever rebuilds it. Building does not read it."""
 
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that it was built with."""
@@ -271,7 +271,7 @@ class Built(StrictModel):
     tensors: str | None = None
     """What became of every tensor of the sources, in one line."""
     energy: dict[str, Annotated[Number, Field(ge=0, le=1)]] | None = None
-    """Of an adapter of a given rank, the share of the change's squared length that the rank keeps, by module."""
+    """Share of the change's squared length that the rank keeps, by module, for an adapter of a given rank."""
 
 
 def _run(text: str) -> list[tuple[int, int]]:
@@ -285,7 +285,7 @@ def _run(text: str) -> list[tuple[int, int]]:
 
 
 class Recipe(StrictModel):
-    """Everything that is needed to rebuild one merged model."""
+    """Recipe: everything that is needed to rebuild one merged model."""
 
     sources: Sources
     """The parents, numbered from 0 in this order; or the checkpoints of a run, as ``{run: FOLDER_OR_REPOSITORY, checkpoints:
@@ -400,12 +400,12 @@ class Recipe(StrictModel):
 
     @property
     def merged_refs(self) -> list[SourceRef]:
-        """What is merged, and the base."""
+        """Sources that are merged, and the base."""
         return [*(self.sources[n] for n in self.merge_sources), *([self.base] if self.base is not None else [])]
 
     @property
     def has_components(self) -> bool:
-        """Whether a part of the sources takes part, and not all of them."""
+        """True where a component of some source takes part, and not all of it."""
         refs = self.merged_refs if self.flow is None else [*self.merged_refs, *self.sources]
         return any(ref.component is not None for ref in refs)
 

@@ -110,7 +110,7 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
 
 
 def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
-    """What is wrong with each key, one text each; of the kinds that a value may be of, what is wrong with the one it is of."""
+    """Say what is wrong with each key, one text each; where a value may be of several kinds, for the kind that it is of."""
     found: dict[str, list[Any]] = {}
     for item in items:
         found.setdefault(_where(item["loc"]), []).append(item)
@@ -140,7 +140,7 @@ def _class_names(kind: type[BaseModel]) -> Iterator[str]:
 
 
 def _of_another_kind(item: Any) -> bool:
-    """Whether a complaint only says that the value is not of a kind that it may be of."""
+    """Tell whether a complaint only says that the value is not of a kind that it may be of."""
     return item["type"].endswith(("_type", "_parsing")) or item["type"] in ("literal_error", "int_from_float")
 
 
@@ -152,7 +152,7 @@ def _either(words: list[str]) -> str:
 
 
 def _words(item: Any, kind: type[BaseModel]) -> str:
-    """What is wrong, in words that begin after the key."""
+    """Say what is wrong, in words that begin after the key."""
     context, type_ = item.get("ctx") or {}, item["type"]
     if type_ == "extra_forbidden":
         return f"no such key; {nearest(item['loc'][-1], _keys(kind, item['loc'][:-1]))}"

@@ -94,7 +94,7 @@ class FlowGenome:
 
     @property
     def scale_count(self) -> int:
-        """How many numbers of the genome encode the scales."""
+        """Number of the genome's elements that encode the scales."""
         columns = len(self.layout.columns)
         network = NETWORK_WIDTH * 5 + 1  # three inputs, a bias and an output weight per unit; the output's bias
         return {"none": 0, "gate": 0, "slot": len(self.layout), "matrix": columns * columns, "network": network}[self.encoding]

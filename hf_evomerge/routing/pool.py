@@ -68,7 +68,7 @@ class LayerPool:
                 )
 
     def _may_stand_anywhere(self) -> bool:
-        """Whether every layer computes the same in any place, so that no path needs to be checked."""
+        """Tell whether every layer computes the same in any place, so that no path needs to be checked."""
         try:
             check_configs([model.config for model in self.models], self.embedding_source, anywhere=True)
         except SourceError:

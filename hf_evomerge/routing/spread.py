@@ -17,7 +17,7 @@ from ..modeling.layers_evo_merged import decoder_layers
 
 
 def layer_places(sizes: Sequence[int], rest: int, count: int) -> list[int]:
-    """Which of so many devices each layer lies on, so that all hold about as much.
+    """Assign each layer to one of so many devices, so that all hold about as much.
 
     Args:
         sizes: Bytes of each layer.

@@ -38,7 +38,7 @@ class Tuned:
 
     Attributes:
         stage: The stage of its row.
-        name: What it is called.
+        name: Name of the model.
         model: The model.
         cost: What was spent to find it, in scores of all search examples.
         fitness: What to score it by, where that is not the search's.
@@ -69,7 +69,7 @@ class Tuner:
     """Tunes models on the search examples, in this process.
 
     Attributes:
-        evaluator: Has the search's task, examples, dtype and device.
+        evaluator: Evaluator with the search's task, examples, dtype and device.
         folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to be built first.
         fitness: What is scored, where the search file says it.
     """
@@ -86,9 +86,9 @@ class Tuner:
         What cannot be built or trained is left out, with a warning.
 
         Args:
-            starts: What each start is called, and the model, by its label.
-            cost: Of each training, in scores of all search examples.
-            tell: Is told of the progress.
+            starts: Name of each start, and the model, by its label.
+            cost: Cost of each training, in scores of all search examples.
+            tell: Callback for the progress.
 
         Returns:
             The fine-tunes, by their labels.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generation:
-    """One generation of a stage, whole.
+    """Whole generation of a stage.
 
     Attributes:
         stage: The stage.
-        number: From 0, within the stage.
+        number: Number within the stage, from 0.
         trials: Its trials, in order.
         best: Best fitness of the stage so far, of the trials scored on all examples; None where there is none yet.
         mean: Mean fitness of its trials; None where all failed.
@@ -44,14 +44,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands, after a trial or another evaluation.
+    """State of a search, after a trial or another evaluation.
 
     Attributes:
         phase: The stage, or ``parents``, ``finalists``, ``temperature``, ``lora`` or ``test``.
         done, total: What this phase has spent, in scores of all examples, and its budget.
-        generation: From 0; of ``lora`` the training.
+        generation: Number from 0; of ``lora`` the training.
         best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
-        accuracy: Of the best trial, where the task can tell.
+        accuracy: Accuracy of the best trial, where the task can tell.
         sigma: The optimizer's step size.
         failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
@@ -77,7 +77,7 @@ class Progress:
 
 
 class SearchCallback:
-    """What your own code does while a search runs: a class with those of these methods that you need.
+    """Callback: your own code in a running search, a class with those of these methods that you need.
 
     Callbacks are called in the process of `run_search`, in their order; what one raises ends the search, which can be resumed.
     They may read the study, and must not write to it. A search that is resumed goes through its generations again.
@@ -92,23 +92,23 @@ class SearchCallback:
     """
 
     def on_begin(self, study: Study, config: SearchConfig) -> None:
-        """The search begins, or goes on."""
+        """Act when the search begins, or goes on."""
 
     def on_trial(self, study: Study, trial: Trial) -> None:
-        """A trial has been stored; not those of an earlier process."""
+        """Act when a trial has been stored; not those of an earlier process."""
 
     def on_progress(self, study: Study, progress: Progress) -> None:
-        """A trial has been taken in, or replayed, or one of the parents or finalists has been scored."""
+        """Act when a trial has been taken in, or replayed, or one of the parents or finalists has been scored."""
 
     def on_generation(self, study: Study, generation: Generation) -> None:
-        """All trials of a generation are stored; also of one that is replayed."""
+        """Act when all trials of a generation are stored; also of one that is replayed."""
 
     def should_stop(self, study: Study, generation: Generation) -> bool:
-        """Whether the stage ends after this generation, the last that the study holds. The study keeps a yes."""
+        """Tell whether the stage ends after this generation, the last that the study holds. The study keeps a yes."""
         return False
 
     def on_stage(self, study: Study, stage: StageName, trials: Sequence[Trial]) -> None:
-        """A stage has ended: its budget is spent, or one has stopped it."""
+        """Act when a stage has ended: its budget is spent, or one has stopped it."""
 
     def on_end(self, study: Study, result: Result) -> None:
-        """The winner is known and built, and its pictures are drawn."""
+        """Act when the winner is known and built, and its pictures are drawn."""

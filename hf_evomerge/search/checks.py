@@ -33,7 +33,7 @@ from .trackers import TRACKERS
 
 @dataclass
 class Checked:
-    """What the checks of a search found.
+    """Findings of the checks of a search.
 
     Attributes:
         dimensions: How many numbers each stage evolves; a second stage counts the merged model's layers.
@@ -106,7 +106,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
 
 
 def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
-    """Why there is no plain average to compare with, where one is wanted and cannot be made."""
+    """Say why there is no plain average to compare with, where one is wanted and cannot be made."""
     if "average" not in config.compare.baselines or len(config.sources) < 2 or len(set(evaluator.sources.layers)) > 1:
         return []
     try:
@@ -174,7 +174,7 @@ def _unused(config: SearchConfig) -> Iterator[str]:
 
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
-    """What half precision does on a processor."""
+    """Warn of half precision on a processor."""
     if devices_of(config)[0].startswith("cpu") and evaluator.models.dtype.itemsize < 4:  # type: ignore[union-attr]
         name = str(evaluator.models.dtype).removeprefix("torch.")
         yield (

@@ -97,7 +97,7 @@ class Chooser:
 
     @property
     def chosen(self) -> list[Path]:
-        """See the class."""
+        """Pictures; see the class."""
         return sorted((self.out / CHOSEN_FOLDER).glob("*.png"))
 
     def choose(self, generation: int, number: int) -> bool:

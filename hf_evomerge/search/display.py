@@ -73,7 +73,7 @@ class LiveTable(SearchCallback):
             self.console.print(_line(progress), highlight=False, soft_wrap=True)
 
     def _is_news(self, progress: Progress) -> bool:
-        """Whether a log should have a line: at a new generation, but not for every step of a gradient, and at the end."""
+        """Tell whether a log should have a line: at a new generation, but not for every step of a gradient, and at the end."""
         told = self._told.get(progress.phase)
         if told is None or progress.done >= progress.total:
             return True
@@ -81,7 +81,7 @@ class LiveTable(SearchCallback):
 
     @property
     def _remarks(self) -> list[str]:
-        """What a phase is at, and what went otherwise than it should, one line for each phase where something did."""
+        """Remarks: what a phase is at, and what went otherwise than it should, one line for each phase where something did."""
         counted = {phase: {"failed": row.failed, "seen before": row.duplicates} for phase, row in self._rows.items()}
         said = {phase: [f"{count} {what}" for what, count in counts.items() if count] for phase, counts in counted.items()}
         said = {f"candidates of {PHASES.get(phase, phase)}": words for phase, words in said.items()}
@@ -93,7 +93,7 @@ class LiveTable(SearchCallback):
         return Group(self._table(), *(Text(line, style="dim") for line in lines))
 
     def _table(self) -> Table:
-        """One row per phase; at most as wide as a terminal of 80 columns, where only names of phases are broken."""
+        """Make a table, one row per phase; at most 80 columns wide, where only names of phases are broken."""
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for heading in ("", "done", "gen", "best", "accuracy", "mean", "per min", "left"):
             table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
@@ -111,7 +111,7 @@ class LiveTable(SearchCallback):
         return table
 
     def _fitness(self) -> str:
-        """In what the numbers of the stages that are shown are measured."""
+        """Say what the shown stages' numbers are measured in."""
         units: dict[str, list[str]] = {}
         if self._config is not None:
             for stage in (stage for stage in self._config.stages if stage.name in self._rows):
@@ -138,7 +138,7 @@ def _left(row: Progress) -> str:
 
 
 def _line(row: Progress) -> str:
-    """Where a search stands, for a log."""
+    """Say where a search stands, for a log."""
     parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
     if row.sigma is not None:
         parts.append(f"generation {row.generation}")

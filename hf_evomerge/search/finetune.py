@@ -25,8 +25,8 @@ class Lora:
         steps: Optimizer steps.
         batch: Examples of a step; all examples where there are fewer.
         warmup: Steps until the peak; a tenth of all where None.
-        rank: Of the adapters, on all linear layers of the blocks.
-        seed: Of the adapters' initial weights and of the order of the examples.
+        rank: Rank of the adapters, on all linear layers of the blocks.
+        seed: Seed of the adapters' initial weights and of the order of the examples.
         bfloat16: Whether the passes run in bfloat16 (the adapters stay in float32).
     """
 
@@ -40,7 +40,7 @@ class Lora:
 
     @classmethod
     def for_cost(cls, cost: float, examples: int, *, rate: float, batch: int = 8, **more: Any) -> Lora:
-        """As many steps as a cost, in scores of so many examples, pays for; other arguments are the attributes."""
+        """Take as many steps as a cost, in scores of so many examples, pays for; other arguments are the attributes."""
         batch = min(batch, examples)
         return cls(rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more)
 
@@ -61,7 +61,7 @@ def fine_tune(
         make_task: Makes the task whose score is raised.
         examples: All of them are seen once before any is seen again.
         tokenizer: The model's.
-        settings: How.
+        settings: Settings.
         after_step: Called with the number of steps done and the model.
 
     Raises:

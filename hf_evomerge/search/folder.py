@@ -44,7 +44,7 @@ def built_model(name: str) -> str:
 
 
 def about_of(folder: Path, config: SearchConfig) -> str | None:
-    """What the result of a search is for: what the search file in its folder says by now, for no trial depends on it.
+    """Read what the result of a search is for: what the search file in its folder says by now, for no trial depends on it.
 
     Args:
         folder: The folder.
@@ -108,7 +108,7 @@ def check_out(config: SearchConfig, out: Path) -> None:
 
 
 def known_pins(out: Path) -> Pins:
-    """What the repositories of the folder's study were pinned to when it began; empty where there is no study.
+    """Read what the repositories of the folder's study were pinned to when it began; empty where there is no study.
 
     Raises:
         DamagedStudyError: A row of the study is damaged, so that no search goes on with it.

@@ -135,7 +135,7 @@ class Search:
         """Run all generations of a stage.
 
         Args:
-            stage: Which one.
+            stage: Stage to run.
             merged: Key of the recipe whose merge a search for paths builds on.
         """
         merge = self.study.recipe(merged).merge if merged is not None and stage.role != "random" else None

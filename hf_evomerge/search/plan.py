@@ -34,7 +34,7 @@ _FEW = 16  # examples, below which a score says little
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a search.
+    """Phase of a search.
 
     Attributes:
         name: ``extraction``, ``parents``, a stage, ``finalists``, ``lora``, ``contributions`` or ``test``.
@@ -49,13 +49,13 @@ class Phase:
     at_once: float = math.inf
 
     def minutes(self, workers: int) -> float:
-        """How long it takes with so many workers."""
+        """Return its minutes with so many workers."""
         return self.seconds / 60 / max(1, min(self.at_once, workers))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search would do; all that has been evaluated is a source, and the start of each stage.
+    """Plan of a search; all that has been evaluated is a source, and the start of each stage.
 
     Attributes:
         phases: Its parts, in the order that they run.
@@ -195,7 +195,7 @@ def _around(
 
 
 class _StageCost:
-    """What a stage costs: its start is scored, on batches of each of its sizes."""
+    """Cost of a stage: its start is scored, on batches of each of its sizes."""
 
     def __init__(self, config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluator) -> None:
         self.config, self.stage, self.space, self.evaluator = config, stage, space, evaluator
@@ -215,7 +215,7 @@ class _StageCost:
         self.rounds = self._rounds(self.budget)
 
     def _rounds(self, budget: float) -> list[float]:
-        """How many generations, or steps, there are with batches of each size."""
+        """Count the generations, or steps, with batches of each size."""
         found = []
         if self.gradient:  # the starts are scored before the first step, and the average of the points now and then
             starts = min(len(self.start.candidates), max(1.0, budget / (3 * self.sizes[0] / self.count)))
@@ -268,7 +268,7 @@ class _StageCost:
 
 
 def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:
-    """How long one evaluation takes, once the first has loaded what it needs; not a number where weights are not read."""
+    """Time one evaluation, once the first has loaded what it needs; not a number where weights are not read."""
     if not evaluator.sources.weights:
         return math.nan
     for target in (first, then):

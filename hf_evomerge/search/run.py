@@ -1,4 +1,4 @@
-"""One call that does a whole search: check, evolve, choose the winner, build it, draw it. Starts a study, or resumes one."""
+"""Search in one call: check, evolve, choose the winner, build it, draw it. Starts a study, or resumes one."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _runner(
     *,
     ray: bool,
 ) -> Runner:
-    """What evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
+    """Make what evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
     limits = Limits(
         config.compute.limits,
         examples=evaluator.tasks.sizes,

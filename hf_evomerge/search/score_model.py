@@ -18,7 +18,7 @@ _SPLITS = ("search", "validation", "test")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scored on a split. As text: fitness, accuracy, and the answers that were asked for.
+    """Scores of a model on a split. As text: fitness, accuracy, and the answers that were asked for.
 
     Attributes:
         scores: Its scores.
@@ -60,7 +60,7 @@ def evaluate_model(
         model: A folder, or a repository on the Hub.
         config: The search whose task and data are used.
         split: ``search``, ``validation`` or ``test``.
-        show: To how many examples, from the first on, the model's answers are kept.
+        show: Number of examples, from the first on, to which the model's answers are kept.
         adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
         trust_remote_code: Whether Python files that come with the model may be run; merged models need none where this package
             is installed.

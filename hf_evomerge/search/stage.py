@@ -40,7 +40,7 @@ _NEAR = 0.04  # the first step size where a stage begins at the winner of anothe
 
 
 class StageRun:
-    """One stage while it runs.
+    """Run of one stage.
 
     Args:
         config: The search.
@@ -195,7 +195,7 @@ class StageRun:
         )
 
     def _start(self) -> Start:
-        """Where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
+        """Return where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
         settings, start = self.stage.step, self.space.start()
         if self.begin_at is None:
             return start

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """What is taken over: elements whose importance reaches the threshold.
+    """Elements to take over: those whose importance reaches the threshold.
 
     Attributes:
         divergence: The Kullback-Leibler divergence of each row from the base's.

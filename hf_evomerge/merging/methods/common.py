@@ -1,4 +1,4 @@
-"""What several merge methods share: the declarations of their parameters, the sum, the vote on signs, and sparse task vectors.
+"""Parts that several merge methods share: declarations of parameters, the sum, the vote on signs, sparse task vectors.
 
 All arithmetic is float32, one rounding per multiplication and per addition (no fused multiply-add), so that the same recipe
 gives the same bits on every processor. Nothing here imports torch: tensors bring their own operations.
@@ -143,7 +143,7 @@ def onto_base(base: Tensor, mixed: Tensor, call: Call) -> Tensor:
 
 
 def l1_factor(inputs: TensorJob, index: int, mask: Mask) -> float:
-    """What restores the sum of the absolute values after a mask."""
+    """Compute what restores the sum of the absolute values after a mask."""
     kept = inputs.sum_abs(index, mask)
     return inputs.sum_abs(index) / kept if kept > 0 else 1.0
 

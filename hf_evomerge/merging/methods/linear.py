@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check(call: Call) -> None:
-    """With ``normalize`` the weights must not cancel."""
+    """Refuse weights that cancel with ``normalize``."""
     if call.options["normalize"] and abs(total := sum(call.weights)) < 1e-8:
         raise RecipeError(f"the weights of linear add up to {total:g}; with normalize they must not be 0")
 

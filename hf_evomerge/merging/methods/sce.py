@@ -32,7 +32,7 @@ SELECT_TOPK = Parameter(
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is merged of a tensor.
+    """Merged elements and source weights.
 
     Attributes:
         cut: The cut of the variances; None: everything is merged.
@@ -58,7 +58,7 @@ def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]
 
 
 def selection(inputs: TensorJob, call: Call) -> Selection:
-    """Which elements vary most, and the weights of the sources: their shares of the squares that are left."""
+    """Select the elements that vary most, and weigh the sources by their shares of the squares that are left."""
     cut = None
     if call.options["select_topk"] < 1:
 

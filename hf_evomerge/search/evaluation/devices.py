@@ -63,7 +63,7 @@ def check_device(device: str) -> None:
 
 
 def device_kind(device: str) -> str:
-    """What a device's last bits depend on: a GPU's name; of a processor its maker, and the instructions that torch uses."""
+    """Name what a device's last bits depend on: a GPU's name; a processor's maker, and the instructions that torch uses."""
     import torch
 
     if torch.device(device).type == "cuda":

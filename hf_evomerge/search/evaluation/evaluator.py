@@ -79,11 +79,11 @@ class Evaluator:
         """Score one recipe, or one parent as it is.
 
         Args:
-            target: What to score: a recipe of the search's own sources, or any model.
-            split: On which examples.
+            target: Model to score: a recipe of the search's own sources, or any model.
+            split: Split to score on.
             batch: Only the examples with these indices.
-            slopes: Of what the scores' gradient is wanted, if it is.
-            fitness: What to score on it; the search's own fitness where None.
+            slopes: Gradient request for the scores, if there is one.
+            fitness: Task to score on it; the search's own fitness where None.
             rows: How many examples go together, where the tasks say more.
             low_rank: Whether a recipe runs with the adapters of `search_rank`.
 
@@ -121,7 +121,7 @@ class Evaluator:
         return Scores.failed(line, time.perf_counter() - begin)
 
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
-        """What a model writes after an example's prompt, greedily, as far as it has positions."""
+        """Return what a model writes after an example's prompt, greedily, as far as it has positions."""
         model, tokenizer = self.models.model(target), self.tasks.tokenizer(target)
         most = room(model, encode_prompt(example, tokenizer))
         task = WritingTask(WritingSpec(task="answer", max_new_tokens=max(1, min(max_new_tokens, most))))
@@ -139,7 +139,7 @@ class Evaluator:
         return found
 
     def _taken(self, what: Taken, target: Target, scores: Scores) -> Scores:
-        """What a model took to be scored."""
+        """Measure what a model took to be scored."""
         if what == "tokens":
             if scores.outputs is None:
                 raise FitnessError("objectives: tokens counts those of answers, and the task keeps none")

@@ -1,4 +1,4 @@
-"""Of what a gradient is wanted: numbers of a merge, or gates of a path; and how live models give it."""
+"""Gradient requests, for numbers of a merge or gates of a path; and how live models give the gradients."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WeightSlopes:
-    """Of numbers of the merge part.
+    """Gradient request for numbers of a merge.
 
     Attributes:
-        numbers: Which ones, in the order of the coordinates. Those that have no gradient, such as densities, get 0.
+        numbers: Numbers, in the order of the coordinates. Those that have no gradient, such as densities, get 0.
         widths: How far each number moves over its coordinate's 0 to 1.
     """
 
@@ -44,12 +44,12 @@ class WeightSlopes:
 
 @dataclass(frozen=True)
 class GateSlopes:
-    """Of gates.
+    """Gradient request for gates.
 
     Attributes:
         slots: Source and layer of each slot.
         gates: 0, or at least `LEAST`, per slot.
-        active: Which slots run; the others get 0.
+        active: Flags of the slots that run; the others get 0.
         hops: The hop of each slot.
     """
 

@@ -26,7 +26,7 @@ _SHARE = 0.75  # of a machine's memory
 
 
 def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
-    """As many workers as the cores take with their threads, and the memory with their models; one beside each GPU.
+    """Count the workers that the cores take with their threads, and the memory with their models; one beside each GPU.
 
     Args:
         config: The search.
@@ -39,7 +39,7 @@ def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
 
 
 def workers_that_fit(cpus: int, there: float, threads: int, models: int) -> int:
-    """How many workers with so many threads, and models of so many bytes, some cores and bytes of memory take."""
+    """Count the workers with so many threads, and models of so many bytes, that some cores and bytes of memory take."""
     return min(cpus // threads, int(there // (PROCESS + models)))
 
 

@@ -61,7 +61,7 @@ class ModelPool:
 
     @cached_property
     def devices(self) -> tuple[str, ...]:
-        """Where it evaluates; several where a model is spread over them."""
+        """Devices to evaluate on; several where a model is spread over them."""
         return places_of(self.config)[0]
 
     def model(self, target: Target) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""What the scores of a study stand on: examples, sources, task. Taken down when it begins, and compared when it goes on.
+"""Provenance of a study's scores: examples, sources, task. Taken down when it begins, and compared when it goes on.
 
 A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256 counts; weights whose size,
 times and inode are those of before are not read again, so that going on costs next to nothing.
@@ -77,7 +77,7 @@ def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callabl
 
 
 def files(study: Study, evaluator: Evaluator) -> dict[str, Files]:
-    """What a study notes of the files of each source."""
+    """Return what a study notes of the files of each source."""
     return {label: study.meta("files", label) or {} for label in _sources(evaluator)}
 
 

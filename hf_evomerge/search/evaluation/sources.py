@@ -25,7 +25,7 @@ Target = Recipe | SourceRef
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What the spaces must know of the sources.
+    """Facts about the sources that the spaces must know.
 
     Attributes:
         layers: Number of layers of each source.
@@ -87,7 +87,7 @@ class SearchSources:
 
     @cached_property
     def summary(self) -> SourceSummary:
-        """What the spaces must know of the sources; of a merge also where weights are the base's, if they may be read."""
+        """Facts about the sources that the spaces need; of a merge also where weights are the base's, if they may be read."""
         from ...checkpoints.unchanged import unchanged_tensors
         from ...merging.rows import row_count
 

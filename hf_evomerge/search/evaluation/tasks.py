@@ -86,7 +86,7 @@ class SearchTasks:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many these are."""
+        """Number of examples per split."""
         return {split: len(examples) for split, examples in self.of_splits.items()}
 
     def check_examples(self, split: str) -> None:

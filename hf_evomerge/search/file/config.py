@@ -43,7 +43,7 @@ _Steps = Annotated[tuple[Step, ...], BeforeValidator(_is_list, json_schema_input
 
 
 class SearchConfig(StrictModel):
-    """One search, whole."""
+    """Settings of a whole search."""
 
     about: str | None = Field(default=None, min_length=1, max_length=300)
     """Purpose of the result, in one sentence; the model's card and its Space begin with it."""
@@ -79,7 +79,7 @@ class SearchConfig(StrictModel):
 
     @property
     def splits(self) -> dict[str, DataSpec]:
-        """Where the examples of each split come from, the retained ones among them."""
+        """Origin of the examples of each split, the retained ones among them."""
         retained = {f"{RETAINED}{name}": spec for name, spec in self.compare.retain.items()}
         return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
 
@@ -96,7 +96,7 @@ class SearchConfig(StrictModel):
 
     @property
     def parent_names(self) -> dict[str, str]:
-        """What the parents are called in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
+        """Names of the parents in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
         apart = [self.base] if self.base is not None and self.base not in self.sources else []
         names = labels_of([*self.sources, *apart])
         base = {} if self.base is None else {"base": names[-1 if apart else self.sources.index(self.base)]}
@@ -104,7 +104,7 @@ class SearchConfig(StrictModel):
 
     @property
     def source_names(self) -> list[str]:
-        """What the sources are called, in their order."""
+        """Names of the sources, in their order."""
         return list(self.parent_names.values())[: len(self.sources)]
 
     @property
@@ -222,7 +222,7 @@ class SearchConfig(StrictModel):
 
     @property
     def spaces(self) -> tuple[SpaceName, ...]:
-        """What is searched, one after the other."""
+        """Spaces that are searched, one after the other."""
         return SPACES[self.space]
 
     def steps(self, space: SpaceName) -> list[Step]:

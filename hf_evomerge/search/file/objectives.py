@@ -50,7 +50,7 @@ class TaskObjective(StrictModel):
 
 
 def _kind(written: Any) -> str:
-    """Which of the two is meant, so that only what is wrong with that one is said."""
+    """Tell which kind of objective is meant, so that only its own faults are said."""
     return "[taken]" if isinstance(written, str) else "[task]"
 
 
@@ -58,7 +58,7 @@ AnyObjective = Annotated[Annotated[Taken, Tag("[taken]")] | Annotated[TaskObject
 
 
 def name_of(objective: AnyObjective) -> str:
-    """What an objective is called."""
+    """Return an objective's name."""
     return objective if isinstance(objective, str) else objective.name
 
 
@@ -81,10 +81,10 @@ def vector(scores: Scores, names: Sequence[str]) -> Vector:
 
 
 def only_task_objectives(objectives: Sequence[AnyObjective]) -> list[TaskObjective]:
-    """Those that are measured by a task."""
+    """List the objectives measured by a task."""
     return [objective for objective in objectives if isinstance(objective, TaskObjective)]
 
 
 def objective_splits(objectives: Sequence[AnyObjective]) -> dict[str, DataSpec]:
-    """Where the examples of objectives' own splits come from."""
+    """Return the data of objectives' own splits."""
     return {each.split(split): spec for each in only_task_objectives(objectives) for split, spec in each.data.items()}

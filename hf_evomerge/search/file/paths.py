@@ -26,12 +26,12 @@ class _Path(StrictModel):
 
     @property
     def gated(self) -> bool:
-        """Whether genomes are gates: how much of what each layer adds is kept."""
+        """True where genomes are gates: how much of what each layer adds is kept."""
         return isinstance(self, GatesPath | PrunePath)
 
 
 class GatesPath(_Path):
-    """One gate for each slot of the layout: 0 leaves the layer out. Alone among the kinds it goes with several models and has
+    """Gate for each slot of the layout: 0 leaves the layer out. Alone among the kinds it goes with several models and has
     a gradient."""
 
     kind: Literal["gates"]

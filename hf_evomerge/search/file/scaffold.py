@@ -155,7 +155,7 @@ def _named(name: str, base: str | None) -> SourceRef:
 def _models(
     depths: Sequence[int], refs: Sequence[SourceRef], given: SourceRef | None, *, by_token: bool, device: str, dtype: Any
 ) -> list[str]:
-    """What the file begins with: the look, the models, and where they run."""
+    """Write the beginning of the file: the look, the models, and where they run."""
     return [
         "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
         "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
@@ -221,7 +221,7 @@ def _task_of(sources: Sequence[Parent]) -> str:
 
 
 class _Problems:
-    """What the records are, and how many go into which split."""
+    """Problem records: what they are, and how many go into which split."""
 
     def __init__(self, file: str, sources: Sequence[Parent]) -> None:
         self.file, records = file, [record for _, record in read_jsonl(file)]
@@ -261,7 +261,7 @@ class _Problems:
         self.sizes = {**sizes, "test": min(self.count - sum(sizes.values()), MOST["test"])}
 
     def _fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Which fields hold prompt and answer, as `DataSpec` has them."""
+        """Find which fields hold prompt and answer, as `DataSpec` has them."""
         example = '{"prompt": "2 + 3 =", "answer": 5}'
         if chat := record.keys() & {"messages", "conversations"}:
             raise FitnessError(
@@ -361,7 +361,7 @@ class _Problems:
 
 
 def _by_words(source: Parent) -> bool:
-    """Whether a tokenizer knows whole words alone, and so needs spaces between them."""
+    """Tell whether a tokenizer knows whole words alone, and so needs spaces between them."""
     if not (source.folder / "tokenizer.json").is_file():
         return False
     model = source.read_json("tokenizer.json").get("model")

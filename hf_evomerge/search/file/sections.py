@@ -44,7 +44,7 @@ class Range(StrictModel):
 
     @property
     def start_fraction(self) -> float:
-        """Where the search begins, as a fraction of the way from low to high."""
+        """Start of the search, as a fraction of the way from low to high."""
         return 0.5 if self.start is None else (self.start - self.low) / (self.high - self.low)
 
 
@@ -65,7 +65,7 @@ class MergeConfig(StrictModel):
     sources: Numbers | None = None
     """The sources that take part, as indices; all by default."""
     router: Index | Literal["merge"] | None = None
-    """Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where absent.
+    """Source whose routers candidates of a mixture of experts have, as an index; the first that takes part where absent.
     ``merge``: they are merged as everything else."""
     rows_per_group: Count | None = None
     """Output rows of a run with ``groups: rows``; where absent 64, or so many times more that all sources together have no
@@ -133,7 +133,7 @@ class LimitsConfig(StrictModel):
 
 
 class ComputeConfig(StrictModel):
-    """Where and how candidates are evaluated."""
+    """Settings of where and how candidates are evaluated."""
 
     seed: Index = 0
     """Seed of the optimizer, of DARE's masks and of the batches."""

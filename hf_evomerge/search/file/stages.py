@@ -24,7 +24,7 @@ _STEPS = 60  # of a gradient, for which its batches are made smaller than that w
 
 
 class Step(StrictModel):
-    """One optimizer, and its budget. The second step of a space begins at the winner of its first."""
+    """Optimizer, and its budget. The second step of a space begins at the winner of its first."""
 
     by: Algorithm = "cma"
     """``cma``; ``gradient`` (Adam on batches), where the fitness has a gradient, of merges and gates; ``random``; ``sweep``
@@ -60,7 +60,7 @@ class Step(StrictModel):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a search.
+    """Stage of a search.
 
     Attributes:
         name: Its name in the study.
@@ -88,7 +88,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """Its name in tables."""
+        """Name in tables."""
         return STAGES[self.name]
 
     @property

@@ -29,7 +29,7 @@ Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a search begins.
+    """Start of a search.
 
     Attributes:
         mean: The first mean of the distribution, shape (n,).
@@ -38,7 +38,7 @@ class Start:
         candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
             important, should the budget not do for all.
         names: What the candidates are, such as "a splice"; what `mean` is where there are no candidates.
-        groups: For a search by gradient with few examples, the group of each coordinate, whose members move together at first,
+        groups: Group of each coordinate, for a search by gradient with few examples: its members move together at first,
             shape (n,). None: each moves by itself.
         prunable: Whether coordinates switch something off at their lower bound: a search by gradient gives up those that stay
             there, and tries its steps before it goes on from them.
@@ -57,7 +57,7 @@ class Start:
     moves: Callable[[Vector], list[Vector]] | None = None
 
     def sample(self, rng: np.random.Generator) -> Vector:
-        """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
+        """Draw one genome of random search: uniform between bounds, and normal around the mean where there are none."""
         bounded = np.isfinite(self.lower) & np.isfinite(self.upper)
         normal = self.mean + self.sigma * rng.standard_normal(self.mean.shape)
         uniform = rng.uniform(np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0))
@@ -66,13 +66,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be done with the genomes that were asked for.
+    """Request about the genomes that were asked for.
 
     Attributes:
         full: Whether they are scored on all examples, also where generations are scored on batches.
-        price: What each of them costs, in scores of the examples that it is scored on.
+        price: Cost of each of them, in scores of the examples that it is scored on.
         active: Coordinates that the gradient of the fitness is wanted of too; None where it is not.
-        repeats: Whose batch they are scored on: that of so many asks before; one of their own where 0.
+        repeats: Number of asks since the one whose batch they are scored on; a batch of their own where 0.
     """
 
     full: bool = False
@@ -86,7 +86,7 @@ class Asked:
 
     Attributes:
         request: What is to be done with the genomes of the last `ask`.
-        gradients, objectives: What was last told, where it was wanted.
+        gradients, objectives: Values last told, where they were wanted.
         spent: Cost of what has been told, in scores of all examples.
         share: Share of the examples that the genomes of the last `ask` are scored on, unless it is to be all.
     """
@@ -104,7 +104,7 @@ class Asked:
 
     @property
     def cost(self) -> float:
-        """What each genome of the last `ask` costs, in scores of all examples."""
+        """Cost of each genome of the last `ask`, in scores of all examples."""
         return self.request.price * (1.0 if self.request.full else self.share)
 
     def ask(self) -> list[Vector] | None:
@@ -121,8 +121,8 @@ class Asked:
         """Report the genomes of the last `ask`, in its order.
 
         Args:
-            fitness: Of each; NaN for a candidate that failed.
-            gradients: Of each, where `request` wants them; those of candidates that failed are not looked at.
+            fitness: Fitness of each; NaN for a candidate that failed.
+            gradients: Gradient of each, where `request` wants it; those of candidates that failed are not looked at.
             objectives: The values of all objectives of each, to be maximised, where there are several; NaN as above.
         """
         if self._asked is None or len(fitness) != len(self._asked):
@@ -203,11 +203,11 @@ class Optimizer(Asked):
             yield [self.start.sample(self.rng) for _ in range(self.population)]
 
     def _is_last(self) -> bool:
-        """Whether the budget does not do for another generation on a batch and the mean on all examples."""
+        """Tell whether the budget falls short of another generation on a batch and the mean on all examples."""
         return self.share < 1 and self.spent + self.population * self.share + 1 > self.budget
 
     def _is_over(self) -> bool:
-        """Whether this is so of the last budget too; until then the next one counts."""
+        """Tell whether the last budget falls short too; until then the next one counts."""
         while self._is_last() and self.later:
             self.budget = self.later.pop(0)
         return self._is_last()

@@ -37,11 +37,11 @@ class GradientOptimizer(Asked):
     Args:
         start: Where to begin. Its candidates are scored first, on one batch, and the best is the first point; its sigma is the
             first rate. Where coordinates are prunable, those that stay at their lower bound are given up, which is cheaper.
-        price: What a gradient costs, in scores of the same examples, given which coordinates are still in play.
-        budget: In scores of all examples.
+        price: Cost of a gradient, in scores of the same examples, given which coordinates are still in play.
+        budget: Budget in scores of all examples.
         share: Share of the examples that a batch holds.
         examples: How many search examples there are.
-        fine: How much of a step each coordinate takes by itself, and not with its group, from 0 to 1. By default the share of
+        fine: Share of a step that each coordinate takes by itself, not with its group, from 0 to 1. By default the share of
             `examples` in 128; where the first step is f below 0, and further than 6.5, an example counts for (f / 6.5)^2.
 
     Raises:

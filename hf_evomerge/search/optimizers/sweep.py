@@ -21,7 +21,7 @@ class SweepOptimizer(Asked):
 
     Args:
         start: Where to begin, with its `Start.moves`.
-        budget: In scores of all examples.
+        budget: Budget in scores of all examples.
         share: Share of the examples that all moves are scored on.
         partial: The largest share below 1.
 
@@ -64,7 +64,7 @@ def sweep_over(start: Start, *, size: int, examples: int, budget: float = np.inf
 
 
 def sweep_cost(start: Start, *, size: int, examples: int) -> float:
-    """What such a sweep costs, in scores of all examples; which moves are the better ones does not matter."""
+    """Compute the cost of a `sweep_over`, in scores of all examples; which moves are the better ones does not matter."""
     optimizer = sweep_over(start, size=size, examples=examples)
     while (points := optimizer.ask()) is not None:
         optimizer.tell([0.0] * len(points))

@@ -1,4 +1,4 @@
-"""What the models of a search wrote and scored, example by example: read from its study, and written to a file."""
+"""Answers and scores of the models of a search, example by example: read from its study, and written to a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..study.study import Study
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model wrote for one example, and what it scored.
+    """Answer of one model to one example, and its score.
 
     Attributes:
         model: What the model is called in the table of results; of what has no row there, the trial that it was.
@@ -43,7 +43,7 @@ class Answer:
 
 
 def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
-    """Every answer and score of the parents, the finalists and the winners of a study, model by model, split by split.
+    """Yield every answer and score of the parents, the finalists and the winners of a study, model by model, split by split.
 
     Answers of single trials are in the study too; see `Study.answers`.
 

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
-    """Every trial of a study as one flat row, stage by stage.
+    """Return every trial of a study as one flat row, stage by stage.
 
     Args:
         folder: The study's folder.
@@ -51,7 +51,7 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
 
 
 def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:
-    """What there is of a trial, as a flat row; the recipe is its key."""
+    """Return a trial as a flat row; the recipe is given by its key."""
     return {
         "stage": trial.stage,
         "number": trial.number,

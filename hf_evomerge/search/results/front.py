@@ -20,14 +20,14 @@ from .table import Row, other_text, render
 
 @dataclass(frozen=True)
 class Point:
-    """One model of the front.
+    """Model of the front.
 
     Attributes:
         number: What it is picked by; from 0, the best fitness first.
         stage, trial: The trial that found it.
         key: Its recipe's key.
-        searched: What it scored on the search split.
-        scores: What it scored on the split that the table of results is measured on; None where it is one of many.
+        searched: Scores on the search split.
+        scores: Scores on the split that the table of results is measured on; None where it is one of many.
         winner: Whether the search ended with it.
     """
 
@@ -46,7 +46,7 @@ def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = Non
     Args:
         config: The search.
         study: Its study.
-        stages: Which stages; those of its spaces where None.
+        stages: Stages to look at; those of its spaces where None.
     """
     names = config.objective_names
     found = (trial for stage in stages or config.spaces for trial in study.trials(stage))
@@ -105,12 +105,12 @@ def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> st
 
 
 def objective_text(scores: Scores, name: str) -> str:
-    """One objective of a model, with its standard error where there is one."""
+    """Format one objective of a model, with its standard error where there is one."""
     return Figures.of(scores).fitness_text if name == FITNESS else other_text(scores.others.get(name))
 
 
 def front_verdict(points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str) -> list[str]:
-    """What a front says, in sentences: how far it reaches, and which parents it beats in everything at once."""
+    """Describe a front in sentences: how far it reaches, and which parents its points dominate."""
     ends = []
     for name in names:
         found = [value for point in points if (value := values(point.searched, [name])[name]) is not None]

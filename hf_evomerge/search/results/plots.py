@@ -97,5 +97,5 @@ def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:
 
 
 def parent_levels(config: SearchConfig, study: Study) -> dict[str, float]:
-    """Their fitness."""
+    """Return parents' fitness."""
     return {name: float(scores.values.mean()) for name, scores in parent_scores(config, study).items()}

@@ -1,4 +1,4 @@
-"""What a search found: the winner, the comparison that it was measured in, and what that says in words."""
+"""Result of a search: the winner, the comparison that it was measured in, and what that says in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .verdict import RULE, explains_rule, verdict
 
 @dataclass(frozen=True)
 class Result:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         winner: The recipe that scored best on the validation split (on the search split where there is none).
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def verdict(self) -> list[str]:
-        """What the comparison says of the winner, in sentences."""
+        """Verdict of the comparison on the winner, in sentences."""
         if not self.front:
             return [*verdict(self.rows, self.split, self.unit, self.looks), *self.notes]
         return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.notes]

@@ -23,7 +23,7 @@ from .table import render
 
 
 def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
-    """What a search has found so far; raises `SearchError` where the folder has no study."""
+    """Describe what a search has found so far; raises `SearchError` where the folder has no study."""
     with Study.open(folder) as study:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE

@@ -21,7 +21,7 @@ RowStage = StageName | Literal["base", "source", "temperature", "average", "lora
 
 @dataclass(frozen=True)
 class Row:
-    """One model on the test split (the validation split where there is no test).
+    """Result of one model on the test split (the validation split where there is no test).
 
     Attributes:
         stage: Where the model comes from: ``base``, ``source``, the best of them at a ``temperature``, the plain ``average`` of
@@ -34,7 +34,7 @@ class Row:
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
         retained: What it scored on the examples of `SearchConfig.compare`, by name.
-        label: By what its scores are kept in the study; see `Study.evaluation`.
+        label: Key by which its scores are kept in the study; see `Study.evaluation`.
     """
 
     stage: RowStage
@@ -48,13 +48,13 @@ class Row:
 
 
 def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
-    """By how much the winner of some rows is better than one of them; None for itself, and where nothing won or failed."""
+    """Measure by how much the winner beats one of the rows; None for itself, without a winner, and after a failure."""
     winner = next((each for each in rows if each.winner), None)
     return None if winner is None or winner is row else compare(winner.scores, row.scores, measure)
 
 
 def published(rows: Sequence[Row], row: Row) -> record.Row:
-    """One of the rows as it is published: without its scores per example, and with the winner's leads over it."""
+    """Return one of the rows as it is published: without its scores per example, and with the winner's leads over it."""
     leads = [lead(rows, row, measure) for measure in measures(*(each.scores for each in rows))]
     given: dict[str, Any] = dict(zip(("lead", "fitness_lead"), leads, strict=False))
     if row.scores.others:

@@ -21,7 +21,7 @@ DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 
 
 def explains_rule(sentences: Sequence[str]) -> bool:
-    """Whether a verdict has one of the words that `RULE` explains."""
+    """Tell whether a verdict has one of the words that `RULE` explains."""
     return any(word in sentence for sentence in sentences for word in ("better", "WORSE", "hardly"))
 
 
@@ -81,7 +81,7 @@ def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
 def _against(
     other: Row, name: str, advice: str, added: str | None = None, *, winner: Row, by: Sequence[Measure], unit: str
 ) -> list[str]:
-    """One sentence about the winner and another model, by what tells them apart; none where they cannot be compared."""
+    """Write one sentence about the winner and another model, by what tells them apart; none where they cannot be compared."""
     if not (compared := compare_all(winner.scores, other.scores, by)):
         return []
     found, beside = compared[0], _beside(compared, unit)
@@ -116,7 +116,7 @@ def _beside(compared: Sequence[Comparison], unit: str) -> str:
 
 
 def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
-    """What the winner lost, or gained, on examples that the search did not look at."""
+    """Say what the winner lost, or gained, on examples that the search did not look at."""
     sentences = []
     for name, scores in winner.retained.items():
         others = {row.model: row.retained[name] for row in parents if row.retained.get(name, scores).error is None}
@@ -159,7 +159,7 @@ def _cut(rows: Sequence[Row]) -> list[str]:
 
 
 def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[list[str], str | None]:
-    """What the sources' scores say before anything is searched.
+    """Say what the sources' scores show before anything is searched.
 
     Args:
         parents: Scores of each source on the search split, by name.

@@ -46,7 +46,7 @@ def require_ray() -> Any:
 
 
 class ClusterEvaluator:
-    """What an actor is: an `Evaluator` that is made from one message, and says meanwhile what its evaluation takes."""
+    """Actor: an `Evaluator` that is made from one message, and says meanwhile what its evaluation takes."""
 
     def __init__(self) -> None:
         self._begun = self._loading_since = 0.0
@@ -124,7 +124,7 @@ class RayWorker:
         self._asked: tuple[Any, float] | None = None
 
     def takes_job(self) -> bool:
-        """Whether it has nothing to do and is ready; it is started where it is not.
+        """Tell whether it has nothing to do and is ready; it is started where it is not.
 
         Raises:
             SearchError: It cannot be started; the message names the machine.
@@ -190,7 +190,7 @@ class RayWorker:
         self._ready = False
 
     def _answer(self) -> Any:
-        """What came; raises as `PoolWorker.look` does."""
+        """Return what came; raises as `PoolWorker.look` does."""
         ray = require_ray()
         try:
             answer = ray.get(self.ref)

@@ -16,7 +16,7 @@ from ..evaluation.sources import Target
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation to run.
+    """Evaluation to run.
 
     Attributes:
         target: The recipe, or the parent.
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What `Evaluator.evaluate` takes."""
+        """Arguments of `Evaluator.evaluate`."""
         return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows, self.low_rank
 
     @property

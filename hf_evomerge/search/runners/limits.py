@@ -1,4 +1,4 @@
-"""How long one evaluation may take and how much memory. Knows nothing of who runs it."""
+"""Limits of one evaluation, in time and memory. Knows nothing of who runs it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GRADIENT = 3  # what a backward pass takes, in scores
 
 @dataclass(frozen=True)
 class Limit:
-    """What one evaluation may take.
+    """Limit of one evaluation.
 
     Attributes:
         seconds: Time, without that for loading models.
         memory: Bytes that its process may hold.
-        whose: Where the time comes from.
+        whose: Origin of the time.
     """
 
     seconds: float = math.inf
@@ -64,7 +64,7 @@ class Limits:
         self._memory = math.inf if config.memory is None else parse_size(config.memory)
 
     def of(self, job: Job) -> Limit:
-        """What a job may take.
+        """Return what a job may take.
 
         Where the file sets no time it is ten times what the slowest parent took, and more for as many more examples, a longer
         path or a gradient. The parents then have no limit, nor have scores by another fitness than theirs.
@@ -82,7 +82,7 @@ class Limits:
         )
 
     def size(self, job: Job) -> float:
-        """What a job takes about, in scores of one parent on the search split: by its examples, its hops, its gradient."""
+        """Estimate what a job takes, in scores of one parent on the search split: by its examples, its hops, its gradient."""
         examples = (self._examples[job.split] if job.batch is None else len(job.batch)) / self._examples["search"]
         if not isinstance(job.target, Recipe):
             return examples

@@ -31,7 +31,7 @@ BEGUN = "begun"  # the study's note of what this process is evaluating, and how 
 
 
 class Runner(Protocol):
-    """Something that evaluates jobs."""
+    """Runner that evaluates jobs."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs; yields the index and the scores of each as it finishes, in any order.

@@ -1,4 +1,4 @@
-"""One worker process with an evaluator of its own: started when it is needed, watched, and ended whatever it is at."""
+"""Worker process with an evaluator of its own: started when it is needed, watched, and ended whatever it is at."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MachineLostError(Exception):
 
 
 class Worker:
-    """One worker process, and the job that it is at.
+    """Worker process, and the job that it is at.
 
     Args:
         config: The search.
@@ -56,12 +56,12 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has a process."""
+        """True where it has a process."""
         return self._process is not None
 
     @property
     def pipe(self) -> Connection:
-        """What becomes readable when there is something to `look` at."""
+        """Connection that becomes readable when there is something to `look` at."""
         assert self._pipe is not None  # it has a job
         return self._pipe
 
@@ -161,7 +161,7 @@ def _no_interrupts() -> Iterator[None]:
 
 
 def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> None:
-    """What the process does: jobs come in, scores go out; before them, whether it is ready and whether it loads a model."""
+    """Run the process: jobs come in, scores go out; before them, whether it is ready and whether it loads a model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

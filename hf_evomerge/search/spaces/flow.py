@@ -47,7 +47,7 @@ class FlowSpace:
             self.genome = replace(self.genome, max_hops=layers[order[0]])
 
     def start(self) -> Start:
-        """Where a search begins; one over gates at the best of the sources as they are and of their splices."""
+        """Return where a search begins; one over gates at the best of the sources as they are and of their splices."""
         gates, gradient, layout = self.config.path.gated, self.step.by == "gradient", self.genome.layout
         sigma = self.step.sigma or (0.2 if gates and not gradient else 0.1)
         lower, upper = self.genome.bounds()
@@ -69,7 +69,7 @@ class FlowSpace:
         return parts[0] if len(parts) == 1 else f"splice of {' and '.join(parts)}"
 
     def _without_one(self, genome: Vector) -> list[Vector]:
-        """What is left of a path without each of its layers, until enough of them are left out."""
+        """Leave out each layer of a path in turn; none where enough are left out already."""
         on = np.flatnonzero(genome >= LEAST)
         if on.size <= self.most_hops:
             return []
@@ -80,7 +80,7 @@ class FlowSpace:
         return 2.0 * float(active.sum()) / self.genome.layout.layers[0]
 
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> GateSlopes:
-        """Those of the gates."""
+        """Request the gates' gradient."""
         gates = self.genome.gates(genome)
         layout = self.genome.layout
         return GateSlopes(tuple(layout.slots), tuple(gates.tolist()), tuple(active.tolist()), tuple(layout.hops))

@@ -33,7 +33,7 @@ _DIGITS = 4  # of a number of a run of rows: there are thousands, and no score t
 
 @dataclass(frozen=True)
 class Coordinate:
-    """What one number of a parameter-space genome is.
+    """Meaning of one number of a parameter-space genome.
 
     Attributes:
         parameter: The parameter's name.
@@ -156,7 +156,7 @@ class ParameterSpace:
         return group_keys(groups, layer_count)
 
     def _is_idle(self, coordinate: Coordinate) -> bool:
-        """Whether nothing changes with a number: its source's task vectors are 0 in the group."""
+        """Tell whether nothing changes with a number: its source's task vectors are 0 in the group."""
         if coordinate.source is None or not self.unchanged or not self.method.task_vectors:
             return False
         inside = self.tensors if coordinate.key is None else self._members.get(coordinate.key, [])
@@ -166,7 +166,7 @@ class ParameterSpace:
 
     @cached_property
     def _normalizes(self) -> bool:
-        """Whether the method divides by the sum of the weights."""
+        """True where the method divides by the sum of the weights."""
         defaults = {option.name: option.default for option in self.method.options}
         return bool(self.space.options.get("normalize", defaults.get("normalize", False)))
 
@@ -177,7 +177,7 @@ class ParameterSpace:
         return [name for name in dict.fromkeys(each.parameter for each in self.coordinates) if name not in smooth]
 
     def notes(self) -> list[str]:
-        """What is not evolved, and why: one line per source."""
+        """Say what is not evolved, and why: one line per source."""
         lines = []
         for source, number in enumerate(self.config.merge_sources):
             if groups := list(dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)):
@@ -187,7 +187,7 @@ class ParameterSpace:
         return lines
 
     def start(self) -> Start:
-        """Where a search begins."""
+        """Return where a search begins."""
         mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
         sigma = self.step.sigma or (0.04 if self.step.by == "gradient" else 1 / 6)
         candidates: dict[bytes, tuple[str, Vector]] = {}

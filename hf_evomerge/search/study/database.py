@@ -280,7 +280,7 @@ def _fault_of_copy(file: Path) -> str | None:
 
 
 def _remedy(folder: Path) -> str:
-    """What to do about a damaged study: how to put the copy in its place, where a whole one is there."""
+    """Say what to do about a damaged study: how to put the copy in its place, where a whole one is there."""
     backup = folder / BACKUP_FILE
     if not backup.is_file() or _fault_of_copy(backup) is not None:
         return "no copy of it is there; search again in another folder, where the same seed gives the same trials"
@@ -295,7 +295,7 @@ def _remedy(folder: Path) -> str:
 
 
 def _is_whole(row: Values) -> bool:
-    """Whether a row, its checksum at the end, is as it was written."""
+    """Tell whether a row, its checksum at the end, is as it was written."""
     return bool(row) and row[-1] == _checksum(row[:-1])
 
 

@@ -1,4 +1,4 @@
-"""Where a search finds its folders and files, also after its study was moved or copied.
+"""Paths of the folders and files of a search, also after its study was moved or copied.
 
 A study keeps absolute names and the folder that it was begun in, and nothing of it is rewritten. Whoever reads it looks for a
 name first at the same place seen from the study's folder today, such as data beside it, then at the place of then.
@@ -56,7 +56,7 @@ def settings_of(study: StudyFile) -> SearchConfig:
 
 
 def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
-    """As `settings_of` the study of a folder; raises `SearchError` where there is none."""
+    """Read the settings of a folder's study; raises `SearchError` where there is none."""
     with StudyFile.open(folder) as study:
         return settings_of(study)
 

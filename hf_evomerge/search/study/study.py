@@ -26,11 +26,11 @@ State = Literal["COMPLETE", "FAILED"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One genome, its recipe and its scores.
+    """Trial: one genome, its recipe and its scores.
 
     Attributes:
         stage: ``ps``, ``dfs`` or ``random``, or what ran first: ``ps-first``, ``dfs-first``.
-        number: From 0, in the order of `ask`.
+        number: Number from 0, in the order of `ask`.
         generation: The `ask` it came from.
         genome: The vector, shape (n,).
         recipe_key: Key of the recipe in the study; None where the genome has none (its error says why).
@@ -60,7 +60,7 @@ class Trial:
 
 
 class Study(StudyFile):
-    """All trials of one search, in ``DIR/study.db``.
+    """Study: all trials of one search, in ``DIR/study.db``.
 
     Example:
         >>> study = Study.open("my-search")
@@ -80,7 +80,7 @@ class Study(StudyFile):
         self.backup(after=BACKUP_SECONDS)
 
     def trials(self, stage: str | None = None) -> list[Trial]:
-        """All trials, or those of one stage, by number."""
+        """Read all trials, or those of one stage, by number."""
         found, others = [], self._others("search")
         for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
             with self._readable("trials", row):
@@ -143,7 +143,7 @@ class Study(StudyFile):
         return [(row[0], row[1]) for row in self._whole("evaluations", "1 ORDER BY rowid")]
 
     def answers(self, owner: str, split: str = "search") -> tuple[list[str] | None, NDArray[np.bool_] | None]:
-        """What a model wrote for the examples that it was scored on, and which of it was cut at the limit of its length.
+        """Read what a model wrote for the examples that it was scored on, and which of it was cut at the limit of its length.
 
         Args:
             owner: A recipe's key, a parent's label (``base``, ``source:0``), or a trial's ``stage:number``.
