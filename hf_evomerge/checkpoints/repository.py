@@ -132,7 +132,7 @@ class Repository:
                     _check_content(path, expected[file], f"{self.name}: {file}")
 
     def _download(self, file: str) -> Path:
-        """Download one file. The client tries again where a connection is refused or cut short, but gives up where it is reset."""
+        """Download one file. The client tries again where a connection is refused or cut short, and gives up at a reset."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import httpx
 
