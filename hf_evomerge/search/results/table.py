@@ -25,7 +25,7 @@ class Row:
 
     Attributes:
         stage: Where the model comes from: ``base``, ``source``, the best of them at a ``temperature``, the plain ``average`` of
-            the sources, a ``lora``, or the stage of the search that it won (``ps``, ``dfs``, ``joint``, ``random``, or
+            the sources, a ``lora``, or the stage of the search that it won (``ps``, ``dfs``, ``random``, or
             ``ps-first`` and ``dfs-first`` before them), ``pruned`` of sources that give nothing. Whoever looks for a row looks
             for its stage.
         model: What the model is called in tables.
