@@ -134,10 +134,13 @@ class Merged(PlannedCheckpoint):
         plan = self.plan
         related = Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
         names = [name for name, planned in self.planned.items() if planned.is_merged]
-        costly = len(names) > 128 and any(source.adapter is not None for source in plan.sources)
-        for name in names[:: 17 if costly else 1]:  # a step that is no number of tensors of a block: each kind has its turn
+        plain = all(source.adapter is None for source in plan.sources)
+        for name in names[:: 17 if len(names) > 128 and not plain else 1]:  # a step that is no number of tensors of a block: each kind has its turn
             job = self._job(name)
             related.add(*job.parts(0, min(SLICE, job.numel)))
+            if plain:
+                del job
+                self.close()  # or the pages of every source would stay mapped
         return related.findings()
 
     @cached_property
