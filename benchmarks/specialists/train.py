@@ -151,7 +151,7 @@ def train(model: "LlamaForCausalLM", course: Course, *, seed: int, title: str = 
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         optimizer.zero_grad()
-        loss = _backward(model, list(islice(texts, BATCH_SIZE)))
+        loss = backward(model, list(islice(texts, BATCH_SIZE)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -174,7 +174,7 @@ def _parameter_groups(model: "LlamaForCausalLM", course: Course) -> list[dict[st
     return groups
 
 
-def _backward(model: "LlamaForCausalLM", examples: list[Example]) -> float:
+def backward(model: "LlamaForCausalLM", examples: list[Example]) -> float:
     """Accumulates the gradient of one batch, shortest texts first, so that little of it is padding."""
     ids = _ids()
     rows = [([ids["<bos>"], *_encode(e.prompt, ids)], [*_encode(e.answer, ids), ids["<eos>"]]) for e in examples]
