@@ -135,7 +135,8 @@ class Merged(PlannedCheckpoint):
         related = Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
         names = [name for name, planned in self.planned.items() if planned.is_merged]
         plain = all(source.adapter is None for source in plan.sources)
-        for name in names[:: 17 if len(names) > 128 and not plain else 1]:  # a step that is no number of tensors of a block: each kind has its turn
+        step = 1 if plain or len(names) <= 128 else 17  # no number of tensors of a block: each kind has its turn
+        for name in names[::step]:
             job = self._job(name)
             related.add(*job.parts(0, min(SLICE, job.numel)))
             if plain:
