@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..checkpoints.sentence import Sentence
 from ..errors import FitnessError
 from ..recipes.strict_yaml import Count, Positive
 from .encoding import check_length, device_of, encodes, length_batches, scoring
@@ -17,6 +16,8 @@ from .scores import Scores
 
 if TYPE_CHECKING:
     import torch
+
+    from ..checkpoints.sentence import Sentence
 
 _DEPTH = 10  # ranks that count for nDCG
 
@@ -49,8 +50,10 @@ class RetrievalTask(GradientTask):
     spec: RetrievalSpec
 
     def __init__(self, spec: RetrievalSpec) -> None:
+        from ..checkpoints.sentence import Sentence  # the Space, which has no encoders, has no checkpoints
+
         super().__init__(spec)
-        self.sentence = Sentence(Path())
+        self.sentence: Sentence = Sentence(Path())
         """Modules after the encoder, and prompts; who has the sources sets it."""
         self._texts: list[str] = []
         self._batches: list[tuple[list[int], dict[str, torch.Tensor]]] = []

@@ -161,7 +161,7 @@ def test_the_winner_is_built_without_sources_of_no_use(tiny: Path, search_config
         ({"compare": {"contributions": 1}}, "compare.contributions: 2 sources take 2 scores at least"),
         ({"merge": {"method": "slerp", "groups": "model"}}, "a method that can merge one source (found ps, slerp)"),
         ({"space": "dfs"}, "compare.contributions: goes with space: ps"),
-        ({"output": {"vocabulary": {"from": 1}}}, "no merge is left without b"),
+        ({"merge": {"router": 1}}, "no merge is left without b"),
     ],
 )
 def test_what_cannot_be_left_out_is_refused(more, message, search_config):

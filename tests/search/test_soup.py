@@ -152,10 +152,12 @@ def test_a_search_over_checkpoints_stays_on_the_simplex(run, tiny):
     space = ParameterSpace(validate(SearchConfig, settings, SearchError), 2)
     genomes = np.random.default_rng(0).uniform(size=(20, 4))
     for genome in (*genomes, *space.start().candidates):
-        part = space.part(genome)
+        part = space.decode(genome).merge
         assert part.options.get("normalize", True)
         assert min(each["weight"] for each in part.parameters) >= 0
-    weights = {name: np.asarray([each["weight"] for each in space.part(point).parameters]) for name, point in _starts(space)}
+    weights = {
+        name: np.asarray([each["weight"] for each in space.decode(point).merge.parameters]) for name, point in _starts(space)
+    }
     means = {name: each / each.sum() for name, each in weights.items()}
     assert means["average of checkpoints, last"].tolist() == [0, 0, 0.5, 0.5]
     np.testing.assert_allclose(means["average of checkpoints, wsm"], wsm_weights(4))

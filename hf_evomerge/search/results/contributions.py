@@ -29,7 +29,7 @@ def subset_of(recipe: Recipe, kept: Subset) -> Recipe:
     """Take all but some merged sources out of a recipe without a path; it keeps the tokenizer that it had.
 
     Raises:
-        RecipeError: The vocabulary or the routers are of a source that is left out.
+        RecipeError: The routers are those of a source that is left out.
     """
     merge, numbers = recipe.merge, recipe.merge_sources
     if merge is None or len(kept) == len(numbers):
