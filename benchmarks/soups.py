@@ -36,6 +36,7 @@ from specialists.language import problems
 from specialists.texts import Example, TextKind, build_tokenizer, mixture
 from specialists.train import backward
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -126,6 +127,8 @@ def run(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     for name, target in targets.items():
         begin = time.process_time()
         found = target()
+        if isinstance(found, Recipe) and list(found.sources) != list(refs):  # of some of the checkpoints
+            found = SourceRef(model=str(build_model(found, folder / name.replace(" ", "-"), overwrite=True, progress=False)))
         spent, scores = time.process_time() - begin, evaluator.evaluate(found, "test")
         assert scores.correct is not None, scores.error
         right = "".join(str(int(each)) for each in scores.correct)
