@@ -212,7 +212,7 @@ class SearchTasks:
                 )
             return
         kinds = list(self.config.fitness.kinds)
-        if any(example.head for example in self.examples("search")):
+        if any(example.head for split in self.splits[:1] for example in self.examples(split)):
             kinds.append("MODEL_MAPPING")  # scored through the sources' heads
         own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
         if not own and not is_of_kind(whole.config, kinds):
