@@ -165,7 +165,7 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
     for space, numbers in (("dfs", {"path": {"kind": "gates", "order": [1, 0]}}), ("ps", {"merge": {"sources": [1, 0]}})):
         numbered = search_config(space, sources=config.sources, base=None, **numbers)
         assert evaluate_model(str(tiny / "a"), numbered, split="validation").scores == evaluation.scores
-    alone = config.model_copy(update={"data": config.data.model_copy(update={"search": None})})
+    alone = config.model_copy(update={"data": {"validation": config.data["validation"]}})
     assert evaluate_model(str(tiny / "a"), alone, split="validation").scores == evaluation.scores
 
 
