@@ -353,6 +353,7 @@ def run_jobs(jobs: Iterable[tuple[Lab, str]], methods: Mapping[str, Method], arg
 
 def tables(rows: list[Record]) -> str:
     """Held-out accuracy and log-likelihood, the lead of the default, and the order of the slopes at zero."""
+    rows = sorted(rows, key=lambda row: (row["problem"].partition(",")[0], row["examples"], row["draw"]))
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     lines = [["accuracy; log-likelihood", *problems]]
     leads = [["the default's lead in log-likelihood over", *problems]]

@@ -25,7 +25,7 @@ class Run(StrictModel):
     """A folder of checkpoints, such as ``checkpoint-500`` of transformers' Trainer; or a repository on the Hub, whose branches
     and tags they are. Their order is that of the last number in their names."""
     checkpoints: str | list[str] = "all"
-    """``all``, ``last 12``, a pattern such as ``step-*``, or a list of names."""
+    """``all`` and ``last 12`` of those with a number in their names, a pattern such as ``step-*``, or a list of names."""
 
 
 def expanded(sources: Any) -> Any:
@@ -39,8 +39,9 @@ def expanded(sources: Any) -> Any:
     names, wanted = run.checkpoints, run.checkpoints
     if isinstance(wanted, str):
         there = sorted(_names(run.run), key=_step)
-        last = _LAST.fullmatch(wanted)
-        names = there[-int(last[1]) :] if last else [name for name in there if wanted == "all" or fnmatchcase(name, wanted)]
+        last, numbered = _LAST.fullmatch(wanted), [name for name in there if _step(name)[0] >= 0]  # `final` has no place
+        names = [name for name in there if fnmatchcase(name, wanted)]
+        names = numbered[-int(last[1]) :] if last else numbered if wanted == "all" else names
         if len(names) < 2:
             found = f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"
             raise ValueError(f"{run.run}: {len(names)} of its checkpoints are {wanted!r}, and a merge takes 2; it has {found}")

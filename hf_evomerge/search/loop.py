@@ -293,10 +293,8 @@ class Search:
             return [], [], {}
         kept = kept_sources(found)
         idle = [name for at, name in enumerate(names) if at not in kept]
-        said = f"{', '.join(idle)}: nothing" if idle else "Every source gives the winner something"
-        note = (
-            f"{said} that {shares.shape[1]} {split} examples could show, with {len(values) - 2} subsets of the sources scored"
-        )
+        said = f"The winner gains nothing from {', '.join(idle)}" if idle else "The winner gains from every source"
+        note = f"{said}, by {len(values) - 2} subsets of the sources on {shares.shape[1]} {split} examples"
         without = subset_of(recipe, kept)
         return found, [note], {self.study.add_recipe(without): f"without {', '.join(idle)}"} if idle else {}
 

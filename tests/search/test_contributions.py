@@ -95,7 +95,7 @@ def test_a_search_says_what_each_source_gives(tmp_path):
     for at, each in enumerate(result.contributions):
         without = tuple(other for other in range(4) if other != at)
         assert each.left_out.difference == pytest.approx(whole - game(without).mean())
-    assert "d: nothing that 12 validation examples could show, with 14 subsets of the sources scored" in result.verdict
+    assert "The winner gains nothing from d, by 14 subsets of the sources on 12 validation examples" in result.verdict
     assert result.row("pruned").model == "without d"
     assert result.row("pruned").scores.mean == pytest.approx(whole + hardness("test").mean())
     assert result.to_json()["contributions"][0]["left_out"]["difference"] == pytest.approx(whole - game((1, 2, 3)).mean())

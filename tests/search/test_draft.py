@@ -272,6 +272,12 @@ def test_other_labels_are_scored_through_a_head_each(tmp_path):
     assert config.fitness.heads == ["color", "light"]
     assert [source.component for source in config.sources] == ["text", "text"]
     assert plan_search(config).dimensions
+    nested = [names[0], _bert(tmp_path / "c", 1, "red", "blue", "grey")]  # one has the other's labels too
+    answers = [{"prompt": "w1", "answer": "red", "head": "two"}, {"prompt": "w2", "answer": "grey", "head": "three"}]
+    assert parse_yaml(SearchConfig, draft_search(nested, _data(tmp_path, *answers)).text, SearchError).fitness.heads == [
+        "two",
+        "three",
+    ]
     with pytest.raises(FitnessError, match="each example says whose head it is for, in a field called head or task"):
         draft_search(names, _data(tmp_path, *({**record, "task": 1} for record in records)))
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,8 +30,8 @@ from ...recipes.recipe import Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import parse_yaml
 from .config import SearchConfig
 
-PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
-ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
+PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input", "text")
+ANSWERS = ("answer", "answer_number", "passage", "output", "response", "completion", "target", "label")
 GLOSSES = ("gloss", "translation", "english")
 HEADS = ("head", "task")
 TASKS = {
@@ -290,14 +291,15 @@ class _Problems:
             answers: dict[str, set[str]] = {}
             for record in records:
                 answers.setdefault(str(record.get(field)), set()).add(str(record.get(answer)))
-            own = [[name for name, given in answers.items() if given <= known] for known in labels]
-            if all(own) and len(answers) == len(labels) == len({names[0] for names in own}):
-                self.heads, self.where["head_field"] = [names[0] for names in own], field
+            orders = permutations(answers) if len(answers) == len(labels) <= 6 else ()
+            fits = [names for names in orders if all(answers[name] <= known for name, known in zip(names, labels, strict=True))]
+            if len(fits) == 1:
+                self.heads, self.where["head_field"] = list(fits[0]), field
                 self.component = next(iter(sources[0].layout.parts))
                 return
         raise FitnessError(
             f"{self.file}: the sources have other labels each, so each example says whose head it is for, in a field called "
-            f"{' or '.join(HEADS)}; write one"
+            f"{' or '.join(HEADS)}, by a name whose answers are labels of one source alone; write one"
         )
 
     def fitness(self, source: Parent, *, chat: bool) -> list[str]:
