@@ -70,7 +70,7 @@ def train(out: Path, seed: int) -> None:
     """Write the checkpoints of the constant run, and the end of the one that decays."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, trust_remote_code=False)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     for _ in steps(model, optimizer, mixture(TEXTS, random.Random(seed)), BEFORE, lambda step: min(1.0, (step + 1) / 20)):
         pass

@@ -109,13 +109,20 @@ def _save_all(folder: Path, dtype: str) -> None:
     _write_problems(folder)
 
 
-@pytest.fixture(autouse=True)
-def no_space_loads_on() -> Iterator[None]:
-    """Waits for what a page loads in the background: transformers gives one process one `from_pretrained` at a time."""
-    yield
-    for thread in threading.enumerate():
-        if thread.name == "load":
-            thread.join(60)
+@pytest.fixture(scope="session", autouse=True)
+def _one_load_at_a_time() -> Iterator[None]:
+    """Loads wait for each other: pages of earlier tests may still load, and transformers gives a process one at a time."""
+    from transformers import PreTrainedModel
+
+    lock, load = threading.RLock(), PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def alone(kind: Any, *args: Any, **more: Any) -> Any:
+        with lock:
+            return load(kind, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "from_pretrained", classmethod(alone))
+        yield
 
 
 @pytest.fixture(scope="session")
