@@ -184,8 +184,8 @@ class _Layer:
         """Compute for each source the inner product of every row of its task vector with the gradient."""
         import torch
 
-        assert self.weighted.grad is not None
-        parts = zip(self.left.items(), self._columns(self.weighted.grad), strict=True)
+        slope = torch.zeros_like(self.weighted) if self.weighted.grad is None else self.weighted.grad  # of an unused pooler
+        parts = zip(self.left.items(), self._columns(slope), strict=True)
         return [(source, (left * part.float()).sum(1, dtype=torch.float64).numpy(force=True)) for (source, left), part in parts]
 
     def _columns(self, joined: Tensor) -> Sequence[Tensor]:

@@ -219,10 +219,10 @@ def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, *, pru
             return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
         rows = Results.load(study.folder / RESULTS_FILE, SearchError).rows
         if (row := next((row for row in rows if row.stage == "pruned"), None)) is None:
-            raise SearchError(
-                f"--prune-sources: the results of {folder} name no source that gives nothing; write `compare: "
-                "{contributions: 14}` into its search file, and go on with the search"
-            )
+            asked = settings_of(study).compare.contributions
+            how = "write `compare: {contributions: 14}` into its search file, and go on with the search"
+            advice = "build it without --prune-sources" if asked else how
+            raise SearchError(f"--prune-sources: the results of {folder} name no source that gives nothing; {advice}")
         return study.recipe(row.label), study.folder / f"{MODEL_FOLDER}-pruned"
 
 

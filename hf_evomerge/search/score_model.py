@@ -80,7 +80,7 @@ def evaluate_model(
     # the search's sources are not needed, nor the numbers by which it names them
     alone = config.model_copy(update={"sources": [target], "base": None, "merge": merge, "path": path})
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
-    evaluator.tasks.parents = parents_of(config)
+    evaluator.tasks.parents, evaluator.tasks.headed = parents_of(config), config.sources
     examples = tuple(evaluator.tasks.examples(split))
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:

@@ -24,6 +24,7 @@ from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.score_model import evaluate_model
 
 from .conftest import check_gradient, prepared
 
@@ -176,6 +177,8 @@ def test_bodies_are_merged_and_scored_through_a_head_each(two_heads, headed):
         task = prepared("classification", own, SeeingTokenizer(ViTImageProcessor.from_pretrained(two_heads / "a")))
         total += float(task.evaluate(model).values.sum())
     assert total / 4 == pytest.approx(winner["fitness"], abs=1e-5)
+    whole = evaluate_model(str(build_model(recipe, two_heads / "whole", progress=False)), headed())  # has one head, needs two
+    assert whole.scores.values.mean() == pytest.approx(winner["fitness"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

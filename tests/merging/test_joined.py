@@ -84,6 +84,21 @@ def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
     assert found == joined.gradient(parameters, options, lambda: loss(light))
 
 
+def test_a_layer_that_the_score_does_not_pass_has_no_slope(family, load, tmp_path):
+    """An encoder's pooler may have an adapter, and a score without it: only the others' slopes count."""
+    sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["two of one rank"])
+    model = load(family / "base").requires_grad_(False)
+    joined = JoinedAdapters(sources, base, "task_arithmetic", model)
+    weights = [{"weight": {NAME: 0.5, "default": 0.7}}, {"weight": 0.5}]
+
+    def first_layer() -> None:
+        model.model(token_ids(), output_hidden_states=True).hidden_states[1].sum().backward()
+
+    found = joined.gradient(weights, {}, first_layer)
+    assert found["weight", 0, NAME] == 0
+    assert found["weight", 1, None] != 0
+
+
 def test_the_gradient_on_a_quantised_base(family, load, tmp_path):
     """On a base of 4 bits slopes are those of differences, also where scores without a gradient came before."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["two of one rank"])

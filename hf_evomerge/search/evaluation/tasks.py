@@ -41,6 +41,7 @@ class SearchTasks:
 
     Attributes:
         parents: The models that an agreement may compare with, by the names that examples have for them.
+        headed: The models whose heads a classification goes through, in the order of the heads' names.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SearchTasks:
         self._make_task = task_factory or (lambda: make_task(config.fitness))
         self._given = dict(examples) if examples is not None else {}
         self._examples: dict[str, Sequence[Example]] = {}
-        self.parents = parents_of(config)
+        self.parents, self.headed = parents_of(config), config.sources
         self._tokenizers: dict[Any, Any] = {}
         self._heads: dict[SourceRef, PreTrainedModel] = {}
         self._tasks: dict[Any, Task] = {}
@@ -184,11 +185,11 @@ class SearchTasks:
         }
 
     def _heads_of(self, names: Sequence[str]) -> dict[str, Head]:
-        if len(names) > len(self.sources) or len(set(names)) < len(names):
-            raise FitnessError(f"fitness.heads: {', '.join(names)}; give each of the {len(self.sources)} sources one name")
+        if len(names) > len(self.headed) or len(set(names)) < len(names):
+            raise FitnessError(f"fitness.heads: {', '.join(names)}; give each of the {len(self.headed)} sources one name")
         return {
             name: Head(self.sources.open(ref).config, partial(self._head, ref))
-            for name, ref in zip(names, self.config.sources, strict=False)
+            for name, ref in zip(names, self.headed, strict=False)
         }
 
     def _head(self, ref: SourceRef) -> PreTrainedModel:

@@ -98,6 +98,6 @@ def contributions(names: Sequence[str], shares: Vector, values: Mapping[Subset, 
 
 
 def kept_sources(found: Sequence[Contribution]) -> Subset:
-    """Positions of the sources that give something: absence or share is above 0; of the largest share where none does."""
+    """Positions of sources whose absence costs something, or whose share is above 0 beyond chance; of the largest otherwise."""
     best = max(range(len(found)), key=lambda at: found[at].shapley.difference)
-    return tuple(at for at, each in enumerate(found) if max(each.left_out.difference, each.shapley.difference) > 0) or (best,)
+    return tuple(at for at, each in enumerate(found) if max(each.left_out.difference, each.shapley.low) > 0) or (best,)
