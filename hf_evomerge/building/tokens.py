@@ -252,7 +252,7 @@ class MatchedSource(View):
         return self.inner.origin(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of the JSON files, as it is for the result."""
+        """Read a JSON file with the result's tokens in it."""
         if name == "tokenizer.json":
             return self._match.tokenizer
         data = self.inner.read_json(name)

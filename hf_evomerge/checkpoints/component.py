@@ -120,7 +120,7 @@ class Component(View):
         return path == "" or parameter.startswith(f"{path}.") or (head is not None and parameter.startswith(f"{head}."))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of the JSON files; ``config.json`` is that of the part."""
+        """Read a JSON file of the model; for ``config.json``, the part's config."""
         return self.config.to_dict() if name == "config.json" else self.whole.read_json(name)
 
 

@@ -77,7 +77,7 @@ class Change:
 
 
 class Adapter:
-    """LoRA adapter: peft's, or a diffusion pipeline's in diffusers' layout or that of kohya's scripts.
+    """LoRA adapter in peft's layout, or of a diffusion pipeline in diffusers' or kohya's.
 
     Args:
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are, or the one file of a pipeline's.
@@ -206,7 +206,7 @@ class Adapter:
         return left * self._scaling(change, right.shape[0]), right
 
     def _scaling(self, change: Change, rank: int) -> float:
-        """Return the factor of the product; that of a pipeline's adapter stands in its file."""
+        """Return the factor of the product; a pipeline's adapter names it in its file."""
         if change.alpha:
             return float(self._get(change.alpha)) / rank
         if self.file == WEIGHTS_FILE:

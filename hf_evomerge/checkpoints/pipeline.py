@@ -128,7 +128,7 @@ class Pipeline(Source):
         return {names[name]: change for name, change in found.items()}
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
-        """Read one tensor as it is in its file. Raises `SourceError`."""
+        """Read the stored tensor from its file. Raises `SourceError`."""
         part, _, own = name.partition("/")
         return self.parts[part].read_stored(info, own)
 

@@ -84,8 +84,8 @@ class Sentence:
                 settings |= read_mapping(folder / name, f"{owner}: {name}")
         if not isinstance(settings.get("prompts") or {}, dict):
             raise SourceError(f"{owner}: config_sentence_transformers.json: prompts is no mapping of names to texts")
-        if not isinstance(settings.get("max_seq_length"), int | None):
-            raise SourceError(f"{owner}: sentence_bert_config.json: max_seq_length is no whole number")
+        if (longest := settings.get("max_seq_length")) is not None and (type(longest) is not int or longest < 1):
+            raise SourceError(f"{owner}: sentence_bert_config.json: max_seq_length is no whole number above 0")
         named = _read_modules(folder / "modules.json", f"{owner}: modules.json")
         modules = [_module(folder, kind, path, owner) for kind, path in named[1:]]
         return cls(folder, named[0][0] if named else "", modules, settings)

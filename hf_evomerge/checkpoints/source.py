@@ -147,7 +147,7 @@ class Source(Parent):
         return tensor
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
-        """Read one tensor as it is in its file. Raises `SourceError`."""
+        """Read the stored tensor from its file. Raises `SourceError`."""
         from safetensors import SafetensorError, safe_open
 
         try:

@@ -45,7 +45,8 @@ def attach_modules(source: Parent, model: nn.Module, dtype: torch.dtype | None =
         try:
             shape, bias = weights[f"{part}.weight"].shape, f"{part}.bias" in weights
             own = nn.LayerNorm(shape, device="meta") if part == "norm" else nn.Linear(shape[-1], shape[0], bias, device="meta")
-            activation = getattr(nn, module.settings.get("activation_function", "Identity"))()
+            name = module.settings.get("activation_function", "Identity")  # a stranger's: an activation, and no other class
+            activation = nn.Identity() if name == "Identity" else getattr(nn.modules.activation, name)()
             layer = nn.Sequential(OrderedDict({part: own, "activation": activation}))
             layer.load_state_dict(weights, assign=True)
         except (AttributeError, KeyError, TypeError, RuntimeError) as cause:

@@ -227,7 +227,7 @@ class LmEvalTask(PreparedTask):
 
 @functools.lru_cache(maxsize=64)
 def load_tasks(name: str) -> dict[str, Any]:
-    """Load lm_eval's tasks of a name, by the names that lead to each: a task, or those of a group or a tag; or a YAML file's.
+    """Load the lm_eval tasks that a name stands for, by the names that lead to each: a task, group, tag or YAML file.
 
     Raises:
         FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or the file would run code.
@@ -273,7 +273,7 @@ def read_documents(names: Sequence[str]) -> list[Example]:
 
 
 def _is_file(name: str) -> bool:
-    """Tell whether a task is that of a YAML file, and none of lm_eval's own."""
+    """Tell whether a YAML file defines the task, and not lm_eval."""
     return Path(name).suffix in (".yaml", ".yml")
 
 

@@ -49,7 +49,7 @@ WORDS = {
 
 
 class WordProblemSpec(AnswerSpec):
-    """Settings of MGSM and GSM8K. The settings are those of `generation`, with other defaults."""
+    """Settings of MGSM and GSM8K: the keys of `generation`, with other defaults."""
 
     max_new_tokens: Count = 1024
 

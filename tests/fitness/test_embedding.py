@@ -138,7 +138,13 @@ def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, token
 
 
 def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
-    """Code of others as an activation, and a kind that is merged but not computed."""
+    """Code of others, or a whole network of torch's, as an activation; no length; a kind that is merged but not computed."""
+    large = sentence_folder(tmp_path / "large", tokenizer, 0, activation="torch.nn.Transformer")
+    with pytest.raises(SourceError, match=r"2_Dense is no Dense of torch's layers: .*Transformer"):
+        attach_modules(open_source(str(large)), torch.nn.Module())
+    (large / "sentence_bert_config.json").write_text('{"max_seq_length": -1}')
+    with pytest.raises(SourceError, match="max_seq_length is no whole number above 0"):
+        _ = open_source(str(large)).sentence
     folder = sentence_folder(tmp_path / "a", tokenizer, 0, activation="mine.Strange")
     with pytest.raises(SourceError, match=r"2_Dense is no Dense of torch's layers: .*mine\.Strange"):
         attach_modules(open_source(str(folder)), torch.nn.Module())
