@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all faults quality style docs cluster bench bench-search golden env
+.PHONY: help demo test test-all faults quality lint style docs cluster bench bench-search golden env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -40,12 +40,14 @@ test-all: env
 faults: env
 	$(BIN)/python tests/slow/reliability.py --write
 
-quality: env
+quality: lint
+	$(BIN)/pytest tests/test_imports.py
+
+lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd space_app && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache *.py
-	$(BIN)/pytest tests/test_imports.py
 
 style: env
 	$(BIN)/ruff check --fix .
