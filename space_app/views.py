@@ -27,7 +27,7 @@ from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import FITNESS, Objective, Step, accurate, climb, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
-from hf_evomerge.record import EVOLVED, Results
+from hf_evomerge.record import EVOLVED, Contribution, Results, Row
 
 HUB = "https://huggingface.co"
 CITATION = """@article{akiba2025evolutionary,
@@ -231,24 +231,25 @@ def results_table(published: Published) -> str:
     if results is None or not results.rows:
         return ""
     total, accurate = results.examples, any(row.accuracy is not None for row in results.rows)
-    heads = ["model", *([f"right of {total:,}"] if accurate else []), str(Objective(FITNESS, unit)), "evaluations"]
-    rows = [
-        (
-            row.model,
-            *(
-                [f"{row.accuracy * total:.0f} ± {(row.accuracy_se or 0) * total:.0f}" if row.accuracy is not None else ""]
-                * accurate
-            ),
-            _with_minus(row.fitness_text),
-            round(row.evaluations) or "",
-        )
-        for row in results.rows
-    ]
-    caption = f"{results.examples:,} {published.tested_on}; ± is one standard error"
+    heads = ["model", *[f"right of {total:,}"] * accurate, str(Objective(FITNESS, unit)), "evaluations"]
+
+    def cells(row: Row) -> list[object]:
+        right = "" if row.accuracy is None else f"{row.accuracy * total:.0f} ± {(row.accuracy_se or 0) * total:.0f}"
+        return [row.model, *[right] * accurate, _with_minus(row.fitness_text), round(row.evaluations) or ""]
+
+    caption = f"{total:,} {published.tested_on}; ± is one standard error"
     winner = next((at for at, row in enumerate(results.rows) if row.winner), None)
     said = "".join(f"<li>{escape(_with_minus(sentence))}</li>" for sentence in results.verdict)
     verdict = details("How sure that is", f'<ul class="ev-verdict">{said}</ul>') if said else ""
-    return f"<h2>Results</h2>{table(heads, rows, caption=caption, mark=winner)}{_why_not_the_best(published)}{verdict}"
+    shown = table(heads, map(cells, results.rows), caption=caption, mark=winner)
+    return f"<h2>Results</h2>{shown}{_why_not_the_best(published)}{verdict}{_contributions(results)}"
+
+
+def _contributions(results: Results) -> str:
+    """Contributions of the sources to the winner; empty where none were measured."""
+    rows = [(each.cells[0], *map(_with_minus, each.cells[1:])) for each in results.contributions]
+    caption = "In fitness, with intervals of 95 %; a Shapley value is the mean gain over all orders of the sources"
+    return f"<h2>What each source gives</h2>{table(Contribution.HEADS, rows, caption=caption)}" if rows else ""
 
 
 def _why_not_the_best(published: Published) -> str:

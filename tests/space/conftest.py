@@ -29,7 +29,7 @@ def finished(search_config: Callable[..., Any], made_once: Callable[..., Path]) 
     def make(space: str, change: Callable[[Path], None] = lambda folder: None) -> Path:
         optimizer = {"evaluations": 12, "population": 4}
         optimize = [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}]
-        merge = {} if space == "dfs" else {"merge": {}}
+        merge = {} if space == "dfs" else {"merge": {}, "compare": {"finalists": 2, "contributions": 2}}
         config = search_config(space, path={"kind": "gates", "repetitions": 2}, optimize=optimize, **merge)
 
         def search(out: Path) -> None:
@@ -61,7 +61,7 @@ def _with_answers(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def ps(finished: Callable[..., Path]) -> Path:
-    """A model of merged weights."""
+    """A model of merged weights, with what each source gives it."""
     return finished("ps")
 
 

@@ -470,6 +470,8 @@ def test_other_models_have_their_page(visit, serve, several, broken):
     shown.focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator(".ev-tip")).to_have_text(_begins("Point 0, trial 0 of parameter space:"))
+    given = page.locator("#ev-fitness h2:has-text('What each source gives') + .ev-scroll tbody th")
+    expect(given).to_have_text([re.compile("^a"), re.compile("^b")])
     _tab(page, "Weights")
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Beat evolution")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -10,8 +11,12 @@ import pytest
 import views
 from edits import Route
 from published import Parent, Published, Trial
+from reading import read
 from texts import Card, cards, message, table
 
+from hf_evomerge.fitness.comparison import Comparison
+from hf_evomerge.hub.card import CardFacts, render_card
+from hf_evomerge.hub.licenses import ParentLicense, decide_license
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Problem, Record, Results, Row
 
@@ -200,6 +205,30 @@ def test_a_better_row_that_is_not_on_show_is_explained():
     assert "PS+DFS did better here, but the validation problems, which decide, preferred PS" in said(rows)
     assert "95 ± 0" in said(rows)
     assert "did better" not in said([rows[0], rows[2]])
+
+
+def test_what_each_source_gives_is_published(ps):
+    """Record, page and card have a row per source, in the same words, and mark the one that gives nothing."""
+    record, license = Record.load(ps / "study.json"), decide_license([ParentLicense("a", "mit")])
+    first, second = record.results.contributions
+    assert (first.source, second.source) == ("a", "b")
+    idle = Comparison("fitness", -0.25, -0.5, -0.125, 0.01, 9)
+    given = [first, second.model_copy(update={"source": EVIL, "left_out": idle, "shapley": idle})]
+    record = record.model_copy(update={"results": record.results.model_copy(update={"contributions": given})})
+    html = views.fitness_view(replace(read(str(ps)), record=record)).partition("What each source gives")[2]
+    cells = [[unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in html.split("<tr")[1:4]]
+    assert cells[0] == ["source", "fitness lost without it", "Shapley value"]
+    assert cells[1][0].removesuffix(" (gives nothing)") == "a"
+    assert cells[1][1].replace(MINUS, "-") == str(first.left_out)
+    assert cells[2] == [f"{EVIL} (gives nothing)", f"{MINUS}0.250 ({MINUS}0.500 to {MINUS}0.125), p = 0.01", cells[2][2]]
+    card = render_card(replace(CardFacts.of_folder(ps), study=record), "u/m", license).partition("What each source gives")[2]
+    lines = [line for line in card.splitlines() if line.startswith("|")][:4]
+    assert lines[0] == "| source | fitness lost without it | Shapley value |"
+    assert lines[2].startswith(f"| {given[0].cells[0]} | {first.left_out} | ")
+    assert lines[3].endswith("(gives nothing) | -0.250 (-0.500 to -0.125), p = 0.01 | -0.250 (-0.500 to -0.125) |")
+    assert "<img" not in html + lines[3]
+    plain = record.model_copy(update={"results": record.results.model_copy(update={"contributions": []})})
+    assert "each source gives" not in views.results_table(Published("m", "m", record=plain))
 
 
 def test_a_card_says_what_its_model_solves():

@@ -98,6 +98,6 @@ def contributions(names: Sequence[str], shares: Vector, values: Mapping[Subset, 
 
 
 def kept_sources(found: Sequence[Contribution]) -> Subset:
-    """Positions of sources whose absence costs something, or whose share is above 0 beyond chance; of the largest otherwise."""
+    """Positions of sources that give something; of the one with the largest share where none does."""
     best = max(range(len(found)), key=lambda at: found[at].shapley.difference)
-    return tuple(at for at, each in enumerate(found) if max(each.left_out.difference, each.shapley.low) > 0) or (best,)
+    return tuple(at for at, each in enumerate(found) if not each.gives_nothing) or (best,)

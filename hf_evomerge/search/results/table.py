@@ -110,9 +110,9 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
 
 def contributions_table(found: Sequence[Contribution]) -> str:
     """Sources side by side: what their absence costs, and their Shapley values."""
-    table = _with_columns("", "fitness lost without it", "Shapley value")
+    table = _with_columns(*Contribution.HEADS)
     for each in found:
-        table.add_row(each.source, str(each.left_out), f"{each.shapley.difference:+.3f} ({each.shapley.interval})")
+        table.add_row(*each.cells)
     return render(table)
 
 
