@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,7 +27,7 @@ class ClassificationSpec(TaskSpec):
     """Score a classifier by the label that it gives to a text or a picture.
 
     The answer is the label's name in the model's config, or its number. Labels of one name are one class: their probabilities
-    are summed. A model with one label, such as a re-ranker, gives the odds of 1 against 0.
+    are summed. A model with one label, such as a re-ranker, gives the odds of 1 against 0; an answer between is the share of 1.
     """
 
     task: Literal["classification"] = "classification"
@@ -102,7 +102,7 @@ class ClassificationTask(GradientTask):
                 known = ", ".join(self.heads) or "none: write heads in the fitness"
                 raise FitnessError(f"{example.id}: is for the head {example.head!r:.80}; there are {known}")
             if self.heads:
-                label_number(example, label_names(self.heads[example.head].config))
+                label_shares(example, label_names(self.heads[example.head].config))
         seen = any(example.pictures for example in examples)
         self._batches = []
         for head in dict.fromkeys(example.head for example in examples):
@@ -131,8 +131,8 @@ class ClassificationTask(GradientTask):
                 names = label_names(classifier.config)
                 scaled = _logits(classifier, inputs, len(names)) / self.spec.temperature
                 logits, classes = _by_name(scaled, names)  # (B, classes)
-                labels = [classes.index(str(names[label_number(self._examples[i], names)])) for i in batch]
-                chosen = logits.log_softmax(1).gather(1, logits.new_tensor(labels).long()[:, None])[:, 0]
+                shares = logits.new_tensor([label_shares(self._examples[i], names) for i in batch])  # (B, classes)
+                chosen, labels = (logits.log_softmax(1) * shares).sum(1), shares.argmax(1).tolist()
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")
                 if gradient:
@@ -147,15 +147,21 @@ def label_names(config: Any) -> dict[int, str]:
     return config.id2label if len(config.id2label) > 1 else {0: "0", 1: "1"}
 
 
-def label_number(example: Example, names: Mapping[int, str]) -> int:
-    """The label that an answer means: by its name, else by its number; raises `FitnessError` where there is none."""
-    answer = example.answer.strip()
-    for number, name in names.items():
-        if str(name) == answer:
-            return int(number)
-    if answer.isdecimal() and int(answer) in names:
-        return int(answer)
-    known = ", ".join(map(str, list(names.values())[:8])) + (", ..." if len(names) > 8 else "")
+def label_shares(example: Example, names: Mapping[int, str]) -> list[float]:
+    """Share of each class in the right answer: 1 for the label that it names, or else whose number it is.
+
+    Of the classes 0 and 1 it may be a number between them, the share of 1. Raises `FitnessError` where there is no such label.
+    """
+    answer, classes = example.answer.strip(), list(dict.fromkeys(str(names[number]) for number in sorted(names)))
+    if answer not in classes and answer.isdecimal() and int(answer) in names:
+        answer = str(names[int(answer)])
+    if classes == ["0", "1"]:
+        with suppress(ValueError):
+            if 0 <= (share := float(answer)) <= 1:
+                return [1 - share, share]
+    if answer in classes:
+        return [float(name == answer) for name in classes]
+    known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
     raise FitnessError(f"{example.id}: the model has no label {answer!r:.80}; it has {known}")
 
 

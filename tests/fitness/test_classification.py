@@ -75,8 +75,11 @@ def test_a_cross_encoder_gives_the_odds_of_one_label(tokenizer):
         assert right == (sign * logit > 0)
     with pytest.raises(FitnessError, match=r"d: no '\|' in the prompt"):
         prepared("classification", [Example("one", "1", "d")], tokenizer, pair_separator="|")
-    with pytest.raises(FitnessError, match=r"e: the model has no label '0\.7'; it has 0, 1"):
-        prepared("classification", [Example("one", "0.7", "e")], tokenizer).evaluate(model)
+    with pytest.raises(FitnessError, match=r"e: the model has no label '1\.7'; it has 0, 1"):
+        prepared("classification", [Example("one", "1.7", "e")], tokenizer).evaluate(model)
+    both = [Example("one", answer, answer) for answer in ("0", "1", "0.7")]
+    no, yes, graded = prepared("classification", both, tokenizer).evaluate(model).values
+    assert graded == pytest.approx(0.3 * no + 0.7 * yes)  # as a binary cross-entropy is
 
 
 def test_a_classifier_is_fine_tuned(tokenizer):

@@ -19,6 +19,7 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import _named, draft_search
 from hf_evomerge.search.plan import plan_search
@@ -280,6 +281,52 @@ def test_other_labels_are_scored_through_a_head_each(tmp_path):
     ]
     with pytest.raises(FitnessError, match="each example says whose head it is for, in a field called head or task"):
         draft_search(names, _data(tmp_path, *({**record, "task": 1} for record in records)))
+
+
+@pytest.mark.parametrize(
+    ("record", "template"),
+    [
+        ({"query": "w1", "passage": "w2 w3", "score": 1.0}, "{query}\t{passage}"),
+        ({"qid": "7", "sentence1": "w1", "sentence2": "w2 w3", "label": 0}, "{sentence1}\t{sentence2}"),
+        ({"sentence_A": "w1", "sentence_B": "w2 w3", "score": 0.75}, "{sentence_A}\t{sentence_B}"),
+    ],
+)
+def test_re_rankers_are_given_pairs(record, template, tmp_path):
+    """Two texts and a label, by sentence-transformers' names, are pairs, and the file scores a source on them."""
+    names = [_bert(tmp_path / name, seed, "LABEL_0") for seed, name in enumerate(("a", "b"))]
+    records = [{**record, next(name for name in record if name in template): f"w{n} w4"} for n in range(12)]
+    draft = draft_search(names, _data(tmp_path, *records, count=0))
+    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    assert (config.fitness.task, config.fitness.pair_separator) == ("classification", "\t")
+    label = next(name for name in ("label", "score") if name in record)
+    assert [(spec.template, spec.answer_field) for spec in config.data.values()] == [(template, label)] * 2
+    assert plan_search(config).dimensions
+    evaluator = Evaluator(config)
+    scores = evaluator.evaluate(config.sources[0])
+    assert (scores.error, len(scores.values)) == (None, 6)
+    with pytest.raises(FitnessError, match=r"the model has no label '8\.3'; it has 0, 1"):
+        draft_search(names, _data(tmp_path, *({**each, label: 8.3} for each in records), count=0))
+
+
+def test_pairs_of_a_classifier_are_pairs(tmp_path):
+    """Of several labels too, where no field has the name of a prompt; a file with one is not taken for pairs."""
+    names = [_bert(tmp_path / name, seed, "yes", "no", "open") for seed, name in enumerate(("a", "b"))]
+    records = [{"premise": f"w{n}", "hypothesis": "w3", "label": "open"} for n in range(9)]
+    config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError)
+    assert config.data["search"].template == "{premise}\t{hypothesis}"
+    records = [{"text": f"w{n}", "source": "w3", "label": "open"} for n in range(9)]
+    config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError)
+    assert (config.data["search"].template, config.data["search"].prompt_field) == (None, "text")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_one_source_without_a_head_is_named(order, tmp_path):
+    """Beside classifiers, wherever it stands; the message says what to do."""
+    labelled = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
+    names = [*labelled, _bert(tmp_path / "plain", 2)]
+    data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"})
+    with pytest.raises(SearchError, match=r"plain: BertForMaskedLM has no head, .* give it as the base"):
+        draft_search([names[at] for at in order], data)
 
 
 def test_labels_in_another_order_are_refused(tmp_path):

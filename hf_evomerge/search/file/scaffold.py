@@ -22,6 +22,7 @@ from ...checkpoints.component import Component, as_parts
 from ...checkpoints.open import config_name, open_source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError
+from ...fitness.classification import label_names, label_shares
 from ...fitness.data import DataSpec
 from ...fitness.loading import load_examples
 from ...fitness.records import read_jsonl
@@ -34,6 +35,7 @@ PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input", "te
 ANSWERS = ("answer", "answer_number", "passage", "output", "response", "completion", "target", "label")
 GLOSSES = ("gloss", "translation", "english")
 HEADS = ("head", "task")
+LABELS = ("label", "labels", "score", "scores")  # by the rule of sentence-transformers all other fields are texts
 TASKS = {
     "classification": "the log-probability of the right label, which has a gradient",
     "retrieval": "the log-probability of a prompt's own answer among all answers, by the cosine of pooled hidden states",
@@ -213,10 +215,10 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
     return [f"# {line}" for line in lines]
 
 
-def _task_of(sources: Sequence[Parent]) -> str:
+def _task_of(source: Parent) -> str:
     """The first task that scores models of this class."""
     for task in ("likelihood", *TASKS):
-        if is_of_kind(sources[0].config, parse_task({"task": task}).kinds):
+        if is_of_kind(source.config, parse_task({"task": task}).kinds):
             return task
     return "likelihood"  # which the search refuses
 
@@ -233,8 +235,13 @@ class _Problems:
             raise FitnessError(
                 f"{file}: {self.count} records; a search needs {LEAST} at least: to search, to choose the winner, to test it"
             )
-        self.where = self._fields(records[0])
-        self.task = _task_of(sources)
+        tasks = [_task_of(source) for source in sources]
+        if "retrieval" in tasks and len(set(tasks)) > 1:
+            bare = sources[tasks.index("retrieval")]
+            kind = (bare.config.architectures or ["a model"])[0]
+            raise SearchError(f"{bare}: {kind} has no head, as others here have; leave it out, or give it as the base")
+        self.task = tasks[0]
+        self.where = self._pair(records[0], sources[0]) or self._fields(records[0])
         if "choices" in self.where and self.task != "likelihood":
             del self.where["choices"]
         elif "choices" in self.where:
@@ -248,6 +255,8 @@ class _Problems:
         if all(_MARK in str(record.get(answer)) for record in records):
             self.where["answer_after"] = _MARK
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
+        for example in self.examples if self.task == "classification" and not self.heads else ():
+            label_shares(example, label_names(sources[0].config))
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:
             raise FitnessError(
@@ -260,6 +269,15 @@ class _Problems:
         part = self.count * 3 // 10
         sizes = {"search": min(part, MOST["search"]), "validation": min(part, MOST["validation"])}
         self.sizes = {**sizes, "test": min(self.count - sum(sizes.values()), MOST["test"])}
+
+    def _pair(self, record: Mapping[str, Any], source: Parent) -> dict[str, Any]:
+        """Find the two texts and the label of a cross-encoder's record; empty for a model or a record of another kind."""
+        texts = [name for name, value in record.items() if isinstance(value, str) and name.isidentifier()]
+        texts = [name for name in texts if name not in LABELS and not name.endswith("id")]
+        label, ranks = next((name for name in LABELS if name in record), None), len(head_labels(source)) == 1
+        if self.task != "classification" or label is None or len(texts) < 2 or not (ranks or record.keys().isdisjoint(PROMPTS)):
+            return {}
+        return {"template": f"{{{texts[0]}}}\t{{{texts[1]}}}", "answer_field": label}
 
     def _fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Find which fields hold prompt and answer, as `DataSpec` has them."""
@@ -310,7 +328,8 @@ class _Problems:
         between = f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the answer's beginning"
         if self.task in TASKS:
             heads = f", heads: {json.dumps(self.heads)}" if self.heads else ""
-            return [f"fitness: {{task: {self.task}{heads}}} # {TASKS[self.task]}"]
+            pair = ', pair_separator: "\\t"' if "\t" in self.where.get("template", "") else ""
+            return [f"fitness: {{task: {self.task}{heads}{pair}}} # {TASKS[self.task]}"]
         if self.task == "multiple_choice":
             score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
             return ["fitness:", "  task: multiple_choice", score, between]
