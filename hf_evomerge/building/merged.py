@@ -107,14 +107,14 @@ class Merged(PlannedCheckpoint):
         lets_go = job.method.is_sum and all(source.adapter is None for source in self.plan.sources)
         for start, stop, here in job.slices(call):
             if lets_go and start // SLICE % _HELD == 0 and start:  # or the pages of every source would stay mapped
-                del job
+                job.release()
                 self.close()
                 job = self._job(name)
             base, vectors = job.parts(start, stop)
             here.owns = job.is_fresh
             yield job.method.function(base, vectors, here).to(dtype)
         if lets_go:
-            del job
+            job.release()
             self.close()
 
     def _job(self, name: str) -> TensorJob:
@@ -140,7 +140,7 @@ class Merged(PlannedCheckpoint):
             job = self._job(name)
             related.add(*job.parts(0, min(SLICE, job.numel)))
             if plain:
-                del job
+                job.release()
                 self.close()  # or the pages of every source would stay mapped
         return related.findings()
 

@@ -110,6 +110,10 @@ class TensorJob:
             return base, self.tensors(start, stop)
         return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
+    def release(self) -> None:
+        """Let go of the inputs; pages of files would stay mapped until Python collects the cycle that a job is in."""
+        self._inputs, self._base, self._origin = [], None, None
+
     @property
     def is_fresh(self) -> bool:
         """True where `parts` makes tensors that nobody else has."""

@@ -1,11 +1,13 @@
 """The checkpoint executor: from sources on disk to a folder that loads as the parents do."""
 
+import gc
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import merge_reference as reference
 import pytest
@@ -363,9 +365,21 @@ def test_files_that_are_let_go_change_no_bit(tmp_path, monkeypatch):
     sources = [{"model": str(tmp_path / str(seed))} for seed in range(3)]
     recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear", "parameters": parameters}})
     usual = build_model(recipe, tmp_path / "usual", progress=False)
-    closed = []
+    closed, mapped = [], []
+
+    def close(self):
+        closed.append([source.close() for source in self.sources])
+        maps = Path("/proc/self/maps")
+        mapped.append(maps.read_text().count(f"{tmp_path}/0/model.safetensors") if maps.exists() else 0)
+
     monkeypatch.setattr(merged_file, "_HELD", 1)
-    monkeypatch.setattr(merged_file.Merged, "close", lambda self: closed.append([source.close() for source in self.sources]))
-    often = build_model(recipe, tmp_path / "often", progress=False)
+    monkeypatch.setattr(merged_file.Merged, "close", close)
+    gc.collect()
+    gc.disable()  # nothing waits for it
+    try:
+        often = build_model(recipe, tmp_path / "often", progress=False)
+    finally:
+        gc.enable()
     assert len(closed) > len(load_file(usual / "model.safetensors"))
+    assert max(mapped) <= 2
     assert (often / "model.safetensors").read_bytes() == (usual / "model.safetensors").read_bytes()
