@@ -35,15 +35,9 @@ def path_picture(
     )
     if not listed:
         return picture
-    heads = ["hop", "layer", "scale", *(["adds"] if gated else []), *(words.written if words else ())]
+    heads = ["hop", "layer", "scale", *["adds"] * gated, *(words.written if words else ())]
     lines = [
-        (
-            at + 1,
-            hop_words(hop, labels),
-            number(hop.scale),
-            *([said(shares)] if gated else []),
-            *(words.after[at] if words else ()),
-        )
+        [at + 1, hop_words(hop, labels), number(hop.scale), *[said(shares)] * gated, *(words.after[at] if words else ())]
         for at, (hop, shares) in enumerate(zip(path.hops, path.added(gated=gated), strict=True))
     ]
     return picture + details("The same as a table", table(heads, lines, caption=path_title(path), mark=selected))

@@ -59,8 +59,6 @@ _STATES = {
     "error": "no answer",
     "unasked": "not asked",
 }
-
-
 _EMPTY = '<span class="ev-faint">(an empty answer)</span>'
 
 

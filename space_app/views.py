@@ -138,9 +138,7 @@ def path_view(published: Published, words: Words | None = None) -> str:
     if words is not None:
         step = "hop" if published.path else "layer"
         end = escape(" ".join(words.written).removesuffix("(end)").strip())
-        said = (
-            f"On it stands what the model would say if it stopped after that {step}: green is how its answer, “{end}”, goes. "
-        )
+        said = f"On it stands what the model would say if it ended at that {step}: green is how its answer, “{end}”, goes. "
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
@@ -178,8 +176,7 @@ def merge_view(published: Published, factors: mixing.Factors) -> str:
 
 def evolution_stages(published: Published) -> list[tuple[str, str]]:
     """The stages whose generations can be replayed, as (words, stage)."""
-    there = [stage for stage in stages(published.trials) if stage != "random"]
-    return [(STAGES.get(stage, stage), stage) for stage in there]
+    return [(STAGES.get(stage, stage), stage) for stage in stages(published.trials) if stage != "random"]
 
 
 def fitness_view(published: Published) -> str:
@@ -215,8 +212,7 @@ def front_view(published: Published) -> str:
         return ""
     drawn = ""
     for pair in ((objectives[0], other) for other in objectives[1:]):
-        shown = [point for point in points if all(objective.name in point.search for objective in pair)]
-        if shown:
+        if shown := [point for point in points if all(objective.name in point.search for objective in pair)]:
             drawn += responsive(partial(front_scene, trials, shown, pair, published.record.parents))
     words = (
         "Blue points are the front: whatever else was tried and is better than one of them in one objective is worse in "
@@ -315,10 +311,8 @@ def commands(published: Published) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{model}"{custom})',
         "",
     ]
-    if unpublished:
-        lines.append(f"# only its author can build it again: {unpublished} cannot be had from the Hub")
-    else:
-        lines.append(f"# build it again from its parents{'' if here else ', and compare'} (shell)")
+    again = f"# build it again from its parents{'' if here else ', and compare'} (shell)"
+    lines.append(f"# only its author can build it again: {unpublished} cannot be had from the Hub" if unpublished else again)
     lines.append("pip install hf-evomerge")
     if here:
         lines.append(f"hf-evomerge merge {shlex.quote(f'{model}/recipe.yaml')} --out rebuilt")

@@ -329,8 +329,9 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
             change = changes.get(name)
             if change is None:
                 continue
-            if not change.is_product or not planned.is_merged or classify(name)[2] == "experts":
-                raise SourceError(f"{source} changes {name} by more than a LoRA product of a linear layer that is merged")
+            if change.beyond or not planned.is_merged or classify(name)[2] == "experts":
+                more = change.beyond or "experts, or a router that is not merged"
+                raise SourceError(f"{source} changes {name} by more than a LoRA product of a merged linear layer ({more})")
             own = [(first, last, shares[number]) for first, last, shares in runs]
             if any(share for _, _, share in own):
                 assert source.adapter is not None  # it has changes

@@ -48,7 +48,7 @@ def has_token(api: HfApi) -> bool:
     return api.token is not False and bool(api.token if isinstance(api.token, str) else get_token())
 
 
-def ask(what: str, call: Callable[[], T], *, once: bool = False) -> T:
+def ask(what: str, call: Callable[[], T], *, once: bool = False, may_pass: Callable[[BaseException], bool] | None = None) -> T:
     """Call the Hub; a failure that may pass is tried again after 1, 2, 4, 8, 16, 16, ... seconds, or when the Hub says.
 
     Each wait is a line on stderr. The last one ends at most `PATIENCE` seconds after the first failure.
@@ -57,9 +57,10 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False) -> T:
         what: Start of the error line: what has not worked if the call fails.
         call: Calls of the client only, which may be made twice.
         once: Never call twice.
+        may_pass: Tells of an error's root whether to call again; `is_passing` by default.
 
     Raises:
-        HubError: The call failed for good. Its cause is the client's error.
+        HubError: The call failed for good. Its cause is the root of the client's error, which is its context.
     """
     attempt, begun = 0, 0.0
     while True:
@@ -74,7 +75,7 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False) -> T:
             begun = begun if attempt > 1 else now
             asked = _asked_wait(cause)
             seconds = max(min(2.0 ** (attempt - 1), _LONGEST_WAIT), asked)
-            if once or not is_passing(cause) or now - begun + seconds > PATIENCE:
+            if once or not (may_pass or is_passing)(cause) or now - begun + seconds > PATIENCE:
                 raise _final(what, cause, attempt, asked) from cause
             status = status_of(cause)
             why = one_line(cause, 120) if status is None else f"the Hub answers {status}"

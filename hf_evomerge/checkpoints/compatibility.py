@@ -220,6 +220,9 @@ def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
         here, there = (getattr(one.text_config, key, one.sentence.settings.get(key)) for one in (first, other))
         if here != there:
             yield f"{key} differs: {here} in {first}, {there} in {other}; the result has that of the first"
+    ends = [source.sentence.modules[-1].kind for source in (first, other) if source.sentence.modules]
+    if len(set(ends)) > 1:  # Normalize or Dropout, as others have to be the same
+        yield f"the last module is {ends[0]} in {first}, {ends[1]} in {other}; the result has the modules of the first"
     labels, others = head_labels(first), head_labels(other)
     if first.part is None and labels != others and "LABEL_0" not in labels + others:  # a name that nobody gave
         yield (

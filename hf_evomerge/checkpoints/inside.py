@@ -35,6 +35,12 @@ def held_instead(folder: Path) -> str:
     return f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
 
 
+def inner_adapter(folder: Path) -> str:
+    """Hint at an adapter in a subfolder, where peft saves those that have names; empty where there is none."""
+    found = sorted(folder.glob("*/adapter_config.json"))
+    return f"an adapter is in {found[0].parent}: give that folder" if found else ""
+
+
 def check_size(file: Path) -> None:
     """Raise `SourceError` where a config, a template, a tokenizer or an index is larger than any model's; `OSError` too."""
     if file.suffix not in (".json", ".jinja", ".txt", ".model", ".tiktoken") or file.name == "trainer_state.json":  # never read

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from .headers import StoredTensor, TensorInfo, read_header, read_mapping
-from .inside import check_folder, held_instead
+from .inside import check_folder, held_instead, inner_adapter
 from .repository import Repository, find_folder
 
 if TYPE_CHECKING:
@@ -71,9 +71,11 @@ class Change:
     is_window: bool = False
 
     @property
-    def is_product(self) -> bool:
-        """True where a product is all that is added, to the weight of a linear layer."""
-        return bool(self.a) and not self.whole and not self.magnitude and not self.is_window and "embedding" not in self.parts
+    def beyond(self) -> str:
+        """Reason why it is more than a product that is added to the weight of a linear layer; empty where it is not."""
+        kinds = {"DoRA": self.magnitude, "a bias": self.whole.endswith("bias"), "a whole tensor": self.whole}
+        kinds |= {"a convolution": self.is_window, "embeddings": "embedding" in self.parts}
+        return next((kind for kind, there in kinds.items() if there), "")
 
 
 class Adapter:
@@ -232,6 +234,8 @@ class Adapter:
         return tensor
 
     def _read_config(self) -> dict[str, Any]:
+        if not (self.folder / CONFIG_FILE).is_file() and (hint := inner_adapter(self.folder)):
+            raise SourceError(f"{self.label}: no {CONFIG_FILE} in {self.folder}; {hint}")
         config = read_mapping(self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}")
         if (kind := config.get("peft_type")) != "LORA":
             raise SourceError(f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can be merged")
@@ -274,9 +278,7 @@ class Adapter:
         a, b = self.tensors[change.a].shape, self.tensors[change.b].shape
         change.is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
         if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
-            raise SourceError(
-                f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)}); not supported"
-            )
+            raise SourceError(f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})")
         rank = self._number("rank_pattern", "r", module, a[0])
         if not a[0] == b[1] == rank > 0:
             raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
@@ -286,9 +288,7 @@ class Adapter:
         if change.magnitude and "embedding" in change.parts:
             raise SourceError(f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft")
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
-            raise SourceError(
-                f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, which its tensors do not follow"
-            )
+            raise SourceError(f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, unlike its tensors")
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
 
     def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any] | None = None) -> float:

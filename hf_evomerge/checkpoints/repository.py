@@ -10,20 +10,19 @@ from __future__ import annotations
 import copy
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError, one_line
+from ..errors import HubError, SourceError, one_line
 from ..recipes.names import is_folder, named_folder
+from .client import T, ask, status_of
 from .hashes import file_sha256
 from .headers import StoredTensor
 from .model_folder import MODULES
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
-_ATTEMPTS = 4
 IGNORED_FILES = ["*/*.json", "*/*.txt", "*/*.model"]
 
 
@@ -59,10 +58,10 @@ class Repository:
             raise SourceError(f"{name}: no such folder; give a folder that exists or the id of a repository on the Hub")
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
-        with _one_line_errors(name):
-            self.folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_FILES))
-            if (self.folder / "modules.json").is_file():
-                snapshot_download(name, revision=self.folder.name, allow_patterns=list(MODULES))
+        small: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": IGNORED_FILES}
+        self.folder = Path(_asked(name, lambda: snapshot_download(name, revision=revision, **small)))
+        if (self.folder / "modules.json").is_file():
+            _asked(name, lambda: snapshot_download(name, revision=self.folder.name, allow_patterns=list(MODULES)))
         self.commit = self.folder.name
         self.prefix = ""
 
@@ -77,15 +76,13 @@ class Repository:
         from huggingface_hub import snapshot_download
 
         wanted = [f"{part}/{pattern}" for part in parts for pattern in SMALL_FILES]
-        with _one_line_errors(self.name):
-            snapshot_download(self.name, revision=self.commit, allow_patterns=wanted)
+        _asked(self.name, lambda: snapshot_download(self.name, revision=self.commit, allow_patterns=wanted))
 
     def files(self) -> list[str]:
         """The names of the files at the top of the repository, fetched or not."""
         from huggingface_hub import HfApi
 
-        with _one_line_errors(self.name):
-            names = HfApi().list_repo_files(self.name, revision=self.commit)
+        names = _asked(self.name, lambda: HfApi().list_repo_files(self.name, revision=self.commit))
         inside = [name.removeprefix(self.prefix) for name in names if name.startswith(self.prefix)]
         return [name for name in inside if "/" not in name]
 
@@ -99,14 +96,13 @@ class Repository:
         from huggingface_hub import HfApi
 
         found: dict[str, dict[str, StoredTensor]] = {}
-        with _one_line_errors(self.name):
-            for file in files:
-                header = HfApi().parse_safetensors_file_metadata(self.name, self.prefix + file, revision=self.commit)
-                found[file] = {}
-                for name, info in header.tensors.items():  # the file itself is checked when it is there
-                    if not isinstance(info.dtype, str) or not all(type(n) is int and 0 <= n < 1 << 63 for n in info.shape):
-                        raise SourceError(f"{self.name}: {file}: the header's entry {one_line(name)} cannot be read")
-                    found[file][name] = StoredTensor(info.dtype, tuple(info.shape), self.folder / file)
+        for file in files:
+            read = partial(HfApi().parse_safetensors_file_metadata, self.name, self.prefix + file, revision=self.commit)
+            found[file] = {}
+            for name, info in _asked(self.name, read).tensors.items():  # the file itself is checked when it is there
+                if not isinstance(info.dtype, str) or not all(type(n) is int and 0 <= n < 1 << 63 for n in info.shape):
+                    raise SourceError(f"{self.name}: {file}: the header's entry {one_line(name)} cannot be read")
+                found[file][name] = StoredTensor(info.dtype, tuple(info.shape), self.folder / file)
         return found
 
     def fetch(self, files: Sequence[str], *, progress: bool = True) -> None:
@@ -115,40 +111,26 @@ class Repository:
         Raises:
             SourceError: A file cannot be had, or is not what the Hub says it is; it is then removed from the cache.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, hf_hub_download
+        from tqdm import tqdm
 
         missing = [self.prefix + file for file in files if not (self.folder / file).is_file()]
         if not missing:
             return
-        with _one_line_errors(self.name):
-            entries: list[Any] = HfApi().get_paths_info(self.name, missing, revision=self.commit)
-            expected = {entry.path: entry.lfs.sha256 for entry in entries if getattr(entry, "lfs", None) is not None}
-            sizes = {entry.path: entry.size for entry in entries}
-            for file in missing:
-                if progress:
-                    _say(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)")
-                path = self._download(file)
-                if file in expected:
-                    _check_content(path, expected[file], f"{self.name}: {file}")
-
-    def _download(self, file: str) -> Path:
-        """Download one file. The client tries again where a connection is refused or cut short, and gives up at a reset."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils import httpx
-
-        for attempt in range(2, _ATTEMPTS + 1):
-            try:
-                return Path(hf_hub_download(self.name, file, revision=self.commit))
-            except (httpx.ReadError, httpx.RemoteProtocolError) as cause:
-                _say(f"{self.name}: {file}: {one_line(cause, 120)}; attempt {attempt} of {_ATTEMPTS}")
-                time.sleep(attempt)
-        return Path(hf_hub_download(self.name, file, revision=self.commit))
+        entries: list[Any] = _asked(self.name, lambda: HfApi().get_paths_info(self.name, missing, revision=self.commit))
+        expected = {entry.path: entry.lfs.sha256 for entry in entries if getattr(entry, "lfs", None) is not None}
+        sizes = {entry.path: entry.size for entry in entries}
+        for file in missing:
+            if progress:
+                tqdm.write(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)", file=sys.stderr)
+            path = Path(_asked(f"{self.name}: {file}", partial(hf_hub_download, self.name, file, revision=self.commit)))
+            if file in expected:
+                _check_content(path, expected[file], f"{self.name}: {file}")
 
 
 def _check_content(path: Path, expected: str, where: str) -> None:
     """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right one later."""
-    digest = file_sha256(path)
-    if digest != expected:
+    if (digest := file_sha256(path)) != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise SourceError(
@@ -157,44 +139,33 @@ def _check_content(path: Path, expected: str, where: str) -> None:
         )
 
 
-def _say(text: str) -> None:
-    from tqdm import tqdm
+def _may_pass(error: BaseException) -> bool:
+    """Tell whether to wait: the Hub asks for it, or has cut an answer short. Without a network the cache has to do, at once."""
+    from huggingface_hub.utils import httpx
 
-    tqdm.write(text, file=sys.stderr)
+    return status_of(error) == 429 or isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
 
 
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """Turn the client's errors into one line that says what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        NotASafetensorsRepoError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        SafetensorsParsingError,
-    )
+def _asked(name: str, call: Callable[[], T]) -> T:
+    """Call the client; raises `SourceError` with one line that says what to do."""
+    from huggingface_hub import errors
 
-    # the HTTP library's own error is another class from release to release
-    failures: tuple[Any, ...] = (
-        HFValidationError,
-        SafetensorsParsingError,
-        NotASafetensorsRepoError,
-        *HfHubHTTPError.__bases__,
-    )
+    failures: tuple[Any, ...] = (errors.HFValidationError, errors.SafetensorsParsingError, errors.NotASafetensorsRepoError)
+    failures += errors.HfHubHTTPError.__bases__  # the HTTP library's own error is another class from release to release
     try:
-        yield
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as cause:
-        if isinstance(cause.__cause__, HfHubHTTPError):  # reached, and in trouble
+        try:
+            return ask(name, call, may_pass=_may_pass)
+        except HubError as error:
+            raise error.__context__ or error  # noqa: B904  the client's own
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as cause:
+        if isinstance(cause.__cause__, errors.HfHubHTTPError):  # reached, and in trouble
             raise SourceError(f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later") from cause
         raise SourceError(
             f"{name}: neither a folder nor in the Hub cache, and the Hub cannot be reached; check the name and HF_HUB_OFFLINE"
         ) from cause
-    except GatedRepoError as cause:
+    except errors.GatedRepoError as cause:
         raise SourceError(f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth login`") from cause
-    except RepositoryNotFoundError as cause:
+    except errors.RepositoryNotFoundError as cause:
         raise SourceError(
             f"{name}: no such model on the Hub, or it is private; check the name, or log in with `hf auth login`"
         ) from cause

@@ -20,7 +20,7 @@ from ..recipes.recipe import SourceRef
 from .checkpoint import Origin, Parent
 from .gguf import GgufFile
 from .headers import StoredTensor, read_header, read_mapping
-from .inside import check_folder, held_instead
+from .inside import check_folder, held_instead, inner_adapter
 from .lora import WEIGHTS_FILE, Adapter
 from .model_folder import MODULES
 from .part_layout import PartLayout
@@ -256,18 +256,13 @@ class Source(Parent):
             raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
         if not is_model:
             ggufs = sorted(file.name for file in self.folder.glob("*.gguf"))
-            hint = (
-                f"; of a GGUF file say {self}/{ggufs[0]}"
-                if ggufs
-                else "; give the folder or repository of a transformers model"
-            )
-            raise SourceError(f"{self}: no config.json in {self.folder}{hint}")
+            hint = inner_adapter(self.folder) or "give the folder or repository of a transformers model"
+            hint = f"of a GGUF file say {self}/{ggufs[0]}" if ggufs else hint
+            raise SourceError(f"{self}: no config.json in {self.folder}; {hint}")
         if weights:
             return
-        held = held_instead(self.folder)
-        raise SourceError(
-            f"{self}: no .safetensors file ({held}); save it again with save_pretrained, or ask its author for safetensors"
-        )
+        held = f"no .safetensors file ({held_instead(self.folder)})"
+        raise SourceError(f"{self}: {held}; save it again with save_pretrained, or ask its author for safetensors")
 
 
 def _complaints(config: Any, trusted: bool) -> Iterator[str]:

@@ -30,7 +30,7 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
         if not info.is_float or (kept and name not in source.changes):
             unchanged.append(name)
             continue
-        if kept and source.adapter is not None and (change := source.changes[name]).is_product:
+        if kept and source.adapter is not None and not (change := source.changes[name]).beyond:
             if not all(factor.any() for factor in source.adapter.factors(change)):
                 unchanged.append(name)
             continue

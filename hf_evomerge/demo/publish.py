@@ -6,8 +6,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from ..checkpoints.client import ask, default_api
 from ..errors import EvoMergeError
-from ..hub.client import ask, default_api
 from ..hub.commit import Target, commit_files
 from ..hub.push import push_model
 from ..hub.push_plan import PushOptions
@@ -49,7 +49,7 @@ def publish_demo(
     config = settings_in(search)
     for specialist in sorted({Path(ref.model).name for ref in (config.base, *config.sources) if ref is not None}):
         target = Target(f"{repo_id}-{specialist}")
-        ask(f"{target.repo_id}: cannot be created", partial(api.create_repo, target.repo_id, exist_ok=True))
+        ask(f"{target.repo_id}: no answer says that it was created", partial(api.create_repo, target.repo_id, exist_ok=True))
         files = {file.name: file for file in sorted((family / specialist).iterdir()) if file.is_file()}
         commit_files(api, target, files, message=f"A source of {repo_id}")
         published[str(family / specialist)] = target.repo_id

@@ -66,7 +66,7 @@ def run_demo(
         EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded again.
     """
     if push_to is not None:
-        from ..hub.client import default_api
+        from ..checkpoints.client import default_api
         from ..hub.target import check_login
 
         check_login(default_api(), push_to)

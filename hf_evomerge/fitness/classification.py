@@ -124,13 +124,16 @@ class ClassificationTask(GradientTask):
         return dict(tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt"))
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
+        import torch
+
         count = len(self._examples)
         values, correct, outputs = [0.0] * count, [False] * count, [""] * count
         for head, batch, inputs in self._batches:
             with self.heads[head].on(model) if head else nullcontext(model) as classifier, scoring(model, gradient=gradient):
                 names = label_names(classifier.config)
-                scaled = _logits(classifier, inputs, len(names)) / self.spec.temperature
-                logits, classes = _by_name(scaled, names)  # (B, classes)
+                logits, classes = _logits(classifier, inputs, len(names)) / self.spec.temperature, _classes(names)
+                if len(classes) < len(names):
+                    logits = torch.stack([logits[:, numbers].logsumexp(1) for numbers in classes.values()], 1)
                 shares = logits.new_tensor([label_shares(self._examples[i], names) for i in batch])  # (B, classes)
                 chosen, labels = (logits.log_softmax(1) * shares).sum(1), shares.argmax(1).tolist()
                 if not chosen.isfinite().all():
@@ -138,7 +141,7 @@ class ClassificationTask(GradientTask):
                 if gradient:
                     (chosen * chosen.new_tensor([self.share(i) for i in batch])).sum().div(count).backward()
                 for i, value, label, taken in zip(batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True):
-                    values[i], correct[i], outputs[i] = value, taken == label, classes[taken]
+                    values[i], correct[i], outputs[i] = value, taken == label, list(classes)[taken]
         return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)
 
 
@@ -152,7 +155,7 @@ def label_shares(example: Example, names: Mapping[int, str]) -> list[float]:
 
     Of the classes 0 and 1 it may be a number between them, the share of 1. Raises `FitnessError` where there is no such label.
     """
-    answer, classes = example.answer.strip(), list(dict.fromkeys(str(names[number]) for number in sorted(names)))
+    answer, classes = example.answer.strip(), list(_classes(names))
     if answer not in classes and answer.isdecimal() and int(answer) in names:
         answer = str(names[int(answer)])
     if classes == ["0", "1"]:
@@ -165,16 +168,12 @@ def label_shares(example: Example, names: Mapping[int, str]) -> list[float]:
     raise FitnessError(f"{example.id}: the model has no label {answer!r:.80}; it has {known}")
 
 
-def _by_name(logits: torch.Tensor, names: Mapping[int, str]) -> tuple[torch.Tensor, list[str]]:
-    """Logits of the classes, in which the labels of one name are summed, and the classes' names."""
-    import torch
-
-    columns: dict[str, list[int]] = {}
+def _classes(names: Mapping[int, str]) -> dict[str, list[int]]:
+    """The numbers of the labels of each class: labels of one name are one."""
+    found: dict[str, list[int]] = {}
     for number in sorted(names):
-        columns.setdefault(str(names[number]), []).append(number)
-    if len(columns) < len(names):
-        logits = torch.stack([logits[:, numbers].logsumexp(1) for numbers in columns.values()], 1)
-    return logits, list(columns)
+        found.setdefault(str(names[number]), []).append(number)
+    return found
 
 
 def _logits(model: Any, inputs: Mapping[str, torch.Tensor], labels: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ Says which records there are and what each is called; ``loading.py`` makes examp
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FitnessError, optional
+from ..recipes.names import is_folder
 from .data import FORMATS, DataSpec
 from .example import Record
 
@@ -103,6 +105,9 @@ def _read_line(line: str, where: str) -> Record:
 
 def _load(spec: DataSpec) -> Any:
     """A data set or a stream of the datasets library, with the fields that are read."""
+    name = spec.dataset
+    if name and (is_folder(name) or os.path.isfile(name)) and not os.path.isdir(name):
+        raise FitnessError(f"{name}: no folder; give a folder of data or a data set's id, or name files by `data_files:`")
     datasets = optional("datasets", "eval", f"{spec.name}: reading it", FitnessError)
     kind, options = (spec.dataset, {}) if spec.dataset is not None else FORMATS[spec.suffix]
     if spec.columns is not None:

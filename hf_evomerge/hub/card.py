@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..checkpoints.client import ask
 from ..checkpoints.inside import check_size
 from ..checkpoints.open import config_name
 from ..errors import HubError, one_line
@@ -27,7 +28,6 @@ from ..record import EVOLVED, STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
 from ..search.results.verdict import RULE, explains_rule
 from .bundled import bundled
-from .client import ask
 from .licenses import LicenseDecision
 from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER

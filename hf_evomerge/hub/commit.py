@@ -14,9 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.client import ask, repo_info
 from ..checkpoints.hashes import file_sha256
 from ..errors import HubError
-from .client import ask, repo_info
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import yaml
 
+from ..checkpoints.client import ask, is_passing
 from ..errors import HubError, one_line
 from ..pictures.scene import listed
 from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import SourceRef
-from .client import ask, is_passing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

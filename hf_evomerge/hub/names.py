@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.client import ask, large_files, repo_info
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..checkpoints.open import open_files
 from ..errors import HubError
 from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import Recipe, SourceRef
-from .client import ask, large_files, repo_info
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from ..checkpoints.client import ask, default_api, has_token
 from ..errors import HubError
 from ..recipes.recipe import SourceRef
 from ..record import STUDY_JSON
 from ..search.study.study import Study
 from .card import check_metadata, metadata_text
-from .client import ask, default_api, has_token
 from .commit import Commit, Target, commit_files
 from .licenses import decide_license, license_of
 from .names import PublicNames, parts_of
@@ -128,9 +128,9 @@ def check_push(
 def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     """The repository and branch to commit to, made where they are missing."""
     private = options.private or None
-    ask(f"{repo_id}: cannot be created", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    ask(f"{repo_id}: no answer says that it was created", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     revision = options.revision or "main"
     if revision != "main":
-        what = f"{repo_id}: the branch {revision!r} cannot be created"
+        what = f"{repo_id}: no answer says that the branch {revision!r} was created"
         ask(what, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     return Target(repo_id, revision=revision, create_pr=options.create_pr)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
+from ..checkpoints.client import ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
 from ..checkpoints.model_folder import COMPANIONS
@@ -28,7 +29,6 @@ from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
-from .client import ask
 from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of

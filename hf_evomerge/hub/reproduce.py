@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..building.build import build_model
+from ..checkpoints.client import ask, default_api, large_files, repo_info
 from ..checkpoints.lora import WEIGHTS_FILE
 from ..checkpoints.open import open_files, open_source
 from ..checkpoints.pipeline import INDEX
@@ -25,7 +26,6 @@ from ..recipes.names import is_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import read_text
 from .card import read_json
-from .client import ask, default_api, large_files, repo_info
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
 from .names import hashes, is_on_hub, parents_of, parts_of, weight_files
 

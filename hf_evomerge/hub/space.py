@@ -11,13 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.client import ask, bounded, default_api
 from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError, optional
 from ..recipes.names import is_folder
 from ..search.study.database import STUDY_FILE
 from .bundled import bundled
-from .client import ask, bounded, default_api
 from .commit import Commit, Content, Target, commit_files
 from .record import IMAGES_FOLDER, write_record
 from .target import CARD, check_login, find_model
@@ -57,7 +57,7 @@ def push_space(
     missing = f"{model}: the Space would show a model that cannot be found"
     info = ask(missing, lambda: api.model_info(model, revision=revision))
     how: dict[str, Any] = {"repo_type": "space", "space_sdk": "gradio", "private": private or None, "exist_ok": True}
-    ask(f"{repo_id}: the Space cannot be created", lambda: api.create_repo(repo_id, **how))
+    ask(f"{repo_id}: no answer says that the Space was created", lambda: api.create_repo(repo_id, **how))
     there = {file.rfilename for file in info.siblings or []}
     picture = next((name for name in PREVIEWS if name in there), None)
     title, has_path = repo_id.rsplit("/", 1)[-1], any(name.startswith("modeling_") for name in there)

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.client import ask, has_token
 from ..checkpoints.open import config_name
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE
 from ..search.study.database import STUDY_FILE
 from ..search.study.files import MODEL_FOLDER
-from .client import ask, has_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -49,8 +49,9 @@ def why_merged(sources: Sequence[Parent], base: Parent | None, method: str, opti
         if source.sentence.has_weights and source.sentence.folder != source.folder:
             return f"{source} has modules after the encoder of its own"
         for name, change in source.changes.items():
-            if not change.is_product or change.transposed or classify(name)[2] == "experts":
-                return f"{source} changes {name} by more than the product of two factors of a linear layer"
+            if change.beyond or change.transposed or classify(name)[2] == "experts":
+                more = change.beyond or "rows of several layers, or of inputs"
+                return f"{source} changes {name} by more than the product of two factors of a linear layer ({more})"
     return None
 
 

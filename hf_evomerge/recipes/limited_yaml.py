@@ -31,9 +31,9 @@ class LimitedLoader(yaml.SafeLoader):
         self._count, self._depth = self._count + 1, self._depth + 1
         why = ""
         if event.anchor is not None:
-            why = f"the anchor or alias {short(event.anchor)}; write the value out each time"
+            why = f"the anchor or alias {short(event.anchor)}, which is not read here; write the value out each time"
         elif event.tag not in (None, "!"):
-            why = f"the tag {short(event.tag)}; write the value alone"
+            why = f"the tag {short(event.tag)}, which is not read here; write the value alone"
         elif self._count > MAX_NODES or self._depth > MAX_DEPTH:
             why = f"more than {MAX_DEPTH} levels, or {MAX_NODES} values"
         elif _SURROGATE.search(getattr(event, "value", "")):

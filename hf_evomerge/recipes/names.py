@@ -13,7 +13,7 @@ def named_folder(name: str) -> Path:
 
 def is_folder(name: str) -> bool:
     """Tell whether a name is that of a folder and not of a repository, be the folder still there or not."""
-    return os.path.isdir(named_folder(name)) or name.startswith(("/", "~", ".")) or name.count("/") > 1
+    return os.path.isdir(named_folder(name)) or name.startswith(("/", "~", ".")) or name.endswith("/") or name.count("/") > 1
 
 
 def hidden(name: str) -> str:

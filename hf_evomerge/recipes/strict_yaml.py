@@ -68,7 +68,9 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as cause:  # a number of too many digits
         many = "several documents in one file; split it at its '---'"
         colon = "; put a text with a colon in it in quotes" if "mapping values are not allowed" in str(cause) else ""
-        raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(cause)}{colon}") from cause
+        mark, context, problem = (getattr(cause, name, None) for name in ("problem_mark", "context", "problem"))
+        said = cause if mark is None else f"line {mark.line + 1}: {f'{context}: ' if context else ''}{problem}"
+        raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(said)}{colon}") from cause
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return data

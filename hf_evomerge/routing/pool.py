@@ -13,7 +13,6 @@ from ..errors import PathError, SourceError
 from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
 from ..modeling.layers_evo_merged import decoder_layers
 from ..modeling.modeling_evo_merged import assemble
-from ..modeling.sources_evo_merged import decoder_of
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import FlowPart, ScaleTarget
 from .config import check_configs, path_config
@@ -74,11 +73,6 @@ class LayerPool:
         except SourceError:
             return False
         return True
-
-    @property
-    def layers_per_source(self) -> list[int]:
-        """The number of layers of each source."""
-        return [decoder_of(model.config).num_hidden_layers for model in self.models]
 
     def model(self, path: LayerPath, scale_target: ScaleTarget = "stream") -> EvoMergedForCausalLM:
         """The merged model that takes this path, in eval mode.

@@ -196,9 +196,9 @@ def test_a_rank_is_the_best_of_that_rank(make, tmp_path, caplog):
 REFUSALS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "ties": ([PLAIN, PLAIN], {"method": "ties"}, "ties is not linear"),
     "a sum of models": ([PLAIN, PLAIN], {"method": "linear", "options": {"normalize": False}}, "scales the base as well"),
-    "dora": ([PLAIN, {**PLAIN, "use_dora": True}], {}, r"adapter1 changes model\.layers\.0\S+ by more than a LoRA product"),
-    "a whole module": ([PLAIN, {**PLAIN, "modules_to_save": ["norm"]}], {}, r"changes model\.\S+norm\.weight by more"),
-    "embeddings": ([{**PLAIN, "target_modules": ["embed_tokens"]}], {}, r"changes model\.embed_tokens\.weight by more"),
+    "dora": ([PLAIN, {**PLAIN, "use_dora": True}], {}, r"adapter1 changes model\.layers\.0\S+ by more .*\(DoRA\)"),
+    "a whole module": ([PLAIN, {**PLAIN, "modules_to_save": ["norm"]}], {}, r"norm\.weight by more .*\(a whole tensor\)"),
+    "embeddings": ([{**PLAIN, "target_modules": ["embed_tokens"]}], {}, r"embed_tokens\.weight by .*\(embeddings\)"),
     "weight 0": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.0}, {"weight": 0.0}]}, "every adapter has the weight 0"),
     "vocabulary": ([PLAIN, PLAIN], {"vocabulary": "union"}, "vocabulary: the result has other rows"),
 }

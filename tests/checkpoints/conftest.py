@@ -1,3 +1,3 @@
 """A hub on loopback for each test that asks for one."""
 
-from hub_fixtures import connect, hub, lfs_api, program  # noqa: F401
+from hub_fixtures import connect, hub, lfs_api, program, waits  # noqa: F401

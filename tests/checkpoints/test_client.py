@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 
+from hf_evomerge.checkpoints.client import PATIENCE, ask, has_token
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.client import PATIENCE, ask, has_token
 
 
 def _failing(error: BaseException, times: int = 1000) -> Callable[[], int]:
@@ -94,7 +94,7 @@ def test_a_name_of_no_host_fails_at_once(waits):
 
 def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, lfs_api, waits, monkeypatch):
     """A call without an answer is made again; the process's own calls keep their limits."""
-    monkeypatch.setattr("hf_evomerge.hub.client.ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("hf_evomerge.checkpoints.client.ANSWER_SECONDS", 1.0)
     hub.faults.add(Fault("whoami", "delay", seconds=6))
     begun, hooks = time.monotonic(), get_session().event_hooks
     assert ask("x", lfs_api.whoami)["name"] == "local"

@@ -212,7 +212,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"target_parameters": ["experts"]}, "target_parameters is ['experts'], which is"),
     ({"lora_bias": True}, "lora_bias is True, which is"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
-    ({"use_dora": True}, "use_dora is True, which its tensors do not follow"),
+    ({"use_dora": True}, "use_dora is True, unlike its tensors"),
     ({"fan_in_fan_out": True}, "has shape [32, 40] in the model, but [40, 32] in the adapter"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
@@ -275,11 +275,19 @@ def test_adapted_embeddings_are_the_tied_head_too(adapted):
     assert torch.allclose(source.read("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6)
 
 
+def test_a_change_that_is_no_product_says_what_it_is(adapted):
+    """Trained biases stand beside the products of an adapter."""
+    base, adapter = adapted(r=4, bias="all")
+    assert {change.beyond for change in opened(base, adapter).changes.values()} == {"", "a bias"}
+
+
 def test_an_adapter_that_is_not_there(tmp_path, adapted):
     """A folder without an adapter, one with a pickle, and a revision next to a folder are refused with what to do."""
     base, adapter = adapted(r=4)
     with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json cannot be read"):
         opened(base, base)
+    with pytest.raises(SourceError, match=r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"):
+        opened(base, adapter.parent)
     with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\)"):
         open_source(SourceRef(model=str(base), adapter=str(adapter), adapter_revision="main"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")

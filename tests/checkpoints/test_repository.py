@@ -176,7 +176,20 @@ def test_a_gated_model_says_where_to_ask(monkeypatch):
         Repository("you/x")
 
 
-def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, tmp_path):
+@pytest.mark.parametrize("call", ["GET /api/models/local/a", "GET .*model.safetensors"])
+def test_a_hub_that_asks_to_wait_is_waited_for(call, hub, family, run, waits):
+    """Whether it refuses the list of files or a header, it is asked again when it says so."""
+    fault = hub.faults.add(Fault(call, "status", times=2, status=429, headers={"Retry-After": "7"}, body="later"))
+    done = run("inspect", "local/a", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"].startswith("local/a@")
+    assert fault.hits == 2
+    assert set(waits) <= {7.0}
+    if "api" in call:  # the client itself repeats the others
+        assert done.stderr.startswith("local/a: the Hub answers 429; attempt 2 in 7 s\n")
+
+
+def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, waits, tmp_path):
     """A repository that is not there, one without safetensors, and a Hub that is gone are told in one line each."""
     lfs_api.create_repo("local/empty")
     lfs_api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id="local/empty")
@@ -194,23 +207,25 @@ def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, tmp_path):
         hub.faults.add(Fault("", "status", times=None, status=status, body=body))
         done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", home="another")
         hub.faults.clear()
-        assert done.stderr.startswith(f"error: {message}"), done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        lines = [line for line in done.stderr.splitlines() if "; attempt " not in line]
+        assert lines[0].startswith(f"error: {message}"), done.stderr
+        assert len(lines) == 1
     hub.stop()
     done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", home="other")
     hub.start()
     assert done.stderr.startswith("error: local/empty: neither a folder nor in the Hub cache, and the Hub cannot be reached")
 
 
-def test_a_download_that_is_reset_says_so(lfs_api, family, monkeypatch, capsys):
+def test_a_download_that_is_reset_says_so(lfs_api, family, monkeypatch, capsys, waits):
     """Every new attempt is a line; after the last the command ends with one."""
     repository = find_folder("local/a", None)[1]
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=httpx.ReadError("Connection reset by peer")))
-    monkeypatch.setattr("hf_evomerge.checkpoints.repository.time.sleep", lambda seconds: None)
-    with pytest.raises(SourceError, match="Connection reset by peer"):
+    with pytest.raises(SourceError, match=rf"^local/a: {WEIGHTS}: cannot be downloaded: Connection reset by peer$"):
         repository.fetch([WEIGHTS], progress=False)
     said = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
-    assert said == [f"local/a: {WEIGHTS}: Connection reset by peer; attempt {attempt} of 4" for attempt in (2, 3, 4)]
+    assert waits[:5] == [1, 2, 4, 8, 16]
+    lines = [f"Connection reset by peer; attempt {number} in {wait:.0f} s" for number, wait in enumerate(waits, 2)]
+    assert said == [f"local/a: {WEIGHTS}: {line}" for line in lines]
 
 
 def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):

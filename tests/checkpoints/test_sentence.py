@@ -154,6 +154,15 @@ def test_other_prompts_and_pickled_layers_are_warned_about(folders):
         assert words in said
 
 
+def test_a_last_module_that_only_some_have_is_said(folders):
+    """Vectors that are normalised by the first source alone, or not by it, are a line."""
+    file = folders[1] / "modules.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[:-1]))
+    line = "the last module is Normalize in {}, LayerNorm in {}; the result has the modules of the first"
+    assert line.format(*folders) in "\n".join(check_recipe(recipe(folders)).warnings)
+    assert "last module" not in "\n".join(check_recipe(recipe([folders[1], folders[1]])).warnings)
+
+
 STATIC = {
     "sentence-transformers": (
         "embedding.weight",

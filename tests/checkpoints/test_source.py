@@ -156,6 +156,12 @@ def test_missing_files_are_refused(folder):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
         open_source(str(folder))
+    (folder / "german").mkdir()
+    (folder / "german" / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"no config.json in .*; an adapter is in \S+/german: give that folder"):
+        open_source(str(folder))
+    with pytest.raises(SourceError, match=r"nowhere/: no such folder; give a folder that exists or the id"):
+        open_source("nowhere/")
 
 
 @pytest.mark.parametrize(

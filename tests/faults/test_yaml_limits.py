@@ -76,13 +76,14 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         ("a: [" + "1, " * MAX_NODES + "]", f"or {MAX_NODES} values"),
         ("\n".join(f"k{number}: 1" for number in range(MAX_NODES)), f"or {MAX_NODES} values"),
         ("# " + "x" * MAX_BYTES, "longer than 1 MiB"),
-        ("a: &a [*a]", "the anchor or alias 'a'; write the value out"),
-        ("a: *b", "the anchor or alias 'b'"),
+        ("a: &a [*a]", "not valid YAML: line 1: the anchor or alias 'a', which is not read here; write the value out"),
+        ("a: 1\nb: *b", "not valid YAML: line 2: the anchor or alias 'b', which is not read here"),
+        ("a: [1\nb: 2", "not valid YAML: line 2: while parsing a flow sequence: expected ',' or ']', but got ':'"),
         ("a: &x [1, 2]\nb: 1", "the anchor or alias 'x'"),
         ("&x a: 1", "the anchor or alias 'x'"),
         ("\n".join([f"k{number}: 1" for number in range(10_000)] + ["k3: 1"]), "the key 'k3' is given twice"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_limits(text, message):
     """Depth, number of values, length, anchors and aliases are refused soon, and the line says which it was."""

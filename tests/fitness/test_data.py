@@ -188,6 +188,9 @@ def test_datasets_library(tmp_path, kind, datasets):
         load_examples(spec(dataset=str(folder), split="test", answer_field="answer"))
     with pytest.raises(FitnessError, match="cannot be loaded"):
         load_examples(spec(dataset=str(folder), split="validation"))
+    for name in ("./nowhere", str(folder / f"test.{kind}")):  # is not looked for on the Hub
+        with pytest.raises(FitnessError, match="no folder; give a folder of data or a data set's id, or name files by"):
+            load_examples(spec(dataset=name))
 
 
 @pytest.mark.usefixtures("datasets")

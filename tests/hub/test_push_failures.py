@@ -54,6 +54,16 @@ def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(plain, hub, lfs_api, wa
         push_model(plain, "local/merge", api=lfs_api)
 
 
+def test_a_repository_whose_creation_was_not_answered_may_be_there(plain, hub, lfs_api, waits):
+    """Where every answer is cut off the line says no more than that, and pushing again finds the repository."""
+    hub.faults.add(Fault("POST /api/repos/create", "hang_up", times=None, carried_out=True))
+    with pytest.raises(HubError, match=r"local/merge: no answer says that it was created: .*attempts"):
+        push_model(plain, "local/merge", api=lfs_api)
+    hub.faults.clear()
+    assert lfs_api.repo_exists("local/merge")
+    push_model(plain, "local/merge", api=lfs_api)
+
+
 def test_a_push_that_fails_says_what_is_there_and_can_be_finished(plain, hub, lfs_api, waits):
     """After the last attempt one line says that nothing is committed; pushing again uploads nothing twice and finishes."""
     hub.faults.add(Fault(COMMIT, "status", status=500, times=None))

@@ -181,8 +181,8 @@ def test_other_methods_are_merged(method, options, line, family, tmp_path):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"use_dora": True}, "by more than the product of two factors"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "by more than the product"),
+        ({"use_dora": True}, "by more than the product of two factors of a linear layer (DoRA)"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "of a linear layer (a whole tensor)"),
     ],
 )
 def test_other_adapters_are_merged(config, line, family, load, tmp_path):

@@ -119,7 +119,7 @@ def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:
     """Nothing waits between attempts, neither the program nor the client; gives how long the program meant to."""
     waited: list[float] = []
     clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited))
-    patch.setattr("hf_evomerge.hub.client.time", clock)
+    patch.setattr("hf_evomerge.checkpoints.client.time", clock)
     patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     return waited
 

@@ -216,11 +216,9 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
 
 
 def _task_of(source: Parent) -> str:
-    """The first task that scores models of this class."""
-    for task in ("likelihood", *TASKS):
-        if is_of_kind(source.config, parse_task({"task": task}).kinds):
-            return task
-    return "likelihood"  # which the search refuses
+    """The first task that scores models of this class; where none does `likelihood`, which the search refuses."""
+    tasks = ("likelihood", *TASKS)
+    return next((task for task in tasks if is_of_kind(source.config, parse_task({"task": task}).kinds)), tasks[0])
 
 
 class _Problems:
@@ -232,9 +230,7 @@ class _Problems:
         self.heads: list[str] = []
         self.count = len(records)
         if self.count < LEAST:
-            raise FitnessError(
-                f"{file}: {self.count} records; a search needs {LEAST} at least: to search, to choose the winner, to test it"
-            )
+            raise FitnessError(f"{file}: {self.count} records; a search needs {LEAST} at least, to search, choose and test")
         tasks = [_task_of(source) for source in sources]
         if "retrieval" in tasks and len(set(tasks)) > 1:
             bare = sources[tasks.index("retrieval")]
@@ -251,8 +247,7 @@ class _Problems:
         says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
-        answer = self.where.get("answer_field", "answer")
-        if all(_MARK in str(record.get(answer)) for record in records):
+        if all(_MARK in str(record.get(self.where.get("answer_field", "answer"))) for record in records):
             self.where["answer_after"] = _MARK
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
         for example in self.examples if self.task == "classification" and not self.heads else ():
@@ -359,8 +354,7 @@ class _Problems:
         lines = [f"data: # search scores the candidates, {chosen}, test is used once, at the end"]
         lines.append("  # Each takes count records from start on, of all in the order of shuffle_seed, so that none is in two.")
         meant = {
-            "prompt_field": "prompt_field and answer_field name the fields that are read.",
-            "answer_field": "prompt_field and answer_field name the fields that are read.",
+            **dict.fromkeys(("prompt_field", "answer_field"), "prompt_field and answer_field name the fields that are read."),
             "answer_after": "answer_after: what follows it is the answer, without the reasoning before it.",
             "choices": "choices: the field with what there is to choose from.",
             "template": "template: the prompt, with fields of the record in braces.",

@@ -52,7 +52,7 @@ def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter
     bench = Bench(hub, HfApi(endpoint=hub.endpoint, token=hub.token), family, scratch, parents=("source0", "source1"))
     rng, lost = random.Random(seed), []
     table = {name: Counter() for name in FAULTS}
-    with pytest.MonkeyPatch.context() as patch, mock.patch("hf_evomerge.hub.client.tqdm.write"):
+    with pytest.MonkeyPatch.context() as patch, mock.patch("hf_evomerge.checkpoints.client.tqdm.write"):
         no_waiting(patch)
         while sum(row["injected"] for row in table.values()) < count:
             way, name, times = rng.choice(list(WAYS)), rng.choice(list(FAULTS)), rng.choice(TIMES)
