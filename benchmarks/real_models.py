@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 
 from lab import WEIGHT, Lab
-from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent
+from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent, then_lora
 from records import Record, append, key, read, run
 from report import leads_table, plot_sizes, sizes_table, table, write_into
 from skills import SKILLS, Skill, draw
@@ -99,6 +99,12 @@ METHODS: dict[str, Method] = {
             ("parent-1", "the parent that calculates", 2),
             ("average", "the average", 3),
             ("base", "the base", 5),
+        )
+        for number, rate in enumerate(RATES)
+    },
+    **{
+        f"default-lora-{number}": Method(
+            f"half of it, then LoRA from its merge, rate {rate:g}", (9,), 4, then_lora(ours("ps", "gradient"), number)
         )
         for number, rate in enumerate(RATES)
     },

@@ -230,6 +230,18 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
     return run
 
 
+def then_lora(search: Run, number: int) -> Run:
+    """A search for half of the budget, and LoRA from its winner for the rest."""
+
+    def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+        points = search(lab, budget - budget // 2, seed, folder)
+        winner = max(points, key=lambda point: point.fitness)
+        tuned = lora(lambda _: winner.target, number)(lab, budget // 2, seed, folder)
+        return [Point(points[-1].cost + point.cost, point.fitness, point.target) for point in tuned]
+
+    return run
+
+
 TENSOR = {"groups": "tensor", "starts": []}
 GATE = {"kind": "gates", "order": [1, 0]}  # A is the second parent
 SLOT, MATRIX = ({"kind": "paper", "order": [1, 0], "scales": scales} for scales in ("slot", "matrix"))
@@ -248,6 +260,7 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("second parent", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "averages": Method("best of 4 uniform sums", (4,), 1, known(*SCALES)),
+    "default": Method("PS, gradient, as a search does it by default", (25, 75, 150), 1, ours("ps", "gradient")),
     "ps-gradient": Method("PS, gradient, per tensor", (25, 75, 150), 1, ours("ps", "gradient", merge=TENSOR)),
     "ps-cma": Method("PS, CMA-ES, all examples", (600,), 1, ours("ps", batch="all")),
     "ps-cma-batch": Method("PS, CMA-ES, batches of 16", (200,), 1, ours("ps", batch=16)),
@@ -258,11 +271,19 @@ METHODS: dict[str, Method] = {
         for number in range(3)
         for name, (where, start) in STARTS.items()
     },
+    **{
+        f"default-lora-{number}": Method(
+            "half of it, then LoRA from its merge", (25, 75), 2, then_lora(ours("ps", "gradient"), number)
+        )
+        for number in range(3)
+    },
     "ps-cma-grow": Method("PS, CMA-ES, growing batches", (200,), 2, ours("ps")),
     "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", path=GATE)),
     "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", merge=TENSOR, path=HYBRID_GATE)),
     "random": Method("random search", (600,), 3, ours("ps", "random")),
-    "ps-gradient-block": Method("PS, gradient, per block", (25, 75), 3, ours("ps", "gradient")),
+    "ps-gradient-block": Method(
+        "PS, gradient, per block", (25, 75), 3, ours("ps", "gradient", merge={"groups": "block", "starts": []})
+    ),
     "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", path=GATE, batch=16)),
     "tpe": Method("Optuna TPE", (200,), 4, optuna("tpe")),
     "optuna-cma": Method("Optuna CMA-ES", (200,), 4, optuna("cma")),
