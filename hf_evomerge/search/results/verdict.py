@@ -57,7 +57,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
         elif row.stage == "lora":
             sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
         elif row.stage == "tuned":
-            sentences += against(row, "itself after LoRA", "the adapter for it is in the study's folder `baselines`")
+            sentences += against(row, "itself after LoRA", "`merge STUDY --fine-tuned` builds the better one")
         elif row.stage == "temperature":  # it gives the parent's own answers
             advice = "what the merge gains in fitness can be had without it"
             sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])
