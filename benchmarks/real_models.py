@@ -104,7 +104,10 @@ METHODS: dict[str, Method] = {
     },
     **{
         f"default-lora-{number}": Method(
-            f"half of it, then LoRA from its merge, rate {rate:g}", (9,), 4, then_lora(ours("ps", "gradient"), number)
+            f"the default for half the cost, then LoRA from its merge, rate {rate:g}",
+            (9,),
+            4,
+            then_lora(ours("ps", "gradient"), number),
         )
         for number, rate in enumerate(RATES)
     },

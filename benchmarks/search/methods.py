@@ -273,7 +273,7 @@ METHODS: dict[str, Method] = {
     },
     **{
         f"default-lora-{number}": Method(
-            "half of it, then LoRA from its merge", (25, 75), 2, then_lora(ours("ps", "gradient"), number)
+            "the default for half the cost, then LoRA from its merge", (25, 75), 2, then_lora(ours("ps", "gradient"), number)
         )
         for number in range(3)
     },
