@@ -32,7 +32,6 @@ def test_own_function(model, examples, tokenizer):
     [
         (lambda model, tokenizer, examples: [1.0], "<lambda>: 1 numbers for 23 examples"),
         (lambda model, tokenizer, examples: 1.0, "<lambda>: expected one number per example"),
-        (lambda model, tokenizer, examples: ["a"] * 23, "<lambda>: expected one number per example"),
         (lambda model, tokenizer, examples: ["1"] * 23, "<lambda>: expected one number per example: found the text '1'"),
         (lambda model, tokenizer, examples: "1" * 23, "<lambda>: expected one number per example: found a str"),
         (lambda model, tokenizer, examples: set(range(23)), "<lambda>: expected one number per example: found a set"),
@@ -44,9 +43,3 @@ def test_wrong_returns(function, complaint, model, examples, tokenizer):
     """Anything but one finite number per example is refused by name."""
     with pytest.raises(FitnessError, match=complaint):
         run(function, model, examples, tokenizer)
-
-
-def test_own_errors_pass(model, examples, tokenizer):
-    """What the function raises itself is not disguised."""
-    with pytest.raises(ZeroDivisionError):
-        run(lambda *_: 1 / 0, model, examples, tokenizer)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searches import facts
+from searches import facts, minimal
 from typer.testing import CliRunner
 from watch import killed, sql
 
@@ -19,9 +19,7 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import MachineError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
-from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_study
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
@@ -36,9 +34,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of 40 trials, some of whose rows run over into other pages, and a copy of 30; no model is there."""
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
-    settings = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "merge": {"method": "linear"}}
-    settings |= {"fitness": {"task": "likelihood"}, "data": {"search": {"jsonl": "search.jsonl"}}}
-    with Study.create(folder / "study", validate(SearchConfig, settings, SearchError).model_dump(mode="json")) as study:
+    config = minimal(merge={"method": "linear"}, data={"search": {"jsonl": "search.jsonl"}})
+    with Study.create(folder / "study", config.model_dump(mode="json")) as study:
         study.add_evaluation("base", "search", Scores([0.0, 1.0], correct=[False, True]))
         for number in range(TRIALS):
             part = MergePart(method="linear", parameters=[{"weight": float(number)}])

@@ -64,25 +64,19 @@ def test_without_validation_the_search_fitness_chooses(tmp_path):
 
 
 def test_the_test_split_is_touched_once(tmp_path):
-    """Each model is evaluated on the test split exactly once, at the end, however often the search is run."""
+    """Parents, average and winners, with their costs, are the rows; each is tested once, at the end, however often it runs."""
     first, second = ToyRunner(), ToyRunner()
-    _, result = toy_search(tmp_path, first, "hybrid", base={"model": "c"})
-    again = toy_search(tmp_path, second, "hybrid", base={"model": "c"})[1]
+    _, result = toy_search(tmp_path, first, "hybrid", base={"model": "org/c"})
+    again = toy_search(tmp_path, second, "hybrid", base={"model": "org/c"})[1]
+    rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
+    fixed = [("base", "base: c", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
+    assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
+    assert (result.split, sum(row.winner for row in result.rows)) == ("test", 1)
     tested = [str(job.target) for job in first.jobs if job.split == "test"]
     assert len(tested) == len(set(tested)) == len(result.rows) == 7
     assert [job.split for job in first.jobs[-7:]] == ["test"] * 7
     assert second.jobs == []
     assert table_rows(again) == table_rows(result)
-
-
-def test_rows_of_the_table(tmp_path):
-    """The table has the parents, the plain average and the winner of each stage, with what each has cost."""
-    _, result = toy_search(tmp_path, ToyRunner(), "hybrid", base={"model": "org/c"})
-    rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
-    fixed = [("base", "base: c", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
-    assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
-    assert result.split == "test"
-    assert sum(row.winner for row in result.rows) == 1
 
 
 GATES = {"space": "dfs", "optimize": [{"evaluations": 40, "population": 7}]}

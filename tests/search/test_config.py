@@ -4,43 +4,11 @@ import re
 from typing import Any
 
 import pytest
+from searches import minimal
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
-
-MINIMAL: dict[str, Any] = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}}
-
-
-def _config(**more: Any) -> SearchConfig:
-    return validate(SearchConfig, {**MINIMAL, **more}, SearchError)
-
-
-def test_defaults_are_those_of_the_paper():
-    """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and step size, seed 0."""
-    config = _config()
-    (step,) = config.optimize
-    assert (step.by, step.evaluations) == ("cma", 1000)
-    assert (step.population, step.sigma, step.minutes, step.batch) == (None, None, None, None)
-    assert (config.compute.seed, config.compute.threads) == (0, 1)
-    assert (config.merge.groups, config.path.kind) == ("block", "gates")
-
-
-@pytest.mark.parametrize(
-    ("space", "baseline", "stages"),
-    [
-        ("ps", False, ["ps"]),
-        ("dfs", False, ["dfs"]),
-        ("hybrid", False, ["ps", "dfs"]),
-        ("ps", True, ["ps", "random"]),
-        ("hybrid", True, ["ps", "dfs", "random"]),
-    ],
-)
-def test_stages(space, baseline, stages):
-    """A hybrid search runs PS before DFS, and the random baseline comes last."""
-    config = _config(space=space, compare={"baselines": ["random"] if baseline else []})
-    assert [stage.name for stage in config.stages] == stages
-
 
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}
 DFS = {"space": "dfs"}
@@ -73,22 +41,17 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_by("sweep"), "optimize: by: sweep cannot search ps; write cma or gradient or random"),
         ({**_path("paper"), **_by("gradient")}, "optimize: by: gradient cannot search dfs with path.kind: paper; write cma or"),
         ({"optimize": [{"evaluation": 3}]}, "optimize.0.evaluation: no such key; did you mean evaluations?"),
-        ({"optimize": {"by": "cma"}}, "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]"),
         ({"optimize": "quik"}, "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]"),
         ({"optimize": [{}, {}, {}]}, "optimize: ps has 2 steps at most (found 3)"),
         (_by("cma", fitness={"task": "likelihood"}), "optimize: the last step of a space climbs the search's own fitness"),
         (_by("gradient", population=3), "optimize.0: population: says nothing to by: gradient; leave it out"),
         (_by("random", batch=8), "optimize.0: batch: says nothing to by: random; leave it out"),
-        (_by("sweep", population=8), "optimize.0: population: says nothing to by: sweep; leave it out"),
-        ({"compute": {"seed": -1}}, "compute.seed: must be at least 0 (found -1)"),
         ({"optimize": [{"batch": "some"}]}, "optimize.0.batch: must be a whole number or 'all' (found 'some')"),
         ({"merge": 5}, "merge: must be a mapping of keys to values (found 5)"),
         (_weight(low=2, high=-0.5), f"{RANGE} (found low 2.0, high -0.5"),
         (_weight(low=0), "merge.parameters.weight.high: is missing"),
         ({"merge": {"parameters": {"weight": "x"}}}, "merge.parameters.weight: must be a number or a mapping of keys to"),
         ({"merge": {"groups": "tensr"}}, "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number"),
-        ({"output": {"vocabulary": "unoin"}}, "output.vocabulary: must be 'union' or 'tokenizer' (found 'unoin')"),
-        ({"output": {"dtype": "int4"}}, "output.dtype: must be 'float32', 'float16' or 'bfloat16' (found 'int4')"),
         ({"data": {"train": {"jsonl": "x"}}}, "data.train"),
         ({"merge": {"sources": [0, 2]}}, "merge.sources: 2 is not a source; there are 2, numbered from 0"),
         ({"merge": {"sources": [0, 0]}}, "merge.sources: numbers that are distinct, each once (found [0, 0])"),
@@ -98,10 +61,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_path("paper", scale_bounds=[1, 2]), "path.scale_bounds: 1 is not between 1.0 and 2.0"),
         (_path("gates", max_hops=5000), "path.max_hops: must be at most 4096 (found 5000)"),
         (_path("paper", scales="hop"), "path.scales: must be 'matrix', 'slot', 'network' or 'none' (found 'hop')"),
-        ({"compute": {"threads": 1000000}}, "compute.threads: must be at most 1024 (found 1000000)"),
-        ({"optimize": [{"population": 10**9}]}, "optimize.0.population: must be at most 10000 (found 1000000000)"),
         ({"optimize": [{"evaluations": True}]}, "optimize.0.evaluations: must be a whole number (found True)"),
-        (_weight(low=-1e308, high=1e308), "merge.parameters.weight.low: must be at least -1"),
         (_path("paper", terms="all"), "path.terms: no such key"),
         (_path("gates", terms=3), "path.terms: must be 1 or 'all' (found 3)"),
         ({"optimize": "quick", "merge": {"method": ["ties"]}}, "merge.method: must be a text (found ['ties'])"),
@@ -114,7 +74,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
 def test_refusals(more, message):
     """Each wrong file is refused in one line that begins with the key."""
     with pytest.raises(SearchError) as caught:
-        _config(**more)
+        minimal(**more)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert not re.search("Input should|a valid|Field|constrained|Error", str(caught.value))
@@ -156,7 +116,7 @@ def test_a_wrong_file_is_named(tmp_path):
 def test_a_saved_search_is_the_same_search(tmp_path):
     """What is written to YAML, or kept in a study, reads back as the same search, also where the data has defaults."""
     data = {"search": {"jsonl": "a.jsonl", "count": 3}, "test": {"dataset": "name", "split": "test"}}
-    config = _config(
+    config = minimal(
         data=data,
         merge={"options": {"lambda": {"low": 0, "high": 2}}},
         path={"kind": "paper", "scales": "slot", "scale_bounds": [0.5, 2]},
@@ -164,7 +124,7 @@ def test_a_saved_search_is_the_same_search(tmp_path):
     config.save(tmp_path / "search.yaml")
     assert SearchConfig.load(tmp_path / "search.yaml") == config
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
-    fine = _config(merge={"groups": "tensor"}, optimize=[{"by": "gradient"}])
+    fine = minimal(merge={"groups": "tensor"}, optimize=[{"by": "gradient"}])
     assert validate(SearchConfig, fine.model_dump(mode="json"), SearchError) == fine
 
 
@@ -183,7 +143,7 @@ def test_a_saved_search_is_the_same_search(tmp_path):
 )
 def test_batches_grow_up_to_half_of_the_examples(more, sizes):
     """Generations have 16 examples at first and at most half of them later, unless the file says it; random search has all."""
-    config = _config(**more, compare={"baselines": ["random"]})
+    config = minimal(**more, compare={"baselines": ["random"]})
     assert {count: config.stages[0].batch_sizes(count) for count in sizes} == sizes
     assert config.stages[-1].batch_sizes(128) == (128,)
 
@@ -191,58 +151,58 @@ def test_batches_grow_up_to_half_of_the_examples(more, sizes):
 def test_a_step_runs_in_its_space_or_in_each():
     """A step without a space runs in each; of two steps of a space, the second begins at the winner of the first."""
     gradient, cma = {"by": "gradient", "evaluations": 9}, {"by": "cma", "evaluations": 5, "space": "dfs"}
-    stages = _config(space="hybrid", optimize=[gradient, cma]).stages
+    stages = minimal(space="hybrid", optimize=[gradient, cma]).stages
     assert [(stage.name, stage.algorithm, stage.evaluations, stage.begins_at) for stage in stages] == [
         ("ps", "gradient", 9, None),
         ("dfs-first", "gradient", 9, None),
         ("dfs", "cma", 5, "dfs-first"),
     ]
-    assert [(stage.name, stage.evaluations) for stage in _config(space="hybrid", optimize=[cma]).stages] == [
+    assert [(stage.name, stage.evaluations) for stage in minimal(space="hybrid", optimize=[cma]).stages] == [
         ("dfs", 5),
         ("ps", 1000),
     ][::-1]
-    assert [stage.name for stage in _config(space="ps", optimize=[gradient, cma]).stages] == ["ps"]
+    assert [stage.name for stage in minimal(space="ps", optimize=[gradient, cma]).stages] == ["ps"]
 
 
 QUICK: dict[str, Any] = {"optimize": "quick", "base": {"model": "c"}}
 
 
 def _steps(**more: Any) -> list[tuple[str, int]]:
-    return [(stage.algorithm, stage.evaluations) for stage in _config(**more).stages]
+    return [(stage.algorithm, stage.evaluations) for stage in minimal(**more).stages]
 
 
 def test_quick_fills_in_what_the_file_leaves_unsaid():
     """A quick search goes by gradient where the task and the method have one, else by CMA-ES in few groups; at 48 scores."""
-    merge = _config(**QUICK).merge
+    merge = minimal(**QUICK).merge
     assert (merge.groups, merge.starts) == ("rows", ["average", "sum", "sources"])
     assert _steps(**QUICK) == [("gradient", 48)]
     for more in (
         {"fitness": {"task": "generation"}},
         {"merge": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}}},
     ):
-        assert _config(**{**QUICK, **more}).merge.groups == 3
+        assert minimal(**{**QUICK, **more}).merge.groups == 3
         assert _steps(**{**QUICK, **more}) == [("cma", 48)]
     assert _steps(**QUICK, space="hybrid") == [("gradient", 24), ("gradient", 24)]
     assert _steps(**QUICK, **_path("paper")) == [("cma", 48)]
-    assert _config(optimize="quick").merge.starts == ["average", "sum", "sources"]
-    assert _config(optimize="quick", merge={"method": "linear"}).merge.starts == ["average", "sources"]
+    assert minimal(optimize="quick").merge.starts == ["average", "sum", "sources"]
+    assert minimal(optimize="quick", merge={"method": "linear"}).merge.starts == ["average", "sources"]
     assert _steps() == [("cma", 1000)]
 
 
 def test_what_the_file_says_stays():
     """A quick search changes nothing that is written, and reads back from a study's settings as the same search."""
     said = {"groups": 4, "starts": [], "parameters": {"weight": 0.5}}
-    config = _config(**QUICK, merge=said)
-    assert config.merge == _config(merge=said).merge
+    config = minimal(**QUICK, merge=said)
+    assert config.merge == minimal(merge=said).merge
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
     for wrong in ({"merge": 3}, {"optimize": [3]}, {"space": "no"}, {"fitness": {"task": "magic"}}, {"optimize": "slow"}):
         with pytest.raises(SearchError, match=next(iter(wrong))):
-            _config(**{**QUICK, **wrong})
+            minimal(**{**QUICK, **wrong})
 
 
 def test_a_list_whose_only_entry_is_wrong_has_that_one_complaint():
     """It is not said to be empty as well."""
     with pytest.raises(SearchError) as refusal:
-        _config(**_path("gates", order=[-1]))
+        minimal(**_path("gates", order=[-1]))
     assert "path.order.0: must be at least 0 (found -1)" in str(refusal.value)
     assert "entries" not in str(refusal.value)

@@ -4,7 +4,7 @@ import pytest
 from searches import facts
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.recipe import FlowPart, MergePart
 from hf_evomerge.routing.spread import _Follow
 from hf_evomerge.search import plan
 from hf_evomerge.search.checks import check_search
@@ -72,11 +72,8 @@ def test_models_spread_over_devices(search_config):
     places = [worker._start[0].compute.device for worker in ProcessRunner(four, 3).workers]
     assert places == [("cpu", "cpu:0"), ("cpu:1", "cpu:2"), ("cpu", "cpu:0")]
     one, two = (search_config("dfs", compute={"devices_per_model": n, "device": ["cpu", "cpu:0"][:n]}) for n in (1, 2))
-    fields = {"sources": one.sources, "base": one.base}
-    weights = {"method": "task_arithmetic", "parameters": [{"weight": 0.7}, {"weight": 0.2}]}
-    path, merge = (
-        Recipe.model_validate({**fields, **part}) for part in ({"flow": {"path": ["0:0", "1:0-1"]}}, {"merge": weights})
-    )
+    path = one.recipe(flow=FlowPart(path=["0:0", "1:0-1"]))
+    merge = one.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.7}, {"weight": 0.2}]))
     slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 1.0))
     jobs = [(one.sources[1], None), (path, None), (merge, None), (merge, slopes)]
     whole, spread = (Evaluator(config) for config in (one, two))

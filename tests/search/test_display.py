@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 from rich.console import Console
+from searches import minimal
 
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.display import LiveTable, say
@@ -34,9 +35,7 @@ def _written(*reports: Progress, terminal: bool = False, fails: bool = False, co
     return stream.getvalue()
 
 
-NATS = SearchConfig.model_validate(
-    {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}}
-)
+NATS = minimal()
 PARENTS = Progress("parents", 3, 3, seconds=6.0, fresh=3)
 STAGE = Progress("ps", 30, 90, generation=4, best=-0.5, mean=-1.25, accuracy=0.25, sigma=0.1234, seconds=60.0, fresh=20)
 
@@ -97,16 +96,10 @@ def test_nothing_is_cut_in_80_columns():
     assert "1033/20000 9999 -0.000123    0.969 -1.23e+03      33 9:32:35" in text
 
 
-def test_replayed_trials_have_no_rate():
-    """A phase whose trials were all stored before says so, instead of a rate."""
-    line = _print(Progress("ps", 30, 90, generation=4, sigma=0.1, seconds=0.01)).splitlines()[1]
-    assert line.split()[-1] == "stored"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(1.0, "0:59"), (100.0, "1:38:20")])
-def test_the_time_that_is_left(seconds, text):
-    """The time that is left follows from the rate, in hours where it takes hours."""
-    line = _print(Progress("ps", 1, 60, sigma=0.1, seconds=seconds, fresh=1)).splitlines()[1]
+@pytest.mark.parametrize(("fresh", "seconds", "text"), [(1, 1.0, "0:59"), (1, 100.0, "1:38:20"), (0, 0.01, "stored")])
+def test_the_time_that_is_left(fresh, seconds, text):
+    """It follows from the rate, in hours where it takes hours; a phase whose trials were all stored before says so."""
+    line = _print(Progress("ps", 1, 60, sigma=0.1, seconds=seconds, fresh=fresh)).splitlines()[1]
     assert line.split()[-1] == text
 
 

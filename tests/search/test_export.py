@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from searches import minimal
 from typer.testing import CliRunner
 
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
-from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.answers import Answer, export_answers
 from hf_evomerge.search.results.export import export_csv, export_parquet, trial_rows
 from hf_evomerge.search.study.study import Study, Trial
@@ -27,8 +26,7 @@ SOURCES: list[Any] = [{"model": "me/one"}, {"model": "me/two"}]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two stages: merges, one of which failed, and paths."""
     folder = tmp_path_factory.mktemp("studies") / "my-search"
-    config = SearchConfig(space="hybrid", sources=SOURCES, fitness={"task": "likelihood"})  # type: ignore[arg-type]
-    study = Study.create(folder, config.model_dump(mode="json"))
+    study = Study.create(folder, minimal(space="hybrid", sources=SOURCES).model_dump(mode="json"))
     study.add_trial(Trial("ps", 0, 0, np.array([0.5, 0.5]), None, Scores.failed("no recipe, sorry")))
     for number, weight in enumerate((0.25, 0.75, 1.5), 1):
         merge = MergePart(method="task_arithmetic", parameters=[{"weight": {"embed": weight, "default": 1.0}}, {"weight": 0.5}])
@@ -75,9 +73,7 @@ def test_parquet(folder, tmp_path):
 
 def test_several_objectives(tmp_path):
     """A trial of a search for several objectives has a column for each."""
-    settings = {"space": "dfs", "sources": SOURCES, "fitness": {"task": "likelihood"}, "objectives": ["hops"]}
-    settings["optimize"] = [{"by": "nsga2"}]
-    config = validate(SearchConfig, settings, SearchError)
+    config = minimal(space="dfs", sources=SOURCES, objectives=["hops"], optimize=[{"by": "nsga2"}])
     study = Study.create(tmp_path / "front", config.model_dump(mode="json"))
     for number, (fitness, hops) in enumerate([(0.5, 3), (0.75, 6), (0.25, 5)]):
         key = study.add_recipe(Recipe(sources=SOURCES, flow=FlowPart(path=[f"0:0-{hops - 1}"])))
@@ -91,8 +87,7 @@ def test_several_objectives(tmp_path):
 @pytest.mark.parametrize("export", [export_csv, export_parquet])
 def test_nothing_to_export(export, tmp_path):
     """A study without trials, and a folder without a study, are named."""
-    config = SearchConfig(space="ps", sources=SOURCES, fitness={"task": "likelihood"})  # type: ignore[arg-type]
-    Study.create(tmp_path / "empty", config.model_dump(mode="json")).close()
+    Study.create(tmp_path / "empty", minimal().model_dump(mode="json")).close()
     with pytest.raises(SearchError, match="empty: no trial is finished yet"):
         export(tmp_path / "empty", tmp_path / "x")
     with pytest.raises(SearchError, match=r"no study\.db here"):
@@ -103,7 +98,7 @@ def test_scores_of_given_answers_are_exported(tmp_path):
     """A search by likelihood writes no answers; every example's log-likelihood is exported, under the names of the table."""
     (tmp_path / "x.jsonl").write_text('{"prompt": "1", "answer": "2"}\n{"prompt": "3", "answer": "4"}\n', encoding="utf-8")
     data = {"test": {"jsonl": str(tmp_path / "x.jsonl")}}
-    config = SearchConfig(space="ps", sources=SOURCES, base={"model": "b/base"}, fitness={"task": "likelihood"}, data=data)  # type: ignore[arg-type]
+    config = minimal(sources=SOURCES, base={"model": "b/base"}, data=data)
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
     for label, values in (("base", [-3.0, -4.5]), ("0123", [-1.0, -2.5])):
         study.add_evaluation(label, "test", Scores(values, correct=[False, True]))

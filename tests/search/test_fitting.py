@@ -10,7 +10,7 @@ from watch import killed
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.fitness.likelihood import LikelihoodTask
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
@@ -41,9 +41,8 @@ class Room:
 def test_batches_are_halved_until_they_fit(search_config, tmp_path):
     """Each kind of job has its own size, what fits at no size says nothing of the others, and a study goes on with the same."""
     config = search_config()
-    fields = {"sources": config.sources, "base": config.base}
-    merge = Recipe.model_validate({**fields, "merge": {"method": "linear", "parameters": [{"weight": 1}, {"weight": 2}]}})
-    short, long = (Recipe.model_validate({**fields, "flow": {"path": ["0:0", "1:1"] * n}}) for n in (1, 2))
+    merge = config.recipe(merge=MergePart(method="linear", parameters=[{"weight": 1}, {"weight": 2}]))
+    short, long = (config.recipe(flow=FlowPart(path=["0:0", "1:1"] * n)) for n in (1, 2))
     slopes = WeightSlopes((("weight", 0, None),), (1.0,))
     study = Study.create(tmp_path / "study", {})
     room = Room(model=16, merge=5, gradient=1, path=8, long=0)

@@ -1,16 +1,34 @@
-"""A whole search over a toy fitness: what is evaluated and what is kept. No model is loaded."""
+"""A whole search over a toy fitness: what is evaluated, kept and told. No model is loaded."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness, table_rows, toy_config, toy_scores, toy_search
+from searches import facts
+from slowly import slow_beyond
+from toy_search import (
+    EXAMPLES,
+    LAYERS,
+    OPTIMIZER,
+    SPACES,
+    StoppedError,
+    ToyRunner,
+    hardness,
+    table_rows,
+    toy_config,
+    toy_scores,
+    toy_search,
+)
+from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.search.callbacks import Generation, Progress, SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.optimizers import ask_tell as optimizer
 from hf_evomerge.search.runners.job import Job
-from hf_evomerge.search.study.study import Study
+from hf_evomerge.search.study.study import Study, Trial
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -227,3 +245,163 @@ def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path):
         assert recipe.merge == study.recipe(chosen).merge
         assert recipe.flow.embedding_source == 2
         assert recipe.flow.path[0] == "2:0"
+
+
+# ---- stopped, resumed, evaluated in another order
+
+
+@pytest.mark.parametrize(
+    "kind", slow_beyond(["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune"])
+)
+def test_resuming_changes_nothing(kind, tmp_path):
+    """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
+    whole = ToyRunner()
+    study, result = toy_search(tmp_path / "whole", whole, kind)
+    expected, table, total = facts(study.folder), table_rows(result), len(whole.jobs)
+    for stop in sorted({0, 3, min(9, total - 2), total - 5, total - 1}):  # the pieces below end at every eleventh job
+        folder = tmp_path / str(stop)
+        with pytest.raises(StoppedError):
+            toy_search(folder, ToyRunner(stop_after=stop), kind)
+        rest = ToyRunner()
+        study, result = toy_search(folder, rest, kind)
+        assert facts(study.folder) == expected
+        assert table_rows(result) == table
+        assert len(rest.jobs) == total - stop
+    folder, pieces = tmp_path / "pieces", 0
+    while True:
+        try:
+            study, result = toy_search(folder, ToyRunner(stop_after=11, shuffle=pieces), kind)
+            break
+        except StoppedError:
+            pieces += 1
+    assert pieces == (total - 1) // 11
+    assert (facts(study.folder), table_rows(result)) == (expected, table)
+
+
+@pytest.mark.parametrize("kind", slow_beyond(["ps"], ["ps", "none", "hybrid"]))
+def test_the_order_of_finishing_changes_nothing(kind, tmp_path):
+    """However many workers finish in whatever order, the trials are the same."""
+    for shuffle in (None, 0, 1):
+        toy_search(tmp_path / str(shuffle), ToyRunner(shuffle=shuffle), kind)
+        assert facts(tmp_path / str(shuffle)) == facts(tmp_path / "None")
+
+
+def test_another_seed_is_another_search(tmp_path):
+    """The seed decides the genomes of every stage, and the stages of one search do not repeat each other's."""
+    first = toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0].trials()
+    other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute={"seed": 1})[0].trials()
+    seen = {trial.genome.tobytes() for trial in first}
+    assert seen.isdisjoint(trial.genome.tobytes() for trial in other if trial.stage != "dfs")
+    random = {"optimize": [{**OPTIMIZER, "by": "random"}], "compare": {"baselines": ["average", "random"]}}
+    both = toy_search(tmp_path / "2", ToyRunner(), **random)[0].trials()
+    assert len({trial.genome.tobytes() for trial in both}) == len(both) == 62
+
+
+def test_a_study_of_another_search_is_refused(tmp_path):
+    """Going on with other settings is refused: by the first genome that differs, or by trials that are left over."""
+    toy_search(tmp_path, ToyRunner())
+    with pytest.raises(SearchError, match="ps trial 0: the stored genome is not the one"):
+        toy_search(tmp_path, ToyRunner(), compute={"seed": 1})
+    with pytest.raises(SearchError, match="the study holds trial 14, which this search never asked for"):
+        toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])
+
+
+def test_two_searches_cannot_write_to_one_study(tmp_path):
+    """A search refuses a study that another holds, and writes nothing."""
+    study = Study.create(tmp_path, {})
+    with study.exclusive(), pytest.raises(SearchError, match="another process is running this study"):
+        toy_search(tmp_path, ToyRunner())
+    assert study.trials() == []
+
+
+# ---- what a search tells on its way
+
+
+def test_progress(tmp_path):
+    """One report comes after every trial and evaluation; the best never falls, and replayed trials are told from fresh ones."""
+    reports: list[Progress] = []
+    with pytest.raises(StoppedError):
+        toy_search(tmp_path, ToyRunner(stop_after=2 + 10), callbacks=[Watch(reports.append)])
+    assert [report.done for report in reports if report.phase == "ps"] == list(range(1, 11))
+    reports.clear()
+    toy_search(tmp_path, ToyRunner(), callbacks=[Watch(reports.append)])
+    stage = [report for report in reports if report.phase == "ps"]
+    assert [report.done for report in stage] == list(range(1, 32))
+    assert all(report.total == 31 for report in stage)
+    assert [report.fresh for report in stage] == [0] * 10 + list(range(1, 22))
+    bests = [report.best for report in stage if report.best is not None]
+    assert bests == sorted(bests)
+    assert {report.phase for report in reports} == {"ps", "finalists", "test"}
+
+
+def test_the_best_of_batches_is_not_reported(tmp_path):
+    """The best so far is that of trials scored on all examples; until there is one, none."""
+    reports: list[Progress] = []
+    study, _ = toy_search(tmp_path, ToyRunner(), "batches", callbacks=[Watch(reports.append)])
+    stage, best = [report for report in reports if report.phase == "ps"], None
+    for report, trial in zip(stage, study.trials("ps"), strict=True):
+        if trial.scores.values.size == EXAMPLES and trial.fitness is not None:
+            best = trial.fitness if best is None else max(best, trial.fitness)
+        assert report.best == best
+    assert stage[0].best is None
+
+
+class Recorder(SearchCallback):
+    """Notes what it is told, and stops each stage after so many generations; afterwards it would not."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.trials, self.stages = stop_after, list[Trial](), list[tuple[str, int]]()
+        self.generations: list[Generation] = []
+
+    def on_trial(self, study: Study, trial: Trial) -> None:
+        assert study.trials(trial.stage)[trial.number].fitness == trial.fitness
+        self.trials.append(trial)
+
+    def on_generation(self, study: Study, generation: Generation) -> None:
+        self.generations.append(generation)
+
+    def on_stage(self, study: Study, stage: str, trials: Sequence[Trial]) -> None:
+        assert [trial.number for trial in trials] == [trial.number for trial in study.trials(stage)]
+        self.stages.append((stage, len(trials)))
+
+    def should_stop(self, study: Study, generation: Generation) -> bool:
+        return self.stop_after is not None and generation.number + 1 >= self.stop_after
+
+
+def test_callbacks(tmp_path):
+    """Callbacks are told of every new trial once, of every generation, also replayed ones, and of the end of every stage."""
+    first, second, third = Recorder(), Recorder(), Recorder()
+    with pytest.raises(StoppedError):
+        toy_search(tmp_path, ToyRunner(stop_after=2 + 10), "hybrid", callbacks=[first])
+    study, _ = toy_search(tmp_path, ToyRunner(), "hybrid", callbacks=[second])
+    told = [(trial.stage, trial.number) for trial in [*first.trials, *second.trials]]
+    assert sorted(told) == sorted((trial.stage, trial.number) for trial in study.trials())
+    assert len(first.generations) == 1
+    generations = [(each.stage, each.number) for each in second.generations]
+    assert generations == list(dict.fromkeys(generations))
+    assert [each.replayed for each in second.generations] == [True] + [False] * (len(generations) - 1)
+    assert second.generations[0].trials[0].fitness == first.generations[0].trials[0].fitness
+    assert [stage for stage, _ in second.stages] == ["ps", "dfs", "random"]
+    toy_search(tmp_path, ToyRunner(), "hybrid", callbacks=[third])
+    assert third.trials == []
+    assert [(each.stage, each.number) for each in third.generations] == generations
+    for each in third.generations:
+        assert each.evaluations <= sum(trial.cost for trial in study.trials(each.stage))
+        assert each.mean == pytest.approx(np.mean([trial.fitness for trial in each.trials]))
+        assert each.best is not None
+
+
+def test_a_stage_that_was_stopped_stays_so(tmp_path):
+    """A stage that a callback ends is not gone on with when the search is resumed, wherever it was killed."""
+    study, result = toy_search(tmp_path / "whole", ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
+    assert [sum(trial.stage == stage for trial in study.trials()) for stage in ("ps", "dfs", "random")] == [14, 12, 14]
+    expected, table = facts(study.folder), table_rows(result)
+    _, again = toy_search(tmp_path / "whole", ToyRunner(stop_after=0), "hybrid")  # nothing is evaluated, and nobody stops it
+    assert table_rows(again) == table
+    for stop_after in (2 + 9, 2 + 14, 2 + 14 + 3 + 4):
+        folder = tmp_path / f"stopped-{stop_after}"
+        with pytest.raises(StoppedError):
+            toy_search(folder, ToyRunner(stop_after=stop_after), "hybrid", callbacks=[Recorder(stop_after=2)])
+        resumed, result = toy_search(folder, ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
+        assert facts(resumed.folder) == expected
+        assert table_rows(result) == table

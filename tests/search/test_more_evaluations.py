@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from searches import GRADIENT, Config, count_trials
+from searches import GRADIENT, Config, count_trials, facts
 from slowly import slow_beyond
-from toy_search import OPTIMIZER, StoppedError, ToyRunner, columns, toy_search
+from toy_search import OPTIMIZER, StoppedError, ToyRunner, toy_search
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.folder import check_out
@@ -27,21 +27,21 @@ def test_evolution_goes_on(tmp_path, name):
     kind, more = TOY[name]["kind"], TOY[name].get("optimizer", {})
     parts: dict[str, Any] = {"method": "linear", "groups": "model"}
     short, long = ({"merge": {**parts}, "optimize": [{**OPTIMIZER, **more, "evaluations": n}]} for n in (31, 70))
-    study, _ = toy_search(tmp_path / "a", ToyRunner(), kind, **short)
-    before = columns(study)
     for folder in ("a", "b"):
         study, _ = toy_search(tmp_path / folder, ToyRunner(), kind, **short)
         study.set_meta("budgets", [31], "ps")
+    before = facts(tmp_path / "a")["trials"]
     runner = ToyRunner()
     study, _ = toy_search(tmp_path / "a", runner, kind, **long)
-    assert columns(study)[: len(before)] == before
+    assert facts(tmp_path / "a")["trials"][: len(before)] == before
     spent = sum(trial.cost for trial in study.trials("ps"))
     assert 60 < spent <= 70
     assert sum(trial.cost for trial in study.trials("ps")[: len(before)]) <= 31
-    assert len([job for job in runner.jobs if job.split == "search"]) <= len(columns(study)) - len(before)
+    assert len([job for job in runner.jobs if job.split == "search"]) <= len(study.trials()) - len(before)
     with pytest.raises(StoppedError):
         toy_search(tmp_path / "b", ToyRunner(stop_after=5), kind, **long)
-    assert columns(toy_search(tmp_path / "b", ToyRunner(), kind, **long)[0]) == columns(study)
+    toy_search(tmp_path / "b", ToyRunner(), kind, **long)
+    assert facts(tmp_path / "b") == facts(tmp_path / "a")
 
 
 def _config(search_config: Config, evaluations: int, **more: Any) -> Any:

@@ -9,16 +9,16 @@ import pytest
 import torch
 from merge_reference import linear
 from safetensors.torch import load_file, save_file
+from searches import minimal
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import EvoMergeError, RecipeError, SearchError
+from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.merging import linear as merge_linear
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.run import wsm_weights
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.soup import soup_recipe
 from hf_evomerge.search.spaces.parameter import ParameterSpace
 
@@ -97,8 +97,7 @@ def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch):
 def test_a_search_file_has_a_run(run, tiny):
     """The study's file names every checkpoint, so that it means the same when the run goes on."""
     data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
-    settings = {"space": "ps", "sources": {"run": str(run), "checkpoints": "last 3"}, "merge": {"method": "linear"}}
-    config = validate(SearchConfig, {**settings, "fitness": {"task": "likelihood"}, "data": data}, SearchError)
+    config = minimal(sources={"run": str(run), "checkpoints": "last 3"}, merge={"method": "linear"}, data=data)
     assert config.source_names == ["checkpoint-20", "checkpoint-100", "checkpoint-1000"]
 
 
@@ -149,8 +148,7 @@ def test_a_search_over_checkpoints_stays_on_the_simplex(run, tiny):
     """Whatever the genome, the weights of the average are not negative and add up to 1; starts are the known averages."""
     data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
     merge = {"method": "linear", "groups": "model", "starts": ["average", "last", "wsm", "exponential"]}
-    settings = {"space": "ps", "sources": {"run": str(run)}, "merge": merge, "fitness": {"task": "likelihood"}, "data": data}
-    space = ParameterSpace(validate(SearchConfig, settings, SearchError), 2)
+    space = ParameterSpace(minimal(sources={"run": str(run)}, merge=merge, data=data), 2)
     genomes = np.random.default_rng(0).uniform(size=(20, 4))
     for genome in (*genomes, *space.start().candidates):
         part = space.decode(genome).merge

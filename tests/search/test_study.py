@@ -1,24 +1,20 @@
 """The study file: what goes in comes out, and nothing short of a broken disk takes it away."""
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import status_of_fork
+from warm import Program
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.search.study.database import STUDY_FILE
 from hf_evomerge.search.study.study import Study, Trial
-
-ROOT = Path(__file__).parents[2]
 
 
 def _recipe(weight: float) -> Recipe:
@@ -121,15 +117,6 @@ def test_evaluations_by_label_and_split(study):
     assert (failed.error, failed.seconds) == ("out of memory", 1.5)
 
 
-def test_meta(study):
-    """Values stored beside the trials come back, the newest of them."""
-    assert study.meta("settings") == {"a": 1}
-    study.set_meta("x", 0.1 + 0.2)
-    study.set_meta("x", [1, {"b": None}])
-    assert Study.open(study.folder).meta("x") == [1, {"b": None}]
-    assert study.meta("absent") is None
-
-
 def test_create_refuses_an_existing_study(study):
     """A search does not begin where a study is, and leaves that study alone."""
     study.add_trial(_trial(0, 1.0))
@@ -139,7 +126,7 @@ def test_create_refuses_an_existing_study(study):
 
 
 def test_open_refuses_what_is_no_study(tmp_path):
-    """An empty folder, another program's file, and a study of another schema are refused in one line that names them."""
+    """An empty folder and another program's file are refused in one line that names them."""
     with pytest.raises(SearchError, match=r"no study\.db here"):
         Study.open(tmp_path)
     file = tmp_path / STUDY_FILE
@@ -153,27 +140,22 @@ def test_open_refuses_what_is_no_study(tmp_path):
         connection.execute("CREATE TABLE other (x)")
     with pytest.raises(SearchError, match="not a study"):
         Study.open(tmp_path)
-    study = Study.create(tmp_path / "newer", {})
-    study.set_meta("schema_version", 99)
-    with pytest.raises(SearchError, match="written by hf_evomerge of another version with schema 99, and this version reads"):
-        Study.open(study.folder)
 
 
 def test_exclusive_refuses_a_second_holder(study):
     """While a search holds the study no other process can, reading stays possible, and afterwards it is free again."""
-    program = (
-        "import sys\nfrom hf_evomerge.search.study.study import Study\nstudy = Study.open(sys.argv[1])\n"
-        "print(len(study.trials()))\nwith study.exclusive():\n    print('held')"
-    )
-    command = [sys.executable, "-c", program, str(study.folder)]
+
+    def hold() -> None:
+        with Study.open(study.folder) as other:
+            assert other.trials() == []
+            with other.exclusive():
+                pass
+
     with study.exclusive():
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        with pytest.raises(SearchError), Study.open(study.folder).exclusive():
-            pass
-    assert done.returncode == 1
-    assert "another process is running this study" in done.stderr.splitlines()[-1]
-    assert done.stdout == "0\n"
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "0\nheld\n"
+        assert status_of_fork(hold) == 1
+        with pytest.raises(SearchError, match="another process is running this study"):
+            hold()
+    assert status_of_fork(hold) == 0
 
 
 WRITER = """
@@ -191,19 +173,18 @@ with study.exclusive():
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
 def test_survives_being_killed(study):
     """However often the writer is killed, each reported trial is there, every trial is whole, and it can go on."""
     reported = -1
     for pause in (0.01, 0.033, 0.057):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(study.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        first = int(writer.stdout.readline())
+        writer = Program(WRITER, study.folder)
+        while not writer.said.stat().st_size:
+            assert writer.poll() is None, writer.errors.read_text()
+            time.sleep(0.001)
         time.sleep(pause)
-        os.kill(writer.pid, signal.SIGKILL)
-        reported = [first, *(int(line) for line in writer.stdout.read().split("\n")[:-1])][-1]
+        writer.kill()
         writer.wait()
+        reported = int(writer.said.read_text().split("\n")[-2])
         trials = Study.open(study.folder).trials("ps")
         assert [trial.number for trial in trials] == list(range(len(trials)))
         assert len(trials) in (reported + 1, reported + 2)

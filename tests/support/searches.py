@@ -2,10 +2,13 @@
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
 Settings = Callable[..., dict[str, Any]]
@@ -34,20 +37,22 @@ BY_BOTH: dict[str, dict[str, Any]] = {
 }
 
 
+def minimal(**more: Any) -> SearchConfig:
+    """Settings of a search over two sources that are not there; keywords replace whole sections."""
+    settings = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}}
+    return validate(SearchConfig, {**settings, **more}, SearchError)
+
+
 def facts(folder: Path) -> dict[str, list[Any]]:
     """Everything that a study holds of its trials but the seconds."""
-    tables = {
-        "trials": "stage, number, generation, state, genome, recipe, duplicate_of, fitness, scores, correct, error, cost, "
-        "gradient",
-        "recipes": "key, yaml",
-        "evaluations": "label, split, fitness, scores, correct, error",
-    }
-    connection = sqlite3.connect(folder / "study.db")
-    facts = {
-        name: connection.execute(f"SELECT {columns} FROM {name} ORDER BY 1, 2").fetchall() for name, columns in tables.items()
-    }
-    connection.close()
-    return facts
+    with closing(sqlite3.connect(folder / "study.db")) as study:
+        rows = {}
+        for table in ("trials", "recipes", "evaluations", "objectives"):
+            columns = study.execute(f"PRAGMA table_info({table})").fetchall()
+            kept = ", ".join(name for _, name, *_ in columns if name not in ("seconds", "checksum"))
+            keys = ", ".join(name for _, name, *_, key in columns if key)
+            rows[table] = study.execute(f"SELECT {kept} FROM {table} ORDER BY {keys}").fetchall()
+        return rows
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -61,10 +66,4 @@ def digests(folder: Path) -> dict[str, str]:
 
 def count_trials(folder: Path) -> int:
     """How many trials a study holds; 0 where there is none yet."""
-    if not (folder / "study.db").exists():
-        return 0
-    connection = sqlite3.connect(folder / "study.db")
-    try:
-        return int(connection.execute("SELECT count(*) FROM trials").fetchone()[0])
-    finally:
-        connection.close()
+    return len(facts(folder)["trials"]) if (folder / "study.db").exists() else 0

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from searches import minimal
 
-from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.runners.job import Job
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 LAYERS = [3, 3]
 EXAMPLES = 12
@@ -55,7 +54,7 @@ class ToyRunner:
         stop_after: int | None = None,
         shuffle: int | None = None,
         fails: Callable[[Job], bool] = lambda _: False,
-        scores: Callable[[Job], np.ndarray] = toy_scores,
+        scores: Callable[[Job], np.ndarray | Scores] = toy_scores,
     ) -> None:
         self.stop_after, self.fails, self.scores = stop_after, fails, scores
         self.rng = None if shuffle is None else random.Random(shuffle)
@@ -75,7 +74,7 @@ class ToyRunner:
                 yield index, Scores.failed("toy: this one fails", 0.5)
             else:
                 scores = self.scores(jobs[index])
-                yield index, Scores(scores, correct=scores > 0, seconds=0.25)
+                yield index, scores if isinstance(scores, Scores) else Scores(scores, correct=scores > 0, seconds=0.25)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -108,22 +107,17 @@ SPACES: dict[str, dict[str, Any]] = {
     "batches": {"merge": {"method": "linear", "groups": "model"}, "optimize": [{**OPTIMIZER, "batch": 4}]},
 }
 
-ONE: dict[str, Any] = {"space": "dfs", "sources": [{"model": "a"}]}  # of six layers
-
-SWEEPS: dict[str, dict[str, Any]] = {
-    "prune": {**ONE, "path": {"kind": "prune", "layers": 2}, "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}]}
+SWEEP: dict[str, Any] = {
+    "space": "dfs",
+    "sources": [{"model": "a"}],  # of six layers
+    "path": {"kind": "prune", "layers": 2},
+    "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}],
 }
 
 
 def toy_config(kind: str, **more: Any) -> SearchConfig:
     """The settings of a kind of search; keywords replace whole sections."""
-    data = {
-        "space": "ps",
-        "sources": [{"model": "a"}, {"model": "b"}],
-        "fitness": {"task": "likelihood"},
-        "compare": {"finalists": 3},
-    }
-    return validate(SearchConfig, {**data, **{**SPACES, **SWEEPS}[kind], **more}, SearchError)
+    return minimal(**{"compare": {"finalists": 3}, **SPACES.get(kind, SWEEP), **more})
 
 
 def toy_search(
@@ -136,24 +130,9 @@ def toy_search(
 ) -> tuple[Study, Result]:
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
-    how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES)}
-    config = toy_config(kind, **more)
-    how["callbacks"] = callbacks
-    search = Search(config, study, runner, sources=SourceSummary(LAYERS if len(config.sources) > 1 else [6]), **how)
-    return study, search.run()
-
-
-def columns(study: Study) -> list[tuple[Any, ...]]:
-    """Every column of every trial but the seconds, to the last bit."""
-
-    def row(trial: Trial) -> tuple[Any, ...]:
-        correct = None if trial.scores.correct is None else trial.scores.correct.tobytes()
-        recipe = None if trial.recipe_key is None else study.recipe(trial.recipe_key).to_yaml()
-        bits = (trial.genome.tobytes(), trial.scores.values.tobytes(), correct)
-        place = (trial.stage, trial.number, trial.generation, trial.state)
-        return (*place, *bits, trial.recipe_key, recipe, trial.duplicate_of, trial.fitness, trial.scores.error)
-
-    return [row(trial) for trial in study.trials()]
+    config, counts = toy_config(kind, **more), dict.fromkeys(splits, EXAMPLES)
+    sources = SourceSummary(LAYERS if len(config.sources) > 1 else [6])
+    return study, Search(config, study, runner, sources=sources, splits=counts, callbacks=callbacks).run()
 
 
 def table_rows(result: Result) -> list[tuple[Any, ...]]:
