@@ -6,17 +6,15 @@ from searches import BY_BOTH, BY_GRADIENT, GRADIENT, facts
 from slowly import slow_beyond
 from watch import killed
 
-from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.stages import STAGES
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
 
-@pytest.mark.parametrize("name", BY_GRADIENT)
+@pytest.mark.parametrize("name", slow_beyond(["ps", "dfs", "terms"], BY_GRADIENT))
 def test_a_search_by_gradient(name, search_config, tmp_path):
     """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
@@ -41,9 +39,7 @@ def test_a_search_by_gradient(name, search_config, tmp_path):
         assert study.best(config.stages[0].name)[0].fitness > start  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(
-    "groups", ["tensor", ["*self_attn*", "*layers.1.mlp*", "default"], ["embed", "*mlp*", "blocks.1.attn", "default"]]
-)
+@pytest.mark.parametrize("groups", ["tensor", ["embed", "*mlp*", "blocks.1.attn", "default"]])
 def test_groups_by_name(groups, search_config, tmp_path):
     """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
     config = search_config("ps", merge={"groups": groups}, optimize=[GRADIENT])
@@ -53,16 +49,6 @@ def test_groups_by_name(groups, search_config, tmp_path):
     assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png"}
     assert "task_arithmetic" in describe_study(tmp_path)
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
-
-
-def test_a_winner_of_several_terms_is_built(search_config, tmp_path):
-    """The model on disk of a path of sums scores what the search said."""
-    config = search_config(**BY_GRADIENT["terms"])
-    result = run_search(config, tmp_path)
-    assert any("+" in hop for hop in result.winner.flow.path)
-    built = evaluate_model(str(tmp_path / "model"), config).scores
-    assert np.allclose(built.values, result.row("dfs").scores.values, atol=1e-4)
-    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "path.png"}
 
 
 @pytest.mark.parametrize(("name", "workers"), slow_beyond(["terms"], [("dfs", 2), ("terms", 0)]))
@@ -92,37 +78,3 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
     killed(lambda seen: seen.phase == dies_in and seen.fresh >= 3, run_search, config, tmp_path / "killed")
     resume_search(tmp_path / "killed", build=False)
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("space", "more", "message"),
-    [
-        (
-            "ps",
-            {"optimize": [{"by": "gradient", "fitness": {"task": "generation"}}, {}]},
-            "fitness.task: generation has no gradient; use likelihood, or by: cma",
-        ),
-        ("ps", {"fitness": {"task": "generation"}}, "fitness.task: generation has no gradient; use likelihood, or by: cma"),
-        ("ps", {"merge": {"method": "model_stock"}, "optimize": [GRADIENT]}, "every parameter of model_stock is fixed"),
-        (
-            "ps",
-            {"merge": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}}, "optimize": [GRADIENT]},
-            "sce has no",
-        ),
-        (
-            "ps",
-            {
-                "merge": {"method": "ties", "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}}},
-                "optimize": [GRADIENT],
-            },
-            "optimize: by: gradient moves no density; give weight a range, or write cma",
-        ),
-    ],
-)
-def test_gradients_that_are_not_to_be_had(space, more, message, search_config, tmp_path):
-    """A task, a method, an encoding or a scale target without a gradient is refused before anything runs, with what to do."""
-    settings = {**BY_GRADIENT[space], **more}
-    with pytest.raises(EvoMergeError) as caught:
-        run_search(search_config(space, **settings), tmp_path / "out")
-    assert message in str(caught.value)
-    assert not (tmp_path / "out").exists()

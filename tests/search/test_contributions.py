@@ -1,7 +1,6 @@
 """Contributions of the sources to the winner: leave-one-out, Shapley values, and the winner without those that give nothing."""
 
 import json
-import re
 import shutil
 from itertools import permutations
 from pathlib import Path
@@ -12,9 +11,7 @@ from toy_search import EXAMPLES, StoppedError, ToyRunner, hardness, toy_scores, 
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
-from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.optimizers.ask_tell import Vector
 from hf_evomerge.search.results.contributions import Subset, shapley_values
@@ -154,20 +151,3 @@ def test_the_winner_is_built_without_sources_of_no_use(tiny: Path, search_config
     assert done.exit_code == 0, done.output
     built = Recipe.load(tmp_path / "study" / "model-pruned" / "recipe.yaml")
     assert built.merge_sources in ([0], [1])
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"compare": {"contributions": 1}}, "compare.contributions: 2 sources take 2 scores at least"),
-        ({"merge": {"method": "slerp", "groups": "model"}}, "a method that can merge one source (found ps, slerp)"),
-        ({"space": "dfs"}, "compare.contributions: goes with space: ps"),
-        ({"merge": {"router": 1}}, "no merge is left without b"),
-    ],
-)
-def test_what_cannot_be_left_out_is_refused(more, message, search_config):
-    """Before anything is scored, in one line."""
-    config = search_config(**{"compare": {"contributions": 2}, **more})
-    with pytest.raises(SearchError, match=re.escape(message)) as caught:
-        check_search(config, Evaluator(config))
-    assert "\n" not in str(caught.value)

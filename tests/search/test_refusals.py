@@ -1,43 +1,80 @@
 """What is refused before a search begins, in one line, with nothing written."""
 
+import re
+
 import pytest
 import yaml
+from searches import GRADIENT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
 from hf_evomerge.search.evaluation.model_pool import ModelPool
 from hf_evomerge.search.run import resume_search, run_search
 
+SLERP = {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 2}}}
+SCE = {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}}
+TIES = {"method": "ties", "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}}}
+LORA = {"baselines": ["lora"]}
+NO_GRADIENT = "fitness.task: generation has no gradient; use likelihood, or by: cma"
+NO_DENSITY = "optimize: by: gradient moves no density; give weight a range, or write cma"
+WRITES = {"task": "generation", "max_new_tokens": 2}
+RANKED = {"merge": {"groups": "rows"}, "optimize": [GRADIENT], "compute": {"search_rank": 2}}
+PACKED = {"compute": {"quantization": "4bit"}, "adapters": True}  # of the fixture
+WEIGHTS = {"quantization": "4bit", "unmerged": False}
+SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model": 2}
+
 
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
         ({"merge": {"method": "dare_tise"}}, RecipeError, "'dare_tise' is not known"),
-        ({"merge": {"parameters": {"wait": 1.0}}}, SearchError, r"merge\.parameters\.wait: task_arithmetic has no such"),
-        ({"merge": {"options": {"density": 1.0}}}, SearchError, r"merge\.options\.density"),
-        (
-            {"merge": {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 2}}}},
-            EvoMergeError,
-            "out of range",
-        ),
+        ({"merge": {"parameters": {"wait": 1.0}}}, SearchError, "merge.parameters.wait: task_arithmetic has no such"),
+        ({"merge": {"options": {"density": 1.0}}}, SearchError, "merge.options.density"),
+        ({"merge": SLERP}, EvoMergeError, "out of range"),
         ({"base": None}, RecipeError, "name the base model"),
         ({"base": {"model": "./nowhere/base"}}, SourceError, "./nowhere/base: no such folder"),
         ({"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]}, SourceError, "./nowhere/a: no such folder"),
         ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: cannot be read"),
         ({"compute": {"device": "toaster"}}, SearchError, "compute.device: 'toaster' cannot be used here: "),
-        ({"data": {}}, FitnessError, r"data\.search: not given"),
+        ({"data": {}}, FitnessError, "data.search: not given"),
+        ({"fitness": WRITES, "compare": LORA}, SearchError, "baselines: lora follows a gradient; leave it out: "),
+        ({"optimize": [{"by": "gradient", "fitness": WRITES}, {}]}, FitnessError, NO_GRADIENT),
+        ({"optimize": [GRADIENT], "fitness": WRITES}, FitnessError, NO_GRADIENT),
+        ({"optimize": [GRADIENT], "merge": {"method": "model_stock"}}, SearchError, "every parameter of model_stock is fixed"),
+        ({"optimize": [GRADIENT], "merge": SCE}, RecipeError, "sce has no gradient; those that have one are "),
+        ({"optimize": [GRADIENT], "merge": TIES}, SearchError, NO_DENSITY),
+        ({**RANKED, "merge": {"method": "ties"}, "optimize": []}, SourceError, "search_rank: ties is not the sum"),
+        ({**RANKED, "merge": {"method": "linear"}, "optimize": []}, SourceError, "search_rank: linear is not the sum"),
+        ({**RANKED, "base": None}, SourceError, "none is given; give base"),
+        ({**RANKED, "space": "dfs", "merge": {}, "optimize": []}, SourceError, "search_rank: goes with space: ps"),
+        ({**RANKED, "compute": {"search_rank": 2, "unmerged": False}}, SourceError, "search_rank: goes with neither"),
+        ({**RANKED, "adapters": True}, SourceError, "is an adapter already"),
+        ({**PACKED, "space": "dfs", "merge": {}, "optimize": []}, EvoMergeError, "quantization: goes with space: ps"),
+        ({**PACKED, "compute": WEIGHTS}, EvoMergeError, "quantization: goes with space: ps and adapters that run unmerged"),
+        ({**PACKED, "merge": {"method": "ties"}}, EvoMergeError, "quantization: ties is not the sum"),
+        ({**PACKED, "compare": LORA}, EvoMergeError, "baselines: lora fine-tunes whole models"),
+        ({**PACKED, "compute": SPREAD}, EvoMergeError, "devices_per_model: a quantised base"),
         (
-            {"fitness": {"task": "generation", "max_new_tokens": 2}, "compare": {"baselines": ["lora"]}},
-            SearchError,
-            "baselines: lora follows a gradient; leave it out: ",
+            {**PACKED, "merge": {"method": "ties"}, "compute": {"unmerged": True}},
+            EvoMergeError,
+            "unmerged: ties is not the sum of weighted task vectors",
         ),
+        ({"compare": {"contributions": 1}}, SearchError, "compare.contributions: 2 sources take 2 scores at least"),
+        (
+            {"compare": {"contributions": 2}, "merge": {"method": "slerp", "groups": "model"}},
+            SearchError,
+            "a method that can merge one source (found ps, slerp)",
+        ),
+        ({"compare": {"contributions": 2}, "space": "dfs"}, SearchError, "compare.contributions: goes with space: ps"),
+        ({"compare": {"contributions": 2}, "merge": {"router": 1}}, SearchError, "no merge is left without b"),
     ],
 )
-def test_refused_before_anything_begins(changes, kind, message, search_config, tmp_path):
+def test_refused_before_anything_begins(changes, kind, message, search_config, adapters, tmp_path):
     """What cannot work is refused with one line that names it, before a folder or a study is made."""
-    out = tmp_path / "out"
-    with pytest.raises(kind, match=message) as caught:
-        run_search(search_config(**changes), out)
+    out, changes = tmp_path / "out", dict(changes)
+    given = adapters if changes.pop("adapters", False) else {}
+    with pytest.raises(kind, match=re.escape(message)) as caught:
+        run_search(search_config(**{"space": "ps", **given, **changes}), out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
 

@@ -1,36 +1,27 @@
-"""Searches over LoRA adapters of one base, which run on it without being merged."""
+"""Searches over LoRA adapters of one base, which run on it without being merged; the result is an adapter too."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from searches import GRADIENT, facts
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.building.build import build_model
+from hf_evomerge.checkpoints.diff import diff_models
+from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
-
-
-@pytest.fixture(scope="module")
-def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Sources and base of a search over two adapters of the tiny family's base."""
-    folder, sources = tmp_path_factory.mktemp("adapters"), []
-    for number in range(2):
-        torch.manual_seed(number)
-        config = LoraConfig(r=2 + number, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "base"), config).save_pretrained(folder / str(number))
-        sources.append({"model": str(tiny / "base"), "adapter": str(folder / str(number))})
-    return {"sources": sources, "base": {"model": str(tiny / "base")}}
-
 
 ROWS = {"merge": {"groups": "rows"}, "optimize": [{**GRADIENT, "batch": 2}]}
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_beyond(["rows", "hybrid"], KINDS))
 def test_unmerged_candidates_score_as_merged_ones(kind, adapters, search_config, tmp_path):
     """Every row of the table has the score, up to rounding, that the same model has when it is merged."""
     config = search_config(**{"space": "ps", **KINDS[kind], **adapters})
@@ -91,23 +82,46 @@ def test_a_quantised_base(kind, adapters, search_config, tmp_path):
     assert memory["parents"] == memory["ps"] < whole["ps"] == whole["parents"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"space": "dfs", "merge": {}, "optimize": []}, "quantization: goes with space: ps"),
-        ({"compute": {"unmerged": False}}, "quantization: goes with space: ps and adapters that run unmerged"),
-        ({"merge": {"method": "ties"}, "optimize": []}, "quantization: ties is not the sum"),
-        ({"compare": {"baselines": ["lora"]}}, "baselines: lora fine-tunes whole models"),
-        ({"compute": {"device": ["cpu", "cpu"], "devices_per_model": 2}}, "devices_per_model: a quantised base"),
-        (
-            {"merge": {"method": "ties"}, "optimize": [{}], "compute": {"unmerged": True, "quantization": None}},
-            "unmerged: ties is not the sum of weighted task vectors",
-        ),
-    ],
-)
-def test_what_needs_merged_weights_is_refused(settings, line, adapters, search_config, tmp_path):
-    """A search whose base is quantised, or whose adapters are to stay unmerged, and cannot, is refused before it begins."""
-    compute = {"quantization": "4bit", **settings.get("compute", {})}
-    with pytest.raises(EvoMergeError, match=line):
-        run_search(search_config(**{**ROWS, **adapters, **settings, "compute": compute}), tmp_path)
-    assert not (tmp_path / "study.db").exists()
+# ---- what such a search ends with
+
+
+def test_a_search_over_adapters_ends_with_one(adapters, search_config, tmp_path):
+    """The winner is an adapter that scores what the search says, which commands and functions open as the model it is."""
+    config = search_config("ps", **adapters)
+    result = run_search(config, tmp_path / "out")
+    folder = tmp_path / "out" / "model"
+    assert {"adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
+    winner = next(row for row in result.rows if row.winner)
+    assert evaluate_model(str(folder), config).scores.mean == pytest.approx(winner.scores.mean, abs=1e-5)
+    whole = build_model(Recipe.load(folder / "recipe.yaml"), tmp_path / "whole", progress=False, whole=True)
+    assert inspect_model(folder).stored == inspect_model(whole).stored
+    assert (diff_models(folder, whole).total.weights.relative or 0) < 1e-6
+
+
+def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tiny, tmp_path):
+    """A chat template that the recipe gives goes with the adapter, and is read with it."""
+    recipe = Recipe.model_validate({**adapters, "merge": {"method": "task_arithmetic"}, "chat_template": "X"})
+    folder = build_model(recipe, tmp_path / "out", progress=False)
+    source = open_source(str(folder))
+    assert source.tokenizer().chat_template == "X"
+    assert source.pinned == SourceRef(model=str(tiny / "base"), adapter=str(folder))
+
+
+def test_adapters_are_merged_again(adapters, tiny, tmp_path):
+    """A recipe names an adapter alone; the one that is kept names its base, and the result is that of both steps at once."""
+    half = {"weight": 0.5}
+    merge, alone = {"method": "task_arithmetic", "parameters": [half, half]}, adapters["sources"][0]["adapter"]
+    first = build_model(Recipe.model_validate({**adapters, "merge": merge}), tmp_path / "first")
+    data = {**adapters, "sources": [{"model": str(first)}, {"model": alone}], "merge": {"method": "task_arithmetic"}}
+    second = build_model(Recipe.model_validate(data), tmp_path / "second")
+    assert Recipe.load(second / "recipe.yaml").sources == [
+        SourceRef(model=str(tiny / "base"), adapter=adapter) for adapter in (str(first), alone)
+    ]
+    merge = {"method": "task_arithmetic", "parameters": [{"weight": 1.5}, {"weight": 0.5}]}
+    once = build_model(Recipe.model_validate({**adapters, "merge": merge}), tmp_path / "once", whole=True)
+    state = AutoModelForCausalLM.from_pretrained(once).state_dict()
+    source = open_source(str(second))
+    for name in source.tensors:
+        assert torch.allclose(source.read(name), state[name], atol=1e-6), name
