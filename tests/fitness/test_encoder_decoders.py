@@ -8,6 +8,7 @@ import pytest
 import torch
 from classes import random_class
 from searches import Config
+from slowly import slow_beyond
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -98,7 +99,7 @@ def search_of(search_config: Config, folder: Path, name: str, tokenizer: Any, **
     return config
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("name", slow_beyond(["bart"], ["t5", "bart"]))
 def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_config):
     """The winner is built as a plain model, which writes what its trial wrote; an answer can be shown."""
     config = search_of(search_config, tmp_path, name, ending_tokenizer)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.build import build_model
@@ -87,7 +88,7 @@ def test_the_memory_of_models_is_counted(tiny_half, search_config):
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+@pytest.mark.parametrize("dtype", slow_beyond(["float32", None], ["float32", "bfloat16", None]))
 def test_a_live_model_scores_what_the_built_model_scores(dtype, tiny_half, search_config, tmp_path):
     """One evaluator gives every kind of recipe, one after the other, the scores of the built and loaded model, bit for bit;
     and again in another order, and after one that failed."""
@@ -203,18 +204,6 @@ def test_sources_of_different_depth_share_a_path(tiny, search_config, tmp_path):
     assert evaluator.evaluate(recipe).values.tolist() == built
 
 
-def test_candidates_share_the_layers_of_the_sources(search_config):
-    """A candidate of a data flow search holds the resident parameters themselves, not copies."""
-    config = search_config("dfs")
-    evaluator = Evaluator(config)
-    parent = evaluator.models.model(config.sources[0])
-    merged = evaluator.models.model(_recipe(config, "dfs"))
-    own = {parameter.data_ptr() for parameter in parent.parameters()}
-    assert merged.get_input_embeddings().weight.data_ptr() in own
-    other = {parameter.data_ptr() for parameter in evaluator.models.model(config.sources[1]).parameters()}
-    assert {parameter.data_ptr() for parameter in merged.parameters()} <= own | other
-
-
 @pytest.mark.parametrize("part", ["ps", "dfs"])
 def test_answer_is_what_the_model_writes(part, search_config, tmp_path):
     """The answer that is shown is the built model's own greedy continuation of the prompt."""
@@ -323,8 +312,10 @@ def other_words(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("vocabulary", ["union", "tokenizer"])
-@pytest.mark.parametrize("space", ["ps", "hybrid"])
+VOCABULARIES = [("ps", "tokenizer"), ("hybrid", "union"), ("ps", "union"), ("hybrid", "tokenizer")]
+
+
+@pytest.mark.parametrize(("space", "vocabulary"), slow_beyond(VOCABULARIES[:2], VOCABULARIES))
 def test_vocabularies_that_differ(space, vocabulary, other_words, search_config, tmp_path):
     """A live merge of vocabularies that differ has the built model's tensors, bit for bit, and its tokenizer and scores."""
     lines = [json.dumps({"prompt": f"w{n} more{n} 3", "answer": f"more{n}"}) for n in (1, 2, 3)]

@@ -40,14 +40,14 @@ def _stop_in_mid_generation(search: Program, folder: Path, population: int) -> N
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_killed_and_resumed(search_config, tmp_path):
     """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
-    optimizer = {"evaluations": 30, "population": 5}
+    optimizer = {"evaluations": 20, "population": 5}
     config = search_config(
         "hybrid",
         merge={"method": "dare_linear"},
         path={"kind": "gates", "repetitions": 2},
         optimize=[
             {**optimizer, "space": "ps", "batch": 4},
-            {**optimizer, "evaluations": 10, "sigma": 0.5, "space": "dfs", "batch": 4},
+            {**optimizer, "evaluations": 5, "sigma": 0.5, "space": "dfs", "batch": 4},
         ],
     )
     config.save(tmp_path / "given.yaml")
@@ -61,7 +61,7 @@ def test_killed_and_resumed(search_config, tmp_path):
     assert len(workers) >= 2
     assert are_gone(*workers)
     done = count_trials(tmp_path / "killed")
-    assert 5 < done < 30
+    assert 5 < done < 20
     assert not (tmp_path / "killed" / "recipe.yaml").exists()
 
     reports: list[Progress] = []
@@ -156,13 +156,3 @@ def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monke
         assert edited(study)[1] is None
     repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
     assert repeated.to_json() == result.to_json()
-
-
-def test_other_examples_are_refused(tiny, tmp_path, search_config):
-    """A study goes on only with the examples it was begun with, even where a data file has kept its name."""
-    config = search_config("ps", folder=shutil.copytree(tiny, tmp_path / "tiny"))
-    run_search(config, tmp_path / "out", build=False)
-    file = tmp_path / "tiny" / "search.jsonl"
-    file.write_text("\n".join(reversed(file.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
-    with pytest.raises(SearchError, match=r"the search examples \(changed\) are not what this study was begun on"):
-        run_search(config, tmp_path / "out", build=False)

@@ -22,27 +22,26 @@ from hf_evomerge.search.run import run_search
 COLORS = ("red", "blue", "green", "white")
 
 
-@pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def _save(folder: Path, name: str) -> None:
+    save_vlm(folder / "sight", name, 0)
+    rows = {} if name == "gemma3" else {"vocab_size": len(WORDS) - 8}
+    for seed, model in enumerate(("plain", "base"), start=1):
+        save_plain(folder / model, name, seed, **rows)
+    lines = []
+    for number, color in enumerate(COLORS):
+        picture(color).save(folder / f"{color}.png")
+        lines.append({"prompt": "what is it ?" + " ?" * (number % 2), "answer": f" w{number}", "picture": f"{color}.png"})
+    (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.fixture
+def parents(made_once: Any) -> Any:
     """Makes, once for each, a model of sight, a plain one and a base that lack its last words, and pictures to ask about."""
-    made: dict[str, Path] = {}
 
     def of(name: str) -> Path:
         for library in NEEDS.get(name, []):
             pytest.importorskip(library)
-        if name not in made:
-            made[name] = folder = tmp_path_factory.mktemp(name)
-            save_vlm(folder / "sight", name, 0)
-            rows = {} if name == "gemma3" else {"vocab_size": len(WORDS) - 8}
-            for seed, model in enumerate(("plain", "base"), start=1):
-                save_plain(folder / model, name, seed, **rows)
-            lines = []
-            for number, color in enumerate(COLORS):
-                picture(color).save(folder / f"{color}.png")
-                prompt = "what is it ?" + " ?" * (number % 2)
-                lines.append({"prompt": prompt, "answer": f" w{number}", "picture": f"{color}.png"})
-            (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        return made[name]
+        return made_once(f"sight-{name}", lambda folder: _save(folder, name))
 
     return of
 
@@ -127,7 +126,7 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents, tmp_path):
 def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
     """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of what is built."""
     folder = parents("llava")
-    path, steps = {"kind": "gates", "max_hops": 5}, [{"by": "gradient", "evaluations": 8}]
+    path, steps = {"kind": "gates", "max_hops": 5}, [{"by": "gradient", "evaluations": 5}]
     config = search_of(folder, space="hybrid", path=path, optimize=steps, compare={"baselines": []})
     assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
     result = run_search(config, tmp_path / "search")

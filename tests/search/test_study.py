@@ -1,14 +1,15 @@
 """The study file: what goes in comes out, and nothing short of a broken disk takes it away."""
 
+import os
+import signal
 import sqlite3
-import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
 from forked import status_of_fork
-from warm import Program
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
@@ -158,38 +159,30 @@ def test_exclusive_refuses_a_second_holder(study):
     assert status_of_fork(hold) == 0
 
 
-WRITER = """
-import sys
-import numpy as np
-from hf_evomerge.fitness import Scores
-from hf_evomerge.search.study.study import Study, Trial
-study = Study.open(sys.argv[1])
-with study.exclusive():
-    for number in range(len(study.trials()), 1_000_000):
-        values = np.full(3000, number + 0.5)
-        scores = Scores(values, correct=values > 9, seconds=float(number))
-        study.add_trial(Trial("ps", number, number // 9, values, f"key{number}", scores))
-        print(number, flush=True)
-"""
+def _long(number: int) -> Trial:
+    values = np.full(3000, number + 0.5)
+    scores = Scores(values, correct=values > 9, seconds=float(number))
+    return Trial("ps", number, number // 9, values, f"key{number}", scores)
 
 
-def test_survives_being_killed(study):
+def test_survives_being_killed(study, tmp_path):
     """However often the writer is killed, each reported trial is there, every trial is whole, and it can go on."""
-    reported = -1
+    said, reported = tmp_path / "said", -1
+
+    def write(pause: float) -> None:
+        killer = Timer(pause, os.kill, (os.getpid(), signal.SIGKILL))
+        with Study.open(study.folder) as writer, writer.exclusive(), said.open("a") as lines:
+            for number in range(len(writer.trials()), 1_000_000):
+                writer.add_trial(_long(number))
+                print(number, file=lines, flush=True)
+                if not killer.is_alive():
+                    killer.start()
+
     for pause in (0.01, 0.033, 0.057):
-        writer = Program(WRITER, study.folder)
-        while not writer.said.stat().st_size:
-            assert writer.poll() is None, writer.errors.read_text()
-            time.sleep(0.001)
-        time.sleep(pause)
-        writer.kill()
-        writer.wait()
-        reported = int(writer.said.read_text().split("\n")[-2])
+        assert status_of_fork(lambda pause=pause: write(pause)) == -signal.SIGKILL
+        reported = int(said.read_text().split("\n")[-2])
         trials = Study.open(study.folder).trials("ps")
         assert [trial.number for trial in trials] == list(range(len(trials)))
         assert len(trials) in (reported + 1, reported + 2)
-        for trial in trials:
-            values = np.full(3000, trial.number + 0.5)
-            expected = Scores(values, correct=values > 9, seconds=float(trial.number))
-            assert _same(trial, Trial("ps", trial.number, trial.number // 9, values, f"key{trial.number}", expected))
+        assert all(_same(trial, _long(trial.number)) for trial in trials)
     assert reported > 3
