@@ -47,8 +47,8 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SPLITS = {"search": 5, "validation": 4, "test": 6}
 
 
-def _save_family(folder: Path, dtype: Any) -> None:
-    """Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a third block."""
+def _save_family(folder: Path, dtype: str) -> None:
+    """Problems, and Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a third block."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from words import word_tokenizer
@@ -69,11 +69,8 @@ def _save_family(folder: Path, dtype: Any) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     models["deep"] = LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 3}))
     for name, model in models.items():
-        model.to(dtype).save_pretrained(folder / name)
+        model.to(getattr(torch, dtype)).save_pretrained(folder / name)
         word_tokenizer(SPECIAL + WORDS).save_pretrained(folder / name)
-
-
-def _write_problems(folder: Path) -> None:
     rng = random.Random(0)
     for split, count in SPLITS.items():
         lines = []
@@ -102,13 +99,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     return folder_of
 
 
-def _save_all(folder: Path, dtype: str) -> None:
-    import torch
-
-    _save_family(folder, getattr(torch, dtype))
-    _write_problems(folder)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_load_at_a_time() -> Iterator[None]:
     """Loads wait for each other: pages of earlier tests may still load, and transformers gives a process one at a time."""
@@ -128,34 +118,13 @@ def _one_load_at_a_time() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny(made_once: MadeOnce) -> Path:
     """A folder with the models ``base``, ``a``, ``b`` and ``deep`` in float32, and a JSON-lines file per split."""
-    return made_once("tiny", lambda folder: _save_all(folder, "float32"))
+    return made_once("tiny", lambda folder: _save_family(folder, "float32"))
 
 
 @pytest.fixture(scope="session")
 def tiny_half(made_once: MadeOnce) -> Path:
     """As `tiny`, with the models in bfloat16."""
-    return made_once("half", lambda folder: _save_all(folder, "bfloat16"))
-
-
-@pytest.fixture(scope="session")
-def hybrid_search(made_once: MadeOnce, tiny: Path) -> Path:
-    """The folder of a finished hybrid search of the tiny family, its winner built."""
-    from hf_evomerge.search.run import run_search
-
-    optimizer = {"evaluations": 8, "population": 4}
-    settings = {
-        "space": "hybrid",
-        "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
-        "base": {"model": str(tiny / "base")},
-        "merge": {"groups": "model"},
-        "path": {"kind": "paper", "repetitions": 1, "scales": "slot", "initialisation": "paper"},
-        "optimize": [{**optimizer, "space": "ps"}, {**optimizer, "sigma": 1.0, "space": "dfs"}],
-        "fitness": {"task": "likelihood", "separator": " "},
-        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in SPLITS},
-        "compare": {"finalists": 2},
-    }
-    config = validate(SearchConfig, settings, SearchError)
-    return made_once("hybrid", lambda folder: run_search(config, folder / "search")) / "search"
+    return made_once("half", lambda folder: _save_family(folder, "bfloat16"))
 
 
 @pytest.fixture(scope="session")
@@ -188,3 +157,12 @@ def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
 def search_config(search_settings: Callable[..., dict[str, Any]]) -> Callable[..., SearchConfig]:
     """Makes a small search of the tiny family."""
     return lambda *arguments, **more: validate(SearchConfig, search_settings(*arguments, **more), SearchError)
+
+
+@pytest.fixture(scope="session")
+def hybrid_search(made_once: MadeOnce, search_config: Callable[..., SearchConfig]) -> Path:
+    """The folder of a finished hybrid search of the tiny family, its winner built."""
+    from hf_evomerge.search.run import run_search
+
+    config = search_config("hybrid", path={"kind": "paper", "repetitions": 1, "scales": "slot", "initialisation": "paper"})
+    return made_once("hybrid", lambda folder: run_search(config, folder / "search")) / "search"

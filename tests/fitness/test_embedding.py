@@ -13,7 +13,7 @@ from sentence import sentence_folder
 from transformers import BertModel
 
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import FitnessError, SearchError, SourceError
+from hf_evomerge.errors import FitnessError, SourceError
 from hf_evomerge.fitness import Example, make_task, parse_task
 from hf_evomerge.fitness.embedding import attach_modules
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -182,14 +182,6 @@ def test_a_search_scores_what_it_builds(search, tmp_path):
     first = load_file(tmp_path / "a" / "2_Dense" / "model.safetensors")
     assert not torch.equal(stored["linear.weight"], first["linear.weight"])
     assert (built / "1_Pooling" / "config.json").exists()
-
-
-def test_a_search_refuses_pooling_that_it_does_not_compute(search, tmp_path):
-    """Before a model is loaded, in one line."""
-    for name in ("base", "a", "b"):
-        edit_json(tmp_path / name / "1_Pooling" / "config.json", pooling_mode="weightedmean")
-    with pytest.raises((FitnessError, SearchError), match="weightedmean is not computed"):
-        run_search(search, tmp_path / "out")
 
 
 def test_the_evaluator_of_the_documentation(search, tmp_path, monkeypatch):

@@ -185,9 +185,6 @@ def test_leaves_everything_as_it_was(tasks, model, tokenizer):
         ),
         ({"generation_kwargs": {"max_gen_tok": 9}}, r"max_gen_tok: no such key; did you mean max_gen_toks\?"),
         ({"generation_kwargs": {"num_beams": 65}}, r"task.yaml: generation_kwargs.num_beams: must be at most 64 \(found 65\)"),
-        ({"generation_kwargs": {"max_gen_toks": 10**9}}, "generation_kwargs.max_gen_toks: must be at most 1048576"),
-        ({"repeats": 2 * 10**8}, "task.yaml: repeats: must be at most 1000"),
-        ({"num_fewshot": 10**9}, "task.yaml: num_fewshot: must be at most 1000"),
         ({"metric_list": [{"metric": ["acc"]}]}, r"metric_list.0.metric: must be a text \(found \['acc'\]\)"),
         ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "metric_list.0.hf_evaluate: must be False"),
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "SecurityError|unsafe"),
@@ -211,7 +208,6 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
     [
         {"doc_to_text": LOOP},
         {"doc_to_text": "{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}"},
-        {"doc_to_text": "{{ ('x' * 40) | regex_replace('(x+x+)+y', '') }}"},
         {"doc_to_target": "{% if answer == 2 %}" + LOOP + "{% endif %}{{answer}}"},
     ],
 )

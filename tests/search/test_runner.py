@@ -328,25 +328,6 @@ def test_jobs_of_lost_machines_are_run_again(search_config):
     assert runner.begun.count(3) == 2 * (MOVES + 1)
 
 
-def test_a_local_runner_keeps_the_order(search_config):
-    """In this process jobs are evaluated one after the other, each only when its scores are asked for."""
-
-    class Recording:
-        def __init__(self) -> None:
-            self.seen: list[Any] = []
-
-        def evaluate(self, target: Any, split: str, batch: Any, *how: Any) -> Scores:
-            self.seen.append((split, batch))
-            return Scores(np.ones(2))
-
-    evaluator = Recording()
-    scores = LocalRunner(evaluator).run([Job(search_config().sources[0], "test", (number,)) for number in range(3)])  # type: ignore[arg-type]
-    assert next(scores)[0] == 0
-    assert evaluator.seen == [("test", (0,))]
-    assert [index for index, _ in scores] == [1, 2]
-    assert evaluator.seen == [("test", (number,)) for number in range(3)]
-
-
 def test_a_script_without_a_main_guard_is_told_so(search_config, monkeypatch):
     """A worker that, importing the user's script, would start workers itself says what the script lacks."""
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
@@ -366,3 +347,16 @@ def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, mo
     with pytest.raises(MachineError, match="a worker process cannot be started: Cannot allocate memory"):
         _run(runner, harmless_jobs(search_config())[:1])
     runner.close()
+
+
+def test_a_local_runner_keeps_the_order(search_config):
+    """In this process jobs are evaluated one after the other, each only when its scores are asked for."""
+    seen: list[Any] = []
+    evaluator: Any = SimpleNamespace(
+        evaluate=lambda target, split, batch, *how: (seen.append((split, batch)), Scores([1.0]))[1]
+    )
+    scores = LocalRunner(evaluator).run([Job(search_config().sources[0], "test", (number,)) for number in range(3)])
+    assert next(scores)[0] == 0
+    assert seen == [("test", (0,))]
+    assert [index for index, _ in scores] == [1, 2]
+    assert seen == [("test", (number,)) for number in range(3)]
