@@ -1,12 +1,11 @@
 """A tiny random model of every type of causal language model in the installed transformers, from its config's defaults."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from tiny_models import VOCAB
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from tiny_models import VOCAB, built, kinds
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -14,22 +13,8 @@ TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 # What a config's field becomes, where it has the field.
 _SMALL: dict[str, Any] = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2},
-    **{
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "sep_token_id": 3,
-    },
-    **{
-        "is_decoder": True,
-        "sliding_window": 4,
-        "attention_chunk_size": 8,
-        "local_attention": 8,
-        "block_size": 8,
-        "sep_token_id": 3,
-    },
+    **{"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 3},
+    **{"head_dim": 8, "is_decoder": True, "sliding_window": 4, "attention_chunk_size": 8, "local_attention": 8},
     # other names of widths
     **{"ffn_dim": 40, "dff": 40, "dim_ff": 40, "dim_head": 8, "embedding_size": 32, "intermediate_size_mlp": 40},
     **{"decoder_ffn_dim": 40, "encoder_ffn_dim": 40, "dense_intermediate_size": 40, "ffn_hidden_size": 40, "rotary_dim": 8},
@@ -37,14 +22,8 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 16),
-    **{
-        "first_k_dense_replace": 1,
-        "num_dense_layers": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "expert_ffn_hidden_size": 16,
-        "zero_expert_num": 1,
-    },
+    **{"expert_ffn_hidden_size": 16, "block_size": 8},
+    **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "n_group", "topk_group", "zero_expert_num"), 1),
     # latent, indexed and further attentions
     **{"kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "o_lora_rank": 8},
     **{"index_head_dim": 16, "index_n_heads": 2, "index_topk": 4, "query_pre_attn_scalar": 8},
@@ -57,11 +36,6 @@ _SMALL: dict[str, Any] = {
     # per-layer embeddings
     **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "unpadded_vocab_size": VOCAB},
 }
-
-
-def _kinds(*kinds: str) -> Callable[[int], list[str]]:
-    """Kinds of layers in turn."""
-    return lambda count: [kinds[layer % len(kinds)] for layer in range(count)]
 
 
 # Further fields of types that the above leaves large or wrong; a callable is given the number of layers.
@@ -84,17 +58,17 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 8},
     "gemma4_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": lambda count: [[["global"], count]], "window_size": 4},
-    "granitemoehybrid": {"layer_types": _kinds("linear_attention", "full_attention")},
+    "granitemoehybrid": {"layer_types": kinds("linear_attention", "full_attention")},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": {"layer_types": _kinds("linear_attention", "full_attention")},
-    "lfm2_moe": {"layer_types": _kinds("conv", "full_attention")},
-    "qwen3_5_text": {"layer_types": _kinds("linear_attention", "full_attention")},
-    "qwen3_5_moe_text": {"layer_types": _kinds("linear_attention", "full_attention")},
-    "qwen3_next": {"layer_types": _kinds("linear_attention", "full_attention")},
+    "kimi_linear": {"layer_types": kinds("linear_attention", "full_attention")},
+    "lfm2_moe": {"layer_types": kinds("conv", "full_attention")},
+    "qwen3_5_text": {"layer_types": kinds("linear_attention", "full_attention")},
+    "qwen3_5_moe_text": {"layer_types": kinds("linear_attention", "full_attention")},
+    "qwen3_next": {"layer_types": kinds("linear_attention", "full_attention")},
     "longcat_flash": {"num_layers": lambda count: count, "num_hidden_layers": None},
     "mamba2": {"expand": 2, "num_heads": 8},
     "nemotron_h": {
-        "layers_block_type": _kinds("linear_attention", "full_attention", "moe", "mlp"),
+        "layers_block_type": kinds("linear_attention", "full_attention", "moe", "mlp"),
         "moe_shared_expert_intermediate_size": 16,
     },
     "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [4, 16], "num_hashes": 1, "feed_forward_size": 40},
@@ -105,8 +79,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "xlstm": {"hidden_size": 64, "num_heads": 4, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},
     "xmod": {"default_language": "en_XX"},
     "xlnet": {"d_head": 8, "d_inner": 40},
-    "zamba": {"layers_block_type": _kinds("linear_attention", "hybrid", "hybrid")},
-    "zamba2": {"layers_block_type": _kinds("linear_attention", "hybrid")},
+    "zamba": {"layers_block_type": kinds("linear_attention", "hybrid", "hybrid")},
+    "zamba2": {"layers_block_type": kinds("linear_attention", "hybrid")},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 8},
 }
 
@@ -124,16 +98,11 @@ def tiny_config(model_type: str, layers: int) -> PreTrainedConfig:
 
 def tiny_source(model_type: str, layers: int, seed: int = 0) -> PreTrainedModel:
     """A random model of a type, in eval mode, in which no two layers are alike."""
-    config = tiny_config(model_type, layers)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = (kind[0] if isinstance(kind, (tuple, list)) else kind)(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "A_log" not in name:
-                parameter.normal_(std=0.2)
-            elif parameter.is_floating_point():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    torch.random.set_rng_state(state)
-    return model
+
+    def change(name: str, parameter: torch.Tensor) -> None:
+        if parameter.dim() > 1 and "A_log" not in name:
+            parameter.normal_(std=0.2)
+        elif parameter.is_floating_point():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+    return built(tiny_config(model_type, layers), seed, change)

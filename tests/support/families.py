@@ -8,16 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 def tiny_config(**changes) -> LlamaConfig:
     """A Llama of two blocks."""
-    settings = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 64,
-        "tie_word_embeddings": True,
-    }
-    return LlamaConfig(**{**settings, **changes})
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return LlamaConfig(**{**sizes, **heads, **changes})
 
 
 def save_family(folder: Path, config: LlamaConfig, dtype: torch.dtype, count: int = 3) -> Path:

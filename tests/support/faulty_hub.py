@@ -163,12 +163,7 @@ class _Server(Server):
 
 
 class FaultyHub(LocalHub):
-    """A Hub on loopback whose requests can be looked at and made to fail.
-
-    Attributes:
-        faults: What is to go wrong; see `Fault`.
-        requests: The requests, without their tokens.
-    """
+    """A Hub on loopback whose requests, without their tokens, can be looked at and made to fail."""
 
     def __init__(self, root: str | Path, port: int = 0, **options: Any) -> None:
         super().__init__(root, port, **options)

@@ -27,11 +27,7 @@ CASES = [
     ("dare_ties", [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}], {"normalize": True}),
     ("breadcrumbs", [{"weight": 0.6, "density": GROUPED, "gamma": 0.2}, {"density": 0.4, "gamma": GROUPED}], {"rescale": "l1"}),
     ("breadcrumbs_ties", [{**values, "gamma": 0.1} for values in _SPARSE], {"normalize": True}),
-    (
-        "della",
-        [{"weight": 0.6, "density": GROUPED, "epsilon": 0.1}, {"density": 0.5, "epsilon": {"head": 0.5, "default": 0.2}}],
-        {},
-    ),
+    ("della", [{"weight": 0.6, "density": GROUPED, "epsilon": 0.1}, {"density": 0.5, "epsilon": _EPSILON}], {}),
     ("della_linear", [{**values, "epsilon": 0.2} for values in _SPARSE], {"rescale": "expected", "lambda": 1.2}),
     ("model_stock", [{}, {}, {}], {}),
     ("model_stock", [{}, {}], {"filter_wise": True}),

@@ -36,13 +36,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a push ended.
-
-    Attributes:
-        error: The line that it ended with; None where it succeeded.
-        complaint: What is wrong with that end; None where nothing is.
-        hits: How many calls went wrong.
-    """
+    """How a push ended: its line if it failed, what is wrong with that end if anything is, and how many calls went wrong."""
 
     error: str | None
     complaint: str | None
@@ -50,15 +44,7 @@ class Outcome:
 
 
 class Bench:
-    """A merge whose parents are on a Hub, to be pushed under ever new names.
-
-    Args:
-        hub: A running hub.
-        api: Its client.
-        family: A folder with checkpoints.
-        scratch: An empty folder.
-        parents: Which of them are merged.
-    """
+    """A merge of some checkpoints of a family, which are on a running hub, to be pushed under ever new names."""
 
     def __init__(self, hub: FaultyHub, api: HfApi, family: Path, scratch: Path, *, parents: Sequence[str] = ("a", "b")) -> None:
         self.hub, self.api, self._count = hub, api, 0
@@ -79,12 +65,7 @@ class Bench:
         return self._calls[way]
 
     def push(self, way: str, faults: Sequence[Fault]) -> Outcome:
-        """Push under a new name, with faults, and look at what is there afterwards.
-
-        Args:
-            way: One of `WAYS`.
-            faults: What goes wrong; ``NAME`` in a pattern stands for the repository's name.
-        """
+        """Push under a new name, ``NAME`` in the faults' patterns, and look at what is there afterwards."""
         self._count += 1
         repo_id, options = f"local/m{self._count}", PushOptions(published=self.published, **WAYS[way])
         (self.model / "vocab.bin").write_bytes(b"\0" + str(self._count).encode())  # the Hub asks only for what it lacks

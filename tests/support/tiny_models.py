@@ -1,10 +1,11 @@
 """Tiny random models of many architectures, for the tests of the merged model."""
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MambaForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MambaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 VOCAB = 64
 _COMMON: dict[str, Any] = {
@@ -16,31 +17,26 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 _SLIDING = {"sliding_window": 4}
 
 
-def _alternating(count: int) -> list[str]:
-    return ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(count)]
-
-
-def _conv(count: int) -> list[str]:
-    return ["conv" if layer % 2 == 0 else "full_attention" for layer in range(count)]
-
-
-def _linear(count: int) -> list[str]:
-    return ["linear_attention" if layer % 2 == 0 else "full_attention" for layer in range(count)]
+def kinds(*names: str) -> Callable[[int], list[str]]:
+    """Kinds of layers in turn."""
+    return lambda count: [names[layer % len(names)] for layer in range(count)]
 
 
 _LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+
+_ALTERNATING = {"layer_types": kinds("sliding_attention", "full_attention")}
 
 # Architecture: fields beside the common ones; a callable is given the number of layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {**_HEAD_DIM, **_SLIDING},
     "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {**_HEAD_DIM, "layer_types": _alternating, **_SLIDING, "use_sliding_window": True},
+    "qwen3": {**_HEAD_DIM, **_ALTERNATING, **_SLIDING, "use_sliding_window": True},
     "qwen3_moe": {**_HEAD_DIM, **_EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": lambda count: [1]},
-    "qwen3_5_text": {**_HEAD_DIM, **_LINEAR, "layer_types": _linear},
+    "qwen3_5_text": {**_HEAD_DIM, **_LINEAR, "layer_types": kinds("linear_attention", "full_attention")},
     "gemma": _HEAD_DIM,
-    "gemma2": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "query_pre_attn_scalar": 8},
-    "gemma3_text": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "query_pre_attn_scalar": 8},
+    "gemma2": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING, "query_pre_attn_scalar": 8},
     "phi": {},
     "phi3": {"pad_token_id": 0},
     "gpt2": {},
@@ -49,18 +45,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "window_size": 4,
     },
     "gpt_neox": {},
-    "gpt_oss": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
     "granite": {"residual_multiplier": 0.7, "embedding_multiplier": 2.0, "logits_scaling": 3.0},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
-    "cohere2": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating},
+    "cohere2": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING},
     "stablelm": {},
     "starcoder2": {"sliding_window": None},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "bloom": {},
     "opt": {"ffn_dim": 40, "word_embed_proj_dim": 32},
-    "lfm2": {"layer_types": _conv, "block_ff_dim": 40, "block_auto_adjust_ff_dim": False},
-    "exaone4": {**_SLIDING, "layer_types": _alternating, "sliding_window_pattern": 2},
+    "lfm2": {"layer_types": kinds("conv", "full_attention"), "block_ff_dim": 40, "block_auto_adjust_ff_dim": False},
+    "exaone4": {**_SLIDING, **_ALTERNATING, "sliding_window_pattern": 2},
     "glm4": _HEAD_DIM,
     "smollm3": {"no_rope_layers": lambda count: [layer % 2 for layer in range(count)], "layer_types": None},
     "mamba": {"state_size": 4, "conv_kernel": 4, "time_step_rank": 4},
@@ -89,17 +85,25 @@ def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any)
     given = {**_COMMON, "num_hidden_layers": layers, **ARCHITECTURES.get(architecture, {}), **fields}
     given = {name: value(layers) if callable(value) else value for name, value in given.items()}
     config = CONFIG_MAPPING[architecture](**{name: value for name, value in given.items() if value is not None})
+
+    def change(name: str, parameter: torch.Tensor) -> None:
+        if "norm" in name:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        elif "A_log" not in name:
+            parameter.normal_(std=0.2)
+
+    return built(config, seed, change)
+
+
+def built(config: PreTrainedConfig, seed: int, change: Callable[[str, torch.Tensor], None]) -> PreTrainedModel:
+    """A random model of a config in eval mode, each of whose parameters is changed."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = (kind[0] if isinstance(kind, (tuple, list)) else kind)(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "A_log" not in name and "norm" not in name:
-                parameter.normal_(std=0.2)
-            elif "norm" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = (kind[0] if isinstance(kind, (tuple, list)) else kind)(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                change(name, parameter)
     return model
 
 

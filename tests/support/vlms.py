@@ -12,16 +12,8 @@ from words import word_tokenizer
 
 WORDS = [
     *("<pad>", "<bos>", "<eos>", "<unk>", "user", "assistant", "what", "is", "red", "blue", "it", "?"),
-    *(
-        "<image>",
-        "<video>",
-        "<vision_start>",
-        "<vision_end>",
-        "<fake_token_around_image>",
-        "<global-img>",
-        "<end_of_utterance>",
-    ),
-    *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    *("<image>", "<video>", "<vision_start>", "<vision_end>", "<fake_token_around_image>", "<global-img>"),
+    *("<end_of_utterance>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
     *(f"w{number}" for number in range(42)),
 ]
 ID = {word: number for number, word in enumerate(WORDS)}
@@ -45,11 +37,8 @@ QWEN = {"hidden_size": 16, "intermediate_size": 20, "depth": 2, "num_heads": 2, 
 # Name: model type of the plain language model, fields of both, and the config and class of the vision-language model.
 PLAIN = {"llava": "mistral", "llava_next": "llama", "qwen2_5_vl": "qwen2", "gemma3": "gemma3_text", "smolvlm": "llama"}
 PLAIN["qwen2_vl"] = "qwen2"
-NEEDS = {
-    "qwen2_vl": ["torchvision"],
-    "qwen2_5_vl": ["torchvision"],
-    "smolvlm": ["torchvision", "num2words"],
-}  # what their processors need
+SIGHT = ["torchvision"]
+NEEDS = {"qwen2_vl": SIGHT, "qwen2_5_vl": SIGHT, "smolvlm": [*SIGHT, "num2words"]}  # what their processors need
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",

@@ -79,15 +79,7 @@ def warm_workers(method: str | None = None) -> Iterator[None]:
 class Program:
     """Python code that runs in a warm process as a program of its own, with the methods of `subprocess.Popen`.
 
-    Args:
-        code: The program; its workers are forks of it.
-        arguments: What `sys.argv` has after the first.
-        cwd: The folder that it runs in.
-        env: Its environment; by default that of this process.
-
-    Attributes:
-        said: A file with what it wrote to its output so far.
-        errors: The same of its errors.
+    Its workers are forks of it; the files `said` and `errors` have what it wrote so far.
     """
 
     def __init__(self, code: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
