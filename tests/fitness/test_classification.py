@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from vlms import tokenizer as words
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, load_examples
+from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
@@ -78,6 +80,17 @@ def test_a_cross_encoder_gives_the_odds_of_one_label(tokenizer):
     both = [Example("one", answer, answer) for answer in ("0", "1", "0.7")]
     no, yes, graded = prepared("classification", both, tokenizer).evaluate(model).values
     assert graded == pytest.approx(0.3 * no + 0.7 * yes)  # as a binary cross-entropy is
+
+
+def test_a_classifier_is_fine_tuned(tokenizer):
+    """LoRA raises the score of a model that writes nothing, its head included."""
+    model, examples = random_class("bert", 0), [Example("one two", "red", "a"), Example("four", "blue", "b")]
+    task = prepared("classification", examples, tokenizer)
+    before = task.evaluate(model).mean
+    make = partial(make_task, task.spec)
+    tuned = fine_tune(model.requires_grad_(False), make, examples, tokenizer, Lora(1e-2, steps=20, batch=2))
+    assert task.evaluate(tuned).mean > before
+    assert any("classifier" in name for name, parameter in tuned.named_parameters() if parameter.requires_grad)
 
 
 def test_the_gradient_is_that_of_the_mean_score(tokenizer):

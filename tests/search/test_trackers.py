@@ -44,14 +44,33 @@ def cut_short(config: SearchConfig, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandb(search_config, tmp_path, monkeypatch):
-    """A run gets every generation once, in order, then pictures and table; a search that is resumed goes on in the same run."""
-    fake = Fake("wandb")
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
+    """A run gets each generation once, then pictures and table; a resumed search goes on in it, and takes back what is lost."""
+    fake, written = Fake("wandb"), list[tuple[str, Any]]()
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            written.append(("open", (Path(folder).name, purge_step)))
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *given, **more: written.append((name, given))
+
+    board = ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = Writer  # type: ignore[attr-defined]
+    modules = {"wandb": fake, "torch.utils.tensorboard": board, "tensorboard": ModuleType("tensorboard")}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setenv("WANDB_PROJECT", "merges")
-    config = search_config("ps", report_to=["wandb"])
+    config = search_config("ps", report_to=["wandb", "tensorboard"])
     cut_short(config, tmp_path / "out")
     result = run_search(config, tmp_path / "out", build=False)
+    steps = [given[2] for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert [given for name, given in written if name == "open"] == [("runs", 1), ("runs", steps.index(2) + 1)]
+    assert [given[0] for name, given in written if name == "add_image"] == ["pictures/fitness", "pictures/weights"]
+    (text,) = [given for name, given in written if name == "add_text"]
+    assert text[1].startswith("| model | fitness |")
+    assert written[-1] == ("close", ())
     resume_search(tmp_path / "out", build=False)
     opened = [given for name, given in fake.calls if name == "init"]
     assert [(each["project"], each["resume"]) for each in opened] == [("merges", "allow")] * 3
@@ -99,35 +118,6 @@ def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, fail
     monkeypatch.setattr(fake, "init", refuse)
     with pytest.raises(SearchError, match="report_to: wandb: the server is gone; mend that, or leave it out"):
         run_search(config, tmp_path / "other", build=False)
-
-
-@pytest.mark.slow
-def test_tensorboard(search_config, tmp_path, monkeypatch):
-    """TensorBoard gets the same; what a process logged and did not store is taken back."""
-    written: list[tuple[str, Any]] = []
-
-    class Writer:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            written.append(("open", (Path(folder).name, purge_step)))
-
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *given, **more: written.append((name, given))
-
-    fake = ModuleType("torch.utils.tensorboard")
-    fake.SummaryWriter = Writer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
-    config = search_config("ps", report_to=["tensorboard"])
-    cut_short(config, tmp_path / "out")
-    run_search(config, tmp_path / "out", build=False)
-    means = [given for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
-    steps = [step for _, _, step in means]
-    assert steps == list(range(1, len(steps) + 1))
-    assert [given for name, given in written if name == "open"] == [("runs", 1), ("runs", steps.index(2) + 1)]
-    assert [given[0] for name, given in written if name == "add_image"] == ["pictures/fitness", "pictures/weights"]
-    (text,) = [given for name, given in written if name == "add_text"]
-    assert text[1].startswith("| model | fitness |")
-    assert written[-1] == ("close", ())
 
 
 def test_trackio(search_config, tmp_path, monkeypatch):
