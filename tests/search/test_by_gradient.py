@@ -34,6 +34,7 @@ def test_a_search_by_gradient(name, search_config, tmp_path):
     for row in (row for row in result.rows if row.stage in STAGES):
         counted = study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
         assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
+    assert name != "terms" or any("+" in hop for hop in result.winner.flow.path)
     if name not in ("dfs", "terms"):
         start = evaluator.evaluate(study.recipe(study.trials(config.stages[0].name)[0].recipe_key or "")).mean
         assert study.best(config.stages[0].name)[0].fitness > start  # type: ignore[operator]

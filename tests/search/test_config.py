@@ -10,6 +10,17 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
+
+def test_defaults_are_those_of_the_paper():
+    """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and step size, seed 0."""
+    config = minimal()
+    (step,) = config.optimize
+    assert (step.by, step.evaluations) == ("cma", 1000)
+    assert (step.population, step.sigma, step.minutes, step.batch) == (None, None, None, None)
+    assert (config.compute.seed, config.compute.threads) == (0, 1)
+    assert (config.merge.groups, config.path.kind) == ("block", "gates")
+
+
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}
 DFS = {"space": "dfs"}
 RANGE = "merge.parameters.weight: low is below high, and start between them"
