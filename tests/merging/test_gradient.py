@@ -140,14 +140,6 @@ def test_every_method_on_a_whole_model(method, parents, load):
     assert any(found.values())
 
 
-def test_normalised_weights(family, load):
-    """The gradient of a weighted mean goes through the sum of the weights, also where that is 1."""
-    model = load(family / "base")
-    merger = LiveMerger(opened(family)[0], None, "linear", {}, 0, model)
-    found = check(merger, model, [{"weight": 0.5}, {"weight": 0.5}])
-    assert found["weight", 0, None] == pytest.approx(-found["weight", 1, None])
-
-
 def test_backward_passes_add_up_and_repeat(family, load):
     """Several backward passes give the sum of theirs, used at once or together, and the same point the same bits."""
     model = load(family / "base")

@@ -1,5 +1,6 @@
 """Adapters that run on their base without being merged, against the same merges written into a whole model."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ WEIGHTS: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
     "groups and lambda": ([{"weight": {"embed": 0.3, "*mlp*": 0.0, "default": 1.1}}, {"weight": 0.5}, {}], {"lambda": 0.6}),
     "rows": ([{"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}}, {"weight": {NAME: [1.0, 0.0], "default": 0.7}}, {}], {}),
 }
+DIAGONAL = list(zip(ADAPTERS, itertools.cycle(WEIGHTS), strict=False))
 
 
 def save_adapters(folder: Path, base: Path, configs: list[dict[str, Any]]) -> tuple[list[Any], Source]:
@@ -58,8 +60,7 @@ def logits(model: Any) -> torch.Tensor:
         return found
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("adapters", ADAPTERS)
+@pytest.mark.parametrize(("adapters", "weights"), slow_beyond(DIAGONAL, itertools.product(ADAPTERS, WEIGHTS)))
 def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
     """Unmerged adapters say the same as the merged model, and have the same gradient, for each kind of number."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS[adapters])
@@ -165,20 +166,6 @@ def test_bfloat16_is_near(half_family, load, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "line"),
-    [
-        ("ties", {}, "ties is not the sum"),
-        ("linear", {}, "linear is not"),
-        ("task_arithmetic", {"normalize": True}, "is not the"),
-    ],
-)
-def test_other_methods_are_merged(method, options, line, family, tmp_path):
-    """A method that is no sum of task vectors is merged, and the reason says so."""
-    sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2}])
-    assert line in (why_merged(sources, base, method, options) or "")
-
-
-@pytest.mark.parametrize(
     ("config", "line"),
     [
         ({"use_dora": True}, "by more than the product of two factors of a linear layer (DoRA)"),
@@ -193,12 +180,19 @@ def test_other_adapters_are_merged(config, line, family, load, tmp_path):
         JoinedAdapters(sources, base, "task_arithmetic", load(family / "base"))
 
 
-def test_sources_that_are_no_adapters(family, tmp_path):
-    """Whole models, adapters of another base, and adapters without a base are merged."""
+def test_what_is_merged_instead(family, tmp_path):
+    """A method that is no sum of task vectors, whole models, and adapters of another base or of none: the reason says so."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
     whole, other = open_source(str(family / "source0")), open_source(str(family / "source1"))
-    for chosen, of, line in (([*sources, whole], base, "is no LoRA"), (sources, other, "another"), (sources, None, "another")):
-        assert line in (why_merged(chosen, of, "task_arithmetic", {}) or ""), line
+    for line, method, options, *given in (
+        ("ties is not the sum", "ties", {}, sources, base),
+        ("linear is not", "linear", {}, sources, base),
+        ("is not the", "task_arithmetic", {"normalize": True}, sources, base),
+        ("is no LoRA", "task_arithmetic", {}, [*sources, whole], base),
+        ("another", "task_arithmetic", {}, sources, other),
+        ("another", "task_arithmetic", {}, sources, None),
+    ):
+        assert line in (why_merged(*given, method, options) or ""), line
 
 
 def test_more_numbers_than_rows(family, load, tmp_path):

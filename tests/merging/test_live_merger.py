@@ -1,8 +1,11 @@
 """The live executor: the same bits as on disk, written into a model that stays in memory."""
 
+import itertools
+
 import pytest
 import torch
 from method_cases import CASES, IDS
+from slowly import slow_beyond
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_evomerge.building.build import build_model
@@ -10,22 +13,20 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.merging.live import LiveMerger
 
+WAYS = {  # the family, the dtype of the result, and the memory limit
+    "float32": ("family", None, 0),
+    "bfloat16": ("half_family", None, 1 << 30),
+    "bfloat16 to float32": ("half_family", "float32", 30_000),
+    "float32 to bfloat16": ("family", "bfloat16", 1 << 30),
+    "bfloat16 to float16": ("half_family", "float16", 0),
+}
+DIAGONAL = list(zip(IDS, itertools.cycle(WAYS), strict=False))
 
-@pytest.mark.parametrize(
-    ("which", "dtype", "memory_limit"),
-    [
-        ("family", None, 0),
-        ("half_family", None, 1 << 30),
-        ("half_family", "float32", 30_000),
-        ("family", "bfloat16", 1 << 30),
-        ("half_family", "float16", 0),
-    ],
-)
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
-def test_live_equals_checkpoint(
-    request, make_recipe, open_all, load, tmp_path, method, parameters, options, which, dtype, memory_limit
-):
+
+@pytest.mark.parametrize(("case", "way"), slow_beyond(DIAGONAL, itertools.product(IDS, WAYS)))
+def test_live_equals_checkpoint(request, make_recipe, open_all, load, tmp_path, case, way):
     """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after other candidates."""
+    (method, parameters, options), (which, dtype, memory_limit) = CASES[IDS.index(case)], WAYS[way]
     folder = request.getfixturevalue(which)
     recipe = make_recipe(folder, method, parameters, options, len(parameters), base=method != "slerp", dtype=dtype, seed=3)
     expected = load(build_model(recipe, tmp_path / "out", progress=False))

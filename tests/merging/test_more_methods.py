@@ -91,14 +91,6 @@ def test_della_of_a_vector():
     assert_close(found, exact(base) + kept)
 
 
-def test_della_without_epsilon_is_dare():
-    """With epsilon 0 the masks are those of DARE."""
-    base, sources = matrices(2)
-    parameters = many([0.7, 0.4], density=0.3)
-    expected = merge("dare_linear", base, sources, parameters)
-    assert torch.equal(merge("della_linear", base, sources, [{**p, "epsilon": 0.0} for p in parameters]), expected)
-
-
 def test_della_bits_are_pinned():
     """The bits of a DELLA merge never change from one version of the package to the next."""
     base = (torch.arange(1000, dtype=torch.float32) / 64).view(10, 100)

@@ -1,9 +1,11 @@
 """Weights for runs of rows: a list of numbers under the name of a tensor."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipes import merge_of
 
 from hf_evomerge import Recipe, build_model
 from hf_evomerge.building.merged import Merged
@@ -17,6 +19,11 @@ from hf_evomerge.merging.registry import get_method
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 TOKENS = torch.tensor([[1, 5, 9, 2, 7, 3]])
+
+
+def of_family(family: Path, method: str, *weights: Any) -> Recipe:
+    """A merge of two fine-tunes with the base."""
+    return merge_of(family / "source0", family / "source1", method=method, base=family / "base", weights=weights)
 
 
 def loss(model: Any) -> torch.Tensor:
@@ -60,13 +67,7 @@ def test_a_list_under_a_pattern_still_runs_over_the_blocks():
 def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     """A recipe with runs of rows survives YAML and builds the bits that the search scored."""
     weights = {NAME: [0.25, -0.5, 1.75, 0.1], "model.layers.0.self_attn.q_proj.weight": [0.9, 0.2], "default": 0.4}
-    recipe = Recipe.model_validate(
-        {
-            "sources": [{"model": str(family / f"source{i}")} for i in range(2)],
-            "base": {"model": str(family / "base")},
-            "merge": {"method": "task_arithmetic", "parameters": [{"weight": weights}, {"weight": 0.6}]},
-        }
-    )
+    recipe = of_family(family, "task_arithmetic", weights, 0.6)
     recipe.save(tmp_path / "recipe.yaml")
     again = Recipe.load(tmp_path / "recipe.yaml")
     assert again == recipe
@@ -128,13 +129,8 @@ def test_rows_that_do_not_fit_are_refused(family):
     sources = {number: open_source(str(family / f"source{number}")) for number in range(2)}
 
     def plan(method: str, *weights: list[float]) -> Any:
-        parameters = [{"weight": {NAME: numbers, "default": 0.5}} for numbers in weights]
-        recipe = {
-            "sources": [{"model": str(family / f"source{i}")} for i in range(2)],
-            "base": {"model": str(family / "base")},
-            "merge": {"method": method, "parameters": parameters},
-        }
-        return Merged(Recipe.model_validate(recipe), sources, open_source(str(family / "base")))
+        recipe = of_family(family, method, *({NAME: numbers, "default": 0.5} for numbers in weights))
+        return Merged(recipe, sources, open_source(str(family / "base")))
 
     with pytest.raises(RecipeError, match=r"5000 numbers for the .* rows of a tensor; give fewer"):
         plan("task_arithmetic", [0.1] * 5000, [0.5])

@@ -1,0 +1,29 @@
+"""Recipes of a few models, for tests that merge them or lay a path through them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_evomerge.recipes.recipe import Recipe
+
+Model = str | Path | dict[str, Any]
+
+
+def ref_of(model: Model) -> dict[str, Any]:
+    """What a recipe says of a model: its folder or name, or more."""
+    return model if isinstance(model, dict) else {"model": str(model)}
+
+
+def merge_of(
+    *models: Model, method: str = "linear", base: Model | None = None, weights: Sequence[Any] = (), **fields: Any
+) -> Recipe:
+    """A merge of the models with these weights; further fields of the recipe, and under `merge` of that part."""
+    merge = {"method": method, "parameters": [{"weight": weight} for weight in weights], **fields.pop("merge", {})}
+    based = {} if base is None else {"base": ref_of(base)}
+    return Recipe.model_validate({"sources": list(map(ref_of, models)), "merge": merge, **based, **fields})
+
+
+def path_of(*models: Model, hops: str | list[str], **fields: Any) -> Recipe:
+    """A path through the models; further fields of the recipe, and under `flow` of that part."""
+    flow = {"path": hops, **fields.pop("flow", {})}
+    return Recipe.model_validate({"sources": list(map(ref_of, models)), "flow": flow, **fields})
