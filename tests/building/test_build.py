@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 import torch
 from filelock import FileLock
 from forked import build_and_die, status_of_fork
+from recipes import merge_of
 from searches import digests
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints import model_folder, shards
@@ -55,19 +55,6 @@ def test_the_same_recipe_gives_the_same_files(part, make, tmp_path):
     assert same_weights == (part == "flow")
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_the_model_loads_and_everybody_can_read_it(part, make, tmp_path):
-    """Every file is readable by all, and the model and its tokenizer load: a merge as a plain model, a path as a merged one."""
-    folder = build_model(make(part), tmp_path / "model", progress=False)
-    for item in [folder, *folder.rglob("*")]:
-        assert stat.S_IMODE(item.stat().st_mode) & 0o444 == 0o444, item
-    assert list(tmp_path.iterdir()) == [folder]
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model).__name__ == ("LlamaForCausalLM" if part == "merge" else "EvoMergedForCausalLM")
-    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("w1 w2 3")["input_ids"]])
-    assert model(ids).logits.isfinite().all()
-
-
 def test_the_path_runs_through_the_merged_model(make, tmp_path):
     """With both parts and the identity path through the merged model, the result computes what the plain merge computes."""
     plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain", progress=False))
@@ -79,9 +66,8 @@ def test_the_path_runs_through_the_merged_model(make, tmp_path):
 
 def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
     """Where no dtype is given it is that of source 0, also where source 0 is not the first that is merged."""
-    sources = [{"model": str(tiny / "a")}, {"model": str(tiny_half / "b")}]
-    merge = {"method": "linear", "sources": [1, 0]}
-    folder = build_model(Recipe.model_validate({"sources": sources, "merge": merge}), tmp_path / "model", progress=False)
+    recipe = merge_of(tiny / "a", tiny_half / "b", merge={"sources": [1, 0]})
+    folder = build_model(recipe, tmp_path / "model", progress=False)
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
 
 
@@ -229,20 +215,6 @@ def test_a_broken_chat_template_of_a_source_is_told(tiny, make, tmp_path):
     assert any(line.startswith(start) for line in check_recipe(recipe).warnings)
 
 
-def test_an_existing_folder_is_kept(make, tmp_path):
-    """A folder that exists is refused, and replaced whole where overwriting is asked for."""
-    out = build_model(make("flow"), tmp_path / "model", progress=False)
-    before = digests(out)
-    with pytest.raises(EvoMergeError, match="model: exists already; choose another folder, or pass --overwrite"):
-        build_model(make("merge"), out, progress=False)
-    assert digests(out) == before
-    build_model(make("merge"), out, progress=False, overwrite=True)
-    assert not (out / "modeling_evo_merged.py").exists()
-    assert digests(out) == digests(build_model(make("merge"), tmp_path / "fresh", progress=False))
-    (tmp_path / "empty").mkdir()
-    assert (build_model(make("merge"), tmp_path / "empty", progress=False, overwrite=True) / "config.json").exists()
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
     """A folder that comes to be under the name during a build is not replaced; the same command goes on from what was built."""
@@ -262,7 +234,9 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
 
 
 def test_only_models_are_replaced(tiny, make, tmp_path):
-    """Overwriting never removes a folder that is no model, a file, or a source of the recipe."""
+    """Overwriting removes an empty folder, and never one that is no model, a file, or a source of the recipe."""
+    (tmp_path / "empty").mkdir()
+    assert (build_model(make(), tmp_path / "empty", progress=False, overwrite=True) / "config.json").exists()
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("ten years")
     (tmp_path / "file").write_text("something")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from classes import CLASSES, random_class
+from recipes import merge_of
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 
@@ -13,7 +14,6 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.merging.live import LiveMerger
-from hf_evomerge.recipes.recipe import Recipe
 
 PARTS = {"bert": None, "vit": "vision", "clip": "text", "t5": "encoder", "bart": "decoder", "whisper": "decoder"}
 
@@ -27,8 +27,7 @@ def test_models_of_any_class_are_merged(name, tmp_path):
     base, a, b = (kind.from_pretrained(tmp_path / folder).state_dict() for folder in ("base", "a", "b"))
     for part in (None, PARTS[name]) if PARTS[name] else (None,):
         sources = [{"model": str(tmp_path / folder), "component": part} for folder in "ab"]
-        merge = {"method": "task_arithmetic", "parameters": [{"weight": 0.5}, {"weight": 0.25}]}
-        recipe = Recipe.model_validate({"sources": sources, "base": {"model": str(tmp_path / "base")}, "merge": merge})
+        recipe = merge_of(*sources, method="task_arithmetic", base=tmp_path / "base", weights=[0.5, 0.25])
         out = build_model(recipe, tmp_path / f"out-{part}", progress=False)
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
@@ -57,8 +56,7 @@ def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_p
     file = tmp_path / older / "model.safetensors"
     table = {"bert.embeddings.position_ids": torch.arange(16)[None]}
     save_file({**load_file(file), **table}, file, metadata={"format": "pt"})
-    sources, base = [{"model": str(tmp_path / folder)} for folder in "ab"], {"model": str(tmp_path / "base")}
-    recipe = Recipe.model_validate({"sources": sources, "base": base, "merge": {"method": "task_arithmetic"}})
+    recipe = merge_of(tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tmp_path / "base")
     merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
     assert ("bert.embeddings.position_ids" in merged) == (older == "a")
     own, there, origin = (load_file(tmp_path / folder / "model.safetensors") for folder in ("a", "b", "base"))

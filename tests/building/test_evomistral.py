@@ -58,15 +58,8 @@ def tensors() -> Tensors:
         "model.norm.weight": 1 + 0.3 * torch.randn(HIDDEN),
         "lm_head.weight": torch.randn(VOCAB, HIDDEN) / 4,
     }
-    shapes = {
-        "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (KV * DIM, HIDDEN),
-        "self_attn.v_proj": (KV * DIM, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (INNER, HIDDEN),
-        "mlp.up_proj": (INNER, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INNER),
-    }
+    shapes = {f"self_attn.{name}_proj": (KV * DIM if name in "kv" else HIDDEN, HIDDEN) for name in "qkvo"}
+    shapes |= {"mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
     for layer in range(COUNT):
         for name, shape in shapes.items():
             found[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape) / 3

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from recipes import merge_of
 from safetensors.torch import load_file
+from slowly import slow_beyond
 from tiny_models import MIXTURES, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -35,13 +37,8 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def recipe_of(folder: Path, weights: Any = 0.5, **merge: Any) -> Recipe:
     """Task arithmetic of the two, with one value of the weight for both."""
-    return Recipe.model_validate(
-        {
-            "sources": [{"model": str(folder / name)} for name in "ab"],
-            "base": {"model": str(folder / "base")},
-            "merge": {"method": "task_arithmetic", "parameters": [{"weight": weights}] * 2, **merge},
-        }
-    )
+    fields = {"method": "task_arithmetic", "base": folder / "base", "weights": [weights] * 2}
+    return merge_of(folder / "a", folder / "b", **fields, merge=merge)
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +54,7 @@ def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("architecture", MIXTURES)
+@pytest.mark.parametrize("architecture", slow_beyond(["mixtral", "gpt_oss"], MIXTURES))
 def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp_path):
     """Routers are copied from the first source, or the one that is named; experts have the value of their group."""
     folder = families(architecture)
@@ -82,7 +79,10 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5]]))
 
 
-@pytest.mark.parametrize(("architecture", "router"), list(zip(MIXTURES, [0, 1, "merge", "merge", 1], strict=True)))
+ROUTERS = list(zip(MIXTURES, [0, 1, "merge", "merge", 1], strict=True))
+
+
+@pytest.mark.parametrize(("architecture", "router"), slow_beyond(["mixtral", "gpt_oss"], ROUTERS))
 def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tmp_path):
     """Also where transformers keeps the experts of a block in one parameter and the files have one of each."""
     folder = families(architecture)
@@ -114,9 +114,8 @@ def test_slices_take_the_router_of_their_first_source(families, tmp_path):
     folder = families("mixtral")
     a, b = (tensors_of(folder / name) for name in "ab")
     slices = [{"layers": ["0:0", "1:0"]}, {"layers": ["1:1", "0:1"]}]
-    recipe = recipe_of(folder).model_dump(exclude_none=True)
-    recipe["merge"] = {"method": "task_arithmetic", "slices": slices}
-    merged = tensors_of(build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False))
+    recipe = recipe_of(folder, slices=slices, parameters=[])
+    merged = tensors_of(build_model(recipe, tmp_path / "out", progress=False))
     for name in halves(a)["router"]:
         assert torch.equal(merged[name], (a if classify(name)[1] == 0 else b)[name])
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from recipes import merge_of
 from safetensors.torch import load_file
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -16,7 +17,6 @@ from hf_evomerge.building.extracted import extract_adapter
 from hf_evomerge.building.record import read_build_record
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError, SourceError
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.score_model import evaluate_model
@@ -72,9 +72,7 @@ def test_extracted_adapters_are_merged(tiny, tmp_path):
             extract_adapter(str(tiny / name), str(tiny / "base"), tmp_path / f"{name}{again}", rank=2, progress=False)
         files = [(tmp_path / f"{name}{again}" / "adapter_model.safetensors").read_bytes() for again in ("", "-again")]
         assert files[0] == files[1]
-    merge = {"method": "task_arithmetic", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
-    sources = [{"model": str(tmp_path / name)} for name in "ab"]
-    recipe = Recipe.model_validate({"sources": sources, "base": {"model": str(tiny / "base")}, "merge": merge})
+    recipe = merge_of(tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tiny / "base", weights=[0.5, 0.5])
     folder = build_model(recipe, tmp_path / "out", progress=False)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in tensors.items() if "_A" in name} == {4}

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_config
+from recipes import merge_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from words import save_pair_tokenizer
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
@@ -26,18 +28,7 @@ def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) ->
     """A model with a byte-pair tokenizer of these tokens, those in angles added to it, and perhaps more rows than tokens."""
     torch.manual_seed(seed)
     LlamaForCausalLM(tiny_config(tie_word_embeddings=False, vocab_size=rows or len(tokens))).save_pretrained(folder)
-    added = [
-        {"id": n, "content": token, "special": True, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for n, token in enumerate(tokens)
-        if token[0] == "<"
-    ]
-    plain = {token: n for n, token in enumerate(tokens) if token[0] != "<" or token == "<unk>"}
-    merges = [list(token) for token in plain if len(token) == 2]
-    model = {"type": "BPE", "unk_token": "<unk>", "vocab": plain, "merges": merges}
-    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added, "model": model}))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "chat_template": folder.name}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    save_pair_tokenizer(folder, tokens, chat_template=folder.name)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +42,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(folder: Path, method: str = "linear", *, base: bool = False, **fields: Any) -> Recipe:
     """A merge of both sources with weights .25 and .75."""
-    return Recipe.model_validate(
-        {
-            "sources": [{"model": str(folder / "first")}, {"model": str(folder / "second")}],
-            "merge": {"method": method, "parameters": [{"weight": 0.25}, {"weight": 0.75}]},
-            **({"base": {"model": str(folder / "base")}} if base else {}),
-            **fields,
-        }
-    )
+    of = {"method": method, "base": folder / "base" if base else None, "weights": [0.25, 0.75]}
+    return merge_of(folder / "first", folder / "second", **of, **fields)
 
 
 def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Tensor]:
@@ -156,8 +141,8 @@ def test_rows_that_are_no_tokens(tmp_path):
 
 def test_slices_and_paths_have_matched_rows(family, tmp_path):
     """A stack has the embeddings of its first slice and the head of its last; a path through a merge has its rows."""
-    stack = {"method": "passthrough", "slices": [{"layers": ["0:0"]}, {"layers": ["1:1"]}]}
-    out = build_model(recipe_of(family, vocabulary="union", merge=stack), tmp_path / "stack", progress=False)
+    stack = {"slices": [{"layers": ["0:0"]}, {"layers": ["1:1"]}], "parameters": []}
+    out = build_model(recipe_of(family, "passthrough", vocabulary="union", merge=stack), tmp_path / "stack", progress=False)
     first, second = (load_file(family / name / "model.safetensors") for name in ("first", "second"))
     merged, words = load_file(out / "model.safetensors"), [*TOKENS["first"], "<z>", "bc"]
     for name, parent, tokens in (("model.embed_tokens", first, TOKENS["first"]), ("lm_head", second, TOKENS["second"])):
@@ -173,7 +158,7 @@ def test_other_sizes_are_refused(family):
     """Vocabularies of two sizes are refused with both, and with what could be written; so is a tokenizer of another size."""
     with pytest.raises(SourceError, match=r"vocabulary size differs: 7 in .*first, 8 in .*second.*vocabulary: union"):
         check_recipe(recipe_of(family))
-    alone = {"method": "linear", "sources": [0]}
+    alone = {"sources": [0], "parameters": []}
     with pytest.raises(
         SourceError, match=r"tokenizer: .*second has a vocabulary of 8, the merged model one of 7; name another"
     ):
