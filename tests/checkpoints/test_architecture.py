@@ -7,52 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from classes import edit_json
+from classes import CLASSES, edit_json, random_class
+from recipes import merge_of, path_of
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model
+from vlms import save_vlm
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 Tensors = dict[str, torch.Tensor]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 24, "intermediate_size": 20}
-TEXT = {**SMALL, "model_type": "llama", "num_key_value_heads": 2}
-VISION = {**SMALL, "image_size": 8, "patch_size": 4, "projection_dim": 16}
-SOUND = {
-    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
-    **{"encoder_ffn_dim": 20, "decoder_ffn_dim": 20, "vocab_size": 24, "num_mel_bins": 4, "max_source_positions": 8},
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
-}
-T5 = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "vocab_size": 24}
-CLASSES = {
-    "LlamaForCausalLM": TEXT,
-    "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 24, "bos_token_id": 1, "eos_token_id": 2},
-    "MixtralForCausalLM": {**TEXT, "num_local_experts": 2},
-    "BertModel": SMALL,
-    "BertForMaskedLM": SMALL,
-    "T5ForConditionalGeneration": T5,
-    "WhisperForConditionalGeneration": SOUND,
-    "CLIPModel": {"text_config": {**SMALL, "projection_dim": 16}, "vision_config": VISION, "projection_dim": 16},
-    "LlavaForConditionalGeneration": {
-        "text_config": TEXT,
-        "vision_config": {**VISION, "model_type": "clip_vision_model"},
-        "image_token_index": 5,
-    },
-}
 
 
-def save(kind: str, folder: Path, **fields: object) -> Path:
-    """Save a tiny random model of a class of transformers."""
-    cls = getattr(transformers, kind)
-    settings = {key: value for key, value in CLASSES[kind].items() if key != "model_type"}
-    cls(cls.config_class(**settings, **fields)).save_pretrained(folder)
+def save(kind: str, folder: Path) -> Path:
+    """Save a tiny random model of a kind."""
+    if kind == "llava":
+        save_vlm(folder, kind, 0)
+    else:
+        model = random_class(kind, 0) if kind in CLASSES else tiny_model(kind, 2)
+        model.save_pretrained(folder)
     return folder
-
-
-def recipe_of(*folders: Path) -> Recipe:
-    """Their mean."""
-    return Recipe.model_validate({"sources": [{"model": str(folder)} for folder in folders], "merge": {"method": "linear"}})
 
 
 def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
@@ -65,16 +40,17 @@ def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """A Llama that a test may change."""
-    return save("LlamaForCausalLM", tmp_path / "llama")
+    return save("llama", tmp_path / "llama")
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "llava", *CLASSES])
 def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
     """What transformers saved is merged without a word: decoders, encoders, both, experts, models of text and images."""
     folder = save(kind, tmp_path / "a")
-    assert check_recipe(recipe_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
-    built = build_model(recipe_of(folder, tmp_path / "b"), tmp_path / "out", progress=False)
-    _, info = getattr(transformers, kind).from_pretrained(built, output_loading_info=True)
+    assert check_recipe(merge_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
+    built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out", progress=False)
+    (name,) = open_source(str(built)).config.architectures
+    _, info = getattr(transformers, name).from_pretrained(built, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
 
@@ -91,7 +67,7 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "a missing head": (lambda tensors: tensors.pop("lm_head.weight"), "needs tensors that are not there: lm_head.weight; "),
     "another shape": (
         lambda tensors: tensors.update({"model.norm.weight": torch.ones(8)}),
-        r"needs other shapes: model.norm.weight is \[8\], not \[16\]; correct its config.json",
+        r"needs other shapes: model.norm.weight is \[8\], not \[32\]; correct its config.json",
     ),
 }
 
@@ -102,7 +78,7 @@ def test_a_model_that_cannot_be_whole_is_refused(damage, llama, tmp_path):
     edit, message = DAMAGES[damage]
     change(llama, edit)
     with pytest.raises(SourceError, match=f"^{llama}: LlamaForCausalLM, as its config.json describes it, {message}"):
-        build_model(recipe_of(llama, llama), tmp_path / "out" / "model", progress=False)
+        build_model(merge_of(llama, llama), tmp_path / "out" / "model", progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -110,24 +86,24 @@ def test_a_config_that_tells_of_another_model_is_refused(llama):
     """More layers than there are, or wider ones, are an error."""
     edit_json(llama / "config.json", num_hidden_layers=3)
     with pytest.raises(SourceError, match=r"not there: model\.layers\.2\."):
-        check_recipe(recipe_of(llama, llama))
+        check_recipe(merge_of(llama, llama))
     edit_json(llama / "config.json", num_hidden_layers=2, intermediate_size=28)
-    with pytest.raises(SourceError, match=r"mlp\.down_proj\.weight is \[16, 20\], not \[16, 28\]"):
-        check_recipe(recipe_of(llama, llama))
+    with pytest.raises(SourceError, match=r"mlp\.down_proj\.weight is \[32, 40\], not \[32, 28\]"):
+        check_recipe(merge_of(llama, llama))
 
 
 def test_an_expert_that_is_missing_is_seen(tmp_path):
     """Experts are stored one by one and held in one tensor: what transformers converts is compared after the conversion."""
-    folder = save("MixtralForCausalLM", tmp_path / "mixtral")
+    folder = save("mixtral", tmp_path / "mixtral")
     change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.0" in name and "experts.1" in name])
     with pytest.raises(SourceError, match=r"needs other shapes: model\.layers\.0\.mlp\.experts\."):
-        check_recipe(recipe_of(folder, folder))
+        check_recipe(merge_of(folder, folder))
 
 
 def test_a_tensor_without_a_place_is_told(llama):
     """A tensor that the architecture does not have is merged as it was, with a warning that it is of no use."""
     change(llama, lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(3)}))
-    assert check_recipe(recipe_of(llama, llama)).warnings == [
+    assert check_recipe(merge_of(llama, llama)).warnings == [
         f"{llama}: LlamaForCausalLM, as its config.json describes it, has no place for model.layers.0.extra: they are merged, "
         "and left out when it is loaded"
     ]
@@ -136,21 +112,22 @@ def test_a_tensor_without_a_place_is_told(llama):
 def test_what_transformers_itself_ignores_raises_no_alarm(llama):
     """Buffers of old checkpoints are known to transformers."""
     change(llama, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
-    assert check_recipe(recipe_of(llama, llama)).warnings == []
+    assert check_recipe(merge_of(llama, llama)).warnings == []
 
 
 def test_an_encoder_may_lack_its_pooler(tmp_path):
     """Classes that can be made without a pooler are often saved without it."""
-    folder = save("BertModel", tmp_path / "bert")
+    folder = tmp_path / "bert"
+    random_class("bert", 0).bert.save_pretrained(folder)
     change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "pooler" in name])
-    assert check_recipe(recipe_of(folder, folder)).warnings == []
+    assert check_recipe(merge_of(folder, folder)).warnings == []
 
 
 def test_an_architecture_that_is_not_known_is_left_alone(llama):
     """Where transformers has no such class the merge is made, with a warning that nothing was compared."""
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
     edit_json(llama / "config.json", architectures=["LlamaForTelepathy"])
-    assert check_recipe(recipe_of(llama, llama)).warnings == [
+    assert check_recipe(merge_of(llama, llama)).warnings == [
         f"architecture of {llama}: transformers has no LlamaForTelepathy for the model type 'llama', so its tensors were not "
         "compared with one"
     ]
@@ -159,18 +136,16 @@ def test_an_architecture_that_is_not_known_is_left_alone(llama):
 def test_without_a_named_architecture_the_body_is_compared(llama):
     """A config that names no architecture may have any head; what every model of its type has must be there."""
     edit_json(llama / "config.json", architectures=None)
-    assert check_recipe(recipe_of(llama, llama)).warnings == []
+    assert check_recipe(merge_of(llama, llama)).warnings == []
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(SourceError, match=r"^\S*: LlamaModel, .* not there: norm\.weight"):
-        check_recipe(recipe_of(llama, llama))
+        check_recipe(merge_of(llama, llama))
 
 
 def test_stacked_layers_are_compared_with_their_own_config(llama):
     """The result of slices is checked as it will be, and a slice of a layer that is not in the files is refused."""
     slices = [{"layers": ["0:0-1", "1:0-1"]}, {"layers": ["0:1", "1:1"]}]
-    recipe = Recipe.model_validate(
-        {"sources": [{"model": str(llama)}, {"model": str(llama)}], "merge": {"method": "linear", "slices": slices}}
-    )
+    recipe = merge_of(llama, llama, merge={"slices": slices})
     assert check_recipe(recipe).warnings == []
     change(llama, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
     with pytest.raises(SourceError, match=r"not there: model\.layers\.1\."):
@@ -187,7 +162,7 @@ def test_a_source_is_asked_once(llama, monkeypatch):
 
 def test_an_encoder_has_no_path(tmp_path):
     """Layers that see a whole text at once are refused in a path, in one line, and merged as ever."""
-    folder = save("BertForMaskedLM", tmp_path / "bert")
-    recipe = Recipe.model_validate({"sources": [{"model": str(folder)}], "flow": {"path": "0:0-1"}})
+    folder = save("bert", tmp_path / "bert")
+    recipe = path_of(folder, hops="0:0-1")
     with pytest.raises(SourceError, match=rf"^{folder}: 'bert' is an encoder \(is_decoder is false\), whose layers"):
         check_recipe(recipe)

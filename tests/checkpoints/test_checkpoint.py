@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import merge_of
 from safetensors.torch import load_file
 
 from hf_evomerge.building.build import open_recipe
@@ -72,14 +73,6 @@ def test_every_tensor_is_accounted_for(kind, make):
     assert all(ledger.dropped.values())
 
 
-def test_a_ledger_says_what_is_left_out_and_why(make):
-    """A path that skips layers says how many tensors are off it; the embeddings of the other source are named too."""
-    text = str(Ledger.of(make("routed")))
-    assert "layer not on the path" in text
-    assert "embeddings, norm and head come from another source" in text
-    assert "merged" not in text
-
-
 def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypatch):
     """The layers of the merged model that no hop runs are neither merged nor written."""
     from hf_evomerge.building.merged import Merged
@@ -92,13 +85,7 @@ def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypa
         return stream(self, name)
 
     monkeypatch.setattr(Merged, "stream", noting)
-    recipe = Recipe.model_validate(
-        {
-            "sources": [{"model": str(tiny / name)} for name in "ab"],
-            "merge": {"method": "linear"},
-            "flow": {"path": ["0:0", "2:1"], "embedding_source": 0},
-        }
-    )
+    recipe = merge_of(tiny / "a", tiny / "b", flow={"path": ["0:0", "2:1"], "embedding_source": 0})
     write_checkpoint(open_recipe(recipe), tmp_path / "out", progress=False)
     assert read
     assert all(name.startswith("model.layers.1.") for name in read)
@@ -113,7 +100,7 @@ def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
     assert set(here) == set(there)
 
 
-@pytest.mark.parametrize("kind", ["source", "merged", "routed", "hybrid", "folded"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tensor_that_is_not_there(make, kind):
     """A name that no tensor has is an error that says which one was probably meant."""
     checkpoint = make(kind)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from huggingface_hub import constants
+from recipes import merge_of
 from safetensors.torch import load_file
 from tiny_gguf import TOKENS, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,10 +69,8 @@ def test_a_file_is_the_model_that_it_was_written_from(files):
     assert getattr(source.config, "quantization_config", None) is None
     tokenizer = source.tokenizer()
     assert [TOKENS[i] for i in tokenizer("hello he")["input_ids"]] == ["hello", "Ġ", "he"]
-    assert (tokenizer.eos_token, tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False)) == (
-        "</s>",
-        "he",
-    )
+    assert tokenizer.eos_token == "</s>"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False) == "he"
 
 
 def test_a_quantised_file_answers_as_transformers_does(files):
@@ -82,9 +81,8 @@ def test_a_quantised_file_answers_as_transformers_does(files):
     ours = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(files, gguf_file=str(files / "q8.gguf"), dtype=torch.float32)
     ids = torch.tensor([source.tokenizer()("hello, hello")["input_ids"]])
-    assert (
-        ids[0].tolist() == AutoTokenizer.from_pretrained(files, gguf_file=str(files / "q8.gguf"))("hello, hello")["input_ids"]
-    )
+    tokenizer = AutoTokenizer.from_pretrained(files, gguf_file=str(files / "q8.gguf"))
+    assert ids[0].tolist() == tokenizer("hello, hello")["input_ids"]
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
         assert not torch.equal(ours(ids).logits, tiny_llama(tie_word_embeddings=True)(ids).logits)
@@ -134,9 +132,7 @@ def test_a_merge_of_files_is_rebuilt_to_the_bit_or_not_at_all(files, tmp_path, c
         shutil.copyfile(files / f"{name}.gguf", tmp_path / f"{name}.gguf")
     write_gguf(tiny_llama(2, tie_word_embeddings=True), tmp_path / "a.gguf", Kind.Q4_0)
     names = [str(tmp_path / f"{name}.gguf") for name in ("q8", "a")]
-    recipe = Recipe.model_validate(
-        {"sources": [{"model": name} for name in names], "merge": {"method": "linear", "parameters": [{"weight": 0.5}] * 2}}
-    )
+    recipe = merge_of(*names, weights=[0.5, 0.5])
     assert "linear" in check_recipe(recipe).summary
     built = build_model(recipe, tmp_path / "built", progress=False)
     kept = Recipe.load(built / "recipe.yaml")
@@ -191,9 +187,8 @@ def test_a_search_of_files_runs(files, tmp_path):
 
 def test_mergekit_has_no_such_sources(files):
     """A recipe with a GGUF file is not written as a mergekit file that would fail there."""
-    recipe = Recipe.model_validate({"sources": [{"model": "me/files/a.gguf"}], "merge": {"method": "linear"}})
     with pytest.raises(RecipeError, match=r"sources: me/files/a\.gguf is a GGUF file, which mergekit does not read"):
-        to_mergekit(recipe)
+        to_mergekit(merge_of("me/files/a.gguf"))
 
 
 def test_a_file_on_the_hub(files, lfs_api, tmp_path):

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from classes import random_class, save_tensors
+from families import tiny_config
+from recipes import path_of
 from tiny_adapters import save_adapter
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 from vlms import save_vlm
 
@@ -19,7 +22,6 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints import inspect as inspection
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.errors import SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 BLOCK = 16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16  # q, k and v, o, MLP, norms of the tiny Llama
 OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
@@ -34,9 +36,8 @@ def _invoke(*arguments: Any) -> str:
 @pytest.fixture(scope="module")
 def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A path of four hops that runs one layer twice and sums two layers once, so five slots over three layers."""
-    sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
-    flow = {"path": ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"], "scales": [1, 0.5, 1, 2], "embedding_source": 1}
-    recipe = Recipe.model_validate({"sources": sources, "flow": flow})
+    hops = ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
+    recipe = path_of(tiny / "a", tiny / "b", hops=hops, flow={"scales": [1, 0.5, 1, 2], "embedding_source": 1})
     return build_model(recipe, tmp_path_factory.mktemp("merged") / "model", progress=False)
 
 
@@ -55,12 +56,8 @@ def test_a_plain_model(tiny, tiny_half):
 def test_the_command_tells_the_parts(tmp_path):
     """A shell's own process, which starts without torch where it can, tells the parts of a model that has several."""
     save_vlm(tmp_path / "sight", "llava", 0)
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_evomerge", "inspect", tmp_path / "sight", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "hf_evomerge", "inspect", tmp_path / "sight", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"text", "vision", "projector"} <= json.loads(done.stdout)["parts"].keys()
 
@@ -81,13 +78,10 @@ def test_a_merged_model(merged, tiny):
 
 def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
     """A head that is the embedding matrix is counted once, also in a merged model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes = {"vocab_size": 26, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(**sizes, num_key_value_heads=1, tie_word_embeddings=True)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = tiny_config(vocab_size=26, hidden_size=16, intermediate_size=24, **heads)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    recipe = Recipe.model_validate({"sources": [{"model": str(tmp_path / "tied")}], "flow": {"path": ["0:0", "0:0"]}})
-    build_model(recipe, tmp_path / "merged", progress=False)
+    build_model(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged", progress=False)
     for name, layers in (("tied", 2), ("merged", 1)):
         found = inspect_model(tmp_path / name)
         assert found.tied_head
@@ -113,14 +107,8 @@ def test_an_adapter(tiny, tmp_path):
     found, base = inspect_model(folder), inspect_model(tiny / "base")
     assert replace(found, adapter=None) == base
     size = 4 * 2 * (2 * (16 + 16) + 4 * (16 + 24))
-    told = {
-        "name": str(folder),
-        "ranks": [2, 4],
-        "alphas": [7],
-        "modules": ["down_proj", "q_proj"],
-        "weights": 4,
-        "bytes": size,
-    }
+    told = {"name": str(folder), "ranks": [2, 4], "alphas": [7], "modules": ["down_proj", "q_proj"]}
+    told |= {"weights": 4, "bytes": size}
     assert found.adapter == told
     lines = str(found).splitlines()
     assert lines[0] == f"adapter       {folder}, rank 2/4, alpha 7, 4 weights (down_proj, q_proj), {size:,} bytes"

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from recipes import merge_of
 from safetensors.torch import load_file, save_file
+from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
@@ -138,11 +140,10 @@ def test_a_merge_of_adapters(adapted, tmp_path):
     base, first = adapted(r=4)
     second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
     sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
-    alone = Recipe.model_validate({"sources": sources[:1], "merge": {"method": "linear"}})
-    merged = load_file(build_model(alone, tmp_path / "alone", progress=False, whole=True) / "model.safetensors")
+    merged = load_file(build_model(merge_of(sources[0]), tmp_path / "alone", progress=False, whole=True) / "model.safetensors")
     source = opened(base, first)
     assert all(torch.equal(tensor, source.read(name)) for name, tensor in merged.items())
-    both = Recipe.model_validate({"sources": sources, "base": {"model": str(base)}, "merge": {"method": "task_arithmetic"}})
+    both = merge_of(*sources, method="task_arithmetic", base=base)
     assert str(check_recipe(both)).startswith("fine: task_arithmetic of 2 sources")
     sums = load_file(build_model(both, tmp_path / "both", progress=False, whole=True) / "model.safetensors")
     other, origin = opened(base, second), load_file(base / "model.safetensors")
@@ -151,19 +152,7 @@ def test_a_merge_of_adapters(adapted, tmp_path):
         assert torch.equal(tensor, expected), name
 
 
-def test_a_path_through_adapted_layers(adapted, tmp_path):
-    """A path through an adapted source computes what peft's merged model computes."""
-    base, adapter = adapted(r=4)
-    recipe = Recipe.model_validate({"sources": [{"model": str(base), "adapter": str(adapter)}], "flow": {"path": ["0:0-1"]}})
-    model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False, whole=True))
-    assert model.config.sources[0]["adapter"] == str(adapter)
-    plain = AutoModelForCausalLM.from_pretrained(base)
-    plain.load_state_dict(merged_by_peft(base, adapter))
-    ids = torch.arange(8)[None]
-    assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["plain", "dora", "modules to save"])
+@pytest.mark.parametrize("case", slow_beyond(["dora"], ["plain", "dora", "modules to save"]))
 @pytest.mark.parametrize("part", [{"merge": {"method": "linear"}}, {"flow": {"path": ["0:0-1"]}}])
 def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, tmp_path):
     """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it has the stored bits."""
@@ -203,7 +192,7 @@ def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
 
 def recipe_of(base: Path, adapter: Path) -> Recipe:
     """A merge of the adapted base alone."""
-    return Recipe.model_validate({"sources": [{"model": str(base), "adapter": str(adapter)}], "merge": {"method": "linear"}})
+    return merge_of({"model": str(base), "adapter": str(adapter)})
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

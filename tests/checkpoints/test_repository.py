@@ -18,6 +18,7 @@ from hub_fixtures import Said, use_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
+from recipes import merge_of
 from safetensors.torch import load_file
 from sentence import sentence_folder
 from tiny_adapters import save_adapter
@@ -245,10 +246,8 @@ def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):
     assert [file.name for file in cached(tmp_path)] == ["adapter_model.safetensors"]
     (tmp_path / "recipe.yaml").write_text("sources: [{model: local/lora}]\nmerge: {method: linear}\n")
     refused = run("merge", "recipe.yaml", "--out", "alone")
-    assert (
-        "local/lora: a LoRA adapter that names no base on the Hub; write {model: ITS BASE, adapter: local/lora}"
-        in refused.stderr
-    )
+    line = "local/lora: a LoRA adapter that names no base on the Hub; write {model: ITS BASE, adapter: local/lora}"
+    assert line in refused.stderr
     (tmp_path / "recipe.yaml").write_text("sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n")
     done = run("merge", "recipe.yaml", "--out", "out", "--whole")
     assert done.returncode == 0, done.stderr
@@ -264,13 +263,7 @@ def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
         sentence_folder(tmp_path / name, tokenizer, seed)
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
-    here = [
-        build_model(_average(tmp_path), tmp_path / "here", progress=False),
-        build_model(_average("local"), tmp_path / "there", progress=False),
-    ]
+    places = {"here": str(tmp_path), "there": "local"}
+    here = [build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out, progress=False) for out, p in places.items()]
     for file in (WEIGHTS, f"2_Dense/{WEIGHTS}", "2_Dense/config.json", "modules.json"):
         assert (here[0] / file).read_bytes() == (here[1] / file).read_bytes()
-
-
-def _average(place):
-    return Recipe.model_validate({"sources": [{"model": f"{place}/{name}"} for name in "ab"], "merge": {"method": "linear"}})

@@ -1,15 +1,18 @@
 """Files of weights written as a stream: the same bytes in any order of work, whole or not there, and kept after a stop."""
 
+import math
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from hf_evomerge.checkpoints.headers import TensorInfo
 from hf_evomerge.checkpoints.shards import Write, remove_checksums, write_shards
+from hf_evomerge.checkpoints.writer import _is_finite
 from hf_evomerge.errors import EvoMergeError
 
 TENSORS = {f"t{n}": TensorInfo("F32", (n, 5)) for n in (3, 1, 0, 2, 4)}
@@ -122,3 +125,21 @@ def test_a_tensor_of_another_length_is_an_error(tmp_path):
     with pytest.raises(EvoMergeError, match="t3: 4 bytes were made, 60 were announced"):
         write_shards(tmp_path, TENSORS, lambda name, write: write(b"four"), max_size=1000)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_finite_is_exact(dtype):
+    """Numbers up to the dtype's largest are finite, however many there are; one that is infinite or NaN is found anywhere."""
+    largest = torch.finfo(dtype).max
+    fine = torch.tensor([largest, -largest, 0.0, -0.0, largest, 1.0, -largest]).double().clamp(-largest, largest).to(dtype)
+    assert _is_finite(fine)
+    assert _is_finite(fine[:0])
+    others = [math.nan] if dtype.itemsize == 1 else [math.nan, -math.nan, math.inf, -math.inf]  # this one has no infinity
+    for position in range(fine.numel()):
+        for other in others:
+            damaged = fine.clone()
+            damaged[position] = other
+            assert not _is_finite(damaged)

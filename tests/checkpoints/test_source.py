@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from classes import edit_json
+from families import tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from hf_evomerge.checkpoints.compatibility import check_mergeable
 from hf_evomerge.checkpoints.open import open_source
@@ -23,15 +23,8 @@ from hf_evomerge.recipes.recipe import SourceRef
 def save(folder: Path, dtype: torch.dtype = torch.float32, **changes) -> Path:
     """Save a tiny Llama."""
     torch.manual_seed(0)
-    settings = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "vocab_size": 32,
-        "tie_word_embeddings": True,
-    }
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(**{**settings, **heads, **changes})).to(dtype).save_pretrained(folder)
+    settings = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 32, **changes}
+    LlamaForCausalLM(tiny_config(**settings)).to(dtype).save_pretrained(folder)
     return folder
 
 
@@ -55,13 +48,8 @@ def test_a_folder_is_read_as_it_is(saved):
     assert (source.layer_count, source.is_tied, source.config.model_type) == (2, True, "llama")
     assert set(source.tensors) == set(expected)
     info = source.tensors["model.embed_tokens.weight"]
-    assert (info.dtype, info.shape, info.file, info.numel, info.is_float) == (
-        "F32",
-        (32, 16),
-        saved / "model.safetensors",
-        512,
-        True,
-    )
+    assert (info.dtype, info.shape, info.numel, info.is_float) == ("F32", (32, 16), 512, True)
+    assert info.file == saved / "model.safetensors"
     assert all(torch.equal(source.read(name), tensor) for name, tensor in expected.items())
     assert str(source) == str(saved)
 
@@ -168,13 +156,8 @@ def test_missing_files_are_refused(folder):
     ("damage", "message"),
     [
         (lambda data: b"", "header too small"),
-        (lambda data: data[:5], "header too small"),
         (lambda data: data[:200], "invalid header length"),
-        (lambda data: data[:-4], "file not fully covered"),
         (lambda data: data[:8] + b"x" + data[9:], "invalid JSON in header"),
-        (lambda data: struct.pack("<Q", 2) + b"[]", "invalid JSON in header"),
-        (lambda data: struct.pack("<Q", 8) + b'{"a": 1}', "invalid JSON in header"),
-        (lambda data: struct.pack("<Q", 1 << 40) + data[8:], "header too large"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "header too large"),
     ],
 )
@@ -221,12 +204,6 @@ def test_a_wrong_config_is_refused(folder):
     edit_json(folder / "config.json", num_labels=2, text_config={"model_type": "llama"})
     with pytest.raises(SourceError, match=r"config.json cannot be read: a llama has no text_config"):
         _ = open_source(str(folder)).config
-
-
-def test_an_unknown_tensor_is_refused(saved):
-    """A tensor that is not there is refused by name."""
-    with pytest.raises(SourceError, match=r"no tensor called model\.nothing"):
-        open_source(str(saved)).read("model.nothing")
 
 
 @pytest.mark.parametrize(
