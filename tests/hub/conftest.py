@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 from hub_fixtures import command, connect, hub, lfs_api, program, waits  # noqa: F401
+from recipes import merge_of
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture
 def plain(tiny: Path, tmp_path: Path) -> Path:
     """A merge in parameter space, built from a hand-written recipe."""
-    sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
-    recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
-    return build_model(recipe, tmp_path / "plain", progress=False)
+    return build_model(merge_of(tiny / "a", tiny / "b"), tmp_path / "plain", progress=False)

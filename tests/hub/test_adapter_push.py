@@ -9,6 +9,7 @@ import torch
 from classes import edit_json
 from hub_fixtures import upload_models
 from huggingface_hub import HfApi, hf_hub_download
+from recipes import merge_of
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
@@ -46,10 +47,8 @@ def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
     """Build the merge of the two adapters from their folders."""
     base, *adapters = published
     sources = [{"model": base, "adapter": adapter} for adapter in adapters]
-    merge = {"method": "task_arithmetic", "parameters": [{"weight": 0.7}, {"weight": 0.4}]}
-    return build_model(
-        Recipe.model_validate({"sources": sources, "base": {"model": base}, "merge": merge, **fields}), out, progress=False
-    )
+    recipe = merge_of(*sources, method="task_arithmetic", base=base, weights=[0.7, 0.4], **fields)
+    return build_model(recipe, out, progress=False)
 
 
 @pytest.mark.parametrize("rank", slow_beyond([None], [None, 5]))

@@ -64,6 +64,12 @@ STUDY: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def study() -> dict[str, Any]:
+    """A record that a test may change."""
+    return copy.deepcopy(STUDY)
+
+
 def _facts(kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str, ...] = (), **recipe: Any) -> CardFacts:
     config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     if kind != "ps":
@@ -82,9 +88,8 @@ def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
     return ModelCard(text)
 
 
-def test_it_opens_with_what_the_model_is_for():
+def test_it_opens_with_what_the_model_is_for(study):
     """First what it is for, an example and what it says, and the result with its interval; then how to load it."""
-    study = copy.deepcopy(STUDY)
     study["settings"]["about"] = "Counts things."
     study["examples"][1]["gloss"] = "Say x."
     study["results"]["rows"][-1]["accuracy"], study["results"]["examples"] = 0.75, 200
@@ -144,9 +149,8 @@ def test_figures_are_those_that_were_measured():
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 0.7512, "u/data")
 
 
-def test_the_random_search_is_not_said_to_be_what_it_is_not():
+def test_the_random_search_is_not_said_to_be_what_it_is_not(study):
     """After a hybrid search it had the first stage's space; it had another budget where minutes ended it; or there was none."""
-    study = copy.deepcopy(STUDY)
     study["results"]["rows"][2]["evaluations"] = 5
     assert "The random search drew 5 candidates from the same parameter space." in _card(_facts("hybrid", study=study)).text
     study["space"] = "dfs"
@@ -155,9 +159,8 @@ def test_the_random_search_is_not_said_to_be_what_it_is_not():
     assert "No random search of the same budget was run" in _card(_facts("dfs", study=study)).text
 
 
-def test_a_chat_is_shown_as_a_chat():
+def test_a_chat_is_shown_as_a_chat(study):
     """Where the search prompted the models through the chat template, so does the code in the card."""
-    study = copy.deepcopy(STUDY)
     study["settings"]["data"]["test"] |= {"chat": True, "system": "Be brief."}
     text = _card(_facts("ps", study=study)).text
     (line,) = [line for line in text.splitlines() if line.startswith("inputs = ")]
@@ -166,9 +169,8 @@ def test_a_chat_is_shown_as_a_chat():
     assert ast.literal_eval(asked[1]) == messages
 
 
-def test_a_model_that_solves_nothing_is_shown_so():
+def test_a_model_that_solves_nothing_is_shown_so(study):
     """The problem says that it is not solved, and no brackets are explained where none stand."""
-    study = copy.deepcopy(STUDY)
     study["examples"] = study["examples"][:1]
     (winner,) = [row["model"] for row in study["results"]["rows"] if row["winner"]]
     study["results"]["verdict"] = [f"EVERY ANSWER of {winner} IS WRONG (6 of 6)"]
@@ -180,9 +182,8 @@ def test_a_model_that_solves_nothing_is_shown_so():
 
 
 @pytest.mark.parametrize("split", ["validation", "search"])
-def test_figures_of_other_splits_are_not_given_as_results(split):
+def test_figures_of_other_splits_are_not_given_as_results(split, study):
     """Where there was no test split, the metadata hold no figure, and the text says that the table is optimistic."""
-    study = copy.deepcopy(STUDY)
     study["results"]["split"] = split
     card = _card(_facts("ps", study=study))
     assert card.data.eval_results is None
@@ -253,9 +254,8 @@ def test_licenses_of_all_parents_are_listed():
     assert "| u/b | unknown | its card states no license |" in card.text
 
 
-def test_text_from_outside_stays_text():
+def test_text_from_outside_stays_text(study):
     """Names, labels and notes from other people's files cannot add markup, table cells, lines or template code."""
-    study = copy.deepcopy(STUDY)
     hostile = "x | y <img src=q onerror=z> [l](javascript:0)\n# big {{ 7 * 7 }} `c`"
     study["results"]["rows"][0]["model"] = hostile
     license = decide_license([ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)])
@@ -280,28 +280,15 @@ def test_a_hostile_recipe_cannot_leave_its_block():
 
 
 def test_only_models_of_a_recipe_have_such_a_card(tmp_path):
-    """A folder without a recipe, or with a damaged file, is refused by name."""
-    with pytest.raises(HubError, match=r"no recipe.yaml"):
-        CardFacts.of_folder(tmp_path)
+    """A folder with a damaged file is refused by name."""
     _facts("ps").recipe.save(tmp_path / "recipe.yaml")
     with pytest.raises(HubError, match=r"config.json: cannot be read"):
         CardFacts.of_folder(tmp_path)
 
 
-def test_weights_from_gguf_are_said():
-    """A card says of which parents the weights were dequantised; one without such parents says nothing of it."""
-    sources = [{"model": "u/a", "gguf": "a-Q4_1.gguf"}, SOURCES[1]]
-    assert (
-        "The weights of [u/a/a-Q4\\_1.gguf](https://huggingface.co/u/a) were read from GGUF"
-        in _card(_facts("ps", sources=sources)).text
-    )
-    assert "GGUF" not in _card(_facts("ps")).text.split("## How it was made")[1]
-
-
-def test_a_search_by_gradient_is_called_one():
+def test_a_search_by_gradient_is_called_one(study):
     """A card says who chose the numbers: an evolutionary search, gradient descent on so many examples, or a sweep."""
     assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
-    study = copy.deepcopy(STUDY)
     study["stages"][0]["algorithm"] = "gradient"
     text = _card(_facts("ps", study=study)).text
     assert "were not trained: a search by gradient descent on 5 examples in parameter space (PS) chose" in text
@@ -329,16 +316,19 @@ def test_a_prompt_has_the_searchs_form():
     assert 'tokenizer.apply_chat_template([{"role": "user", "content": "Your text"}], add_gen' in text(chat=True)
 
 
-def test_a_front_is_on_the_card_where_there_is_one():
-    """The picture of a search for several objectives is shown before that of its fitness."""
+def test_a_front_and_gguf_are_on_the_card_where_they_are():
+    """The picture of several objectives is shown before that of fitness; of which parents the weights were dequantised."""
+    sources = [{"model": "u/a", "gguf": "a-Q4_1.gguf"}, SOURCES[1]]
+    line = "The weights of [u/a/a-Q4\\_1.gguf](https://huggingface.co/u/a) were read from GGUF"
+    assert line in _card(_facts("ps", sources=sources)).text
+    assert "GGUF" not in _card(_facts("ps")).text.split("## How it was made")[1]
     assert "images/front.png" not in _card(_facts("ps")).text
     text = _card(replace(_facts("ps"), images=("fitness.png", "front.png"))).text
     assert text.index("(images/front.png)") < text.index("(images/fitness.png)")
 
 
-def test_what_was_compared_is_on_the_card():
+def test_what_was_compared_is_on_the_card(study):
     """The verdict stands above the table, which has the lead over each model, retained data and the share of cut answers."""
-    study = copy.deepcopy(STUDY)
     results = study["results"]
     results["verdict"] = ["Evolved PS is better than its best parent, a|b, by 0.501 of accuracy"]
     for row in results["rows"]:
@@ -364,9 +354,8 @@ def test_parents_in_folders_of_one_name_are_told_apart():
     assert "A merge of final (m/final) and final (j/final)." in card or "weights of final (m/final) and final (j/final)" in card
 
 
-def test_both_leads_and_cut_answers_of_retained_data_are_shown():
+def test_both_leads_and_cut_answers_of_retained_data_are_shown(study):
     """Beside the lead in accuracy stands the one in fitness with its unit; cut answers on retained data have a column."""
-    study = copy.deepcopy(STUDY)
     study["unit"] = "nats per answer"
     lead = {"difference": -5.0, "low": -6.0, "high": -4.0, "p": 0.001, "examples": 8}
     row = study["results"]["rows"][0]

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
 
 from hf_evomerge.hub.card import CardFacts, render_card
 from hf_evomerge.hub.licenses import ParentLicense, decide_license
@@ -28,14 +27,6 @@ def test_the_card_is_up_to_date(space):
     for image in ("fitness.png", *(["path.png"] if recipe.flow else []), *(["weights.png"] if recipe.merge else [])):
         assert f"(images/{image})" in text
         assert (CARDS / space / "images" / image).is_file()
-
-
-def test_the_card_claims_what_was_measured():
-    """The winner's figures in the metadata are those of the record beside the card."""
-    card = ModelCard.load(CARDS / "hybrid" / "README.md")
-    study = CardFacts.of_folder(CARDS / "hybrid").study
-    assert study.winner.accuracy is not None
-    assert card.data.eval_results[0].metric_value == round(study.winner.accuracy, 4)
 
 
 if __name__ == "__main__":

@@ -61,15 +61,11 @@ def test_named_licenses_are_the_same_only_with_the_same_name():
 
 
 def test_an_identifier_needs_no_name():
-    """Parents under one known license agree, also where only one of them gives its address."""
+    """Parents under one known license agree, also where one gives its address; a link to a file leads to the parent's."""
     both = [ParentLicense("a/a", "llama3"), ParentLicense("b/b", "llama3", "llama3", "LICENSE")]
     assert decide_license(both).license == "llama3"
     kept = [ParentLicense("a/a", "cc-by-sa-4.0"), ParentLicense("b/b", "cc-by-sa-4.0", link="https://example.org/sa")]
     assert decide_license(kept).license == "cc-by-sa-4.0"
-
-
-def test_a_license_file_is_the_parents():
-    """A link to a file of the parent's repository leads there, also from the merge, which has no such file."""
     decision = decide_license([ParentLicense(model, "other", "own", "LICENSE") for model in ("a/a", "b/b")])
     assert (decision.license, decision.link) == ("other", "https://huggingface.co/a/a/blob/main/LICENSE")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from classes import edit_json
 from hub_fixtures import commit_titles, upload_models
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from transformers import AutoModelForCausalLM
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.record import write_build_record
 from hf_evomerge.errors import HubError
@@ -37,10 +37,6 @@ print(json.dumps([type(model).__name__, tokens.tolist(), round(logits.double().s
 
 def _expected(folder: Path) -> list[Any]:
     """What `LOAD` prints of a model that is loaded from a folder in this process."""
-    from transformers import AutoTokenizer
-
-    import hf_evomerge  # noqa: F401 - knows the class
-
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     inputs = AutoTokenizer.from_pretrained(folder)("w1 w2 w3", return_tensors="pt", return_token_type_ids=False)
     with torch.inference_mode():
@@ -55,15 +51,8 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(hybrid_
     assert len(commit_titles(lfs_api)) == 2  # the Hub's own first one, and ours
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= {
-        *(
-            "model.safetensors",
-            "config.json",
-            "configuration_evo_merged.py",
-            "layers_evo_merged.py",
-            "modeling_evo_merged.py",
-            "sources_evo_merged.py",
-        ),
-        "tokenizer.json",
+        *(f"{part}_evo_merged.py" for part in ("configuration", "layers", "modeling", "sources")),
+        *("model.safetensors", "config.json", "tokenizer.json"),
         *("recipe.yaml", "study.json", "trials.parquet", "README.md", "images/fitness.png", "images/path.png"),
     }
     stored = Path(hf_hub_download("local/merge", "model.safetensors")).read_bytes()
@@ -74,6 +63,15 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(hybrid_
     again = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=lfs_api)
     assert (again.model.changed, again.model.sha) == (False, pushed.model.sha)
     assert len(commit_titles(lfs_api)) == 2
+
+
+def test_push_to_hub_takes_the_code_along(hybrid_search, lfs_api, program):
+    """transformers' own `push_to_hub` uploads the class's files, and a card with its tags; it loads without this package."""
+    for kind in (AutoModelForCausalLM, AutoTokenizer):
+        kind.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
+    loaded = json.loads(program(LOAD, "local/direct", "trust").splitlines()[-1])
+    assert loaded == _expected(hybrid_search / "model")
+    assert {"merge", "evomerge"} <= set(ModelCard.load("local/direct").data.tags)
 
 
 def test_a_parameter_space_merge_is_a_plain_model(plain, lfs_api, program):

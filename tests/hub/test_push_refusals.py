@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hub_fixtures import upload_models
 from huggingface_hub import HfApi
+from recipes import merge_of
 
 from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.push import check_push, preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study.study import Study
 
 
@@ -110,7 +110,7 @@ def test_folders_that_hold_no_merge_are_refused(tiny, lfs_api, tmp_path, monkeyp
 
 def _copy_with_recipe(tiny: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(tiny / "a", tmp_path / "copy"))
-    Recipe.model_validate({"sources": [{"model": str(tiny / "a")}], "merge": {"method": "linear"}}).save(folder / "recipe.yaml")
+    merge_of(tiny / "a").save(folder / "recipe.yaml")
     return folder
 
 

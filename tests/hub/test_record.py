@@ -4,16 +4,18 @@ import json
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
 from hf_evomerge.errors import HubError, SearchError, SourceError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import STUDY_JSON, Record
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edited, open_study
-from hf_evomerge.search.study.study import Study
+from hf_evomerge.search.study.study import Study, Trial
 
 
 def test_the_record_says_what_the_study_holds(hybrid_search, tmp_path):
@@ -144,13 +146,8 @@ def test_examples_are_published_where_they_are_asked_for(hybrid_search, tiny, tm
 
 def test_failed_trials_and_unfinished_searches_have_a_record(search_config, tmp_path):
     """A search without results, with trials that failed, is recorded as it is, and errors name no folder."""
-    from hf_evomerge.fitness import Scores
-    from hf_evomerge.search.study.study import Trial
-
     config: Any = search_config()
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
-    import numpy as np
-
     study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("/home/someone/model: cannot be read")))
     study.close()
     record = write_record(tmp_path / "study", tmp_path / "record")
