@@ -5,16 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipes import path_of
 from slowly import slow_beyond
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built model with a path."""
-    recipe = Recipe.model_validate({"sources": [{"model": str(tiny / "a")}], "flow": {"path": ["0:0", "0:0-1"]}})
+    recipe = path_of(tiny / "a", hops=["0:0", "0:0-1"])
     return build_model(recipe, tmp_path_factory.mktemp("registered") / "model", progress=False)
 
 
@@ -22,14 +22,6 @@ def _run(program: str, *arguments: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
-
-
-def test_importing_is_light():
-    """Importing the package, and naming what it offers, loads neither torch nor transformers nor numpy."""
-    program = (
-        "import sys, hf_evomerge; dir(hf_evomerge); print(*({'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)))"
-    )
-    assert _run(program) == []
 
 
 ORDERS = {

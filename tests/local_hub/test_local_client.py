@@ -17,7 +17,6 @@ from huggingface_hub.errors import (
 
 from local_hub import LocalHub
 
-Program = Callable[..., str]
 CARD = """---
 license: apache-2.0
 base_model: [acme/a, acme/b]

@@ -70,11 +70,6 @@ def test_weighted_text(text, terms):
     assert not hop.is_serial
 
 
-def test_a_weighted_hop_can_be_repeated():
-    """A repeat count repeats the whole sum."""
-    assert LayerPath.parse("0:1*0.5 + 1:1*0.5 x2").as_text() == ["0:1*0.5 + 1:1*0.5"] * 2
-
-
 def test_a_single_weighted_term_is_not_serial():
     """A weight other than 1 keeps a path from being folded into a plain model."""
     assert not LayerPath.parse("0:0, 0:1*0.5").is_serial
@@ -82,7 +77,8 @@ def test_a_single_weighted_term_is_not_serial():
 
 
 def test_text_form_is_canonical():
-    """The text of a path has no ranges, repeats, needless weights or needless spaces."""
+    """The text of a path has no ranges, repeats, needless weights or needless spaces; a repeat is of the whole sum."""
+    assert LayerPath.parse("0:1*0.5 + 1:1*0.5 x2").as_text() == ["0:1*0.5 + 1:1*0.5"] * 2
     path = LayerPath.parse(" 0:0-2,1:3 x2, 0:1*1.0+1:1*.50")
     assert str(path) == "0:0, 0:1, 0:2, 1:3, 1:3, 0:1 + 1:1*0.5"
 
@@ -178,17 +174,11 @@ def test_scales_that_are_no_scales(scales, message):
         assert str(caught.value) == message
 
 
-def test_whole_numbers_become_floats():
-    """A scale given as a whole number is the same scale, and prints the same, as the float."""
-    path = LayerPath.parse("0:0-1", [1, 2])
-    assert path == LayerPath.parse("0:0-1", [1.0, 2.0])
-    assert all(type(scale) is float for scale in path.scales)
-
-
 def test_with_scales_keeps_the_hops():
-    """New scales make a new path over the same terms and leave the old one alone."""
+    """New scales make a new path over the same terms and leave the old one alone; whole numbers become floats."""
     path = LayerPath.parse("0:0, 0:1 + 1:1*0.5", [0.9, 1.1])
-    other = path.with_scales([2.0, 3.0])
+    other = path.with_scales([2, 3])
+    assert all(type(scale) is float for scale in other.scales + LayerPath.parse("0:0-1", [1, 2]).scales)
     assert other.as_text() == path.as_text()
     assert (path.scales, other.scales) == ([0.9, 1.1], [2.0, 3.0])
 

@@ -99,15 +99,8 @@ def test_an_evolved_pipeline_is_published_and_loads(published):
     state = load_file(search / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(state[name], tensor) for name, tensor in pipeline.transformer.state_dict().items())
     names = set(api.list_repo_files("demo/bright"))
-    wanted = {
-        "model_index.json",
-        "vae/config.json",
-        "scheduler/scheduler_config.json",
-        "recipe.yaml",
-        "study.json",
-        "trials.parquet",
-    }
-    assert wanted <= names
+    assert {"model_index.json", "vae/config.json", "scheduler/scheduler_config.json"} <= names
+    assert {"recipe.yaml", "study.json", "trials.parquet"} <= names
     assert not {name for name in names if name.endswith((".bin", ".pt", ".py"))}
     card = ModelCard.load("demo/bright")
     said = (card.data.library_name, card.data.pipeline_tag, card.data.base_model)

@@ -9,6 +9,7 @@ import mixing
 import pytest
 from edits import Route
 from published import Parent, Published
+from recipes import merge_of
 from served import shown
 from showcase import Edit, Showcase
 from texts import SpaceError
@@ -19,7 +20,7 @@ from hf_evomerge.recipes.recipe import Recipe
 WAY = Route(("0:0", "0:1", "1:1", "0:2*0.5 + 1:2*-1.5"), (1.0, 0.9, 1.1, -0.5))
 SOURCES = [{"model": "user/a"}, {"model": "user/b"}]
 RECIPE = {"sources": SOURCES, "flow": {"path": list(WAY.hops), "scale_target": "mlp_delta"}, "seed": 7}
-MERGE = Recipe.model_validate({"sources": SOURCES, "merge": {"method": "slerp"}})
+MERGE = merge_of(*SOURCES, method="slerp")
 
 
 def test_each_edit_changes_one_hop():
@@ -129,9 +130,7 @@ def test_a_path_may_be_written_in_ranges():
 
 def _merge() -> Showcase:
     """A merge of two parents on show, without its weights."""
-    recipe = Recipe.model_validate(
-        {"sources": SOURCES, "merge": {"method": "linear", "parameters": [{"weight": 1}, {"weight": 2}]}}
-    )
+    recipe = merge_of(*SOURCES, weights=[1, 2])
     parents = (Parent("a", "a"), Parent("b", "b"))
     return shown(Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents))
 

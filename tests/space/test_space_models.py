@@ -1,5 +1,6 @@
 """The models behind the Space: answers are transformers' own, bounded, stoppable, and nothing foreign is run."""
 
+import copy
 import json
 import shutil
 import threading
@@ -13,20 +14,22 @@ import loading
 import mixing
 import models
 import pytest
+import showcase
 import torch
 from edits import Route
 from models import EVOLVED, Host, Job
 from published import Published
 from reading import read
+from recipes import merge_of
 from served import greedy
 from showcase import Edit, Showcase
 from texts import SpaceError
 from tiny_adapters import save_adapter
-from transformers import StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from hf_evomerge import merging
 from hf_evomerge.building.build import build_model
-from hf_evomerge.recipes.recipe import MergePart, Recipe
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Data
 
 PROMPT = "t0 w3 w4 5"
@@ -85,11 +88,11 @@ def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
     """The merged adapter, each parent and the base answer as themselves, in any order, with one model in memory."""
     wholes, base = {}, {"model": str(tiny / "base")}
     sources = [{**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))} for seed, name in enumerate("xy")]
-    recipe = Recipe.model_validate({"sources": sources, "base": base, "merge": {"method": "task_arithmetic"}})
+    recipe = merge_of(*sources, method="task_arithmetic", base=base)
     published = build_model(recipe, tmp_path / "out", progress=False)
     wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
     for name, source in zip("xy", recipe.sources, strict=True):
-        alone = Recipe(sources=[source], merge=MergePart(method="linear"))
+        alone = merge_of(source.model_dump(exclude_none=True))
         wholes[f"base+{name}"] = build_model(alone, tmp_path / f"whole-{name}", progress=False, whole=True)
     wholes["base"] = tiny / "base"
     host = _host(published)
@@ -221,9 +224,6 @@ def test_a_model_without_safetensors_is_refused(broken, dfs):
     assert "no weights in safetensors" in host.error
     with pytest.raises(SpaceError, match="no weights in safetensors"):
         host.whole_answer(Job(EVOLVED, PROMPT, 2))
-    import torch
-    from transformers import AutoModelForCausalLM
-
     state = AutoModelForCausalLM.from_pretrained(dfs).state_dict()
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model-decoy.safetensors").write_bytes(b"x")
@@ -249,8 +249,6 @@ def test_no_code_of_a_parent_is_run(dfs, tiny, tmp_path):
 
 def test_a_chat_template_is_used_unless_the_search_did_without(host):
     """With a template the prompt is a chat, without special tokens of the tokenizer's own."""
-    import copy
-
     loaded = copy.copy(host.evolved)
     tokenizer = copy.deepcopy(loaded.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
@@ -272,8 +270,6 @@ def test_no_model_is_no_crash():
 
 def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
     """With a parent's weight at 0 the answer is that of the merge without it; afterwards every bit is as it was."""
-    from hf_evomerge import Recipe, build_model
-
     host = _host(ps)
     before = {name: tensor.clone() for name, tensor in host.evolved.model.state_dict().items()}
     published = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
@@ -347,8 +343,6 @@ def test_answers_are_there_before_anybody_asks(dfs, tiny):
 
 def test_a_changed_model_is_scored_as_the_search_scores(dfs, monkeypatch):
     """The examples are judged by the search's own task: as each answer by itself is, for the published and a changed path."""
-    import showcase
-
     monkeypatch.setattr(showcase, "_AT_ONCE", 2)
     show = Showcase(str(dfs))
     show.load()
