@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import zoo
 from safetensors import safe_open
+from slowly import slow_beyond
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 
 CONFIGS = sorted(Path(__file__).with_name("configs").glob("*.yml"))
+OFTEN = [file for file in CONFIGS if not file.stem.startswith("card-")]  # of cards: further files of the same kinds
 REFUSED = "# refused: "
 ONE_WAY = "# one way: "  # built, and not written as a mergekit file again
 
@@ -21,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", slow_beyond(OFTEN, CONFIGS), ids=lambda file: file.stem)
 def test_a_published_file_is_built_or_refused(file, models, tmp_path):
     """It gives a model with as many rows as its tokenizer has tokens or more, or one line that says why not."""
     text = file.read_text()

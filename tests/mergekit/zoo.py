@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from words import save_pair_tokenizer
 
 WIDTH, INNER, HEADS, KV_HEADS = 16, 24, 4, 2
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz ", "th", "he", "in", "er", "an", "re", "on", "at", "en", "nd"]
@@ -69,89 +71,21 @@ def save_model(folder: Path, name: str, depth: int) -> Path:
     place.mkdir(parents=True)
     tokens = tokens_of(name)
     own, common = (torch.Generator().manual_seed(seed) for seed in (zlib.crc32(name.encode()), 0))
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": depth, "vocab_size": len(tokens)}
+    config = LlamaConfig(**sizes, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, dtype="float32")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(place)
+    with torch.device("meta"):
+        shapes = {key: tuple(tensor.shape) for key, tensor in LlamaForCausalLM(config).state_dict().items()}
     tensors = {}
-    for key, shape in _shapes(depth, len(tokens)).items():
+    for key, shape in shapes.items():
         known = (len(WORDS), *shape[1:]) if shape[0] == len(tokens) else shape
         tensor = torch.randn(shape, generator=own) * 0.01
         tensor[: known[0]] += torch.randn(known, generator=common) * 0.1 + key.endswith("norm.weight")
         tensors[key] = tensor
     save_file(tensors, place / "model.safetensors", {"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": WIDTH,
-        "intermediate_size": INNER,
-        "num_hidden_layers": depth,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "vocab_size": len(tokens),
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "dtype": "float32",
-    }
-    (place / "config.json").write_text(json.dumps(config))
-    save_tokenizer(place, tokens)
+    save_pair_tokenizer(place, tokens, ("<unk>", "<s>", "</s>"), bos_token="<s>", eos_token="</s>")
     return place
-
-
-def _shapes(depth: int, size: int) -> dict[str, tuple[int, ...]]:
-    small = WIDTH // HEADS * KV_HEADS
-    block = {
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (small, WIDTH),
-        "self_attn.v_proj": (small, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH),
-        "mlp.gate_proj": (INNER, WIDTH),
-        "mlp.up_proj": (INNER, WIDTH),
-        "mlp.down_proj": (WIDTH, INNER),
-        "input_layernorm": (WIDTH,),
-        "post_attention_layernorm": (WIDTH,),
-    }
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size, WIDTH)}
-    found |= {f"model.layers.{layer}.{name}.weight": shape for layer in range(depth) for name, shape in block.items()}
-    return {**found, "model.norm.weight": (WIDTH,), "lm_head.weight": (size, WIDTH)}
-
-
-def save_tokenizer(folder: Path, tokens: list[str]) -> None:
-    """A BPE tokenizer; what follows the common words is added to it."""
-    special = [token for token in tokens if token[0] in "<["]
-    added = [
-        {"id": n, "content": token, "special": True, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for n, token in enumerate(tokens)
-        if token in special
-    ]
-    data = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: n for n, token in enumerate(tokens) if token not in special[3:]},
-            "merges": [list(token) for token in tokens if len(token) == 2],
-        },
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "added_tokens_decoder": {str(item["id"]): {key: value for key, value in item.items() if key != "id"} for item in added},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def save_adapter(folder: Path, name: str, depth: int) -> Path:

@@ -26,7 +26,11 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("architecture", "name"), slow_beyond(FAMILIES, CASES))
+CORE = ("identity", "stream", "mlp_delta", "sums", "caches", "saved", "fold_stream", "fold_mlp_delta")
+OFTEN = [(kind, name) for kind, name in CASES if kind == "llama" or (kind in FAMILIES and name in CORE)]
+
+
+@pytest.mark.parametrize(("architecture", "name"), slow_beyond(OFTEN, CASES))
 def test_properties_hold_for_every_architecture(architecture, name, tmp_path):
     """Each property of the table holds for each architecture to which it applies."""
     if name == "offloaded":

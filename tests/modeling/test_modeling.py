@@ -1,22 +1,27 @@
 import copy
-import json
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
 import warm
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from slowly import slow_beyond
 from tiny_models import VOCAB, tiny_model, token_ids
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
 from vlms import CLASSES, inputs, random_model, vlm_config
+from words import word_tokenizer
 
-from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel, register
+from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 PATH = ["0:0", "1:1", "0:1*0.5 + 1:2*0.25", "0:0", "1:1", "0:2*1.5"]
 SCALES = [1.1, 0.9, 1.0, -0.7, 1.2, 0.8]
+WEIGHT = "mlp.up_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +32,8 @@ def sources() -> list[PreTrainedModel]:
 
 @pytest.fixture
 def model(sources: list[PreTrainedModel]) -> EvoMergedForCausalLM:
-    """Repeats, scales and weighted sums in one path."""
-    return LayerPool(sources).model(LayerPath.parse(PATH, SCALES))
-
-
-def greedy(model: PreTrainedModel, ids: torch.Tensor, **options: object) -> torch.Tensor:
-    """Greedy tokens after the prompt; token 0 is padding."""
-    given = {
-        "max_new_tokens": 6,
-        "do_sample": False,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-        "attention_mask": (ids != 0).long(),
-    }
-    return model.generate(ids, **{**given, **options})[:, ids.shape[1] :]
-
-
-def test_a_hop_of_two_halves_of_one_layer_is_that_layer(sources):
-    """0:1*0.5 + 0:1*0.5 is 0:1, to the bit."""
-    pool = LayerPool(sources)
-    halves = pool.model(LayerPath.parse(["0:0", "0:1*0.5 + 0:1*0.5", "0:2"]))
-    assert torch.equal(halves(token_ids()).logits, sources[0](token_ids()).logits)
+    """Repeats, scales and weighted sums in one path, with weights of its own."""
+    return copy.deepcopy(LayerPool(sources).model(LayerPath.parse(PATH, SCALES)))
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
@@ -66,15 +52,6 @@ def test_two_names_for_the_cache_are_one_too_many(model):
     cache = getattr(first, "cache", None) or first.past_key_values
     with pytest.raises(ValueError, match="cache: given twice"):
         model(token_ids(), cache=cache, past_key_values=cache)
-
-
-def test_the_base_model_loads_from_the_same_folder(model, tmp_path):
-    """AutoModel gives the same path without head, ending in the last hidden state."""
-    model.save_pretrained(tmp_path)
-    base = AutoModel.from_pretrained(tmp_path)
-    assert type(base) is EvoMergedModel
-    hidden = base(token_ids()).last_hidden_state
-    assert torch.equal(model.get_output_embeddings()(hidden), model(token_ids()).logits)
 
 
 def test_the_saved_model_loads_without_this_package(model, tmp_path):
@@ -118,12 +95,11 @@ def test_a_copy_is_independent(model, twin):
     """A deep copy computes the same with its own weights: changing the original does not change it."""
     expected = model(token_ids()).logits
     copied = twin(model)  # type: ignore[operator]
-    saved = copy.deepcopy(model.state_dict())
+    assert copied.num_parameters() == model.num_parameters()  # it shares within itself
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(copied(token_ids()).logits, expected)
-    model.load_state_dict(saved)
 
 
 def test_another_path_over_the_same_parameters(model, sources):
@@ -202,21 +178,6 @@ def test_fields_that_are_changed_later_are_checked_too(model, fields, message, t
         AutoModelForCausalLM.from_pretrained(tmp_path, **fields)
 
 
-def test_use_cache_is_the_source_architecture_s(model, tmp_path):
-    """use_cache can be set on the configuration, as Trainer does, or given to from_pretrained; it is stored in text_config."""
-    model.save_pretrained(tmp_path / "first")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "first", use_cache=False)
-    model.config.use_cache = False
-    for each in (model, again):
-        out = each(token_ids())
-        assert out.get("cache", out.get("past_key_values")) is None
-    model.save_pretrained(tmp_path / "second")
-    written = json.loads((tmp_path / "second" / "config.json").read_text())
-    assert "use_cache" not in written
-    assert written["text_config"]["use_cache"] is False
-    assert AutoConfig.from_pretrained(tmp_path / "second").use_cache is False
-
-
 def test_the_vocabulary_can_grow(model, tmp_path):
     """Resized embeddings are saved and loaded."""
     twin = copy.deepcopy(model)
@@ -248,19 +209,6 @@ def test_a_fresh_model_can_be_made_from_a_configuration(model, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(token_ids()).logits, fresh(token_ids()).logits)
 
 
-def test_bfloat16_stays_exact(sources, tmp_path):
-    """In bfloat16 as well, the reloaded model gives the same bits."""
-    halves = []
-    for number, source in enumerate(sources):
-        source.save_pretrained(tmp_path / str(number))
-        halves.append(AutoModelForCausalLM.from_pretrained(tmp_path / str(number), dtype=torch.bfloat16))
-    merged = LayerPool(halves).model(LayerPath.parse(PATH, SCALES))
-    merged.save_pretrained(tmp_path / "merged")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert again.dtype == torch.bfloat16
-    assert torch.equal(again(token_ids()).logits, merged(token_ids()).logits)
-
-
 def test_mlp_delta_is_refused_where_it_has_no_meaning():
     """Blocks that are not a residual plus an MLP refuse mlp_delta in one line, but run with scales of 1."""
     pool = LayerPool([tiny_model("bloom")])
@@ -269,8 +217,178 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning():
     pool.model(LayerPath.parse("0:0, 0:1"), "mlp_delta")
 
 
-def test_registering_twice_is_harmless():
-    """The Auto classes know the model as soon as the package is imported; registering again changes nothing."""
-    register()
-    register()
-    assert type(AutoConfig.for_model("evo_merged")) is EvoMergedConfig
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word per token."""
+    return word_tokenizer([*("<pad>", "<bos>", "<eos>", "<unk>"), *(f"w{number:02}" for number in range(4, VOCAB))])
+
+
+def assert_shared(model: EvoMergedForCausalLM) -> None:
+    """Hops 0 and 3, and hops 1 and 4, run the same tensors."""
+    for first, second in ((0, 3), (1, 4)):
+        assert model.layers[first].get_parameter(WEIGHT) is model.layers[second].get_parameter(WEIGHT)
+
+
+def test_a_pipeline_writes_what_generate_writes(model, tokenizer):
+    """The text-generation pipeline gives the text of the model's own greedy tokens, for padded batches as well."""
+    prompts = ["w05 w09 w33", "w07 w08 w21 w04 w60"]
+    writer = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    written = writer(prompts, max_new_tokens=6, do_sample=False, batch_size=2, return_full_text=False)
+    for prompt, (result,) in zip(prompts, written, strict=True):
+        given = tokenizer(prompt, return_tensors="pt")
+        tokens = model.generate(**given, max_new_tokens=6, do_sample=False)[0, given["input_ids"].shape[1] :]
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text
+        assert result["generated_text"].strip() == text
+
+
+def test_the_state_goes_through_torch_save(model, sources, tmp_path):
+    """A state dict that torch.save wrote loads with weights_only=True, strictly, into a model that still shares its layers."""
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").stat().st_size < sum(p.numel() * 4 for p in model.parameters()) + 60_000
+    fresh = EvoMergedForCausalLM(copy.deepcopy(model.config)).eval()
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(fresh(token_ids()).logits, model(token_ids()).logits)
+    assert_shared(fresh)
+
+
+def test_missing_weights_of_a_shared_layer_are_reported(model, tmp_path):
+    """A checkpoint without a tensor of a repeated layer says so, and the model gets an initialised, shared one."""
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state[f"model.model.layers.0.{WEIGHT}"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert f"model.model.layers.0.{WEIGHT}" in info["missing_keys"]
+    assert again(token_ids()).logits.isfinite().all()
+    assert_shared(again)
+
+
+def test_the_vocabulary_can_shrink(model):
+    """Fewer embeddings leave the logits of the remaining tokens as they were."""
+    ids = token_ids().clamp(max=VOCAB - 9)
+    before = model(ids).logits
+    model.resize_token_embeddings(VOCAB - 8)
+    assert model.get_output_embeddings().weight.shape[0] == model.config.get_text_config().vocab_size == VOCAB - 8
+    assert torch.allclose(model(ids).logits, before[..., : VOCAB - 8], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_can_be_cast(model, dtype):
+    """Half precision keeps the sharing and comes close to the logits of full precision."""
+    expected = model(token_ids()).logits
+    model.to(dtype)
+    assert model.dtype == dtype
+    assert_shared(model)
+    logits = model(token_ids()).logits
+    assert logits.dtype == dtype
+    assert (logits.float() - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.slow
+def test_the_graph_compiles_whole(model):
+    """torch.compile captures the forward in one graph without a warning, scales and sums included, and computes the same."""
+    expected = model(token_ids(), use_cache=False).logits
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.allclose(compiled(token_ids(), use_cache=False).logits, expected, atol=1e-6)
+
+
+def test_the_graph_exports(model):
+    """torch.export gives a program that computes the same."""
+    program = torch.export.export(model, (), {"input_ids": token_ids(), "use_cache": False}, strict=False)
+    logits = program.module()(input_ids=token_ids(), use_cache=False).logits
+    assert torch.allclose(logits, model(token_ids()).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
+@pytest.mark.parametrize(
+    "memory", slow_beyond([30_000], [90_000, 30_000, 0]), ids=["half on disk", "layers on disk", "all on disk"]
+)
+def test_layers_may_be_offloaded(model, scale_target, memory, tmp_path):
+    """With part of the layers or all of them on disk the bits are the same, and hops of one layer are in one place."""
+    pytest.importorskip("accelerate")
+    model = model.with_path(PATH, SCALES, scale_target=scale_target)
+    model.save_pretrained(tmp_path / "saved")
+    where: dict[str, object] = {"device_map": "auto", "max_memory": {"cpu": memory}} if memory else {"device_map": {"": "disk"}}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", **where, offload_folder=tmp_path / "offloaded")
+    places = again.hf_device_map
+    assert "disk" in places.values()
+    if memory == 90_000:
+        places = {slot: places[f"model.model.layers.{slot}"] for slot in range(7)}
+        assert set(places.values()) == {"cpu", "disk"}
+        assert (places[0], places[1]) == (places[3], places[4])
+    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+    written = [other.generate(token_ids(), max_new_tokens=5, do_sample=False) for other in (again, model)]
+    assert torch.equal(*written)
+    again.save_pretrained(tmp_path / "resaved")
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "resaved")(token_ids()).logits, model(token_ids()).logits
+    )
+    with pytest.raises(ValueError, match="its forward is replaced; load the source without device_map"):
+        again.with_path("0:0, 0:1")
+
+
+def adapted(model: EvoMergedForCausalLM, **options: object) -> PreTrainedModel:
+    """The model with LoRA adapters trained for a few steps."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    tuned = get_peft_model(model, config)
+    optimizer = torch.optim.Adam([p for p in tuned.parameters() if p.requires_grad], lr=2e-2)
+    losses = []
+    for _ in range(6):
+        loss = tuned(token_ids(), labels=token_ids()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    return tuned.eval()
+
+
+def test_lora_trains_saves_and_loads(model, tmp_path):
+    """PEFT's adapters, one per hop even where hops share a layer, lower the loss, and load on the untouched model."""
+    untouched = copy.deepcopy(model)
+    tuned = adapted(model)
+    tuned.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(untouched, tmp_path)
+    assert torch.equal(again(token_ids()).logits, tuned(token_ids()).logits)
+    with again.disable_adapter():
+        plain = again(token_ids()).logits
+    assert not torch.allclose(plain, again(token_ids()).logits, atol=1e-3)
+
+
+def test_lora_merges_into_layers_that_run_once(sources):
+    """Where no layer repeats, merging the adapters gives a plain merged model that computes what they computed."""
+    model = copy.deepcopy(LayerPool(sources).model(LayerPath.parse("0:0, 1:1, 0:2", [1.0, 0.8, 1.2])))
+    tuned = adapted(model)
+    expected = tuned(token_ids()).logits
+    merged = tuned.merge_and_unload()
+    assert type(merged) is EvoMergedForCausalLM
+    assert torch.allclose(merged(token_ids()).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before training", "before merging"])
+def test_lora_merges_into_layers_that_were_separated(model, first, tmp_path):
+    """unshare gives hops of one layer tensors of their own, and nothing else; adapters then merge, and the result saves."""
+    before = model(token_ids()).logits
+    slots = len(model.layers)
+    if first:
+        model.unshare()
+        assert torch.equal(model(token_ids()).logits, before)
+    tuned = adapted(model)
+    expected = tuned(token_ids()).logits
+    if not first:
+        tuned.get_base_model().unshare()
+        assert torch.equal(tuned(token_ids()).logits, expected)
+    merged = tuned.merge_and_unload()
+    assert torch.allclose(merged(token_ids()).logits, expected, atol=1e-4)
+    assert merged.config.path == ["0:0", "0:1", "0:2*0.5 + 0:6*0.25", "0:3", "0:4", "0:5*1.5"]
+    assert len({id(layer.get_parameter(WEIGHT)) for layer in merged.layers}) == slots
+    merged.save_pretrained(tmp_path)
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert torch.equal(again(token_ids()).logits, merged(token_ids()).logits)
+    shorter = again.with_path("0:0, 0:4")
+    assert shorter.layers[1].get_parameter(WEIGHT) is again.layers[4].get_parameter(WEIGHT)

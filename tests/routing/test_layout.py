@@ -59,25 +59,25 @@ def test_the_ends_are_those_of_a(on, path):
     assert _layers(_genome(on)) == path
 
 
+@pytest.mark.parametrize(
+    ("layout", "on", "path"),
+    [
+        (Layout((0, 1), (1, 2), 1), [], "0:0"),
+        (Layout((0, 1), (1, 2), 1), [1], "0:0, 1:0, 0:0"),
+        (Layout((0,), (1,), 1), [], "0:0"),
+        (Layout((3, 1), (2, 2), 1), [2], "3:0, 1:0, 3:1"),
+    ],
+)
+def test_a_is_the_first_in_the_order(layout, on, path):
+    """The ends are those of the first source, whatever its number; where it has one layer, that is both."""
+    assert _layers(_genome(on, layout=layout), layout) == path
+
+
 def test_an_indicator_of_zero_is_off():
     """A slot is on the path where its indicator is positive; zero is off."""
     genome = _genome([0, 5])
     genome[2], genome[3] = 0.0, 1e-300
     assert _layers(genome) == "0:0, 1:1, 0:1"
-
-
-def test_a_source_of_one_layer_is_both_ends():
-    """Where A has one layer, it alone is a path, and it closes a path through other layers."""
-    layout = Layout((0, 1), (1, 2), 1)
-    assert _layers(_genome([], layout=layout), layout) == "0:0"
-    assert _layers(_genome([1], layout=layout), layout) == "0:0, 1:0, 0:0"
-    assert _layers(_genome([], layout=Layout((0,), (1,), 1)), Layout((0,), (1,), 1)) == "0:0"
-
-
-def test_a_is_the_first_in_the_order():
-    """The ends are those of the first source in the order, whatever its number."""
-    layout = Layout((3, 1), (2, 2), 1)
-    assert _layers(_genome([2], layout=layout), layout) == "3:0, 1:0, 3:1"
 
 
 def test_hop_limit_keeps_the_strongest():

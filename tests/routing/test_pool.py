@@ -30,15 +30,6 @@ def test_nothing_is_copied(pool):
     assert not model.training
 
 
-def test_changes_in_place_are_seen(pool):
-    """A model made earlier follows what is written into a source's parameters later."""
-    model = pool.model(LayerPath.identity(3))
-    with torch.no_grad():
-        for parameter in pool.models[0].parameters():
-            parameter.mul_(1.01)
-    assert torch.equal(model(IDS).logits, pool.models[0](IDS).logits)
-
-
 def test_models_do_not_disturb_each_other_or_the_sources(pool):
     """Making and running a model changes neither the sources nor models made before, hooks and numbers included."""
     before = [source(IDS).logits for source in pool.models]

@@ -22,6 +22,7 @@ def kinds(*names: str) -> Callable[[int], list[str]]:
     return lambda count: [names[layer % len(names)] for layer in range(count)]
 
 
+_alternating, _conv, _linear = (kinds(name, "full_attention") for name in ("sliding_attention", "conv", "linear_attention"))
 _LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 
 _ALTERNATING = {"layer_types": kinds("sliding_attention", "full_attention")}
