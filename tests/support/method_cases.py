@@ -15,6 +15,8 @@ NAME = "model.layers.0.mlp.up_proj.weight"
 GROUPED = {"embed": 0.3, "blocks.0.attn": 0.9, "blocks.0.mlp": 0.1, "default": 0.6}
 _THREE = [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}]
 _SPARSE = [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 1.0}]
+_EPSILON = {"head": 0.5, "default": 0.2}
+
 CASES = [
     ("linear", _THREE, {}),
     ("slerp", [{}, {}], {"t": GROUPED}),
