@@ -189,9 +189,9 @@ def _written(example: Example, number: int, images: Path) -> list[str]:
 
 def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:
     """Write one row per trial; the whole table appears under its name at once."""
-    recipes = {key: study.recipe(key) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
-    texts = {key: recipe.renamed(publish).to_yaml() for key, recipe in recipes.items()}
-    paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}
+    texts = {key: study.renamed_text(key, publish) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
+    flows = ((key, study.recipe(key).flow) for key, text in texts.items() if "\nflow:" in text)
+    paths = {key: flow.to_path() for key, flow in flows if flow is not None}
 
     rows = [
         {

@@ -13,7 +13,7 @@ from forked import status_of_fork
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
+from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
 from hf_evomerge.search.study.database import STUDY_FILE
 from hf_evomerge.search.study.study import Study, Trial
 
@@ -104,6 +104,24 @@ def test_recipes_have_the_key_of_their_content(study):
     assert study.recipe(one) == _recipe(0.1 + 0.2)
     with pytest.raises(SearchError, match="'nokey': not in this study"):
         study.recipe("nokey")
+
+
+@pytest.mark.parametrize("base", [None, SourceRef(model="base", revision="abc")])
+def test_a_recipe_has_other_names_as_text(tmp_path, base):
+    """The text under other names is that of the recipe that was read, renamed and written, of labelled sources too."""
+    study = Study.create(tmp_path / "study", {"sources": [{"model": "a", "revision": "1"}]})
+    sources = [SourceRef(model="a", revision="1"), SourceRef(model="b")]
+    flow = FlowPart(path=["0:0", "1:1"], scales=[1.0, 0.5])
+    merge = MergePart(method="linear", parameters=[{"weight": 0.3}, {"weight": 0.7}])
+    recipe = Recipe(sources=sources, base=base, merge=merge, flow=flow)
+    key = study.add_recipe(recipe)
+
+    def rename(ref: SourceRef) -> SourceRef:
+        return SourceRef(model=f"me/{ref.model}", revision=ref.revision)
+
+    assert study.renamed_text(key, rename) == study.recipe(key).renamed(rename).to_yaml()
+    with pytest.raises(SearchError, match="'nokey': not in this study"):
+        study.renamed_text("nokey", rename)
 
 
 def test_evaluations_by_label_and_split(study):

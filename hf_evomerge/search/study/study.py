@@ -7,6 +7,8 @@ are YAML.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe, SourceRef
-from ...recipes.strict_yaml import validate
+from ...recipes.strict_yaml import read_yaml, to_yaml, validate
 from .database import BACKUP_SECONDS, StudyFile
 from .paths import followed
 
@@ -112,8 +114,23 @@ class Study(StudyFile):
 
     def recipe(self, key: str) -> Recipe:
         """The recipe of a key, its sources where they lie today; raises `SearchError` where there is none."""
+        return Recipe.from_yaml(self._recipe_text(key)).renamed(lambda ref: self._parents.get(ref.model, ref))
+
+    def renamed_text(self, key: str, name: Callable[[SourceRef], SourceRef]) -> str:
+        """The YAML of a recipe under other names of its sources; its numbers, of which there may be many, are not parsed."""
+
+        def named(given: dict[str, Any]) -> dict[str, Any]:
+            ref = validate(SourceRef, given, SearchError)
+            return name(self._parents.get(ref.model, ref)).model_dump(mode="json", exclude_none=True)
+
+        text = self._recipe_text(key)
+        end = next(re.finditer(r"^(?!sources:|base:)\w", text, re.MULTILINE)).start()
+        head = read_yaml(text[:end], SearchError).items()
+        return to_yaml({key: [*map(named, refs)] if key == "sources" else named(refs) for key, refs in head}) + text[end:]
+
+    def _recipe_text(self, key: str) -> str:
         for _, text in self._whole("recipes", "key = ?", key):
-            return Recipe.from_yaml(str(text)).renamed(lambda ref: self._parents.get(ref.model, ref))
+            return str(text)
         raise SearchError(f"recipe {key!r}: not in this study")
 
     @cached_property
