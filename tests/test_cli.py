@@ -175,7 +175,7 @@ def test_dry_runs_write_nothing(search_file, recipe_file, tmp_path):
     assert search.exit_code == 0, search.output
     assert "ps: task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples" in search.stdout
     assert 'examples: {"search": 5, "validation": 4, "test": 6}' in search.stdout
-    assert " in all, with workers=" in search.stdout  # as many as this machine takes
+    assert "in all, with workers=" in search.stdout  # as many as this machine takes
     merge = _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run")
     assert merge.stdout.startswith("fine: a path of 2 hops")
     checked = json.loads(_invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
@@ -219,7 +219,7 @@ def test_a_wrong_search_file_is_one_line(mistake, dry, search_settings, tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "no such file"),
         (b"space: [ps", "not valid YAML"),
         (b"- a\n- b\n", "expected a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),

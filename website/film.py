@@ -80,7 +80,7 @@ class Film:
         """The problem, and one model's answer after the other."""
         targets = {"the base": self.config.base, "Japanese fine-tune": self.config.sources[0]}
         targets |= {"maths fine-tune": self.config.sources[1], "the evolved merge": self.winner}
-        shares = [self.solved["basebase: base"], self.solved["sourcejapanese"], self.solved["sourcemaths"], self.winners]
+        shares = [self.solved["basebase"], self.solved["sourcejapanese"], self.solved["sourcemaths"], self.winners]
         half = example.prompt.find("。", len(example.prompt) // 3) + 1
         marks: list[Mark] = [
             Text((14, 24), "Two fine-tunes of one base. Which model solves this?", "title"),

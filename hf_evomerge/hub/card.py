@@ -26,7 +26,7 @@ from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..record import EVOLVED, STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
-from ..search.results.verdict import RULE, explains_rule
+from ..search.results.verdict import RULE
 from .bundled import bundled
 from .licenses import LicenseDecision
 from .names import is_on_hub, parents_of, parts_of
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCardData
 
 TEMPLATE = "model.md.jinja"
-TAGS = ["merge", "mergekit", "evomerge"]  # what people look for merges by, here as on the Spaces
+TAGS = ["merge", "model-merging", "evomerge"]  # here as on the Spaces
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
-_LEADS = ("lead", "fitness_lead")
 _OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "verified", "space")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
@@ -239,14 +238,14 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "results": results,
         "split_text": _SPLITS.get(results.split, "problems"),
         "headline": _headline(results),
-        "rule": RULE[0].upper() + RULE[1:] if explains_rule(results.verdict) else "",
+        "rule": RULE if results.verdict else "",
         "rows": [_row(row) for row in results.rows],
-        **_columns(results.rows, record.unit),
+        **_columns(results.rows),
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
         "shown": record.telling if record.telling and record.telling.right else None,
         "example": _example(record, record.data),
         "prompt_form": json.dumps(record.data.template, ensure_ascii=False) if record.data.template else "",
-        "shape": _shape(facts),
+        **_sizes(facts),
         "rank": facts.config.get("r"),
         "served_rank": served_rank(facts.config.get("r") or 1),
         **_source_values(facts),
@@ -285,14 +284,16 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
     return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}
 
 
-def _shape(facts: CardFacts) -> str:
-    """Describe the size of a model of text and what it reads, as its config says."""
+def _sizes(facts: CardFacts) -> dict[str, Any]:
+    """The size of a model of text and what it reads, as its config says, and half of that to write, 64 tokens at most."""
     config = facts.config
     while isinstance(inner := config.get("text_config"), dict):
         config = inner
     layers, context = config.get("num_hidden_layers"), config.get("max_position_embeddings")
-    said = [f"{layers} layers" if layers else "", f"reads up to {context:,} tokens" if isinstance(context, int) else ""]
-    return ", ".join(filter(None, [said[0], str(facts.recipe.dtype or config.get("dtype") or ""), said[1]]))
+    reads = context if isinstance(context, int) and context > 1 else 0
+    dtype = str(facts.recipe.dtype or config.get("dtype") or "")
+    said = [f"{layers} layers" if layers else "", dtype, f"reads up to {reads:,} tokens" if reads else ""]
+    return {"shape": ", ".join(filter(None, said)), "new_tokens": min(64, reads // 2 or 64)}
 
 
 def served_rank(rank: int) -> int:
@@ -300,16 +301,14 @@ def served_rank(rank: int) -> int:
     return next((most for most in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= most), rank)
 
 
-def _columns(rows: Sequence[Row], unit: str) -> dict[str, Any]:
-    """The columns of the table that only some searches have: retained data, cut answers, leads."""
+def _columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """The columns of the table that only some searches have: retained data, cut answers."""
     kept = [(name, figures) for row in rows for name, figures in row.retained.items()]
     retained = [f"on {name}" for name, _ in kept] + [f"on {name}, cut" for name, figures in kept if figures.truncated]
-    leads = {name: next((lead.measure for row in rows if (lead := getattr(row, name))), None) for name in _LEADS}
     return {
         "retained": list(dict.fromkeys(retained)),
         "has_cut": any(row.truncated for row in rows),
         "has_accuracy": any(row.accuracy is not None for row in rows),
-        "leads": {name: f"{of}, {unit}" if unit and of == "fitness" else of for name, of in leads.items() if of},
     }
 
 
@@ -344,7 +343,6 @@ def _row(row: Row) -> dict[str, str]:
         "accuracy": row.accuracy_text,
         "fitness": row.fitness_text,
         "evaluations": f"{row.evaluations:.0f}" if row.evaluations else "",
-        **{name: str(getattr(row, name) or "") for name in _LEADS},
         **{f"on {name}": figures.best_text for name, figures in row.retained.items()},
         **{f"on {name}, cut": f"{figures.truncated or 0:.1%}" for name, figures in row.retained.items()},
         "cut": "" if row.truncated is None else f"{row.truncated:.1%}",

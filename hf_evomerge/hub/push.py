@@ -63,7 +63,7 @@ def push_model(
     """
     options, api = options or PushOptions(), api or default_api()
     folder = model.folder if isinstance(model, Study) else model
-    check_login(api, repo_id)
+    check_login(api, repo_id, asks=options.create_pr)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         target = _open_target(api, repo_id, options)
@@ -93,7 +93,7 @@ def preview_push(
     options, api = options or PushOptions(), api or default_api()
     unchecked = []
     if has_token(api):
-        check_login(api, repo_id)
+        check_login(api, repo_id, asks=options.create_pr)
     else:
         check_name(repo_id)
         unchecked.append(
@@ -116,7 +116,7 @@ def check_push(
         HubError: As `push_model`.
     """
     api = api or default_api()
-    check_login(api, repo_id)
+    check_login(api, repo_id, asks=options.create_pr)
     is_known = draws or not any(ref.adapter for ref in recipe_refs)  # adapters give an adapter, or the whole model
     files_there(api, repo_id, options, kind=("a diffusers pipeline" if draws else "a model") if is_known else None)
     names = PublicNames(api, options.published)

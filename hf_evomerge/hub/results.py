@@ -37,7 +37,7 @@ def card_results(record: Record) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=data.dataset or "custom",
-            dataset_name=data.dataset or data.jsonl or ", ".join(data.lm_eval) or "examples of the search",
+            dataset_name=data.dataset or ", ".join(data.lm_eval) or "examples of the search",
             dataset_revision=data.revision,
             metric_type="accuracy",
             metric_name=f"accuracy on {record.results.examples} held-out problems",

@@ -39,12 +39,15 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     return model, search if same else None
 
 
-def check_login(api: HfApi, repo_id: str) -> None:
-    """Refuse a name that cannot be, or a client that nobody has logged in; raises `HubError`."""
+def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
+    """Refuse a name that cannot be, or is somebody else's unless it only asks, and a client without login: `HubError`."""
     check_name(repo_id)
     if not has_token(api):
         raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
-    ask(f"{api.endpoint}: cannot be used", api.whoami)
+    who = ask(f"{api.endpoint}: cannot be used", api.whoami)
+    (owner, name), mine = repo_id.split("/"), [who["name"], *(org["name"] for org in who.get("orgs", ()))]
+    if owner not in mine and not asks:
+        raise HubError(f"{repo_id}: you are logged in as {mine[0]}, who cannot write there; push to {mine[0]}/{name}")
 
 
 def check_name(repo_id: str) -> None:
@@ -53,6 +56,6 @@ def check_name(repo_id: str) -> None:
 
     if os.path.isdir(repo_id):
         raise HubError(f"{repo_id!r}: a folder of this machine; give the name on the Hub, and in a push the folder before it")
-    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
+    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import EvoMergeError, RecipeError
+from ..errors import EvoMergeError, RecipeError, nearest
 from .method import MergeFunction, MergeMethod
 from .parameters import Parameter
 
@@ -58,7 +58,7 @@ def all_methods() -> dict[str, MergeMethod]:
 
 
 def get_method(name: str) -> MergeMethod:
-    """The method of that name; raises `RecipeError` listing the known names."""
+    """The method of that name; raises `RecipeError` naming the nearest."""
     if name not in METHODS:
-        raise RecipeError(f"merge.method: {name!r} is not known; choose one of {', '.join(sorted(METHODS))}")
+        raise RecipeError(f"merge.method: {name!r} is not known; {nearest(name, METHODS)}")
     return METHODS[name]

@@ -66,7 +66,7 @@ class Relatedness:
             found.notes.append(f"cosine between {what}: {shown}{more}")
             pair, most = max(cosines.items(), key=lambda item: item[1])
             if self.task_vectors and most > ALIKE:
-                found.notes.append(f"{' and '.join(pair)} differ from the base in the same direction: is it really their base?")
+                found.warnings.append(f"{' and '.join(pair)} differ from the base in the same direction: is it their base?")
             if not self.task_vectors and (least := min(cosines.values())) < APART:
                 found.warnings.append(
                     f"the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "

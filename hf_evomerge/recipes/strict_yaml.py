@@ -118,6 +118,7 @@ def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
         found.setdefault(_where(item["loc"]), []).append(item)
     lines = []
     for where, here in found.items():
+        here = [item for item in here if item["loc"][-1:] == ("[key]",)] or here  # of an unknown key its value says nothing
         inside = any(place.startswith(f"{where}.") for place in found)
         exact = [item for item in here if not _of_another_kind(item)]
         if inside and all(item["type"] == "too_short" for item in exact):  # what is wrong in it does not count

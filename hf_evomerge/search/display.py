@@ -132,9 +132,9 @@ def _rate(row: Progress) -> float:
 
 
 def _left(row: Progress) -> str:
-    """The time that is left for this stage and those to come, at the rate of this one."""
+    """The time that is left for this stage and those to come, at this one's rate; nothing before a whole evaluation."""
     left = row.total - row.done + row.later
-    return _duration(left / _rate(row)) if row.fresh and row.done < row.total else ""
+    return _duration(left / _rate(row)) if row.fresh >= 1 and row.done < row.total else ""
 
 
 def _line(row: Progress) -> str:

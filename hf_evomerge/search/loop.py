@@ -31,7 +31,7 @@ from .optimizers.nsga import knee, non_dominated
 from .results.contributions import Subset, contributions, kept_sources, shapley_values, subset_of
 from .results.front import finalists, front, judged
 from .results.result import Result
-from .results.table import Row, RowStage
+from .results.table import Row, RowStage, base_name
 from .results.verdict import about_parents
 from .runners.job import Job
 from .runners.runner import Runner
@@ -219,7 +219,7 @@ class Search:
 
         names = self.config.parent_names
         rows = [
-            row("base", f"base: {names[label]}", label) if label == "base" else row("source", names[label], label)
+            row("base", base_name(names[label]), label) if label == "base" else row("source", names[label], label)
             for label in self._parents()
         ]
         if average is not None and scores[average.key].error is None:

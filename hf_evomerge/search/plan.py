@@ -93,7 +93,7 @@ class Plan:
         models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
         rest = f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, come on top"
         lines.append(f"memory for models, in each worker: {models}; {rest}")
-        lines.append(f"{_duration(self.minutes(workers))} in all, with workers={workers}")
+        lines.append(f"in all, with workers={workers}: {_duration(self.minutes(workers))}")
         return "\n".join(lines)
 
 

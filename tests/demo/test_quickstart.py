@@ -27,7 +27,7 @@ from local_hub import LocalHub
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
 EVALUATIONS = 24
-MODELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
+MODELS = ["base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -115,7 +115,7 @@ def test_broken_jsonl(tmp_path, text, complaint):
 
 def test_unreadable_file(tmp_path):
     """A file that is absent, or is not UTF-8, is refused by name."""
-    with pytest.raises(FitnessError, match=r"absent.*cannot be read"):
+    with pytest.raises(FitnessError, match=r"absent.jsonl: no such file"):
         load_examples(spec(jsonl=str(tmp_path / "absent.jsonl")))
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
     with pytest.raises(FitnessError, match=r"latin.*cannot be read.*; save it as UTF-8$"):

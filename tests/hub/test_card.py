@@ -126,7 +126,7 @@ def test_the_metadata_name_the_parents_and_the_license(kind):
     assert data["base_model"] == ["u/a", "u/b", "u/base"]
     assert data["base_model_relation"] == "merge"
     assert (data["library_name"], data["pipeline_tag"], data["language"]) == ("transformers", "text-generation", ["ja"])
-    assert {"merge", "mergekit", "evomerge"} <= set(data["tags"])
+    assert {"merge", "model-merging", "evomerge"} <= set(data["tags"])
     assert data["datasets"] == ["u/data"]
     assert data["license"] == "apache-2.0"
 
@@ -178,7 +178,6 @@ def test_a_model_that_solves_nothing_is_shown_so(study):
     assert "A problem that it does not solve; in bold what it should answer:\n\n> wrong one **1**" in text
     assert "EVERY ANSWER of this model IS WRONG (6 of 6)." in text
     assert "In brackets" not in text
-    assert "hardly" not in text
 
 
 @pytest.mark.parametrize("split", ["validation", "search"])
@@ -260,7 +259,7 @@ def test_text_from_outside_stays_text(study):
     study["results"]["rows"][0]["model"] = hostile
     license = decide_license([ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)])
     text = render_card(_facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", license)
-    outside_recipe = text.split("<details>")[0].split("---\n", 2)[2] + text.split("</details>")[1]
+    outside_recipe = text.split("<details><summary><code>")[0].split("---\n", 2)[2] + text.rpartition("</details>")[2]
     assert "<img" not in outside_recipe
     assert re.search(r"(?<!\\)\]\(javascript", outside_recipe) is None
     assert "\n# big" not in outside_recipe
@@ -282,7 +281,7 @@ def test_a_hostile_recipe_cannot_leave_its_block():
 def test_only_models_of_a_recipe_have_such_a_card(tmp_path):
     """A folder with a damaged file is refused by name."""
     _facts("ps").recipe.save(tmp_path / "recipe.yaml")
-    with pytest.raises(HubError, match=r"config.json: cannot be read"):
+    with pytest.raises(HubError, match=r"config.json: no such file"):
         CardFacts.of_folder(tmp_path)
 
 
@@ -328,20 +327,18 @@ def test_a_front_and_gguf_are_on_the_card_where_they_are():
 
 
 def test_what_was_compared_is_on_the_card(study):
-    """The verdict stands above the table, which has the lead over each model, retained data and the share of cut answers."""
+    """The verdict stands above the table, which has retained data and the share of cut answers."""
     results = study["results"]
     results["verdict"] = ["Evolved PS is better than its best parent, a|b, by 0.501 of accuracy"]
     for row in results["rows"]:
-        row["lead"] = None if row["winner"] else {"measure": "accuracy", "difference": 0.5, "low": 0.4, "high": 0.6, "p": 0.001}
-        row["lead"] = row["lead"] and {**row["lead"], "examples": 6}
         row["truncated"] = 0.25
     results["rows"][0]["retained"] = {"sums": {"fitness": -1.0, "fitness_se": 0.1, "accuracy": 0.125, "accuracy_se": 0.01}}
     text = _card(_facts("ps", study=study)).text
     assert r"- Evolved PS is better than its best parent, a\|b, by 0.501 of accuracy." in text
     heading = next(line for line in text.splitlines() if line.startswith("| | accuracy"))
-    assert heading == "| | accuracy | fitness | evaluations | on sums | answers cut | this model's lead in accuracy (95 %) |"
+    assert heading == "| | accuracy | fitness | evaluations | on sums | answers cut |"
     row = next(line for line in text.splitlines() if line.startswith("| a |"))
-    assert row.endswith("| 0.125 ± 0.010 | 25.0% | +0.500 (0.400 to 0.600), p = 0.001 |")
+    assert row.endswith("| 0.125 ± 0.010 | 25.0% |")
     assert all(line.count(" | ") == heading.count(" | ") for line in text.splitlines() if line.startswith("| a |"))
 
 
@@ -355,16 +352,11 @@ def test_parents_in_folders_of_one_name_are_told_apart():
 
 
 def test_both_leads_and_cut_answers_of_retained_data_are_shown(study):
-    """Beside the lead in accuracy stands the one in fitness with its unit; cut answers on retained data have a column."""
+    """The fitness has its unit; cut answers on retained data have a column."""
     study["unit"] = "nats per answer"
-    lead = {"difference": -5.0, "low": -6.0, "high": -4.0, "p": 0.001, "examples": 8}
-    row = study["results"]["rows"][0]
-    row |= {"winner": False, "lead": {"measure": "accuracy", **lead}, "fitness_lead": {"measure": "fitness", **lead}}
-    row["retained"] = {"old": {"accuracy": 0.5, "truncated": 0.25}}
+    study["results"]["rows"][0]["retained"] = {"old": {"accuracy": 0.5, "truncated": 0.25}}
     card = _card(_facts("ps", study=study)).text
-    assert "this model's lead in fitness, nats per answer (95 %) |" in card
     assert "| fitness, nats per answer | evaluations |" in card
     assert "One nat more is 2.7 times the probability." in card
-    assert "-5.000 (-6.000 to -4.000), p = 0.001 | -5.000" in card
     assert "on old, cut |" in card
     assert " 25.0% |" in card

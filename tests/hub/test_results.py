@@ -42,7 +42,7 @@ def test_a_benchmark_of_the_hub(tmp_path):
         (study({"lm_eval": ["gsm8k", "arc_easy"]}), "gsm8k, arc_easy"),
         (study({**GSM8K, "count": 100}), "gsm8k"),
         (study({**GSM8K, "start": 100}), "gsm8k"),
-        (study({"jsonl": "problems.jsonl"}), "problems.jsonl"),
+        (study({"jsonl": "problems.jsonl"}), "examples of the search"),
         (study({"dataset": "openai/gsm8k"}, task="gsm8k"), "openai/gsm8k"),
         (study(GSM8K, split="validation"), None),
         (study(GSM8K, accuracy=None), None),

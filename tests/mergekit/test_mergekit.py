@@ -190,7 +190,7 @@ def test_settings_without_effect_are_noted():
         ("modules: {a: {}, b: {}}\nmerge_method: linear", "modules: a recipe is of one language model (found ['a', 'b'])"),
         ("modules: {a: {models: []}}\n" + MODELS + WEIGHTED, "models: given beside modules.a; keep one of them"),
         (MODELS, "merge_method: missing; this is no mergekit file"),
-        (MODELS + "merge_method: ota", "merge.method: 'ota' is not known; choose one of"),
+        (MODELS + "merge_method: ota", "merge.method: 'ota' is not known; there are"),
         (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
         ("merge_method: linear", "models: give either models or slices"),
         (

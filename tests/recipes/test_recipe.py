@@ -250,7 +250,7 @@ def test_a_file_is_named_in_every_complaint(tmp_path):
     absent, binary, wrong = tmp_path / "absent.yaml", tmp_path / "binary.yaml", tmp_path / "wrong.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     wrong.write_text(HEAD + MERGE + "sed: 1")
-    for file, message in ((absent, "cannot be read"), (binary, "cannot be read"), (wrong, "sed: no such key")):
+    for file, message in ((absent, "no such file"), (binary, "cannot be read"), (wrong, "sed: no such key")):
         with pytest.raises(RecipeError) as caught:
             Recipe.load(file)
         assert str(caught.value).startswith(f"{file}: {message}")

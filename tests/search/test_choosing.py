@@ -163,6 +163,6 @@ def test_parents_in_folders_of_one_name_are_told_apart(tmp_path, caplog):
 
     with caplog.at_level("INFO"):
         _, result = toy_search(tmp_path, ToyRunner(scores=scores), **parents)
-    assert [row.model for row in result.rows][:3] == ["base: base/final", "m/final", "j/final"]
+    assert [row.model for row in result.rows][:3] == ["base (base/final)", "m/final", "j/final"]
     assert any("its best parent, m/final" in sentence for sentence in result.verdict)
     assert "by m/final alone" in caplog.text or "ahead of m/final, the best" in caplog.text

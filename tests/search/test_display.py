@@ -103,6 +103,11 @@ def test_the_time_that_is_left(fresh, seconds, text):
     assert line.split()[-1] == text
 
 
+def test_the_first_step_says_no_time():
+    """A first gradient step, which is slow and a small part of an evaluation, promises no hours."""
+    assert "left" not in _written(Progress("ps", 0, 150, sigma=0.1, seconds=10.0, fresh=0.06)).splitlines()[0]
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_without_reports_nothing_is_printed(terminal, fails):

@@ -108,7 +108,7 @@ def test_scores_of_given_answers_are_exported(tmp_path):
     assert export_answers(tmp_path / "study", tmp_path / "out.jsonl") == 4
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {(line["model"], line["prompt"]): (line["answer"], line["score"], line["right"]) for line in lines}
-    assert found["base: base", "3"] == (None, -4.5, True)
+    assert found["base", "3"] == (None, -4.5, True)
     assert found["random search", "1"] == (None, -1.0, False)
 
 

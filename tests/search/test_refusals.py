@@ -34,7 +34,7 @@ SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model":
         ({"base": None}, RecipeError, "name the base model"),
         ({"base": {"model": "./nowhere/base"}}, SourceError, "./nowhere/base: no such folder"),
         ({"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]}, SourceError, "./nowhere/a: no such folder"),
-        ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: cannot be read"),
+        ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: no such file"),
         ({"compute": {"device": "toaster"}}, SearchError, "compute.device: 'toaster' cannot be used here: "),
         ({"data": {}}, FitnessError, "data.search: not given"),
         ({"fitness": WRITES, "compare": LORA}, SearchError, "baselines: lora follows a gradient; leave it out: "),

@@ -186,7 +186,7 @@ def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     scores = evaluator.evaluate(target, "test")
     exported = list(study_answers(tmp_path))
     assert {answer.model for answer in exported if answer.split == "test"} == {row.model for row in result.rows}
-    named = {"base: base", "a", "b", "uniform average", "evolved PS", *(f"ps trial {number}" for number in range(8))}
+    named = {"base", "a", "b", "uniform average", "evolved PS", *(f"ps trial {number}" for number in range(8))}
     assert {answer.model for answer in exported} <= named
     mine = [answer for answer in exported if (answer.model, answer.split) == ("a", "test")]
     assert [answer.answer for answer in mine] == scores.outputs

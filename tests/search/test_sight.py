@@ -114,7 +114,7 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents, tmp_path):
     folder = parents("llava")
     run_search(search_of(folder), tmp_path / "search", workers=1)
     results = json.loads((tmp_path / "search" / "results.json").read_text())
-    assert [row["model"] for row in results["rows"]][:4] == ["base: base", "sight", "plain", "uniform average"]
+    assert [row["model"] for row in results["rows"]][:4] == ["base", "sight", "plain", "uniform average"]
     winner = next(row for row in results["rows"] if row["winner"])
     again = Evaluator(search_of(folder)).evaluate(SourceRef(model=str(tmp_path / "search" / "model")), "test")
     assert again.mean == pytest.approx(winner["fitness"], abs=1e-5)

@@ -16,6 +16,7 @@ from ..spaces.space import uniform_average
 from ..study.files import RESULTS_FILE
 from ..study.paths import settings_of
 from ..study.study import Study
+from .table import base_name
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
             names.setdefault(trial.recipe_key, f"{trial.stage} trial {trial.number}")
     names[uniform_average(config).key] = "uniform average"
     if "base" in names:
-        names["base"] = f"base: {names['base']}"
+        names["base"] = base_name(names["base"])
     if (file := study.folder / RESULTS_FILE).is_file():
         rows = Results.load(file, SearchError).rows
         rows.sort(key=lambda row: row.winner)  # of several rows of one label the winner's counts

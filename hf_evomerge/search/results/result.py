@@ -9,7 +9,7 @@ from ...recipes.recipe import Recipe
 from ...record import Contribution, Results
 from .front import Point, front_table, front_verdict, published_point
 from .table import Row, RowStage, contributions_table, published, rows_table
-from .verdict import RULE, explains_rule, verdict
+from .verdict import RULE, verdict
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Result:
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
         caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
-        caption += f"\n{RULE}" if explains_rule(self.verdict) else ""
+        caption += f"\n{RULE}" if self.verdict else ""
         more = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
         more += ["", contributions_table(self.contributions)] if self.contributions else []
-        return "\n".join([rows_table(self.rows, caption, self.unit), *more, "", *(f"- {each}" for each in self.verdict)])
+        return "\n".join([rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in self.verdict)])

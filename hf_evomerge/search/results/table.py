@@ -47,6 +47,11 @@ class Row:
     label: str = ""
 
 
+def base_name(name: str) -> str:
+    """The row of the base, by its name."""
+    return name if name == "base" else f"base ({name})"
+
+
 def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
     """Measure by how much the winner beats one of the rows; None for itself, without a winner, and after a failure."""
     winner = next((each for each in rows if each.winner), None)
@@ -72,11 +77,11 @@ def published(rows: Sequence[Row], row: Row) -> record.Row:
     )
 
 
-def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
-    """Models side by side: fitness and accuracy with standard errors, and what they cost; below, the winner's leads over each.
+def rows_table(rows: Sequence[Row], caption: str) -> str:
+    """Models side by side: fitness and accuracy with standard errors, and what they cost.
 
     Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
-    these. The leads stand in tables of their own, so that all fits into 80 columns where there are none of these.
+    these.
     """
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
     headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
@@ -88,7 +93,7 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     figures = _with_columns(*headings)
     for row in rows:
         figures.add_row(
-            _named(row),
+            f"{row.model}{' *' if row.winner else ''}",
             Figures.of(row.scores).fitness_text,
             Figures.of(row.scores).accuracy_text,
             *(other_text(row.scores.others.get(name)) for name in others),
@@ -98,14 +103,7 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
             *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
         )
-    tables = [figures]
-    for measure in measures(*(row.scores for row in rows)):
-        leads = _with_columns("", f"winner's lead in {measure}{f', {unit}' if unit and measure == 'fitness' else ''}")
-        for row in rows:
-            if (found := lead(rows, row, measure)) is not None:
-                leads.add_row(_named(row), str(found))
-        tables += [leads] if leads.row_count else []
-    return "\n\n".join([*map(render, tables), caption])
+    return f"{render(figures)}\n\n{caption}"
 
 
 def contributions_table(found: Sequence[Contribution]) -> str:
@@ -123,10 +121,6 @@ def _with_columns(*headings: str) -> Table:
     for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
-
-
-def _named(row: Row) -> str:
-    return f"{row.model}{' *' if row.winner else ''}"
 
 
 def other_text(scores: Scores | None) -> str:

@@ -16,13 +16,8 @@ from ..file.stages import STAGES
 from .table import Row
 
 MOST_CUT = 0.02  # share of answers that may be cut without a word
-RULE = 'better or WORSE: p is below .05 and the interval excludes 0; "hardly": only one of these holds'
+RULE = "Better, or WORSE, means that p is below .05 and the interval excludes 0; with hardly, only one of these holds"
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
-
-
-def explains_rule(sentences: Sequence[str]) -> bool:
-    """Tell whether a verdict has one of the words that `RULE` explains."""
-    return any(word in sentence for sentence in sentences for word in ("better", "WORSE", "hardly"))
 
 
 def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> list[str]:
@@ -47,8 +42,8 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
     if parents:
         best = max(parents, key=lambda row: _means(row.scores, by))
-        name = f"the base ({best.model.removeprefix('base: ')})" if best.stage == "base" else best.model
-        sentences += against(best, name if best.stage == "base" else f"its best parent, {name}", "use that one instead")
+        name = f"the {best.model}" if best.stage == "base" else f"its best parent, {best.model}"
+        sentences += against(best, name, "use that one instead")
     for row in rows:
         if row.stage == "average":
             sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")
@@ -190,8 +185,8 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
     if main_measure(*whole.values()) == "accuracy":
         gap = max(whole[name].mean or 0.0 for name in names) - min(whole[name].mean or 0.0 for name in names)
         notes.append(
-            f"fitness of the sources lies {gap:.3g} apart; on {float(ahead.mean()):.0%} of the examples another source "
-            f"is ahead of {best}, the best"
+            f"{best} is the best parent; on {float(ahead.mean()):.0%} of the examples another has the better fitness, "
+            f"and in the mean they lie {gap:.3g} apart"
         )
     needed = needed_examples(DIFFERENCE, discordance)
     notes.append(
