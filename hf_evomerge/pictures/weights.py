@@ -96,6 +96,7 @@ def weights_scene(weights: Weights, width: int = WIDE, words: Words | None = Non
     for rows in strips:
         values = [value for row in rows for column in columns if (value := _value(row, column)) is not None]
         low, high = min([0.0, *values]), max([0.0, *values])
+        low -= 0.1 * (high - low) if low < 0 else 0.0  # room for its number
         top += 76.0 if words and not top else 44.0
         axes = Axes(40, top, right, top + 150, (-0.5, len(columns) - 0.5), (low, high if high > low else 1.0))
         panels.append(Panel(axes, _strip(axes, columns, rows, words if not panels else None)))
@@ -128,7 +129,7 @@ def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words:
                 bars.append(Rect((spot, value / 2), size, "plus", source_colour(row.source), strength=0.75))
                 if pitch * thick >= 17:
                     digits = number(value, 2 if pitch * thick >= 26 else 1)
-                    bars.append(Text((spot, max(value, 0.0)), digits, "tick halo", "", "middle", (0, -4)))
+                    bars.append(Text((spot, value), digits, "tick halo", "", "middle", (0, -4 if value >= 0 else 13)))
         after = int(column.removeprefix("blocks.")) if column.startswith("blocks.") else -1
         said = ", ".join(f"{row.name.removesuffix(': weight')} {number(_value(row, column))}" for row in rows)
         tip = f"{'layer ' if after >= 0 else ''}{group_name(column)}: {said}{words.said(after) if words and after >= 0 else ''}"
