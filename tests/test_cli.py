@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from recipes import merge_of, path_of
 from searches import Settings
 from typer.testing import CliRunner
 
@@ -84,8 +85,7 @@ def search_file(search_settings: Settings, tmp_path: Path) -> Path:
 def recipe_file(tiny: Path, tmp_path: Path) -> Path:
     """A recipe with a path through the tiny family."""
     file = tmp_path / "recipe.yaml"
-    sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
-    Recipe.model_validate({"sources": sources, "flow": {"path": ["0:0", "1:1"], "scales": [1, 0.5]}}).save(file)
+    path_of(tiny / "a", tiny / "b", hops=["0:0", "1:1"], flow={"scales": [1, 0.5]}).save(file)
     return file
 
 
@@ -315,10 +315,9 @@ def test_models_that_are_none(recipe_file, tiny, tmp_path):
     weights = tiny / "a" / "model.safetensors"
     assert _error("inspect", weights) == (f"error: {weights}: a file; give the folder that holds the config and the weights")
     assert "some one/model: no such folder" in _error("inspect", "some one/model")
-    flow = Recipe.model_validate({"sources": [{"model": str(tiny / "a")}], "flow": {"path": "0:0-1"}})
-    built = build_model(flow, tmp_path / "built", progress=False)
-    for part in ({"merge": {"method": "linear"}}, {"flow": {"path": "0:0"}}):
-        Recipe.model_validate({"sources": [{"model": str(built)}], **part}).save(tmp_path / "again.yaml")
+    built = build_model(path_of(tiny / "a", hops="0:0-1"), tmp_path / "built", progress=False)
+    for recipe in (merge_of(built), path_of(built, hops="0:0")):
+        recipe.save(tmp_path / "again.yaml")
         assert _error("merge", tmp_path / "again.yaml", "--out", tmp_path / "out") == (
             f"error: {built}: a merged model with a path of its own; name the models that it was made from, or a copy that "
             "`fold` has written"

@@ -70,13 +70,6 @@ def test_search_blocks(page, text):
         assert ParameterSpace(config, 32, TENSORS).coordinates
 
 
-@pytest.mark.parametrize(("page", "text"), _blocks("yaml", "docs/recipes.md"))
-def test_recipe_blocks(page, text):
-    """Every YAML block of the page is a recipe, and reads back from its own text as the same recipe."""
-    recipe = Recipe.from_yaml(text)
-    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-
-
 def test_ways_to_write_a_path():
     """Every way to write hops that the page explains in its text is read."""
     sentence = PAGES["docs/recipes.md"].split("one hop that runs two layers")[0].rpartition("\n\n")[2]
