@@ -6,6 +6,7 @@ those of `EVOMERGE_FUZZ_SEED`, and says how many there were.
 
 import json
 import os
+import re
 import shutil
 import struct
 import time
@@ -24,6 +25,7 @@ from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
+from hf_evomerge.recipes.limited_yaml import LimitedLoader
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import dump_yaml, parse_yaml
 from hf_evomerge.search.file.config import SearchConfig
@@ -33,50 +35,10 @@ SECONDS = float(os.environ.get("EVOMERGE_FUZZ_SECONDS", "0"))
 READERS = 8  # that share the seconds
 LONGEST = 10.0  # seconds of the processor that one case may take
 
-RECIPE = {
-    "sources": [{"model": "u/a", "revision": "main"}, {"model": "u/b", "adapter": "u/c"}],
-    "base": {"model": "u/base"},
-    "merge": {
-        "method": "dare_ties",
-        "options": {"normalize": True, "lambda": 0.5},
-        "parameters": [
-            {"weight": 0.5, "density": {"blocks.0-3": [0, 1], "default": 0.2}},
-            {"weight": {"*mlp*": 1, "default": 0}},
-        ],
-    },
-    "flow": {"path": ["0:0-3", "1:2*0.5 + 0:1*0.5", "2:3 x2"], "scales": [1, 1, 1, 1, 0.5, 1, 1], "embedding_source": 0},
-    "dtype": "bfloat16",
-    "seed": 3,
-    "vocabulary": "union",
-    "chat_template": "{{ x }}",
-}
-STACK = {
-    "sources": RECIPE["sources"],
-    "merge": {"method": "slerp", "slices": [{"layers": ["0:0-3", "1:4-7"], "options": {"t": 0.5}}]},
-}
-SEARCH = {
-    "space": "hybrid",
-    "sources": RECIPE["sources"],
-    "base": RECIPE["base"],
-    "merge": {"method": "ties", "groups": 4, "parameters": {"weight": {"low": 0, "high": 1}}},
-    "path": {"kind": "paper", "repetitions": 2, "scales": "slot"},
-    "optimize": [{"evaluations": 8, "space": "ps"}, {"sigma": 0.1, "space": "dfs"}],
-    "fitness": {"task": "generation", "extract": {"regex": "x(.*)"}, "language": {"code": "ja"}},
-    "data": {"search": {"jsonl": "a.jsonl", "count": 8}, "test": {"dataset": "u/d", "split": "test"}},
-    "compute": {"seed": 1},
-}
-MERGEKIT = {
-    "merge_method": "ties",
-    "base_model": "u/base",
-    "models": [{"model": "u/a", "parameters": {"weight": [0, 1], "density": [{"filter": "mlp", "value": 0.5}, {"value": 1}]}}],
-    "parameters": {"normalize": True},
-    "dtype": "float16",
-    "tokenizer_source": "base",
-}
-SLICES = {
-    "merge_method": "passthrough",
-    "slices": [{"sources": [{"model": "u/a", "layer_range": [0, 4]}]}, {"sources": [{"model": "u/b", "layer_range": [2, 6]}]}],
-}
+ROOT = Path(__file__).parents[2]
+RECIPES = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)
+SEARCHES = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "examples").glob("*.yaml"))]
+MERGEKIT = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "tests" / "mergekit" / "configs").glob("*.yml"))]
 ADAPTER = {
     "peft_type": "LORA",
     "r": 2,
@@ -137,9 +99,10 @@ def damaged(draw: st.DrawFn, *originals: Any) -> Any:
 
 
 @st.composite
-def damaged_text(draw: st.DrawFn, *originals: Any) -> str:
+def damaged_text(draw: st.DrawFn, *originals: str) -> str:
     """YAML of damaged data, of which pieces may be cut out, doubled or overwritten with what means something to YAML."""
-    text = yaml.safe_dump(draw(damaged(*originals)), sort_keys=False, allow_unicode=draw(st.booleans()), width=100)
+    original = yaml.load(draw(st.sampled_from(originals)), LimitedLoader)
+    text = yaml.safe_dump(draw(damaged(original)), sort_keys=False, allow_unicode=draw(st.booleans()), width=100)
     for _ in range(draw(st.integers(0, 3))):
         first = draw(st.integers(0, len(text)))
         last = min(len(text), first + draw(st.integers(0, 12)))
@@ -202,9 +165,9 @@ def _read_mergekit(text: str) -> None:
 
 
 TEXTS = {
-    "recipe": (damaged_text(RECIPE, STACK), _read_recipe),
-    "search": (damaged_text(SEARCH), _read_search),
-    "mergekit": (damaged_text(MERGEKIT, SLICES), _read_mergekit),
+    "recipe": (damaged_text(*RECIPES), _read_recipe),
+    "search": (damaged_text(*SEARCHES), _read_search),
+    "mergekit": (damaged_text(*MERGEKIT), _read_mergekit),
 }
 
 

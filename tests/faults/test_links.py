@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from recipes import merge_of
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.model_folder import copy_files
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture
@@ -53,9 +53,8 @@ def test_a_file_of_gigabytes_is_not_read(folder, name):
 def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
     """The merge would be whole, and load nowhere."""
     (folder / "tokenizer.json").write_text(text)
-    recipe = {"sources": [{"model": str(folder)}] * 2, "merge": {"method": "linear"}}
     with pytest.raises(SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"):
-        build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False)
+        build_model(merge_of(folder, folder), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 

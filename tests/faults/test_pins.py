@@ -2,6 +2,7 @@
 
 import json
 
+from hub_fixtures import upload_models
 from watch import killed
 
 from hf_evomerge.errors import SearchError
@@ -14,9 +15,7 @@ from hf_evomerge.search.study.study import Study
 
 def test_a_branch_that_moves_does_not_move_the_search(lfs_api, tiny, tmp_path, search_settings):
     """A source named without a commit is pinned when the search begins: what is pushed to its branch later changes nothing."""
-    for name in ("a", "b"):
-        lfs_api.create_repo(f"local/{name}")
-        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
+    upload_models(lfs_api, tiny / "a", tiny / "b")
     commit = lfs_api.model_info("local/a").sha
     settings = search_settings(sources=[{"model": "local/a"}, {"model": "local/b", "revision": "main"}], base=None)
     settings["merge"] = {**settings["merge"], "method": "linear"}
@@ -35,6 +34,5 @@ def test_a_branch_that_moves_does_not_move_the_search(lfs_api, tiny, tmp_path, s
     assert recipe.sources[0].revision == commit
     assert len(recipe.sources[1].revision or "") == 40
     assert SearchConfig.load(tmp_path / "out" / "search.yaml") == config
-    study = Study.open(tmp_path / "out")
-    assert study.meta("pins")["local/a"]["revision"] == commit
-    study.close()
+    with Study.open(tmp_path / "out") as study:
+        assert study.meta("pins")["local/a"]["revision"] == commit

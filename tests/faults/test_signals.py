@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from recipes import merge_of
 from searches import count_trials
 from slowly import slow_beyond
 from typer.testing import CliRunner
@@ -15,7 +16,6 @@ from warm import COMMAND, Program
 from watch import are_gone, descendants, runs
 
 from hf_evomerge.cli import app
-from hf_evomerge.recipes.recipe import Recipe
 
 Start = Callable[..., Program]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}
@@ -114,8 +114,7 @@ def test_a_search_says_how_to_go_on(search_config, tmp_path, program, name):
 def test_a_build_says_how_to_go_on(tiny, tmp_path, program, monkeypatch, name):
     """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
     number, status = SIGNALS[name]
-    sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
-    Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(tmp_path / "recipe.yaml")
+    merge_of(tiny / "a", tiny / "b").save(tmp_path / "recipe.yaml")
     process = program("merge", "recipe.yaml", "--out", "merged", before=SLOW_MERGE)
     _wait_for((tmp_path / "reading").exists, process)
     assert _ends(process, number) == (status, "interrupted; go on with `hf-evomerge merge recipe.yaml --out merged`")

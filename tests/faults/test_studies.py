@@ -1,7 +1,6 @@
 """Studies as the truth of a search: what they stand on does not change unnoticed, and what a disk changes is noticed."""
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -40,11 +39,8 @@ def _stopped(config: SearchConfig, out: Path, after: int = 6, **more: Any) -> No
 
 
 def _trials(folder: Path) -> list[tuple[Any, ...]]:
-    study = Study.open(folder)
-    try:
+    with Study.open(folder) as study:
         return [(t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes()) for t in study.trials()]
-    finally:
-        study.close()
 
 
 @pytest.fixture
@@ -137,11 +133,8 @@ def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family, name)
     before, times = digest_source(source, {}), file.stat()
     _flip(file)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert (file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ino) == (
-        times.st_size,
-        times.st_mtime_ns,
-        times.st_ino,
-    )
+    for kept in ("st_size", "st_mtime_ns", "st_ino"):
+        assert getattr(file.stat(), kept) == getattr(times, kept)
     after = digest_source(source, before)
     assert [each for each in after if after[each][0] != before[each][0]] == [name]
 
@@ -324,12 +317,10 @@ def test_results_are_written_whole(finished, monkeypatch):
 
 def test_a_model_of_another_recipe_is_noticed(finished):
     """A model that is whole and was built from another recipe than the winner's is said to be."""
-    study = Study.open(finished)
-    other = next(
-        key for trial in study.best("ps", 5) if (key := trial.recipe_key or "") != Recipe.load(finished / "recipe.yaml").key
-    )
-    recipe = study.recipe(other)
-    study.close()
+    with Study.open(finished) as study:
+        keys = [trial.recipe_key for trial in study.best("ps", 5)]
+        other = next(key for key in keys if key and key != Recipe.load(finished / "recipe.yaml").key)
+        recipe = study.recipe(other)
     build_model(recipe, finished / "model", progress=False, overwrite=True)
     assert [line.partition(": ")[2][:32] for line in check_study(finished)] == ["was built from another recipe th"]
 
@@ -354,11 +345,8 @@ def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
     """Writes a study's settings, with the right checksum, and reads them."""
 
     def read(case: Any) -> None:
-        study = Study.open(finished)
-        try:
+        with Study.open(finished) as study:
             study.set_meta("settings", case)
-        finally:
-            study.close()
         describe_study(finished)
         check_study(finished)
 
@@ -367,8 +355,6 @@ def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
 
 def test_settings_of_strangers(finished, settings_reader):
     """A study whose settings were written by another hand is shown, or refused in one line."""
-    study = Study.open(finished)
-    settings = study.meta("settings")
-    study.close()
-    json.dumps(settings)
+    with Study.open(finished) as study:
+        settings = study.meta("settings")
     look(damaged(settings) | st.none(), settings_reader, 40)

@@ -1,5 +1,6 @@
-"""The page of what was let go wrong: a place for every part, tables that add up, and a part that writes only its own."""
+"""The pages of what was let go wrong and of threats: tables that add up, a part that writes only its own, tests that exist."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -47,3 +48,23 @@ def test_a_part_writes_its_own_table(reliability, tmp_path, monkeypatch):
     assert text.startswith("a\n<!-- kills: begin -->\n| what")
     assert text.endswith("<!-- kills: end -->\nb\n<!-- push: begin -->\nkept\n<!-- push: end -->\n")
     assert "| y | 2 | 0 | 2 | 0 |\n| all | 5 | 2 | 2 | 1 |\n" in text
+
+
+def test_every_threat_has_its_test():
+    """Each line of the table of threats names a test that exists."""
+    lines = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("| --- | --- | --- |\n")[1].splitlines()
+    assert len(lines) > 15
+    for line in lines:
+        assert re.fullmatch(r"\| .+ \| .+ \| `tests/[\w/]+\.py::test_\w+` \|", line), line
+
+
+def test_every_promise_has_its_test():
+    """Each promise names a test, and each test that the page names exists."""
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    promises = re.split(r"\n- |\n\n(?=A study)", page.partition("## What is promised")[2].partition("## What is not")[0])[1:]
+    assert len(promises) == 6
+    for promise in promises:
+        assert "::test_" in promise, promise
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page):
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
