@@ -205,15 +205,8 @@ def write_tests(source: Path, target: Path) -> list[str]:
 def run(folder: Path, only: str) -> ElementTree.Element:
     """Run the testers with pytest; returns its report as XML."""
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    options = [
-        "-q",
-        "--tb=short",
-        "--disable-warnings",
-        "-p",
-        "no:cacheprovider",
-        "--junitxml=report.xml",
-        *(["-k", only] if only else []),
-    ]
+    options = ["-q", "--tb=short", "--disable-warnings", "-p", "no:cacheprovider", "--junitxml=report.xml"]
+    options += ["-k", only] if only else []
     # offline: whatever these tests fetch is not about the merged model
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     subprocess.run([sys.executable, "-m", "pytest", *options, "tests/test_evo_merged.py"], cwd=folder, env=environment)

@@ -5,19 +5,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from recipes import merge_of, path_of
+from searches import digests, facts
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.building.extracted import extract_adapter
 from hf_evomerge.building.folded import fold
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study.study import Study
 
 Rows = dict[str, dict[str, int]]
 
@@ -43,13 +43,8 @@ class Bench:
             save_family(scratch / "big", big, torch.float32, count=2)
         tiny, big = scratch / "tiny", scratch / "big"
         self.scratch, self._count = scratch, 0
-        self.recipe = Recipe.model_validate(
-            {
-                "sources": [{"model": str(big / "source0")}, {"model": str(big / "source1")}],
-                "base": {"model": str(big / "base")},
-                "merge": {"method": "dare_ties", "parameters": [{"weight": 0.6, "density": 0.5}] * 2},
-            }
-        )
+        merge = {"parameters": [{"weight": 0.6, "density": 0.5}] * 2}
+        self.recipe = merge_of(big / "source0", big / "source1", method="dare_ties", base=big / "base", merge=merge)
         self.recipe.save(scratch / "recipe.yaml")
         self.config = search_of(tiny, evaluations)
         self.config.save(scratch / "search.yaml")
@@ -62,9 +57,7 @@ class Bench:
         from tiny_adapters import save_adapter
 
         tiny, big = self.scratch / "tiny", self.scratch / "big"
-        path = Recipe.model_validate(
-            {"sources": self.recipe.sources, "flow": {"path": [*(f"{i % 2}:{i}" for i in range(10)), "0:9"]}}
-        )
+        path = path_of(big / "source0", big / "source1", hops=[*(f"{i % 2}:{i}" for i in range(10)), "0:9"])
         adapters = [{"model": str(tiny / "base"), "adapter": str(self.scratch / f"lora{seed}")} for seed in (1, 2)]
         with quiet():
             build_model(path, self.scratch / "routed", progress=False)
@@ -99,23 +92,12 @@ class Bench:
         """Run the search, or go on with it, in this process."""
         run_search(self.config, out, build=False)
 
-    @staticmethod
-    def of_build(folder: Path) -> object:
-        """What is compared of a build: every byte."""
-        return {file.name: sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    of_build = staticmethod(digests)  # every byte
 
     @staticmethod
     def of_search(folder: Path) -> object:
         """What is compared of a search: every trial to the last bit, and the winner."""
-        study = Study.open(folder)
-        try:
-            trials = [
-                (t.stage, t.number, t.generation, t.state, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes(), t.cost)
-                for t in study.trials()
-            ]
-        finally:
-            study.close()
-        return trials, (folder / "recipe.yaml").read_bytes()
+        return facts(folder)["trials"], (folder / "recipe.yaml").read_bytes()
 
 
 def search_of(tiny: Path, evaluations: int, seed: int = 0) -> SearchConfig:

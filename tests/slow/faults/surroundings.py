@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from watch import descendants, killed
+
 from .bench import Bench, Rows, command, ended, start
 
 NOBODY = 65534
@@ -117,14 +119,11 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         from huggingface_hub import HfApi
         from warm import read_environment
 
-        from hf_evomerge.search.callbacks import Progress, SearchCallback
         from hf_evomerge.search.run import run_search
-        from hf_evomerge.search.study.study import Study
 
         from .bench import Bench, search_of
 
         read_environment()
-
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         for name in ("a", "b"):
             api.create_repo(f"local/{name}")
@@ -132,16 +131,7 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         settings: dict[str, Any] = search_of(Path(tiny), 12).model_dump(mode="json", exclude_none=True)
         settings |= {"sources": [{"model": "local/a"}, {"model": "local/b"}]}
         config = type(search_of(Path(tiny), 12)).model_validate(settings)
-
-        class Stop(SearchCallback):
-            """Ends the search after so many trials."""
-
-            def on_progress(self, study: Study, progress: Progress) -> None:
-                if progress.phase == "ps" and progress.done >= int(after):
-                    raise _KilledError
-
-        with suppress(_KilledError):
-            run_search(config, root / "killed", build=False, callbacks=[Stop()])
+        killed(lambda seen: seen.phase == "ps" and seen.done >= int(after), run_search, config, root / "killed")
         run_search(config, root / "whole", build=False)
         api.upload_file(
             path_or_fileobj=Path(tiny) / "b" / "model.safetensors", path_in_repo="model.safetensors", repo_id="local/a"
@@ -149,10 +139,6 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         run_search(config, root / "killed", build=False)
         if Bench.of_search(root / "killed")[0] != Bench.of_search(root / "whole")[0]:
             raise AssertionError("the trials are other ones")
-
-
-class _KilledError(Exception):
-    """As if the process had been killed."""
 
 
 def _call(bench: Bench, out: Path, build: bool) -> Callable[[], None]:
@@ -179,6 +165,5 @@ def _as_ever(bench: Bench, out: Path, build: bool, log: Path) -> str | None:
 def _children(pid: int) -> list[int]:
     """The worker processes of a search."""
     with suppress(OSError):
-        found = [int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
-        return [one for one in found if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        return [one for one in descendants(pid) if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
     return []
