@@ -130,7 +130,7 @@ def test_the_program_has_a_version_and_runs_as_a_module():
 def test_search_show_and_eval(search_file, tmp_path):
     """A search prints its table and where things are; the study can be shown, and the model evaluated."""
     out = tmp_path / "out"
-    result = _invoke("search", search_file, "--out", out)
+    result = _invoke("search", search_file, "--out", out, "--workers", 0)
     assert result.exit_code == 0, result.output
     for part in ("uniform average", "evolved PS *", f"recipe: {out / 'recipe.yaml'}", f"model:  {out / 'model'}"):
         assert part in result.stdout
