@@ -38,7 +38,8 @@ def check_mergeable(
         sources: Sources that take part.
         base: Their base.
         same_depth: Whether they must have as many layers; without it the layers' tensors are left to the caller.
-        same_vocabulary: Whether they must have as many tokens; without it, the tokens that they share must be the same.
+        same_vocabulary: Whether they must have as many tokens; without it, the tokens that they share must be the same. The
+            same tokens under other ids are refused either way.
     """
     first = sources[0]
     for source in [*sources, *([base] if base is not None else [])]:
@@ -52,7 +53,7 @@ def check_mergeable(
         complaints = list(_setting_differences(first, source, same_depth, same_vocabulary))
         if same_depth:
             complaints += tensor_differences(first, source, same_vocabulary)
-        if not same_vocabulary and (other := _first_other_token(first, source)) is not None:
+        if (other := _first_other_token(first, source, same_vocabulary)) is not None:
             complaints.append(other)
         if complaints:
             more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
@@ -238,11 +239,13 @@ def _dtypes(source: Parent) -> str:
     return ", ".join(sorted({info.dtype for info in source.tensors.values() if info.is_float}))
 
 
-def _first_other_token(first: Parent, other: Parent) -> str | None:
+def _first_other_token(first: Parent, other: Parent, same_vocabulary: bool) -> str | None:
     """Describe the first id of both models that stands for different tokens; or give None."""
     here, there = Tokenizer.of(first), Tokenizer.of(other)
-    if here is None or there is None:
+    if here is None or there is None or here.tokens == there.tokens:
         return None
+    if same_vocabulary and sorted(here.tokens.values()) != sorted(there.tokens.values()):
+        return None  # tokens of their own, of which there is a warning
     for number in range(min(first.vocab_size, other.vocab_size)):
         a, b = here.tokens.get(number), there.tokens.get(number)
         if None not in (a, b) and a != b:

@@ -56,7 +56,7 @@ class Tuned:
 def tuned_recipe(folder: Path, label: str) -> Recipe:
     """The recipe of a start that had to be built, with its LoRA, by its label in a study of this folder."""
     start, rate, cost = label.removeprefix("lora:").split(":")
-    built = folder / BASELINES / start
+    built = folder.absolute() / BASELINES / start
     ref = SourceRef(model=str(built / MODEL_FOLDER), adapter=str(built / f"lora-{rate}-{cost}"))
     return Recipe(sources=[ref], merge=MergePart(method="passthrough"))
 

@@ -88,6 +88,14 @@ def test_tokenizers_that_differ_are_told(pair):
     def rename(data: dict[str, Any]) -> None:
         data["model"]["vocab"]["other"] = data["model"]["vocab"].pop("w3")
 
+    def swap(data: dict[str, Any]) -> None:
+        words = data["model"]["vocab"]
+        words["w3"], words["w4"] = words["w4"], words["w3"]
+
+    edit(pair[1], "tokenizer.json", swap)
+    with pytest.raises(SourceError, match=r"token 7 is 'w3' in .*, 'w4' in .*, so their rows do not match"):
+        told(*pair)
+    edit(pair[1], "tokenizer.json", swap)
     edit(pair[1], "tokenizer.json", rename)
     lines = told(*pair)
     assert len(lines) == 1
