@@ -15,7 +15,6 @@ from .common import LOGGER, MODELS, AsJson, Model, Replace, TrustRemoteCode, app
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
-    from ..search.results.table import RowStage
 
 
 def _print_methods(asked: bool) -> None:
@@ -49,9 +48,6 @@ def merge(
     ] = None,
     prune_sources: Annotated[
         bool, typer.Option("--prune-sources", help="Of a study: leave out the sources that give the winner nothing.")
-    ] = False,
-    fine_tuned: Annotated[
-        bool, typer.Option("--fine-tuned", help="Of a study with `baselines: [lora]`: the winner with its best LoRA.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Replace = False,
@@ -89,10 +85,7 @@ def merge(
         from ..checkpoints.writer import check_target
 
         quiet()
-        chosen, place = _recipe_of(
-            recipe, pick, "pruned" if prune_sources else "tuned" if fine_tuned else None, soup, checkpoints, data
-        )
-        whole = True if fine_tuned and whole is None else whole
+        chosen, place = _recipe_of(recipe, pick, prune_sources, soup, checkpoints, data)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
         found: dict[str, Any] = {}
@@ -114,20 +107,20 @@ def merge(
 
 
 def _recipe_of(
-    given: Path, pick: int | None, row: RowStage | None, soup: str | None, checkpoints: str, data: str | None
+    given: Path, pick: int | None, pruned: bool, soup: str | None, checkpoints: str, data: str | None
 ) -> tuple[Recipe, Path]:
     """The recipe to build, and the folder that it is built in by default."""
     if given.is_dir() and soup is None:
         from ..search.folder import found_recipe
 
-        return found_recipe(given, pick, row)
+        return found_recipe(given, pick, pruned=pruned)
     if soup is not None:
         from ..search.soup import soup_recipe
 
         chosen, line = soup_recipe(str(given), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
         notes = [line]
-    elif pick is not None or row is not None:
-        option = {"pruned": "--prune-sources", "tuned": "--fine-tuned"}.get(row or "", "--pick")
+    elif pick is not None or pruned:
+        option = "--prune-sources" if pruned else "--pick"
         raise EvoMergeError(f"{option}: {given} is no study; give the folder of one, or leave the option out")
     else:
         from ..mergekit import load

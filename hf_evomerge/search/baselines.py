@@ -1,4 +1,4 @@
-"""Tunes what a sceptic compares a merge with: LoRAs of parents, plain average and the merge itself, and a parent's temperature.
+"""Tunes what a sceptic compares a merge with: LoRAs of the parents and of the plain average, and a parent's temperature.
 
 A training sees the examples that the search sees. The search takes the best of all starts and rates, each at the full cost. The
 adapters stay in the study's folder, and can be scored and used like any source with an adapter.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from ..fitness import TaskSpec
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .callbacks import Progress
 from .finetune import Lora, fine_tune
-from .results.table import RowStage
-from .study.files import BASELINES, MODEL_FOLDER
 
 if TYPE_CHECKING:
     from .evaluation.evaluator import Evaluator
@@ -46,19 +44,11 @@ class Tuned:
         fitness: What to score it by, where that is not the search's.
     """
 
-    stage: RowStage
+    stage: Literal["lora", "temperature"]
     name: str
     model: SourceRef
     cost: float
     fitness: TaskSpec | None = None
-
-
-def tuned_recipe(folder: Path, label: str) -> Recipe:
-    """The recipe of a start that had to be built, with its LoRA, by its label in a study of this folder."""
-    start, rate, cost = label.removeprefix("lora:").split(":")
-    built = folder.absolute() / BASELINES / start
-    ref = SourceRef(model=str(built / MODEL_FOLDER), adapter=str(built / f"lora-{rate}-{cost}"))
-    return Recipe(sources=[ref], merge=MergePart(method="passthrough"))
 
 
 def best_temperature(score: Callable[[Sequence[float]], Sequence[float]]) -> float:
@@ -120,7 +110,7 @@ class Tuner:
             folder = self.folder / label.replace(":", "-")
             out = folder / f"lora-{rate:g}-{cost:g}"
             try:
-                plain = self._plain(starts[label][1], folder / MODEL_FOLDER)
+                plain = self._plain(starts[label][1], folder / "model")
                 if not (out / "adapter_config.json").exists():
                     self._train(plain, lora, out, told)
             except EvoMergeError as error:

@@ -18,13 +18,11 @@ from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.whole_file import write_whole
 from ..record import Results
-from .baselines import tuned_recipe
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
 from .file.stages import Stage
 from .results.front import picked
 from .results.result import Result
-from .results.table import RowStage
 from .study.database import STUDY_FILE
 from .study.files import MODEL_FOLDER, PLOTS_FOLDER, RESULTS_FILE, SEARCH_FILE, WRITTEN
 from .study.paths import NOTE, followed, rooted, settings_of
@@ -201,40 +199,31 @@ def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = Fals
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
 
 
-_ROWS: dict[RowStage, tuple[str, str, str]] = {
-    "pruned": ("--prune-sources", "source that gives nothing", "contributions: 14"),
-    "tuned": ("--fine-tuned", "LoRA from the winner", "baselines: [average, lora]"),
-}
-"""Rows of the table that an option builds: the option, what the row is, and the key of ``compare`` that asks for it."""
-
-
-def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, row: RowStage | None = None) -> tuple[Recipe, Path]:
-    """The recipe of a study's winner, of one point of its front, or of another row of its table; and its model's folder.
+def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, *, pruned: bool = False) -> tuple[Recipe, Path]:
+    """The recipe of a study's winner, or of one point of its front; and the folder in which its model belongs.
 
     Args:
         folder: The study's folder.
         pick: The point's number in the table of the front; None for the winner.
-        row: ``pruned``, the winner without the sources that give it nothing, or ``tuned``, the winner with its best LoRA.
+        pruned: Whether the winner is wanted without the sources that give it nothing.
 
     Raises:
-        SearchError: The search has not ended, or has no such point or row.
+        SearchError: The search has not ended, or has no such point.
     """
     with Study.open(folder) as study:
         if pick is not None:
             return study.recipe(picked(settings_of(study), study, pick)), study.folder / f"{MODEL_FOLDER}-{pick}"
         if not (file := study.folder / RECIPE_FILE).exists():
             raise SearchError(f"{folder}: the search has not ended; go on with `hf-evomerge search {folder}`")
-        if row is None:
+        if not pruned:
             return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
-        option, missing, key = _ROWS[row]
-        found = next((each for each in Results.load(study.folder / RESULTS_FILE, SearchError).rows if each.stage == row), None)
-        if found is None:
-            how = f"leave it out, or write `compare: {{{key}}}` into its search file and go on with the search"
-            raise SearchError(f"{option}: the results of {folder} name no {missing}; {how}")
-        recipe = study.recipe(found.label) if row == "pruned" else tuned_recipe(study.folder, found.label)
-        if row == "tuned" and Recipe.load(file).flow is not None:
-            raise SearchError(f"{option}: the winner is a path; load it with peft: {recipe.sources[0].adapter}")
-        return recipe, study.folder / f"{MODEL_FOLDER}-{row}"
+        rows = Results.load(study.folder / RESULTS_FILE, SearchError).rows
+        if (row := next((row for row in rows if row.stage == "pruned"), None)) is None:
+            asked = settings_of(study).compare.contributions
+            how = "write `compare: {contributions: 14}` into its search file, and go on with the search"
+            advice = "build it without --prune-sources" if asked else how
+            raise SearchError(f"--prune-sources: the results of {folder} name no source that gives nothing; {advice}")
+        return study.recipe(row.label), study.folder / f"{MODEL_FOLDER}-pruned"
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:

@@ -201,7 +201,7 @@ class Search:
         can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
-        tuned = {**self._calibrated(), **self._lora(average, self.study.recipe(winner))}
+        tuned = {**self._calibrated(), **self._lora(average)}
         average = average if "average" in self.config.compare.baselines else None
         if average is not None:
             targets[self.study.add_recipe(average)] = average
@@ -303,8 +303,8 @@ class Search:
         stages = [stage for stage in self.config.stages if stage.role != "random"]
         return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage.name)), 2)
 
-    def _lora(self, average: Recipe | None, winner: Recipe) -> dict[str, Tuned]:
-        """The best LoRA of all starts and rates, and the best that goes on from the winner, where LoRA is wanted."""
+    def _lora(self, average: Recipe | None) -> dict[str, Tuned]:
+        """The best LoRA of all starts and rates, by its label, where one is wanted; the average is a start too."""
         if "lora" not in self.config.compare.baselines or self.tuner is None:
             return {}
         starts: dict[str, tuple[str, Recipe | SourceRef]] = {
@@ -312,22 +312,15 @@ class Search:
         }
         if average is not None:
             starts["average"] = ("the average", average)
-        starts[further := winner.key[:12]] = ("the winner", winner)
         tuned, split = self.tuner.fine_tunes(starts, self._searched, self._tell_of_progress), self._chosen_on
         scores = self._evaluate_labels({label: each.model for label, each in tuned.items()}, split, "finalists")
-        found = dict[str, Tuned]()
-        spent: dict[RowStage, float] = {"lora": 0.0, "tuned": self._searched}
-        for stage, before in spent.items():
-            labels = [label for label in tuned if label.startswith(f"lora:{further}:") == (stage == "tuned")]
-            fitness = {label: mean for label in labels if (mean := scores[label].mean) is not None}
-            if not fitness:
-                error = next((scores[label].error for label in labels), "none was trained")
-                logger.warning(f"the results have no LoRA{' from the winner' if before else ''}: {error}")
-                continue
-            best = max(fitness, key=fitness.__getitem__)
-            name = f"{tuned[best].name} (best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each)"
-            found[best] = replace(tuned[best], stage=stage, name=name, cost=before + len(labels) * self._searched)
-        return found
+        fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
+        if not fitness:
+            logger.warning(f"the results have no LoRA: {next((each.error for each in scores.values()), 'none was trained')}")
+            return {}
+        best = max(fitness, key=fitness.__getitem__)
+        name = f"{tuned[best].name} (best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each)"
+        return {best: replace(tuned[best], name=name, cost=len(tuned) * self._searched)}
 
     def _calibrated(self) -> dict[str, Tuned]:
         """The best parent at the temperature that the search examples like best, by its label, where scores are likelihoods."""

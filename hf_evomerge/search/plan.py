@@ -176,7 +176,7 @@ def _around(
         text = f"the best parent at {TEMPERATURES} temperatures, on all search examples"
         phases.append(Phase("temperature", text, TEMPERATURES * second * examples["search"]))
     if "lora" in config.compare.baselines:
-        spent, starts = sum(stage.evaluations for stage in config.stages if stage.role != "random"), parents + averaged + 1
+        spent, starts = sum(stage.evaluations for stage in config.stages if stage.role != "random"), parents + averaged
         text = f"{starts * len(RATES)} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
         chosen_on = examples.get("validation", examples["search"])
         seconds = starts * len(RATES) * (spent * examples["search"] + chosen_on) * second
@@ -187,7 +187,7 @@ def _around(
         text = f"up to {most} merges of some of the winner's sources, on {examples[split]} {split} examples"
         phases.append(Phase("contributions", text, most * second * examples[split]))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + tempered + (averaged and "average" in config.compare.baselines) + 2 * ("lora" in config.compare.baselines)
+    count = parents + tempered + (averaged and "average" in config.compare.baselines) + ("lora" in config.compare.baselines)
     count += len(config.stages)
     judged = [split, *(name for name in examples if name.startswith(RETAINED))]
     text = f"{count} models on {' + '.join(f'{examples[name]} {name}' for name in judged)} examples"

@@ -30,7 +30,7 @@ from .runners.batch_size import FittedRunner, largest_batch
 from .runners.cluster import RayRunner
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
-from .study.files import ADAPTERS_FOLDER, BASELINES, PLOTS_FOLDER
+from .study.files import ADAPTERS_FOLDER, PLOTS_FOLDER
 from .study.paths import rooted
 from .study.study import Study
 from .trackers import TRACKERS
@@ -94,7 +94,7 @@ def run_search(
         for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
         with closing(_runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)) as runner:
-            tuner = Tuner(evaluator, study.folder / BASELINES, config.fitness if task_factory is None else None)
+            tuner = Tuner(evaluator, study.folder / "baselines", config.fitness if task_factory is None else None)
             result = Search(config, study, runner, evaluator.sources.summary, evaluator.tasks.sizes, tuner, told).run()
         _write(result, config, study, evaluator, build=build)
         for callback in told:

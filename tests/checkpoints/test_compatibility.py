@@ -94,7 +94,7 @@ def test_tokenizers_that_differ_are_told(pair):
 
     edit(pair[1], "tokenizer.json", swap)
     with pytest.raises(SourceError, match=r"token 7 is 'w3' in .*, 'w4' in .*, so their rows do not match"):
-        check_mergeable([open_source(folder) for folder in pair])
+        check_mergeable([open_source(str(folder)) for folder in pair])
     edit(pair[1], "tokenizer.json", swap)
     edit(pair[1], "tokenizer.json", rename)
     lines = told(*pair)

@@ -7,26 +7,23 @@ import numpy as np
 import pytest
 import torch
 from classes import random_class
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
-from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
+from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.search import baselines
 from hf_evomerge.search.baselines import Tuner
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora, fine_tune
-from hf_evomerge.search.folder import found_recipe
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.slow
 def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
-    """The best LoRA of every parent, base and average has a row, and the best of the winner, which `--fine-tuned` builds."""
+    """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
     monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
     config = search_config(compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}})
     steps: list[Progress] = []
@@ -39,33 +36,20 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     (row,) = (row for row in result.rows if row.stage == "lora")
     assert "average" not in [row.stage for row in result.rows]
     adapters = sorted(str(file.parent.relative_to(tmp_path / "baselines")) for file in tmp_path.rglob("adapter_config.json"))
-    key = Recipe.load(tmp_path / "recipe.yaml").key[:12]
-    assert adapters == sorted(
-        f"{start}/lora-{rate}-8" for start in ("average", "base", "source-0", "source-1", key) for rate in (1e-4, 0.01)
-    )
+    assert adapters == [
+        f"{start}/lora-{rate}-8" for start in ("average", "base", "source-0", "source-1") for rate in (1e-4, 0.01)
+    ]
     with Study.open(tmp_path) as study:
         fitness = {label: study.evaluation(label, "validation") for label, split in study.evaluated() if split == "validation"}
     tuned = {label: scores.mean for label, scores in fitness.items() if label.startswith("lora:") and scores is not None}
-    further = {label: tuned.pop(label) for label in list(tuned) if label.startswith(f"lora:{key}:")}
-    assert (len(tuned), len(further)) == (8, 2)
+    assert len(tuned) == 8
     assert tuned[row.label] == max(tuned.values(), key=lambda mean: mean or -np.inf)
-    itself = result.row("tuned")
-    assert further[itself.label] == max(further.values(), key=lambda mean: mean or -np.inf)
-    assert (
-        itself.model
-        == f"LoRA from the winner, rate {itself.label.split(':')[2]} (best of 2 on validation examples, 8 evaluations each)"
-    )
-    assert itself.evaluations == 8 + 2 * 8
-    assert sum("itself after LoRA" in sentence for sentence in result.verdict) == 1
-    built = build_model(*found_recipe(tmp_path, row="tuned"), progress=False, whole=True)
-    assert built == tmp_path / "model-tuned"
-    assert Evaluator(config).evaluate(SourceRef(model=str(built)), "test") == itself.scores
     start, rate = row.label.split(":8")[0].removeprefix("lora:").rsplit(":", 1)
     name = {"source:0": "a", "source:1": "b", "average": "the average"}.get(start, start)
     assert row.model == f"LoRA from {name}, rate {rate} (best of 8 on validation examples, 8 evaluations each)"
     assert (row.evaluations, row.retained["old"].error) == (8 * 8, None)
     assert sum(f" a LoRA from {name}, rate {rate}, " in sentence for sentence in result.verdict) == 1
-    assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (4, 80, 80, pytest.approx(80))
+    assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (4, 64, 64, pytest.approx(64))
     assert steps[0].note == "from base, rate 0.0001, step 1 of 2"
     folder = tmp_path / "baselines" / start.replace(":", "-")
     plain = SourceRef(model=str(folder / "model" if start == "average" else tiny / name))
@@ -75,19 +59,6 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     again = run_search(config, tmp_path, build=False, callbacks=[Steps()])
     assert (steps, again.rows) == ([], result.rows)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-
-
-@pytest.mark.slow
-def test_a_path_is_trained_too(tmp_path, search_config, monkeypatch):
-    """The best path of a search goes on as LoRA, and peft loads its adapter, because an adapter is not merged into a path."""
-    monkeypatch.setattr(baselines, "RATES", (1e-2,))
-    result = run_search(search_config("dfs", compare={"baselines": ["lora"]}), tmp_path, build=False)
-    assert result.row("tuned").scores.error is None
-    with pytest.raises(SearchError, match="--fine-tuned: the winner is a path; load it with peft: ") as refused:
-        found_recipe(tmp_path, row="tuned")
-    adapter = Path(str(refused.value).rpartition(": ")[2])
-    model = AutoModelForCausalLM.from_pretrained(adapter.parent / "model", trust_remote_code=False)
-    assert PeftModel.from_pretrained(model, adapter).base_model.model is model
 
 
 def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):

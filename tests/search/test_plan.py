@@ -70,8 +70,8 @@ def test_a_plan_warns(search_config, search_settings):
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
     plan = plan_search(search_config("ps", compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}}))
     text = {phase.name: phase.text for phase in plan.phases}
-    assert text["lora"] == "20 trainings, 5 starts at 4 rates, each of 8 evaluations"
-    assert text["test"] == "8 models on 6 test + 6 retain:general examples: all rows of the table"
+    assert text["lora"] == "16 trainings, 4 starts at 4 rates, each of 8 evaluations"
+    assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):

@@ -51,8 +51,6 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             sentences += against(row, "the random search", "random search found the better one", "over random search")
         elif row.stage == "lora":
             sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
-        elif row.stage == "tuned":
-            sentences += against(row, "itself after LoRA", "`merge STUDY --fine-tuned` builds the better one")
         elif row.stage == "temperature":  # it gives the parent's own answers
             advice = "what the merge gains in fitness can be had without it"
             sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])

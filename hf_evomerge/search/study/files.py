@@ -1,6 +1,5 @@
 """Names of what a search leaves in its folder."""
 
-BASELINES = "baselines"
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
