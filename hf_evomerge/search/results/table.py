@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ... import record
-from ...fitness.comparison import Comparison, Measure, compare, measures
+from ...fitness.comparison import compare, measures
 from ...fitness.scores import Scores, plus_minus
 from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
@@ -52,15 +52,11 @@ def base_name(name: str) -> str:
     return name if name == "base" else f"base ({name})"
 
 
-def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
-    """Measure by how much the winner beats one of the rows; None for itself, without a winner, and after a failure."""
-    winner = next((each for each in rows if each.winner), None)
-    return None if winner is None or winner is row else compare(winner.scores, row.scores, measure)
-
-
 def published(rows: Sequence[Row], row: Row) -> record.Row:
     """Return one of the rows as it is published: without its scores per example, and with the winner's leads over it."""
-    leads = [lead(rows, row, measure) for measure in measures(*(each.scores for each in rows))]
+    winner = next((each for each in rows if each.winner and each is not row), None)
+    by = measures(*(each.scores for each in rows))
+    leads = [None if winner is None else compare(winner.scores, row.scores, measure) for measure in by]
     given: dict[str, Any] = dict(zip(("lead", "fitness_lead"), leads, strict=False))
     if row.scores.others:
         given["objectives"] = {name: each.mean for name, each in row.scores.others.items() if each.mean is not None}
