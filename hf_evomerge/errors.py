@@ -16,7 +16,7 @@ _HIDDEN = (
     (re.compile(r"\?[\w.%~-]+=[^\s'\")\]>]*"), ""),  # what signs an address
     (re.compile(r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), "hf_..."),  # a token; not a name such as hf_evomerge
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer ..."),
-    (re.compile(r"cannot be read: (?:\[Errno 2\] )?No such file or directory(?:: '[^']*')?"), "no such file"),
+    (re.compile(r":? cannot be read: (?:\[Errno 2\] )?No such file or directory(?:: '[^']*')?"), ": no such file"),
     (re.compile(r' in "<unicode string>"'), ""),
     (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
 )

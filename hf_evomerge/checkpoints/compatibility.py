@@ -53,11 +53,11 @@ def check_mergeable(
         complaints = list(_setting_differences(first, source, same_depth, same_vocabulary))
         if same_depth:
             complaints += tensor_differences(first, source, same_vocabulary)
-        if (other := _first_other_token(first, source, same_vocabulary)) is not None:
-            complaints.append(other)
+        other = _first_other_token(first, source, same_vocabulary)
+        complaints += [other] if other is not None else []
         if complaints:
             more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
-            hint = _component_hint(first, source)
+            hint = _component_hint(first, source) if other is None else ""
             raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base{hint}")
     first.architecture_warnings  # noqa: B018  raises where tensors are missing, or of other shapes than its config says
     for name, info in first.tensors.items():

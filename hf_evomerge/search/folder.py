@@ -241,8 +241,8 @@ def _check_same(study: Study, out: Path, now: SearchConfig) -> None:
     """Refuse to go on with other settings, but for more evaluations of what no later stage was begun at."""
     before = settings_of(study)
     if changed := _changes(before.model_dump(mode="json"), now.model_dump(mode="json")):
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise SearchError(f"{out}: holds the study of another search: {', '.join(changed[:3])}{more}; choose another folder")
+        told = ", ".join([*changed[:3], *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])])
+        raise SearchError(f"{out}: holds the study of another search: {told}; choose another folder")
     for stage in _raised(before, now):
         after = next((each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None)
         if stage.role != "random" and after is not None and after.role != "random":

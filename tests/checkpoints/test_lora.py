@@ -273,7 +273,7 @@ def test_a_change_that_is_no_product_says_what_it_is(adapted):
 def test_an_adapter_that_is_not_there(tmp_path, adapted):
     """A folder without an adapter, one with a pickle, and a revision next to a folder are refused with what to do."""
     base, adapter = adapted(r=4)
-    with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json cannot be read"):
+    with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json: no such file"):
         opened(base, base)
     with pytest.raises(SourceError, match=r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"):
         opened(base, adapter.parent)

@@ -69,7 +69,7 @@ def test_the_test_split_is_touched_once(tmp_path):
     _, result = toy_search(tmp_path, first, "hybrid", base={"model": "org/c"})
     again = toy_search(tmp_path, second, "hybrid", base={"model": "org/c"})[1]
     rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
-    fixed = [("base", "base: c", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
+    fixed = [("base", "base (c)", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
     assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
     assert (result.split, sum(row.winner for row in result.rows)) == ("test", 1)
     tested = [str(job.target) for job in first.jobs if job.split == "test"]
