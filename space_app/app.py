@@ -137,7 +137,7 @@ class Page:
         self.gloss = gr.HTML("", elem_id="ev-gloss")
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
-            self.another = gr.Button("Next problem", elem_id="ev-another", scale=1, min_width=120, visible=False)
+            self.another = gr.Button("Next problem", elem_id="ev-another", scale=1, min_width=150, visible=False)
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
         self.answers = gr.HTML("", elem_id="ev-answers", min_height=120, js_on_load=LIVE)
         look: dict[str, Any] = {"label": "Problems of the model's own task", "elem_id": "ev-samples", "visible": False}

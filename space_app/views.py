@@ -78,7 +78,7 @@ def asked(published: Published, prompt: str) -> str:
     """The prompt that an edited model answers, in the words of its button where it has some."""
     example = next((each for each in published.examples if each.prompt == prompt), None)
     words = (example.gloss if example is not None else "") or prompt
-    return f'<p class="ev-faint">It answers: {escape(words[:_MOST_CAPTION])}</p>' if words.strip() else ""
+    return f'<p class="ev-faint">The problem: {escape(words[:_MOST_CAPTION])}</p>' if words.strip() else ""
 
 
 def share(link: str, recipe: str) -> str:
@@ -138,7 +138,7 @@ def path_view(published: Published, words: Words | None = None) -> str:
     if words is not None:
         step = "hop" if published.path else "layer"
         end = escape(" ".join(words.written).removesuffix("(end)").strip())
-        said = f"On it stands what the model would say if it ended at that {step}: green is how its answer, “{end}”, goes. "
+        said = f"A word above a {step} is what the model would say if it ended there; it is green where its answer, “{end}”, has it. "
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
@@ -280,10 +280,10 @@ def film_view(published: Published, stage: str, at: int, *, runs: bool = False) 
     bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width))
     name = "The published model" if trial == published.winner else f"Trial {trial.number}"
     most = published.record.splits.get("search") or max(each.examples for each in published.trials)
-    which = f"{trial.examples} of the {most} search problems" if trial.examples else "the search problems"
+    which = f"{trial.examples} of the {most}".removeprefix(f"{most} of ") if trial.examples else "the"
     right = f"{number(100 * trial.accuracy)} % right, " if trial.accuracy is not None else ""
     spent = f"after {number(steps[at].evaluations)} evaluations"
-    said = f"<p><b>{name}</b>: {right}fitness {number(trial.fitness)} on {which}, {spent}.</p>"
+    said = f"<p><b>{name}</b>: {right}fitness {number(trial.fitness)} on {which} search problems, {spent}.</p>"
     if trial.path:
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
@@ -328,7 +328,7 @@ def licenses(published: Published) -> str:
     """The license of the model, and those of its parents when it was pushed."""
     card = published.card
     own = card.get("license_name") or card.get("license")
-    own = own or ("not stated" if published.on_hub else "not published yet: push decides it from the parents' licenses")
+    own = own or ("not stated" if published.on_hub else "push decides it")
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
         license = published.record.licenses.get(parent.model) or parent.missing or "not stated here"

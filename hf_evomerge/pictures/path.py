@@ -25,24 +25,30 @@ class Words(NamedTuple):
         return f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
 
 
-def words_over(axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float]) -> list[Mark]:
+def words_over(
+    axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float], names: Sequence[Text] = ()
+) -> list[Mark]:
     """The first word of the answer that changes on the way, over each step where there is room, else where it changes.
 
-    `spots` are where the steps are on the axes, `above` how many pixels higher the words stand.
+    `spots` are where the steps are on the axes, `above` how many pixels higher the words stand; they cover no step and no name.
     """
     changing = (k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1)
-    k, marks, ends = next(changing, 0), list[Mark](), list[tuple[float, float, float]]()
+    k, marks, places = next(changing, 0), list[Mark](), [axes.spot(spot) for spot in spots]
+    ends = [(x + 4 * len(name.words), y, 4.0 * len(name.words)) for name in names for x, y in [axes.spot(name.at, name.shift)]]
     last = len(spots) - 1
     for at in sorted(
         range(len(spots)), key=lambda at: (at not in (0, last), words.after[at][k] == words.after[max(at - 1, 0)][k])
     ):
-        word, (x, y) = words.after[at][k].strip()[:12], axes.spot(spots[at])
+        word, y = words.after[at][k].strip()[:12], places[at][1] - above[at]
         half = sum(6.5 if ord(letter) > 0x2E80 else 3.8 for letter in word) + 3
-        y -= above[at]
-        if word and not any(abs(y - there) < 15 and abs(x - begin) < half + wide for begin, there, wide in ends):
-            ends.append((x, y, half))
-            colour = "good" if words.after[at][k] == words.written[k] else "grey"
-            marks.append(Text(spots[at], word, "name halo", colour, "middle", (0, -above[at])))
+        for move in (0.0, 5 - half):  # above its step, or before it
+            x = min(max(places[at][0] + move, axes.left + half), axes.right - half)
+            full = any(abs(y - there) < 15 and abs(x - begin) < half + wide for begin, there, wide in ends)
+            if word and not full and not any(abs(x - across) < half and y - 13 < up < y for across, up in places):
+                ends.append((x, y, half))
+                colour = "good" if words.after[at][k] == words.written[k] else "grey"
+                marks.append(Text(spots[at], word, "name halo", colour, "middle", (x - places[at][0], -above[at])))
+                break
     return marks
 
 
@@ -94,13 +100,13 @@ def path_scene(
     grid, title = draft.grid, path_title(path)
     marks = [mark for source in draft.bases for mark in _layer_rows(draft, source)]
     marks += _route(draft)
-    marks += [_source_name(draft, labels, source) for source in draft.bases]
+    marks += (names := [_source_name(draft, labels, source) for source in draft.bases])
     marks += [_hop(draft, at, labels, selected, words) for at in range(len(path))]
     if words is not None and len(words.after) == len(path):
         tops = [max(draft.spots(at), key=lambda spot: spot[1]) for at in range(len(path))]
-        marks += words_over(grid, tops, words, [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales])
+        marks += words_over(grid, tops, words, [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales], names)
     every = sparse(draft.pitch, 22)
-    shown = [hop for hop in range(1, draft.room + 1) if hop % every == 0 or hop == 1]
+    shown = [hop for hop in range(1, draft.room + 1) if hop == 1 or (hop % every == 0 and (hop - 1) * draft.pitch > 28)]
     marks += [Text((hop, -0.5), "hop 1" if hop == 1 else str(hop), "tick", anchor="middle", shift=(0, 16)) for hop in shown]
     if folded := [name_of(labels, at)[:36] for at, count in enumerate(layers) if count and at not in draft.bases]:
         marks.append(Text((0.5, -0.5), f"not on the path: {', '.join(folded)}", "tick", shift=(0, 32)))
@@ -159,7 +165,7 @@ def _layer_rows(draft: _Draft, source: int) -> list[Mark]:
     return [Group(bars, colour=source_colour(source))]
 
 
-def _source_name(draft: _Draft, labels: Sequence[str], source: int) -> Mark:
+def _source_name(draft: _Draft, labels: Sequence[str], source: int) -> Text:
     count, visits = draft.counts[source], len({layer for at, layer in draft.path.unique_layers if at == source})
     words = f"{name_of(labels, source)[:36]}   {visits} of {count} layers"
     return Text((0.5, draft.bases[source] + count - 0.5), words, "name halo", source_colour(source), shift=(0, -6))

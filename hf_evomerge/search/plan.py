@@ -310,5 +310,5 @@ def _duration(minutes: float) -> str:
     if math.isnan(minutes):
         return "time not measured"
     if minutes < 2:
-        return f"about {minutes * 60:.0f} seconds"
+        return f"about {(seconds := max(1, round(minutes * 60)))} second{'s' * (seconds > 1)}"
     return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"

@@ -241,10 +241,16 @@ def test_what_is_said_stands_on_the_hops():
     ]
     assert of_kind(scene, Group, "hop")[1].tip.endswith("; here it would say: a yes")
     long = Words(("word",), [("other words",)] * 6 + [("word",)])
-    crowded = path_scene(LayerPath.parse("0:0 x7"), ["a"], [1], words=long, width=NARROW)
+    crowded = path_scene(LayerPath.parse("0:0 x7"), ["a"], [2], words=long, width=NARROW)
     shown = [text.words for text in of_kind(crowded, Text, "name") if text.anchor == "middle"]
     assert {"other words", "word"} == set(shown)
     assert len(shown) < 7
+    steep = Words(("word",), [("longer words",)] * 7 + [("word",)])
+    for width, count in ((NARROW, 4), (WIDE, 8)):
+        rising = path_scene(LayerPath.parse("0:0-7"), ["a name that is long"], [8], words=steep, width=width)
+        axes, over = rising.panels[0].axes, [text for text in of_kind(rising, Text, "name") if text.anchor == "middle"]
+        assert len(over) == count  # narrow, the first would cover marks, the last the name
+        assert all(axes.spot(text.at, text.shift)[0] - 4 * len(text.words) > axes.left - 6 for text in over)
     weights = weights_of({"method": "linear", "parameters": [{"weight": {"blocks.0-3": 1.0}}]}, ["a"])
     assert (
         sum(text.look.startswith("name") for text in of_kind(weights_scene(weights, words=Words(("a", "no"), after)), Text))
