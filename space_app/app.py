@@ -191,7 +191,7 @@ class Page:
     def _evolution_tab(self) -> None:
         with gr.Column(visible=False) as self.replayer:
             with gr.Row(equal_height=True):
-                self.stage = gr.Radio([], label="Stage", elem_id="ev-stage", scale=1)
+                self.stage = gr.Radio([], label="Stage", elem_id="ev-stage", scale=1, min_width=310)
                 self.moment = gr.Slider(
                     1, 2, value=1, step=1, label="Moment at which it got better", elem_id="ev-moment", scale=3, min_width=240
                 )

@@ -1,12 +1,9 @@
 // Tips of the pictures: on hover, tap and focus; arrow keys go from mark to mark. Text is set as text, never as HTML.
 (() => {
-  let tip;
+  const tip = document.createElement("div");
+  tip.className = "ev-tip";
+  tip.setAttribute("role", "tooltip");
   const show = (target) => {
-    if (!tip) {
-      tip = document.createElement("div");
-      tip.className = "ev-tip";
-      tip.setAttribute("role", "tooltip");
-    }
     const host = document.querySelector(".gradio-container") || document.body;
     if (tip.parentNode !== host) host.appendChild(tip);
     tip.textContent = target.dataset.tip;
@@ -17,11 +14,10 @@
     const above = mark.top - tip.offsetHeight - 8;
     tip.style.top = `${above > 8 ? above : mark.bottom + 8}px`;
   };
-  const hide = () => { if (tip) tip.hidden = true; };
-  const marked = (event) => event.target.closest && event.target.closest("[data-tip]");
-  const hovers = window.matchMedia("(hover: hover)").matches; // a finger does not hover: its tap is a click
-  for (const name of hovers ? ["mouseover", "focusin", "click"] : ["focusin", "click"]) {
-    document.addEventListener(name, (event) => { const target = marked(event); if (target) show(target); else hide(); });
+  const hide = () => { tip.hidden = true; };
+  // a finger does not hover: its tap is a click
+  for (const name of ["focusin", "click", ...(window.matchMedia("(hover: hover)").matches ? ["mouseover"] : [])]) {
+    document.addEventListener(name, (event) => { const target = event.target.closest?.("[data-tip]"); if (target) show(target); else hide(); });
   }
   // what scrolls can be reached by the keyboard
   new MutationObserver(() => {
@@ -41,10 +37,9 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { hide(); return; }
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const frame = event.target.closest && event.target.closest(".ev-svg");
-    if (!step || !frame) return;
-    const marks = [...frame.querySelectorAll("[data-tip][tabindex]")];
-    if (!marks.length) return;
+    const frame = event.target.closest?.(".ev-svg");
+    const marks = frame ? [...frame.querySelectorAll("[data-tip][tabindex]")] : [];
+    if (!step || !marks.length) return;
     const at = marks.indexOf(document.activeElement.closest("[data-tip]"));
     const next = at < 0 ? (step > 0 ? 0 : marks.length - 1) : Math.max(0, Math.min(marks.length - 1, at + step));
     marks[next].focus();

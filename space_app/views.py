@@ -138,7 +138,7 @@ def path_view(published: Published, words: Words | None = None) -> str:
     if words is not None:
         step = "hop" if published.path else "layer"
         end = escape(" ".join(words.written).removesuffix("(end)").strip())
-        said = f"A word above a {step} is what the model would say if it ended there; it is green where its answer, “{end}”, has it. "
+        said = f"A word above a {step} is what the model would say if it ended there, green where its answer, “{end}”, has it. "
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
@@ -327,11 +327,11 @@ def commands(published: Published) -> str:
 def licenses(published: Published) -> str:
     """The license of the model, and those of its parents when it was pushed."""
     card = published.card
-    own = card.get("license_name") or card.get("license")
-    own = own or ("not stated" if published.on_hub else "push decides it")
+    own = card.get("license_name") or card.get("license") or ("not stated" if published.on_hub else "push decides it")
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
         license = published.record.licenses.get(parent.model) or parent.missing or "not stated here"
-        rows.append((parent.model, parent.role, license, (parent.revision or "")[:12]))
+        name = parent.label if Path(parent.model).is_absolute() else parent.model
+        rows.append((name, parent.role, license, (parent.revision or "")[:12]))
     caption = "Licenses, as the models' pages stated them when this one was pushed"
     return table(("model", "what it is", "license", "revision"), rows, caption=caption, mark=0)

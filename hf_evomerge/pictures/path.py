@@ -25,9 +25,7 @@ class Words(NamedTuple):
         return f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
 
 
-def words_over(
-    axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float], names: Sequence[Text] = ()
-) -> list[Mark]:
+def words_over(axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float], *names: Text) -> list[Mark]:
     """The first word of the answer that changes on the way, over each step where there is room, else where it changes.
 
     `spots` are where the steps are on the axes, `above` how many pixels higher the words stand; they cover no step and no name.
@@ -104,7 +102,7 @@ def path_scene(
     marks += [_hop(draft, at, labels, selected, words) for at in range(len(path))]
     if words is not None and len(words.after) == len(path):
         tops = [max(draft.spots(at), key=lambda spot: spot[1]) for at in range(len(path))]
-        marks += words_over(grid, tops, words, [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales], names)
+        marks += words_over(grid, tops, words, [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales], *names)
     every = sparse(draft.pitch, 22)
     shown = [hop for hop in range(1, draft.room + 1) if hop == 1 or (hop % every == 0 and (hop - 1) * draft.pitch > 28)]
     marks += [Text((hop, -0.5), "hop 1" if hop == 1 else str(hop), "tick", anchor="middle", shift=(0, 16)) for hop in shown]

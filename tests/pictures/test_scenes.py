@@ -164,6 +164,21 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
     assert {"fitness (share)", "hops", "a, b"} <= set(words(scene))
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_numbers_of_the_front_have_room(width):
+    """The model on show has its name, other points a number where it is on no other name; none is cut off at the right."""
+    values = [{"fitness": -0.01 * k, "hops": 12.0 + 0.01 * k} for k in range(9)] + [{"fitness": -3.0, "hops": 1.0}]
+    points = [Point(k, "dfs", k, value, {}, k == 8) for k, value in enumerate(values)]
+    scene = front_scene([Trial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, OBJECTIVES, {}, width)
+    shown = {text.words: text for text in of_kind(scene, Text, "value")}
+    assert {"8, this model", "9"} <= set(shown)
+    assert len(shown) < 10
+    for text in shown.values():
+        assert (
+            scene.panels[0].axes.spot(text.at, text.shift)[0] + (7 * len(text.words) * (text.anchor == "start")) < scene.width
+        )
+
+
 def test_there_is_no_half_hop():
     """Below a picture of paths of nearly the same length stand whole numbers only."""
     trials = [Trial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
