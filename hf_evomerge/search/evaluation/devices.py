@@ -59,7 +59,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as cause:
-        raise SearchError(f"compute.device: {device!r} cannot be used here: {cause}") from cause
+        raise SearchError(f"compute.device: {device!r} cannot be used here: {cause}; auto is what there is") from cause
 
 
 def device_kind(device: str) -> str:
