@@ -41,8 +41,6 @@ def expanded(sources: Any) -> Any:
         there = sorted(_names(run.run), key=_step)
         last, numbered = _LAST.fullmatch(wanted), [name for name in there if _step(name)[0] >= 0]  # `final` has no place
         names = [name for name in there if fnmatchcase(name, wanted)]
-        if last and not 2 <= int(last[1]) <= len(numbered):
-            raise ValueError(f"{run.run}: checkpoints: {wanted!r} needs a number from 2 to {len(numbered)}, as many as it has")
         names = numbered[-int(last[1]) :] if last else numbered if wanted == "all" else names
         if len(names) < 2:
             found = f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"

@@ -69,8 +69,7 @@ def test_links_among_checkpoints(run, tiny):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ({"run": "RUN", "checkpoints": "last 1"}, "checkpoints: 'last 1' needs a number from 2 to 4, as many as it has"),
-        ({"run": "RUN", "checkpoints": "last 99"}, "checkpoints: 'last 99' needs a number from 2 to 4, as many as it has"),
+        ({"run": "RUN", "checkpoints": "last 1"}, "1 of its checkpoints are 'last 1', and a merge takes 2; it has"),
         ({"run": "RUN", "checkpoints": "step-*"}, "0 of its checkpoints are 'step-"),
         ({"run": "RUN/nowhere"}, "no such folder of checkpoints"),
         ({"run": "RUN", "checkpoint": "all"}, "sources: checkpoint: no such key; did you mean checkpoints?"),
