@@ -120,6 +120,7 @@ def drop_a_hop(page: Any) -> None:
     page.wait_for_timeout(500)
     page.click("#ev-drop")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
+    page.wait_for_selector("#ev-scored >> text=/of \\d+ unseen/")
 
 
 def turn_down(page: Any) -> None:
