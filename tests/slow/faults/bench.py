@@ -32,13 +32,12 @@ class Bench:
 
     def __init__(self, scratch: Path, evaluations: int = 24) -> None:
         import torch
-        from conftest import _save_family, _write_problems
+        from conftest import _save_family
         from families import save_family, tiny_config
 
         torch.set_num_threads(1)  # so that children can be forked
         with quiet():
-            _save_family(scratch / "tiny", torch.float32)
-            _write_problems(scratch / "tiny")
+            _save_family(scratch / "tiny", "float32")
             big = tiny_config(hidden_size=256, intermediate_size=768, num_hidden_layers=10)
             save_family(scratch / "big", big, torch.float32, count=2)
         tiny, big = scratch / "tiny", scratch / "big"
