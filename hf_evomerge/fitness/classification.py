@@ -151,7 +151,7 @@ def label_names(config: Any) -> dict[int, str]:
 
 
 def label_shares(example: Example, names: Mapping[int, str]) -> list[float]:
-    """Share of each class in the right answer: 1 for the label that it names, or else whose number it is.
+    """Give each class its share of the right answer: 1 for the class that the answer names, by its name or its number.
 
     Of the classes 0 and 1 it may be a number between them, the share of 1. Raises `FitnessError` where there is no such label.
     """

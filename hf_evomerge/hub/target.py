@@ -46,7 +46,8 @@ def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
         raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
     who = ask(f"{api.endpoint}: cannot be used", api.whoami)
     (owner, name), mine = repo_id.split("/"), [who["name"], *(org["name"] for org in who.get("orgs", ()))]
-    if owner not in mine and not asks:
+    narrow = who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"  # may not see all organisations
+    if owner.lower() not in (each.lower() for each in mine) and not asks and not narrow:
         raise HubError(f"{repo_id}: you are logged in as {mine[0]}, who cannot write there; push to {mine[0]}/{name}")
 
 

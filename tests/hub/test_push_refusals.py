@@ -12,6 +12,7 @@ from recipes import merge_of
 from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.push import check_push, preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
+from hf_evomerge.hub.target import check_login
 from hf_evomerge.search.study.study import Study
 
 
@@ -153,3 +154,14 @@ def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, mon
     with pytest.raises(EvoMergeError, match=r"tokenizer_config\.json: a link to .*secret, which is not in"):
         push_model(plain, "local/linked", api=lfs_api)
     assert not lfs_api.repo_exists("local/linked")
+
+
+def test_who_may_write_where(lfs_api, monkeypatch):
+    """Names are of any case, and a token of few rights, which may not see its organisations, is left to the Hub to refuse."""
+    with pytest.raises(HubError, match="who cannot write there"):
+        check_login(lfs_api, "lab/merge")
+    check_login(lfs_api, "LOCAL/merge")
+    check_login(lfs_api, "lab/merge", asks=True)
+    who = {"name": "local", "orgs": [], "auth": {"accessToken": {"role": "fineGrained"}}}
+    monkeypatch.setattr(type(lfs_api), "whoami", lambda self: who)
+    check_login(lfs_api, "lab/merge")
