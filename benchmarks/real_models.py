@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 
 from lab import WEIGHT, Lab
-from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent, then_lora
+from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent, then_lora, with_lora
 from records import Record, append, key, read, run
 from report import leads_table, plot_sizes, sizes_table, table, write_into
 from skills import SKILLS, Skill, draw
@@ -102,6 +102,7 @@ METHODS: dict[str, Method] = {
         )
         for number, rate in enumerate(RATES)
     },
+    "together": Method("the default with LoRA beside it", (9,), 2, with_lora),
     **{
         f"default-lora-{number}": Method(
             f"the default for half the cost, then LoRA from its merge, rate {rate:g}",

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
 
 from lab import Lab
 from many_adapters import Adapters, lead, markdown, run_jobs, train_adapter
-from methods import Method, average, base, known, lora, ours, parent
+from methods import Method, average, base, known, lora, ours, parent, with_lora
 from real_models import write_base
 from records import Record, read
 from report import write_into
@@ -47,6 +47,7 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("second parent", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "default": Method("merge by gradient, the default", (BUDGET,), 1, ours("ps", "gradient")),
+    "together": Method("the default with LoRA beside it", (BUDGET,), 1, with_lora),
     **{
         f"lora-{number}-{place}": Method(
             f"LoRA from the {name} parent, rate {rate:g}", (BUDGET,), 2 + place, lora(parent(number), place)

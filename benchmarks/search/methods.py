@@ -18,7 +18,9 @@ from lab import Lab
 from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.finetune import STEP_COST, Lora, fine_tune
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.spaces.space import make_space, uniform_average
+from hf_evomerge.search.together import learn_together
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,16 @@ def then_lora(search: Run, number: int) -> Run:
     return run
 
 
+def with_lora(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+    """The default search by gradient, and a LoRA that learns beside it, by the same steps."""
+    step = {"by": "gradient", "evaluations": budget}
+    config = lab.config(space="ps", optimize=[step], merge=lab.sections["merge"], compute={"seed": seed})
+    spent = list[float]()
+    evaluator = Evaluator(config, examples=lab.examples)
+    _, model = learn_together(evaluator, config.stages[0], after_step=spent.append)
+    return [Point(spent[-1], float(lab.scores(model, "search").values.mean()), model)]
+
+
 TENSOR = {"groups": "tensor", "starts": []}
 GATE = {"kind": "gates", "order": [1, 0]}  # A is the second parent
 SLOT, MATRIX = ({"kind": "paper", "order": [1, 0], "scales": scales} for scales in ("slot", "matrix"))
@@ -271,6 +283,7 @@ METHODS: dict[str, Method] = {
         for number in range(3)
         for name, (where, start) in STARTS.items()
     },
+    "together": Method("the default with LoRA beside it", (25, 75), 2, with_lora),
     **{
         f"default-lora-{number}": Method(
             "the default for half the cost, then LoRA from its merge", (25, 75), 2, then_lora(ours("ps", "gradient"), number)

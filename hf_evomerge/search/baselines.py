@@ -1,4 +1,4 @@
-"""Tunes what a sceptic compares a merge with: LoRAs of the parents and of the plain average, and a parent's temperature.
+"""Tunes what a merge is compared with: LoRAs of parents and average, a LoRA beside the merge, and a parent's temperature.
 
 A training sees the examples that the search sees. The search takes the best of all starts and rates, each at the full cost. The
 adapters stay in the study's folder, and can be scored and used like any source with an adapter.
@@ -10,18 +10,24 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..checkpoints.lora import CONFIG_FILE
 from ..errors import EvoMergeError
 from ..fitness import TaskSpec
-from ..recipes.recipe import MergePart, Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
 from .callbacks import Progress
+from .file.stages import Stage
 from .finetune import Lora, fine_tune
+from .folder import build_winner
+from .study.files import TOGETHER_FOLDER
+from .together import learn_together, with_adapter
 
 if TYPE_CHECKING:
     from .evaluation.evaluator import Evaluator
@@ -44,7 +50,7 @@ class Tuned:
         fitness: What to score it by, where that is not the search's.
     """
 
-    stage: Literal["lora", "temperature"]
+    stage: Literal["lora", "together", "temperature"]
     name: str
     model: SourceRef
     cost: float
@@ -120,6 +126,40 @@ class Tuner:
                 found[f"lora:{label}:{rate:g}:{cost:g}"] = Tuned("lora", f"LoRA {which}", model, cost)
         return found
 
+    def together(self, stage: Stage, tell: Callable[[Progress], None]) -> dict[str, Tuned]:
+        """Search the merge weights of a stage with LoRA beside them, unless the folder holds the model; none, with a warning,
+        where that fails.
+
+        Args:
+            stage: The stage.
+            tell: Callback for the progress.
+        """
+        begin, cost, evaluator = time.perf_counter(), stage.evaluations, self.evaluator
+        adapter, folder = self.folder / f"together-{cost}", self.folder.parent
+
+        def told(spent: float) -> None:
+            tell(Progress("together", round(spent, 2), cost, seconds=time.perf_counter() - begin, fresh=spent))
+
+        try:
+            if not (adapter / RECIPE_FILE).exists():
+                evaluator.models.forget()
+                try:
+                    recipe, tuned = learn_together(evaluator, stage, after_step=told)
+                    with _whole(adapter, tuned) as unfinished:
+                        with_adapter(recipe, adapter).save(unfinished / RECIPE_FILE)
+                finally:
+                    evaluator.models.forget()
+            recipe = Recipe.load(adapter / RECIPE_FILE)
+            trusted = evaluator.sources.trust_remote_code
+            build_winner(folder, recipe, TOGETHER_FOLDER, trust_remote_code=trusted)
+        except EvoMergeError as error:
+            logger.warning(f"the results have no merge with LoRA beside it: {error}")
+            return {}
+        built = folder / TOGETHER_FOLDER
+        is_adapter = (built / CONFIG_FILE).exists()
+        model = recipe.sources[-1].model_copy(update={"adapter": str(built)}) if is_adapter else SourceRef(model=str(built))
+        return {f"together:{cost}": Tuned("together", "merge with LoRA beside it", model, cost)}
+
     def _plain(self, start: SourceRef | Recipe, folder: Path) -> SourceRef:
         """A model that an adapter can be trained for: a parent as it is, or what has to be built first."""
         if isinstance(start, SourceRef):
@@ -141,9 +181,17 @@ class Tuner:
         examples, tokenizer = tasks.examples("search"), tasks.tokenizer(start)
         try:
             tuned = fine_tune(model, tasks.differentiable_task, examples, tokenizer, lora, after_step=told)
-            unfinished = out.with_name(f".{out.name}.new")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            tuned.save_pretrained(unfinished)
-            os.replace(unfinished, out)
+            with _whole(out, tuned):
+                pass
         finally:
             models.forget()  # peft has put its layers into the model
+
+
+@contextmanager
+def _whole(out: Path, tuned: Any) -> Iterator[Path]:
+    """A folder with the adapters of a model, which gets its name when the block ends."""
+    unfinished = out.with_name(f".{out.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tuned.save_pretrained(unfinished)
+    yield unfinished
+    os.replace(unfinished, out)

@@ -28,6 +28,7 @@ from .runners.cluster import require_ray
 from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
 from .spaces.space import Space, make_space, uniform_average
+from .together import together_stage
 from .trackers import TRACKERS
 
 
@@ -145,18 +146,21 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
         TRACKERS[name]()  # refuses one that is not installed
     if config.objectives:
         optional("pymoo", "objectives", "objectives: a search for several", SearchError)
+    tuned = [name for name in config.compare.baselines if "lora" in name]
+    if "merge+lora" in tuned:
+        together_stage(config)
     if config.compute.quantization:
         for package in ("bitsandbytes", "accelerate"):
             optional(package, "quantization", "quantization", SearchError)
-        if "lora" in config.compare.baselines:
-            raise SearchError("compare.baselines: lora fine-tunes whole models; leave it out, or quantization")
+        if tuned:
+            raise SearchError(f"compare.baselines: {tuned[0]} fine-tunes whole models; leave it out, or quantization")
         if config.compute.devices_per_model > 1:
             raise SearchError("compute.devices_per_model: a quantised base is on one device; leave it out, or quantization")
-    if "lora" in config.compare.baselines:
+    if tuned:
         try:
             evaluator.tasks.differentiable_task()
         except FitnessError as error:
-            raise SearchError(f"compare.baselines: lora follows a gradient; leave it out: {error}") from error
+            raise SearchError(f"compare.baselines: {tuned[0]} follows a gradient; leave it out: {error}") from error
         optional("peft", "lora", "fine-tuning", SearchError)
 
 

@@ -26,6 +26,7 @@ PHASES: dict[str, str] = {
     "finalists": "best, validated",
     "temperature": "temperature",
     "lora": "LoRA trainings",
+    "together": "merge with LoRA beside it",
     "contributions": "contributions",
     "test": "held-out test",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SearchError, optional
-from ..fitness import DifferentiableTask, Example
+from ..fitness import DifferentiableTask, Example, Scores
 
 STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights has
 
@@ -45,6 +45,53 @@ class Lora:
         return cls(rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more)
 
 
+class LoraAscent:
+    """LoRA adapters (peft's) in a model, and AdamW, which raises a score by them. The same steps give the same adapters.
+
+    Args:
+        model: A plain model; adapters are put into it.
+        settings: Settings.
+
+    Attributes:
+        tuned: The model with its adapters.
+    """
+
+    def __init__(self, model: Any, settings: Lora) -> None:
+        import torch
+
+        library = optional("peft", "lora", "fine-tuning", SearchError)
+        kind = "CAUSAL_LM" if model.can_generate() else None  # no class of classifiers leaves the head in place
+        adapters = library.LoraConfig(
+            r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type=kind
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.tuned = library.get_peft_model(model, adapters)
+        self.settings, self.done, self._model = settings, 0, model
+        self._trained = [parameter for parameter in self.tuned.parameters() if parameter.requires_grad]
+        for parameter in self._trained:
+            parameter.data = parameter.data.float()
+        self._optimizer = torch.optim.AdamW(self._trained, lr=settings.rate, weight_decay=0.0, maximize=True)
+
+    def step(self, task: DifferentiableTask) -> Scores:
+        """Score a prepared task, and take a step along its gradient; other parameters keep the gradients that they ask for."""
+        import torch
+
+        settings, self.done = self.settings, self.done + 1
+        warmup = max(1, settings.steps // 10) if settings.warmup is None else settings.warmup
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (self.done - 1) / settings.steps)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.rate * min(1.0, self.done / warmup) * (0.01 + 0.99 * cosine)
+        self._optimizer.zero_grad()
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        with torch.autocast(self._trained[0].device.type, torch.bfloat16) if settings.bfloat16 else nullcontext():
+            scores = task.backward(self._model)  # which has the adapters now
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        return scores
+
+
 def fine_tune(
     model: Any,
     make_task: Callable[[], DifferentiableTask],
@@ -68,32 +115,19 @@ def fine_tune(
         SearchError: peft is not installed.
         FitnessError: A score is not finite.
     """
-    import torch
-
-    library = optional("peft", "lora", "fine-tuning", SearchError)
-    kind = "CAUSAL_LM" if model.can_generate() else None  # a classifier has no class of its own that leaves the head in place
-    adapters = library.LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type=kind)
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        tuned = library.get_peft_model(model, adapters)
-    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0, maximize=True)
-    warmup = max(1, settings.steps // 10) if settings.warmup is None else settings.warmup
-    rng, order = np.random.default_rng(settings.seed), list[int]()
+    ascent, drawn = LoraAscent(model, settings), batches(examples, settings.batch, settings.seed)
     for step in range(1, settings.steps + 1):
-        if len(order) < settings.batch:
-            order = [int(i) for i in rng.permutation(len(examples))]
         task = make_task()
-        task.prepare([examples[order.pop()] for _ in range(min(settings.batch, len(examples)))], tokenizer)
-        for group in optimizer.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / settings.steps))
-            group["lr"] = settings.rate * min(1.0, step / warmup) * (0.01 + 0.99 * cosine)
-        optimizer.zero_grad()
-        with torch.autocast(trained[0].device.type, torch.bfloat16) if settings.bfloat16 else nullcontext():
-            task.backward(model)  # which has the adapters now
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        after_step(step, tuned)
-    return tuned
+        task.prepare(next(drawn), tokenizer)
+        ascent.step(task)
+        after_step(step, ascent.tuned)
+    return ascent.tuned
+
+
+def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
+    """Draw batches without end: all examples once, in an order of the seed, before any is seen again."""
+    rng, order = np.random.default_rng(seed), list[int]()
+    while True:
+        if len(order) < size:
+            order = [int(i) for i in rng.permutation(len(examples))]
+        yield [examples[order.pop()] for _ in range(min(size, len(examples)))]

@@ -38,6 +38,7 @@ from .runners.runner import Runner
 from .spaces.space import make_space, uniform_average
 from .stage import StageRun
 from .study.study import Study
+from .together import together_stage
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class Search:
         can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
-        tuned = {**self._calibrated(), **self._lora(average)}
+        tuned = {**self._calibrated(), **self._lora(average), **self._together()}
         average = average if "average" in self.config.compare.baselines else None
         if average is not None:
             targets[self.study.add_recipe(average)] = average
@@ -321,6 +322,12 @@ class Search:
         best = max(fitness, key=fitness.__getitem__)
         name = f"{tuned[best].name} (best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each)"
         return {best: replace(tuned[best], name=name, cost=len(tuned) * self._searched)}
+
+    def _together(self) -> dict[str, Tuned]:
+        """The merge with LoRA beside it, by its label, where it is wanted."""
+        if "merge+lora" not in self.config.compare.baselines or self.tuner is None:
+            return {}
+        return self.tuner.together(together_stage(self.config), self._tell_of_progress)
 
     def _calibrated(self) -> dict[str, Tuned]:
         """The best parent at the temperature that the search examples like best, by its label, where scores are likelihoods."""

@@ -28,6 +28,7 @@ from .optimizers.ask_tell import GROWTH, Vector, default_population
 from .optimizers.descent import checks_of
 from .optimizers.sweep import sweep_cost
 from .spaces.space import Space, make_space
+from .together import together_stage
 
 _FEW = 16  # examples, below which a score says little
 
@@ -181,14 +182,18 @@ def _around(
         chosen_on = examples.get("validation", examples["search"])
         seconds = starts * len(RATES) * (spent * examples["search"] + chosen_on) * second
         phases.append(Phase("lora", text, seconds, at_once=1))
+    if "merge+lora" in config.compare.baselines:
+        stage = together_stage(config)
+        cost = next((phase for phase in stages if phase.name == stage.name), stages[0])
+        phases.append(Phase("together", "merge weights and a LoRA beside them, by the same steps", cost.seconds, at_once=1))
     if most := config.compare.contributions:
         split = "validation" if "validation" in examples else "search"
         most = min(most, 2 ** len(config.merge_sources) - 2) + 1 + (config.base is not None)
         text = f"up to {most} merges of some of the winner's sources, on {examples[split]} {split} examples"
         phases.append(Phase("contributions", text, most * second * examples[split]))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + tempered + (averaged and "average" in config.compare.baselines) + ("lora" in config.compare.baselines)
-    count += len(config.stages)
+    count = parents + tempered + (averaged and "average" in config.compare.baselines) + len(config.stages)
+    count += sum("lora" in name for name in config.compare.baselines)
     judged = [split, *(name for name in examples if name.startswith(RETAINED))]
     text = f"{count} models on {' + '.join(f'{examples[name]} {name}' for name in judged)} examples"
     return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(examples[name] for name in judged))]

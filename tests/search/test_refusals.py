@@ -15,6 +15,7 @@ SLERP = {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 
 SCE = {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}}
 TIES = {"method": "ties", "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}}}
 LORA = {"baselines": ["lora"]}
+TOGETHER = {"baselines": ["merge+lora"]}
 NO_GRADIENT = "fitness.task: generation has no gradient; use likelihood, or by: cma"
 NO_DENSITY = "optimize: by: gradient moves no density; give weight a range, or write cma"
 WRITES = {"task": "generation", "max_new_tokens": 2}
@@ -38,6 +39,12 @@ SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model":
         ({"compute": {"device": "toaster"}}, SearchError, "compute.device: 'toaster' cannot be used here: "),
         ({"data": {}}, FitnessError, "data.search: not given"),
         ({"fitness": WRITES, "compare": LORA}, SearchError, "baselines: lora follows a gradient; leave it out: "),
+        ({"compare": TOGETHER}, SearchError, "baselines: merge+lora goes with merge weights that are searched by: gradient"),
+        (
+            {"compare": TOGETHER, "merge": {"method": "ties"}},
+            SearchError,
+            "merge\\+lora adds an adapter to a sum of task vectors",
+        ),
         ({"optimize": [{"by": "gradient", "fitness": WRITES}, {}]}, FitnessError, NO_GRADIENT),
         ({"optimize": [GRADIENT], "fitness": WRITES}, FitnessError, NO_GRADIENT),
         ({"optimize": [GRADIENT], "merge": {"method": "model_stock"}}, SearchError, "every parameter of model_stock is fixed"),

@@ -13,6 +13,7 @@ import numpy as np
 from ...fitness.comparison import Comparison, Measure, column, compare_all, main_measure, measures, needed_examples
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
+from ..study.files import TOGETHER_FOLDER
 from .table import Row
 
 MOST_CUT = 0.02  # share of answers that may be cut without a word
@@ -51,6 +52,8 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             sentences += against(row, "the random search", "random search found the better one", "over random search")
         elif row.stage == "lora":
             sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
+        elif row.stage == "together":
+            sentences += against(row, "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better")
         elif row.stage == "temperature":  # it gives the parent's own answers
             advice = "what the merge gains in fitness can be had without it"
             sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])

@@ -3,6 +3,7 @@
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
+TOGETHER_FOLDER = "model-with-lora"  # a merge that a LoRA learned beside
 PLOTS_FOLDER = "plots"
 ADAPTERS_FOLDER = "adapters"  # of the sources, where trials run in low rank
 WRITTEN = "written"
