@@ -61,31 +61,31 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_lora_learns_beside_a_merge(tiny, tmp_path, search_config, monkeypatch):
+@pytest.mark.parametrize("of_adapters", [False, True])
+def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_config, monkeypatch):
     """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is the same again."""
     monkeypatch.setattr(together, "RATE", 1.0)
-    settings = {"optimize": [{"by": "gradient", "evaluations": 30, "batch": 4}], "output": {"dtype": "float32"}}
-    config = search_config(compare={"baselines": ["merge+lora"]}, **settings)
+    settings = {"optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}], "output": {"dtype": "float32"}}
+    config = search_config(compare={"baselines": ["merge+lora"]}, **settings, **(adapters if of_adapters else {}))
     result = run_search(config, tmp_path / "study", build=False)
     row, built = result.row("together"), tmp_path / "study" / "model-with-lora"
-    assert (row.evaluations, row.scores.error) == (30, None)
+    assert (row.evaluations, row.scores.error) == (20, None)
     assert sum("itself with LoRA beside it" in sentence for sentence in result.verdict) == 1
     recipe = Recipe.load(built / "recipe.yaml")
-    assert [ref.model for ref in recipe.sources] == [str(tiny / name) for name in ("a", "b", "base")]
-    assert recipe.merge.parameters[2] == {"weight": 1.0}
-    whole = SourceRef(model=str(built))
-    assert Evaluator(config).evaluate(whole, "test") == row.scores
-    assert Evaluator(config).evaluate(whole).mean > Evaluator(config).evaluate(result.winner).mean + 0.1
+    assert recipe.sources[:2] == list(config.sources)
+    assert (recipe.sources[2].model, recipe.merge.parameters[2]) == (config.base.model, {"weight": 1.0})
+    model = config.base.model_copy(update={"adapter": str(built)}) if of_adapters else SourceRef(model=str(built))
+    assert Evaluator(config).evaluate(model, "test") == row.scores
+    assert Evaluator(config).evaluate(model).mean > Evaluator(config).evaluate(result.winner).mean + 0.1
     _, live = together.learn_together(evaluator := Evaluator(config), config.stages[0])
     task = evaluator.tasks.prepared(config.sources[0])
-    assert np.allclose(task.evaluate(live).values, Evaluator(config).evaluate(whole).values, atol=1e-3)
+    assert np.allclose(task.evaluate(live).values, Evaluator(config).evaluate(model).values, atol=1e-3)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "baselines").rglob("*")}
     assert run_search(config, tmp_path / "study", build=False).rows == result.rows
     assert {file: file.stat().st_mtime_ns for file in before} == before
     run_search(config, tmp_path / "again", build=False)
-    assert (tmp_path / "again" / "model-with-lora" / "model.safetensors").read_bytes() == (
-        built / "model.safetensors"
-    ).read_bytes()
+    (weights,) = built.glob("*.safetensors")
+    assert (tmp_path / "again" / "model-with-lora" / weights.name).read_bytes() == weights.read_bytes()
 
 
 def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):

@@ -43,7 +43,7 @@ SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model":
         (
             {"compare": TOGETHER, "merge": {"method": "ties"}},
             SearchError,
-            "merge\\+lora adds an adapter to a sum of task vectors",
+            "merge+lora adds an adapter to a sum of task vectors",
         ),
         ({"optimize": [{"by": "gradient", "fitness": WRITES}, {}]}, FitnessError, NO_GRADIENT),
         ({"optimize": [GRADIENT], "fitness": WRITES}, FitnessError, NO_GRADIENT),
