@@ -22,7 +22,7 @@ from .finetune import Lora, LoraAscent, batches
 from .optimizers.descent import GradientOptimizer
 from .spaces.space import make_space
 
-RATE, MANY = 5e-4, 128  # of the adapters, and the examples from which on they have it
+RATE, MANY = 5e-4, 256  # of the adapters, and the search examples from which on they have it
 
 
 def together_stage(config: SearchConfig) -> Stage:
@@ -50,7 +50,7 @@ def learn_together(
     Args:
         evaluator: Evaluator of the search.
         stage: A stage of `together_stage`.
-        rate: Peak rate of the adapters; by default 5e-4 for 128 examples and more, in proportion below.
+        rate: Peak rate of the adapters; by default 5e-4 for 256 examples and more, in proportion below.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
