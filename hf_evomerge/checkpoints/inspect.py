@@ -13,15 +13,9 @@ from typing import Any
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.layer_path import SCALED, hop_table
-from ..recipes.recipe import RECIPE_FILE
 from .checkpoint import Parent
 from .headers import TensorInfo, read_mapping
 from .open import open_source
-
-_TOKENIZERS = (
-    *("tokenizer*/tokenizer_config.json", "tokenizer.json", "tokenizer.model"),
-    *("spiece.model", "sentencepiece*.model", "vocab.*", "*.tiktoken"),
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Inspection:
         quantization: The method, where the weights are quantised; their parameters are then packed, and not all counted.
         stored: Content of the files; each layer once.
         effective: Size as it runs: a layer of a merged model counts as often as the path runs it.
-        tokenizer, chat_template, recipe: Whether there is one in the folder or repository.
+        chat_template: Whether there is one in the folder or repository.
         merged: Facts on a path: ``path``, ``scales``, ``scale_target``, ``embedding_source`` and ``sources``, as in its
             config, and ``distinct_layers``, of which each is stored once.
         parts: Number of tensors of each part of the model, where it has several, such as ``text`` and ``vision``.
@@ -70,9 +64,7 @@ class Inspection:
     quantization: str | None
     stored: Size
     effective: Size
-    tokenizer: bool
     chat_template: bool
-    recipe: bool
     merged: dict[str, Any] | None
     parts: dict[str, int]
     adapter: dict[str, Any] | None = None
@@ -97,10 +89,9 @@ class Inspection:
             rows.append(("parts", ", ".join(f"{part}: {count} tensors" for part, count in self.parts.items())))
         if self.effective != self.stored:
             rows.append(("effective", _size_text(self.effective)))
-        files = {"tokenizer": self.tokenizer, "chat template": self.chat_template, "recipe": self.recipe}
-        rows.append(("with it", ", ".join(name if there else f"no {name}" for name, there in files.items())))
+        rows.append(("chat template", "there" if self.chat_template else "none"))
         if self.model_type == "diffusion_pipeline":  # which has none of these
-            rows = [row for row in rows if row[0] not in ("layers", "hidden size", "vocabulary")]
+            rows = [row for row in rows if row[0] not in ("layers", "hidden size", "vocabulary", "chat template")]
         if (lora := self.adapter) is not None:
             numbers = [f"{one} {'/'.join(map(str, lora[f'{one}s']))}" for one in ("rank", "alpha") if lora[f"{one}s"]]
             changed = f"{lora['weights']} weights ({', '.join(lora['modules'])})"
@@ -156,9 +147,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         quantization=quantization,
         stored=_size((info, 1) for info in tensors.values()),
         effective=_size((info, _times(name, runs)) for name, info in tensors.items()),
-        tokenizer=any(any(source.beside.glob(pattern)) for pattern in _TOKENIZERS),
         chat_template=_has_chat_template(source.beside),
-        recipe=_has_recipe(source),
         merged=merged,
         parts=_parts(source) if merged is None else {},
         adapter=_adapter(source),
@@ -213,16 +202,6 @@ def _size(tensors: Iterable[tuple[TensorInfo, int]]) -> Size:
 def _size_text(size: Size) -> str:
     dtypes = ", ".join(f"{name} {count:,}" for name, count in size.dtypes.items())
     return f"{size.parameters:,} parameters, {size.bytes:,} bytes ({dtypes})"
-
-
-def _has_recipe(source: Parent) -> bool:
-    """Tell whether there is a recipe, without fetching it; where the Hub cannot be asked, whether the cache has one."""
-    if (source.beside / RECIPE_FILE).is_file() or source.repository is None:
-        return (source.beside / RECIPE_FILE).is_file()
-    try:
-        return RECIPE_FILE in source.repository.files()
-    except SourceError:
-        return False
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -49,7 +49,7 @@ def test_a_plain_model(tiny, tiny_half):
         assert (found.architecture, found.model_type, found.layers) == ("LlamaForCausalLM", "llama", 2)
         assert (found.vocab_size, found.hidden_size, found.tied_head) == (26, 16, False)
         assert found.stored == found.effective == inspection.Size(count, count * size, {dtype: count})
-        assert (found.tokenizer, found.chat_template, found.recipe, found.merged) == (True, False, False, None)
+        assert (found.chat_template, found.merged) == (False, None)
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_merged_model(merged, tiny):
     assert found.effective.parameters == 5 * BLOCK + OUTSIDE
     assert found.effective.bytes == 4 * found.effective.parameters
     assert (found.architecture, found.model_type, found.layers) == ("EvoMergedForCausalLM", "llama", 5)
-    assert (found.recipe, found.tokenizer, found.tied_head) == (True, True, False)
+    assert (found.chat_template, found.tied_head) == (False, False)
     assert found.merged["path"] == ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
     assert found.merged["scales"] == [1, 0.5, 1, 2]
     assert [found.merged[name] for name in ("scale_target", "embedding_source", "distinct_layers")] == ["stream", 1, 3]
@@ -86,7 +86,6 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
         found = inspect_model(tmp_path / name)
         assert found.tied_head
         assert found.stored.parameters == layers * BLOCK + OUTSIDE - 26 * 16
-        assert not found.tokenizer
 
 
 def test_integers_and_templates_and_quantised_weights(tmp_path):
@@ -96,7 +95,7 @@ def test_integers_and_templates_and_quantised_weights(tmp_path):
     (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     found = inspect_model(folder)
     assert found.stored == inspection.Size(15, 30 + 56 + 2, {"BOOL": 2, "F16": 15, "I64": 7})
-    assert (found.quantization, found.chat_template, found.tokenizer) == ("gptq", True, False)
+    assert (found.quantization, found.chat_template) == ("gptq", True)
     assert "gptq" in str(found)
 
 
