@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .checks import number_of_models
 from .method import MergeMethod
 from .parameters import Parameter
 from .registry import all_methods
@@ -17,13 +18,9 @@ def methods_table() -> str:
 
 
 def _needs(method: MergeMethod) -> str:
-    least, most = method.count
-    if most is None:
-        count = f"{least} or more sources"
-    else:
-        count = ("1 source" if least == 1 else f"{least} sources") if least == most else f"{least} to {most} sources"
+    count = number_of_models(method)
     base = " and a base" if method.needs_base else ", with or without a base" if method.base_optional else ""
-    return count + base
+    return f"{count} source{'' if count.endswith('1') else 's'}{base}"
 
 
 def _row(parameter: Parameter) -> str:
