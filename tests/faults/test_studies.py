@@ -166,7 +166,9 @@ def test_a_task_that_scores_otherwise_is_refused(config, tmp_path, monkeypatch):
         patch.setattr("inspect.getsource", lambda thing: f"class {thing.__name__}:\n    'another docstring'\n")
         _stopped(config, out, after=7)
     monkeypatch.setattr(type(config.fitness), "scores_version", 2, raising=False)
-    with pytest.raises(SearchError, match=r"the task's scores \(version 1, now 2\) are not what this study was begun on"):
+    with pytest.raises(
+        SearchError, match=r"the task's scores of \w+ \(version 1, now 2\) are not what this study was begun on"
+    ):
         resume_search(out, build=False)
 
 

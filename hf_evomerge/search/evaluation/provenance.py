@@ -20,7 +20,6 @@ from ...errors import SearchError
 from ...fitness import Example, FunctionTask, Task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
-from ..file.objectives import only_task_objectives
 from ..study.database import DamagedStudyError
 from ..study.study import Study
 from .evaluator import Evaluator
@@ -126,23 +125,14 @@ def _text_of(example: Example) -> list[Any]:
 
 def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[Any]]:
     """Version of each registered task's scores; digests of the text of a user's function or class, and of task files."""
-    parts: dict[str, Any] = {}
-    if task_factory is None:
-        parts["scores"] = config.fitness.scores_version
-        terms = getattr(config.fitness, "terms", ())
-        parts |= {f"scores of term {number}": term.fitness.scores_version for number, term in enumerate(terms)}
-    elif isinstance(task := task_factory(), FunctionTask):
+    specs = [config.fitness, *config.task_specs]
+    parts: dict[str, Any] = {f"scores of {spec.task}": spec.scores_version for spec in specs}
+    if task_factory is not None and isinstance(task := task_factory(), FunctionTask):
         parts["function"] = _text(task.function)
-    elif (spec_type := vars(type(task)).get("spec_type")) is not None:
+    elif task_factory is not None and (spec_type := vars(type(task)).get("spec_type")) is not None:
         parts["scores"] = spec_type.scores_version
-    else:
+    elif task_factory is not None:
         parts["code"] = _text(type(task))
-    for stage in config.stages:
-        if stage.fitness is not None:
-            parts[f"scores in {stage}"] = stage.fitness.scores_version
-    for objective in only_task_objectives(config.objectives):
-        if objective.fitness is not None:
-            parts[f"scores of {objective.name}"] = objective.fitness.scores_version
     of_terms = [spec for term in getattr(config.fitness, "terms", ()) for spec in term.data.values()]
     named = (name for spec in [*config.splits.values(), *of_terms] for name in spec.lm_eval or ())
     files = dict.fromkeys(filter(os.path.isfile, named))
