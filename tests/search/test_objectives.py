@@ -118,11 +118,11 @@ def test_a_search_finds_a_front(tmp_path):
     """The front is what no trial beats; its points are judged, one wins, and text, JSON and verdict say so."""
     study, result, _ = _search(tmp_path, fails=lambda job: isinstance(job.target, Recipe) and len(job.target.flow.path) == 5)
     numbers = [point.number for point in result.front]
-    fitness = [point.searched.mean or 0.0 for point in result.front]
+    fitness = [point.trial.scores.mean or 0.0 for point in result.front]
     assert numbers == list(range(len(numbers)))
     assert fitness == sorted(fitness, reverse=True)
     assert len(numbers) > 4
-    vectors = [vector(point.searched, result.objectives) for point in result.front]
+    vectors = [vector(point.trial.scores, result.objectives) for point in result.front]
     for trial in study.trials("dfs"):
         if trial.fitness is not None:
             theirs = vector(trial.scores, result.objectives)
@@ -153,7 +153,7 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
     caplog.clear()
     _, result, _ = _search(tmp_path)
     assert not [line for line in caplog.messages if "every source" in line]
-    assert len({point.searched.others["other"].mean for point in result.front}) > 1
+    assert len({point.trial.scores.others["other"].mean for point in result.front}) > 1
 
 
 def test_resuming_changes_nothing(tmp_path):
@@ -267,7 +267,7 @@ def test_killed_and_resumed(settings, tmp_path):
     for file in built.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
             stored += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
-    assert stored == last.searched.others["parameters"].mean
+    assert stored == last.trial.scores.others["parameters"].mean
     record = write_record(tmp_path / "whole", tmp_path / "record")
     assert [each.name for each in record.objectives] == ["fitness", "hops", "parameters", "sure", "more"]
     assert record.results == whole.published()
@@ -302,6 +302,6 @@ def test_the_picture(tmp_path):
     assert [scene.label.split(":")[0] for scene in panels] == ["fitness over hops", "fitness over other"]
     for scene, name in zip(panels, ("hops", "other"), strict=True):
         points = [mark.at for mark in marks_of(scene) if isinstance(mark, Symbol) and mark.look == "point"]
-        expected = [(point.searched.others[name].mean, point.searched.mean) for point in result.front]
+        expected = [(point.trial.scores.others[name].mean, point.trial.scores.mean) for point in result.front]
         assert set(expected) <= set(points)
         assert sum(isinstance(mark, Group) and mark.tip.endswith("; this model") for mark in marks_of(scene)) == 1

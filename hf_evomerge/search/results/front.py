@@ -14,7 +14,7 @@ from ...record import Figures
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, known_values, values, vector
 from ..optimizers.nsga import non_dominated, spread
-from ..study.study import Study
+from ..study.study import Study, Trial
 from .table import Row, other_text, render
 
 
@@ -24,20 +24,20 @@ class Point:
 
     Attributes:
         number: What it is picked by; from 0, the best fitness first.
-        stage, trial: The trial that found it.
-        key: Its recipe's key.
-        searched: Scores on the search split.
+        trial: The trial that found it, with its scores on the search split.
         scores: Scores on the split that the table of results is measured on; None where it is one of many.
         winner: Whether the search ended with it.
     """
 
     number: int
-    stage: str
-    trial: int
-    key: str
-    searched: Scores
+    trial: Trial
     scores: Scores | None = None
     winner: bool = False
+
+    @property
+    def key(self) -> str:
+        """Key of its recipe."""
+        return self.trial.recipe_key or ""
 
 
 def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[Point]:
@@ -53,16 +53,13 @@ def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = Non
     trials = [trial for trial in found if trial.fitness is not None and trial.duplicate_of is None]
     vectors = [vector(trial.scores, names) for trial in trials]
     best = sorted((tuple(-vectors[i]), i) for i in non_dominated(vectors))
-    return [
-        Point(number, trials[i].stage, trials[i].number, trials[i].recipe_key or "", trials[i].scores)
-        for number, (_, i) in enumerate(best)
-    ]
+    return [Point(number, trials[i]) for number, (_, i) in enumerate(best)]
 
 
 def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[str]:
     """Recipe keys of as many points of a front as the search has finalists: its ends, its knee, an even choice of the rest."""
     points = front(config, study, stages)
-    vectors = [vector(point.searched, config.objective_names) for point in points]
+    vectors = [vector(point.trial.scores, config.objective_names) for point in points]
     return [points[i].key for i in spread(vectors, config.compare.finalists)] if points else []
 
 
@@ -84,8 +81,8 @@ def picked(config: SearchConfig, study: Study, pick: int) -> str:
 def published_point(point: Point, names: Sequence[str]) -> record.Point:
     """A point as it is published: what it scored on the search split, and where the results are measured."""
     judged = {} if point.scores is None else known_values(point.scores, names)
-    searched = known_values(point.searched, names)
-    return record.Point(point.number, point.stage, point.trial, searched, judged, point.winner, point.key)
+    searched = known_values(point.trial.scores, names)
+    return record.Point(point.number, point.trial.stage, point.trial.number, searched, judged, point.winner, point.key)
 
 
 def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> str:
@@ -97,7 +94,7 @@ def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> st
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
-        cells = [objective_text(point.searched, name) for name in names]
+        cells = [objective_text(point.trial.scores, name) for name in names]
         if split != "search":
             cells += ["" if point.scores is None else objective_text(point.scores, name) for name in names]
         table.add_row(f"{point.number}{' *' if point.winner else ''}", *cells)
@@ -113,7 +110,7 @@ def front_verdict(points: Sequence[Point], rows: Sequence[Row], names: Sequence[
     """Describe a front in sentences: how far it reaches, and which parents its points dominate."""
     ends = []
     for name in names:
-        found = [value for point in points if (value := values(point.searched, [name])[name]) is not None]
+        found = [value for point in points if (value := values(point.trial.scores, [name])[name]) is not None]
         ends.append(f"{name} from {min(found):.4g} to {max(found):.4g}")
     sentences = [f"The front has {len(points)} points on the search examples: {', '.join(ends)}"]
     scored = [point for point in points if point.scores is not None and point.scores.error is None]
