@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -81,9 +82,15 @@ def dump_yaml(part: StrictModel) -> str:
     return to_yaml(part.model_dump(mode="json", exclude_none=True))
 
 
-def to_yaml(data: Mapping[str, Any]) -> str:
+def to_yaml(data: Mapping[str, Any], width: int = 120, **style: Any) -> str:
     """Plain data as YAML, in its order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, **style)
+
+
+def in_line(data: StrictModel | Mapping[str, Any]) -> str:
+    """An object, or plain data, as YAML in braces on one line."""
+    plain = data.model_dump(mode="json", exclude_none=True) if isinstance(data, StrictModel) else data
+    return to_yaml(plain, width=sys.maxsize, default_flow_style=True).strip()
 
 
 def load_yaml(kind: type[Part], file: str | os.PathLike[str], error: type[EvoMergeError]) -> Part:

@@ -28,7 +28,7 @@ from ...fitness.loading import load_examples
 from ...fitness.records import read_jsonl
 from ...fitness.registry import parse_task
 from ...recipes.recipe import Recipe, SourceRef, labels_of
-from ...recipes.strict_yaml import parse_yaml
+from ...recipes.strict_yaml import in_line, parse_yaml
 from .config import SearchConfig
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input", "text")
@@ -132,10 +132,6 @@ def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
     return next(iter(bases), None)
 
 
-def _mapping(ref: SourceRef) -> str:
-    return f"{{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
-
-
 def _adapters_in(name: str) -> list[str]:
     """The adapters in a folder of them; anything else stands for itself."""
     folder = Path(name)
@@ -166,12 +162,12 @@ def _models(
         '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
         *_space(depths, given is not None),
         "sources: # the fine-tunes that are merged",
-        *(f"  - {_mapping(ref)}" for ref in refs),
-        *([f"base: {_mapping(given)} # the common ancestor: merged are the differences from it"] if given else []),
+        *(f"  - {in_line(ref)}" for ref in refs),
+        *([f"base: {in_line(given)} # the common ancestor: merged are the differences from it"] if given else []),
         *_output(by_token=by_token, blurred=device == "cpu" and getattr(dtype, "itemsize", 4) < 4),
         "# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"
         if device == "cpu"
-        else f"compute: {{device: {_scalar(device)}}}",
+        else f"compute: {in_line({'device': device})}",
     ]
 
 
@@ -322,9 +318,9 @@ class _Problems:
         separator = self._separator(source) if not chat else ""
         between = f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the answer's beginning"
         if self.task in TASKS:
-            heads = f", heads: {json.dumps(self.heads)}" if self.heads else ""
-            pair = ', pair_separator: "\\t"' if "\t" in self.where.get("template", "") else ""
-            return [f"fitness: {{task: {self.task}{heads}{pair}}} # {TASKS[self.task]}"]
+            pair = "\t" if "\t" in self.where.get("template", "") else None
+            said = {"task": self.task, "heads": self.heads, "pair_separator": pair}
+            return [f"fitness: {in_line({key: value for key, value in said.items() if value})} # {TASKS[self.task]}"]
         if self.task == "multiple_choice":
             score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
             return ["fitness:", "  task: multiple_choice", score, between]
@@ -366,11 +362,9 @@ class _Problems:
             lines.append("  # chat: true puts the prompt into the model's chat template.")
         if some and not chat:
             lines.append("  # Not every model here has a chat template; where all have, `chat: true` puts the prompt into it.")
-        start, fields = 0, "".join(f", {key}: {json.dumps(name)}" for key, name in self.where.items())
+        start, same = 0, {"jsonl": self.file, **self.where, **({"chat": True} if chat else {}), "shuffle_seed": 0}
         for split, size in self.sizes.items():
-            skipped = f", start: {start}" if start else ""
-            said = f"jsonl: {_scalar(self.file)}{fields}{', chat: true' if chat else ''}, shuffle_seed: 0{skipped}"
-            lines.append(f"  {split}: {{{said}, count: {size}}}")
+            lines.append(f"  {split}: {in_line({**same, 'start': start, 'count': size})}")
             start += size
         return lines
 
@@ -381,10 +375,3 @@ def _by_words(source: Parent) -> bool:
         return False
     model = source.read_json("tokenizer.json").get("model")
     return isinstance(model, Mapping) and model.get("type") == "WordLevel"
-
-
-def _scalar(text: str) -> str:
-    """A text as YAML has it inside of braces."""
-    other = text.lower() in ["null", "true", "false", "yes", "no", "on", "off", "~"]
-    plain = re.fullmatch(r"[A-Za-z./~][\w./-]*", text) and not other
-    return text if plain else json.dumps(text, ensure_ascii=False)
