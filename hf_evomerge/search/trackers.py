@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SearchError, one_line
 from .callbacks import Generation, SearchCallback
 from .file.config import SearchConfig
+from .study.files import PLOTS_FOLDER
 from .study.study import Study
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PLOTS = "plots"
 LOGS = "runs"  # of TensorBoard, in the study's folder
 
 
@@ -78,7 +78,7 @@ class Tracker(SearchCallback):
                 [row.model, row.scores.mean, row.scores.accuracy, row.evaluations, "*" if row.winner else ""]
                 for row in result.rows
             ]
-            pictures = sorted((study.folder / PLOTS).glob("*.png"))
+            pictures = sorted((study.folder / PLOTS_FOLDER).glob("*.png"))
             if self._tell(lambda: self.summarise(pictures, columns, rows, self.steps + 1)):
                 study.set_meta("ended", True, self.name)
         self._tell(self.close)
