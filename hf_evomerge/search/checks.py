@@ -27,7 +27,7 @@ from .results.contributions import subset_of
 from .runners.cluster import require_ray
 from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
-from .spaces.space import Space, make_space, uniform_average
+from .spaces.space import Space, make_space
 from .together import together_stage
 from .trackers import TRACKERS
 
@@ -89,7 +89,6 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
         found.warnings += evaluator.sources.merged(config.merge_part()).findings().warnings
-    found.notes += _check_average(config, evaluator)
     _check_contributions(config, evaluator)
     for stage in (stage for stage in config.stages if stage.role != "random"):
         on_merge = config.space == "hybrid" and stage.space == "dfs"
@@ -104,17 +103,6 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for split in splits:
         evaluator.tasks.check_examples(split)
     return found
-
-
-def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
-    """Say why there is no plain average to compare with, where one is wanted and cannot be made."""
-    if "average" not in config.compare.baselines or len(config.sources) < 2 or len(set(evaluator.sources.layers)) > 1:
-        return []
-    try:
-        evaluator.sources.checkpoint(uniform_average(config))
-    except EvoMergeError as cause:
-        return [f"the results will have no uniform average: {one_line(cause, 200)}"]
-    return []
 
 
 def _check_contributions(config: SearchConfig, evaluator: Evaluator) -> None:

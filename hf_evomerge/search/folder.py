@@ -124,8 +124,8 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
     """The search that a study goes on with.
 
     Returns:
-        The study's settings, with the greater budgets of the search file beside it; and a line that says how else that file
-        differs, None where it does not.
+        The study's settings, with the purpose and the greater budgets of the search file beside it; and a line that says how
+        else that file differs, None where it does not.
     """
     file, config = study.folder / SEARCH_FILE, settings_of(study)
     if not file.exists():
@@ -136,8 +136,9 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
     except EvoMergeError as error:
         return config, f"{error}; the study's own settings count"
     if changed := _changes(config.model_dump(mode="json"), written.model_dump(mode="json")):
+        config = config.model_copy(update={"about": written.about})
         return config, f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
-    return written.model_copy(update={"about": config.about}), None
+    return written, None
 
 
 def save_results(config: SearchConfig, study: Study, result: Result) -> None:

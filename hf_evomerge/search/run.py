@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import EvoMergeError
 from ..fitness import Example, Task
 from .baselines import Tuner
 from .callbacks import SearchCallback
@@ -22,7 +21,7 @@ from .evaluation.memory import default_workers, memory_of_models
 from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
-from .folder import about_of, build_winner, edited, known_pins, open_study, save_results
+from .folder import build_winner, edited, known_pins, open_study, save_results
 from .loop import Search
 from .results.plots import draw_pictures
 from .results.result import Result
@@ -175,7 +174,5 @@ def resume_search(
         config, line = edited(study)
     if line is not None:
         logger.warning(line)
-    with suppress(EvoMergeError):  # of which `edited` has told
-        config = config.model_copy(update={"about": about_of(Path(out), config)})
     how: dict[str, Any] = {"workers": workers, "ray": ray, "mixed_devices": mixed_devices, "build": build}
     return run_search(config, out, **how, trust_remote_code=trust_remote_code, callbacks=callbacks)

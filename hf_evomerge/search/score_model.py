@@ -11,9 +11,8 @@ from ..record import Figures
 from .evaluation.evaluator import Evaluator
 from .evaluation.tasks import parents_of
 from .file.config import SearchConfig
+from .file.splits import SPLITS
 from .results.table import other_text
-
-_SPLITS = ("search", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def evaluate_model(
         >>> print(evaluation)  # doctest: +ELLIPSIS
         fitness -... ± ..., accuracy ... on 6 examples
     """
-    if split not in (known := {*_SPLITS, *config.splits}):
+    if split not in (known := {*SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model, adapter=adapter)
     merge, path = config.merge.model_copy(update={"sources": None}), config.path.model_copy(update={"order": None})
