@@ -37,12 +37,10 @@ class Checked:
     """Findings of the checks of a search.
 
     Attributes:
-        dimensions: How many numbers each stage evolves; a second stage counts the merged model's layers.
         notes: What the user should know of the spaces, one line each.
         warnings: What is doubtful about the sources, one line each: what a build of the first candidates would say.
     """
 
-    dimensions: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -97,7 +95,6 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         warnings = _check_recipe(space.decode(start.mean), evaluator)
         _check_sweep(stage, start, len(splits["search"]))
         found.notes += _check_gradient(config, stage, evaluator, space)
-        found.dimensions[stage.name] = start.mean.size
         found.notes += [note for note in space.notes() if note not in found.notes]
         found.warnings += [line for line in warnings if line not in found.warnings]
     for split in splits:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from ..errors import SearchError
-from ..fitness.scores import Scores
 from .baselines import RATES, TEMPERATURES
 from .checks import Checked, check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
-from .evaluation.evaluator import Batch, Evaluator
+from .evaluation.evaluator import Evaluator
 from .evaluation.low_rank import extract_sources
 from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
@@ -25,7 +24,6 @@ from .file.config import SearchConfig
 from .file.splits import RETAINED
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Vector, default_population
-from .optimizers.descent import checks_of
 from .optimizers.sweep import sweep_cost
 from .spaces.space import Space, make_space
 from .together import together_stage
@@ -60,8 +58,6 @@ class Plan:
 
     Attributes:
         phases: Its parts, in the order that they run.
-        dimensions: Numbers to evolve, per stage. That of a hybrid search's second stage counts the merged model's layers.
-        evaluations: Budget of each stage, in scores of all search examples.
         examples: Examples, per split.
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
         warnings: What will probably disappoint, one line each.
@@ -70,8 +66,6 @@ class Plan:
     """
 
     phases: tuple[Phase, ...]
-    dimensions: dict[str, int]
-    evaluations: dict[str, int]
     examples: dict[str, int]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -109,8 +103,8 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         EvoMergeError: A source, the data or a setting is wrong.
 
     Example:
-        >>> plan_search(SearchConfig.load("search.yaml")).evaluations
-        {'ps': 8, 'dfs': 8}
+        >>> plan_search(SearchConfig.load("search.yaml")).examples
+        {'search': 5, 'validation': 4, 'test': 6}
     """
     warnings = list[str]()
     try:
@@ -140,25 +134,16 @@ def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings
     stages, merge = list[Phase](), None
     for stage in config.stages:
         space = make_space(config, stage, evaluator.sources.summary, merge)
-        planned = _StageCost(config, stage, space, evaluator)
-        stages.append(planned.phase())
-        warnings += planned.warnings()
+        phase, hints = _stage(config, stage, space, evaluator)
+        stages.append(phase)
+        warnings += hints
         if stage.name == "ps" and config.space == "hybrid":
             merge = space.decode(space.start().mean).merge
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.sources.layers)) == 1)
     memory = memory_of_models(config, evaluator)
     warnings += _of_devices(config, memory)
-    evaluations: dict[str, int] = {stage.name: stage.evaluations for stage in config.stages}
-    return Plan(
-        (*first, *phases),
-        checked.dimensions,
-        evaluations,
-        examples,
-        tuple(checked.notes),
-        tuple(warnings),
-        memory,
-        default_workers(config, memory),
-    )
+    said = tuple(checked.notes), tuple(warnings)
+    return Plan((*first, *phases), examples, *said, memory, default_workers(config, memory))
 
 
 def _around(
@@ -199,85 +184,56 @@ def _around(
     return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(examples[name] for name in judged))]
 
 
-class _StageCost:
-    """Cost of a stage: its start is scored, on batches of each of its sizes."""
-
-    def __init__(self, config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluator) -> None:
-        self.config, self.stage, self.space, self.evaluator = config, stage, space, evaluator
-        self.start = space.start()
-        self.count = len(evaluator.tasks.examples("search"))
-        self.sizes = stage.batch_sizes(self.count)
-        self.gradient, self.sweep = stage.algorithm == "gradient", stage.algorithm == "sweep"
-        everything = np.ones(self.start.mean.size, dtype=np.bool_)
-        self.price = space.price(everything) + self.start.prunable if self.gradient else 1.0  # a step is tried
-        one_by_one = self.gradient or self.sweep
-        usual = default_population(self.start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
-        self.population = 1 if one_by_one else stage.step.population or usual
-        self.budget = stage.evaluations
-        if self.sweep:
-            self.budget = math.ceil(sweep_cost(self.start, size=self.sizes[0], examples=self.count))
-        self.kind = "gradient steps" if self.gradient else f"generations of {self.population}"
-        self.rounds = self._rounds(self.budget)
-
-    def _rounds(self, budget: float) -> list[float]:
-        """Count the generations, or steps, with batches of each size."""
-        found = []
-        if self.gradient:  # the starts are scored before the first step, and the average of the points now and then
-            starts = min(len(self.start.candidates), max(1.0, budget / (3 * self.sizes[0] / self.count)))
-            budget = max(0.0, budget - int(starts) * self.sizes[0] / self.count - len(checks_of(budget)) - 1)
-        for size in self.sizes:
-            cost = self.price * self.population * size / self.count
-            found.append(budget / cost if size == self.sizes[-1] else min(GROWTH, budget / cost))
-            budget -= found[-1] * cost
-        return found
-
-    def phase(self) -> Phase:
-        """Describe the stage, and how long it takes."""
-        step = np.where(np.arange(self.start.mean.size) % 2, 0.01, -0.01) * self.start.sigma
-        near: Vector = np.clip(self.start.mean + step, self.start.lower, self.start.upper)  # another genome, and as good
-        first, second = (self.space.decode(genome) for genome in (self.start.mean, near))
-        seconds = 0.0
-        used = {size: rounds for size, rounds in zip(self.sizes, self.rounds, strict=True) if rounds > 0}
-        for size, rounds in used.items():
-            batch = None if size == self.count else tuple(range(size))
-            seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
-        what = [f"{self.start.mean.size} numbers to evolve", f"{self.budget} evaluations"]
-        method, path = self.config.merge.method, self.config.path
-        scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
-        what.insert(0, method if self.stage.space == "ps" else scales)
-        if second.flow is not None:
-            everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
-            longest = 0 if everything is None else len(everything.to_path())
-            what.append(f"paths of {len(second.flow.to_path())} to {longest} hops")
-        sizes = f"{min(used)} to {max(used)}" if len(used) > 1 else f"{min(used, default=self.sizes[0])}"
-        done = "every candidate" if self.sweep else f"{sum(self.rounds):.0f} {self.kind}"
-        what.append(f"{done} on {sizes} of {self.count} examples{' at first' if self.sweep else ''}")
-        at_once = self.config.compute.gradient_parts if self.gradient else math.inf if self.sweep else self.population
-        return Phase(self.stage.name, ", ".join(what), seconds, at_once)
-
-    def warnings(self) -> list[str]:
-        """Say that a budget is too small to move far."""
-        rounds, least = sum(self.rounds), 20 if self.gradient else 2
-        if self.stage.role == "random" or self.sweep or rounds >= least:
-            return []
-        return [
-            f"{self.stage}: evaluations: {self.budget} do for {rounds:.1f} {self.kind}, and fewer than {least} hardly move; "
-            f"give more, or a smaller {'batch' if self.gradient else 'population'}"
-        ]
-
-    def _how(self, genome: Vector, batch: Batch | None) -> Callable[[Target], Scores]:
-        everything, fitness = np.ones(genome.size, dtype=np.bool_), self.stage.fitness
-        slopes = self.space.slopes(genome, everything) if self.gradient else None
-        low_rank = self.config.compute.search_rank is not None
-        return lambda target: self.evaluator.evaluate(target, "search", batch, slopes, fitness, low_rank=low_rank)
+def _stage(config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluator) -> tuple[Phase, list[str]]:
+    """Measure a stage: candidates near its start are scored on batches of each size. Warn of a budget that hardly moves it."""
+    start, count = space.start(), len(evaluator.tasks.examples("search"))
+    gradient, sweep = stage.algorithm == "gradient", stage.algorithm == "sweep"
+    usual = default_population(start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
+    population = 1 if gradient or sweep else stage.step.population or usual
+    everything, sizes = np.ones(start.mean.size, dtype=np.bool_), stage.batch_sizes(count)
+    price = space.price(everything) + start.prunable if gradient else 1.0  # a step is tried
+    budget = math.ceil(sweep_cost(start, size=sizes[0], examples=count)) if sweep else stage.evaluations
+    rounds, left = dict[int, float](), float(budget)  # generations, or steps, on batches of each size
+    for size in sizes:
+        cost = price * population * size / count
+        rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
+        left -= rounds[size] * cost
+    rounds = {size: each for size, each in rounds.items() if each > 0}
+    step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
+    near: Vector = np.clip(start.mean + step, start.lower, start.upper)  # another genome, and as good
+    first, second = (space.decode(genome) for genome in (start.mean, near))
+    how: dict[str, Any] = {"fitness": stage.fitness, "low_rank": config.compute.search_rank is not None}
+    how["slopes"] = space.slopes(near, everything) if gradient else None
+    seconds = 0.0
+    for size, each in rounds.items():
+        batch = None if size == count else tuple(range(size))
+        seconds += each * population * _seconds(evaluator, first, second, batch=batch, **how)
+    method, path = config.merge.method, config.path
+    scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
+    what = [method if stage.space == "ps" else scales, f"{start.mean.size} numbers to evolve", f"{budget} evaluations"]
+    if second.flow is not None:
+        longest = space.decode(np.where(np.isfinite(start.upper), start.upper, 1.0)).flow
+        what.append(f"paths of {len(second.flow.to_path())} to {0 if longest is None else len(longest.to_path())} hops")
+    kind, total = "gradient steps" if gradient else f"generations of {population}", sum(rounds.values())
+    span = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{min(rounds)}"
+    done = "every candidate" if sweep else f"{total:.0f} {kind}"
+    what.append(f"{done} on {span} of {count} examples{' at first' if sweep else ''}")
+    at_once = config.compute.gradient_parts if gradient else math.inf if sweep else population
+    least, warnings = 20 if gradient else 2, list[str]()
+    if stage.role != "random" and not sweep and total < least:
+        warnings.append(
+            f"{stage}: evaluations: {budget} do for {total:.1f} {kind}, and fewer than {least} hardly move; "
+            f"give more, or a smaller {'batch' if gradient else 'population'}"
+        )
+    return Phase(stage.name, ", ".join(what), seconds, at_once), warnings
 
 
-def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:
+def _seconds(evaluator: Evaluator, first: Target, then: Target, **how: Any) -> float:
     """Time one evaluation, once the first has loaded what it needs; not a number where weights are not read."""
     if not evaluator.sources.weights:
         return math.nan
     for target in (first, then):
-        scores = evaluator.evaluate(target) if how is None else how(target)
+        scores = evaluator.evaluate(target, **how)
         if scores.error is not None:
             raise SearchError(f"{getattr(target, 'model', 'the start of the search')}: cannot be evaluated: {scores.error}")
     return scores.seconds

@@ -272,7 +272,7 @@ def test_other_labels_are_scored_through_a_head_each(tmp_path):
     config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records)).text, SearchError)
     assert config.fitness.heads == ["color", "light"]
     assert [source.component for source in config.sources] == ["text", "text"]
-    assert plan_search(config).dimensions
+    assert plan_search(config).phases
     nested = [names[0], _bert(tmp_path / "c", 1, "red", "blue", "grey")]  # one has the other's labels too
     answers = [{"prompt": "w1", "answer": "red", "head": "two"}, {"prompt": "w2", "answer": "grey", "head": "three"}]
     assert parse_yaml(SearchConfig, draft_search(nested, _data(tmp_path, *answers)).text, SearchError).fitness.heads == [
@@ -300,7 +300,7 @@ def test_re_rankers_are_given_pairs(record, template, tmp_path):
     assert (config.fitness.task, config.fitness.pair_separator) == ("classification", "\t")
     label = next(name for name in ("label", "score") if name in record)
     assert [(spec.template, spec.answer_field) for spec in config.data.values()] == [(template, label)] * 2
-    assert plan_search(config).dimensions
+    assert plan_search(config).phases
     evaluator = Evaluator(config)
     scores = evaluator.evaluate(config.sources[0])
     assert (scores.error, len(scores.values)) == (None, 6)

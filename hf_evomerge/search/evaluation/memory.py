@@ -111,9 +111,6 @@ def _extracted(config: SearchConfig, base: Parent | None, itemsize: int) -> tupl
 
 
 def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool, left_out: Collection[str]) -> int:
-    method, kept = get_method(config.merge.method), 0
-    for name, info in merged.tensors.items():
-        counts = info.is_float and name not in left_out
-        needed = memory_needed(method, math.prod(info.shape), len(config.merge_sources), has_base) if counts else 0
-        kept += needed if kept + needed <= MEMORY_LIMIT else 0
-    return kept
+    method, count = get_method(config.merge.method), len(config.merge_sources)
+    sizes = [math.prod(info.shape) for name, info in merged.tensors.items() if info.is_float and name not in left_out]
+    return min(MEMORY_LIMIT, sum(memory_needed(method, size, count, has_base) for size in sizes))
