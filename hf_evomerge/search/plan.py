@@ -24,6 +24,7 @@ from .file.config import SearchConfig
 from .file.splits import RETAINED
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Vector, default_population
+from .optimizers.descent import checks_of
 from .optimizers.sweep import sweep_cost
 from .spaces.space import Space, make_space
 from .together import together_stage
@@ -194,6 +195,9 @@ def _stage(config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluato
     price = space.price(everything) + start.prunable if gradient else 1.0  # a step is tried
     budget = math.ceil(sweep_cost(start, size=sizes[0], examples=count)) if sweep else stage.evaluations
     rounds, left = dict[int, float](), float(budget)  # generations, or steps, on batches of each size
+    if gradient:  # the starts are scored before the first step, and the average of the points now and then
+        starts = min(len(start.candidates), max(1.0, left / (3 * sizes[0] / count)))
+        left = max(0.0, left - int(starts) * sizes[0] / count - len(checks_of(left)) - 1)
     for size in sizes:
         cost = price * population * size / count
         rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
