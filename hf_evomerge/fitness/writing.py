@@ -81,7 +81,13 @@ class WritingTask(PreparedTask):
             self._seen.append(seen_inputs(tokenizer, asked, own, max(own), left=True))
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
-        """Return what a model writes for every example, up to a stop string, and whether the limit of its length cut that.
+        """Return what a model writes for every example, and whether that was cut at the limit of its length; see `respond`."""
+        written = self.respond(model)
+        cut = [not each.ended and not any(stop in each.text for stop in self.spec.stop) for each in written]
+        return [cut_at_stops(each.text, self.spec.stop) for each in written], cut
+
+    def respond(self, model: Any) -> list[Written]:
+        """A model's response to every example, not yet cut at stop strings.
 
         Raises:
             FitnessError: The model's logits are not finite, or it has too few positions.
@@ -92,16 +98,14 @@ class WritingTask(PreparedTask):
             tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)
         where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[1].id
         check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
-        by_number: dict[int, Written] = {}
+        found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
         with scoring(model):
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
-                answers = respond(model, self._tokenizer, prompts, config, self.spec.stop, placed(seen, model))
-                by_number |= zip(batch, answers, strict=True)
-        written = [by_number[i] for i in range(len(self._examples))]
-        cut = [not each.ended and not any(stop in each.text for stop in self.spec.stop) for each in written]
-        return [cut_at_stops(each.text, self.spec.stop) for each in written], cut
+                written = respond(model, self._tokenizer, prompts, config, self.spec.stop, placed(seen, model))
+                found |= zip(batch, written, strict=True)
+        return [found[i] for i in range(len(self._examples))]
 
 
 def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
