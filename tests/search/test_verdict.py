@@ -113,20 +113,15 @@ def test_parents_that_complement_each_other():
     one, other = _row("source", "a", 0.5).scores, Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
     notes, warning = about_parents({"a": one, "b": other}, 100)
     assert notes[0] == "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%"
-    assert (
-        notes[1]
-        == "a is the best parent; on 50% of the examples another has the better fitness, and in the mean they lie 0.25 apart"
-    )
-    assert notes[2] == "a difference of 0.05 in accuracy needs about 2353 test examples to be seen; there are 100"
+    assert notes[1] == "a difference of 0.05 in accuracy needs about 2353 test examples to be seen; there are 100"
     assert warning is None
 
 
 def test_a_parent_that_is_nowhere_ahead():
     """Only what is known is said: no word against merging by a likelihood, a hint where right or wrong leads nowhere."""
     form, number = Scores([-15.0] * N, correct=[False] * N), Scores([-29.0] * N, correct=[False] * N)
-    notes, warning = about_parents({"form": form, "number": number}, 100)
+    _, warning = about_parents({"form": form, "number": number}, 100)
     assert warning is None  # a merge of such a pair was right in four answers of five
-    assert notes[-1].startswith("on no search example is another source ahead of form as a whole; it may still know a part ")
     solves, none = np.arange(N) < N / 2, Scores([0.0] * N)
     _, warning = about_parents({"a": Scores(solves), "b": none}, 100)
     assert warning.startswith("no other source solves a search example that a does not: ")
@@ -153,15 +148,6 @@ def test_a_search_by_likelihood_is_judged_by_it():
     assert lead["measure"] == "fitness"
     assert lead["high"] < -4
     assert lead["difference"] == pytest.approx(rows[2].scores.mean - parents[1].scores.mean)
-
-
-def test_parents_that_score_alike_are_probably_one():
-    """Log-likelihoods that are equal to the last bit are named; answers that are both right are not."""
-    same = Scores(np.random.default_rng(1).normal(-3, 1, N), correct=[False] * N)
-    rows = [Row("source", "a", same), Row("source", "a (2)", same), _row("ps", "evolved PS", 0.5, winner=True)]
-    assert any(s.startswith("The parents a and a (2) score the same to the last bit") for s in verdict(rows, "test"))
-    ones = [Row(row.stage, row.model, Scores([1.0] * N), winner=row.winner) for row in rows]
-    assert not any("to the last bit" in s for s in verdict(ones, "test"))
 
 
 def test_accuracy_and_fitness_that_disagree():

@@ -61,7 +61,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             sentences += against(row, f"itself {row.model}", "`merge STUDY --prune-sources` builds the better one")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
-    sentences += _twins(parents) + _forgotten(winner, parents, unit) + _cut(rows)
+    sentences += _forgotten(winner, parents, unit) + _cut(rows)
     if split == "test":
         often = f"{looks} times, for the search was given more evaluations after its results: they are optimistic"
         once = "once, after the winner was chosen" if looks == 1 else often
@@ -133,19 +133,6 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
     return sentences
 
 
-def _twins(parents: Sequence[Row]) -> list[str]:
-    """Parents whose scores are the same to the last bit, where these are more than right or wrong."""
-    sentences = []
-    for at, row in enumerate(parents):
-        values = row.scores.values
-        same = next((other for other in parents[:at] if np.array_equal(other.scores.values, values)), None)
-        if same is not None and not np.isin(values, (0.0, 1.0)).all():
-            sentences.append(
-                f"the parents {same.model} and {row.model} score the same to the last bit: THEY ARE PROBABLY ONE MODEL"
-            )
-    return sentences
-
-
 def _cut(rows: Sequence[Row]) -> list[str]:
     """A warning where many answers ended at the limit of their length, not at their end."""
     cut = {row.model: row.scores.truncated_share or 0.0 for row in rows}
@@ -169,26 +156,19 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
     whole = {name: scores for name, scores in parents.items() if scores.error is None}
     if len(whole) < 2:
         return [], None
-    notes, names = [], list(whole)
+    notes, names, measure = [], list(whole), main_measure(*whole.values())
     best = max(names, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
     others = [name for name in names if name != best]
     ahead = np.any([whole[name].values > whole[best].values for name in others], axis=0)
-    right = {name: column(scores, main_measure(*whole.values())) for name, scores in whole.items()}
     discordance = 0.1  # two models hardly differ on fewer
-    if all(scores.correct is not None for scores in whole.values()) or main_measure(*whole.values()) == "fitness":
-        table = np.array([right[name] > 0 for name in names])
+    if all(scores.correct is not None for scores in whole.values()) or measure == "fitness":
+        table = np.array([column(scores, measure) > 0 for scores in whole.values()])
         alone = [
             f"{name} alone {float((row & (table.sum(0) == 1)).mean()):.0%}" for name, row in zip(names, table, strict=True)
         ]
         none, everyone = float((~table.any(0)).mean()), float(table.all(0).mean())
         notes.append(f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by none {none:.0%}")
         discordance = max(discordance, max(float((table[0] != row).mean()) for row in table[1:]))
-    if main_measure(*whole.values()) == "accuracy":
-        gap = max(whole[name].mean or 0.0 for name in names) - min(whole[name].mean or 0.0 for name in names)
-        notes.append(
-            f"{best} is the best parent; on {float(ahead.mean()):.0%} of the examples another has the better fitness, "
-            f"and in the mean they lie {gap:.3g} apart"
-        )
     needed = needed_examples(DIFFERENCE, discordance)
     notes.append(
         f"a difference of {DIFFERENCE} in accuracy needs about {needed} test examples to be seen; there are {test_examples}"
@@ -196,14 +176,9 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
     warning = None
     if all((whole[name].values == whole[best].values).all() for name in others):
         warning = "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood"
-    elif not ahead.any() and main_measure(*whole.values()) == "fitness" and set(whole[best].values) <= {0.0, 1.0}:
+    elif not ahead.any() and measure == "fitness" and set(whole[best].values) <= {0.0, 1.0}:
         warning = (
             f"no other source solves a search example that {best} does not: a merge is better only where it solves what none "
             "of them does, and right or wrong shows no way there; try likelihood"
-        )
-    elif not ahead.any():
-        notes.append(
-            f"on no search example is another source ahead of {best} as a whole; it may still know a part of the answers "
-            "better, which scores of whole answers do not show"
         )
     return notes, warning
