@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
-logger = logging.getLogger(__name__)
-
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-_SET_BY_TASKS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens"}
 _FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # with which the decoders of some classes begin and end
 
 
@@ -147,19 +142,11 @@ def device_of(model: Any) -> torch.device:
 
 
 def plain_generation(model: Any) -> GenerationConfig:
-    """Generation config with a model's special tokens; what else its ``generation_config.json`` asks for is logged once."""
+    """Generation config with a model's special tokens, and nothing else that its ``generation_config.json`` asks for."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
     kept = (*_SPECIAL_TOKENS, *(_FORCED_TOKENS if encodes(model) else ()))
-    if dropped := own.to_diff_dict().keys() - {*kept, *_SET_BY_TASKS, "transformers_version", "_from_model_config"}:
-        _log_once(f"generation_config.json asks for {', '.join(sorted(dropped))}: ignored, models are scored by plain decoding")
-    return GenerationConfig(**{name: getattr(own, name) for name in kept})
-
-
-@functools.cache
-def _log_once(line: str) -> None:
-    logger.info(line)
+    return GenerationConfig(**{name: getattr(model.generation_config, name) for name in kept})
 
 
 @contextmanager

@@ -82,18 +82,6 @@ def test_sources_ask_for_nothing_in_decoding(wish, model, examples, tokenizer):
     assert own.do_sample == wish.get("do_sample")
 
 
-def test_ignored_wishes_are_logged_once(model, examples, tokenizer, caplog):
-    """What a source's generation config asks for is named in one line, however many of its merges are scored."""
-    encoding._log_once.cache_clear()
-    wilful = copy.deepcopy(model)
-    wilful.generation_config = GenerationConfig(max_time=9.0, do_sample=True, eos_token_id=2)
-    with caplog.at_level("INFO", "hf_evomerge"):
-        run(wilful, examples, tokenizer)
-        run(copy.deepcopy(wilful), examples, tokenizer)
-    line = "generation_config.json asks for max_time: ignored, models are scored by plain decoding"
-    assert [record.message for record in caplog.records] == [line]
-
-
 def test_special_tokens_are_kept():
     """The plain config has a model's special tokens; those that a decoder is forced to write are an encoder-decoder's alone."""
     tokens = {"bos_token_id": 3, "eos_token_id": [4, 5], "pad_token_id": 6, "decoder_start_token_id": 7}
