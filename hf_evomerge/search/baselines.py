@@ -10,8 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,8 +144,7 @@ class Tuner:
                 evaluator.models.forget()
                 try:
                     recipe, tuned = learn_together(evaluator, stage, after_step=told)
-                    with _whole(adapter, tuned) as unfinished:
-                        with_adapter(recipe, adapter).save(unfinished / RECIPE_FILE)
+                    _save(tuned, adapter, with_adapter(recipe, adapter))
                 finally:
                     evaluator.models.forget()
             recipe = Recipe.load(adapter / RECIPE_FILE)
@@ -181,17 +179,16 @@ class Tuner:
         examples, tokenizer = tasks.examples("search"), tasks.tokenizer(start)
         try:
             tuned = fine_tune(model, tasks.differentiable_task, examples, tokenizer, lora, after_step=told)
-            with _whole(out, tuned):
-                pass
+            _save(tuned, out)
         finally:
             models.forget()  # peft has put its layers into the model
 
 
-@contextmanager
-def _whole(out: Path, tuned: Any) -> Iterator[Path]:
-    """A folder with the adapters of a model, which gets its name when the block ends."""
+def _save(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
+    """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is whole."""
     unfinished = out.with_name(f".{out.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     tuned.save_pretrained(unfinished)
-    yield unfinished
+    if recipe is not None:
+        recipe.save(unfinished / RECIPE_FILE)
     os.replace(unfinished, out)
