@@ -68,21 +68,18 @@ def mix(*weights: Any) -> Any:
     return make
 
 
-def from_parent(**section: Any) -> Run:
+def from_parent(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
     """The same merges searched from the 50-class parent, which takes the base's place; the base is a source of weight 0."""
-
-    def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
-        sources = lab.settings["sources"]
-        moved = {"sources": [sources[1], lab.settings["base"]], "base": sources[0]}
-        weight = {"low": -1.25, "high": 1.25, "start": 0.0}
-        search = ours("ps", "gradient", merge={**section, "parameters": {"weight": weight}}, batch=8, **moved)
-        return [Point(point.cost, point.fitness, back(point.target)(lab)) for point in search(lab, budget, seed, folder)]
 
     def back(recipe: Recipe) -> Any:
         other, ancestor = (each["weight"] for each in recipe.merge.parameters)
         return mix({key: 1.0 - other.get(key, 0.0) - ancestor.get(key, 0.0) for key in other | ancestor}, other)
 
-    return run
+    sources = lab.settings["sources"]
+    moved = {"sources": [sources[1], lab.settings["base"]], "base": sources[0]}
+    weight = {"low": -1.25, "high": 1.25, "start": 0.0}
+    search = ours("ps", "gradient", merge={**TENSOR, "parameters": {"weight": weight}}, batch=8, **moved)
+    return [Point(point.cost, point.fitness, back(point.target)(lab)) for point in search(lab, budget, seed, folder)]
 
 
 def readout(rate: float, *, temperature: bool) -> Run:
@@ -118,15 +115,14 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("792-class parent, 50-class head", (1,), 1, known(parent(1))),
     "average": Method("plain average", (1,), 1, known(average)),
     "temperature": Method("50-class parent with a temperature", (2,), 1, readout(0.02, temperature=True)),
+    "default": Method("PS, gradient, as a search does it by default", (9,), 2, ours("ps", "gradient")),
     "mixes": Method("best of 5 task arithmetics", (5,), 2, known(*(mix(*weights) for weights in MIXES))),
     "head-0": Method("head alone, rate 0.001", (2,), 2, readout(1e-3, temperature=False)),
     "head-1": Method("head alone, rate 0.0001", (2,), 3, readout(1e-4, temperature=False)),
-    "parent-tensor": Method("PS, gradient, per tensor, from the 50-class parent", (9,), 2, from_parent(**TENSOR)),
+    "parent-tensor": Method("PS, gradient, per tensor, from the 50-class parent", (9,), 2, from_parent),
     "lora-0": Method(f"LoRA from the 50-class parent, rate {RATES[0]:g}", (9,), 2, lora(parent(0), 0)),
-    "parent-block": Method("PS, gradient, per block, from the 50-class parent", (9,), 3, from_parent()),
     "lora-1": Method(f"LoRA from the 50-class parent, rate {RATES[1]:g}", (9,), 3, lora(parent(0), 1)),
     "tensor": Method("PS, gradient, per tensor, from the average", (9,), 4, ours("ps", "gradient", batch=8, merge=TENSOR)),
-    "block": Method("PS, gradient, per block, from the average", (9,), 4, ours("ps", "gradient", batch=8)),
     "cma": Method("PS, CMA-ES, groups of 4 blocks", (9,), 5, ours("ps", merge=COARSE)),
     "random": Method("random search, groups of 4 blocks", (9,), 5, ours("ps", "random", merge=COARSE)),
     "lora-2": Method(f"LoRA from the 50-class parent, rate {RATES[2]:g}", (9,), 5, lora(parent(0), 2)),
