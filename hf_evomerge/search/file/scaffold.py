@@ -205,7 +205,8 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
     if merged or not gradient:
         lines += [*([] if merged else [path]), f"optimize: [{{evaluations: 500}}] {cost}"]
     if gradient:
-        lines.append("Is a fine-tune at the same cost better? `compare: {baselines: [average, lora]}` says.")
+        both = ", merge+lora" if merged and based else ""
+        lines.append(f"Is a fine-tune at the same cost better? `compare: {{baselines: [average, lora{both}]}}` says.")
     if gradient and merged:
         lines.append("Or, so that each model keeps what it does, without right answers: task: agreement, on prompts of each.")
     return [f"# {line}" for line in lines]
