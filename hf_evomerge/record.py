@@ -67,8 +67,6 @@ class Fitness(OpenPart):
     """The settings of the fitness task, which `parse_task` takes whole."""
 
     task: Name = ""
-    num_fewshot: Count | None = None
-    metric: Name | dict[Name, Name] | None = None
 
 
 class Data(OpenPart):
@@ -78,9 +76,6 @@ class Data(OpenPart):
     dataset: Name | None = None
     revision: Name | None = None
     lm_eval: list[Name] = Field(default_factory=list, max_length=1000)
-    start: Count = 0
-    count: Count | None = None
-    filter: dict[str, Any] | None = None
     template: Text | None = None
     chat: bool = False
     system: Text | None = None

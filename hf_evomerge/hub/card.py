@@ -31,10 +31,9 @@ from .bundled import bundled
 from .licenses import LicenseDecision
 from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER
-from .results import card_results
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelCardData
+    from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 TEMPLATE = "model.md.jinja"
 TAGS = ["merge", "model-merging", "evomerge"]  # here as on the Spaces
@@ -165,7 +164,7 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
     from huggingface_hub import ModelCardData
 
     record = facts.record
-    evaluations = card_results(record)
+    evaluations = _evaluations(record)
     parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
     return ModelCardData(
         base_model=facts.adapts or parents or None,
@@ -180,6 +179,27 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
         model_name=repo_id.rsplit("/", 1)[-1] if evaluations else None,
         eval_results=evaluations or None,
     )
+
+
+def _evaluations(record: Record) -> list[EvalResult]:
+    """The winner's accuracy on the test split, where there is one, as the Hub reads it."""
+    from huggingface_hub import EvalResult
+
+    results = record.results
+    if results is None or results.split != "test" or results.winner is None or results.winner.accuracy is None:
+        return []
+    data = record.settings.data.get("test", Data())
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data.dataset or "custom",
+            dataset_name=data.dataset or ", ".join(data.lm_eval) or "examples of the search",
+            dataset_revision=data.revision,
+            metric_type="accuracy",
+            metric_name=f"accuracy on {results.examples} held-out problems",
+            metric_value=round(results.winner.accuracy, 4),
+        )
+    ]
 
 
 def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[str]) -> str:

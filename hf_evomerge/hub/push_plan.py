@@ -34,7 +34,6 @@ from .compare import compare_configs, compare_tensors, config_files
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, parents_of, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
-from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
 from .space import check_space, has_space
 from .target import CARD, find_model
 
@@ -46,7 +45,6 @@ _CODE = tuple(f"{name}_evo_merged.py" for name in ("configuration", "layers", "m
 _OURS = (
     *("*.safetensors", "*.safetensors.index.json", CONFIG_FILE, *COMPANIONS, *_CODE, RECIPE_FILE, STUDY_JSON, TRIALS_FILE),
     *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "front", "path", "weights", "example-*")),
-    *(f"{EVAL_FOLDER}/{task}.yaml" for _, task in BENCHMARKS.values()),
 )
 _KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
 """What a repository is by what is in it. Files of one kind would be taken for another's."""
@@ -156,7 +154,6 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
         shutil.copyfile(model / INDEX, scratch / INDEX)
     shown = repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
     facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
-    write_benchmark_result(facts.record, scratch)
     if options.card:
         card = render_card(facts, repo_id, license, languages=options.languages or languages_of(license.parents))
         check_metadata(card, repo_id, api)

@@ -180,6 +180,16 @@ def test_a_model_that_solves_nothing_is_shown_so(study):
     assert "In brackets" not in text
 
 
+@pytest.mark.parametrize(
+    ("data", "name"), [({"lm_eval": ["gsm8k", "arc"]}, "gsm8k, arc"), ({"jsonl": "x.jsonl"}, "examples of the search")]
+)
+def test_a_figure_says_what_it_was_measured_on(data, name, study):
+    """Tasks of lm_eval are named; data of the searcher's own have no name for strangers."""
+    study["settings"]["data"]["test"] = data
+    (result,) = _card(_facts("ps", study=study)).data.eval_results
+    assert result.dataset_name == name
+
+
 @pytest.mark.parametrize("split", ["validation", "search"])
 def test_figures_of_other_splits_are_not_given_as_results(split, study):
     """Where there was no test split, the metadata hold no figure, and the text says that the table is optimistic."""
