@@ -7,7 +7,6 @@ recipe: the merge, and the adapter of the base as one more source.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,43 +59,33 @@ def learn_together(
         FitnessError: A score is not finite.
     """
     config, examples = evaluator.config, evaluator.tasks.examples("search")
-    space, count, size = (
-        make_space(config, stage, evaluator.sources.summary),
-        len(examples),
-        stage.batch_sizes(len(examples))[0],
-    )
-    optimizer = GradientOptimizer(
-        space.start(), price=space.price, budget=stage.evaluations, share=size / count, examples=count
-    )
+    space, count = make_space(config, stage, evaluator.sources.summary), len(examples)
+    size, start, budget = stage.batch_sizes(count)[0], space.start(), stage.evaluations
+    optimizer = GradientOptimizer(start, price=space.price, budget=budget, share=size / count, examples=count)
     rate, seed = RATE * min(1.0, count / MANY) if rate is None else rate, config.compute.seed
     recipe = space.decode(optimizer.average)
     assert recipe.merge is not None  # a space of merges
     _, model = evaluator.models.merge_gradient(recipe.merge)
-    ascent = LoraAscent(model, Lora.for_cost(stage.evaluations, count, rate=rate, batch=size, seed=seed))
+    ascent = LoraAscent(model, Lora.for_cost(budget, count, rate=rate, batch=size, seed=seed))
     drawn, tokenizer = batches(examples, size, seed), evaluator.tasks.tokenizer(recipe)
     while (points := optimizer.ask()) is not None:
         request = optimizer.request
         batch = examples if request.full else next(drawn)
-        fitness, slopes = list[float](), list[Any]()
+        found, slopes = list[Scores](), list[Any]()
         for point in points:
             recipe, task = space.decode(point), evaluator.tasks.differentiable_task()
             task.prepare(batch, tokenizer)
+
+            def step(model: Any, task: DifferentiableTask = task, found: list[Scores] = found) -> None:
+                found.append(ascent.step(task))
+
             if request.active is None:
-                scores = task.evaluate(evaluator.models.model(recipe))
+                found.append(task.evaluate(evaluator.models.model(recipe)))
             else:
-                found = list[Scores]()
-                step = partial(_step, ascent, task, found)
                 slopes.append(space.slopes(point, request.active).take(evaluator.models, recipe, step))
-                scores = found[0]
-            fitness.append(float(scores.values.mean()))
-        optimizer.tell(fitness, slopes)
+        optimizer.tell([float(scores.values.mean()) for scores in found], slopes)
         after_step(optimizer.spent)
     return recipe, ascent.tuned
-
-
-def _step(ascent: LoraAscent, task: DifferentiableTask, found: list[Scores], model: Any) -> None:
-    """Take the adapters' step where the gradient of a merge runs its backward pass."""
-    found.append(ascent.step(task))
 
 
 def with_adapter(recipe: Recipe, adapter: Path) -> Recipe:
