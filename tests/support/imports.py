@@ -1,27 +1,29 @@
 """Reads what the files of a package import."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 
-def imports(file: Path, root: Path, *, at_once: bool = False) -> Iterator[tuple[str, int]]:
+@cache
+def imports(file: Path, root: Path, *, at_once: bool = False) -> list[tuple[str, int]]:
     """Every module that a file below a folder imports, as a full dotted name, with its line.
 
     With `at_once` only what is imported with the file: not in functions, nor for type checkers.
     """
+    found: list[tuple[str, int]] = []
     parts = [root.name, *file.relative_to(root).with_suffix("").parts]
     nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = parts[: -node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module, node.lineno
-            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+            found += [(module, node.lineno), *((f"{module}.{alias.name}", node.lineno) for alias in node.names)]
         elif at_once and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             nodes += node.orelse
         elif not (at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             nodes += ast.iter_child_nodes(node)
+    return found
