@@ -9,7 +9,7 @@ import pytest
 import torch
 from classes import edit_json
 from faulty_hub import Fault
-from hub_fixtures import upload_models
+from hub_fixtures import upload_models, use_hub
 from huggingface_hub import HfApi
 from recipes import merge_of
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
 from hf_evomerge.recipes.recipe import Recipe
+from local_hub import LocalHub
 
 
 @pytest.fixture
@@ -32,21 +33,34 @@ def published(tiny: Path, lfs_api: HfApi) -> dict[str, str]:
     return upload_models(lfs_api, *(tiny / name for name in ("a", "b", "base")))
 
 
-@pytest.fixture
-def merged(tiny: Path, tmp_path: Path) -> Path:
-    """A DARE merge with a path through it: everything that could come out otherwise."""
+@pytest.fixture(scope="module")
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DARE merge with a path through it, everything that could come out otherwise; and what a hub keeps that has it."""
     merge = {"parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.5}]}
     flow = {"path": ["2:0", "1:1", "2:1"], "scales": [1, 0.5, 1.5]}
     fields = {"method": "dare_ties", "base": tiny / "base", "merge": merge, "flow": flow, "seed": 3}
-    recipe = merge_of(tiny / "a", tiny / "b", **fields)
-    return build_model(recipe, tmp_path / "merged", progress=False)
+    folder = tmp_path_factory.mktemp("made")
+    build_model(merge_of(tiny / "a", tiny / "b", **fields), folder / "merged", progress=False)
+    with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
+        api = use_hub(patch, hub, folder / "client")
+        options = PushOptions(published=upload_models(api, *(tiny / name for name in ("a", "b", "base"))))
+        push_model(folder / "merged", "local/merge", options, api=api)
+    return folder
 
 
 @pytest.fixture
-def pushed(merged: Path, published: dict[str, str], lfs_api: HfApi) -> Path:
-    """That merge, which is on the hub as local/merge."""
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
-    return merged
+def merged(made: Path, tmp_path: Path) -> Path:
+    """That merge, which a test may change."""
+    return shutil.copytree(made / "merged", tmp_path / "merged")
+
+
+@pytest.fixture
+def pushed(made: Path, hub: LocalHub, lfs_api: HfApi) -> Path:
+    """The merge, which is on the hub as local/merge, as its sources are."""
+    hub.stop()
+    shutil.copytree(made / "hub", hub.root, dirs_exist_ok=True)
+    hub.start()
+    return made / "merged"
 
 
 def _put(api: HfApi, name: str, content: Any) -> None:
