@@ -3,6 +3,7 @@
 A cold interpreter takes seconds for these imports. The package is imported by the process itself.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ IMPORTED = (
     *("numpy", "cma", "safetensors.torch", "torch", "transformers.modeling_utils", "transformers.generation.utils"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"),
+    *("pydantic.types", "rich.progress", "typer.main"),
 )
 
 COMMAND = "from hf_evomerge.cli import run; run()"  # what `hf-evomerge` does
@@ -42,6 +44,7 @@ class WarmProcess(ForkServerProcess):
         os.environ.clear()
         os.environ.update(self._environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started the tests in the background
+        gc.freeze()  # a search collects garbage often: half a second each time, among what the server imported
         read_environment()
         super().run()
 
