@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,19 +20,24 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it: tests run beside each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny
+gc.disable()  # until all is imported
+_frozen = 0
 
 
 def pytest_collection_finish() -> None:
     """Keep what was imported out of garbage collection: a search collects often, and looks at a million objects each time."""
+    global _frozen
     gc.collect()
     gc.freeze()
+    gc.enable()
+    _frozen = len(sys.modules)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _imported_meanwhile() -> Iterator[None]:
-    """Keep out what the tests of a file imported as well."""
-    yield
-    pytest_collection_finish()
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep out what fixtures or a test imported as well."""
+    if report.when != "call" and len(sys.modules) > _frozen + 9:
+        pytest_collection_finish()
 
 
 @pytest.fixture(scope="session", autouse=True)
