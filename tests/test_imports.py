@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 # What each part may import, besides itself. A part is a module or a folder directly inside the package.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "lines": set(),
     "modeling": set(),
     "registration": {"modeling"},
     "recipes": {"errors"},

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import MAX_MESSAGE, EvoMergeError, MachineError, is_of_machine, one_line
+from ..lines import say
 from .stopping import Stopped, same_command, stoppable
 
 
@@ -102,7 +103,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "note" if record.levelno < logging.WARNING else "warning"
-        typer.secho(f"{kind}: {record.getMessage()}", err=True)
+        say(f"{kind}: {record.getMessage()}", err=True)
 
 
 @app.callback()
@@ -143,10 +144,10 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
             hint = "; free memory, threads or room, or use fewer workers, and run the same command again"
         elif isinstance(error, OSError) and error.errno in _NO_ROOM:
             hint = "; make room on the disk (or raise the limit on the size of files), and run the same command again"
-        typer.secho(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg=typer.colors.RED)
+        say(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
-        typer.secho(line, err=True)
+        say(line, err=True)
         raise typer.Exit(interrupt.status if isinstance(interrupt, Stopped) else 130) from interrupt
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
+from ..lines import say
 from ..recipes.whole_file import write_whole
 from .common import (
     SEARCH,
@@ -227,7 +228,6 @@ def _checked_push(config: SearchConfig, push_to: str | None, no_model: bool, how
 
 
 def _say_plan(config: SearchConfig, out: Path, workers: int | None, *, trust_remote_code: bool) -> None:
-    from ..search.display import say
     from ..search.folder import check_out
     from ..search.plan import plan_search
 
@@ -313,12 +313,11 @@ def show(
 
             changed = check_study(study)
             for line in changed:
-                typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+                say(f"error: {line}", err=True, fg="red")
             if changed:
                 raise typer.Exit(1)
             typer.echo(f"{study / STUDY_FILE}: whole")
             return
-        from ..search.display import say
         from ..search.results.show import describe_study, study_facts
 
         if as_json:
@@ -360,7 +359,7 @@ def export(
 
 def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: Push | None, **how: Any) -> None:
     """Run a search, or go on with it, below a table of its phases; say what it has left, and publish it where asked."""
-    from ..search.display import LiveTable, say
+    from ..search.display import LiveTable
     from ..search.run import resume_search, run_search
     from .publishing import push_and_report
 

@@ -19,7 +19,8 @@ from typing import Any
 import typer
 
 from ..errors import EvoMergeError
-from ..search.display import LiveTable, say
+from ..lines import say
+from ..search.display import LiveTable
 from ..search.evaluation.evaluator import Evaluator
 from ..search.file.config import SearchConfig
 from ..search.results.result import Result
@@ -74,7 +75,7 @@ def run_demo(
     data = write_problems(out / "data", sizes or SIZES)
     results: dict[str, Result] = {}
     for space in SPACES:
-        typer.secho(f"\n{space} search: {out / space}", bold=True, err=True)
+        say(f"\n{space} search: {out / space}", err=True, bold=True)
         config = demo_config(space, data, evaluations or EVALUATIONS, seed, Path(family))
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])

@@ -30,7 +30,8 @@ SETTINGS_FILE = "space.json"
 PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "fitness"))
 _PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = frozenset(
-    {"__main__.py", "_bundled", "building", "checkpoints", "cli", "demo", "hub", "mergekit", "merging"} | {"routing", "search"}
+    {"__main__.py", "lines.py", "_bundled", "building", "checkpoints", "cli", "demo", "hub", "mergekit", "merging"}
+    | {"routing", "search"}
 )
 """The rooms of the package that the app does without. All others are uploaded beside it, so that it needs no release."""
 _LOCAL_EXAMPLES = 50

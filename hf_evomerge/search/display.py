@@ -1,13 +1,10 @@
-"""The live table of a running search, and lines of text, in a terminal."""
+"""The live table of a running search, in a terminal."""
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -31,8 +28,6 @@ PHASES: dict[str, str] = {
     "test": "held-out test",
 }
 
-
-WIDTH = 100  # columns that lines of text take at most in a terminal
 MOST_LINES = 40  # of a log, for each phase
 
 
@@ -119,13 +114,6 @@ class LiveTable(SearchCallback):
                 units.setdefault((stage.fitness or self._config.fitness).unit, []).append(stage.title)
         said = [unit if len(units) == 1 else f"{unit} ({', '.join(stages)})" for unit, stages in units.items() if unit]
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
-
-
-def say(text: str) -> None:
-    """Print a text; in a terminal, wrap its long lines with a hanging indent."""
-    width = min(WIDTH, Console().width) if sys.stdout.isatty() else sys.maxsize
-    wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    typer.echo("\n".join(line if len(line) <= width else wrap.fill(line) for line in text.split("\n")))
 
 
 def _rate(row: Progress) -> float:

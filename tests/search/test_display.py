@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from searches import minimal
 
+from hf_evomerge.lines import say
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.display import LiveTable, say
+from hf_evomerge.search.display import LiveTable
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.study.study import Study
 
@@ -123,15 +125,34 @@ def test_the_table_stays_after_a_failure():
         assert text.rstrip("\x1b[?25h").endswith("\n")
 
 
-def test_long_lines_are_wrapped_in_a_terminal(monkeypatch, capsys):
+def test_a_note_stands_above_the_table(capsys):
+    """What is said while the table moves is written by its console, at the beginning of a line, and the table again below."""
+    stream = io.StringIO()
+    with LiveTable(Console(file=stream, width=80, force_terminal=True, color_system=None)) as table:
+        table.on_progress(cast(Study, None), PARENTS)
+        say("note: japanese alone solves 0 %", err=True)
+        before, _, after = stream.getvalue().partition("note: japanese alone solves 0 %\n")
+    assert before.endswith("\x1b[2K")
+    assert after.count("parents") >= 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("err", [False, True])
+def test_long_lines_are_wrapped_in_a_terminal(err, monkeypatch, capsys):
     """A terminal gets lines of at most 100 columns, the further ones indented; a file or a pipe gets them as they are."""
+    name = "err" if err else "out"
     text = "a table   of columns\n- " + "word " * 40
-    say(text)
-    assert capsys.readouterr().out.splitlines() == text.splitlines()
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    say(text, err=err, fg="red")
+    assert getattr(capsys.readouterr(), name).splitlines() == text.splitlines()
+    monkeypatch.setattr(f"sys.std{name}.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "300")
-    say(text)
-    table, *lines = capsys.readouterr().out.splitlines()
+    say(text, err=err)
+    table, *lines = getattr(capsys.readouterr(), name).splitlines()
     assert table == "a table   of columns"
     assert [line[:6] for line in lines] == ["- word", "  word", "  word"]
     assert all(len(line) <= 100 for line in lines)
+    monkeypatch.setenv("COLUMNS", "40")
+    say("答え は " * 20 + "x" * 50, err=err)
+    *wide, word = getattr(capsys.readouterr(), name).splitlines()
+    assert all(cell_len(line) <= 40 for line in wide), "a wide character takes two columns"
+    assert word == "  " + "x" * 50

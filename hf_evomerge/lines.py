@@ -1,0 +1,31 @@
+"""Lines of text for people: broken between words in a terminal, and above a table that is drawn there live."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import Any
+
+import typer
+
+WIDTH = 100  # columns that lines of text take at most in a terminal
+
+
+def say(text: str, *, err: bool = False, **style: Any) -> None:
+    """Print a text; in a terminal, wrap its long lines with a hanging indent.
+
+    Args:
+        text: The text.
+        err: Print it on standard error.
+        style: How a terminal shows it, as `typer.style` takes it.
+    """
+    if (sys.stderr if err else sys.stdout).isatty():
+        from rich.cells import cell_len
+        from rich.console import Console
+
+        width = min(WIDTH, Console(stderr=err).width)
+        wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        lines = ("".join(f"{each}\0" if cell_len(each) > 1 else each for each in line) for line in text.split("\n"))
+        text = "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines).replace("\0", "")
+        text = typer.style(text, **style) if style else text
+    print(text, file=sys.stderr if err else sys.stdout)  # not `typer.echo`, which writes into a live table: it keeps streams
