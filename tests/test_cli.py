@@ -351,8 +351,12 @@ def test_examples_are_copied(tmp_path, monkeypatch):
     assert Path("a/search.yaml").read_bytes() == files["small-ps"].read_bytes()
     assert "exists already" in _error("init", "--example", "evollm-jp-ps", "--out", "a/search.yaml")
     assert _error("init", "--example", "small") == f"error: --example small: there are {', '.join(sorted(files))}"
-    assert "leave out models" in _error("init", "a", "--example", "small-ps")
+    for given in (("--example", "small-ps", "a"), ("--demo", "a"), ("--demo", "--base", "a"), ("--demo", "--example", "x")):
+        assert "leave out models" in _error("init", *given)
     assert "or --example NAME" in _error("init", "a", "b")
+    Path("problems.jsonl").write_text("mine", encoding="utf-8")
+    assert "problems.jsonl: exists already" in _error("init", "--demo")
+    assert (Path("problems.jsonl").read_text(encoding="utf-8"), Path("search.yaml").exists()) == ("mine", False)
 
 
 def test_methods():

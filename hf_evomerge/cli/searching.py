@@ -84,6 +84,9 @@ def init(
     example: Annotated[
         str | None, typer.Option(help="Copy a file that comes with the package, such as the paper's own search: evollm-jp-ps.")
     ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Take the demo's models, and write its problems as problems.jsonl beside the file.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False)
     ] = None,
@@ -96,41 +99,50 @@ def init(
 
     - `hf-evomerge init my-adapters --data problems.jsonl`
 
+    - `hf-evomerge init --demo`
+
     - `hf-evomerge init --example evollm-jp-ps`
     """
     with one_line_errors():
+        if (example is not None or demo) and (sources or data or base or (example and demo)):
+            raise EvoMergeError("--demo and --example say it all; give one of them, and leave out models, --base and --data")
         if example is not None:
-            if sources or data or base:
-                raise EvoMergeError("--example copies a file; leave out models, --base and --data")
             file = _example(example)
             out = _new(out or Path(file.name))
             write_whole(out, file.read_text(encoding="utf-8"))
             typer.echo(f"wrote {out}")
             return
-        if not sources or data is None:
-            raise EvoMergeError("give the names of two models or more and --data FILE, or --example NAME")
-        out = _new(out or Path("search.yaml"))
+        out = out or Path("search.yaml")
+        if demo:
+            from ..demo.quickstart import PROBLEMS, SPECIALISTS
+
+            base, *sources = (str(SPECIALISTS / name) for name in ("base", "japanese", "maths"))
+            data = _new(_new(out).with_name("problems.jsonl"))
+            write_whole(data, (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
+        elif not sources or data is None:
+            raise EvoMergeError("give the names of two models or more and --data FILE, or --demo, or --example NAME")
+        _new(out)
         from ..search.file.scaffold import draft_search
 
         quiet()
         draft = draft_search(sources, data, base=base, device=_device())
         write_whole(out, draft.text)
         name = shlex.quote(str(out))
-        next_steps = {
-            f"hf-evomerge search {name} --out my-search --dry-run": "checks everything, says how long it takes",
-            f"hf-evomerge search {name} --out my-search": "can be stopped; the same command goes on",
-            "hf-evomerge eval my-search --show 3": "what the winner answers",
-            "hf-evomerge push my-search YOUR-NAME/YOUR-MERGE --space --examples 50": "publishes it, with 50 problems to try",
+        steps = {
+            "Check everything, and say how long it takes": f"search {name} --out my-search --dry-run",
+            "Search; the same command goes on after a stop": f"search {name} --out my-search",
+            "See what the winner answers": "eval my-search --show 3",
+            "Publish the model with a card and a Space": "push my-search YOUR-NAME/YOUR-MERGE --space --examples 50",
         }
-        width = max(map(len, next_steps))
-        steps = [f"  {step:{width}}  # {what}" for step, what in next_steps.items()]
-        typer.echo("\n".join([*draft.found, f"wrote {out}; read it, then:", *steps]))
+        say("\n".join([*draft.found, f"wrote {out}; read it, then:"]))
+        for what, step in steps.items():
+            typer.echo(f"# {what}\nhf-evomerge {step}")  # not wrapped: commands are copied
 
 
 def _new(file: Path) -> Path:
     """A file that does not exist yet, in a folder that does."""
     if file.exists():
-        raise EvoMergeError(f"{file}: exists already; choose another name with --out, or move it away")
+        raise EvoMergeError(f"{file}: exists already; choose another place with --out, or move it away")
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 

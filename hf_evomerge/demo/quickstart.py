@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from ..errors import EvoMergeError
 from ..lines import say
 from ..search.display import LiveTable
@@ -89,9 +87,8 @@ def run_demo(
 
         say(publish_demo(out / PUBLISHED, Path(family), push_to, space=True, card=out / "card.md"))
         say(check_reload({push_to: results[PUBLISHED]}, data["test"]))
-    base, *parents = (shlex.quote(str(Path(family) / name)) for name in ("base", "japanese", "maths"))
     say(f"pictures: {out}/*/plots\nask it, change it: hf-evomerge space {shlex.quote(str(out / PUBLISHED))}")
-    typer.echo(f"search by hand: hf-evomerge init {' '.join(parents)} --base {base} --data {shlex.quote(str(data['test']))}")
+    say("search by hand: hf-evomerge init --demo")
     return rows
 
 
