@@ -297,7 +297,7 @@ def evaluate(
             raise EvoMergeError(f"{model}: no task is known for this model; add --search search.yaml, which has one")
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
         more: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
-        typer.echo(evaluate_model(built_model(model), config, split=split, show=show, **more))
+        say(str(evaluate_model(built_model(model), config, split=split, show=show, **more)))
 
 
 @app.command(**SEARCH)

@@ -14,12 +14,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import EvoMergeError
 from ..lines import say
 from ..search.display import LiveTable
-from ..search.evaluation.evaluator import Evaluator
+from ..search.evaluation.evaluator import Evaluator, Target
 from ..search.file.config import SearchConfig
 from ..search.results.result import Result
 from ..search.results.table import Row, rows_table
@@ -185,9 +184,11 @@ def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result
 
     chosen = max(range(len(examples)), key=lambda index: (drama(index), -index))
     example = examples[chosen]
-    targets: dict[str, Any] = {"base": config.base}
-    targets.update({ref.model.rsplit("/", 1)[-1]: ref for ref in config.sources})
-    targets.update({f"evolved {space}": results[space].winner for space in SPACES})
-    lines = [f"one problem: {example.prompt}", f"  {'right answer':16} {example.answer}"]
-    lines += [f"  {name:16} {evaluator.answer(target, example, 12)}" for name, target in targets.items() if target]
+    targets: list[Target] = [*config.parents.values(), *(results[space].winner for space in SPACES)]
+    asked = [*(row for row in others if row.stage in ("base", "source")), *evolved]
+    lines = [f"one problem: {example.prompt}", f"  {example.gloss}", f"  {'right answer':16} {example.answer}"]
+    for row, target in zip(asked, targets, strict=True):
+        answer, number = evaluator.answer(target, example, 12), example.answer.split()[-1]
+        mark = "right" if right(row, chosen) else "wrong language" if number in answer.split() else "wrong number"
+        lines.append(f"  {row.model:16} {answer} ({mark})")
     return "\n".join(lines)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..errors import SearchError, nearest
 from ..fitness import Example, Scores
@@ -22,13 +23,13 @@ class Evaluation:
     Attributes:
         scores: Its scores.
         examples: The examples of the split, in the order of the scores.
-        answers: What the model answers to the first of them; what was scored, where the task scores answers.
+        answers: Answers of the model to some of them, by their positions; what was scored, where the task scores answers.
         unit: What the fitness is measured in; empty where it has no unit.
     """
 
     scores: Scores
     examples: tuple[Example, ...]
-    answers: tuple[str, ...] = ()
+    answers: Mapping[int, str] = field(default_factory=dict)
     unit: str = ""
 
     def __str__(self) -> str:
@@ -39,8 +40,10 @@ class Evaluation:
         if cut := self.scores.truncated_share:
             figures += f", {cut:.1%} of the answers cut at max_new_tokens"
         lines = [f"{figures} on {len(self.examples)} examples"]
-        for example, answer in zip(self.examples, self.answers, strict=False):
-            lines += ["", example.prompt, f"  expected: {example.answer}", f"  answered: {answer}"]
+        for number, answer in self.answers.items():
+            example, marks = self.examples[number], self.scores.correct
+            lines += ["", example.prompt, *([f"  {example.gloss}"] if example.gloss else []), f"  expected: {example.answer}"]
+            lines.append(f"  answered: {answer}" + ("" if marks is None else " (right)" if marks[number] else " (wrong)"))
         return "\n".join(lines)
 
 
@@ -59,7 +62,8 @@ def evaluate_model(
         model: A folder, or a repository on the Hub.
         config: The search whose task and data are used.
         split: ``search``, ``validation`` or ``test``.
-        show: Number of examples, from the first on, to which the model's answers are kept.
+        show: Number of examples to which the model's answers are kept: the first, and where it is right in all of them, a
+            wrong one in place of the last.
         adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
         trust_remote_code: Whether Python files that come with the model may be run; merged models need none where this package
             is installed.
@@ -84,5 +88,9 @@ def evaluate_model(
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
-    written = scores.outputs[:show] if scores.outputs is not None else [evaluator.answer(target, e) for e in examples[:show]]
-    return Evaluation(scores, examples, tuple(written), config.fitness.unit)
+    shown, right = [*range(len(examples))][:show], scores.correct
+    if right is not None and show > 1 and right[:show].all() and not right.all():
+        shown[-1] = int(right.argmin())
+    outputs = scores.outputs
+    answers = {i: evaluator.answer(target, examples[i]) if outputs is None else outputs[i] for i in shown}
+    return Evaluation(scores, examples, answers, config.fitness.unit)

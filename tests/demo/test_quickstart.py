@@ -109,8 +109,8 @@ def test_a_winner_is_published(demo, tmp_path, monkeypatch):
     assert all(ref.revision is not None for ref in recipe.sources)
 
 
-def test_running_again_evaluates_nothing(demo, monkeypatch):
-    """Run again on the same folder, the demo prints the same table without evaluating anything."""
+def test_running_again_evaluates_nothing(demo, monkeypatch, capsys):
+    """Run again, the demo prints the same table without evaluating anything, and says what is wrong with a wrong answer."""
     out, rows = demo
     jobs: list[Any] = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
@@ -118,6 +118,14 @@ def test_running_again_evaluates_nothing(demo, monkeypatch):
     again = run_demo(out, evaluations=EVALUATIONS, sizes=SIZES)
     assert jobs == []
     assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]
+    problem, gloss, right, *answers = capsys.readouterr().out.split("one problem: ")[1].split("\n\n")[0].splitlines()
+    records = [json.loads(line) for line in (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    number = [record["prompt"] for record in records].index(problem)
+    assert (gloss, right.split(maxsplit=2)[2]) == (f"  {records[number]['gloss']}", records[number]["answer"])
+    marks = [answer.rpartition("(")[2] for answer in answers]
+    asked = [row.scores.correct for row in (*rows[:3], *rows[-3:])]
+    assert [mark == "right)" for mark in marks] == [correct is not None and bool(correct[number]) for correct in asked]
+    assert {"right)"} < set(marks) <= {"right)", "wrong number)", "wrong language)"}
 
 
 def test_reloading_notices_another_model(demo):

@@ -14,7 +14,7 @@ from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import SearchError, SourceError
-from hf_evomerge.fitness import DataSpec, Example, FunctionTask
+from hf_evomerge.fitness import DataSpec, Example, FunctionTask, Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -23,7 +23,7 @@ from hf_evomerge.search.results.answers import Answer, export_answers, study_ans
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.runner import LocalRunner
-from hf_evomerge.search.score_model import evaluate_model
+from hf_evomerge.search.score_model import Evaluation, evaluate_model
 from hf_evomerge.search.study.study import Study
 
 PICTURES = {"ps": {"fitness.png", "weights.png"}, "dfs": {"fitness.png", "path.png"}, "hybrid": None}  # of any stage
@@ -164,6 +164,20 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
     assert evaluate_model(str(tiny / "a"), alone, split="validation").scores == evaluation.scores
 
 
+def test_answers_are_shown_with_their_marks(tiny, search_config, monkeypatch):
+    """Each answer says if it is right, and below its problem what that means; where the first are all right, a wrong one too."""
+    scores = Scores([1, 1, 1, 0], correct=[True, True, True, False], outputs=["p", "q", "r", "s"])
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: scores)
+    config = search_config(fitness={"task": "generation"})
+    answers = {show: evaluate_model(str(tiny / "a"), config, split="validation", show=show).answers for show in (0, 1, 3, 9)}
+    assert answers == {0: {}, 1: {0: "p"}, 3: {0: "p", 1: "q", 3: "s"}, 9: dict(enumerate("pqrs"))}
+    problem = Example("二たす三は", "5", gloss="Two and three are")
+    lines = str(Evaluation(scores, (problem,) * 4, answers[3])).splitlines()
+    assert lines[1:6] == ["", "二たす三は", "  Two and three are", "  expected: 5", "  answered: p (right)"]
+    assert lines[-1] == "  answered: s (wrong)"
+    assert str(Evaluation(Scores([1.0]), (problem,), {0: "p"})).splitlines()[-1] == "  answered: p"
+
+
 def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     """A search on generated answers keeps each of them, says which were cut, and scores every model on retained data too."""
     fitness = {"task": "generation", "max_new_tokens": 2, "extract": "all"}
@@ -196,4 +210,4 @@ def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [Answer(**json.loads(line)) for line in lines] == exported
     evaluation = evaluate_model(str(tiny / "a"), config, show=3)
-    assert list(evaluation.answers) == (scores.outputs or [])[:3]
+    assert list(evaluation.answers.values()) == (scores.outputs or [])[:3]
