@@ -341,6 +341,19 @@ def test_an_interrupt_keeps_what_is_done(search_file, tmp_path, monkeypatch):
     assert _invoke("search", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "words", [["search", "nowhere", "--dry-run"], ["eval", "./nowhere"], ["push", "nowhere", "me/merge", "--dry-run"]]
+)
+def test_a_terminal_is_told_at_once_what_is_read(words, capsys, monkeypatch):
+    """Commands that read models say so in a terminal, before anything else."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit):
+        cli.app(words)
+    told, error, *_ = capsys.readouterr().err.splitlines()
+    assert f"reading {words[1]}" in told
+    assert "error: " in error
+
+
 def test_examples_are_copied(tmp_path, monkeypatch):
     """An example file is copied under its own name or another; a wrong name is told all of them."""
     files = {file.stem: file for file in (Path(__file__).parents[1] / "examples").glob("*.*")}

@@ -151,6 +151,12 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
         raise typer.Exit(interrupt.status if isinstance(interrupt, Stopped) else 130) from interrupt
 
 
+def reading(what: str | os.PathLike[str]) -> None:
+    """Say at once, to whoever waits at a terminal, what a command reads that may take minutes."""
+    if sys.stderr.isatty():
+        say(f"reading {what} ...", err=True, dim=True)
+
+
 def quiet() -> None:
     """Keep the libraries' own bars and notes out of the live table."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

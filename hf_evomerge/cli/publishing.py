@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EvoMergeError
-from .common import LOGGER, SHARE, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet
+from .common import LOGGER, SHARE, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet, reading
 
 if TYPE_CHECKING:
     from ..hub.push_plan import PushOptions
@@ -53,6 +53,7 @@ def push(
     - `hf-evomerge push my-search me/my-merge --space --examples 50`
     """
     with one_line_errors(again=True):
+        reading(folder)
         from ..hub.push import preview_push
         from ..hub.push_plan import PushOptions
 

@@ -31,6 +31,7 @@ from .common import (
     app,
     one_line_errors,
     quiet,
+    reading,
 )
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ def search(
     - `hf-evomerge search my-search`
     """
     with one_line_errors(again=True):
+        reading(f"{file} and its models")
         from ..search.file.config import SearchConfig
         from ..search.study.paths import settings_in
 
@@ -279,6 +281,7 @@ def evaluate(
     - `hf-evomerge eval your-name/fine-tune-a --search search.yaml`
     """
     with one_line_errors():
+        reading(model)
         from ..recipes.names import named_folder
         from ..search.file.config import SearchConfig
         from ..search.folder import built_model

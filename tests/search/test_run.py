@@ -165,7 +165,7 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
 
 
 def test_answers_are_shown_with_their_marks(tiny, search_config, monkeypatch):
-    """Each answer says if it is right, and below its problem what that means; where the first are all right, a wrong one too."""
+    """Each answer says if it is right, and below its problem what that means; after right ones there is a wrong one."""
     scores = Scores([1, 1, 1, 0], correct=[True, True, True, False], outputs=["p", "q", "r", "s"])
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: scores)
     config = search_config(fitness={"task": "generation"})
