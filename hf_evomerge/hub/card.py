@@ -39,6 +39,7 @@ TEMPLATE = "model.md.jinja"
 TAGS = ["merge", "model-merging", "evomerge"]  # here as on the Spaces
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
 _OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "verified", "space")
+_SHARE = re.compile(r"by (\d+\.\d+) of accuracy(?: \((-?\d+\.\d+) to (-?\d+\.\d+)\))?")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 
@@ -333,15 +334,17 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _headline(results: Results) -> str:
-    """The result in one line: the winner's own figure, and the first comparison, each with its interval."""
+    """The result in one line, in percent: the winner's own figure, its parents', and the first comparison, with intervals."""
     winner, count = results.winner, results.examples
     words = []
     if winner is not None and winner.accuracy is not None and count:
         low, high = share_interval(round(winner.accuracy * count), count)
         split = _SPLITS.get(results.split, "problems")
-        words.append(f"**{winner.accuracy:.1%}** ({low:.1%} to {high:.1%}) of {count} {split} right.")
+        words.append(
+            f"**{winner.accuracy:.1%}** of {count} {split} right ({low:.1%} to {high:.1%}){_of_parents(results.rows)}."
+        )
     for first in results.verdict[:1]:
-        sentence = first.partition("; in ")[0]  # another measure that says the same is left to the list of results
+        sentence = _SHARE.sub(_points, first.partition("; in ")[0])  # another measure that says the same is in the list below
         compared = " to " in sentence
         name = "" if winner is None else winner.model[:1].upper() + winner.model[1:] + " is "
         said = "It is " + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence
@@ -349,6 +352,22 @@ def _headline(results: Results) -> str:
     if len(words) == 2 and compared:
         words.append("In brackets: intervals of 95 %; the comparison is paired, problem by problem.")
     return " ".join(words)
+
+
+def _of_parents(rows: Sequence[Row]) -> str:
+    """The accuracies of the best three parents, and of the base."""
+    known = [(row, row.accuracy) for row in rows if row.accuracy is not None and row.stage in ("source", "base")]
+    known.sort(key=lambda each: -each[1])
+    said = [f"{markdown_text(row.model)} {accuracy:.1%}" for row, accuracy in known if row.stage == "source"]
+    said = [*said[:3], f"{len(said) - 3} more no better"] if len(said) > 4 else said
+    base = "".join(f"; the {markdown_text(row.model)}: {accuracy:.1%}" for row, accuracy in known if row.stage == "base")
+    return (f"; its parents: {', '.join(said)}" if said else "") + base
+
+
+def _points(share: re.Match[str]) -> str:
+    """A difference of accuracy, and its interval where there is one, in percentage points."""
+    by, *interval = (f"{float(number) * 100:.1f}" for number in share.groups() if number is not None)
+    return f"by {by} percentage points" + (f" ({' to '.join(interval)})" if interval else "")
 
 
 def _datasets(record: Record) -> list[str]:

@@ -99,13 +99,18 @@ def test_it_opens_with_what_the_model_is_for(study):
     ]
     facts = replace(_facts("dfs", study=study), space="u/shown")
     opening = _card(facts).text.split("## Use it")[0]
-    result = "**75.0%** (68.6% to 80.5%) of 200 held-out test problems right. It is better"
-    parts = ("Counts things.", "**2**", "*Say x.*", result, "(0.4 to 0.6).", "95 %", "huggingface.co/spaces/u/shown")
+    result = "**75.0%** of 200 held-out test problems right (68.6% to 80.5%); its parents: a 25.0%. It is better"
+    points = "by 50.0 percentage points (40.0 to 60.0)."
+    parts = ("Counts things.", "**2**", "*Say x.*", result, points, "95 %", "huggingface.co/spaces/u/shown")
     places = [opening.index(words) for words in parts]
     assert places == sorted(places)
     assert "More" not in opening
     assert "in fitness" not in opening
     assert "/spaces/" not in _card(replace(facts, space=None)).text
+    more = [_row("source", name, (-2.0, 0.1), (share, 0.02)) for name, share in (("c", 0.5), ("d", 0.1), ("e", 0), ("f", 0))]
+    study["results"]["rows"] += [*more, _row("base", "base (x)", (-1, 0), (0.125, 0))]
+    text = _card(_facts("dfs", study=study)).text
+    assert "; its parents: c 50.0%, a 25.0%, d 10.0%, 2 more no better; the base (x): 12.5%. It" in text
 
 
 def test_it_says_what_the_model_reads():
