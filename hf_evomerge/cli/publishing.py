@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EvoMergeError
+from ..lines import say
 from .common import LOGGER, SHARE, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet, reading
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def push(
             trust_remote_code=trust_remote_code,
         )
         if dry_run:
-            typer.echo(preview_push(folder, repo_id, options))
+            say(str(preview_push(folder, repo_id, options)))
             return
         push_and_report(folder, repo_id, options)
 

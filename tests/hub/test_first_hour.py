@@ -36,6 +36,8 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
             if words[1] == "push":
                 done = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
                 assert 'push with --about "...one sentence"' in done.stdout
+                planned = re.search("^Space your-name/your-merge: ([0-9]+) files", done.stdout, re.MULTILINE)
+                assert re.search("^ +[0-9,]+  app.py$", done.stdout, re.MULTILINE)
                 words = [*words, "--about", "Repeats what it reads."]
             done = CliRunner().invoke(cli.app, words[1:])
             assert done.exit_code == 0, (words, done.output, done.exception)
@@ -62,3 +64,4 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
         assert f"huggingface.co/spaces/{merge}" in card
         assert "\nRepeats what it reads.\n" in card
         assert api.space_info(merge).sdk == "gradio"
+        assert int(planned[1]) == len({*api.list_repo_files(merge, repo_type="space")} - {".gitattributes"})
