@@ -174,8 +174,8 @@ def test_dry_runs_write_nothing(search_file, recipe_file, tmp_path):
     search = _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run")
     assert search.exit_code == 0, search.output
     assert "ps: task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples" in search.stdout
-    assert 'examples: {"search": 5, "validation": 4, "test": 6}' in search.stdout
-    assert "in all, with workers=" in search.stdout  # as many as this machine takes
+    assert "examples: 5 search, 4 validation, 6 test" in search.stdout
+    assert search.stdout.startswith("in all, with workers=")  # as many as this machine takes
     merge = _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run")
     assert merge.stdout.startswith("fine: a path of 2 hops")
     checked = json.loads(_invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)

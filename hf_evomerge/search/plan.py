@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -83,13 +82,13 @@ class Plan:
     def to_text(self, workers: int | None = None) -> str:
         """The plan in lines for people, with the time that so many workers take; with None those of the search itself."""
         workers = self.workers if workers is None else workers
-        lines = [f"{phase.name}: {phase.text}; {_duration(phase.minutes(workers))}" for phase in self.phases]
+        lines = [f"in all, with workers={workers}: {_duration(self.minutes(workers))}"]
+        lines += [f"{phase.name}: {phase.text}; {_duration(phase.minutes(workers))}" for phase in self.phases]
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
-        lines.append(f"examples: {json.dumps(self.examples)}")
-        models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
+        lines.append("examples: " + ", ".join(f"{count} {split}" for split, count in self.examples.items()))
+        models = ", ".join(f"{phase} {size / 1e6:,.0f} MB" for phase, size in self.memory.items())
         rest = f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, come on top"
         lines.append(f"memory for models, in each worker: {models}; {rest}")
-        lines.append(f"in all, with workers={workers}: {_duration(self.minutes(workers))}")
         return "\n".join(lines)
 
 
