@@ -8,22 +8,14 @@ from typing import Any
 
 import typer
 
-WIDTH = 100  # columns that lines of text take at most in a terminal
-
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:
-    """Print a text; in a terminal, wrap its long lines with a hanging indent.
-
-    Args:
-        text: The text.
-        err: Print it on standard error.
-        style: How a terminal shows it, as `typer.style` takes it.
-    """
+    """Print a text; in a terminal, in a style of `typer.style`, and with long lines wrapped with a hanging indent."""
     if (sys.stderr if err else sys.stdout).isatty():
         from rich.cells import cell_len
         from rich.console import Console
 
-        width = min(WIDTH, Console(stderr=err).width)
+        width = min(100, Console(stderr=err).width)
         wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         lines = ("".join(f"{each}\0" if cell_len(each) > 1 else each for each in line) for line in text.split("\n"))
         text = "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines).replace("\0", "")

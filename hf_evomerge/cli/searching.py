@@ -85,9 +85,7 @@ def init(
     example: Annotated[
         str | None, typer.Option(help="Copy a file that comes with the package, such as the paper's own search: evollm-jp-ps.")
     ] = None,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Take the demo's models, and write its problems as problems.jsonl beside the file.")
-    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Take the demo's models, and write its problems.jsonl.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False)
     ] = None,
@@ -123,10 +121,12 @@ def init(
         elif not sources or data is None:
             raise EvoMergeError("give the names of two models or more and --data FILE, or --demo, or --example NAME")
         _new(out)
+        import torch
+
         from ..search.file.scaffold import draft_search
 
         quiet()
-        draft = draft_search(sources, data, base=base, device=_device())
+        draft = draft_search(sources, data, base=base, device=("cpu", "cuda:0", "auto")[min(2, torch.cuda.device_count())])
         write_whole(out, draft.text)
         name = shlex.quote(str(out))
         steps = {
@@ -156,13 +156,6 @@ def _example(name: str) -> Path:
     if name not in files:
         raise EvoMergeError(f"--example {name}: there are {', '.join(files)}")
     return files[name]
-
-
-def _device() -> str:
-    """Choose where this machine evaluates fastest."""
-    import torch
-
-    return "auto" if torch.cuda.device_count() > 1 else "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 @app.command(**SEARCH)
@@ -216,9 +209,17 @@ def search(
         push = _checked_push(config, push_to, no_model, {"space": space, "private": private, "license": license})
         how: dict[str, Any] = {"ray": ray, "mixed_devices": mixed_devices, "trust_remote_code": trust_remote_code}
         if dry_run:
-            _say_plan(config, out, workers, trust_remote_code=trust_remote_code)
+            from ..search.folder import check_out
+            from ..search.plan import plan_search
+
+            check_out(config, out)
+            say(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
         elif config.fitness.task == "choice":
-            _open_choice_page(config, out)
+            from ..search.choice_page import choice_page
+            from ..search.choosing import Chooser
+
+            page = choice_page(Chooser(config, out))  # on a port that Gradio finds, or that GRADIO_SERVER_PORT says
+            page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
         else:
             _run(config, out, goes_on=goes_on, build=not no_model, push=push, workers=workers, **how)
 
@@ -239,23 +240,6 @@ def _checked_push(config: SearchConfig, push_to: str | None, no_model: bool, how
     options = PushOptions(**how)
     check_push(push_to, config.refs, options, draws=config.fitness.task == "clip")
     return push_to, options
-
-
-def _say_plan(config: SearchConfig, out: Path, workers: int | None, *, trust_remote_code: bool) -> None:
-    from ..search.folder import check_out
-    from ..search.plan import plan_search
-
-    check_out(config, out)
-    say(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
-
-
-def _open_choice_page(config: SearchConfig, out: Path) -> None:
-    """Serve the page on which a person chooses, on a port that Gradio finds, or that GRADIO_SERVER_PORT says."""
-    from ..search.choice_page import choice_page
-    from ..search.choosing import Chooser
-
-    page = choice_page(Chooser(config, out))
-    page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
 
 
 @app.command("eval", **SEARCH)
@@ -293,9 +277,7 @@ def evaluate(
         folder = named_folder(model)
         own = next((place for place in (folder, folder.parent) if (place / STUDY_FILE).is_file()), None)
         if file is None and not folder.is_dir() and model.count("/") != 1:
-            raise EvoMergeError(
-                f"{model}: there is no such folder; give a study, a model's folder, or a repository and --search"
-            )
+            raise EvoMergeError(f"{model}: no such folder; give a study, a model's folder, or a repository and --search")
         if file is None and own is None:
             raise EvoMergeError(f"{model}: no task is known for this model; add --search search.yaml, which has one")
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
@@ -385,8 +367,8 @@ def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: P
     lines = [f"recipe: {out / 'recipe.yaml'}", *([f"model:  {out / 'model'}"] if build else []), f"plots:  {out / 'plots'}"]
     if build and push is None:
         name = shlex.quote(str(out))
-        steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
-        lines += [f"{head:8}hf-evomerge {step}" for head, step in zip(("next:", ""), steps, strict=True)]
+        lines.append(f"next:   hf-evomerge eval {name} --show 3")
+        lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
     typer.echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
         push_and_report(out, *push)

@@ -86,8 +86,8 @@ def run_demo(
 
         say(publish_demo(out / PUBLISHED, Path(family), push_to, space=True, card=out / "card.md"))
         say(check_reload({push_to: results[PUBLISHED]}, data["test"]))
-    say(f"pictures: {out}/*/plots\nask it, change it: hf-evomerge space {shlex.quote(str(out / PUBLISHED))}")
-    say("search by hand: hf-evomerge init --demo")
+    said = f"pictures: {out}/*/plots\nask it, change it: hf-evomerge space {shlex.quote(str(out / PUBLISHED))}"
+    say(f"{said}\nsearch by hand: hf-evomerge init --demo")
     return rows
 
 
@@ -110,11 +110,8 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
         "space": space,
         "sources": [{"model": str(family / name)} for name in ("japanese", "maths")],
         "base": {"model": str(family / "base")},
-        "path": {
-            "kind": "gates",
-            "order": [2, 1, 0] if space == "hybrid" else [1, 0],  # A is the merged model, or the maths specialist
-            "max_hops": 24,
-        },
+        # A is the merged model, or the maths specialist
+        "path": {"kind": "gates", "order": [2, 1, 0] if space == "hybrid" else [1, 0], "max_hops": 24},
         "optimize": [{"by": "gradient", "evaluations": share, "space": name} for name, share in shares.items()],
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()},

@@ -39,7 +39,7 @@ TEMPLATE = "model.md.jinja"
 TAGS = ["merge", "model-merging", "evomerge"]  # here as on the Spaces
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
 _OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "verified", "space")
-_SHARE = re.compile(r"by (\d+\.\d+) of accuracy(?: \((-?\d+\.\d+) to (-?\d+\.\d+)\))?")
+_SHARE = re.compile(r"by \d+\.\d+ of accuracy( \(-?\d+\.\d+ to -?\d+\.\d+\))?")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 
@@ -344,7 +344,10 @@ def _headline(results: Results) -> str:
             f"**{winner.accuracy:.1%}** of {count} {split} right ({low:.1%} to {high:.1%}){_of_parents(results.rows)}."
         )
     for first in results.verdict[:1]:
-        sentence = _SHARE.sub(_points, first.partition("; in ")[0])  # another measure that says the same is in the list below
+        sentence = first.partition("; in ")[0]  # another measure that says the same is left to the list of results
+        if share := _SHARE.search(sentence):
+            points = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]) * 100:.1f}", share[0])
+            sentence = sentence.replace(share[0], points.replace("of accuracy", "percentage points"))
         compared = " to " in sentence
         name = "" if winner is None else winner.model[:1].upper() + winner.model[1:] + " is "
         said = "It is " + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence
@@ -362,12 +365,6 @@ def _of_parents(rows: Sequence[Row]) -> str:
     said = [*said[:3], f"{len(said) - 3} more no better"] if len(said) > 4 else said
     base = "".join(f"; the {markdown_text(row.model)}: {accuracy:.1%}" for row, accuracy in known if row.stage == "base")
     return (f"; its parents: {', '.join(said)}" if said else "") + base
-
-
-def _points(share: re.Match[str]) -> str:
-    """A difference of accuracy, and its interval where there is one, in percentage points."""
-    by, *interval = (f"{float(number) * 100:.1f}" for number in share.groups() if number is not None)
-    return f"by {by} percentage points" + (f" ({' to '.join(interval)})" if interval else "")
 
 
 def _datasets(record: Record) -> list[str]:

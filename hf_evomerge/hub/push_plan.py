@@ -99,11 +99,11 @@ class PushPlan:
 
     Attributes:
         files, sizes: Content of each file, and its bytes. Files that were made for the push are gone when it is over.
-        space: Bytes of each file of the Space that is made with it.
         license: What it goes out under.
         warnings: Warnings for a reader before it is public, one line each.
         removed: Files of an earlier winner that go.
         parts: The components, of a diffusion pipeline.
+        space: Files of the Space that is made with it.
     """
 
     repo_id: str
@@ -113,26 +113,17 @@ class PushPlan:
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
-    space: Mapping[str, int] = field(default_factory=dict)
+    space: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = _listed(f"{self.repo_id}: %s, license {self.license.title}", self.sizes)
+        total = sum(self.sizes.values()) / 1e6
+        lines = [f"{self.repo_id}: {len(self.files)} files, {total:.1f} MB, license {self.license.title}"]
+        lines += [f"  {size:>14,}  {name}" for name, size in sorted(self.sizes.items())]
         lines += [f"  {'removed':>14}  {name}" for name in self.removed]
-        lines += _listed(f"Space {self.repo_id}: %s", self.space) if self.space else []
+        if self.space:
+            named = dict.fromkeys(f"{name.rpartition('/')[0]}/" if "/" in name else name for name in sorted(self.space))
+            lines.append(f"Space {self.repo_id}: {len(self.space)} files: {', '.join(named)}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
-
-
-def _listed(heading: str, sizes: Mapping[str, int]) -> list[str]:
-    """Files with their bytes, below how many they are; those of this package together, in one line."""
-    package = [size for name, size in sizes.items() if name.startswith("hf_evomerge/")]
-    shown = {name: size for name, size in sizes.items() if not name.startswith("hf_evomerge/")}
-    shown |= {f"hf_evomerge/, {len(package)} files of this package": sum(package)} if package else {}
-    total = f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB"
-    return [heading.replace("%s", total), *(f"  {size:>14,}  {name}" for name, size in sorted(shown.items()))]
-
-
-def _sizes(files: Mapping[str, Content]) -> dict[str, int]:
-    return {name: len(data) if isinstance(data, bytes) else Path(data).stat().st_size for name, data in files.items()}
 
 
 def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path) -> PushPlan:
@@ -174,6 +165,7 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
     removed = tuple(name for name in there if name not in files and is_ours(name, parts))
+    sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study.settings.about:
         warnings.append(
@@ -185,8 +177,8 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "
             "builds the model again and compares"
         )
-    space = space_files(repo_id, options.revision, repo_id=repo_id, there=files) if options.space else {}
-    return PushPlan(repo_id, files, _sizes(files), license, tuple(warnings), removed, parts, _sizes(space))
+    space = tuple(space_files(repo_id)) if options.space else ()
+    return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed, parts, space)
 
 
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,10 @@ def push_space(
     info = ask(missing, lambda: api.model_info(model, revision=revision))
     how: dict[str, Any] = {"repo_type": "space", "space_sdk": "gradio", "private": private or None, "exist_ok": True}
     ask(f"{repo_id}: no answer says that the Space was created", lambda: api.create_repo(repo_id, **how))
-    files = space_files(model, revision, repo_id=repo_id, there=[file.rfilename for file in info.siblings or []])
+    there = {file.rfilename for file in info.siblings or []}
+    picture = next((name for name in PREVIEWS if name in there), None)
+    title, has_path = repo_id.rsplit("/", 1)[-1], any(name.startswith("modeling_") for name in there)
+    files = space_files(model, revision, title=title, picture=picture, has_path=has_path)
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code)
 
@@ -97,12 +99,12 @@ def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
 
 
 def space_files(
-    model: str, revision: str | None = None, *, repo_id: str | None = None, there: Collection[str] = ()
+    model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None, has_path: bool = True
 ) -> dict[str, Content]:
     """Return the files of the Space of a model, at a branch or commit.
 
-    The title is that of the Space's name, and the app's own without one. Previews of links show a picture of the files that are
-    `there`, in the model's repository. A merge of weights has no path.
+    Its title is the app's own by default. Previews of links show a picture of the model's repository. A merge of weights has no
+    path.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {
@@ -113,7 +115,7 @@ def space_files(
     sources = [file.relative_to(_PACKAGE) for file in sorted(_PACKAGE.rglob("*.py"))]
     files |= {f"{_PACKAGE.name}/{file.as_posix()}": _PACKAGE / file for file in sources if file.parts[0] not in LEFT_OUT}
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
-    files[CARD] = _header(folder / CARD, model, repo_id, there)
+    files[CARD] = _header(folder / CARD, model, title, picture, has_path)
     return files
 
 
@@ -187,17 +189,17 @@ def with_record(folder: Path, shown: Path) -> Path:
     return shown
 
 
-def _header(readme: Path, model: str, repo_id: str | None, there: Collection[str]) -> bytes:
+def _header(readme: Path, model: str, title: str | None, picture: str | None, has_path: bool) -> bytes:
     """The Space's README with the model in its metadata, so that the Hub links the two."""
     from huggingface_hub import RepoCard
 
     card = RepoCard.load(readme)
     card.data["models"] = [model]
-    if repo_id is not None:
-        card.data["title"] = re.sub(r"[-_]+", " ", repo_id.rsplit("/", 1)[-1])
-    if there and not any(name.startswith("modeling_") for name in there):
+    if title is not None:
+        card.data["title"] = re.sub(r"[-_]+", " ", title)
+    if not has_path:
         card.data["short_description"] = card.data["short_description"].replace("path", "weights")
-    if (picture := next((name for name in PREVIEWS if name in there), None)) is not None:
+    if picture is not None:
         card.data["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{picture}"
     return str(card).encode()
 

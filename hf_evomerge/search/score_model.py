@@ -91,6 +91,5 @@ def evaluate_model(
     shown, right = [*range(len(examples))][:show], scores.correct
     if right is not None and show > 1 and right[:show].all() and not right.all():
         shown[-1] = int(right.argmin())
-    outputs = scores.outputs
-    answers = {i: evaluator.answer(target, examples[i]) if outputs is None else outputs[i] for i in shown}
+    answers = {i: scores.outputs[i] if scores.outputs else evaluator.answer(target, examples[i]) for i in shown}
     return Evaluation(scores, examples, answers, config.fitness.unit)
