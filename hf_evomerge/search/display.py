@@ -63,7 +63,7 @@ class LiveTable(SearchCallback):
     def on_progress(self, study: Study, progress: Progress) -> None:
         """Take in where the search stands now; the first time begins the table."""
         self._rows[progress.phase] = progress
-        self._live.start()
+        self._live.start(refresh=True)
         if not self.console.is_terminal and progress.fresh and self._is_news(progress):
             self._told[progress.phase] = progress
             self.console.print(_line(progress), highlight=False, soft_wrap=True)
