@@ -18,7 +18,7 @@ from texts import bar, counted, details, escape, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example
-from hf_evomerge.pictures.climb import climb_scene
+from hf_evomerge.pictures.climb import climb_scene, score_text
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.path import Words
@@ -280,10 +280,11 @@ def film_view(published: Published, stage: str, at: int, *, runs: bool = False) 
     bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width))
     name = "The published model" if trial == published.winner else f"Trial {trial.number}"
     most = published.record.splits.get("search") or max(each.examples for each in published.trials)
-    which = f"{trial.examples} of the {most}".removeprefix(f"{most} of ") if trial.examples else "the"
-    right = f"{number(100 * trial.accuracy)} % right, " if trial.accuracy is not None else ""
-    spent = f"after {number(steps[at].evaluations)} evaluations"
-    said = f"<p><b>{name}</b>: {right}fitness {number(trial.fitness)} on {which} search problems, {spent}.</p>"
+    which = f"on the {most if trial.examples else ''} search problems".replace("  ", " ")
+    if 0 < trial.examples < most:
+        which = f"on average over the last batches of {trial.examples} search problems"
+    value = f"{score_text(steps[at], exact)} right" if exact else f"fitness {score_text(steps[at], exact)}"
+    said = f"<p><b>{name}</b>, after {number(steps[at].evaluations)} evaluations: {value} {which}.</p>"
     if trial.path:
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)

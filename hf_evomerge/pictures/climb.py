@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..recipes.stage_names import STAGES
 from .fitness import chart_axes, stage_colour
 from .marks import Group, Line, Mark, Rect, Text
 from .scene import NARROW, PIXELS, WIDE, Panel, Scene, number, sparse
-from .trials import Step, Trial
+from .trials import Step
 
 
-def score_text(trial: Trial) -> str:
-    """The accuracy of a trial in percent, or its fitness."""
-    return f"{100 * trial.accuracy:.0f} %" if trial.accuracy is not None else number(trial.fitness)
+def score_text(step: Step, accurate: bool) -> str:
+    """The value of a moment, in percent where it is an accuracy."""
+    return f"{100 * step.value:.0f} %" if accurate else number(step.value)
+
+
+def _height(step: Step, accurate: bool) -> float:
+    """Where progress is seen: the accuracy, else the logarithm of what the fitness lacks to 0."""
+    return step.value if accurate or step.value >= 0 else -math.log10(max(-step.value, 1e-6))
 
 
 def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE) -> Scene:
@@ -22,7 +28,7 @@ def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, widt
     There is at least one moment; `at` is the one that is shown, from 0. The colour is that of the stage. With `accurate`
     heights are accuracies. The width is in pixels.
     """
-    heights = [step.height for step in steps]
+    heights = [_height(step, accurate) for step in steps]
     low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
     floor = low - 0.02 * ((high - low) or 1.0)  # the lowest bar is seen as well
     axes = chart_axes(width, 200 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high))
@@ -31,14 +37,14 @@ def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, widt
         marks.append(Line(((-0.5, share), (len(steps) - 0.5, share)), "gridline"))
         marks.append(Text((-0.5, share), f"{100 * share:.0f} %", "tick", anchor="end", shift=(-6, 4)))
     for place, step in enumerate(steps):
-        tip = f"Moment {place + 1}: {score_text(step.trial)} after {number(step.evaluations)} evaluations"
-        size = (min(0.8, 60 / pitch), step.height - floor)
-        bar = Rect((place, (step.height + floor) / 2), size, "plus", strength=0.85 if place <= at else 0.18)
+        tip = f"Moment {place + 1}: {score_text(step, accurate)} after {number(step.evaluations)} evaluations"
+        size = (min(0.8, 60 / pitch), heights[place] - floor)
+        bar = Rect((place, (heights[place] + floor) / 2), size, "plus", strength=0.85 if place <= at else 0.18)
         marks.append(Group([bar], "cell", stage_colour(stage), tip))
         if place % sparse(pitch, 44) == 0:
             words = number(step.evaluations, 2 if step.evaluations < 10 else 3)
             marks.append(Text((place, floor), words, "tick", anchor="middle", shift=(0, 17)))
-    marks.append(Text((at, heights[at]), score_text(steps[at].trial), "name halo", stage_colour(stage), "middle", (0, -6)))
+    marks.append(Text((at, heights[at]), score_text(steps[at], accurate), "name halo", stage_colour(stage), "middle", (0, -6)))
     marks.append(Text((-0.5, floor), "evaluations spent", "tick", shift=(0, 34)))
     words = f"{'Right answers' if accurate else 'Fitness, by what it lacks to 0,'} whenever the search got better"
     label = f"The search gets better, {STAGES.get(stage, stage)}: {len(steps)} moments; {at + 1} is shown."

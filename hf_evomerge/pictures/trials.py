@@ -79,12 +79,12 @@ class Step:
 
     Attributes:
         trial: The best trial of its generation, or so far.
-        height: How good the search was then, on the scale of `height`.
+        value: How good the search was then, in accuracy where that of all trials is known, else in fitness.
         evaluations: What was spent until then, in scores of all examples.
     """
 
     trial: Trial
-    height: float
+    value: float
     evaluations: float
 
 
@@ -111,14 +111,6 @@ def whole(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in scored if trial.examples == most]
 
 
-def height(trial: Trial, accurate: bool) -> float:
-    """Return a trial's height where progress is seen: its accuracy, else the logarithm of what its fitness lacks to 0."""
-    if accurate:
-        return trial.accuracy or 0.0
-    fitness = trial.fitness or 0.0
-    return -math.log10(max(-fitness, 1e-6)) if fitness < 0 else fitness
-
-
 def accurate(trials: Sequence[Trial]) -> bool:
     """Tell whether an accuracy is known of all trials that did not fail, and not 0 throughout."""
     known = [trial.accuracy for trial in trials if trial.fitness is not None]
@@ -128,28 +120,34 @@ def accurate(trials: Sequence[Trial]) -> bool:
 def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) -> list[Step]:
     """The moments at which a stage got better, in order; the last is the published model's, where it is of the stage.
 
-    Where generations are scored on batches, a height is the mean over the last quarter of what came before, so that a lucky
-    batch is no progress; elsewhere that of the best trial so far. Trials of the first generation stand by themselves. Of
-    more than `most` moments some are left out, the first and the last never.
+    Where generations are scored on batches, a value is the mean over the last quarter of what came before, so that a lucky
+    batch is no progress, and no moment is as good as the published model's, which is scored on all examples; elsewhere it
+    is that of the best trial so far. Trials of the first generation stand by themselves. Of more than `most` moments some
+    are left out, the first and the last never.
     """
     exact, ends, share = {trial.number for trial in whole(trials)}, spent(trials), accurate(trials)
     batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)
     steps, past, best = list[Step](), list[float](), -math.inf
+
+    def value(trial: Trial) -> float:
+        return (trial.accuracy if share else trial.fitness) or 0.0
+
+    last = value(winner) if winner is not None and winner in trials else math.inf
     for _, members in groupby(zip(trials, ends, strict=True), key=lambda pair: pair[0].generation or -pair[0].number):
         scored = [pair for pair in members if pair[0].fitness is not None and (batches or pair[0].number in exact)]
         if not scored:
             continue
         trial, end = max(scored, key=lambda pair: pair[0].fitness or 0.0)
-        past.append(height(trial, share))
+        past.append(value(trial))
         recent = past[-1 - len(past) // 4 :] if batches else past[-1:]
-        if (now := sum(recent) / len(recent)) > best:
+        if best < (now := sum(recent) / len(recent)) < last:
             best = now
             steps.append(Step(trial, now, end))
     every = max(1, math.ceil(len(steps) / most))
     steps = [*steps[::every], *(steps[-1:] if (len(steps) - 1) % every else [])]
     if winner is not None and winner in trials:
         steps = [step for step in steps if step.trial.number < winner.number]
-        steps.append(Step(winner, height(winner, share), ends[list(trials).index(winner)]))
+        steps.append(Step(winner, last, ends[list(trials).index(winner)]))
     return steps
 
 

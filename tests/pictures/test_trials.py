@@ -12,24 +12,25 @@ SEARCH = [
 
 
 def test_a_search_climbs_where_its_best_rises():
-    """Each moment has the best trial so far, its height and what was spent; trials of the first generation stand alone."""
+    """Each moment has the best trial so far, its value and what was spent; trials of the first generation stand alone."""
     steps = climb(of_stage(SEARCH, "ps"))
     assert [(step.trial.number, step.evaluations) for step in steps] == [(0, 1), (1, 2), (6, 7)]
-    assert [round(step.height, 3) for step in steps] == [-0.699, -0.602, -0.301], "what a fitness lacks to 0, as a logarithm"
+    assert [step.value for step in steps] == [-5.0, -4.0, -2.0]
     assert stages(SEARCH) == ["ps", "random"]
 
 
 def test_a_lucky_batch_is_no_progress():
-    """On batches a height is the mean of the last quarter; the published model is the last moment, and nothing follows it."""
+    """On batches a value is the mean of the last quarter; the published model is the last moment, and nothing follows it."""
     shares = [0.0, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
     trials = [Trial("ps", k, k, -1.0, accuracy=share, examples=8) for k, share in enumerate(shares)]
     trials += [Trial("ps", 16, 16, -0.5, accuracy=0.75, examples=64), Trial("ps", 17, 17, -0.1, accuracy=1.0, examples=8)]
-    assert [(step.trial.number, step.height) for step in climb(trials)] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert [(step.trial.number, step.value) for step in climb(trials)] == [(0, 0.0), (1, 0.5), (2, 1.0)]
     steadier = climb(trials[3:])
-    assert [step.height for step in steadier][:1] == [0.5]
-    assert max(step.height for step in steadier if step.trial.number < 13) < 1
+    assert [step.value for step in steadier][:1] == [0.5]
+    assert max(step.value for step in steadier if step.trial.number < 13) < 1
     found = climb(trials, winner=trials[16])
-    assert (found[-1].trial, found[-1].height, found[-1].evaluations) == (trials[16], 0.75, 17)
+    assert (found[-1].trial, found[-1].value, found[-1].evaluations) == (trials[16], 0.75, 17)
+    assert [round(step.value, 2) for step in found] == [0.0, 0.5, 0.67, 0.75], "no bar is higher than what all examples say"
     assert {step.trial.number for step in found} <= {*range(16), 16}
 
 

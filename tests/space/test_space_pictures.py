@@ -185,9 +185,9 @@ def test_the_film_ends_on_the_published_model(path):
     assert all(label.endswith(f"{len(steps)} is shown.") for label in labels)
     assert "<b>The published model</b>" in best
     assert "ev-runs" in views.film_view(shown, stage, 0, runs=True)[0]
-    assert f"on the {'16 ' * (not path)}search problems," in best
+    assert f" on the {'16 ' * (not path)}search problems." in best
     part = replace(shown, trials=(Trial("ps", 0, 0, -1.0, examples=8),))
-    assert "on 8 of the 16 search problems," in views.film_view(part, "ps", 0)[1]
+    assert "on average over the last batches of 8 search problems." in views.film_view(part, "ps", 0)[1]
     if path:
         assert views.film(shown, "ps")[-1].trial.number == 7
         assert "Trial 7" in views.film_view(shown, "ps", 99)[1]
