@@ -8,6 +8,7 @@ from typing import Any
 from edits import Route
 from texts import details, escape, number, table
 
+from hf_evomerge.pictures.marks import Spot
 from hf_evomerge.pictures.path import Words, hop_words, path_scene, path_title, said
 from hf_evomerge.pictures.scene import MIDDLE, WIDE
 from hf_evomerge.pictures.svg import responsive
@@ -44,16 +45,22 @@ def path_picture(
 
 
 def weights_picture(
-    merge: Mapping[str, Any], labels: Sequence[str], words: Words | None = None, *, wide: int = WIDE, listed: bool = True
+    merge: Mapping[str, Any],
+    labels: Sequence[str],
+    words: Words | None = None,
+    *,
+    wide: int = WIDE,
+    listed: bool = True,
+    among: Mapping[str, Spot] | None = None,
 ) -> str:
     """The weights of a recipe's merge in each layer, on screens of every width (see `weights_scene`).
 
-    `wide` is the width for wide screens; with `listed` every number is there on demand.
+    `wide` is the width for wide screens; with `listed` every number is there on demand; `among` sets the axes.
     """
     weights = weights_of(merge, labels)
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
-    picture = responsive(lambda width: weights_scene(weights, width, words), wide)
+    picture = responsive(lambda width: weights_scene(weights, width, words, among), wide)
     lines = [[group_name(group), *(number(row.at(group)) for row in weights.rows)] for group in weights.groups]
     listing = table(["layers", *(row.name for row in weights.rows)], lines, caption=weights.title)
     return picture + details("Every number", listing) if listed else picture

@@ -6,8 +6,9 @@ import math
 import re
 import shlex
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import edits
@@ -21,10 +22,12 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.pictures.climb import climb_scene, score_text
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
+from hf_evomerge.pictures.marks import Spot
 from hf_evomerge.pictures.path import Words
 from hf_evomerge.pictures.scene import MIDDLE, listed
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import FITNESS, Objective, Step, accurate, climb, of_stage, stages, whole, without_first
+from hf_evomerge.pictures.weights import spans, weights_of
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
 from hf_evomerge.record import EVOLVED, Contribution, Results, Row
@@ -270,6 +273,20 @@ def film(published: Published, stage: str) -> list[Step]:
     return climb(of_stage(published.trials, stage), winner=published.winner)
 
 
+@lru_cache(256)
+def _merge(recipe: str) -> dict[str, Any]:
+    """The merge of a trial's recipe; empty where that cannot be read."""
+    with suppress(EvoMergeError):
+        return merge_of(Recipe.from_yaml(recipe))
+    return {}
+
+
+@lru_cache(16)
+def _spans(recipes: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Spot]:
+    """The spans of all moments of a film, whose axes are the same."""
+    return spans(weights_of(merge, labels) for merge in map(_merge, recipes) if merge)
+
+
 def film_view(published: Published, stage: str, at: int, *, runs: bool = False) -> tuple[str, str]:
     """The moments of a stage as bars, and the model of the one at a place among them; with `runs` others follow."""
     steps = film(published, stage)
@@ -289,10 +306,9 @@ def film_view(published: Published, stage: str, at: int, *, runs: bool = False) 
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
     else:
-        drawn = ""
-        with suppress(EvoMergeError):  # a recipe that cannot be read
-            if merge := merge_of(Recipe.from_yaml(trial.recipe)):
-                drawn = weights_picture(merge, published.sources, listed=False)
+        merge, labels = _merge(trial.recipe), tuple(published.sources)
+        among = _spans(tuple(step.trial.recipe for step in steps), labels)
+        drawn = weights_picture(merge, labels, listed=False, among=among) if merge else ""
     return f'<div class="{"ev-runs" if runs else ""}">{bars}</div>', said + drawn
 
 

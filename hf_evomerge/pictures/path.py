@@ -203,7 +203,8 @@ def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None, wo
     hop = draft.path.hops[at]
     tip = f"Hop {at + 1}: {hop_words(hop, labels)}, scale {number(hop.scale)}"
     if draft.gated:
-        tip += f", adds {said(draft.added[at])} of what its layer{'s' if len(hop.terms) > 1 else ''} would"
+        changes = "its layers' changes count" if len(hop.terms) > 1 else "its layer's change counts"
+        tip += f", {changes} {said(draft.added[at])} times"
     tip += words.said(at) if words is not None else ""
     pad = (1.0, (44 if draft.narrow else 24) / draft.row)
     marks: list[Mark] = [Rect(spot, pad, "pad") for spot in draft.spots(at)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from .scene import NARROW, WIDE, Axes, Panel, Scene, number, source_colour, spar
 _IN_ORDER = ("q_proj", "k_proj", "v_proj", "qkv", "o_proj", "dense", "attn", "gate", "up", "down", "fc", "mlp")
 _KINDS = ("embed", "block", "head", "default", "pattern")
 _VECTOR = re.compile(r"norm|bias|ln_")
+_FIT = 12  # layers, beside embeddings and head
 WHOLE = "all"  # the group of a value for the whole model
 
 
@@ -84,18 +85,30 @@ def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
     return Weights(title, rows, groups)
 
 
-def weights_scene(weights: Weights, width: int = WIDE, words: Words | None = None) -> Scene:
+def spans(several: Iterable[Weights]) -> dict[str, Spot]:
+    """The least and the greatest number of each parameter in the layers of some merges, or 0."""
+    values: dict[str, list[float]] = {}
+    for weights in several:
+        for row in weights.rows:
+            values.setdefault(row.parameter, [0.0]).extend(_value(row, column) or 0.0 for column in weights.layers)
+    return {name: (min(own), max(own)) for name, own in values.items()}
+
+
+def weights_scene(
+    weights: Weights, width: int = WIDE, words: Words | None = None, among: Mapping[str, Spot] | None = None
+) -> Scene:
     """Draw a bar for each source in each layer, beside each other; one strip for each parameter.
 
-    The width is in pixels; words are what the model would write after each layer.
+    The width is in pixels; a phone shows `_FIT` layers without scrolling. Words are what the model would write after each
+    layer. `among` are the `spans` of the merges that share these axes.
     """
-    columns = weights.layers
+    columns, own = weights.layers, among or spans([weights])
     strips = [list(rows) for _, rows in groupby(weights.rows, key=lambda row: row.parameter)]
-    pitch = max(min((width - 50) / len(columns), 110.0), 44.0 if width == NARROW else 10.0 * max(map(len, strips)))
+    least = 10.0 * max(map(len, strips)) if width > NARROW else 44.0 if len(columns) > _FIT + 2 else 0.0
+    pitch = max(min((width - 50) / len(columns), 180.0), least)
     top, right, panels = 0.0, 40 + pitch * len(columns), list[Panel]()
     for rows in strips:
-        values = [value for row in rows for column in columns if (value := _value(row, column)) is not None]
-        low, high = min([0.0, *values]), max([0.0, *values])
+        low, high = own[rows[0].parameter]
         low -= 0.1 * (high - low) if low < 0 else 0.0  # room for its number
         top += 76.0 if words and not top else 44.0
         axes = Axes(40, top, right, top + 150, (-0.5, len(columns) - 0.5), (low, high if high > low else 1.0))
@@ -127,9 +140,9 @@ def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words:
             if (value := _value(row, column)) is not None:
                 spot, size = at + (place - (len(rows) - 1) / 2) * thick, (thick * 0.9, abs(value))
                 bars.append(Rect((spot, value / 2), size, "plus", source_colour(row.source), strength=0.75))
-                if pitch * thick >= 17:
-                    digits = number(value, 2 if pitch * thick >= 26 else 1)
-                    bars.append(Text((spot, value), digits, "tick halo", "", "middle", (0, -4 if value >= 0 else 13)))
+                if pitch * thick >= 26:
+                    shift = (0.0, -4.0 if value >= 0 else 13.0)
+                    bars.append(Text((spot, value), number(value, 2), "tick halo", "", "middle", shift))
         after = int(column.removeprefix("blocks.")) if column.startswith("blocks.") else -1
         said = ", ".join(f"{row.name.removesuffix(': weight')} {number(_value(row, column))}" for row in rows)
         tip = f"{'layer ' if after >= 0 else ''}{group_name(column)}: {said}{words.said(after) if words and after >= 0 else ''}"

@@ -16,7 +16,7 @@ from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.path import Words, path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Scene, ticks
 from hf_evomerge.pictures.trials import Objective, Point, Step, Trial
-from hf_evomerge.pictures.weights import weights_of, weights_scene
+from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_path
 
@@ -222,7 +222,7 @@ def test_a_sum_says_its_terms():
     scene = path_scene(LayerPath.parse(["0:0*0.25 + 1:1*-2"]), ["a", "b"], [2, 2], selected=0)
     (hop,) = of_kind(scene, Group, "hop")
     assert hop.tip == (
-        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1, adds 0.14 + 1.1 of what its layers would"
+        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1, its layers' changes count 0.14 + 1.1 times"
     )
     assert len(of_kind(hop, Symbol)) == 2
     assert (hop.hop, hop.selected) == (0, True)
@@ -350,6 +350,27 @@ def test_a_strip_holds_every_parent_in_every_layer(width):
         "layer 0: t 0.5",
         *(f"{name}: t {none}" for name in ("layer 1", "layer 2", "head")),
     ]
+
+
+@pytest.mark.parametrize("layers", [8, 12, 13])
+def test_a_phone_shows_twelve_layers_without_scrolling(layers):
+    """Twelve layers, embeddings and head fit, without numbers that would lie on bars; more layers scroll."""
+    weight = {"embed": 1, "head": 1} | {f"blocks.{layer}": 0.98 for layer in range(layers)}
+    merge = {"method": "linear", "parameters": [{"weight": weight}, {"weight": 0.5}]}
+    scene = weights_scene(weights_of(merge, "ab"), NARROW)
+    assert (scene.width > NARROW, scene.scrolls) == (layers > 12,) * 2
+    assert "0.98" not in words(scene)
+    wide = weights_scene(weights_of(merge, "ab"), WIDE)
+    assert (wide.width, "0.98" in words(wide)) == (WIDE, True)
+
+
+def test_merges_that_share_axes_have_bars_of_one_scale():
+    """A bar is as high as in the merge with the greatest number, whichever is drawn."""
+    small, great = (weights_of({"method": "linear", "parameters": [{"weight": weight}]}, "a") for weight in (0.5, -2.0))
+    among = spans([small, great])
+    assert among == {"weight": (-2.0, 0.5)}
+    first, second = (weights_scene(each, among=among).panels[0].axes for each in (small, great))
+    assert first == second
 
 
 def test_bars_begin_at_0_and_end_at_their_value():
