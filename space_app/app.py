@@ -376,4 +376,6 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
 
 
 if __name__ == "__main__":
-    serve(*settings(HERE))
+    page, _ = serve(*settings(HERE), quiet=True, prevent_thread_lock=True)
+    print(f"Open {page.local_url} in a browser; Ctrl-C stops.", flush=True)
+    page.block_thread()

@@ -129,6 +129,7 @@ def space(
         from ..hub.space import push_space, run_space
         from ..recipes.names import named_folder
 
+        quiet()
         if repo_id is not None and local is None and model is None and named_folder(repo_id).is_dir():
             repo_id, local = None, repo_id
         if local is not None:
@@ -139,7 +140,6 @@ def space(
             what = "" if repo_id is None else f"{repo_id}: there is no such folder here; for a Space on the Hub "
             raise EvoMergeError(f"{what}give the Space's name and --model, or --local MODEL to run the app here")
         else:
-            quiet()
             typer.echo(f"published {push_space(repo_id, model, revision=revision, private=private).url}")
 
 
