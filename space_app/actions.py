@@ -45,10 +45,10 @@ class Actions:
         state, words = self.show.status()
         return message(words, {"ready": "ready", "error": "error"}.get(state, "info"))
 
-    def begin(self, request: gr.Request) -> list[str]:
+    def begin(self, prompt: str, request: gr.Request) -> list[str]:
         """Earlier stops no longer count, and what was answered to the prompt before is gone."""
         self.show.begin(str(request.session_hash))
-        return [message("Waiting for the model …", "busy"), ""]
+        return [message("Waiting for the model …", "busy"), self._known(prompt)]
 
     def begin_edit(self, count: int, request: gr.Request) -> Any:
         """The same for an edit, which has no score yet; the page also says that a state changes when it is first set."""
@@ -95,6 +95,12 @@ class Actions:
     def _as_published(known: list[Card], note: str = "") -> str:
         return cards([replace(known[0], name="as published", role="", note=note, solved=None)])
 
+    def _known(self, prompt: object) -> str:
+        """The published model's answer to the problem for edits, where it is known in advance."""
+        example = self.show.published.problem(prompt) if self.show.published is not None else None
+        known = self.show.in_advance(example.prompt, example.pictures) if example is not None else []
+        return self._as_published(known) if known and known[0].state == "known" else ""
+
     def follow_link(self, edit: Edit) -> Any:
         """1 where the page was opened with an edit, which then is answered."""
         return 1 if self.show.published is not None and edit.changes(self.show.published) else gr.skip()
@@ -112,9 +118,8 @@ class Actions:
         if type(number) is not int or not 0 <= number < len(published.examples):
             raise gr.Error("There is no such problem here.", print_exception=False)
         example = published.examples[number]
-        prompt, known = example.prompt, self.show.in_advance(example.prompt, example.pictures)
-        first = self._as_published(known) if known[0].state == "known" else ""
-        return [prompt, *self.gloss(prompt), cards(known), first, self.show.files(example.pictures)]
+        prompt, known = example.prompt, cards(self.show.in_advance(example.prompt, example.pictures))
+        return [prompt, *self.gloss(prompt), known, self._known(prompt), self.show.files(example.pictures)]
 
     def take_next(self, prompt: str) -> list[Any]:
         """Another problem: the one after this."""
@@ -122,12 +127,14 @@ class Actions:
         return self.take_sample((prompts.index(prompt) + 1) % len(prompts) if prompt in prompts else 0)
 
     def answer_changed(self, prompt: str, shown: Shown, edit: Edit, tokens: float, request: gr.Request) -> Iterator[str]:
-        """The published answer and the changed one."""
-        if isinstance(prompt, str) and not prompt.strip():
+        """The published answer and the changed one, to a problem where answers are judged, else to the prompt."""
+        example = self.show.need()[0].problem(prompt)
+        if example is None and isinstance(prompt, str) and not prompt.strip():
             yield message("Write a prompt under Try: its answer then follows every edit.")
             return
         try:
-            for answers in self.show.ask_changed(prompt, edit, tokens, str(request.session_hash), seeing.of_gallery(shown)):
+            asked = (prompt, seeing.of_gallery(shown)) if example is None else (example.prompt, example.pictures)
+            for answers in self.show.ask_changed(asked[0], edit, tokens, str(request.session_hash), asked[1]):
                 yield cards(answers)
         except EvoMergeError as error:
             yield message(str(error), "error")
@@ -152,7 +159,7 @@ class Actions:
         published, _ = self.show.need()
         try:
             for counts in self.show.score(edit, str(request.session_hash)):
-                yield views.scores(len(published.examples), *counts, published.tested_on)
+                yield views.scores(published, edit, *counts)
         except EvoMergeError as error:
             yield message(str(error), "error")
 

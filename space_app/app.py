@@ -230,7 +230,7 @@ class Page:
         chosen.append(self.another.click(self.do.take_next, self.prompt, taken, **AT_ONCE))
         self.prompt.change(self.do.gloss, self.prompt, [self.gloss, self.problem], **LATEST, **AT_ONCE)
         self.others.change(lambda others: views.ask_label(len(others)), self.others, self.ask, **AT_ONCE)
-        pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, outputs=known, **AT_ONCE)
+        pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, self.prompt, known, **AT_ONCE)
         answered = [pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)]
         answered += [one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen]
         seen, path = [self.prompt, self.pictures], [self.path, self.look]

@@ -155,6 +155,11 @@ class Published:
         return next((trial for trial in there if trial.number == self.record.trial), None)
 
     @property
+    def finder(self) -> str:
+        """The kind of search that found the model, in a word: evolution, where the record has a stage of one."""
+        return "evolution" if {stage.algorithm for stage in self.record.stages} & {"cma", "nsga2"} else "the search"
+
+    @property
     def prompts(self) -> Data | None:
         """Data by which the search prompted the models; None where that is not known."""
         return self.record.data if self.record.settings.data else None
@@ -174,6 +179,11 @@ class Published:
             Example(each.prompt, each.answer, pictures=pictures, gloss=each.gloss)
             for each, pictures in zip(self.problems, shown, strict=True)
         ]
+
+    def problem(self, prompt: object) -> Example | None:
+        """The problem of an edited model: the example with this prompt; else the first, where answers are judged."""
+        given = [example for example in self.examples if example.prompt == prompt]
+        return next(iter(given or (self.examples if self.judge is not None else [])), None)
 
     @cached_property
     def task(self) -> Task | None:

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -40,10 +40,11 @@ UNCHANGED = "Change something to see another answer beside this one."
 
 @dataclass(frozen=True)
 class Edit:
-    """Edit by a visitor: the path, or how much of each parent is in a merge."""
+    """Edit by a visitor: the path, or how much of each parent is in a merge; `linked` where a link had it."""
 
     way: edits.Route | None = None
     factors: mixing.Factors = ()
+    linked: bool = field(default=False, compare=False)
 
     def changes(self, published: Published) -> bool:
         """Tell whether it is another model than the published one."""
@@ -55,6 +56,17 @@ class Edit:
     def of(cls, published: Published) -> Edit:
         """Nothing changed yet."""
         return cls(edits.Route(published.path, published.scales) if published.path else None)
+
+    @classmethod
+    def ideas(cls, published: Published) -> list[Edit]:
+        """Two edits that change little, to begin with; none where nothing can be changed."""
+        if published.path:
+            way = edits.Route(published.path, published.scales)
+            added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
+            least = way.select(added.index(min(added)))
+            return [cls(change) for change in (least.drop(), least.repeat())] if len(way) > 1 else []
+        parents = range(len(published.sources) if published.mixes else 0)
+        return [cls(factors=((mixing.ALL, tuple(1.1 if at == k else 1.0 for at in parents)),)) for k in parents][:2]
 
     def said(self, published: Published) -> str:
         """Say what was changed, in one line."""
@@ -92,9 +104,9 @@ class Edit:
         except (ValueError, RecursionError) as cause:
             raise SpaceError("The link's edit cannot be read.") from cause
         if published.path and isinstance(plain, list) and len(plain) == 2:
-            return cls(edits.route(plain[0], plain[1], holds=published.path))
+            return cls(edits.route(plain[0], plain[1], holds=published.path), linked=True)
         if published.mixes and isinstance(plain, list) and len(plain) == 1:
-            return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)))
+            return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)), linked=True)
         raise SpaceError("The link's edit is not one of this model.")
 
 

@@ -15,6 +15,7 @@ import edits
 import mixing
 from pictures import path_picture, weights_picture
 from published import Published, merge_of
+from showcase import Edit
 from texts import bar, counted, details, escape, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
@@ -78,9 +79,9 @@ def gloss(published: Published, prompt: str, unknown: str = "") -> str:
 
 
 def asked(published: Published, prompt: str) -> str:
-    """The prompt that an edited model answers, in the words of its button where it has some."""
-    example = next((each for each in published.examples if each.prompt == prompt), None)
-    words = (example.gloss if example is not None else "") or prompt
+    """The problem that an edited model answers, in the words of its button where it has some."""
+    example = published.problem(prompt)
+    words = prompt if example is None else example.gloss or example.prompt
     return f'<p class="ev-faint">The problem: {escape(words[:_MOST_CAPTION])}</p>' if words.strip() else ""
 
 
@@ -93,24 +94,32 @@ def share(link: str, recipe: str) -> str:
 
 
 def dare(published: Published) -> str:
-    """Say what a visitor can do with the model."""
+    """Say what a visitor can do with the model, with edits to try."""
     can = "drop, repeat, move or scale its hops" if published.path else "turn its parents up and down, layer by layer"
     if published.judge is None or not published.examples:
         return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
-    many = f"{len(published.examples)} {published.tested_on}"
-    return f'<p class="ev-faint">Evolution found this model. Can you do better? You can {can}; {escape(many)} judge it.</p>'
+    many, found = f"{len(published.examples)} {published.tested_on}", published.finder.capitalize()
+    links = (
+        f'<a href="{escape(edit.link)}">{escape(edit.said(published).removeprefix("Changed: "))}</a>'
+        for edit in Edit.ideas(published)
+    )
+    said = f"{found} found this model. Can you do better? You can {can}; {escape(many)} judge it. Try one of these:"
+    return f'<p class="ev-faint">{said} {" ".join(links)}</p>'
 
 
-def scores(total: int, done: int, right: int, before: int, problems: str) -> str:
-    """The published model's score beside the visitor's."""
+def scores(published: Published, edit: Edit, done: int, right: int, before: int) -> str:
+    """The published model's score beside that of an edit, and at the end who leads."""
 
     def side(name: str, count: int, kind: str) -> str:
         return f'<div class="ev-side {kind}"><span>{name}</span><b>{count}</b>{bar(count / max(done, 1))}</div>'
 
-    words = f"of {done} problems …" if done < total else f"of {total} {escape(problems)}"
-    if done == total:
-        words += ". You beat evolution." if right > before else ". A draw." if right == before else ""
-    both = side("Evolution", before, "ev-theirs") + side("You", right, "ev-yours")
+    total, you, found = len(published.examples), "This link's merge" if edit.linked else "You", published.finder
+    of, lead = f"of {total} {escape(published.tested_on)}", abs(right - before)
+    verdict = f"{found.capitalize()} leads by {lead} {of}." if lead else f"A draw: both solve {right} {of}."
+    if right > before:
+        verdict = f"{you} {'beats' if edit.linked else 'beat'} {found} by {lead} {of}."
+    both = side(found.capitalize(), before, "ev-theirs") + side(you, right, "ev-yours")
+    words = verdict if done == total else f"of {done} problems …"
     return f'<div class="ev-score" role="status">{both}<p class="ev-faint">{words}</p></div>'
 
 

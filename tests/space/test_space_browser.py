@@ -175,7 +175,7 @@ def test_an_edit_changes_the_answer_at_once(visit, served, dfs):
     """Press a hop, drop it, repeat one, scale one: picture, recipe and answer follow; undo and reset bring the path back."""
     page = visit()
     path, scales = list(served.show.published.path), list(served.show.published.scales)
-    prompt = "w3 w5 7"
+    prompt = served.show.published.examples[1].prompt
     _prompt(page, prompt)
     page.locator("#ev-edit [data-hop='1']:visible").click()
     page.wait_for_selector("#ev-edit .ev-selected[data-hop='1']:visible")
@@ -313,6 +313,7 @@ def test_an_edit_is_shared_and_scored(visit, served, dfs):
     href = page.locator("#ev-share a.ev-copy").get_attribute("href")
     there = visit(f"{served.url}{href}")
     there.wait_for_selector("#ev-said >> text=is dropped")
+    expect(there.locator("#ev-scored")).to_contain_text("This link's merge")
     _wait_for_changed(there, greedy(dfs, served.show.published.examples[0].prompt, 64, path[1:], scales[1:]))
     total = len(served.show.published.examples)  # scored without a press: the model is small
     there.wait_for_selector(f"#ev-scored >> text=of {total} unseen problems")
@@ -347,8 +348,11 @@ def test_everybody_can_use_it(visit, served, theme, wide):
 
 
 @pytest.mark.slow
-def test_hostile_prompts_are_text(visit):
-    """Markup and control characters are shown or left out, never run; no prompt, or one too long, is one line."""
+def test_hostile_prompts_are_text(visit, served):
+    """Markup and control characters are shown or left out, never run; no prompt, or one too long, is one line.
+
+    Edits are answered to a problem of the search whatever stands in the prompt.
+    """
     page = visit()
     page.fill("#ev-prompt textarea", EVIL + "\x00\x1b")
     page.click("#ev-ask")
@@ -361,7 +365,9 @@ def test_hostile_prompts_are_text(visit):
         page.fill("#ev-prompt textarea", prompt)
         page.click("#ev-ask")
         page.wait_for_selector(f"#ev-answers .ev-error >> text={said}")
-    _prompt(page, EVIL)
+    page.fill("#ev-prompt textarea", EVIL)
+    _tab(page, "Beat evolution")
+    expect(page.locator("#ev-problem")).to_contain_text(served.show.published.examples[0].prompt)
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-answers2 .ev-done")
     page.wait_for_selector("#ev-said >> text=runs twice")
@@ -423,7 +429,7 @@ def test_the_page_opens_while_the_queue_is_full(visit, served, slow):
 def test_a_new_question_ends_the_old_one(visit, served, slow):
     """Who edits on while an answer is written does not wait for it: the newest edit's answer is what is shown."""
     page = visit()
-    _prompt(page, "w1 w2")
+    _prompt(page, served.show.published.examples[1].prompt)
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-answers2 .ev-writing")
     page.click("#ev-repeat")

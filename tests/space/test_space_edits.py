@@ -185,6 +185,7 @@ def test_a_link_carries_an_edit():
     edit = Edit(edits.Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)))
     (text,) = parse_qs(edit.link[1:])["edit"]
     assert Edit.of_link(text, path) == edit
+    assert (Edit.of_link(text, path).linked, edit.linked) == (True, False)
     parents = (Parent("a", "a"), Parent("b", "b"))
     merge = Published("m", "m", config={"num_hidden_layers": 2}, recipe=MERGE, parents=parents)
     edit = Edit(factors=mixing.with_factors((), "layer 1", [0.5, 2.0]))
@@ -193,6 +194,10 @@ def test_a_link_carries_an_edit():
     for bad in ('[[["layer 2",[1,2]]]]', '[[["layer 1",[1]]]]', '[[["layer 1",[1,99]]]]', '[[["layer 1",[1,true]]]]', "[[5]]"):
         with pytest.raises(SpaceError, match="cannot be read"):
             Edit.of_link(bad, merge)
+    for published in (path, merge):
+        assert len(ideas := Edit.ideas(published)) == 2
+        assert all(idea.changes(published) for idea in ideas)
+        assert all(Edit.of_link(parse_qs(idea.link[1:])["edit"][0], published).link == idea.link for idea in ideas)
 
 
 def test_the_picture_of_weights_follows_what_a_visitor_changes():

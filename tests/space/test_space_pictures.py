@@ -12,13 +12,14 @@ import views
 from edits import Route
 from published import Parent, Published, Trial
 from reading import read
+from showcase import Edit
 from texts import Card, cards, message, table
 
 from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.hub.card import CardFacts, render_card
 from hf_evomerge.hub.licenses import ParentLicense, decide_license
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.record import Problem, Record, Results, Row
+from hf_evomerge.record import Problem, Record, Results, Row, StageSummary
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
@@ -244,11 +245,21 @@ def test_a_card_says_what_its_model_solves():
     assert "not asked" in cards([Card("m", state="unasked")])
 
 
-def test_a_visitors_score_stands_beside_evolutions():
-    """Both numbers are there while it is counted, and at the end who won."""
-    assert ["evolution" in views.scores(50, 50, right, 49, "unseen problems") for right in (48, 49, 50)] == [False, False, True]
-    assert "A draw." in views.scores(50, 50, 49, 49, "unseen problems")
-    assert "of 25 problems …" in views.scores(50, 25, 25, 20, "unseen problems")
+def test_a_visitors_score_stands_beside_the_searchs():
+    """Both numbers are there while it is counted; at the end a sentence says who leads, and of a link whose merge that is."""
+    problems = [Problem(prompt=str(k), answer="1") for k in range(50)]
+
+    def said(right: int, before: int = 49, done: int = 50, algorithm: str = "cma", linked: bool = False) -> str:
+        record = Record(examples=problems, stages=[StageSummary(stage="ps", algorithm=algorithm)])
+        return views.scores(Published("m", "m", record=record), Edit(linked=linked), done, right, before)
+
+    assert "You beat evolution by 1 of 50 unseen problems." in said(50)
+    assert "A draw: both solve 49 of 50 unseen problems." in said(49)
+    assert "Evolution leads by 47 of 50 unseen problems." in said(2)
+    assert "The search leads by 47 of 50 unseen problems." in said(2, algorithm="gradient")
+    assert "This link's merge beats evolution by 1 of" in said(50, linked=True)
+    assert "You" not in said(2, linked=True)
+    assert "of 25 problems …" in said(20, 25, 25)
 
 
 def test_the_problem_that_only_the_merge_solves_says_so():
