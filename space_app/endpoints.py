@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -22,39 +21,35 @@ from hf_evomerge.record import EVOLVED
 def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
     """The functions of the API, each with whether it runs the model."""
 
-    def answer(prompt: str, model: str = EVOLVED, max_tokens: int = 64, pictures: list[str] | None = None) -> dict[str, Any]:
-        """Let one model answer a prompt, greedily.
+    def answer(
+        prompt: str,
+        model: str = EVOLVED,
+        max_tokens: int = 64,
+        pictures: list[str] | None = None,
+        path: list[str] | None = None,
+        scales: list[float] | None = None,
+    ) -> dict[str, Any]:
+        """Let one model answer a prompt, greedily; the evolved one also along another path. Nothing is copied or kept.
 
         Args:
             prompt: The prompt, at most 8,000 characters.
             model: "evolved", or the name of a parent as `about` lists it.
             max_tokens: The longest answer, in tokens, from 1 to 256.
             pictures: What the files of pictures hold, in base64, for a model that sees.
+            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
+            scales: One number per hop of `path`; all 1 where there are none.
 
         Returns:
             A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of the examples) and `note`.
         """
-        chosen([model], [EVOLVED, *choices(show.need()[0].parents)])
-        return _answered(show, prompt, max_tokens, Job(model, "", pictures=seeing.of_texts(pictures)))
-
-    def answer_with_path(
-        prompt: str, path: list[str], scales: list[float] | None = None, max_tokens: int = 64, pictures: list[str] | None = None
-    ) -> dict[str, Any]:
-        """Let the evolved model answer along another path through its layers. Nothing is copied and nothing is kept.
-
-        Args:
-            prompt: The prompt, at most 8,000 characters.
-            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
-            scales: One number per hop; all 1 where there are none.
-            max_tokens: The longest answer, in tokens, from 1 to 256.
-            pictures: As for `answer`.
-
-        Returns:
-            A mapping as that of `answer`.
-        """
-        way = edits.route(path, scales, holds=show.need()[0].path)
-        job = Job(EVOLVED, "", hops=way.hops, scales=way.scales, pictures=seeing.of_texts(pictures))
-        return _answered(show, prompt, max_tokens, job)
+        published, host = show.need()
+        chosen([model], [EVOLVED, *choices(published.parents)])
+        way = edits.route(path, scales, holds=published.path) if path is not None else edits.Route((), ())
+        words, note = show.question(prompt)
+        job = Job(model, words, token_bound(max_tokens), way.hops, way.scales, pictures=seeing.of_texts(pictures))
+        piece = host.whole_answer(job)
+        right, seconds = show.verdict((words, job.pictures), piece.text), round(piece.seconds, 4)
+        return {"text": piece.text, "tokens": piece.tokens, "seconds": seconds, "right": right, "note": note}
 
     def about() -> dict[str, Any]:
         """Say what the model is: its sources, path, scales, results, examples and the state of this Space.
@@ -77,7 +72,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             "recipe": published.recipe_text,
         }
 
-    return [(answer, True), (answer_with_path, True), (about, False)]
+    return [(answer, True), (about, False)]
 
 
 def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,16 +91,3 @@ def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
 def _example(example: Example) -> dict[str, Any]:
     seen = [base64.b64encode(picture.data).decode() for picture in example.pictures]
     return {"prompt": example.prompt, "answer": example.answer, **({"pictures": seen} if seen else {})}
-
-
-def _answered(show: Showcase, prompt: object, max_tokens: object, job: Job) -> dict[str, Any]:
-    _, host = show.need()
-    words, note = show.question(prompt)
-    piece = host.whole_answer(replace(job, prompt=words, max_tokens=token_bound(max_tokens)))
-    return {
-        "text": piece.text,
-        "tokens": piece.tokens,
-        "seconds": round(piece.seconds, 4),
-        "right": show.verdict((words, job.pictures), piece.text),
-        "note": note,
-    }

@@ -72,5 +72,5 @@ def test_the_repository_is_all_that_a_space_needs(url, dfs):
     assert (answered["text"], answered["right"]) == (greedy(dfs, first["prompt"], 64), True)
     assert client.predict(second["prompt"], "evolved", 64, api_name="/answer")["right"] is False
     path = about["path"][::-1]
-    changed = client.predict(first["prompt"], path, None, 8, api_name="/answer_with_path")
+    changed = client.predict(first["prompt"], "evolved", 8, None, path, api_name="/answer")
     assert changed["text"] == greedy(dfs, first["prompt"], path=path)

@@ -13,7 +13,7 @@ from gradio_client.exceptions import AppError
 from served import Served, greedy
 
 PROMPT = "t0 w3 w4 5"
-NAMES = {"/answer", "/answer_with_path", "/about"}
+NAMES = {"/answer", "/about"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def client(served: Served) -> Any:
 
 
 def test_the_api_is_named_and_described(client):
-    """The public endpoints are the three named ones, each with description and parameters; the page's events are not."""
+    """The public endpoints are the two named ones, each with description and parameters; the page's events are not."""
     info = client.view_api(return_format="dict", print_info=False)
     assert set(info["named_endpoints"]) == NAMES
     assert not info["unnamed_endpoints"]
@@ -31,7 +31,8 @@ def test_the_api_is_named_and_described(client):
     for name in NAMES:
         assert described["named_endpoints"][name]["description"], name
     parameters = info["named_endpoints"]["/answer"]["parameters"]
-    assert [parameter["parameter_name"] for parameter in parameters] == ["prompt", "model", "max_tokens", "pictures"]
+    names = [parameter["parameter_name"] for parameter in parameters]
+    assert names == ["prompt", "model", "max_tokens", "pictures", "path", "scales"]
 
 
 def test_answers_are_the_models(client, dfs, tiny):
@@ -40,7 +41,7 @@ def test_answers_are_the_models(client, dfs, tiny):
     assert client.predict(PROMPT, "b", 8, api_name="/answer")["text"] == greedy(tiny / "b", PROMPT)
     about = client.predict(api_name="/about")
     path, scales = about["path"][::-1], [0.7] * len(about["path"])
-    changed = client.predict(PROMPT, path, scales, 8, api_name="/answer_with_path")
+    changed = client.predict(PROMPT, "evolved", 8, None, path, scales, api_name="/answer")
     assert changed["text"] == greedy(dfs, PROMPT, path=path, scales=scales)
     assert 0 < changed["tokens"] <= 8
 
@@ -64,14 +65,15 @@ HOSTILE: list[tuple[str, list[Any], str]] = [
     ("/answer", ["w1", "no/such-model", 8], "no model 'no/such-model'"),
     ("/answer", ["w1", "../../etc/passwd", 8], "no model"),
     ("/answer", ["w1", {"a": 1}, 8], "no model"),
+    ("/answer", ["w1", "b", 8, None, ["0:0"]], "no path to change"),
     ("/answer", ["w1", "evolved", "many"], "whole number from 1 to 256"),
     ("/answer", ["w1", "evolved", -1], "whole number from 1 to 256"),
     ("/answer", ["w1", "evolved", 10**9], "whole number from 1 to 256"),
     ("/answer", ["w1", "evolved", 1.5], "whole number from 1 to 256"),
-    ("/answer_with_path", ["w1", "0:0", None, 8], "must be a list of hops"),
-    ("/answer_with_path", ["w1", ["7:7"], None, 8], "not part of this model"),
-    ("/answer_with_path", ["w1", ["0:0"] * 5000, None, 8], "at most|may have 512"),
-    ("/answer_with_path", ["w1", ["<img src=x onerror=alert(1)>"], None, 8], "cannot read"),
+    ("/answer", ["w1", "evolved", 8, None, "0:0"], "must be a list of hops"),
+    ("/answer", ["w1", "evolved", 8, None, ["7:7"]], "not part of this model"),
+    ("/answer", ["w1", "evolved", 8, None, ["0:0"] * 5000], "at most|may have 512"),
+    ("/answer", ["w1", "evolved", 8, None, ["<img src=x onerror=alert(1)>"]], "cannot read"),
 ]
 
 
@@ -126,7 +128,7 @@ def test_twenty_visitors_get_their_own_answers(served, dfs):
 
     def ask(k: int) -> str:
         prompt, way, scales = jobs[k]
-        return str(clients[k].predict(prompt, way, scales, 12, api_name="/answer_with_path")["text"])
+        return str(clients[k].predict(prompt, "evolved", 12, None, way, scales, api_name="/answer")["text"])
 
     with ThreadPoolExecutor(20) as pool:
         got = list(pool.map(ask, range(20)))
@@ -158,7 +160,7 @@ def test_a_model_without_path_says_so(serve, ps):
     client = serve(ps).client()
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(ps, PROMPT)
     with pytest.raises(AppError, match="no path"):
-        client.predict(PROMPT, ["0:0"], None, 8, api_name="/answer_with_path")
+        client.predict(PROMPT, "evolved", 8, None, ["0:0"], api_name="/answer")
 
 
 def test_without_a_model_the_page_explains(serve):

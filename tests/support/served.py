@@ -48,7 +48,7 @@ class Served:
 
     def fill_queue(self) -> urllib.error.HTTPError:
         """Ask and ask until the queue takes no more; returns how that was said."""
-        body = json.dumps({"data": ["w1", "evolved", 1, None]}).encode()
+        body = json.dumps({"data": ["w1", "evolved", 1, None, None, None]}).encode()
         call = urllib.request.Request(f"{self.url}gradio_api/call/answer", body, {"Content-Type": "application/json"})
         for _ in range(200):
             try:

@@ -68,7 +68,7 @@ def _visit(url: str, until: float, seed: int, ends: Counter, lost: list[str]) ->
         calls = [
             ((prompt, "evolved", 16), "/answer"),
             ((prompt, rng.choice(["a", "b", "nobody"]), 16), "/answer"),
-            ((prompt, path, None, 16), "/answer_with_path"),
+            ((prompt, "evolved", 16, None, path), "/answer"),
         ]
         values, name = rng.choice(calls)
         try:
