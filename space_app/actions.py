@@ -139,29 +139,24 @@ class Actions:
         except EvoMergeError as error:
             yield message(str(error), "error")
 
-    def score(self, edit: Edit, request: gr.Request) -> Iterator[str]:
+    def score(self, edit: Edit, request: gr.Request) -> Iterator[Any]:
         """Count how many of the examples the changed model answers right, beside the published one."""
         self.show.begin(str(request.session_hash))
-        yield message(f"Answering {counted(len(self.show.need()[0].examples), 'problem')} …", "busy")
-        yield from self._scored(edit, request)
+        yield from self.score_new(edit, request, pressed=True)
 
-    def score_new(self, edit: Edit, request: gr.Request) -> Iterator[Any]:
+    def score_new(self, edit: Edit, request: gr.Request, *, pressed: bool = False) -> Iterator[Any]:
         """The same after an edit, where the model is quick."""
         published, host = self.show.need()
         if published.judge is None or not published.examples or not edit.changes(published):
-            yield ""
-        elif host.quick:
-            yield from self._scored(edit, request)
-        else:
-            yield gr.skip()
-
-    def _scored(self, edit: Edit, request: gr.Request) -> Iterator[str]:
-        published, _ = self.show.need()
-        try:
-            for counts in self.show.score(edit, str(request.session_hash)):
-                yield views.scores(published, edit, *counts)
-        except EvoMergeError as error:
-            yield message(str(error), "error")
+            yield message(UNCHANGED if pressed else "")
+        elif pressed or host.quick:
+            if pressed:
+                yield message(f"Answering {counted(len(published.examples), 'problem')} …", "busy")
+            try:
+                for counts in self.show.score(edit, str(request.session_hash)):
+                    yield views.scores(published, edit, *counts)
+            except EvoMergeError as error:
+                yield message(str(error), "error")
 
     def edit(
         self, action: str, edit: Edit, undo: Undo, count: int, scale: float, group: str, *values: float | None
@@ -241,24 +236,18 @@ class Actions:
         quick = self.show.need()[1].quick
         return [self.through(prompt, shown) if quick else gr.skip(), gr.Button(visible=not quick)]
 
-    def turn(self, stage: str, at: float) -> tuple[str, str]:
-        """Show one moment of a stage, from 1."""
+    def turn(self, at: float) -> tuple[str, str]:
+        """Show one moment of the film, from 1."""
         published, _ = self.show.need()
         if as_float(at) is None:
             return message("Give the number of a moment.", "error"), ""
-        return views.film_view(published, stage, int(at) - 1)
+        return views.film_view(published, int(at) - 1)
 
-    def turn_to(self, stage: str) -> list[Any]:
-        """Another stage, at its end."""
-        published, _ = self.show.need()
-        count = len(views.film(published, stage))
-        return [gr.Slider(maximum=max(count, 2), value=count), *self.turn(stage, count)]
-
-    async def run(self, stage: str, at: float) -> AsyncIterator[list[Any]]:
+    async def run(self, at: float) -> AsyncIterator[list[Any]]:
         """Show all moments from the one shown, or from the first where it is the last."""
         published, _ = self.show.need()
-        last, shown = len(views.film(published, stage)), as_float(at)
+        last, shown = len(published.film[1]), as_float(at)
         start = int(shown) if shown is not None and 1 <= shown < last else 1
         for moment in range(start, last + 1):
-            yield [moment, *views.film_view(published, stage, moment - 1, runs=moment < last)]
+            yield [moment, *views.film_view(published, moment - 1, runs=moment < last)]
             await asyncio.sleep(FRAME_SECONDS)

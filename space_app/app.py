@@ -191,7 +191,6 @@ class Page:
     def _evolution_tab(self) -> None:
         with gr.Column(visible=False) as self.replayer:
             with gr.Row(equal_height=True):
-                self.stage = gr.Radio([], label="Stage", elem_id="ev-stage", scale=1, min_width=310)
                 self.moment = gr.Slider(
                     1, 2, value=1, step=1, label="Moment at which it got better", elem_id="ev-moment", scale=3, min_width=240
                 )
@@ -260,10 +259,9 @@ class Page:
         self.stop2.click(self.do.halt, **AT_ONCE)
 
         replayed = [self.film, self.best]
-        self.moment.input(self.do.turn, [self.stage, self.moment], replayed, **LATEST, **AT_ONCE)
-        self.stage.input(self.do.turn_to, self.stage, [self.moment, *replayed], **LATEST, **AT_ONCE)
-        running = self.play.click(self.do.run, [self.stage, self.moment], [self.moment, *replayed], **FREE)
-        self.pause.click(self.do.turn, [self.stage, self.moment], replayed, cancels=running, **AT_ONCE)
+        self.moment.input(self.do.turn, self.moment, replayed, **LATEST, **AT_ONCE)
+        running = self.play.click(self.do.run, self.moment, [self.moment, *replayed], **FREE)
+        self.pause.click(self.do.turn, self.moment, replayed, cancels=running, **AT_ONCE)
         self.evolution.select(None, js=PLAY_ONCE, **PRIVATE)
 
     async def fill(self, request: gr.Request) -> dict[Any, Any]:
@@ -339,17 +337,10 @@ class Page:
         return shown
 
     def _replayed(self, published: Published) -> dict[Any, Any]:
-        replayed = views.evolution_stages(published)
-        if not replayed:
+        if not (count := len(published.film[1])):
             return {}
-        chosen = published.winner
-        known = [stage for _, stage in replayed]
-        stage = chosen.stage if chosen and chosen.stage in known else known[-1]
-        if len(views.film(published, stage)) < 3:  # it began where it ended: another stage moves more
-            stage = max(known, key=lambda each: len(views.film(published, each)))
-        turned = zip((self.moment, self.film, self.best), self.do.turn_to(stage), strict=True)
-        choice = gr.Radio(choices=replayed, value=stage, visible=len(replayed) > 1)
-        return {self.replayer: gr.Column(visible=True), self.stage: choice, **dict(turned)}
+        turned = dict(zip((self.film, self.best), views.film_view(published, count - 1), strict=True))
+        return {self.replayer: gr.Column(visible=True), self.moment: gr.Slider(maximum=max(count, 2), value=count), **turned}
 
 
 def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase | drawing.Painter]:

@@ -15,7 +15,7 @@ from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.numbers import Decimal
 from hf_evomerge.fitness.pictures import sees
 from hf_evomerge.fitness.writing import WritingTask
-from hf_evomerge.pictures.trials import FITNESS, Objective, Trial, of_stage
+from hf_evomerge.pictures.trials import FITNESS, Objective, Step, Trial, climb, of_stage, stages
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import EVOLVED, Data, Problem, Record
@@ -243,6 +243,14 @@ class Published:
         if row is None or row.accuracy is None or results is None or not results.examples:
             return None
         return round(row.accuracy * results.examples), results.examples, self.tested_on
+
+    @cached_property
+    def film(self) -> tuple[str, list[Step]]:
+        """The stage that is replayed, and the moments at which it got better: the winner's, unless another moves more."""
+        order = [stage for stage in stages(self.trials) if stage != "random"]
+        films = {stage: climb(of_stage(self.trials, stage), winner=self.winner) for stage in order}
+        own = self.winner.stage if self.winner is not None else "".join(order[-1:])
+        return max(films.items(), key=lambda each: (each[0] == own and len(each[1]) > 2, len(each[1])), default=("", []))
 
     @property
     def objectives(self) -> list[Objective]:

@@ -23,11 +23,10 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.pictures.climb import climb_scene, score_text
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
-from hf_evomerge.pictures.marks import Spot
 from hf_evomerge.pictures.path import Words
 from hf_evomerge.pictures.scene import MIDDLE, listed
 from hf_evomerge.pictures.svg import responsive
-from hf_evomerge.pictures.trials import FITNESS, Objective, Step, accurate, climb, of_stage, stages, whole, without_first
+from hf_evomerge.pictures.trials import FITNESS, Objective, accurate, of_stage, whole, without_first
 from hf_evomerge.pictures.weights import spans, weights_of
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
@@ -99,12 +98,10 @@ def dare(published: Published) -> str:
     if published.judge is None or not published.examples:
         return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
     many, found = f"{len(published.examples)} {published.tested_on}", published.finder.capitalize()
-    links = (
-        f'<a href="{escape(edit.link)}">{escape(edit.said(published).removeprefix("Changed: "))}</a>'
-        for edit in Edit.ideas(published)
-    )
-    said = f"{found} found this model. Can you do better? You can {can}; {escape(many)} judge it. Try one of these:"
-    return f'<p class="ev-faint">{said} {" ".join(links)}</p>'
+    said = f"{found} found this model. Can you do better? You can {can}; {escape(many)} judge it."
+    ideas = [(edit.link, edit.said(published).removeprefix("Changed: ")) for edit in Edit.ideas(published)]
+    links = " ".join(f'<a href="{escape(link)}">{escape(words)}</a>' for link, words in ideas)
+    return f'<p class="ev-faint">{said} {f"Try one of these: {links}" if links else ""}</p>'
 
 
 def scores(published: Published, edit: Edit, done: int, right: int, before: int) -> str:
@@ -186,11 +183,6 @@ def merge_view(published: Published, factors: mixing.Factors) -> str:
     return note + weights_picture(changed or published.merge, published.sources, wide=MIDDLE, listed=False)
 
 
-def evolution_stages(published: Published) -> list[tuple[str, str]]:
-    """The stages whose generations can be replayed, as (words, stage)."""
-    return [(STAGES.get(stage, stage), stage) for stage in stages(published.trials) if stage != "random"]
-
-
 def fitness_view(published: Published) -> str:
     """The table of the results, and the picture of all trials."""
     if not published.trials:
@@ -204,8 +196,6 @@ def fitness_view(published: Published) -> str:
     )
     if len(whole(trials)) < sum(trial.fitness is not None for trial in trials):
         words += " Dots above it were scored on a part of the problems only, and owe something to luck."
-    if len(stages(trials)) > 1:
-        words += " Each stage begins with models at several places, most of them bad."
     if unit.startswith("nats"):
         words += (
             " Fitness is the natural logarithm (in nats) of the probability that a model gives to the right answer: 0 is "
@@ -277,11 +267,6 @@ def _with_minus(words: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", words)
 
 
-def film(published: Published, stage: str) -> list[Step]:
-    """The moments at which a stage got better."""
-    return climb(of_stage(published.trials, stage), winner=published.winner)
-
-
 @lru_cache(256)
 def _merge(recipe: str) -> dict[str, Any]:
     """The merge of a trial's recipe; empty where that cannot be read."""
@@ -290,15 +275,9 @@ def _merge(recipe: str) -> dict[str, Any]:
     return {}
 
 
-@lru_cache(16)
-def _spans(recipes: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Spot]:
-    """The spans of all moments of a film, whose axes are the same."""
-    return spans(weights_of(merge, labels) for merge in map(_merge, recipes) if merge)
-
-
-def film_view(published: Published, stage: str, at: int, *, runs: bool = False) -> tuple[str, str]:
-    """The moments of a stage as bars, and the model of the one at a place among them; with `runs` others follow."""
-    steps = film(published, stage)
+def film_view(published: Published, at: int, *, runs: bool = False) -> tuple[str, str]:
+    """The moments of the film as bars, and the model of the one at a place among them; with `runs` others follow."""
+    stage, steps = published.film
     if not steps:
         return message(NO_STUDY), ""
     at = max(0, min(at, len(steps) - 1))
@@ -306,18 +285,17 @@ def film_view(published: Published, stage: str, at: int, *, runs: bool = False) 
     bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width))
     name = "The published model" if trial == published.winner else f"Trial {trial.number}"
     most = published.record.splits.get("search") or max(each.examples for each in published.trials)
-    which = f"on the {most if trial.examples else ''} search problems".replace("  ", " ")
-    if 0 < trial.examples < most:
-        which = f"on average over the last batches of {trial.examples} search problems"
+    which = f"the last batches of {trial.examples}" if trial.examples < most else f"the {most}"
     value = f"{score_text(steps[at], exact)} right" if exact else f"fitness {score_text(steps[at], exact)}"
-    said = f"<p><b>{name}</b>, after {number(steps[at].evaluations)} evaluations: {value} {which}.</p>"
+    spent = f"after {number(steps[at].evaluations)} evaluations of {escape(STAGES.get(stage, stage))}"
+    said = f"<p><b>{name}</b>, {spent}: {value} on {which if trial.examples else 'the'} search problems.</p>"
     if trial.path:
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
     else:
-        merge, labels = _merge(trial.recipe), tuple(published.sources)
-        among = _spans(tuple(step.trial.recipe for step in steps), labels)
-        drawn = weights_picture(merge, labels, listed=False, among=among) if merge else ""
+        merges = [_merge(step.trial.recipe) for step in steps]
+        among = spans(weights_of(merge, published.sources) for merge in merges if merge)
+        drawn = weights_picture(merges[at], published.sources, listed=False, among=among) if merges[at] else ""
     return f'<div class="{"ev-runs" if runs else ""}">{bars}</div>', said + drawn
 
 

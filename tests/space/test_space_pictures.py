@@ -134,7 +134,8 @@ def test_no_text_of_a_repository_becomes_markup():
         notes=(EVIL,),
     )
     html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licenses(found)
-    html += "".join(part for stage in ("ps", EVIL) for part in views.film_view(found, stage, 0))
+    for trial in trials:
+        html += "".join(views.film_view(replace(found, trials=(trial,)), 0))
     html += (
         cards([Card(EVIL, EVIL, state="error", text=EVIL, note=EVIL)]) + message(EVIL) + table([EVIL], [[EVIL]], caption=EVIL)
     )
@@ -171,27 +172,28 @@ def test_the_words_above_a_path_are_not_on_each_other(hops, select):
 
 @pytest.mark.parametrize("path", [(), ("0:0", "1:1")])
 def test_the_film_ends_on_the_published_model(path):
-    """The record names its trial, which is the last moment of its stage; another stage ends with its own best."""
+    """The record names its trial, which is the last moment of its stage; a stage that hardly moves gives way to another."""
     trials = [Trial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
-    trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
+    trials += [Trial("dfs", k, k, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
     stage = "dfs" if path else "ps"
     record = Record(splits={"search": 16}, results=Results(rows=[Row(stage=stage, winner=True)]), trial=5)
     shown = Published("m", "m", record=record, trials=tuple(trials))
     found = shown.winner
     assert (found.stage, found.number) == (stage, 5)
-    steps = views.film(shown, stage)
-    assert steps[-1].trial == found
-    film, best = views.film_view(shown, stage, len(steps) - 1)
+    replayed, steps = shown.film
+    assert (replayed, steps[-1].trial) == (stage, found)
+    film, best = views.film_view(shown, len(steps) - 1)
     labels = [frame.attrib["aria-label"] for frame in _frames(film)]
     assert all(label.endswith(f"{len(steps)} is shown.") for label in labels)
     assert "<b>The published model</b>" in best
-    assert "ev-runs" in views.film_view(shown, stage, 0, runs=True)[0]
+    assert "ev-runs" in views.film_view(shown, 0, runs=True)[0]
     assert f" on the {'16 ' * (not path)}search problems." in best
     part = replace(shown, trials=(Trial("ps", 0, 0, -1.0, examples=8),))
-    assert "on average over the last batches of 8 search problems." in views.film_view(part, "ps", 0)[1]
+    assert "on the last batches of 8 search problems." in views.film_view(part, 0)[1]
     if path:
-        assert views.film(shown, "ps")[-1].trial.number == 7
-        assert "Trial 7" in views.film_view(shown, "ps", 99)[1]
+        still = replace(shown, trials=tuple(trials[:10]), record=record.model_copy(update={"trial": 1}))
+        assert (still.film[0], still.film[1][-1].trial.number) == ("ps", 7)
+        assert "<b>Trial 7</b>" in views.film_view(still, 99)[1]
     unknown = Published("m", "m", record=Record(results=Results(rows=[Row(stage="ps", winner=True)])), trials=tuple(trials))
     assert unknown.winner is None
 
