@@ -132,7 +132,7 @@ class Page:
         with gr.Column(visible=False) as self.beside:
             self.pictures = self._gallery("Pictures beside the prompt", "ev-pictures")
         self.prompt = gr.Textbox(
-            label="Prompt (Shift+Enter asks)", lines=2, max_lines=12, elem_id="ev-prompt", placeholder="Ask the model something"
+            label="Prompt", lines=2, max_lines=12, elem_id="ev-prompt", placeholder="Ask the model something"
         )
         self.gloss = gr.HTML("", elem_id="ev-gloss")
         with gr.Row():
@@ -160,7 +160,7 @@ class Page:
                     self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
                     self.problem = gr.HTML("", elem_id="ev-problem")
                 with gr.Column(scale=2, min_width=320):
-                    with gr.Column(visible=False) as self.of_path:
+                    with gr.Column(visible=False, elem_id="ev-of-path") as self.of_path:
                         self._path_controls()
                     with gr.Column(visible=False) as self.of_weights:
                         self._weight_controls()
@@ -192,7 +192,7 @@ class Page:
         with gr.Column(visible=False) as self.replayer:
             with gr.Row(equal_height=True):
                 self.moment = gr.Slider(
-                    1, 2, value=1, step=1, label="Moment at which it got better", elem_id="ev-moment", scale=3, min_width=240
+                    1, 2, value=1, step=1, label="Moment", elem_id="ev-moment", scale=3, min_width=240
                 )
                 self.play = gr.Button("Replay", variant="primary", elem_id="ev-play", scale=1, min_width=110)
                 self.pause = gr.Button("Stop", elem_id="ev-pause", scale=1, min_width=80)

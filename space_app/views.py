@@ -101,7 +101,7 @@ def dare(published: Published) -> str:
     said = f"{found} found this model. Can you do better? You can {can}; {escape(many)} judge it."
     ideas = [(edit.link, edit.said(published).removeprefix("Changed: ")) for edit in Edit.ideas(published)]
     links = " ".join(f'<a href="{escape(link)}">{escape(words)}</a>' for link, words in ideas)
-    return f'<p class="ev-faint">{said} {f"Try one of these: {links}" if links else ""}</p>'
+    return f'<p class="ev-faint">{said} {f"Try: {links}" if links else ""}</p>'
 
 
 def scores(published: Published, edit: Edit, done: int, right: int, before: int) -> str:

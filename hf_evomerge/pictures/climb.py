@@ -31,7 +31,7 @@ def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, widt
     heights = [_height(step, accurate) for step in steps]
     low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
     floor = low - 0.02 * ((high - low) or 1.0)  # the lowest bar is seen as well
-    axes = chart_axes(width, 200 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high))
+    axes = chart_axes(width, 170 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high))
     pitch, marks = (axes.right - axes.left) / len(steps), list[Mark]()
     for share in (0.0, 0.5, 1.0) if accurate else ():
         marks.append(Line(((-0.5, share), (len(steps) - 0.5, share)), "gridline"))
