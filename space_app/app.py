@@ -191,9 +191,7 @@ class Page:
     def _evolution_tab(self) -> None:
         with gr.Column(visible=False) as self.replayer:
             with gr.Row(equal_height=True):
-                self.moment = gr.Slider(
-                    1, 2, value=1, step=1, label="Moment", elem_id="ev-moment", scale=3, min_width=240
-                )
+                self.moment = gr.Slider(1, 2, value=1, step=1, label="Moment", elem_id="ev-moment", scale=3, min_width=240)
                 self.play = gr.Button("Replay", variant="primary", elem_id="ev-play", scale=1, min_width=110)
                 self.pause = gr.Button("Stop", elem_id="ev-pause", scale=1, min_width=80)
             self.film = gr.HTML("", elem_id="ev-film")
