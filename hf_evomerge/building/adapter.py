@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
+from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
 from ..checkpoints.lora import CONFIG_FILE, WEIGHTS_FILE, Change
 from ..errors import SourceError
@@ -126,14 +126,12 @@ class AdapterCheckpoint(Checkpoint):
         whole, kept = (sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True))
         return kept / whole if whole else 1.0
 
-    def findings(self) -> Findings:
+    def remark(self) -> str:
         """Say which share of the energy the rank keeps, in all and in the module that loses most."""
         if not (energy := self.energy):
-            return Findings()
+            return ""
         least = min(energy, key=lambda name: energy[name])
-        return Findings(
-            [f"rank {self._rank} keeps {self.kept:.1%} of the change's energy; least in {least}: {energy[least]:.1%}"]
-        )
+        return f"rank {self._rank} keeps {self.kept:.1%} of the change's energy; least in {least}: {energy[least]:.1%}"
 
     @property
     def _rank(self) -> int:

@@ -48,8 +48,7 @@ def build_model(
     adapters of one base, and the method adds what they change, the result is an adapter. The recipe is saved beside the
     weights, its sources at the commits that were read. Configs and headers are checked before any weights are downloaded. The
     folder appears under its name only when it is whole; what an interrupted build had finished stays in a hidden folder beside
-    it, and the next build of the same recipe goes on from there. What is doubtful about the sources, and how they are related,
-    is logged.
+    it, and the next build of the same recipe goes on from there. What is doubtful about the sources is logged.
 
     Args:
         recipe: What to build.
@@ -84,10 +83,8 @@ def build_model(
     is_adapter = isinstance(checkpoint, MergedAdapter)
 
     def finish(folder: Path) -> None:
-        kept, energy = (
-            ([*checkpoint.findings().notes], checkpoint.energy) if isinstance(checkpoint, MergedAdapter) else ([], {})
-        )
-        write_build_record(folder, "; ".join([str(Ledger.of(checkpoint)), *kept]), energy or None)
+        energy = checkpoint.energy if isinstance(checkpoint, MergedAdapter) else {}
+        write_build_record(folder, "; ".join(filter(None, (str(Ledger.of(checkpoint)), checkpoint.remark()))), energy or None)
 
     return write_checkpoint(
         checkpoint,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Checkpoint, Findings, Parent
+from ..checkpoints.checkpoint import Checkpoint, Parent
 from ..checkpoints.compatibility import Tokenizer, tensor_differences
 from ..checkpoints.component import Component
 from ..checkpoints.ledger import sources_of
@@ -99,9 +99,9 @@ class Composed(PlannedCheckpoint):
             found = found + template_warnings(self.processor_source.beside, self.recipe.chat_template)
         return list(dict.fromkeys(found))
 
-    def findings(self) -> Findings:
-        """Return notes and warnings from merging the parts."""
-        return self.merged.findings()
+    def doubts(self) -> list[str]:
+        """Return warnings from merging the parts."""
+        return self.merged.doubts()
 
     @cached_property
     def config(self) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
+from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import tensor_order, torch_dtype
 from ..checkpoints.open import open_source
 from ..checkpoints.writer import write_checkpoint
@@ -104,9 +104,9 @@ class Folded(PlannedCheckpoint):
                 raise EvoMergeError(f"{name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
             yield values
 
-    def findings(self) -> Findings:
-        """Return the merged model's findings."""
-        return self.model.findings()
+    def doubts(self) -> list[str]:
+        """Return the merged model's warnings."""
+        return self.model.doubts()
 
     def write_companions(self, folder: Path) -> None:
         """Write the config, and copy what else lies beside the weights."""

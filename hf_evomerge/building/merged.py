@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Findings, Origin, Parent
+from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
@@ -129,7 +129,7 @@ class Merged(PlannedCheckpoint):
         found = self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
-    def findings(self) -> Findings:
+    def doubts(self) -> list[str]:
         """Relate the sources by the first slice of each merged tensor; with adapters, whose tensors cost a product, of some."""
         plan = self.plan
         related = Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
@@ -142,7 +142,7 @@ class Merged(PlannedCheckpoint):
             if plain:
                 job.release()
                 self.close()  # or the pages of every source would stay mapped
-        return related.findings()
+        return related.warnings()
 
     @cached_property
     def config(self) -> PretrainedConfig:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Checkpoint, Findings, Parent
+from ..checkpoints.checkpoint import Checkpoint, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.part_layout import PartLayout
@@ -116,9 +116,9 @@ class Routed(PlannedCheckpoint):
             return found
         return [f"no hop of the path runs a layer of the merge, source {number}, which is of no use", *found]
 
-    def findings(self) -> Findings:
-        """Findings of the merge, where there is one."""
-        return Findings() if self.merge is None else self.merge.findings()
+    def doubts(self) -> list[str]:
+        """Return warnings from the merge, where there is one."""
+        return [] if self.merge is None else self.merge.doubts()
 
     def write_companions(self, folder: Path) -> None:
         """Write config and code, and copy what else lies beside the weights."""

@@ -9,7 +9,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -46,19 +46,6 @@ class Origin:
 
     kind: Literal["copied", "merged", "scaled"]
     inputs: tuple[tuple[Parent, str], ...]
-
-
-@dataclass
-class Findings:
-    """Notes and warnings from reading tensors.
-
-    Attributes:
-        notes: Lines worth knowing.
-        warnings: Lines that say that something may be wrong.
-    """
-
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 class Checkpoint(ABC):
@@ -168,9 +155,13 @@ class Checkpoint(ABC):
         own = {name: info for name, info in self.tensors.items() if "/" not in name}  # without modules after it
         return check_architecture(self.config, own, str(self))
 
-    def findings(self) -> Findings:
-        """Return notes and warnings from reading its tensors."""
-        return Findings()
+    def doubts(self) -> list[str]:
+        """Return warnings from reading its tensors; one line each."""
+        return []
+
+    def remark(self) -> str:
+        """Say what is worth knowing of it once it is written; empty where nothing is."""
+        return ""
 
     def unused(self, source: Parent, name: str) -> str:
         """Say why this checkpoint leaves out a tensor of one of its sources."""

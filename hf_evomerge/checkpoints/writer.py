@@ -44,7 +44,7 @@ def write_checkpoint(
 
     The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
     beside it, and the next write of the same checkpoint goes on from there. What is doubtful about the sources is logged first;
-    then what was noticed on the way: how they are related, tensors whose numbers are not all finite, and what became of each.
+    then what was noticed on the way: sources that are hardly related, tensors whose numbers are not all finite, and what became of each.
 
     Args:
         checkpoint: What to write.
@@ -76,7 +76,7 @@ def write_checkpoint(
             folder = scratch / "model"
             folder.mkdir(exist_ok=True)
             _write_weights(checkpoint, folder, limit, progress)
-            found = checkpoint.findings()
+            doubts = checkpoint.doubts()
             checkpoint.write_companions(folder)
             if checkpoint.chat_template is not None:
                 write_chat_template(folder, checkpoint.chat_template)
@@ -88,9 +88,9 @@ def write_checkpoint(
             _replace(out, folder, scratch / REPLACED)
     finally:
         checkpoint.close()
-    for line in [*found.notes, str(Ledger.of(checkpoint))]:
+    for line in filter(None, (checkpoint.remark(), str(Ledger.of(checkpoint)))):
         logger.info("%s", line)
-    for line in found.warnings:
+    for line in doubts:
         logger.warning("%s", line)
     return out
 

@@ -1,6 +1,6 @@
-"""Relatedness of the sources of a merge: lengths of task vectors and angles between them.
+"""Relatedness of the sources of a merge: warns where task vectors are too long, or angles say that something is wrong.
 
-For a summary in words only: float32 inner products over a part of each large tensor.
+For words only: float32 inner products over a part of each large tensor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checkpoints.checkpoint import Findings
 from ..checkpoints.diff import FAR, UNRELATED
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 APART = 0.7  # cosine; fine-tunes of one base have nearly 1, unrelated models nearly 0
 ALIKE = 0.4  # cosine of task vectors; a base that is swapped with a source gives them its own difference, .5 and more
-_PAIRS = 6
 
 
 class Relatedness:
@@ -45,30 +43,19 @@ class Relatedness:
                 self.products[i, j] += float(left.dot(right))
         self.base += float(base.dot(base)) if base is not None else 0.0
 
-    def findings(self) -> Findings:
-        """Report lengths and angles, and warn where the sources are hardly related."""
-        found = Findings()
-        lengths = np.sqrt(np.diag(self.products))
+    def warnings(self) -> list[str]:
+        """Warn where the sources are hardly related, or the base looks like one of them."""
+        found, lengths = list[str](), np.sqrt(np.diag(self.products))
         if not np.isfinite(self.products).all() or not lengths.any():
             return found
-        if self.task_vectors and self.base > 0:
-            shares = lengths / math.sqrt(self.base)
-            listed = ", ".join(f"{name} {share:.3f}" for name, share in zip(self.names, shares, strict=True))
-            found.notes.append(f"task vectors, in lengths of the base: {listed}")
-            if (largest := float(shares.max())) >= FAR:
-                found.warnings.append(
-                    f"a task vector is as long as {largest:.2f} of the base: the sources and the base {UNRELATED}"
-                )
+        if self.task_vectors and self.base > 0 and (largest := float(lengths.max()) / math.sqrt(self.base)) >= FAR:
+            found.append(f"a task vector is as long as {largest:.2f} of the base: the sources and the base {UNRELATED}")
         if cosines := self._cosines(lengths):
-            what = "task vectors" if self.task_vectors else "weights"
-            shown = ", ".join(f"{a} and {b} {cosine:.3f}" for (a, b), cosine in list(cosines.items())[:_PAIRS])
-            more = "" if len(cosines) <= _PAIRS else f", ... (from {min(cosines.values()):.3f} to {max(cosines.values()):.3f})"
-            found.notes.append(f"cosine between {what}: {shown}{more}")
             pair, most = max(cosines.items(), key=lambda item: item[1])
             if self.task_vectors and most > ALIKE:
-                found.warnings.append(f"{' and '.join(pair)} differ from the base in the same direction: is it their base?")
+                found.append(f"{' and '.join(pair)} differ from the base in the same direction: is it their base?")
             if not self.task_vectors and (least := min(cosines.values())) < APART:
-                found.warnings.append(
+                found.append(
                     f"the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "
                     f"nearly 1, so they {UNRELATED}"
                 )

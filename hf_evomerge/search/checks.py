@@ -86,7 +86,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
-        found.warnings += evaluator.sources.merged(config.merge_part()).findings().warnings
+        found.warnings += evaluator.sources.merged(config.merge_part()).doubts()
     _check_contributions(config, evaluator)
     for stage in (stage for stage in config.stages if stage.role != "random"):
         on_merge = config.space == "hybrid" and stage.space == "dfs"

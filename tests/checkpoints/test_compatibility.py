@@ -120,7 +120,7 @@ def test_where_generation_stops(pair):
 
 
 def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
-    """Doubts are printed by a dry run, and by a build before it begins; a build adds how the sources are related."""
+    """Doubts are printed by a dry run, and by a build before it begins; a build adds what became of the tensors."""
     edit(pair[1], "config.json", lambda data: data.update(rms_norm_eps=1e-3))
     merge_of(*pair).save(tmp_path / "recipe.yaml")
     words = ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
@@ -130,7 +130,7 @@ def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
     line = next(line for line in dry.stdout.splitlines() if line.startswith("warning: rms_norm_eps differs"))
     assert dry.stdout.startswith("fine: linear of 2 sources, as ")
     assert line in built.stderr
-    assert "note: cosine between weights: a and b 0." in built.stderr
+    assert "note: 21 tensors: 21 merged" in built.stderr
 
 
 def test_every_disagreement_is_named(pair):
@@ -145,35 +145,21 @@ def test_every_disagreement_is_named(pair):
 
 
 @pytest.mark.parametrize(
-    ("spread", "method", "close", "warned"),
-    [
-        (0.02, "task_arithmetic", True, False),
-        (3.0, "task_arithmetic", False, True),
-        (0.02, "linear", True, False),
-        (3.0, "linear", False, True),
-    ],
+    ("spread", "method", "warned"),
+    [(0.02, "task_arithmetic", False), (3.0, "task_arithmetic", True), (0.02, "linear", False), (3.0, "linear", True)],
 )
-def test_how_the_sources_are_related(spread, method, close, warned, pair, tiny, tmp_path, caplog):
-    """The lengths of the task vectors and the angles are those of the whole model; strangers are warned of."""
+def test_how_the_sources_are_related(spread, method, warned, pair, tiny, tmp_path, caplog):
+    """A build warns of sources that are strangers to each other or to their base, and of no others."""
     import torch
     from safetensors.torch import load_file, save_file
 
     base = load_file(tiny / "base" / "model.safetensors")
     torch.manual_seed(0)
-    vectors = []
     for folder in pair:
         tensors = {name: tensor + spread * torch.randn_like(tensor) for name, tensor in base.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        vectors.append(torch.cat([(tensors[n] - (base[n] if method != "linear" else 0)).flatten() for n in sorted(base)]))
     recipe = merge_of(*pair, method=method, base=tiny / "base" if method != "linear" else None)
     with caplog.at_level("INFO", logger="hf_evomerge"):
         build_model(recipe, tmp_path / "out", progress=False)
     lines = [record.getMessage() for record in caplog.records]
-    cosine = float(torch.nn.functional.cosine_similarity(*vectors, dim=0))
-    kind = "weights" if method == "linear" else "task vectors"
-    assert f"cosine between {kind}: a and b {cosine:.3f}" in lines
-    if method != "linear":
-        length = torch.cat([base[n].flatten() for n in sorted(base)]).norm()
-        shares = [f"{name} {float(vector.norm() / length):.3f}" for name, vector in zip("ab", vectors, strict=True)]
-        assert f"task vectors, in lengths of the base: {', '.join(shares)}" in lines
-    assert any("hardly have a common ancestor" in line for line in lines) == warned != close
+    assert any("hardly have a common ancestor" in line for line in lines) == warned

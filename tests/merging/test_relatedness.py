@@ -16,4 +16,4 @@ def test_a_base_that_was_swapped_with_a_source(base, asks):
     related = Relatedness(["first", "second"], task_vectors=True)
     related.add(start, [end - start for end in ends])
     asked = "first and second differ from the base in the same direction: is it their base?"
-    assert (asked in related.findings().warnings) is asks
+    assert (asked in related.warnings()) is asks
