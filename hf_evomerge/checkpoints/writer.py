@@ -44,7 +44,7 @@ def write_checkpoint(
 
     The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
     beside it, and the next write of the same checkpoint goes on from there. What is doubtful about the sources is logged first;
-    then what was noticed on the way: sources that are hardly related, tensors whose numbers are not all finite, and what became of each.
+    then what was noticed on the way: sources that are hardly related, numbers that are not finite, what became of each tensor.
 
     Args:
         checkpoint: What to write.
