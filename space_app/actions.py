@@ -16,7 +16,7 @@ import views
 from pictures import path_picture
 from published import as_float
 from showcase import UNCHANGED, Edit, Showcase
-from texts import Card, SpaceError, cards, counted, message, number
+from texts import SpaceError, cards, counted, message, number
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.pictures.path import hop_words
@@ -87,19 +87,15 @@ class Actions:
             await asyncio.sleep(0.2)
         if self.show.published is None or self.show.has_asked(str(request.session_hash)):
             return [gr.skip(), gr.skip()]
-        known = self.show.in_advance(prompt, seeing.of_gallery(shown))
-        first = known[0].state == "known" and not edit.changes(self.show.published)
-        return [cards(known), self._as_published(known, UNCHANGED) if first else gr.skip()]
+        first = "" if edit.changes(self.show.published) else self._known(prompt, UNCHANGED)
+        return [cards(self.show.in_advance(prompt, seeing.of_gallery(shown))), first or gr.skip()]
 
-    @staticmethod
-    def _as_published(known: list[Card], note: str = "") -> str:
-        return cards([replace(known[0], name="as published", role="", note=note, solved=None)])
-
-    def _known(self, prompt: object) -> str:
+    def _known(self, prompt: object, note: str = "") -> str:
         """The published model's answer to the problem for edits, where it is known in advance."""
         example = self.show.published.problem(prompt) if self.show.published is not None else None
-        known = self.show.in_advance(example.prompt, example.pictures) if example is not None else []
-        return self._as_published(known) if known and known[0].state == "known" else ""
+        known = self.show.in_advance(example.prompt, example.pictures)[:1] if example is not None else []
+        shown = [replace(card, name="as published", role="", note=note, solved=None) for card in known if card.state == "known"]
+        return cards(shown) if shown else ""
 
     def follow_link(self, edit: Edit) -> Any:
         """1 where the page was opened with an edit, which then is answered."""

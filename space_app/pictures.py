@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from edits import Route
 from texts import details, escape, number, table
@@ -12,7 +11,7 @@ from hf_evomerge.pictures.marks import Spot
 from hf_evomerge.pictures.path import Words, hop_words, path_scene, path_title, said
 from hf_evomerge.pictures.scene import MIDDLE, WIDE
 from hf_evomerge.pictures.svg import responsive
-from hf_evomerge.pictures.weights import group_name, weights_of, weights_scene
+from hf_evomerge.pictures.weights import Weights, group_name, weights_scene
 
 
 def path_picture(
@@ -45,19 +44,12 @@ def path_picture(
 
 
 def weights_picture(
-    merge: Mapping[str, Any],
-    labels: Sequence[str],
-    words: Words | None = None,
-    *,
-    wide: int = WIDE,
-    listed: bool = True,
-    among: Mapping[str, Spot] | None = None,
+    weights: Weights, words: Words | None = None, *, wide: int = WIDE, listed: bool = True, among: dict[str, Spot] | None = None
 ) -> str:
     """The weights of a recipe's merge in each layer, on screens of every width (see `weights_scene`).
 
     `wide` is the width for wide screens; with `listed` every number is there on demand; `among` sets the axes.
     """
-    weights = weights_of(merge, labels)
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
     picture = responsive(lambda width: weights_scene(weights, width, words, among), wide)

@@ -120,12 +120,6 @@ def scores(published: Published, edit: Edit, done: int, right: int, before: int)
     return f'<div class="ev-score" role="status">{both}<p class="ev-faint">{words}</p></div>'
 
 
-def kind_of(published: Published) -> str:
-    """Say which search the model comes from, in words."""
-    path = "merged weights, then a path through layers" if published.merge else "a path through the layers of its sources"
-    return path if published.path else "merged weights" if published.merge else "a plain model"
-
-
 def heading(published: Published) -> str:
     """Say what the model is for; its name, and what it was made of and how."""
     name, about = escape(published.name), published.record.settings.about
@@ -137,7 +131,9 @@ def heading(published: Published) -> str:
     title = f"<h1>{escape(about) if about else name}</h1>"
     named = f"<b>{name}</b>," if about else ""
     notes = "".join(message(note, "warning") for note in published.notes)
-    facts = f'<p class="ev-facts"><span>{named}{of}: {kind_of(published)}{steps}</span></p>'
+    path = "merged weights, then a path through layers" if published.merge else "a path through the layers of its sources"
+    kind = path if published.path else "merged weights" if published.merge else "a plain model"
+    facts = f'<p class="ev-facts"><span>{named}{of}: {kind}{steps}</span></p>'
     return f'<div class="ev-heading">{title}{facts}{notes}</div>'
 
 
@@ -170,7 +166,7 @@ def path_view(published: Published, words: Words | None = None) -> str:
             '<p class="ev-faint">How much of each parent is in each layer: 1 is all of what it differs by from the base, 0 is '
             f"nothing, a negative weight takes it away. They need not add up to 1. {'' if published.path else said}</p>"
         )
-        parts.append(weights_picture(published.merge, published.sources, None if published.path else words))
+        parts.append(weights_picture(weights_of(published.merge, published.sources), None if published.path else words))
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
 
@@ -180,7 +176,7 @@ def merge_view(published: Published, factors: mixing.Factors) -> str:
         return ""
     changed = mixing.edited(published.merge, factors, published.mixes)
     note = '<p class="ev-faint">The picture shows the merge as published.</p>' if factors and changed is None else ""
-    return note + weights_picture(changed or published.merge, published.sources, wide=MIDDLE, listed=False)
+    return note + weights_picture(weights_of(changed or published.merge, published.sources), wide=MIDDLE, listed=False)
 
 
 def fitness_view(published: Published) -> str:
@@ -293,9 +289,8 @@ def film_view(published: Published, at: int, *, runs: bool = False) -> tuple[str
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
     else:
-        merges = [_merge(step.trial.recipe) for step in steps]
-        among = spans(weights_of(merge, published.sources) for merge in merges if merge)
-        drawn = weights_picture(merges[at], published.sources, listed=False, among=among) if merges[at] else ""
+        merges = [weights_of(_merge(step.trial.recipe), published.sources) for step in steps]
+        drawn = weights_picture(merges[at], listed=False, among=spans(merges)) if merges[at].rows else ""
     return f'<div class="{"ev-runs" if runs else ""}">{bars}</div>', said + drawn
 
 

@@ -17,18 +17,14 @@ def score_text(step: Step, accurate: bool) -> str:
     return f"{100 * step.value:.0f} %" if accurate else number(step.value)
 
 
-def _height(step: Step, accurate: bool) -> float:
-    """Where progress is seen: the accuracy, else the logarithm of what the fitness lacks to 0."""
-    return step.value if accurate or step.value >= 0 else -math.log10(max(-step.value, 1e-6))
-
-
 def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE) -> Scene:
     """Draw a bar for each moment, as high as the search had come: those after the one that is shown are pale.
 
     There is at least one moment; `at` is the one that is shown, from 0. The colour is that of the stage. With `accurate`
     heights are accuracies. The width is in pixels.
     """
-    heights = [_height(step, accurate) for step in steps]
+    # where progress is seen: the accuracy, else the logarithm of what the fitness lacks to 0
+    heights = [step.value if accurate or step.value >= 0 else -math.log10(max(-step.value, 1e-6)) for step in steps]
     low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
     floor = low - 0.02 * ((high - low) or 1.0)  # the lowest bar is seen as well
     axes = chart_axes(width, 170 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high))

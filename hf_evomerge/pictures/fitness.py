@@ -37,9 +37,9 @@ def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
     return low - margin, high + margin
 
 
-def chart_axes(width: int, height: int, x_range: Spot, y_range: Spot, right: float = 14.0) -> Axes:
-    """The axes of a chart, with room at the right for as many pixels."""
-    return Axes(52.0, 46.0, width - right, height - 40.0, x_range, y_range)
+def chart_axes(width: int, height: int, x_range: Spot, y_range: Spot) -> Axes:
+    """The axes of a chart."""
+    return Axes(52.0, 46.0, width - 14.0, height - 40.0, x_range, y_range)
 
 
 def dot(axes: Axes, at: Spot, words: str) -> Symbol:
@@ -62,8 +62,7 @@ def fitness_scene(trials: Sequence[Trial], levels: Mapping[str, float], name: st
         starts[stage] = 0.0 if stage == "random" else count
         count += 0.0 if stage == "random" else sum(trial.cost for trial in own)
     most = max(count, sum(trial.cost for trial in of.get("random", ())), 1.0)
-    beside = 14.0 if narrow else max(60.0, 30 + 6.4 * max((len(_level(*each)) for each in levels.items()), default=0))
-    axes = chart_axes(width, 330 if narrow else 430, (0.0, most), fitness_range(trials, levels), beside)
+    axes = chart_axes(width, 330 if narrow else 430, (0.0, most), fitness_range(trials, levels))
     x_name = "evaluations, each a score of all search examples" if any(trial.cost != 1 for trial in trials) else "evaluations"
     marks = grid(axes, x_name=x_name, y_name=name, x_ticks=4 if narrow else 8)
     best_of = {stage: best_so_far(own, starts[stage]) for stage, own in of.items()}
@@ -73,7 +72,7 @@ def fitness_scene(trials: Sequence[Trial], levels: Mapping[str, float], name: st
         thin = max(1, math.ceil(len(trials) / MOST_DOTS))
         dots = [_trial(axes, at, trial) for nth, (at, trial) in enumerate(placed, 1) if nth % thin == 0]
         marks.append(Group(dots, colour=stage_colour(stage)))
-    marks += [*_levels(axes, levels, narrow), *lines.values(), *(_value(*each) for each in lines.items())]
+    marks += [*_levels(axes, levels), *lines.values(), *(_value(*each) for each in lines.items())]
     return Scene(width, axes.bottom + 40, [Panel(axes, marks)], _summary(of, best_of))
 
 
@@ -99,27 +98,16 @@ def _value(stage: str, line: Line) -> Text:
     return Text(line.points[-1], words, "value halo", line.colour, anchor="end", shift=(-2, -7))
 
 
-def _levels(axes: Axes, levels: Mapping[str, float], narrow: bool) -> list[Mark]:
-    """Dashed lines with names; names that would overlap are moved apart."""
+def _levels(axes: Axes, levels: Mapping[str, float]) -> list[Mark]:
+    """Dashed lines with their names on them; names that would overlap are moved apart."""
     marks: list[Mark] = []
     (left, right), last = axes.x_range, -math.inf
     for name, value in sorted(levels.items(), key=lambda item: -item[1]):
-        y, label = axes.y(value), _level(name, value)
+        y, label = axes.y(value), f"{name[:20]} {number(value)}"
         marks.append(Line(((left, value), (right, value)), "level"))
-        last = max(y - 4 if narrow else y + 4, last + 15)
-        if narrow:
-            marks.append(Text((right, value), label, "tick halo", anchor="end", shift=(-2, last - y)))
-            continue
-        per_pixel = (right - left) / (axes.right - axes.left)
-        height = (axes.y_range[1] - axes.y_range[0]) / (axes.bottom - axes.top)
-        begin, end = right + 4 * per_pixel, right + 18 * per_pixel
-        marks.append(Line(((begin, value), (end, value - (last - 4 - y) * height)), "leader"))
-        marks.append(Text((right, value), label, "tick", shift=(22, last - y)))
+        last = max(y - 4, last + 15)
+        marks.append(Text((right, value), label, "tick halo", anchor="end", shift=(-2, last - y)))
     return marks
-
-
-def _level(name: str, value: float) -> str:
-    return f"{name[:20]} {number(value)}"
 
 
 def _summary(of: Mapping[str, Sequence[Trial]], best_of: Mapping[str, Sequence[tuple[float, Trial]]]) -> str:

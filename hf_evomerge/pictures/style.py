@@ -58,7 +58,6 @@ LOOKS = {
     "flow": Look(stroke="own", opacity=0.6),
     "gridline": Look(stroke="rule", width=1.0),
     "join": Look(fill="grey"),
-    "leader": Look(stroke="grey", width=0.7),
     "level": Look(stroke="grey", width=1.2, dash=(5, 4)),
     "markshape": Look(fill="own", stroke="paper", width=1.0),
     "markshape hollow": Look(fill="paper", stroke="own", width=2.0),

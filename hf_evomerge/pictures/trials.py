@@ -128,17 +128,14 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     exact, ends, share = {trial.number for trial in whole(trials)}, spent(trials), accurate(trials)
     batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)
     steps, past, best = list[Step](), list[float](), -math.inf
-
-    def value(trial: Trial) -> float:
-        return (trial.accuracy if share else trial.fitness) or 0.0
-
-    last = value(winner) if winner is not None and winner in trials else math.inf
+    values = {trial.number: (trial.accuracy if share else trial.fitness) or 0.0 for trial in trials}
+    last = values[winner.number] if winner is not None and winner in trials else math.inf
     for _, members in groupby(zip(trials, ends, strict=True), key=lambda pair: pair[0].generation or -pair[0].number):
         scored = [pair for pair in members if pair[0].fitness is not None and (batches or pair[0].number in exact)]
         if not scored:
             continue
         trial, end = max(scored, key=lambda pair: pair[0].fitness or 0.0)
-        past.append(value(trial))
+        past.append(values[trial.number])
         recent = past[-1 - len(past) // 4 :] if batches else past[-1:]
         if best < (now := sum(recent) / len(recent)) < last:
             best = now

@@ -86,7 +86,7 @@ def test_a_catastrophic_trial_does_not_set_the_limits():
 
 
 def test_levels_are_lines_and_their_names_are_apart():
-    """Every level has a line at its value and its name beside it; names of near levels do not overlap."""
+    """Every level has a line at its value and its name on it; names of near levels do not overlap."""
     levels = {"base": -3.0, "parent-a": -1.201, "parent-b": -1.2}
     for width in WIDTHS:
         scene = fitness_scene(trials_of(-1.4, -1.2, -1.0), levels, width=width)

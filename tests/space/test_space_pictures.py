@@ -18,6 +18,7 @@ from texts import Card, cards, message, table
 from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.hub.card import CardFacts, render_card
 from hf_evomerge.hub.licenses import ParentLicense, decide_license
+from hf_evomerge.pictures.weights import weights_of
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Problem, Record, Results, Row, StageSummary
 
@@ -59,11 +60,11 @@ def test_a_picture_of_a_path_has_a_table_that_says_the_same():
 def test_a_merge_has_a_table_that_says_the_same():
     """Each layer group is a row with the numbers of each source; a merge without numbers is words."""
     merge = {"method": "ties", "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}]}
-    html = pictures.weights_picture(merge, ["a", "b"])
+    html = pictures.weights_picture(weights_of(merge, ["a", "b"]))
     assert len(_frames(html)) == 3
     assert re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html) == ["embed", "1", "0.75", "0", f"{MINUS}0.5", "0.75"]
-    assert "<table" not in pictures.weights_picture(merge, ["a", "b"], listed=False)
-    assert "no numbers to draw" in pictures.weights_picture({"method": "linear"}, ["a"])
+    assert "<table" not in pictures.weights_picture(weights_of(merge, ["a", "b"]), listed=False)
+    assert "no numbers to draw" in pictures.weights_picture(weights_of({"method": "linear"}, ["a"]))
 
 
 def test_the_commands_of_a_local_model_name_its_folder(tmp_path):
