@@ -121,15 +121,15 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     """The moments at which a stage got better, in order; the last is the published model's, where it is of the stage.
 
     Where generations are scored on batches, a value is the mean over the last quarter of what came before, so that a lucky
-    batch is no progress, and no moment is as good as the published model's, which is scored on all examples; elsewhere it
-    is that of the best trial so far. Trials of the first generation stand by themselves. Of more than `most` moments some
+    batch is no progress, and no moment is as good as the published model's where that was scored on all examples; elsewhere
+    it is that of the best trial so far. Trials of the first generation stand by themselves. Of more than `most` moments some
     are left out, the first and the last never.
     """
     exact, ends, share = {trial.number for trial in whole(trials)}, spent(trials), accurate(trials)
     batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)
     steps, past, best = list[Step](), list[float](), -math.inf
     values = {trial.number: (trial.accuracy if share else trial.fitness) or 0.0 for trial in trials}
-    last = values[winner.number] if winner is not None and winner in trials else math.inf
+    last = values[winner.number] if winner is not None and winner in trials and winner.number in exact else math.inf
     for _, members in groupby(zip(trials, ends, strict=True), key=lambda pair: pair[0].generation or -pair[0].number):
         scored = [pair for pair in members if pair[0].fitness is not None and (batches or pair[0].number in exact)]
         if not scored:
@@ -144,7 +144,8 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     steps = [*steps[::every], *(steps[-1:] if (len(steps) - 1) % every else [])]
     if winner is not None and winner in trials:
         steps = [step for step in steps if step.trial.number < winner.number]
-        steps.append(Step(winner, last, ends[list(trials).index(winner)]))
+        value = steps[-1].value if steps and winner.number not in exact else values[winner.number]  # one batch says no more
+        steps.append(Step(winner, value, ends[list(trials).index(winner)]))
     return steps
 
 

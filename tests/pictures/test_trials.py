@@ -32,6 +32,8 @@ def test_a_lucky_batch_is_no_progress():
     assert (found[-1].trial, found[-1].value, found[-1].evaluations) == (trials[16], 0.75, 17)
     assert [round(step.value, 2) for step in found] == [0.0, 0.5, 0.67, 0.75], "no bar is higher than what all examples say"
     assert {step.trial.number for step in found} <= {*range(16), 16}
+    own = climb(trials[3:], winner=trials[15])
+    assert own[-1].value == own[-2].value < 1, "one more batch says no more"
 
 
 def test_of_many_moments_some_are_shown():
