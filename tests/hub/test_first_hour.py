@@ -43,7 +43,7 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
             assert done.exit_code == 0, (words, done.output, done.exception)
             said.append(done.stdout)
         merge = "your-name/your-merge"
-        steps = block.strip().removesuffix("```").split(" --data problems.jsonl\n")[1]
+        steps = block.strip().removesuffix("```").split(" --data problems.jsonl\n")[1].lower()
         assert said[0].lower().endswith(f"wrote search.yaml; read it, then:\n{steps}"), "as the README has them"
         assert "gradient steps on 3 of 7 examples" in said[1]
         assert "evolved PS *" in said[2]
