@@ -1,11 +1,13 @@
 """Fine-tuning of a path: TRL's trainers, heads, adapters."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from slowly import slow_beyond
 from tiny_models import tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 from vlms import TEMPLATE, tokenizer
@@ -75,8 +77,11 @@ def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
     assert not torch.equal(before(token_ids()).logits, trained)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
-@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+HEADS, ARCHITECTURES = ("SequenceClassification", "TokenClassification", "QuestionAnswering"), ("llama", "gpt2", "qwen2")
+DIAGONAL = list(zip(HEADS, ARCHITECTURES, strict=True))
+
+
+@pytest.mark.parametrize(("head", "architecture"), slow_beyond(DIAGONAL, itertools.product(HEADS, ARCHITECTURES)))
 def test_a_head_on_a_path(head, architecture, tmp_path):
     """A head begins on the path's own layers, has a gradient for its labels, and is loaded again to the bit."""
     folder, kind = _path(tmp_path, architecture), getattr(transformers, f"AutoModelFor{head}")

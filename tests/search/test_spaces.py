@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from method_cases import check_part
 from searches import minimal
+from slowly import slow_beyond
 
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -117,7 +118,7 @@ def test_groups_as_fine_as_one_wants():
         assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("sources", [2, 12, 50])
+@pytest.mark.parametrize("sources", slow_beyond([2, 50], [2, 12, 50]))
 def test_the_recipe_of_many_sources_can_be_read(sources: int) -> None:
     """Runs of rows are longer where there are many sources: every genome is a recipe within the limits of files."""
     large = {f"model.layers.{block}.mlp.{name}_proj.weight": 18_944 for block in range(28) for name in ("up", "gate", "down")}
