@@ -30,7 +30,7 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import dump_yaml, parse_yaml
 from hf_evomerge.search.file.config import SearchConfig
 
-CASES = {"yaml": 120, "json": 60, "bytes": 60}  # in a run of the tests, per reader
+CASES = {"yaml": 60, "json": 30, "bytes": 30}  # in a run of the tests, per reader
 SECONDS = float(os.environ.get("EVOMERGE_FUZZ_SECONDS", "0"))
 READERS = 8  # that share the seconds
 LONGEST = 10.0  # seconds of the processor that one case may take
