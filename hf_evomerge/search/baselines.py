@@ -144,12 +144,14 @@ class Tuner:
                 evaluator.models.forget()
                 try:
                     recipe, tuned = learn_together(evaluator, stage, after_step=told)
+                    tuned.peft_config["default"].base_model_name_or_path = str(recipe.base and recipe.base.model)
                     _save(tuned, adapter, with_adapter(recipe, adapter))
                 finally:
                     evaluator.models.forget()
             recipe = Recipe.load(adapter / RECIPE_FILE)
-            trusted = evaluator.sources.trust_remote_code
-            build_winner(folder, recipe, TOGETHER_FOLDER, trust_remote_code=trusted)
+            how = {"trust_remote_code": evaluator.sources.trust_remote_code}
+            whole = None if all(ref.adapter for ref in recipe.sources) else True
+            build_winner(folder, recipe, TOGETHER_FOLDER, whole=whole, **how)
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA beside it: {error}")
             return {}

@@ -191,13 +191,13 @@ def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
     return lines + [f"{model / name}: is not what was built; move {model} away, and {again}" for name in changed]
 
 
-def build_winner(folder: Path, winner: Recipe, name: str = MODEL_FOLDER, *, trust_remote_code: bool = False) -> None:
-    """Build the winner, unless it is there already; only what a search has built is replaced."""
+def build_winner(folder: Path, winner: Recipe, name: str = MODEL_FOLDER, **how: Any) -> None:
+    """Build the winner as `build_model` does, unless it is there already; only what a search has built is replaced."""
     built = folder / name / RECIPE_FILE
     if built.parent.exists() and not built.exists():
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
-        build_model(winner, built.parent, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
+        build_model(winner, built.parent, progress=False, overwrite=True, **how)
 
 
 def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, *, pruned: bool = False) -> tuple[Recipe, Path]:

@@ -62,7 +62,7 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])
-def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_config, monkeypatch):
+def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog):
     """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is the same again."""
     monkeypatch.setattr(together, "RATE", 1.0)
     settings = {"optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}], "output": {"dtype": "float32"}}
@@ -70,6 +70,7 @@ def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_conf
     result = run_search(config, tmp_path / "study", build=False)
     row, built = result.row("together"), tmp_path / "study" / "model-with-lora"
     assert (row.evaluations, row.scores.error) == (20, None)
+    assert not any("adapter says that it is of" in message or "no adapter" in message for message in caplog.messages)
     assert sum("itself with LoRA beside it" in sentence for sentence in result.verdict) == 1
     recipe = Recipe.load(built / "recipe.yaml")
     assert recipe.sources[:2] == list(config.sources)
