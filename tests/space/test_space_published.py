@@ -88,8 +88,9 @@ def test_what_is_broken_is_left_out(broken, name, text):
     import views
 
     found = reading.read(str(broken(**{name: text})))
-    for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licenses, views.evolution_stages):
+    for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licenses):
         view(found)
+    views.film_view(found, 0)
     assert found.path
     if name != "README__md":
         (note,) = found.notes
@@ -116,7 +117,7 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken, dfs, hop):
     assert [trial.path for trial in found.trials] == [()] * 12
     for view in (views.heading, views.path_view, views.fitness_view, views.commands):
         view(found)
-    views.film_view(found, "dfs", 1)
+    views.film_view(found, 1)
 
 
 @pytest.mark.parametrize("name", ["recipe__yaml", "README__md"])
