@@ -134,7 +134,7 @@ class Tuner:
             tell: Callback for the progress.
         """
         begin, cost, evaluator = time.perf_counter(), stage.evaluations, self.evaluator
-        adapter, folder = self.folder / f"together-{cost}", self.folder.parent
+        adapter, folder = self.folder.resolve() / f"together-{cost}", self.folder.parent
 
         def told(spent: float) -> None:
             tell(Progress("together", round(spent, 2), cost, seconds=time.perf_counter() - begin, fresh=spent))
@@ -145,10 +145,11 @@ class Tuner:
                 try:
                     recipe, tuned = learn_together(evaluator, stage, after_step=told)
                     tuned.peft_config["default"].base_model_name_or_path = str(recipe.base and recipe.base.model)
-                    _save(tuned, adapter, with_adapter(recipe, adapter))
+                    _save(tuned, adapter, recipe)
                 finally:
                     evaluator.models.forget()
-            recipe = Recipe.load(adapter / RECIPE_FILE)
+            here = {"sources": evaluator.config.sources, "base": evaluator.config.base}  # a study may have been moved since
+            recipe = with_adapter(Recipe.load(adapter / RECIPE_FILE).model_copy(update=here), adapter)
             how = {"trust_remote_code": evaluator.sources.trust_remote_code}
             whole = None if all(ref.adapter for ref in recipe.sources) else True
             build_winner(folder, recipe, TOGETHER_FOLDER, whole=whole, **how)
@@ -190,7 +191,7 @@ def _save(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
     """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is whole."""
     unfinished = out.with_name(f".{out.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    tuned.save_pretrained(unfinished)
+    tuned.save_pretrained(unfinished, save_embedding_layers=False)  # they are the model's, whatever their size
     if recipe is not None:
         recipe.save(unfinished / RECIPE_FILE)
     os.replace(unfinished, out)

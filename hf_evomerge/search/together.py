@@ -31,10 +31,12 @@ def together_stage(config: SearchConfig) -> Stage:
         SearchError: The search has none; says what to leave out.
     """
     method, where = get_method(config.merge.method), "compare.baselines: merge+lora"
-    if not (method.is_sum and method.task_vectors) or config.merge.options.get("normalize"):
-        raise SearchError(f"{where} adds an adapter to a sum of task vectors; leave it out, or write task_arithmetic")
+    options = config.merge.options
+    if not (method.is_sum and method.task_vectors) or options.get("normalize") or options.get("lambda") == 0:
+        plain = "task_arithmetic, without normalize and lambda: 0"
+        raise SearchError(f"{where} adds an adapter to a sum of task vectors; leave it out, or write {plain}")
     if config.base is None or config.base.adapter is not None:
-        raise SearchError(f"{where} needs a base that is no adapter; leave it out")
+        raise SearchError(f"{where} needs a base, and one that is no adapter; name it, or leave merge+lora out")
     for stage in config.stages:
         if stage.space == "ps" and stage.algorithm == "gradient":
             return stage
@@ -92,7 +94,9 @@ def with_adapter(recipe: Recipe, adapter: Path) -> Recipe:
     """The recipe of a sum of task vectors, and the whole of an adapter of its base as one more of them."""
     assert recipe.merge is not None  # `together_stage` has looked
     assert recipe.base is not None
-    whole = {"weight": 1.0 / float(recipe.merge.options.get("lambda", 1.0))}  # type: ignore[arg-type]
+    if not (scale := float(recipe.merge.options.get("lambda", 1.0))):  # type: ignore[arg-type]
+        raise SearchError("lambda is 0 at the end: nothing is added to the base")
+    whole = {"weight": 1.0 / scale}
     places = [*recipe.merge_sources, len(recipe.sources)]
     merge = recipe.merge.model_copy(update={"sources": places, "parameters": [*recipe.merge.parameters, whole]})
     more = recipe.base.model_copy(update={"adapter": str(adapter)})

@@ -1,5 +1,6 @@
 """LoRA fine-tunes that a search is compared with."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_conf
     _, live = together.learn_together(evaluator := Evaluator(config), config.stages[0])
     task = evaluator.tasks.prepared(config.sources[0])
     assert np.allclose(task.evaluate(live).values, Evaluator(config).evaluate(model).values, atol=1e-3)
+    shutil.copytree(tmp_path / "study", tmp_path / "moved", ignore=shutil.ignore_patterns("model-with-lora"))
+    monkeypatch.chdir(tmp_path)
+    assert run_search(config, Path("moved"), build=False).rows == result.rows
+    assert (tmp_path / "moved" / "model-with-lora" / "recipe.yaml").exists()  # built again, where the study is now
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "baselines").rglob("*")}
     assert run_search(config, tmp_path / "study", build=False).rows == result.rows
     assert {file: file.stat().st_mtime_ns for file in before} == before

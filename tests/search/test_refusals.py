@@ -45,6 +45,8 @@ SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model":
             SearchError,
             "merge+lora adds an adapter to a sum of task vectors",
         ),
+        ({"compare": TOGETHER, "merge": {"options": {"lambda": 0}}}, SearchError, "without normalize and lambda: 0"),
+        ({"compare": TOGETHER, "base": None, "merge": {"method": "linear"}}, SearchError, "adds an adapter to a sum"),
         ({"optimize": [{"by": "gradient", "fitness": WRITES}, {}]}, FitnessError, NO_GRADIENT),
         ({"optimize": [GRADIENT], "fitness": WRITES}, FitnessError, NO_GRADIENT),
         ({"optimize": [GRADIENT], "merge": {"method": "model_stock"}}, SearchError, "every parameter of model_stock is fixed"),
