@@ -192,6 +192,7 @@ def _save(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
     unfinished = out.with_name(f".{out.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     tuned.save_pretrained(unfinished, save_embedding_layers=False)  # they are the model's, whatever their size
+    (unfinished / "README.md").unlink(missing_ok=True)  # peft's names a folder as base model, which the Hub refuses
     if recipe is not None:
         recipe.save(unfinished / RECIPE_FILE)
     os.replace(unfinished, out)

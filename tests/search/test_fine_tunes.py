@@ -86,6 +86,7 @@ def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_conf
     monkeypatch.chdir(tmp_path)
     assert run_search(config, Path("moved"), build=False).rows == result.rows
     assert (tmp_path / "moved" / "model-with-lora" / "recipe.yaml").exists()  # built again, where the study is now
+    assert not list((tmp_path / "study" / "baselines").rglob("README.md"))  # with a path of this machine
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "baselines").rglob("*")}
     assert run_search(config, tmp_path / "study", build=False).rows == result.rows
     assert {file: file.stat().st_mtime_ns for file in before} == before
