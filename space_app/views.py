@@ -105,7 +105,7 @@ def dare(published: Published) -> str:
 
 
 def scores(published: Published, edit: Edit, done: int, right: int, before: int) -> str:
-    """The published model's score beside that of an edit, and at the end who leads."""
+    """Draw the scores of the published model and of an edit side by side, and say in the end who leads."""
 
     def side(name: str, count: int, kind: str) -> str:
         return f'<div class="ev-side {kind}"><span>{name}</span><b>{count}</b>{bar(count / max(done, 1))}</div>'

@@ -151,7 +151,7 @@ def label_names(config: Any) -> dict[int, str]:
 
 
 def label_shares(example: Example, names: Mapping[int, str]) -> list[float]:
-    """Give each class its share of the right answer: 1 for the class that the answer names, by its name or its number.
+    """Read the right class from an answer, which has its name or its number: 1 at its place, 0 elsewhere.
 
     Of the classes 0 and 1 it may be a number between them, the share of 1. Raises `FitnessError` where there is no such label.
     """

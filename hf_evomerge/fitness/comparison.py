@@ -212,7 +212,7 @@ def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _random_signs(difference: NDArray[np.float64]) -> float:
-    """Compute a p value by random signs: the share of draws with a mean as far from 0. The data count as one draw."""
+    """Test a mean by random signs. The p value is the share of draws whose mean is as far from 0; the data are one draw."""
     observed, size = abs(difference.mean()) * (1 - 1e-12), difference.size
     hits = sum(
         int((np.abs((difference * rng.choice((-1.0, 1.0), (rows, size))).mean(1)) >= observed).sum())

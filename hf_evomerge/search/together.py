@@ -25,7 +25,7 @@ RATE, MANY = 5e-4, 256  # of the adapters, and the search examples from which on
 
 
 def together_stage(config: SearchConfig) -> Stage:
-    """The stage whose merge weights LoRA may learn beside.
+    """Find the stage whose merge weights are searched by gradient: LoRA may learn beside them.
 
     Raises:
         SearchError: The search has none; says what to leave out.
@@ -91,7 +91,7 @@ def learn_together(
 
 
 def with_adapter(recipe: Recipe, adapter: Path) -> Recipe:
-    """The recipe of a sum of task vectors, and the whole of an adapter of its base as one more of them."""
+    """Add an adapter of the base, whole, to the recipe of a sum of task vectors, as one more source."""
     assert recipe.merge is not None  # `together_stage` has looked
     assert recipe.base is not None
     if not (scale := float(recipe.merge.options.get("lambda", 1.0))):  # type: ignore[arg-type]
