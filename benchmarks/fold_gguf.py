@@ -1,11 +1,10 @@
 """Compares models in llama.cpp with the same models in transformers: greedy answers, and log-probabilities on the way.
 
-A model folder is folded where it has a path, and written in float32 by llama.cpp's converter (docs/serving.md); a GGUF file is
-taken as it is, and transformers runs what it is dequantised to. llama.cpp runs on the CPU, its cache in float32.
+A model folder is folded where it has a path, and written in float32 by llama.cpp's converter (docs/serving.md); llama.cpp
+runs on the CPU, its cache in float32.
 
     pip install xllamacpp
     python benchmarks/fold_gguf.py my-search/model --converter llama.cpp/convert_hf_to_gguf.py
-    python benchmarks/fold_gguf.py SmolLM2-135M-Instruct.Q4_1.gguf --prompts 5
     python benchmarks/fold_gguf.py my-search/model --test my-search --prompts 50
 """
 
@@ -107,7 +106,7 @@ def largest_difference(ours: Answer, theirs: Answer) -> float:
 def main() -> None:
     """Print how a model does."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a model's folder, or a GGUF file")
+    parser.add_argument("model", help="a model's folder")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many prompts")
     parser.add_argument("--test", type=Path, help="a search's folder, whose test problems are the prompts")
     parser.add_argument("--converter", default="convert_hf_to_gguf.py", help="llama.cpp's")
@@ -123,13 +122,12 @@ def main() -> None:
     del problems[options.prompts :]
     prompts = [encode_prompt(problem, tokenizer) for problem in problems]
     with tempfile.TemporaryDirectory() as folder:
-        file = source.gguf.file if source.gguf else Path(folder, "model.gguf")
-        if source.gguf is None:
-            plain = source.folder
-            if source.config.model_type == "evo_merged":
-                plain = fold(options.model, Path(folder, "plain"), progress=False)
-            named = ["--outfile", str(file), "--outtype", "f32"]
-            subprocess.run([sys.executable, options.converter, str(plain), *named], check=True)
+        file = Path(folder, "model.gguf")
+        plain = source.folder
+        if source.config.model_type == "evo_merged":
+            plain = fold(options.model, Path(folder, "plain"), progress=False)
+        named = ["--outfile", str(file), "--outtype", "f32"]
+        subprocess.run([sys.executable, options.converter, str(plain), *named], check=True)
         answers = list(run_llama_cpp(file, prompts, options.new))
     own = run_transformers(model, tokenizer, prompts, options.new)
     for problem, mine, other in zip(problems, own, answers, strict=True):

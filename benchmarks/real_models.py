@@ -39,7 +39,7 @@ from records import Record, append, key, read, run
 from report import leads_table, plot_sizes, sizes_table, table, write_into
 from skills import SKILLS, Skill, draw
 
-from hf_evomerge import Example, Recipe, build_model, run_search
+from hf_evomerge import Example, run_search
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.search.finetune import Lora, fine_tune
@@ -200,9 +200,15 @@ def tables(rows: list[Record]) -> str:
 
 def write_base(folder: Path, gguf: Path) -> None:
     """Write the base as a plain bfloat16 model, unless it is there."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if not folder.exists():
-        recipe = {"sources": [{"model": str(gguf)}], "merge": {"method": "linear"}, "dtype": "bfloat16"}
-        build_model(Recipe.model_validate(recipe), folder, progress=False)
+        named = {"gguf_file": gguf.name, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **named)
+        vars(model.config).pop("quantization_config", None)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, **named).save_pretrained(folder)
 
 
 def train_missing(folder: Path, gguf: Path, model: Pretrained) -> None:

@@ -222,6 +222,6 @@ def _parent(ref: SourceRef, label: str, role: str, found: Published) -> Parent:
         revision = None
     elif not _REPO_ID.fullmatch(model):
         missing, model = "not published: it was a folder on the machine of the search", label
-    if ref.adapter is not None or ref.gguf is not None:
-        missing = missing or "a LoRA adapter or a GGUF file, which are not loaded here"
+    if ref.adapter is not None:
+        missing = missing or "a LoRA adapter, which is not loaded here"
     return Parent(label=label, model=model, revision=revision, role=role, missing=missing)

@@ -113,7 +113,7 @@ def test_docstrings(file, names):
     runner = doctest.DocTestRunner()
     for test in doctest.DocTestFinder().find(module, extraglobs=names):
         for example in test.examples:
-            skipped = doctest.SKIP in example.options and not re.search("push|reproduce|SakanaAI|gguf", example.source)
+            skipped = doctest.SKIP in example.options and not re.search("push|reproduce|SakanaAI", example.source)
             assert not skipped, f"needs no Hub and no converter, so let it run: {example.source}"
         runner.run(test)
     assert runner.failures == 0

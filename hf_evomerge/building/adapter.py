@@ -311,8 +311,6 @@ def _common_base(merged: Merged) -> SourceRef:
             raise SourceError(f"{source} is no adapter of {base}")
         if source.sentence.has_weights and source.sentence.folder != source.folder:
             raise SourceError(f"{source} has modules after the encoder of its own")
-    if base.gguf is not None:
-        raise SourceError(f"{base} is a GGUF file, which peft does not load")
     return base
 
 

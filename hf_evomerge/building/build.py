@@ -115,7 +115,7 @@ def open_result(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool 
 
 
 def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
-    """Pin the sources to their commits and GGUF digests, so that the recipe is rebuilt from these or not at all."""
+    """Pin the sources to their commits, so that the recipe is rebuilt from these or not at all."""
 
     def pin(ref: SourceRef) -> SourceRef:
         try:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from .gguf import GgufFile
     from .lora import Adapter
     from .part_layout import PartLayout
     from .repository import Repository
@@ -217,7 +216,6 @@ class Parent(Checkpoint):
         folder: Folder of ``config.json`` and the ``.safetensors`` files, now or later.
         beside: Folder of the tokenizer: the same, or that of an adapter which has its own.
         repository: Repository of the weights if they are not in the folder.
-        gguf: The GGUF file that the folder was dequantised from, if it was.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
         trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
         sentence: What sentence-transformers does with it; asking raises `SourceError` where a module cannot be read.
@@ -229,7 +227,6 @@ class Parent(Checkpoint):
     folder: Path
     beside: Path
     repository: Repository | None
-    gguf: GgufFile | None
     adapter: Adapter | None
     trust_remote_code: bool
     sentence: Sentence
@@ -287,12 +284,11 @@ class Parent(Checkpoint):
 
     @property
     def pinned(self) -> SourceRef:
-        """The reference, for these very bits: repositories at their commits, a GGUF file by its sha256."""
+        """The reference, for these very bits: repositories at their commits."""
         adapter = self.adapter.repository if self.adapter is not None else None
         pins = {
-            "revision": self.gguf.commit if self.gguf is not None else self.repository.commit if self.repository else None,
+            "revision": self.repository.commit if self.repository else None,
             "adapter_revision": adapter.commit if adapter is not None else None,
-            "gguf_sha256": self.gguf.sha256 if self.gguf is not None else None,
         }
         return self.ref.model_copy(update={key: value for key, value in pins.items() if value is not None})
 
@@ -369,7 +365,7 @@ class View(Parent):
     def __init__(self, inner: Parent) -> None:
         self.inner, self.ref, self.part, self.tokenizer_source = inner, inner.ref, inner.part, self
         self.folder, self.beside, self.repository = inner.folder, inner.beside, inner.repository
-        self.gguf, self.adapter = inner.gguf, inner.adapter
+        self.adapter = inner.adapter
         self.trust_remote_code, self.sentence = inner.trust_remote_code, inner.sentence
 
     @property

@@ -21,16 +21,14 @@ def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Dige
     """The digests of everything that a source is loaded from: config, weights, tokenizer, templates, its adapter.
 
     Args:
-        source: The source. Of a repository it is the commit, which stands for all its files, of a GGUF file its sha256.
+        source: The source. Of a repository it is the commit, which stands for all its files.
         known: Digests from before. Weights of the same size, times and inode are not read again. The time of the last
             change (ctime) is among them: the one that tools set back or copy along says nothing. All other files are read.
 
     Raises:
         SourceError: A file cannot be read.
     """
-    if source.gguf is not None:
-        found = {source.gguf.file.name: [source.gguf.sha256]}
-    elif source.repository is not None:
+    if source.repository is not None:
         found = {"commit": [source.repository.commit]}
     else:
         whole = source.whole

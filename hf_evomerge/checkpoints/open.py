@@ -1,4 +1,4 @@
-"""Opens the checkpoint that a reference names: a folder, a repository on the Hub, a GGUF file, or a diffusion pipeline."""
+"""Opens the checkpoint that a reference names: a folder, a repository on the Hub, or a diffusion pipeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from ..errors import SourceError
 from ..recipes.names import is_folder
 from ..recipes.recipe import SourceRef
-from .gguf import GgufFile
 from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from .pipeline import INDEX, Pipeline
 from .repository import find_folder
@@ -18,20 +17,15 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
     """Find the checkpoint. Of a repository only small files are fetched; the weights follow when the first is read.
 
     Args:
-        ref: A reference from a recipe, or just its ``model``: a folder, the id of a repository on the Hub, or a GGUF file. An
-            adapter by itself is opened with the base that its config names.
+        ref: A reference from a recipe, or just its ``model``: a folder, or the id of a repository on
+            the Hub. An adapter by itself is opened with the base that its config names.
         trust_remote_code: Whether the checkpoint's own Python files may be fetched, and run to read its config.
 
     Raises:
-        SourceError: There is no such folder or repository, or it holds no config or no safetensors file, or the GGUF file
-            cannot be read.
+        SourceError: There is no such folder or repository, or it holds no config or no safetensors file.
     """
     ref = SourceRef(model=ref) if isinstance(ref, str) else ref
-    gguf, repository = None if ref.gguf is None else GgufFile.find(ref), None
-    if gguf is not None:
-        folder = gguf.dequantised(str(ref))
-    else:
-        folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
+    folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
     if ref.adapter is None and is_adapter(folder):
         config = Adapter(folder, str(ref), repository).config
         model, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -46,7 +40,7 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
         return open_source(SourceRef.model_validate(named), trust_remote_code=trust_remote_code)
     adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
     kind = Pipeline if (folder / INDEX).is_file() else Source
-    source = kind(folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code)
+    source = kind(folder, ref, repository=repository, adapter=adapter, trust_remote_code=trust_remote_code)
     source.check_files()
     return source
 

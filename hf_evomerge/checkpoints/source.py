@@ -18,7 +18,6 @@ from ..errors import SourceError, one_line
 from ..recipes.layer_groups import TIED_HEAD
 from ..recipes.recipe import SourceRef
 from .checkpoint import Origin, Parent
-from .gguf import GgufFile
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
 from .lora import WEIGHTS_FILE, Adapter
@@ -44,7 +43,6 @@ class Source(Parent):
         ref: SourceRef | None = None,
         *,
         repository: Repository | None = None,
-        gguf: GgufFile | None = None,
         adapter: Adapter | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -54,7 +52,6 @@ class Source(Parent):
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
         self.tokenizer_source = self
         self.repository = repository
-        self.gguf = gguf
         self.adapter = adapter
         self.trust_remote_code = trust_remote_code
         self._handles: dict[Path, Any] = {}
@@ -255,9 +252,9 @@ class Source(Parent):
         if (self.folder / "adapter_config.json").is_file() and not weights:
             raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
         if not is_model:
-            ggufs = sorted(file.name for file in self.folder.glob("*.gguf"))
             hint = inner_adapter(self.folder) or "give the folder or repository of a transformers model"
-            hint = f"of a GGUF file say {self}/{ggufs[0]}" if ggufs else hint
+            if any(self.folder.glob("*.gguf")):
+                hint = "transformers makes one of a GGUF file (from_pretrained with gguf_file, save_pretrained)"
             raise SourceError(f"{self}: no config.json in {self.folder}; {hint}")
         if weights:
             return

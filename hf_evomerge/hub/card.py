@@ -284,12 +284,9 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
     names = [source["shown"] for source in sources]
     merged = [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
     base = facts.recipe.base
-    unpacked = [name for name, ref in zip(names, facts.recipe.sources, strict=True) if ref.gguf is not None]
-    unpacked += ["the base"] if base is not None and base.gguf is not None else []
     return {
         "sources": sources,
         "base": _shown(base) if base is not None else None,
-        "unpacked_text": listed(unpacked),
         "parents_text": listed(names),
         "merge_sources_text": listed(merged),
         "merged_layers": layers.get(len(sources)) if facts.kind == "hybrid" else None,
@@ -299,7 +296,7 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
 def _shown(ref: SourceRef) -> dict[str, Any]:
     names, revisions = [], []
     for part in parts_of(ref):
-        name = markdown_text(part.model if part.gguf is None else f"{part.model}/{part.gguf}")
+        name = markdown_text(part.model)
         names.append(f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name)
         revisions.append(f"`{part.revision[:12]}`" if part.revision else "" if is_on_hub(part) else "not published")
     return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}

@@ -157,8 +157,6 @@ def verify_source(
         source.adapter.download(progress=progress)
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
     for part, folder in zip(parts_of(ref), folders, strict=True):
-        if part.gguf is not None:
-            continue  # compared with the recipe's own sha256 when it was opened
         expected = large_files(repo_info(api, part.model, part.revision))
         inside = "*/*.safetensors" if source.entries and part.model == source.ref.model else "*.safetensors"
         for name, sha in hashes(folder, sorted(folder.glob(inside))).items():

@@ -219,8 +219,6 @@ def _written_value(value: Any, where: str) -> Any:
 
 
 def _reference(ref: SourceRef) -> str:
-    if ref.gguf is not None:
-        raise RecipeError(f"sources: {ref} is a GGUF file, which mergekit does not read; write it as a model folder")
     text = str(ref).replace(" + ", "+")
     if text.count("+") > (ref.adapter is not None) or text.count("@") > sum(
         revision is not None for revision in (ref.revision, ref.adapter_revision)

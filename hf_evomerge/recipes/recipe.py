@@ -46,29 +46,11 @@ class SourceRef(StrictModel):
     component: str | None = Field(default=None, min_length=1)
     """The part of the model that takes part: ``text``, ``vision``, ``audio``, ``projector``, ``encoder`` or ``decoder``; of a
     diffusion pipeline one of its ``model_index.json``, such as ``unet``. All of it where absent."""
-    gguf: str | None = Field(default=None, pattern=r"^[^/].*\.gguf$")
-    """The GGUF file in the folder or repository that holds the weights, which are dequantised. A ``model`` that ends in
-    ``.gguf`` names both: ``user/name/model-Q8_0.gguf``."""
-    gguf_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """The file's sha256; another file is refused. A recipe beside a model that was built has it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_file(cls, data: Any) -> Any:
-        name = data.get("model") if isinstance(data, dict) and data.get("gguf") is None else None
-        if not isinstance(name, str) or not name.endswith(".gguf"):
-            return data
-        folder, _, file = name.rpartition("/")
-        return {**data, "model": folder or ("/" if name.startswith("/") else "."), "gguf": file}
 
     @model_validator(mode="after")
     def _check_keys(self) -> SourceRef:
         if self.adapter is None and self.adapter_revision is not None:
             raise ValueError("adapter_revision: there is no adapter; name it, or leave its revision out")
-        if self.gguf is None and self.gguf_sha256 is not None:
-            raise ValueError("gguf_sha256: there is no GGUF file; name it with gguf, or leave its sha256 out")
-        if ".." in (self.gguf or "").split("/"):
-            raise ValueError(f"gguf: {self.gguf!r} leads out of the folder; give the folder as model")
         return self
 
     @property
@@ -78,12 +60,11 @@ class SourceRef(StrictModel):
 
     @property
     def _names(self) -> tuple[str, str | None]:
-        return self.model if self.gguf is None else f"{self.model}/{self.gguf}", self.adapter
+        return self.model, self.adapter
 
     def __str__(self) -> str:
         pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
-        model, *adapter = (name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
-        return " + ".join([model if self.gguf is None else f"{model}/{self.gguf}", *adapter])
+        return " + ".join(name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
 
 
 Sources = Annotated[
@@ -123,7 +104,7 @@ def _among(ref: SourceRef, alike: Sequence[SourceRef]) -> str:
 
 
 def _tail(name: str, count: int) -> str:
-    return "/".join(name.rstrip("/").split("/")[-count:]).removesuffix(".gguf")
+    return "/".join(name.rstrip("/").split("/")[-count:])
 
 
 def _pieces(value: Any) -> Any:

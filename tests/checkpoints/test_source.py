@@ -144,6 +144,10 @@ def test_missing_files_are_refused(folder):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
         open_source(str(folder))
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SourceError, match=r"no config.json in .*; transformers makes one of a GGUF file"):
+        open_source(str(folder))
+    (folder / "model.gguf").unlink()
     (folder / "german").mkdir()
     (folder / "german" / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match=r"no config.json in .*; an adapter is in \S+/german: give that folder"):

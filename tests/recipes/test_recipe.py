@@ -268,7 +268,6 @@ def test_a_recipe_does_not_change():
         (["runs/m/final", "runs/j/final/", "u/tiny"], ["m/final", "j/final", "tiny"]),
         (["final", "j/final", "k/j/final"], ["final", "j/final", "k/j/final"]),
         (["a/final", "a/final", "b/final"], ["a/final", "a/final (2)", "b/final"]),
-        (["a/x.gguf", "b/x.gguf"], ["a/x", "b/x"]),
         (["base + j/checkpoint-500", "base + m/checkpoint-500"], ["base+j/checkpoint-500", "base+m/checkpoint-500"]),
         (["u/a@v1", "u/a@v2"], ["a@v1", "a@v2"]),
     ],
@@ -281,36 +280,3 @@ def test_labels_of_several_models_are_distinct(names, labels):
         for model, _, adapter in split
     ]
     assert labels_of(refs) == labels
-
-
-@pytest.mark.parametrize(
-    ("name", "model", "file", "label"),
-    [
-        ("user/name/model-Q8_0.gguf", "user/name", "model-Q8_0.gguf", "model-Q8_0"),
-        ("/models/a.gguf", "/models", "a.gguf", "a"),
-        ("/a.gguf", "/", "a.gguf", "a"),
-        ("a.gguf", ".", "a.gguf", "a"),
-    ],
-)
-def test_a_gguf_file_is_named_with_its_folder(name, model, file, label):
-    """One name, or folder and file apart, are the same reference, also once it was written and read."""
-    ref = SourceRef(model=name)
-    assert (ref.model, ref.gguf, ref.label) == (model, file, label)
-    assert ref == SourceRef(model=model, gguf=file) == SourceRef(**ref.model_dump())
-    assert str(SourceRef(model="user/name", revision="main", gguf="q/a.gguf", adapter="b")) == "user/name@main/q/a.gguf + b"
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"gguf_sha256": "0" * 64}, "gguf_sha256: there is no GGUF file"),
-        ({"gguf": "../a.gguf"}, "gguf: '../a.gguf' leads out of the folder"),
-        ({"gguf": "/a.gguf"}, "gguf"),
-        ({"gguf": "a.bin"}, "gguf"),
-        ({"gguf": "a.gguf", "gguf_sha256": "abc"}, "gguf_sha256"),
-    ],
-)
-def test_a_gguf_file_is_named_rightly(fields, message):
-    """A file outside the folder, of another kind, or a digest of nothing is refused."""
-    with pytest.raises(ValueError, match=message):
-        SourceRef(model="user/name", **fields)

@@ -33,7 +33,7 @@ Files = dict[str, list[Any]]
 
 
 def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
-    """The search with every repository at one commit, and every GGUF file with its sha256.
+    """The search with every repository at one commit.
 
     Args:
         config: The search as it was written.
