@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
-from .chat_process import ChatError, render_chat
+from .chat import ChatError, render_chat
 from .example import Example
 from .pictures import SeeingTokenizer
 

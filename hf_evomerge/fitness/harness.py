@@ -11,22 +11,18 @@ import functools
 import io
 import logging
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import yaml
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from ..errors import FitnessError, nearest, shown
-from ..recipes.limited_yaml import load_limited, read_limited
-from ..recipes.strict_yaml import Count, Index, StrictModel, validate
-from .chat_process import ChatError, limited, render_chat
+from ..errors import FitnessError, nearest, one_line
+from ..recipes.strict_yaml import Count, Index
+from .chat import ChatError, render_chat
 from .encoding import scoring
 from .example import Example
 from .prepared import PreparedTask
@@ -36,7 +32,6 @@ from .scores import Scores
 _SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # those of lm_eval's command line
 _OF_EXAMPLES = ("mean", "nanmean", "perplexity", "weighted_perplexity", "bits_per_byte")  # what a metric may be aggregated by
 _LOG_PROBABILITIES = _OF_EXAMPLES[2:]  # whose parts are log-probabilities: of a text, or with the units to divide it by
-_CODE = {"class", "custom_dataset", "group", "include", "task_list", "unsafe_code", "use_prompt"}  # keys of a task's file
 _RIGHT = ("acc", "exact_match")  # begin the names of metrics that say what is right
 
 
@@ -57,59 +52,6 @@ class LmEvalSpec(TaskSpec):
     """Requests that run together. It changes the memory and the time; scores in their last bits."""
 
 
-class GenerationKeys(StrictModel):
-    """``generation_kwargs`` of a task of lm_eval: the only ones that reach `generate`, some of whose arguments load code."""
-
-    until: str | list[str] | None = None
-    """Strings that end a response."""
-    do_sample: bool | None = None
-    """Draw tokens rather than take the likeliest."""
-    temperature: float | None = Field(default=None, ge=0, le=100)
-    """Divisor of the logits when tokens are drawn."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    """Draw among the likeliest tokens with this total probability."""
-    top_k: int | None = Field(default=None, ge=0, le=131072)
-    """Draw among so many of the likeliest tokens."""
-    num_beams: int | None = Field(default=None, ge=1, le=64)
-    """Beams of a beam search; each takes the memory of one more row."""
-    max_gen_toks: Count | None = None
-    """Tokens after which a response is cut."""
-    max_new_tokens: Count | None = None
-    """The same."""
-    max_tokens: Count | None = None
-    """The same."""
-    max_completion_tokens: Count | None = None
-    """The same."""
-
-
-class MetricKeys(StrictModel):
-    """A metric that a task of lm_eval names; keys beside these are the metric's own."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    metric: str
-    """Its name."""
-    hf_evaluate: Literal[False] = False
-    """Whether it is fetched from the Hub, as code: never."""
-
-
-class TaskKeys(StrictModel):
-    """Keys of a lm_eval task, or of its file, that are checked."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    task: str
-    """Its name."""
-    num_fewshot: Annotated[Index, Field(le=1000)] | None = None
-    """Solved examples before each question."""
-    repeats: Annotated[Count, Field(le=1000)] = 1
-    """How often each request is made."""
-    metric_list: list[MetricKeys] | None = None
-    """Its metrics."""
-    generation_kwargs: GenerationKeys | None = None
-    """How a response is generated."""
-
-
 @register_task("lm_eval")
 class LmEvalTask(PreparedTask):
     """Scores documents of lm_eval's tasks by lm_eval's own metrics, negated where less is better.
@@ -120,12 +62,14 @@ class LmEvalTask(PreparedTask):
 
     spec_type: ClassVar[type[TaskSpec]] = LmEvalSpec
 
+    trust_remote_code = False
+    """Whether task files, which may hold code, may be loaded."""
+
     def __init__(self, spec: LmEvalSpec) -> None:
         super().__init__(spec)
         self._places: list[tuple[str, int]] = []  # the task and the document of each example
         self._tasks: dict[str, Any] = {}
         self._metrics: dict[str, tuple[str, str | None]] = {}
-        self._own = False  # whether a task is a file's
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Load the tasks of the examples; raises `FitnessError` where one cannot score examples, or these are not lm_eval's."""
@@ -137,7 +81,7 @@ class LmEvalTask(PreparedTask):
             if not name or not number.isdecimal():
                 raise FitnessError(f"{example.id}: is no document of lm_eval; write data: {{search: {{lm_eval: TASK}}}}")
             if name not in found:
-                tasks = load_tasks(name)
+                tasks = load_tasks(name, trust_remote_code=self.trust_remote_code)
                 if len(tasks) != 1:
                     raise FitnessError(f"lm_eval: {name}: is a group of {len(tasks)} tasks")
                 found[name] = next(iter(tasks.values()))
@@ -145,7 +89,6 @@ class LmEvalTask(PreparedTask):
         self._tasks = {str(task.config.task): task for task in found.values()}
         if len(self._tasks) < len(found):
             raise FitnessError(f"data.lm_eval: two tasks have one name; there are {', '.join(found)}")
-        self._own = any(map(_is_file, found))
         self._metrics = {name: self._metric(name) for name in self._tasks}
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a token for padding
         if self.spec.chat:
@@ -154,13 +97,15 @@ class LmEvalTask(PreparedTask):
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where a score is not finite."""
         import lm_eval
+        from lm_eval.models.huggingface import HFLM
 
         asked: dict[str, list[int]] = {}
         for name, number in sorted(self._places):
             asked.setdefault(name, []).append(number)
-        with scoring(model), _surroundings(own=self._own), _few_shot(self._tasks.values(), self.spec.num_fewshot):
+        with scoring(model), _surroundings(), _few_shot(self._tasks.values(), self.spec.num_fewshot):
+            # simple_evaluate does the same, and asks pip and git for versions each time
             found = lm_eval.evaluate(
-                lm=_live(model, self._tokenizer, self.spec.batch_size),
+                lm=HFLM(pretrained=model, tokenizer=self._tokenizer, backend="causal", batch_size=self.spec.batch_size),
                 task_dict={"tasks": self._tasks},
                 samples={name: sorted(set(numbers)) for name, numbers in asked.items()},
                 bootstrap_iters=0,
@@ -222,29 +167,38 @@ class LmEvalTask(PreparedTask):
     def _check_chat(self, example: Example) -> None:
         if not getattr(self._tokenizer, "chat_template", None):
             raise FitnessError("fitness.chat: the tokenizer has no chat template; leave out chat")
-        _render(self._tokenizer, [{"role": "user", "content": example.prompt}])
+        try:
+            render_chat(self._tokenizer, [{"role": "user", "content": example.prompt}])
+        except ChatError as cause:
+            raise FitnessError(f"data.chat: the tokenizer's chat template refuses the prompts: {cause}") from cause
 
 
 @functools.lru_cache(maxsize=64)
-def load_tasks(name: str) -> dict[str, Any]:
-    """Load the lm_eval tasks that a name stands for, by the names that lead to each: a task, group, tag or YAML file.
+def load_tasks(name: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Load the lm_eval tasks that a name stands for, by the names that lead to each.
+
+    Args:
+        name: A task, group or tag of lm_eval, or a YAML file.
+        trust_remote_code: Whether a YAML file may be loaded: it, or what it names, may be code.
 
     Raises:
-        FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or the file would run code.
+        FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or a file
+            is not trusted.
     """
     if find_spec("lm_eval") is None:
         raise FitnessError("lm_eval: is not installed: pip install 'hf-evomerge[eval]'")
-    if is_file := _is_file(name):
-        _check_file(Path(name))
-    elif name not in (known := _manager(True).all_tasks):
+    is_file = Path(name).suffix in (".yaml", ".yml")
+    if is_file and not trust_remote_code:
+        raise FitnessError(f"lm_eval: {name}: a task file may run code; read it, and pass --trust-remote-code")
+    if not is_file and name not in (known := _manager(True).all_tasks):
         close = nearest(name, known)
         raise FitnessError(f"lm_eval: there is no task {name!r}; {close if len(close) < 100 else 'run `lm_eval ls tasks`'}")
-    with _surroundings(own=is_file):
+    with _surroundings():
         try:
             tasks: dict[str, Any] = _manager(not is_file).load([name])["tasks"]
         except Exception as cause:  # anything: reading a task reads a data set, by network or not
             raise FitnessError(
-                f"lm_eval: {name}: cannot be loaded: {type(cause).__name__}: {cause}; without a network only "
+                f"lm_eval: {name}: cannot be loaded: {type(cause).__name__}: {one_line(cause)}; without a network only "
                 "tasks work whose data is here already"
             ) from cause
     for task in tasks.values():
@@ -252,29 +206,22 @@ def load_tasks(name: str) -> dict[str, Any]:
             runs = getattr(task, "UNSAFE_CODE", False)
             what = "runs what the model writes as a program" if runs else "shows pictures or sounds"
             raise FitnessError(f"lm_eval: {name}: {what}, which is not done here")
-        given = {key: getattr(task.config, key, None) for key in ("repeats", "generation_kwargs")}
-        _check_keys(name, {"task": name, **{key: value for key, value in given.items() if value is not None}})
     return {name: next(iter(tasks.values()))} if is_file and len(tasks) == 1 else tasks
 
 
-def read_documents(names: Sequence[str]) -> list[Example]:
+def read_documents(names: Sequence[str], *, trust_remote_code: bool = False) -> list[Example]:
     """Read all documents of some tasks, in their order, as examples whose ids lead back to them."""
     examples = []
     for given in names:
-        for name, task in load_tasks(given).items():
-            with _surroundings(own=_is_file(given)):
+        for name, task in load_tasks(given, trust_remote_code=trust_remote_code).items():
+            with _surroundings():
                 for number, doc in enumerate(task.eval_docs):
                     try:
                         prompt, answer = str(task.doc_to_text(doc)), str(task.doc_to_target(doc))
-                    except (ChatError, ValueError, TypeError, SyntaxError) as cause:
-                        raise FitnessError(f"lm_eval: {name}: document {number}: {cause}") from cause
+                    except Exception as cause:  # anything: a template of the task runs
+                        raise FitnessError(f"lm_eval: {name}: document {number}: {one_line(cause)}") from cause
                     examples.append(Example(prompt, answer, f"{name}:{number}", content=prompt or answer))
     return examples
-
-
-def _is_file(name: str) -> bool:
-    """Tell whether a YAML file defines the task, and not lm_eval."""
-    return Path(name).suffix in (".yaml", ".yml")
 
 
 @functools.cache
@@ -284,63 +231,8 @@ def _manager(with_own: bool) -> Any:
     return TaskManager(include_defaults=with_own)
 
 
-def _check_file(file: Path) -> None:
-    """Refuse a task's file that would run code: lm_eval imports functions that one names, and fetches metrics that it lacks.
-
-    What its templates and patterns may do is limited by a process of their own; see `_surroundings`.
-    """
-    from lm_eval.api import metrics  # noqa: F401 - which registers them
-    from lm_eval.api.registry import metric_registry
-
-    try:
-        content = load_limited(read_limited(file))
-    except (OSError, ValueError, yaml.YAMLError) as cause:  # a tag such as !function is none of YAML's
-        raise FitnessError(f"lm_eval: {file}: cannot be read, or names code: {cause}") from cause
-    if not isinstance(content, dict):
-        raise FitnessError(f"lm_eval: {file}: is no task: it has no 'task' with a name")
-    checked = _check_keys(str(file), content)
-    if unread := sorted(_CODE & content.keys()):
-        raise FitnessError(f"lm_eval: {file}: {unread[0]} may lead to code, and is not read from a file")
-    for each in checked.metric_list or ():
-        if each.metric not in metric_registry:
-            raise FitnessError(f"lm_eval: {file}: the metric {shown(each.metric)} would be fetched as code; use one of lm_eval")
-    options = content.get("dataset_kwargs")
-    if content.get("dataset_path") == "pandas" or (isinstance(options, dict) and options.get("trust_remote_code")):
-        raise FitnessError(f"lm_eval: {file}: its data would be read by code (pickle, or a script); use JSON, CSV or Parquet")
-
-
-def _check_keys(name: str, keys: dict[str, Any]) -> TaskKeys:
-    try:
-        return validate(TaskKeys, keys, FitnessError)
-    except FitnessError as cause:
-        raise FitnessError(f"lm_eval: {name}: {cause}") from cause
-
-
 def _aggregation(task: Any, metric: str) -> str:
     return str(getattr(task.aggregation().get(metric), "__name__", "unknown"))
-
-
-def _render(tokenizer: Any, messages: Sequence[dict[str, str]], answer: bool = True) -> str:
-    try:
-        return render_chat(tokenizer, messages, answer=answer)
-    except ChatError as cause:
-        raise FitnessError(f"data.chat: the tokenizer's chat template refuses the prompts: {cause}") from cause
-
-
-def _live(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """A model in memory as lm_eval's own kind of model."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Live(HFLM):
-        """Renders chats within limits, and generates without remote code."""
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return _render(self.tokenizer, chat_history, add_generation_prompt)
-
-        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
-            return super()._model_generate(*args, **kwargs, trust_remote_code=False)
-
-    return Live(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 
 @contextmanager
@@ -358,20 +250,15 @@ def _few_shot(tasks: Iterable[Any], wanted: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _surroundings(*, own: bool) -> Iterator[None]:
-    """Run lm_eval with its own seeds, without bars, and a file's templates and patterns within limits; then put all back."""
-    import lm_eval.utils
+def _surroundings() -> Iterator[None]:
+    """Run lm_eval with its own seeds and without bars, then put everything back."""
     import torch
-    from lm_eval.api import metrics
-    from lm_eval.filters import extraction
 
-    python, numpy = random.getstate(), np.random.get_state()
-    logger, environment = logging.getLogger("lm_eval"), lm_eval.utils.env
+    python = random.getstate()
+    numpy = np.random.get_state()
+    logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    if own:
-        lm_eval.utils.env = SimpleNamespace(from_string=_template)
-        metrics.re = extraction.re = SimpleNamespace(compile=_pattern, escape=re.escape, findall=re.findall, sub=_sub)
     try:
         with redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
             random.seed(_SEEDS["python"])
@@ -379,27 +266,6 @@ def _surroundings(*, own: bool) -> Iterator[None]:
             torch.manual_seed(_SEEDS["torch"])
             yield
     finally:
-        lm_eval.utils.env, metrics.re, extraction.re = environment, re, re
         logger.setLevel(level)
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _template(text: str) -> Any:
-    """A template of jinja, as far as lm_eval uses one."""
-    return SimpleNamespace(render=lambda **document: limited("template", template=text, variables=document))
-
-
-def _pattern(text: str) -> Any:
-    """A regular expression, as far as lm_eval's filters use one."""
-    re.compile(text)
-
-    def findall(string: str) -> list[Any]:
-        found = limited("findall", pattern=text, string=string)
-        return [tuple(each) if isinstance(each, list) else each for each in found]
-
-    return SimpleNamespace(findall=findall)
-
-
-def _sub(pattern: str, by: str, text: str) -> str:
-    return str(limited("sub", pattern=pattern, repl=by, string=text))

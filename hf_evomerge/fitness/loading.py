@@ -20,11 +20,12 @@ from .records import wanted_records
 _LETTERS = string.ascii_uppercase
 
 
-def load_examples(spec: DataSpec) -> list[Example]:
+def load_examples(spec: DataSpec, *, trust_remote_code: bool = False) -> list[Example]:
     """Read the examples that a specification asks for, always in the same order.
 
     Args:
         spec: Where the records are, which of them to take, and what makes the prompt and the answer.
+        trust_remote_code: Whether task files of lm_eval, which may be code, are loaded.
 
     Raises:
         FitnessError: The data cannot be read, a record lacks a field or is no record, or there are too few records.
@@ -34,11 +35,16 @@ def load_examples(spec: DataSpec) -> list[Example]:
         3
     """
     if spec.sources is not None:
-        return [replace(example, source=name) for name, own in spec.sources.items() for example in load_examples(own)]
+        return [
+            replace(example, source=name)
+            for name, part in spec.sources.items()
+            for example in load_examples(part, trust_remote_code=trust_remote_code)
+        ]
     if spec.lm_eval is not None:
         from .harness import read_documents
 
-        spec = spec.model_copy(update={"function": partial(read_documents, spec.lm_eval)})
+        read = partial(read_documents, spec.lm_eval, trust_remote_code=trust_remote_code)
+        spec = spec.model_copy(update={"function": read})
         return [document for _, document in wanted_records(spec)]
     return [_example(record, spec, where) for where, record in wanted_records(spec)]
 

@@ -72,7 +72,7 @@ class PushOptions:
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
         verify: Whether to build the model again first, and to refuse it where a bit is another.
-        trust_remote_code: Whether `verify` may run Python files that come with the sources.
+        trust_remote_code: Whether Python files that come with the sources, or task files of lm_eval, may be run.
 
     Example:
         >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
@@ -149,7 +149,15 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
         licenses = {parent.model: parent.title for parent in license.parents if parent.license != UNKNOWN}
-        write_record(search, scratch, examples=options.examples, publish=names, licenses=licenses, about=options.about)
+        write_record(
+            search,
+            scratch,
+            examples=options.examples,
+            publish=names,
+            licenses=licenses,
+            about=options.about,
+            trust_remote_code=options.trust_remote_code,
+        )
     elif options.about:
         raise HubError(f"{model}: was not searched for, so no record of it holds a sentence; leave out --about")
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)

@@ -57,6 +57,7 @@ def write_record(
     publish: Publish = hide_folder,
     licenses: Mapping[str, str] | None = None,
     about: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Record:
     """Write ``study.json``, ``trials.parquet`` and ``images/`` of a search into a folder.
 
@@ -67,6 +68,7 @@ def write_record(
         publish: Says how a source is named in the record.
         licenses: The parents' licenses, by the names that are published.
         about: The sentence on what the model is for; the search file's where absent.
+        trust_remote_code: Whether task files of lm_eval, which may be code, are loaded for the examples.
 
     Raises:
         SearchError: There is no search in the folder, or its results were changed since.
@@ -95,7 +97,7 @@ def write_record(
             **(_objectives(config, study) if config.objectives else {}),
             "results": results,
             "trial": _winning_trial(study, results),
-            **_examples(study, config, examples, out / IMAGES_FOLDER),
+            **_examples(study, config, examples, out / IMAGES_FOLDER, trust_remote_code),
         }
         record = validate(Record, parts, HubError)
         out.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
     return {"objectives": [Objective(name, unit) for name, unit in config.units.items()], "parents": parents}
 
 
-def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> dict[str, Any]:
+def _examples(study: Study, config: SearchConfig, count: int, images: Path, trust_remote_code: bool) -> dict[str, Any]:
     """The first problems of the test split with their answers, which models got them right, and what these wrote.
 
     How many of all problems only the winner solves is counted too. Pictures are written as PNG, pixel for pixel, without what
@@ -166,7 +168,7 @@ def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> d
     others = [right for name, right in correct.items() if name != EVOLVED]
     alone = sum(own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False))
     written = {name: scores.outputs for name, scores in scored.items() if scores.outputs is not None}
-    chosen = load_examples(config.data[split])[:count]
+    chosen = load_examples(config.data[split], trust_remote_code=trust_remote_code)[:count]
     problems = [
         {"prompt": example.prompt, "answer": example.answer}
         | ({"pictures": _written(example, i, images)} if example.pictures else {})

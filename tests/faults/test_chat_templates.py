@@ -9,13 +9,12 @@ import time
 from typing import Any
 
 import pytest
+from slowly import slow_beyond
 from transformers import AutoTokenizer
-from warm import Program
-from watch import are_gone
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import chat_process
-from hf_evomerge.fitness.chat_process import ChatError, render_chat
+from hf_evomerge.fitness import chat
+from hf_evomerge.fitness.chat import ChatError, render_chat
 from hf_evomerge.search.run import run_search
 
 CHAT = [{"role": "system", "content": "be\nbrief"}, {"role": "user", "content": 'é "日本" <bos> \ud83d'}]
@@ -29,62 +28,53 @@ def tokenizer(tiny) -> Any:
     return AutoTokenizer.from_pretrained(tiny / "a")
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ bos_token }}{% for m in messages %}\n  {{ m['role'] | upper }}: {{ m.content }}{{ eos_token }}\n{% endfor %}",
-        "{%- for m in messages -%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson }}{%- endfor -%}",
-        "{% if add_generation_prompt %}assistant{% endif %}{{ tools is none }}{{ undefined_name }}",
-        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ [1, 2] | tojson(indent=2) }}",
-    ],
-)
+TEMPLATES = [
+    "{{ bos_token }}{% for m in messages %}\n  {{ m['role'] | upper }}: {{ m.content }}{{ eos_token }}\n{% endfor %}",
+    "{%- for m in messages -%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson }}{%- endfor -%}",
+    "{% if add_generation_prompt %}assistant{% endif %}{{ tools is none }}{{ undefined_name }}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ [1, 2] | tojson(indent=2) }}",
+]
+
+
+@pytest.mark.parametrize("template", slow_beyond(TEMPLATES[:1], TEMPLATES))
 def test_the_text_is_that_of_transformers(tokenizer, template):
-    """What the process writes is, letter by letter, what the tokenizer itself would have written."""
+    """A template that passes its trial writes, letter by letter, what the tokenizer itself writes."""
     tokenizer.chat_template = template
     assert render_chat(tokenizer, CHAT) == tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
 
 
-def test_the_text_to_continue_is_that_of_transformers(tokenizer):
-    """Where the last message is to be continued, nothing comes after it."""
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
-    chat = [*CHAT, {"role": "assistant", "content": "The answer is"}]
-    text = render_chat(tokenizer, chat, answer=False)
-    assert text == tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
-    assert text.endswith("<assistant>The answer is")
+ENDLESS: list[tuple[Any, str]] = [
+    ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+    (LONG, "takes more than 1 s or 2 GiB"),
+    ("{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}", "takes more than"),
+    (DOUBLED.format(60), "takes more than"),
+    (DOUBLED.format(23), "writes more than 4194304 characters"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    ("{{ raise_exception('no\nsystem') }}", "no system"),
+    ("{% for", "unexpected"),
+    ("{{ messages.__class__.__mro__ }}", "unsafe"),
+    ("x" * 300_000, "has 300000 characters; at most 262144 are read"),
+    ({"a": "x", "b": "y"}, "multiple chat templates"),
+]
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-        (LONG, "takes more than 1 s or 2 GiB"),
-        ("{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}", "takes more than"),
-        (DOUBLED.format(60), "takes more than"),
-        (DOUBLED.format(23), "writes more than 4194304 characters"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{{ raise_exception('no\nsystem') }}", "no system"),
-        ("{% for", "unexpected"),
-        ("{{ messages.__class__.__mro__ }}", "unsafe"),
-        ("x" * 300_000, "has 300000 characters; at most 262144 are read"),
-        ({"a": "x", "b": "y"}, "multiple chat templates"),
-    ],
-)
+@pytest.mark.parametrize(("template", "message"), slow_beyond([ENDLESS[1], ENDLESS[3], *ENDLESS[8:]], ENDLESS))
 def test_what_goes_on_without_end_is_ended(tokenizer, monkeypatch, template, message):
     """A template that loops, doubles, recurses or refuses is one error that says so, and the next chat is rendered as ever."""
-    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1 if message.startswith("takes more") else 10)
+    monkeypatch.setattr(chat, "CPU_SECONDS", 1 if message.startswith("takes more") else 10)
     broken = copy.deepcopy(tokenizer)
     broken.chat_template = template
     with pytest.raises(ChatError) as caught:
         render_chat(broken, CHAT)
     assert message in " ".join(str(caught.value).split())
     tokenizer.chat_template = "{{ messages[0].role }}"
-    monkeypatch.setattr(chat_process, "CPU_SECONDS", 10)  # a process begins slowly where many run
+    monkeypatch.setattr(chat, "CPU_SECONDS", 10)  # a process begins slowly where many run
     assert render_chat(tokenizer, CHAT) == "system"
 
 
 def test_a_search_with_an_endless_template_ends(tiny, tmp_path, search_settings, search_config, monkeypatch):
     """A search whose first source has a template without end ends with one line that says whose and why."""
-    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
+    monkeypatch.setattr(chat, "CPU_SECONDS", 1)
     folder = shutil.copytree(tiny / "a", tmp_path / "a")
     (folder / "chat_template.jinja").write_text(LONG)
     data = {"search": {**search_settings()["data"]["search"], "chat": True}}
@@ -96,37 +86,13 @@ def test_a_search_with_an_endless_template_ends(tiny, tmp_path, search_settings,
     assert time.process_time() - begin < 30
 
 
-def test_the_process_ends_with_the_one_it_works_for(tiny):
-    """Where the process that asks is killed, the one that renders ends by itself, also in the middle of an endless template."""
-    program = f"""
-import os
-from transformers import AutoTokenizer
-from hf_evomerge.fitness import chat_process
-chat_process.CPU_SECONDS = 2
-tokenizer = AutoTokenizer.from_pretrained({str(tiny / "a")!r})
-tokenizer.chat_template = "x"
-chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
-print(chat_process._process(os.getpid()).pid, flush=True)
-tokenizer.chat_template = {LONG!r}
-chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
-"""
-    asking = Program(program)
-    while not (said := asking.said.read_text()).endswith("\n"):
-        assert asking.poll() is None
-        time.sleep(0.05)
-    rendering = int(said)
-    asking.kill()
-    assert are_gone(rendering)
-
-
 def test_the_space_brings_the_file_that_it_needs():
     """The Space's repository holds the file that renders templates, and that file runs by itself."""
     from hf_evomerge.hub.space import space_files
 
-    file = space_files("u/m")["hf_evomerge/fitness/chat_process.py"]
-    arguments = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "how": {}}
-    asked = {"call": "chat", "arguments": arguments, "seconds": 5}
+    file = space_files("u/m")["hf_evomerge/fitness/chat.py"]
+    asked = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "special": {}, "seconds": 5}
     done = subprocess.run(
-        [sys.executable, "-P", str(file)], input=json.dumps(asked) + "\n", capture_output=True, text=True, check=True
+        [sys.executable, "-P", str(file)], input=json.dumps(asked), capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout) == {"value": "é"}
+    assert json.loads(done.stdout) == ""

@@ -2,7 +2,7 @@ import copy
 import json
 import random
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +11,7 @@ import yaml
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, chat_process, load_examples
-from hf_evomerge.fitness.chat_process import ChatError
+from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, load_examples
 from hf_evomerge.fitness.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
@@ -93,10 +92,22 @@ def own(
         )
 
 
+def read(spec: DataSpec) -> list[Example]:
+    """The documents of tasks, with consent to load their files."""
+    return load_examples(spec, trust_remote_code=True)
+
+
+def trusting(spec: LmEvalSpec) -> LmEvalTask:
+    """A task that may load task files."""
+    task = LmEvalTask(spec)
+    task.trust_remote_code = True
+    return task
+
+
 def score(model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | None = None, **keys: Any) -> Scores:
     """What a model scores on documents of tasks."""
-    task = LmEvalTask(LmEvalSpec(num_fewshot=2, **keys))
-    task.prepare(load_examples(DataSpec(lm_eval=names, **(data or {}))), tokenizer)
+    task = trusting(LmEvalSpec(num_fewshot=2, **keys))
+    task.prepare(read(DataSpec(lm_eval=names, **(data or {}))), tokenizer)
     return task.evaluate(model)
 
 
@@ -147,10 +158,10 @@ def test_documents_are_examples(tasks, model, tokenizer):
     """Slices with one seed part a task's documents, whose scores are those of the whole, in the order of the examples."""
     names = [tasks["tiny_choice"], tasks["tiny_rolling"]]
     seeded = {"shuffle_seed": 5}
-    task = LmEvalTask(LmEvalSpec(metric={"tiny_choice": "acc_norm"}))
-    parts = [load_examples(DataSpec(lm_eval=names, **seeded, **cut)) for cut in ({"count": 6}, {"start": 6})]
+    task = trusting(LmEvalSpec(metric={"tiny_choice": "acc_norm"}))
+    parts = [read(DataSpec(lm_eval=names, **seeded, **cut)) for cut in ({"count": 6}, {"start": 6})]
     found: dict[str, float] = {}
-    for part in (*parts, load_examples(DataSpec(lm_eval=names))):
+    for part in (*parts, read(DataSpec(lm_eval=names))):
         task.prepare(part, tokenizer)
         values = dict(zip([example.id for example in part], task.evaluate(model).values, strict=True))
         assert all(found.get(name, value) == pytest.approx(value, abs=1e-6) for name, value in values.items())
@@ -173,69 +184,28 @@ def test_leaves_everything_as_it_was(tasks, model, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"doc_to_text": "!function utils.prompt"}, "cannot be read, or names code: .*function"),
-        ({"class": "utils.Task"}, "class may lead to code"),
-        ({"include": "/etc/passwd"}, "include may lead to code"),
-        ({"metric_list": [{"metric": "my/metric"}]}, "the metric .*my/metric.* would be fetched as code"),
-        ({"dataset_path": "pandas"}, r"its data would be read by code \(pickle, or a script\)"),
-        ({"task": ["a", "b"]}, "task.yaml: task: must be a text"),
-        (
-            {"generation_kwargs": {"custom_generate": "utils", "trust_remote_code": True}, "test_split": "nowhere"},
-            r"task.yaml: generation_kwargs.custom_generate: no such key; there are do_sample, .*, until",
-        ),
-        ({"generation_kwargs": {"max_gen_tok": 9}}, r"max_gen_tok: no such key; did you mean max_gen_toks\?"),
-        ({"generation_kwargs": {"num_beams": 65}}, r"task.yaml: generation_kwargs.num_beams: must be at most 64 \(found 65\)"),
-        ({"metric_list": [{"metric": ["acc"]}]}, r"metric_list.0.metric: must be a text \(found \['acc'\]\)"),
-        ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "metric_list.0.hf_evaluate: must be False"),
-        ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "SecurityError|unsafe"),
         ({"test_split": "nowhere"}, "cannot be loaded: .*nowhere"),
         ({"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, "cannot be loaded: .*nowhere.jsonl.*without a network only"),
+        ({"doc_to_text": "!function utils.prompt"}, "cannot be loaded: "),
     ],
 )
 def test_refuses_files(change, message, tasks, tmp_path):
-    """A task's file that would run code, by whichever way, or that cannot be loaded, is refused in one line."""
-    (tmp_path / "utils.py").write_text("raise SystemExit('this has run')\n", encoding="utf-8")
+    """A task's file that cannot be loaded, or whose templates fail, is refused in one line."""
     with pytest.raises(FitnessError, match=message) as refusal:
-        load_examples(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
+        read(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
     assert len(str(refusal.value).splitlines()) == 1
 
 
-LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"doc_to_text": LOOP},
-        {"doc_to_text": "{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}"},
-        {"doc_to_target": "{% if answer == 2 %}" + LOOP + "{% endif %}{{answer}}"},
-    ],
-)
-def test_templates_without_end(change, tasks, tmp_path, monkeypatch):
-    """A task's template that loops, doubles or backtracks is one line, also where only some documents make it do so."""
-    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
-    with pytest.raises(FitnessError, match="takes more than 1 s or 2 GiB"):
-        load_examples(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"filter_list": [{"name": "slow", "filter": [{"function": "regex", "regex_pattern": r"(\S+\S+)+\$"}]}]},
-        {"metric_list": [{"metric": "exact_match", "regexes_to_ignore": [r"(\S+\S+)+\$"]}]},
-        {"doc_to_choice": "{{ options if options[0] == 'x' else (" + "'" + "x" * 40 + "' | regex_replace('(x+x+)+y', '')) }}"},
-        {"fewshot_config": {"sampler": "first_n", "doc_to_text": LOOP}},
-    ],
-)
-def test_what_a_task_file_does_without_end_while_it_scores_is_ended(change, tasks, model, tokenizer, tmp_path, monkeypatch):
-    """A filter or a metric that backtracks, a few-shot template that loops: one error, before the search has a candidate."""
-    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
-    monkeypatch.setattr(
-        "lm_eval.models.huggingface.HFLM.generate_until", lambda self, requests, **_: ["x" * 60] * len(requests)
-    )
-    kind = "tiny_choice" if "doc_to_choice" in change else "tiny_write"
-    with pytest.raises((ChatError, FitnessError), match="takes more than 1 s or 2 GiB"):
-        score(model, tokenizer, [changed(tasks[kind], change, tmp_path)])
+def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
+    """A file that names a function is refused without consent, where documents are read and where they are scored."""
+    (tmp_path / "utils.py").write_text("def prompt(doc):\n    return 'asked: ' + doc['question']\n", encoding="utf-8")
+    file = changed(tasks["tiny_choice"], {"doc_to_text": "!function utils.prompt"}, tmp_path)
+    with pytest.raises(FitnessError, match="a task file may run code; read it, and pass --trust-remote-code"):
+        load_examples(DataSpec(lm_eval=[file]))
+    examples = read(DataSpec(lm_eval=[file]))
+    assert examples[0].prompt.startswith("asked: ")
+    with pytest.raises(FitnessError, match="a task file may run code"):
+        LmEvalTask(LmEvalSpec()).prepare(examples, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -248,27 +218,9 @@ def test_what_a_task_file_does_without_end_while_it_scores_is_ended(change, task
 )
 def test_refuses_settings(keys, message, tasks, tokenizer):
     """Metrics, tasks and templates that there are not are named before any model is scored."""
-    task = LmEvalTask(LmEvalSpec(**keys))
+    task = trusting(LmEvalSpec(**keys))
     with pytest.raises(FitnessError, match=message):
-        task.prepare(load_examples(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
-
-
-def test_refuses_generation_keys_of_built_in_tasks(monkeypatch):
-    """A task of lm_eval itself, or of a package beside it, is held to the same generation keys as a file."""
-
-    class Config:
-        generation_kwargs: ClassVar[dict[str, Any]] = {"assistant_model": "elsewhere"}
-
-    class Manager:
-        all_tasks: ClassVar[list[str]] = ["built_in"]
-
-        def load(self, names: list[str]) -> dict[str, Any]:
-            return {"tasks": {"built_in": type("Task", (), {"config": Config})}}
-
-    load_tasks.cache_clear()
-    monkeypatch.setattr("hf_evomerge.fitness.harness._manager", lambda own: Manager())
-    with pytest.raises(FitnessError, match=r"^lm_eval: built_in: generation_kwargs.assistant_model: no such key"):
-        load_tasks("built_in")
+        task.prepare(read(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
 
 
 def test_generates_without_what_a_source_asks_for(tasks, model, tokenizer):
@@ -282,7 +234,7 @@ def test_refuses_metrics_of_all_documents(tasks, tokenizer, tmp_path):
     """A metric that only many documents together have scores no example."""
     file = changed(tasks["tiny_write"], {"metric_list": [{"metric": "bleu"}]}, tmp_path)
     with pytest.raises(FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"):
-        LmEvalTask(LmEvalSpec()).prepare(load_examples(DataSpec(lm_eval=[file])), tokenizer)
+        trusting(LmEvalSpec()).prepare(read(DataSpec(lm_eval=[file])), tokenizer)
 
 
 def test_refuses_other_data(tokenizer):

@@ -74,7 +74,10 @@ class SearchTasks:
             spec, fitness = self.config.splits.get(split), self.config.fitness
             if spec is None and split not in self._given:
                 raise FitnessError(f"data.{split}: not given; name a file or data set")
-            own = self._given[split] if spec is None or split in self._given else load_examples(spec)
+            if spec is None or split in self._given:
+                own = self._given[split]
+            else:
+                own = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
             if isinstance(fitness, TermsSpec) and split in SPLITS and not any(example.beside for example in own):
                 own = fitness.deal(own, split)
             self._examples[split] = own
@@ -169,6 +172,8 @@ class SearchTasks:
     def _new_task(self, fitness: TaskSpec | None, owner: Checkpoint | None = None) -> Task:
         task: Task = self._make_task() if fitness is None else make_task(fitness)
         for part in _parts(task):
+            if hasattr(part, "trust_remote_code"):
+                part.trust_remote_code = self.sources.trust_remote_code
             if isinstance(part, ClassificationTask):
                 part.heads = self._heads_of(part.spec.heads)
             if isinstance(part, AgreementTask):

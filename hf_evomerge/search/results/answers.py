@@ -43,10 +43,14 @@ class Answer:
     truncated: bool
 
 
-def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
+def study_answers(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Iterator[Answer]:
     """Yield every answer and score of the parents, the finalists and the winners of a study, model by model, split by split.
 
     Answers of single trials are in the study too; see `Study.answers`.
+
+    Args:
+        folder: The study's folder.
+        trust_remote_code: Whether task files of lm_eval, which may be code, are loaded.
 
     Raises:
         SearchError: There is no study, or its examples came from Python and are not to be had.
@@ -62,7 +66,7 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
             if split not in examples:
                 if split not in config.splits:
                     raise SearchError(f"{folder}: the {split} examples came from Python; read Study.answers beside them")
-                examples[split] = load_examples(config.splits[split])
+                examples[split] = load_examples(config.splits[split], trust_remote_code=trust_remote_code)
             outputs: Sequence[str | None] = scores.outputs or [None] * scores.values.size
             for i, (example, output) in enumerate(zip(examples[split], outputs, strict=True)):
                 right = None if scores.correct is None else bool(scores.correct[i])
