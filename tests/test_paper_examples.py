@@ -52,7 +52,7 @@ print(json.dumps(found))
 @pytest.mark.slow
 def test_the_papers_files_run(tmp_path, monkeypatch):
     """All files are planned as they are on a machine without CUDA, from headers alone; those of text run to a built model."""
-    for library in ("datasets", "diffusers", "torchvision", "rouge_score", "fugashi"):
+    for library in ("datasets", "diffusers", "torchvision"):
         pytest.importorskip(library)
     with LocalHub(tmp_path / "hub", orgs=ORGS) as hub:
         publish(use_hub(monkeypatch, hub, tmp_path / "client"), tmp_path / "stand-ins")

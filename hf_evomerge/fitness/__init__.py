@@ -29,7 +29,6 @@ from .registry import (
     task_names,
 )
 from .retrieval import RetrievalSpec, RetrievalTask
-from .rouge import RougeLSpec, RougeLTask
 from .scores import Scores
 from .terms import TermsSpec, TermsTask
 from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
@@ -39,6 +38,6 @@ __all__ += ["ClassificationTask", "ClipSpec", "ClipTask", "Comparison", "DataSpe
 __all__ += ["FunctionTask", "GenerationSpec", "GenerationTask", "Gsm8kSpec", "Gsm8kTask", "JudgingTask"]
 __all__ += ["LikelihoodSpec", "LikelihoodTask", "LmEvalSpec", "LmEvalTask", "MgsmSpec", "MgsmTask"]
 __all__ += ["MultipleChoiceSpec", "MultipleChoiceTask", "PerplexitySpec", "PerplexityTask"]
-__all__ += ["RetrievalSpec", "RetrievalTask", "RougeLSpec", "RougeLTask", "Scores", "Task", "TaskSpec", "TermsSpec"]
+__all__ += ["RetrievalSpec", "RetrievalTask", "Scores", "Task", "TaskSpec", "TermsSpec"]
 __all__ += ["TermsTask", "check_disjoint", "compare", "draw", "get_task", "load_examples", "make_task", "parse_task"]
 __all__ += ["register_task", "render_prompt", "task_names"]

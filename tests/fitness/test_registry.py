@@ -45,7 +45,7 @@ def test_own_task_in_yaml(monkeypatch):
     assert whole.fitness == LengthSpec(factor=2)
     assert whole.model_dump() == {"fitness": {"task": "length", "factor": 2.0}}
     assert isinstance(make_task(whole.fitness), LengthTask)
-    assert {"generation", "length", "likelihood", "multiple_choice", "perplexity", "rouge_l"} <= set(task_names())
+    assert {"generation", "length", "likelihood", "multiple_choice", "perplexity"} <= set(task_names())
     with pytest.raises(FitnessError, match="'length' is registered twice"):
         register_task("length")(LengthTask)
 

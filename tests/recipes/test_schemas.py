@@ -15,7 +15,6 @@ from jsonschema import Draft202012Validator
 from schemas import SCHEMAS
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness.harness import TaskKeys
 from hf_evomerge.recipes.limited_yaml import LimitedLoader
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
@@ -81,10 +80,10 @@ def _numbers(part: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _numbers(inside, f"{place}.{key}")
 
 
-@pytest.mark.parametrize("name", [*SCHEMAS, "task"])
+@pytest.mark.parametrize("name", [*SCHEMAS])
 def test_every_number_has_bounds(name):
-    """A number of a recipe, a search file or a task file of lm_eval says what is the least and what the most."""
-    numbers = list(_numbers(SCHEMAS[name]() if name in SCHEMAS else TaskKeys.model_json_schema(), name))
+    """A number of a recipe or a search file says what is the least and what the most."""
+    numbers = list(_numbers(SCHEMAS[name](), name))
     assert len(numbers) > 5
     bounds = ({"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"})
     assert [place for place, number in numbers if not all(number.keys() & each for each in bounds)] == []

@@ -39,7 +39,7 @@ LABELS = ("label", "labels", "score", "scores")  # by the rule of sentence-trans
 TASKS = {
     "classification": "the log-probability of the right label, which has a gradient",
     "retrieval": "the log-probability of a prompt's own answer among all answers, by the cosine of pooled hidden states",
-    "rouge_l": "words in common with the answer; an encoder-decoder writes, and there is no gradient",
+    "generation": "1 for a right answer, 0 for another; an encoder-decoder writes, and there is no gradient",
 }
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
@@ -320,7 +320,8 @@ class _Problems:
         between = f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the answer's beginning"
         if self.task in TASKS:
             pair = "\t" if "\t" in self.where.get("template", "") else None
-            said = {"task": self.task, "heads": self.heads, "pair_separator": pair}
+            extract = "all" if self.task == "generation" else None
+            said = {"task": self.task, "heads": self.heads, "pair_separator": pair, "extract": extract}
             return [f"fitness: {in_line({key: value for key, value in said.items() if value})} # {TASKS[self.task]}"]
         if self.task == "multiple_choice":
             score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
