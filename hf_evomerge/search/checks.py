@@ -29,7 +29,7 @@ from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
 from .spaces.space import Space, make_space
 from .together import together_stage
-from .trackers import TRACKERS
+from .trackers import Tracker
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
     if not here:
         require_ray()
     for name in config.report_to:
-        TRACKERS[name]()  # refuses one that is not installed
+        Tracker(name)  # refuses one that is not installed
     if config.objectives:
         optional("pymoo", "objectives", "objectives: a search for several", SearchError)
     tuned = [name for name in config.compare.baselines if "lora" in name]

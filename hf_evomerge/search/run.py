@@ -32,7 +32,7 @@ from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .study.files import ADAPTERS_FOLDER, PLOTS_FOLDER
 from .study.paths import rooted
 from .study.study import Study
-from .trackers import TRACKERS
+from .trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def run_search(
         >>> run_search(SearchConfig.load("search.yaml"), "my-search").winner.save("winner.yaml")
     """
     refuse_in_worker()
-    told = (*(TRACKERS[name]() for name in config.report_to), *callbacks)
+    told = (*map(Tracker, config.report_to), *callbacks)
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
     pins, written = known_pins(Path(out)), rooted(config)
     config = pin(written, pins)

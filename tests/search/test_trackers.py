@@ -22,20 +22,15 @@ class Fake(ModuleType):
         super().__init__(name)
         self.calls: list[tuple[str, Any]] = []
 
-    def init(self, **given: Any) -> None:
+    def init(self, **given: Any) -> "Fake":
         self.calls.append(("init", given))
+        return self
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.calls.append(("log", (step, values)))
 
     def finish(self) -> None:
         self.calls.append(("finish", None))
-
-    def Image(self, file: str) -> tuple[str, bytes]:  # noqa: N802
-        return "image", Path(file).read_bytes()[:4]
-
-    def Table(self, columns: list[str], data: list[list[Any]]) -> tuple[str, list[list[Any]]]:  # noqa: N802
-        return "table", [columns, *data]
 
 
 def cut_short(config: SearchConfig, out: Path) -> None:
@@ -45,7 +40,7 @@ def cut_short(config: SearchConfig, out: Path) -> None:
 
 @pytest.mark.slow
 def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
-    """A run gets each generation once, then pictures and table; a resumed search goes on in it, and takes back what is lost."""
+    """A run gets each generation once, then the results; a resumed search goes on in it, and takes back what is lost."""
     fake, written = Fake("wandb"), list[tuple[str, Any]]()
 
     class Writer:
@@ -53,7 +48,7 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
             written.append(("open", (Path(folder).name, purge_step)))
 
         def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *given, **more: written.append((name, given))
+            return lambda *given, **more: written.append((name, (*given, *more.values())))
 
     board = ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = Writer  # type: ignore[attr-defined]
@@ -67,9 +62,8 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
     steps = [given[2] for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
     assert steps == list(range(1, len(steps) + 1))
     assert [given for name, given in written if name == "open"] == [("runs", 1), ("runs", steps.index(2) + 1)]
-    assert [given[0] for name, given in written if name == "add_image"] == ["pictures/fitness", "pictures/weights"]
-    (text,) = [given for name, given in written if name == "add_text"]
-    assert text[1].startswith("| model | fitness |")
+    shown = [given[0] for name, given in written if name == "add_scalar" and given[0].startswith("results/")]
+    assert shown == [f"results/{row.model}" for row in result.rows]
     assert written[-1] == ("close", ())
     resume_search(tmp_path / "out", build=False)
     opened = [given for name, given in fake.calls if name == "init"]
@@ -90,8 +84,7 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
         assert values["ps/best of generation"] == max(by_generation[number])
     assert generations[-1][1]["evaluations"] == pytest.approx(sum(trial.cost for trial in study.trials()), abs=1e-3)
     assert last == len(generations) + 1
-    assert summary["pictures/fitness"] == ("image", b"\x89PNG")
-    assert [row[0] for row in summary["results"][1]] == ["model", *(row.model for row in result.rows)]
+    assert summary == {f"results/{row.model}": row.scores.mean for row in result.rows}
     assert [name for name, _ in fake.calls].count("finish") == 2
 
 
@@ -121,7 +114,7 @@ def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, fail
 
 
 def test_trackio(search_config, tmp_path, monkeypatch):
-    """trackio itself has one run with every generation, the pictures and the table, however often the search was resumed."""
+    """trackio itself has one run with every generation and the results, however often the search was resumed."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
         monkeypatch.delitem(sys.modules, name)
@@ -136,8 +129,7 @@ def test_trackio(search_config, tmp_path, monkeypatch):
     study = Study.open(tmp_path / "out")
     generations = len({trial.generation for trial in study.trials("ps")})
     assert [step for _, step, _ in rows] == list(range(1, generations + 2))
-    assert b"trackio.image" in bytes(rows[-1][2])
-    assert b"trackio.table" in bytes(rows[-1][2])
+    assert b"results/" in bytes(rows[-1][2])
 
 
 def test_says_what_to_install(search_config, tmp_path, monkeypatch):
