@@ -1,4 +1,4 @@
-"""Reads YAML that may be a stranger's: plain data of limited length, depth and size, and nothing else."""
+"""Reads YAML that may be a stranger's: plain data of limited length, depth and size."""
 
 from __future__ import annotations
 
@@ -19,20 +19,36 @@ TOO_LONG = f"longer than {MAX_BYTES >> 20} MiB; nothing that is read here is"
 
 
 class LimitedLoader(yaml.SafeLoader):
-    """YAML 1.2's numbers, so that the hop ``1:3`` needs no quotes; no dates, tags, anchors, aliases or keys given twice."""
+    """YAML with 1.2's numbers, so that the hop ``1:3`` needs no quotes; no dates, and no key twice.
+
+    An alias counts as all that it stands for: nine lines of aliases can hold a thousand million
+    values (the "billion laughs").
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._count = self._depth = 0
+        self._count = 0
+        self._depth = 0
+        self._sizes: dict[yaml.Node | None, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node, counted before anything is made of it."""
         event: Any = self.peek_event()
-        self._count, self._depth = self._count + 1, self._depth + 1
+        before = self._count
+        self._count += 1
+        self._depth += 1
+        self._check(event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            self._count += self._sizes.get(node, MAX_NODES)  # none where it is inside of itself
+            self._check(event)
+        self._sizes[node] = self._count - before
+        return node
+
+    def _check(self, event: Any) -> None:
         why = ""
-        if event.anchor is not None:
-            why = f"the anchor or alias {short(event.anchor)}, which is not read here; write the value out each time"
-        elif event.tag not in (None, "!"):
+        if getattr(event, "tag", None) not in (None, "!"):
             why = f"the tag {short(event.tag)}, which is not read here; write the value alone"
         elif self._count > MAX_NODES or self._depth > MAX_DEPTH:
             why = f"more than {MAX_DEPTH} levels, or {MAX_NODES} values"
@@ -40,9 +56,6 @@ class LimitedLoader(yaml.SafeLoader):
             why = "half a character, an escape from \\uD800 to \\uDFFF; write the whole one"
         if why:
             raise yaml.composer.ComposerError(None, None, why, event.start_mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping in which no key stands twice."""
