@@ -204,11 +204,12 @@ def write_base(folder: Path, gguf: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not folder.exists():
-        named = {"gguf_file": gguf.name, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **named)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, trust_remote_code=False
+        )
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, **named).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
 
 
 def train_missing(folder: Path, gguf: Path, model: Pretrained) -> None:
