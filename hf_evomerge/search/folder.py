@@ -111,12 +111,12 @@ def known_pins(out: Path) -> Pins:
     """Read what the repositories of the folder's study were pinned to when it began; empty where there is no study.
 
     Raises:
-        DamagedStudyError: A row of the study is damaged, so that no search goes on with it.
+        DamagedStudyError: The study is damaged, so that no search goes on with it.
     """
     if not (out / STUDY_FILE).exists():
         return {}
     with Study.open(out) as study:
-        study.check_rows()
+        study.trials()  # before a stage ends and is copied over the last whole copy
         return study.meta("pins") or {}
 
 
@@ -152,7 +152,7 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
 
 
 def check_study(folder: str | os.PathLike[str]) -> list[str]:
-    """Read every row of a study, and look for changes of what the search wrote beside it.
+    """Read a study whole, and look for changes of what the search wrote beside it.
 
     Returns:
         A line for each file that has changed or is gone.
@@ -165,7 +165,7 @@ def check_study(folder: str | os.PathLike[str]) -> list[str]:
         []
     """
     with Study.open(folder) as study:
-        study.check_rows()
+        study.trials()
         return _changed_files(study.folder, study.meta(WRITTEN) or {})
 
 

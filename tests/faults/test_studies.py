@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from searches import Config
-from slowly import slow_beyond
 from test_files import damaged, look
 from typer.testing import CliRunner
 from watch import killed, sql
@@ -232,22 +231,14 @@ def finished(hybrid_search: Path, tmp_path: Path) -> Path:
 
 
 DAMAGES: dict[str, tuple[str, str]] = {
-    "score": ("UPDATE trials SET scores = zeroblob(40) WHERE stage = 'ps' AND number = 3", "trial ps 3"),
     "odd": ("UPDATE trials SET scores = x'00' WHERE stage = 'ps' AND number = 3", "trial ps 3"),
     "genome": ("UPDATE trials SET genome = x'0011' WHERE stage = 'dfs' AND number = 0", "trial dfs 0"),
-    "fitness": ("UPDATE trials SET fitness = fitness + 1e-9 WHERE stage = 'ps' AND number = 3", "trial ps 3"),
-    "evaluation": ("UPDATE evaluations SET correct = NULL, error = 'x' WHERE label = 'base'", "evaluation base "),
-    "recipe": ("UPDATE recipes SET yaml = yaml || ' '", "recipe "),
-    "trigger": (
-        "CREATE TRIGGER t AFTER INSERT ON trials BEGIN UPDATE trials SET fitness = 9; END",
-        "not a study, or not as a search left it",
-    ),
 }
 
 
-@pytest.mark.parametrize("name", slow_beyond(DAMAGES.keys() - {"score", "genome"}, DAMAGES))
+@pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_row_is_noticed(finished, name):
-    """A changed row is named and never used; the copy beside the study, put in its place, holds the same trials."""
+    """A row that holds no scores or no genome is named and never used; the copy, put in its place, holds the same trials."""
     statement, row = DAMAGES[name]
     before = _trials(finished)
     sql(finished, statement)
@@ -260,22 +251,6 @@ def test_a_damaged_row_is_noticed(finished, name):
     assert check_study(finished) == []
     resume_search(finished, build=False)
     assert _trials(finished) == before
-
-
-def test_a_flipped_bit_in_the_file_is_noticed(finished):
-    """A bit that is flipped in the stored scores themselves, below SQLite, is noticed."""
-    study = Study.open(finished)
-    scores = study.trials("ps")[2].scores.values.astype("<f8").tobytes()
-    study._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    study.close()
-    data = bytearray((finished / STUDY_FILE).read_bytes())
-    assert data.count(scores) >= 1
-    while (at := data.find(scores)) >= 0:
-        data[at + 5] ^= 4
-    (finished / STUDY_FILE).write_bytes(data)
-    for act in (check_study, describe_study):
-        with pytest.raises(SearchError, match="trial ps 2 is damaged"):
-            act(finished)
 
 
 BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -345,7 +320,7 @@ def test_an_edited_search_file_is_said_not_to_count(finished, caplog):
 
 @pytest.fixture
 def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
-    """Writes a study's settings, with the right checksum, and reads them."""
+    """Writes a study's settings, and reads them."""
 
     def read(case: Any) -> None:
         with Study.open(finished) as study:

@@ -49,7 +49,7 @@ def facts(folder: Path) -> dict[str, list[Any]]:
         rows = {}
         for table in ("trials", "recipes", "evaluations", "objectives"):
             columns = study.execute(f"PRAGMA table_info({table})").fetchall()
-            kept = ", ".join(name for _, name, *_ in columns if name not in ("seconds", "checksum"))
+            kept = ", ".join(name for _, name, *_ in columns if name != "seconds")
             keys = ", ".join(name for _, name, *_, key in columns if key)
             rows[table] = study.execute(f"SELECT {kept} FROM {table} ORDER BY {keys}").fetchall()
         return rows

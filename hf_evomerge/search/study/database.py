@@ -1,8 +1,7 @@
-"""The file of a study: SQLite tables whose rows have checksums, and that survive ``kill -9``. Knows not what a trial is.
+"""The file of a study: SQLite tables that survive ``kill -9``. Does not know what a trial is.
 
-Each row is written in a transaction of its own, with a checksum. A row that no longer has its checksum is refused: a score that
-a disk has changed would otherwise decide the search. SQLite checks the file whenever a study is opened, and a copy that was
-checked row by row lies beside it.
+Each row is written in a transaction of its own. SQLite checks the file (``integrity_check``) whenever
+a study is opened, and a copy of the end of the last stage lies beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,28 +26,24 @@ if TYPE_CHECKING:
 
 STUDY_FILE = "study.db"
 BACKUP_FILE = "study.db.backup"
-BACKUP_SECONDS = 300.0  # between copies while trials come in
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL);
-CREATE TABLE recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL, checksum TEXT NOT NULL);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL);
 CREATE TABLE trials (
     stage TEXT NOT NULL, number INTEGER NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
     genome BLOB NOT NULL, recipe TEXT REFERENCES recipes (key), duplicate_of INTEGER,
     fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT, cost REAL NOT NULL, gradient BLOB,
-    checksum TEXT NOT NULL,
     PRIMARY KEY (stage, number));
 CREATE TABLE evaluations (
     label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
-    checksum TEXT NOT NULL,
     PRIMARY KEY (label, split));
 CREATE TABLE answers (
-    owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB, checksum TEXT NOT NULL,
+    owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB,
     PRIMARY KEY (owner, split));
 CREATE TABLE objectives (
     owner TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
-    checksum TEXT NOT NULL,
     PRIMARY KEY (owner, split, name));
 """
 _KEYS = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}  # columns that name a row
@@ -68,8 +62,8 @@ class StudyFile:
     """The rows of a study, in ``DIR/study.db``. A context manager that closes the file."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
-        self.folder, self._connection = folder, connection
-        self._copied = time.monotonic()
+        self.folder = folder
+        self._connection = connection
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], settings: dict[str, Any]) -> Self:
@@ -128,7 +122,7 @@ class StudyFile:
         """Raise `SearchError` where the study has another schema, before anything else of it is called damaged."""
         try:
             row = self._connection.execute("SELECT * FROM meta WHERE key = 'schema_version'").fetchone()
-            version = json.loads(row[1]) if row is not None and _is_whole(row) else SCHEMA_VERSION
+            version = json.loads(row[1]) if row is not None else SCHEMA_VERSION
         except (sqlite3.DatabaseError, ValueError, RecursionError):
             return
         if version != SCHEMA_VERSION:
@@ -140,22 +134,12 @@ class StudyFile:
                 "wrote it; its models are fine"
             )
 
-    def check_rows(self) -> None:
-        """Read every row; raises `DamagedStudyError` at the first one that is damaged."""
-        if (fault := _fault(self._connection, rows=True)) is not None:
-            raise DamagedStudyError(self.folder, fault)
-
-    def backup(self, *, after: float = 0.0) -> None:
+    def backup(self) -> None:
         """Copy the study to ``study.db.backup``, in one piece; where the disk takes no copy, a warning says so.
-
-        Args:
-            after: Seconds since the last copy; nothing happens before.
 
         Raises:
             DamagedStudyError: The study is damaged; the last copy stays.
         """
-        if time.monotonic() - self._copied < after:
-            return
         unfinished = self.folder / f".{BACKUP_FILE}.new"
         try:
             unfinished.unlink(missing_ok=True)
@@ -167,7 +151,6 @@ class StudyFile:
             unfinished.replace(self.folder / BACKUP_FILE)
         except (OSError, sqlite3.OperationalError) as cause:
             logger.warning("%s: no copy of the study could be made: %s", self.folder / BACKUP_FILE, cause)
-        self._copied = time.monotonic()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -196,30 +179,27 @@ class StudyFile:
         self.write("meta", (f"{key}:{of}" if of else key, json.dumps(value)), replace=True)
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
-        """Write one row with its checksum, in a transaction of its own.
+        """Write one row, in a transaction of its own.
 
         Raises:
             MachineError: The disk takes nothing more.
             SearchError: This user may only read the study, or it has this row.
         """
-        marks = ", ".join("?" * (len(values) + 1))
+        marks = ", ".join("?" * len(values))
         verb = "INSERT OR REPLACE" if replace else "INSERT"
         with _told(self.folder / STUDY_FILE), self._connection:
-            self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, _checksum(values)))
+            self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", values)
 
     def _whole(self, table: str, where: str, *arguments: Any) -> Iterator[Values]:
-        """Rows of a table without their checksums; raises `DamagedStudyError` at one that is damaged."""
+        """Rows of a table; raises `DamagedStudyError` where they cannot be read."""
         try:
-            for row in self._connection.execute(f"SELECT * FROM {table} WHERE {where}", arguments):
-                if not _is_whole(row):
-                    raise self._damage(table, row)
-                yield row[:-1]
+            yield from self._connection.execute(f"SELECT * FROM {table} WHERE {where}", arguments)
         except sqlite3.DatabaseError as cause:
             raise DamagedStudyError(self.folder, _fault_of_file(cause)) from cause
 
     @contextmanager
     def _readable(self, table: str, row: Values) -> Iterator[None]:
-        """Refuse a row whose checksum is right and whose content is none: this program did not write it."""
+        """Refuse a row whose content is none: this program did not write it."""
         try:
             yield
         except (FitnessError, TypeError, ValueError) as cause:
@@ -229,8 +209,8 @@ class StudyFile:
         return DamagedStudyError(self.folder, _row_name(table, row))
 
 
-def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
-    """The first thing in a study that is damaged: the file, a table or, if they are read, a row; None where all is whole."""
+def _fault(connection: sqlite3.Connection) -> str | None:
+    """The first thing in a study that is damaged, the file or a table; None where all is whole."""
     try:
         (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if said != "ok":
@@ -239,12 +219,6 @@ def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
         for table, sql in zip(_KEYS, _SCHEMA.split(";"), strict=False):
             if sql.strip() not in tables:
                 return f"not a study, or the table {table} (lost, or of other columns)"
-        for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
-            return f"not a study, or not as a search left it (the trigger {one_line(trigger, 80)})"
-        for table in _KEYS if rows else ():
-            for row in connection.execute(f"SELECT * FROM {table}"):
-                if not _is_whole(row):
-                    return _row_name(table, row)
     except sqlite3.DatabaseError as cause:
         return _fault_of_file(cause)
     return None
@@ -276,7 +250,7 @@ def _told(file: Path) -> Iterator[None]:
 
 def _fault_of_copy(file: Path) -> str | None:
     with closing(_connect_to_read(file)) as connection:
-        return _fault(connection, rows=True)
+        return _fault(connection)
 
 
 def _remedy(folder: Path) -> str:
@@ -294,11 +268,6 @@ def _remedy(folder: Path) -> str:
     )
 
 
-def _is_whole(row: Values) -> bool:
-    """Tell whether a row, its checksum at the end, is as it was written."""
-    return bool(row) and row[-1] == _checksum(row[:-1])
-
-
 def _row_name(table: str, row: Values) -> str:
     return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}".removeprefix("meta ")
 
@@ -314,12 +283,3 @@ def _connect(file: Path) -> sqlite3.Connection:
 def _connect_to_read(file: Path) -> sqlite3.Connection:
     log = file.with_name(f"{file.name}-wal")  # where there is none, none can be made, and nobody is writing
     return sqlite3.connect(f"{file.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}", uri=True)
-
-
-def _checksum(values: Values) -> str:
-    """Sixteen hexadecimal digits that stand for what is in a row, to the last bit."""
-    digest = sha256()
-    for value in values:
-        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "backslashreplace")
-        digest.update(f"{type(value).__name__} {len(data)} ".encode() + data)
-    return digest.hexdigest()[:16]

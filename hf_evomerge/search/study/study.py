@@ -20,7 +20,7 @@ from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe, SourceRef
 from ...recipes.strict_yaml import read_yaml, to_yaml, validate
-from .database import BACKUP_SECONDS, StudyFile
+from .database import StudyFile
 from .paths import followed
 
 State = Literal["COMPLETE", "FAILED"]
@@ -79,7 +79,6 @@ class Study(StudyFile):
         genome = (_pack(trial.genome), trial.recipe_key, trial.duplicate_of)
         costs = (float(trial.cost), _pack(trial.scores.gradient))
         self.write("trials", (*names, *genome, *_score_columns(trial.scores), *costs))
-        self.backup(after=BACKUP_SECONDS)
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """Read all trials, or those of one stage, by number."""
