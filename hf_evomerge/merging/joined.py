@@ -2,8 +2,7 @@
 
 ``A`` stacks the factors of all adapters, ``B`` holds their other factors times the weights of the candidate: those of a run of
 rows scale rows of ``B``, so every kind of layer group is the same arithmetic. A candidate costs a product of small matrices:
-no copy of the model is made, and the backward pass computes no gradient of a large weight. Whole fine-tunes that are cut to a
-rank run so too; what no adapter holds of them (embeddings, norms, biases) is merged in place.
+no copy of the model is made, and the backward pass computes no gradient of a large weight.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ..checkpoints.source import Source
 from ..errors import RecipeError, SourceError
 from ..recipes.layer_groups import Rows, classify
 from ..recipes.recipe import ParameterValue
-from .gradient import MergeGradient, Number, Products, add_row_sums, by_number, check_no_ramp, zeros
+from .gradient import Number, Products, add_row_sums, by_number, check_no_ramp, zeros
 from .live import MergeKind
 from .method import Call
 from .registry import get_method
@@ -64,7 +63,6 @@ class JoinedAdapters(MergeKind):
         method: Name of the merge method, which must be a sum of weighted task vectors.
         model: The base in memory, in the dtype that candidates run in; its linear layers, quantised or not, get a forward hook.
         router: As for `MergeKind`.
-        rest: Merges into the same model, and differentiates, what the adapters do not change.
 
     Raises:
         SourceError: The sources are not adapters of the base, or change what is no linear layer of the model.
@@ -78,14 +76,12 @@ class JoinedAdapters(MergeKind):
         model: PreTrainedModel,
         *,
         router: int | Literal["merge"] = 0,
-        rest: MergeGradient | None = None,
     ) -> None:
         from torch import nn
 
         super().__init__(sources, base, method, {}, router=router)
         if (reason := why_merged(sources, base, method, {})) is not None:
             raise SourceError(f"{reason}; write unmerged: false")
-        self.rest = rest
         modules = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
         prefix = f"{model.base_model_prefix}."
         self.layers: list[_Layer] = []
@@ -103,8 +99,6 @@ class JoinedAdapters(MergeKind):
         complete, chosen = self.complete(parameters, options)
         for layer, call in self._calls(complete, chosen):
             layer.write(call)
-        if self.rest is not None:
-            self.rest.merger.apply(parameters, options)
 
     def _calls(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[tuple[_Layer, Call]]:
         return [(layer, Call.of_tensor(layer.name, sources, options)) for layer in self.layers]
@@ -126,11 +120,7 @@ class JoinedAdapters(MergeKind):
             for layer, call in calls:
                 layer.write(call)
                 layer.weighted.requires_grad_(True)
-            rest: Mapping[Number, float] = {}
-            if self.rest is not None:
-                rest = self.rest(parameters, options, backward)
-            else:
-                backward()
+            backward()
             for layer, call in calls:
                 totals = zeros(self.method, call)
                 for source, sums in layer.row_sums():
@@ -140,8 +130,7 @@ class JoinedAdapters(MergeKind):
             for layer in self.layers:
                 layer.weighted.requires_grad_(False)
                 layer.weighted.grad = None
-        own = by_number(found, complete, chosen)
-        return {number: own.get(number, 0.0) + rest.get(number, 0.0) for number in {**own, **rest}}
+        return by_number(found, complete, chosen)
 
 
 class _Layer:

@@ -6,7 +6,7 @@ A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.checkpoint import Parent
@@ -82,7 +82,6 @@ class LiveMerger(MergeKind):
         sources, base, method, options, router: As for `MergeKind`.
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
-        left_out: Tensors that stay as they are in the model.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
 
@@ -107,13 +106,12 @@ class LiveMerger(MergeKind):
         model: PreTrainedModel,
         *,
         router: int | Literal["merge"] = 0,
-        left_out: Collection[str] = (),
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         super().__init__(sources, base, method, options, router=router)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
         merged = set(self.names)
-        targets = {name: target for name, target in live_tensors(sources[0], model).items() if name not in left_out}
+        targets = live_tensors(sources[0], model)
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))

@@ -14,7 +14,6 @@ from ..merging.registry import get_method
 from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
-from .evaluation.low_rank import check_low_rank
 from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
 from .file.paths import GatesPath
@@ -80,9 +79,6 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         bits = f", whose weights have {config.compute.quantization[0]} bits" if config.compute.quantization else ""
         merges = "`compute: {unmerged: false}` merges each"
         found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}; {merges}")
-    if rank := config.compute.search_rank:
-        check_low_rank(config, evaluator.sources)
-        found.notes.append(f"trials run in rank {rank}, as adapters on their base; all else is of the whole weights")
     reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight

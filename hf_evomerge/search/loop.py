@@ -17,10 +17,9 @@ from ..fitness import TaskSpec
 from ..fitness.scores import Scores
 from ..merging.registry import get_method
 from ..recipes.recipe import Recipe, SourceRef
-from ..record import Contribution, Figures
+from ..record import Contribution
 from .baselines import Tuned, Tuner, best_temperature
 from .callbacks import Progress, SearchCallback
-from .evaluation.low_rank import KEPT, kept_text
 from .evaluation.sources import SourceSummary
 from .file.config import SearchConfig
 from .file.objectives import FITNESS, vector
@@ -252,18 +251,9 @@ class Search:
             front=judged(points, scores, winner),
             unit=self.config.units[FITNESS],
             looks=self.study.meta("looks") or 1,
-            notes=[*self._in_low_rank(winner, scores[winner], split), *notes],
+            notes=notes,
             contributions=shares,
         )
-
-    def _in_low_rank(self, winner: str, whole: Scores, split: str) -> list[str]:
-        """A sentence on what the rank of the search keeps, and what the winner scores in it and whole."""
-        if (rank := self.config.compute.search_rank) is None:
-            return []
-        recipe, label = self.study.recipe(winner), f"{winner} in rank {rank}"
-        low = self._evaluate_labels({label: recipe}, split, "test", low_rank=True)[label]
-        values = [Figures.of(each).fitness_text if each.error is None else each.error for each in (low, whole)]
-        return [f"{kept_text(self.config, self.study.meta(KEPT))}; the winner has {values[0]} in it, and {values[1]} whole"]
 
     def _contributions(self, winner: str) -> tuple[list[Contribution], list[str], dict[str, str]]:
         """Contributions of the sources, a sentence on them, and key and name of the winner without those that give nothing."""
@@ -371,13 +361,12 @@ class Search:
         split: str,
         phase: str,
         fitness: Mapping[str, TaskSpec | None] = MappingProxyType({}),
-        low_rank: bool = False,
     ) -> dict[str, Scores]:
         """Scores of labelled targets on a split, by a label's own fitness: the stored ones, the others evaluated and stored."""
         found = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in found.items() if scores is None]
         begin = time.perf_counter()
-        jobs = [Job(targets[label], split, fitness=fitness.get(label), low_rank=low_rank) for label in missing]
+        jobs = [Job(targets[label], split, fitness=fitness.get(label)) for label in missing]
         for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
             if phase == "parents" and scores.error is not None:  # not stored: a search that goes on tries again
                 raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {scores.error}")

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from ..errors import SearchError
 from .baselines import RATES, TEMPERATURES
-from .checks import Checked, check_search
+from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
 from .evaluation.evaluator import Evaluator
-from .evaluation.low_rank import extract_sources
 from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
 from .file.config import SearchConfig
@@ -36,7 +32,7 @@ class Phase:
     """Phase of a search.
 
     Attributes:
-        name: ``extraction``, ``parents``, a stage, ``finalists``, ``lora``, ``contributions`` or ``test``.
+        name: ``parents``, a stage, ``finalists``, ``lora``, ``contributions`` or ``test``.
         text: What it does, in words.
         seconds: How long it takes with one worker.
         at_once: How many workers it has work for.
@@ -117,17 +113,6 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
-    first: list[Phase] = []
-    with TemporaryDirectory() as folder:
-        if config.compute.search_rank is not None and evaluator.sources.weights:
-            begin = time.perf_counter()
-            kept = extract_sources(config, evaluator.sources, Path(folder))
-            first = [Phase("extraction", kept, time.perf_counter() - begin, at_once=1)]
-        return _plan(config, evaluator, checked, warnings, first)
-
-
-def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings: list[str], first: list[Phase]) -> Plan:
-    """Measure how long the parts of a search take that has been checked, after the first phases."""
     examples = evaluator.tasks.sizes
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
     warnings += [*checked.warnings, *_of_splits(examples)]
@@ -143,7 +128,7 @@ def _plan(config: SearchConfig, evaluator: Evaluator, checked: Checked, warnings
     memory = memory_of_models(config, evaluator)
     warnings += _of_devices(config, memory)
     said = tuple(checked.notes), tuple(warnings)
-    return Plan((*first, *phases), examples, *said, memory, default_workers(config, memory))
+    return Plan(tuple(phases), examples, *said, memory, default_workers(config, memory))
 
 
 def _around(
@@ -205,12 +190,11 @@ def _stage(config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluato
     step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
     near: Vector = np.clip(start.mean + step, start.lower, start.upper)  # another genome, and as good
     first, second = (space.decode(genome) for genome in (start.mean, near))
-    how: dict[str, Any] = {"fitness": stage.fitness, "low_rank": config.compute.search_rank is not None}
-    how["slopes"] = space.slopes(near, everything) if gradient else None
+    slopes = space.slopes(near, everything) if gradient else None
     seconds = 0.0
     for size, each in rounds.items():
         batch = None if size == count else tuple(range(size))
-        seconds += each * population * _seconds(evaluator, first, second, batch=batch, **how)
+        seconds += each * population * _seconds(evaluator, first, second, batch=batch, slopes=slopes, fitness=stage.fitness)
     method, path = config.merge.method, config.path
     scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
     what = [method if stage.space == "ps" else scales, f"{start.mean.size} numbers to evolve", f"{budget} evaluations"]

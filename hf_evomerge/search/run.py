@@ -16,7 +16,6 @@ from .callbacks import SearchCallback
 from .checks import check_search
 from .evaluation.devices import admit, device_kind, devices_of, places_of
 from .evaluation.evaluator import Evaluator
-from .evaluation.low_rank import extract_sources
 from .evaluation.memory import default_workers, memory_of_models
 from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
@@ -29,7 +28,7 @@ from .runners.batch_size import FittedRunner, largest_batch
 from .runners.cluster import RayRunner
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
-from .study.files import ADAPTERS_FOLDER, PLOTS_FOLDER
+from .study.files import PLOTS_FOLDER
 from .study.paths import rooted
 from .study.study import Study
 from .trackers import Tracker
@@ -87,9 +86,6 @@ def run_search(
     with open_study(config, Path(out), pins, written) as study:
         check_same_grounds(study, evaluator, task_factory)
         study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge_part()))
-        if config.compute.search_rank is not None:
-            arguments["adapters"] = (study.folder / ADAPTERS_FOLDER).absolute()
-            logger.info(extract_sources(config, evaluator.sources, arguments["adapters"], study))
         for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
         with closing(_runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)) as runner:

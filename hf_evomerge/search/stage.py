@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -226,8 +225,9 @@ class StageRun:
             elif request.active is not None or (candidate.key, batch) not in self.first_of_recipe:
                 pending.setdefault(candidate.key, candidate)
         waiting = list(pending.values())
-        how: Any = {"fitness": self.stage.fitness, "low_rank": self.config.compute.search_rank is not None}
-        jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), **how) for c in waiting if c.recipe is not None]
+        jobs = [
+            Job(c.recipe, "search", batch, self._slopes(c.genome), self.stage.fitness) for c in waiting if c.recipe is not None
+        ]
         parts = self.config.compute.gradient_parts if request.active is not None else 1
         run = self.runner.run(jobs) if parts == 1 else run_in_parts(self.runner, jobs, parts, self.example_count)
         for index, scores in run:

@@ -19,7 +19,6 @@ TOGETHER = {"baselines": ["merge+lora"]}
 NO_GRADIENT = "fitness.task: generation has no gradient; use likelihood, or by: cma"
 NO_DENSITY = "optimize: by: gradient moves no density; give weight a range, or write cma"
 WRITES = {"task": "generation", "max_new_tokens": 2}
-RANKED = {"merge": {"groups": "rows"}, "optimize": [GRADIENT], "compute": {"search_rank": 2}}
 PACKED = {"compute": {"quantization": "4bit"}, "adapters": True}  # of the fixture
 WEIGHTS = {"quantization": "4bit", "unmerged": False}
 SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model": 2}
@@ -52,12 +51,6 @@ SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model":
         ({"optimize": [GRADIENT], "merge": {"method": "model_stock"}}, SearchError, "every parameter of model_stock is fixed"),
         ({"optimize": [GRADIENT], "merge": SCE}, RecipeError, "sce has no gradient; those that have one are "),
         ({"optimize": [GRADIENT], "merge": TIES}, SearchError, NO_DENSITY),
-        ({**RANKED, "merge": {"method": "ties"}, "optimize": []}, SourceError, "search_rank: ties is not the sum"),
-        ({**RANKED, "merge": {"method": "linear"}, "optimize": []}, SourceError, "search_rank: linear is not the sum"),
-        ({**RANKED, "base": None}, SourceError, "none is given; give base"),
-        ({**RANKED, "space": "dfs", "merge": {}, "optimize": []}, SourceError, "search_rank: goes with space: ps"),
-        ({**RANKED, "compute": {"search_rank": 2, "unmerged": False}}, SourceError, "search_rank: goes with neither"),
-        ({**RANKED, "adapters": True}, SourceError, "is an adapter already"),
         ({**PACKED, "space": "dfs", "merge": {}, "optimize": []}, EvoMergeError, "quantization: goes with space: ps"),
         ({**PACKED, "compute": WEIGHTS}, EvoMergeError, "quantization: goes with space: ps and adapters that run unmerged"),
         ({**PACKED, "merge": {"method": "ties"}}, EvoMergeError, "quantization: ties is not the sum"),

@@ -10,7 +10,6 @@ import gc
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MAX_MESSAGE, EvoMergeError, FitnessError, MachineError, is_of_machine, one_line
@@ -39,7 +38,6 @@ class Evaluator:
         examples: The examples per split; read as the search file says by default.
         trust_remote_code: Whether Python files that come with the sources may be run.
         weights: Whether weights may be downloaded and read; nothing can be evaluated without.
-        adapters: As for `SearchSources`.
 
     Attributes:
         sources: The opened sources and base.
@@ -58,10 +56,9 @@ class Evaluator:
         examples: Mapping[str, Sequence[Example]] | None = None,
         trust_remote_code: bool = False,
         weights: bool = True,
-        adapters: Path | None = None,
     ) -> None:
         self.config = config
-        self.sources = SearchSources(config, trust_remote_code=trust_remote_code, weights=weights, adapters=adapters)
+        self.sources = SearchSources(config, trust_remote_code=trust_remote_code, weights=weights)
         self.models = ModelPool(config, self.sources)
         self.tasks = SearchTasks(config, self.sources, self.models, task_factory=task_factory, examples=examples)
         self.models.check = self.tasks.check_scored
@@ -74,7 +71,6 @@ class Evaluator:
         slopes: Slopes | None = None,
         fitness: TaskSpec | None = None,
         rows: int | None = None,
-        low_rank: bool = False,
     ) -> Scores:
         """Score one recipe, or one parent as it is.
 
@@ -85,7 +81,6 @@ class Evaluator:
             slopes: Gradient request for the scores, if there is one.
             fitness: Task to score on it; the search's own fitness where None.
             rows: How many examples go together, where the tasks say more.
-            low_rank: Whether a recipe runs with the adapters of `search_rank`.
 
         Returns:
             The scores. Whatever goes wrong inside, a GPU out of memory included, is their error: one bad candidate must not
@@ -100,7 +95,6 @@ class Evaluator:
             if isinstance(target, Recipe) and (target.sources, target.base) != (config.sources, target.base and config.base):
                 raise FitnessError("the recipe is of other sources than the search; build it, and score the model")
             task = self.tasks.prepared(target, split, batch, fitness, rows)
-            self.models.low_rank = low_rank
             scores = task.evaluate(self.models.model(target)) if slopes is None else self._differentiated(task, target, slopes)
             if (count := len(batch) if batch is not None else len(self.tasks.examples(split))) != scores.values.size:
                 raise FitnessError(
@@ -114,8 +108,6 @@ class Evaluator:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             line, is_machines = f"{kind}{one_line(error, MAX_MESSAGE)}", is_of_machine(error)
-        finally:
-            self.models.low_rank = False  # answers and fine-tunes after a trial are of the whole weights
         if is_machines:
             raise MachineError(f"the machine has failed, not the model: {line}")
         return Scores.failed(line, time.perf_counter() - begin)

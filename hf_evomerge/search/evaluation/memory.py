@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +58,8 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
 
     Parents are scored one at a time. A search of weights writes every candidate into one whole model, beside which the task
     vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. LoRA adapters run on their
-    base, quantised or not, with their factors beside it, and so does a search in low rank. Paths run through the layers of all
-    sources, which are then whole in memory; a hybrid search has the merged model beside them.
+    base, quantised or not, with their factors beside it. Paths run through the layers of all sources, which are then whole in
+    memory; a hybrid search has the merged model beside them.
 
     Args:
         config: The search.
@@ -77,8 +77,7 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
         base = _model(merged, itemsize, BITS[config.compute.quantization] / 8 if config.compute.quantization else None)
         found["parents"] = kept = base + sum(_factors(source, itemsize) for source in merged.plan.sources)
     elif merged is not None:
-        factors, linear = _extracted(config, sources.base, itemsize)
-        kept = _model(merged, itemsize) + factors + _task_vectors(config, merged, sources.base is not None, linear)
+        kept = _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
     for space in config.spaces:
         found[space] = kept + (0 if space == "ps" else sum(sizes))
     return found
@@ -98,19 +97,7 @@ def _factors(source: Parent, itemsize: int) -> int:
     return sum(sizes[change.a] * itemsize + sizes[change.b] * (itemsize + 4) for change in source.changes.values())
 
 
-def _extracted(config: SearchConfig, base: Parent | None, itemsize: int) -> tuple[int, Collection[str]]:
-    """Bytes of the factors of a search in low rank, and the names of the weights that they change; nothing in any other."""
-    from ...building.extracted import linear_layers
-
-    if (rank := config.compute.search_rank) is None or base is None:
-        return 0, ()
-    linear = linear_layers(base)
-    shapes = [base.tensors[name].shape for name in linear]
-    each = sum(min(rank, *shape) * (shape[1] * itemsize + shape[0] * (itemsize + 4)) for shape in shapes)
-    return each * len(config.merge_sources), linear
-
-
-def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool, left_out: Collection[str]) -> int:
+def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool) -> int:
     method, count = get_method(config.merge.method), len(config.merge_sources)
-    sizes = [math.prod(info.shape) for name, info in merged.tensors.items() if info.is_float and name not in left_out]
+    sizes = [math.prod(info.shape) for info in merged.tensors.values() if info.is_float]
     return min(MEMORY_LIMIT, sum(memory_needed(method, size, count, has_base) for size in sizes))

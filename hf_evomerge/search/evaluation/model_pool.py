@@ -38,7 +38,6 @@ class ModelPool:
     Attributes:
         check: Refuses a source that the search's task cannot score, before it is loaded.
         loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
-        low_rank: Whether merges run with the adapters that the sources were extracted to; set for each evaluation.
         dtype: The dtype of the models.
     """
 
@@ -57,7 +56,6 @@ class ModelPool:
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
         self.check: Callable[[Parent], object] = lambda source: None
         self.loading: Callable[[bool], object] = lambda loading: None
-        self.low_rank = False
 
     @cached_property
     def devices(self) -> tuple[str, ...]:
@@ -224,38 +222,30 @@ class ModelPool:
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self.sources)))
         router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
-        kind, joined = self.sources.kind_of(part), self.low_rank or self.sources.runs_unmerged(part)
-        key = ("joined", self.low_rank, part.method, *numbers, router) if joined else kind
+        kind, joined = self.sources.kind_of(part), self.sources.runs_unmerged(part)
+        key = ("joined", part.method, *numbers, router) if joined else kind
         if self._merger is None or self._merger[0] != key:
             self._merger = self._gradient = self._applied = None  # first: task vectors of two kinds are not held at once
             self._merger = (key, *(self._joined(part, router) if joined else self._live_merger(part, router)))
         return self._merger[1:]
 
     def _joined(self, part: MergePart, router: int | Literal["merge"]) -> tuple[JoinedAdapters, PreTrainedModel]:
-        """Adapters on their base, which is loaded for them alone; in low rank with all else of the sources merged into it."""
-        from ...building.extracted import linear_layers
-        from ...merging.gradient import MergeGradient
+        """Adapters on their base, which is loaded for them alone."""
         from ...merging.joined import JoinedAdapters
-        from ...merging.live import LiveMerger, write_part
 
-        plan, rest = self.sources.merged(part).plan, None
+        plan = self.sources.merged(part).plan
         self._visitor = None
         self._merged_models.clear()
         assert plan.base is not None  # which the adapters have
-        model = self.load(plan.sources[0] if self.low_rank else plan.base, self.config.compute.quantization)
+        model = self.load(plan.base, self.config.compute.quantization)
         with self._unmeasured():
             for source in plan.sources:
                 source.download()
-            sources = self.sources.in_low_rank() if self.low_rank else plan.sources
-            if self.low_rank:  # in the first source's model, whose config candidates have
-                write_part(plan.base, plan.sources[0], model)
-                kind: Any = (plan.sources, plan.base, part.method, {}, self.config.compute.seed, model)
-                rest = MergeGradient(LiveMerger(*kind, router=router, left_out=linear_layers(plan.base)), model)
-            return JoinedAdapters(sources, plan.base, part.method, model, router=router, rest=rest), model
+            return JoinedAdapters(plan.sources, plan.base, part.method, model, router=router), model
 
     def _live_merger(self, part: MergePart, router: int | Literal["merge"]) -> tuple[LiveMerger, PreTrainedModel]:
         """Merger that writes into a whole model of the first source, and that model."""
-        from ...merging.live import MEMORY_LIMIT, LiveMerger
+        from ...merging.live import LiveMerger
 
         merged = self.sources.merged(part)
         first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
@@ -276,7 +266,6 @@ class ModelPool:
                 self.config.compute.seed,
                 getattr(model, source.part) if source.whole.entries and source.part else model,  # of a pipeline the part
                 router=router,
-                memory_limit=MEMORY_LIMIT if self.config.compute.search_rank is None else 0,  # of few merges
             )
         return merger, model
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import SourceError
@@ -45,7 +44,6 @@ class SearchSources:
         config: The search.
         trust_remote_code: Whether Python files that come with the sources may be run.
         weights: Whether weights may be downloaded and read.
-        adapters: The folder of `extract_sources`, where trials run in low rank.
 
     Attributes:
         base: The opened base, where there is one.
@@ -55,21 +53,17 @@ class SearchSources:
         SourceError: A source cannot be read.
     """
 
-    def __init__(
-        self, config: SearchConfig, *, trust_remote_code: bool = False, weights: bool = True, adapters: Path | None = None
-    ) -> None:
+    def __init__(self, config: SearchConfig, *, trust_remote_code: bool = False, weights: bool = True) -> None:
         from ...checkpoints.component import as_parts
 
         self.config = config
-        self.trust_remote_code, self.weights, self.adapters = trust_remote_code, weights, adapters
+        self.trust_remote_code, self.weights = trust_remote_code, weights
         self._opened: dict[SourceRef, Parent] = {}
         self._checkpoints: dict[Hashable, Checkpoint] = {}
         self._merges: dict[Hashable, Merged] = {}
         self.all = as_parts([self.open(ref) for ref in config.refs])
         self._sources = self.all[: len(config.sources)]
         self.base = self.all[-1] if config.base is not None else None
-        if adapters is not None:
-            self.in_low_rank()  # refuses where they are not
 
     def __getitem__(self, number: int) -> Parent:
         return self._sources[number]
@@ -146,14 +140,6 @@ class SearchSources:
         if reason is not None and wanted:
             raise SourceError(f"compute.{wanted}: {reason}; leave it out")
         return reason is None
-
-    def in_low_rank(self) -> list[Parent]:
-        """The merged sources as adapters of the base; raises `SourceError` where they have not been extracted."""
-        base, folder = self.config.base, self.adapters
-        if base is None or folder is None:
-            raise SourceError("compute.search_rank: no adapters have been extracted; search with `run_search`")
-        numbers = self.config.merge_sources
-        return [self.open(base.model_copy(update={"adapter": str(folder / str(number))})) for number in numbers]
 
     @cached_property
     def host(self) -> Parent | None:

@@ -163,6 +163,3 @@ class ComputeConfig(StrictModel):
     quantization: Literal["8bit", "4bit"] | None = None
     """Bits of the base that adapters run on, by bitsandbytes (extra ``quantization``); ``4bit`` is QLoRA's NF4. All scores of
     the study are then of adapters on that base."""
-    search_rank: Count | None = None
-    """Rank in which the trials of a ``ps`` search over whole fine-tunes run, as adapters on ``base``: each source is extracted
-    once, to this rank. Parents, finalists, the table and the result are of the whole weights. For ``task_arithmetic``."""

@@ -24,7 +24,7 @@ class Result:
         front: The models that no other beats in all of them, the best fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
         looks: How often the test split was scored: again where the search was given more evaluations after its results.
-        notes: Sentences after those of the comparison, such as what a search in low rank costs.
+        notes: Sentences after those of the comparison, such as what a source gives the winner.
         contributions: What each source gives the winner, where that was asked for.
     """
 

@@ -30,7 +30,6 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
         winner = Recipe.load(file).key if file.exists() else None
         bits = f" of {settings.compute.quantization[0]} bits" if settings.compute.quantization else ""
         unmerged = f", which run on their base{bits} unmerged" if study.meta("unmerged") else ""
-        unmerged = f", in rank {settings.compute.search_rank}" if settings.compute.search_rank else unmerged
         parts = [f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"]
         for stage in settings.stages:
             if not (trials := study.trials(stage.name)):

@@ -87,7 +87,6 @@ def largest_batch(config: SearchConfig) -> int | None:
 def _kind(job: Job) -> str:
     """Name what a job's memory depends on, beside its batches; that of other splits is that of the search examples."""
     what = "model" if not isinstance(job.target, Recipe) else "path" if job.target.flow is not None else "merge"
-    what += " in low rank" * job.low_rank
     return what if job.slopes is None else f"{what}, gradient"
 
 

@@ -25,7 +25,6 @@ class Job:
         slopes: The gradient that is wanted, if one is.
         fitness: The task, where it is not the search's.
         rows: How many examples go together at most.
-        low_rank: Whether it runs in the rank of the search.
     """
 
     target: Target
@@ -34,12 +33,11 @@ class Job:
     slopes: Slopes | None = None
     fitness: TaskSpec | None = None
     rows: int | None = None
-    low_rank: bool = False
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of `Evaluator.evaluate`."""
-        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows, self.low_rank
+        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
 
     @property
     def name(self) -> str:

@@ -5,6 +5,5 @@ RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
 TOGETHER_FOLDER = "model-with-lora"  # a merge that a LoRA learned beside
 PLOTS_FOLDER = "plots"
-ADAPTERS_FOLDER = "adapters"  # of the sources, where trials run in low rank
 WRITTEN = "written"
 """The study's note of the sha256 of what its search left beside it, by the name of the file."""
