@@ -55,10 +55,7 @@ def searches(work: Path) -> dict[str, SearchConfig]:
     found = {}
     for space in ("ps", "dfs"):
         config = demo_config(space, data, 24, 0, SPECIALISTS)
-        plain = config.model_dump(mode="json", exclude_unset=True) | {
-            "compare": {"finalists": 2, "baselines": ["average"]},
-            "compute": {"gradient_parts": 4},
-        }
+        plain = config.model_dump(mode="json", exclude_unset=True) | {"compare": {"finalists": 2, "baselines": ["average"]}}
         for name, step in (("evolution", {"evaluations": 4}), ("gradient", {"by": "gradient", "evaluations": 8})):
             settings = {**plain, "optimize": [{**step, "batch": 16}]}
             found[f"{space}, {name}"] = validate(SearchConfig, settings, SearchError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -73,28 +72,6 @@ class Scores:
     def failed(cls, error: str, seconds: float = 0.0) -> Scores:
         """An evaluation that gave no scores, and one line that says why."""
         return cls([], seconds=seconds, error=one_line(error, 1000))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """The scores of all examples, from those of one part of them after the other; failed where one is.
-
-        The gradient is that of the mean of all. Its sums are exact, so that their order does not matter.
-        """
-        seconds = math.fsum(part.seconds for part in parts)
-        if (error := next((part.error for part in parts if part.error is not None), None)) is not None:
-            return cls.failed(error, seconds)
-
-        def column(name: str) -> list[Any] | None:
-            given = [getattr(part, name) for part in parts]
-            return None if any(each is None for each in given) else [value for each in given for value in each]
-
-        sizes, gradients = [part.values.size for part in parts], [part.gradient for part in parts if part.gradient is not None]
-        gradient = None
-        if len(gradients) == len(parts):
-            weighted = zip(*(size * each for size, each in zip(sizes, gradients, strict=True)), strict=True)
-            gradient = [math.fsum(terms) / sum(sizes) for terms in weighted]
-        columns: dict[str, Any] = {name: column(name) for name in ("values", "correct", "outputs", "truncated")}
-        return cls(**columns, seconds=seconds, gradient=gradient)
 
     def replace(self, **columns: Any) -> Scores:
         """Replace columns, by the names of the arguments; raises `FitnessError` as above."""

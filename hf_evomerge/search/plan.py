@@ -205,7 +205,7 @@ def _stage(config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluato
     span = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{min(rounds)}"
     done = "every candidate" if sweep else f"{total:.0f} {kind}"
     what.append(f"{done} on {span} of {count} examples{' at first' if sweep else ''}")
-    at_once = config.compute.gradient_parts if gradient else math.inf if sweep else population
+    at_once = 1 if gradient else math.inf if sweep else population
     least, warnings = 20 if gradient else 2, list[str]()
     if stage.role != "random" and not sweep and total < least:
         warnings.append(

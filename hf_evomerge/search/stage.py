@@ -29,7 +29,7 @@ from .optimizers.descent import GradientOptimizer
 from .optimizers.nsga import ParetoOptimizer
 from .optimizers.sweep import sweep_over
 from .runners.job import Job
-from .runners.runner import Runner, run_in_parts
+from .runners.runner import Runner
 from .spaces.space import Space
 from .study.study import Study, Trial
 
@@ -228,9 +228,7 @@ class StageRun:
         jobs = [
             Job(c.recipe, "search", batch, self._slopes(c.genome), self.stage.fitness) for c in waiting if c.recipe is not None
         ]
-        parts = self.config.compute.gradient_parts if request.active is not None else 1
-        run = self.runner.run(jobs) if parts == 1 else run_in_parts(self.runner, jobs, parts, self.example_count)
-        for index, scores in run:
+        for index, scores in self.runner.run(jobs):
             self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
         for candidate in candidates:
             if candidate.number not in trials:  # its recipe has been evaluated as an earlier trial

@@ -84,7 +84,7 @@ def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
     """A search that a cluster began and this process ends has the trials of one process; another kind of device is refused."""
     optimizer = {"evaluations": 8, "population": 4}
     steps = [{"by": "gradient", "evaluations": 10}, optimizer]
-    config = search_config(optimize=steps, compute={"gradient_parts": 3})
+    config = search_config(optimize=steps)
     here = run_search(config, tmp_path / "here", build=False)
     killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "there", ray=True)
     study = Study.open(tmp_path / "there")

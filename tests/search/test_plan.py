@@ -45,10 +45,6 @@ def test_the_plan_of_a_gradient(search_config):
     small = plan_search(search_config("ps", merge={"method": "ties"}, optimize=[{**GRADIENT, "evaluations": 2}]))
     assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
     assert any("gradient steps, and fewer than 20 hardly move" in warning for warning in small.warnings)
-    parts = plan_search(
-        search_config("ps", optimize=[{**GRADIENT, "evaluations": 60, "batch": 2}], compute={"gradient_parts": 2})
-    )
-    assert [phase.at_once for phase in parts.phases if phase.name == "ps"] == [2]
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
     assert [phase.name for phase in both.phases] == ["parents", "ps-first", "ps", "finalists", "test"]
     assert "up to 2 of the best models" in both.phases[3].text

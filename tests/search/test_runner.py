@@ -11,7 +11,6 @@ from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import warm
 from killing import EXAMPLES, FailingTask, KillingTask, harmless_jobs
@@ -25,7 +24,7 @@ from hf_evomerge.search.evaluation.gradients import GateSlopes, WeightSlopes
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
-from hf_evomerge.search.runners.runner import DIED, MOVES, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
+from hf_evomerge.search.runners.runner import DIED, MOVES, LocalRunner, PoolRunner, ProcessRunner, Runner
 from hf_evomerge.search.runners.workers import TICK, MachineLostError, Worker
 from hf_evomerge.search.study.study import Study
 
@@ -249,31 +248,6 @@ def test_a_candidate_that_kills_the_process_fails_at_the_second_death(search_con
     assert [trial.number for trial in trials if trial.scores.error is not None] == [5]
     assert trials[5].scores.error == "its process died: out of memory, or see what it wrote above"
     assert study.meta("begun") == {}
-
-
-def test_a_gradient_in_parts(search_config):
-    """The parts' scores and gradient are the whole's but for rounding, and the same bits in whatever order they come."""
-    config = search_config()
-    evaluator = Evaluator(config, examples={"search": EXAMPLES})
-    slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
-    jobs = [Job(job.target, slopes=slopes) for job in harmless_jobs(config)[1:3]]
-    assert [part.batch for part in jobs[0].parts(4, 9)] == [(0, 1), (2, 3), (4, 5), (6, 7, 8)]
-    assert [part.batch for part in Job(jobs[0].target, batch=(7, 9)).parts(4, 9)] == [(7,), (9,)]
-    whole = _run(LocalRunner(evaluator), jobs)
-
-    class Backwards(LocalRunner):
-        def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
-            yield from ((len(jobs) - 1 - index, scores) for index, scores in super().run(jobs[::-1]))
-
-    found, again = (dict(run_in_parts(runner(evaluator), jobs, 4, len(EXAMPLES))) for runner in (LocalRunner, Backwards))
-    assert found == again
-    for index, scores in enumerate(whole):
-        np.testing.assert_allclose(found[index].values, scores.values, rtol=1e-5)
-        np.testing.assert_allclose(found[index].gradient, scores.gradient, rtol=1e-4)
-        assert np.abs(scores.gradient).min() > 1e-3
-        assert found[index].accuracy == scores.accuracy
-    broken = Scores.joined([whole[0], Scores.failed("not today", 2.0)])
-    assert (broken.error, broken.seconds) == ("not today", whole[0].seconds + 2.0)
 
 
 class Pretended:

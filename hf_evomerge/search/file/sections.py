@@ -153,9 +153,6 @@ class ComputeConfig(StrictModel):
     gradient_checkpointing: bool = False
     """Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of one layer, and a third
     more time."""
-    gradient_parts: Count = 1
-    """In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study: another number may
-    change the last bits of a gradient, the number of workers does not."""
     unmerged: bool | None = None
     """Whether candidates of a ``ps`` search over LoRA adapters run as adapters on their base, instead of being merged into a
     copy of it. Where absent they do where all sources are adapters of ``base`` and the method is ``task_arithmetic``. Scores

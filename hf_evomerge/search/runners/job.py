@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
 from typing import Any
 
 from ...fitness import TaskSpec
@@ -44,10 +43,3 @@ class Job:
         """A short name of what is evaluated on what; the same in every process."""
         target = self.target.key if isinstance(self.target, Recipe) else str(self.target)
         return sha256(f"{target} {self.split} {self.batch} {self.fitness}".encode()).hexdigest()[:16]
-
-    def parts(self, count: int, examples: int) -> list[Job]:
-        """Split the job into `count` jobs over near-equal parts of its batch; without a batch, of all `examples`."""
-        numbers = range(examples) if self.batch is None else self.batch
-        count = min(count, len(numbers))
-        ends = [len(numbers) * part // count for part in range(count + 1)]
-        return [replace(self, batch=tuple(numbers[begin:end])) for begin, end in pairwise(ends)]

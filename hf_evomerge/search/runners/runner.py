@@ -44,19 +44,6 @@ class Runner(Protocol):
         """Free what the runner holds."""
 
 
-def run_in_parts(runner: Runner, jobs: Sequence[Job], count: int, examples: int) -> Iterator[tuple[int, Scores]]:
-    """Evaluate jobs, each in so many parts of its examples side by side; see `Job.parts`.
-
-    The parts do not depend on the runner, nor does the order in which they are joined: the bits are those of one process.
-    """
-    parts = [(index, part) for index, job in enumerate(jobs) for part in job.parts(count, examples)]
-    found = dict[int, Scores]()
-    for number, scores in runner.run([part for _, part in parts]):
-        found[number] = scores
-    for index in range(len(jobs)):
-        yield index, Scores.joined([found[number] for number, (owner, _) in enumerate(parts) if owner == index])
-
-
 class LocalRunner:
     """Evaluates in this process, one job after the other.
 
