@@ -45,9 +45,6 @@ class AgreementSpec(TaskSpec):
 
     unit: ClassVar[str] = "nats of divergence per token, negative"
 
-    def at_temperature(self, temperature: float) -> None:
-        """None: a score is no log-probability."""
-
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Sources write the answers, unless the section says where they are."""
         if isinstance(sources := data.get("sources"), Mapping):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import FitnessError
-from ..recipes.strict_yaml import Count, Positive
+from ..recipes.strict_yaml import Count
 from .encoding import device_of, length_batches, scoring
 from .example import Example
 from .pictures import SeeingTokenizer, placed
@@ -37,8 +37,6 @@ class ClassificationSpec(TaskSpec):
     heads: list[str] = Field(default_factory=list)
     """A name for the head of each source, in their order; each example says which it is for (``head_field``), and a model is
     scored through the heads of the sources. Through its own where empty."""
-    temperature: Positive = 1.0
-    """Divisor of the logits."""
     pair_separator: str = ""
     """Text between the two texts of a prompt that a cross-encoder is given as a pair; a prompt is one text where empty."""
     batch_size: Count = 16
@@ -131,7 +129,7 @@ class ClassificationTask(GradientTask):
         for head, batch, inputs in self._batches:
             with self.heads[head].on(model) if head else nullcontext(model) as classifier, scoring(model, gradient=gradient):
                 names = label_names(classifier.config)
-                logits, classes = _logits(classifier, inputs, len(names)) / self.spec.temperature, _classes(names)
+                logits, classes = _logits(classifier, inputs, len(names)), _classes(names)
                 if len(classes) < len(names):
                     logits = torch.stack([logits[:, numbers].logsumexp(1) for numbers in classes.values()], 1)
                 shares = logits.new_tensor([label_shares(self._examples[i], names) for i in batch])  # (B, classes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from ..errors import FitnessError
-from ..recipes.strict_yaml import Count, Positive
+from ..recipes.strict_yaml import Count
 from .encoding import encode_pair
 from .example import Example
 from .pairs import Pair, Pairs
@@ -21,8 +21,6 @@ class TextSpec(TaskSpec):
     normalize: Literal["sum", "token", "byte"] = "sum"
     """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
     text's bytes in UTF-8."""
-    temperature: Positive = 1.0
-    """Divisor of the logits."""
     batch_size: Count = 16
     """Texts in a forward pass. It changes the memory and the time, not the scores: small batches stay in a CPU's caches, a GPU
     is faster with larger ones."""
@@ -37,8 +35,6 @@ class TextTask(PreparedTask):
     """Log-probability of the answers, by teacher forcing."""
 
     spec: TextSpec
-    divides_tokens: ClassVar[bool] = True
-    """True where the temperature divides the logits of tokens."""
     _pairs: Pairs
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
@@ -48,8 +44,7 @@ class TextTask(PreparedTask):
         self._owners = [number for number, own in enumerate(pairs) for _ in own]  # the example of each pair
         owners = [examples[number] for number in self._owners]
         every = [pair for own in pairs for pair in own]
-        temperature = self.spec.temperature if self.divides_tokens else 1.0
-        self._pairs = Pairs(every, owners, self.spec.batch_size, tokenizer, temperature)
+        self._pairs = Pairs(every, owners, self.spec.batch_size, tokenizer)
 
         def units(example: Example, own: list[Pair]) -> int:
             tokens, letters = sum(len(answer) for _, answer in own), example.answer.encode("utf-8", "surrogatepass")

@@ -42,7 +42,6 @@ class MultipleChoiceTask(TextTask):
 
     spec_type: ClassVar[type[TaskSpec]] = MultipleChoiceSpec
     spec: MultipleChoiceSpec
-    divides_tokens: ClassVar[bool] = False  # the softmax that counts is over choices
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise every choice of every example; raises `FitnessError` where an example has no choices to choose from."""
@@ -62,7 +61,7 @@ class MultipleChoiceTask(TextTask):
         left = iter(values)
         found, correct, outputs = [], [], []
         for example in self._questions:
-            scores = np.array([next(left) for _ in example.choices]) / self.spec.temperature
+            scores = np.array([next(left) for _ in example.choices])
             right, taken = example.choices.index(example.answer), int(scores.argmax())
             correct.append(taken == right)
             outputs.append(example.choices[taken])

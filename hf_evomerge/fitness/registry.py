@@ -6,7 +6,7 @@ A task is prepared once, with its examples and a tokenizer, and then evaluates a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -36,13 +36,6 @@ class TaskSpec(StrictModel):
     def unit(self) -> str:
         """Unit of the fitness; empty where the task does not say."""
         return ""
-
-    def at_temperature(self, temperature: float) -> Self | None:
-        """The task with logits divided by a temperature, beside its own; None where scores are not log-probabilities."""
-        own = getattr(self, "temperature", None)
-        if own is None or getattr(self, "score", "log_probability") != "log_probability":
-            return None
-        return self.model_copy(update={"temperature": own * temperature})
 
     @property
     def parts(self) -> tuple[TaskSpec, ...]:

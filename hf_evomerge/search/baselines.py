@@ -1,4 +1,4 @@
-"""Tunes what a merge is compared with: LoRAs of parents and average, a LoRA beside the merge, and a parent's temperature.
+"""Tunes what a merge is compared with: LoRAs of parents and average, and a LoRA beside the merge.
 
 A training sees the examples that the search sees. The search takes the best of all starts and rates, each at the full cost. The
 adapters stay in the study's folder, and can be scored and used like any source with an adapter.
@@ -10,16 +10,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from ..checkpoints.lora import CONFIG_FILE
 from ..errors import EvoMergeError
-from ..fitness import TaskSpec
 from ..recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
 from .callbacks import Progress
 from .file.stages import Stage
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RATES = (1e-4, 3e-4, 5e-4, 1e-3)
-TEMPERATURES = 6  # that are scored at most, beside 1
 
 
 @dataclass(frozen=True)
@@ -46,27 +42,12 @@ class Tuned:
         name: Name of the model.
         model: The model.
         cost: What was spent to find it, in scores of all search examples.
-        fitness: What to score it by, where that is not the search's.
     """
 
-    stage: Literal["lora", "together", "temperature"]
+    stage: Literal["lora", "together"]
     name: str
     model: SourceRef
     cost: float
-    fitness: TaskSpec | None = None
-
-
-def best_temperature(score: Callable[[Sequence[float]], Sequence[float]]) -> float:
-    """The temperature that scores best: among powers of two, then half a step beside the best, then on the parabola there.
-
-    A log-probability is a concave function of 1 / temperature, so it has one peak. `score` is given several temperatures.
-    """
-    coarse = [0.5, 1.0, 2.0, 4.0, 8.0]
-    best = coarse[int(np.argmax(score(coarse)))]
-    low, top, high = score([best / 2**0.5, best, best * 2**0.5])
-    bend = low - 2 * top + high
-    octaves = (low - high) / (4 * bend) if bend < 0 else 0.0
-    return float(f"{best * 2 ** min(1.0, max(-1.0, octaves)):.3g}")
 
 
 @dataclass(frozen=True)
@@ -76,12 +57,10 @@ class Tuner:
     Attributes:
         evaluator: Evaluator with the search's task, examples, dtype and device.
         folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to be built first.
-        fitness: What is scored, where the search file says it.
     """
 
     evaluator: Evaluator
     folder: Path
-    fitness: TaskSpec | None = None
 
     def fine_tunes(
         self, starts: Mapping[str, tuple[str, SourceRef | Recipe]], cost: float, tell: Callable[[Progress], None]

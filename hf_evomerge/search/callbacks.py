@@ -47,7 +47,7 @@ class Progress:
     """State of a search, after a trial or another evaluation.
 
     Attributes:
-        phase: The stage, or ``parents``, ``finalists``, ``temperature``, ``lora`` or ``test``.
+        phase: The stage, or ``parents``, ``finalists``, ``lora`` or ``test``.
         done, total: What this phase has spent, in scores of all examples, and its budget.
         generation: Number from 0; of ``lora`` the training.
         best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.

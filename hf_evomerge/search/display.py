@@ -21,7 +21,6 @@ PHASES: dict[str, str] = {
     "parents": "parents",
     **STAGES,
     "finalists": "best, validated",
-    "temperature": "temperature",
     "lora": "LoRA trainings",
     "together": "merge with LoRA beside it",
     "contributions": "contributions",

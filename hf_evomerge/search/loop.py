@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import SearchError
-from ..fitness import TaskSpec
 from ..fitness.scores import Scores
 from ..merging.registry import get_method
 from ..recipes.recipe import Recipe, SourceRef
 from ..record import Contribution
-from .baselines import Tuned, Tuner, best_temperature
+from .baselines import Tuned, Tuner
 from .callbacks import Progress, SearchCallback
 from .evaluation.sources import SourceSummary
 from .file.config import SearchConfig
@@ -179,7 +178,9 @@ class Search:
             return alive[best[knee([vectors[i] for i in best])]]
         if "validation" not in self.splits or len(keys) == 1:
             return keys[0]
-        return self._best({key: self.study.recipe(key) for key in keys}, "validation")
+        scores = self._scores_of(keys, "validation")
+        fitness = [scores[key].mean for key in keys]
+        return keys[int(np.argmax([-np.inf if value is None else value for value in fitness]))]
 
     def _scores_of(self, keys: Sequence[str], split: str) -> dict[str, Scores]:
         """Scores of recipes on a split; those on the search split are their trials'."""
@@ -189,30 +190,23 @@ class Search:
         found = {trial.recipe_key: trial.scores for trial in reversed(trials)}
         return {key: found[key] for key in keys}
 
-    def _best(self, targets: Mapping[str, Recipe | SourceRef], split: str) -> str:
-        """The label of the best of some targets on a split; of equals the first."""
-        scores, labels = self._evaluate_labels(targets, split, "finalists"), list(targets)
-        fitness = [scores[label].mean for label in labels]
-        return labels[int(np.argmax([-np.inf if value is None else value for value in fitness]))]
-
     def _result(self, winner: str, winners: dict[StageName, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
         split = self.judged_on
         can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
-        tuned = {**self._calibrated(), **self._lora(average), **self._together()}
+        tuned = {**self._lora(average), **self._together()}
         average = average if "average" in self.config.compare.baselines else None
         if average is not None:
             targets[self.study.add_recipe(average)] = average
         targets.update({label: each.model for label, each in tuned.items()})
-        fitness = {label: each.fitness for label, each in tuned.items()}
         shares, notes, pruned = self._contributions(winner)
         points = front(self.config, self.study) if self.config.objectives else []
         shown = [*finalists(self.config, self.study), winner] if points else []
         targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown, *pruned]})
-        scores = self._evaluate_labels(targets, split, "test", fitness)
-        retained = self._retained(targets, fitness)
+        scores = self._evaluate_labels(targets, split, "test")
+        retained = self._retained(targets)
 
         def row(stage: RowStage, name: str, label: str, **more: Any) -> Row:
             return Row(stage, name, scores[label], retained=retained[label], label=label, **more)
@@ -319,54 +313,25 @@ class Search:
             return {}
         return self.tuner.together(together_stage(self.config), self._tell_of_progress)
 
-    def _calibrated(self) -> dict[str, Tuned]:
-        """The best parent at the temperature that the search examples like best, by its label, where scores are likelihoods."""
-        fitness = self.tuner.fitness if self.tuner is not None else None
-        if fitness is None or self.config.objectives or fitness.at_temperature(1.0) is None:
-            return {}
-        label = self._best(dict(self._parents()), self._chosen_on)
-        parent, tried = self._parents()[label], {label}
-
-        def label_at(temperature: float) -> str:
-            return label if temperature == 1 else f"{label}:temperature:{temperature:g}"
-
-        def score(temperatures: Sequence[float]) -> list[float]:
-            tasks = {label_at(each): fitness.at_temperature(each) for each in temperatures}
-            tried.update(tasks)
-            scores = self._evaluate_labels(dict.fromkeys(tasks, parent), "search", "temperature", tasks)
-            return [-np.inf if each.mean is None else each.mean for each in scores.values()]
-
-        best = best_temperature(score)
-        name = f"{self.config.parent_names[label]} at temperature {best:g} ({len(tried) - 1} scores)"
-        return {label_at(best): Tuned("temperature", name, parent, len(tried) - 1, fitness.at_temperature(best))}
-
     @property
     def _chosen_on(self) -> str:
         return "validation" if "validation" in self.splits else "search"
 
-    def _retained(
-        self, targets: Mapping[str, Recipe | SourceRef], fitness: Mapping[str, TaskSpec | None]
-    ) -> dict[str, dict[str, Scores]]:
+    def _retained(self, targets: Mapping[str, Recipe | SourceRef]) -> dict[str, dict[str, Scores]]:
         """Scores of labelled targets on the examples that the search did not look at, by name."""
         retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
         for name in self.config.compare.retain:
             split = f"{RETAINED}{name}"
-            for label, scores in self._evaluate_labels(targets, split, split, fitness).items():
+            for label, scores in self._evaluate_labels(targets, split, split).items():
                 retained[label][name] = scores
         return retained
 
-    def _evaluate_labels(
-        self,
-        targets: Mapping[str, Recipe | SourceRef],
-        split: str,
-        phase: str,
-        fitness: Mapping[str, TaskSpec | None] = MappingProxyType({}),
-    ) -> dict[str, Scores]:
-        """Scores of labelled targets on a split, by a label's own fitness: the stored ones, the others evaluated and stored."""
+    def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Scores]:
+        """Scores of labelled targets on a split: the stored ones, the others evaluated and stored."""
         found = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in found.items() if scores is None]
         begin = time.perf_counter()
-        jobs = [Job(targets[label], split, fitness=fitness.get(label)) for label in missing]
+        jobs = [Job(targets[label], split) for label in missing]
         for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
             if phase == "parents" and scores.error is not None:  # not stored: a search that goes on tries again
                 raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {scores.error}")

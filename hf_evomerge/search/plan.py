@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SearchError
-from .baselines import RATES, TEMPERATURES
+from .baselines import RATES
 from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
 from .evaluation.evaluator import Evaluator
@@ -142,10 +142,6 @@ def _around(
         text = f"up to {count} of the best models on {examples['validation']} validation examples, which name the winner"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
     averaged = averaged and len(config.sources) > 1
-    tempered = config.fitness.at_temperature(1.0) is not None and not config.objectives
-    if tempered:
-        text = f"the best parent at {TEMPERATURES} temperatures, on all search examples"
-        phases.append(Phase("temperature", text, TEMPERATURES * second * examples["search"]))
     if "lora" in config.compare.baselines:
         spent, starts = sum(stage.evaluations for stage in config.stages if stage.role != "random"), parents + averaged
         text = f"{starts * len(RATES)} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
@@ -162,7 +158,7 @@ def _around(
         text = f"up to {most} merges of some of the winner's sources, on {examples[split]} {split} examples"
         phases.append(Phase("contributions", text, most * second * examples[split]))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + tempered + (averaged and "average" in config.compare.baselines) + len(config.stages)
+    count = parents + (averaged and "average" in config.compare.baselines) + len(config.stages)
     count += sum("lora" in name for name in config.compare.baselines)
     judged = [split, *(name for name in examples if name.startswith(RETAINED))]
     text = f"{count} models on {' + '.join(f'{examples[name]} {name}' for name in judged)} examples"

@@ -89,7 +89,7 @@ def run_search(
         for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
         with closing(_runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)) as runner:
-            tuner = Tuner(evaluator, study.folder / "baselines", config.fitness if task_factory is None else None)
+            tuner = Tuner(evaluator, study.folder / "baselines")
             result = Search(config, study, runner, evaluator.sources.summary, evaluator.tasks.sizes, tuner, told).run()
         _write(result, config, study, evaluator, build=build)
         for callback in told:

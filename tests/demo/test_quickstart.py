@@ -48,10 +48,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
 def test_the_table_is_complete(demo):
     """The table has every parent, the average, the random search and each search's winner, on all held-out problems."""
     _, rows = demo
-    assert [row.model for row in rows if row.stage != "temperature"] == MODELS
-    assert [row.stage for row in rows[:-1]] == ["base", "source", "source", "average", "temperature", "random", "ps", "dfs"]
+    assert [row.model for row in rows] == MODELS
+    assert [row.stage for row in rows[:-1]] == ["base", "source", "source", "average", "random", "ps", "dfs"]
     assert all(row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows)
-    assert all(16 < row.evaluations <= EVALUATIONS for row in rows[5:])
+    assert all(16 < row.evaluations <= EVALUATIONS for row in rows[4:])
     assert not any(row.evaluations for row in rows[:4])
 
 
@@ -60,7 +60,7 @@ def test_winners_pictures_and_recipes_are_there(demo):
     out, rows = demo
     pictures = {str(file.relative_to(out)) for file in out.glob("*/plots/*.png")}
     assert {"ps/plots/fitness.png", "ps/plots/weights.png", "dfs/plots/path.png", "hybrid/plots/fitness.png"} <= pictures
-    for space, row in (("ps", rows[6]), ("dfs", rows[7])):
+    for space, row in (("ps", rows[5]), ("dfs", rows[6])):
         recipe = Recipe.load(out / space / "recipe.yaml")
         assert (out / space / "model" / "config.json").is_file()
         config = demo_config(space, write_problems(out / "data", SIZES), EVALUATIONS, 0)
@@ -93,7 +93,7 @@ def test_each_model_has_one_number_and_one_sentence(demo):
 def test_a_winner_is_published(demo, tmp_path, monkeypatch):
     """The winner and its sources, pinned in its recipe, are published, and the card is left; the winner loads from there."""
     out, rows = demo
-    result = Result(Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[7], winner=True)])
+    result = Result(Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[6], winner=True)])
     with LocalHub(tmp_path / "hub", user="demo") as hub:
         use_hub(monkeypatch, hub, tmp_path / "client")
         for name, value in hub.environment().items():

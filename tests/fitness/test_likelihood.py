@@ -3,7 +3,6 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -166,13 +165,3 @@ def test_a_greedy_response_is_judged_as_its_tokens_are(examples, tokenizer):
             assert bool(task.evaluate(model).correct[0]) is right
         assert task.judge(said, example) is bool(right)
     assert not LikelihoodTask(LikelihoodSpec()).judge(f"{said} one", Example("", said)), "the end is scored too"
-
-
-def test_logits_are_divided_by_the_temperature(model, examples, tokenizer):
-    """Scores at a temperature are those of a model whose logits are that much smaller; which answers are right stays."""
-    head = copy.deepcopy(model)
-    with torch.no_grad():
-        head.lm_head.weight.div_(4.0)
-    scores = score(model, examples, tokenizer, temperature=4.0)
-    np.testing.assert_allclose(scores.values, score(head, examples, tokenizer).values, rtol=1e-5)
-    assert (scores.correct == score(model, examples, tokenizer).correct).all()

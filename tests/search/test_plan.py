@@ -18,12 +18,12 @@ def test_plan(search_config, tmp_path, monkeypatch):
     plan = plan_search(search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2}))
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
     text = {phase.name: phase.text for phase in plan.phases}
-    assert list(text) == ["parents", "ps", "dfs", "random", "finalists", "temperature", "test"]
+    assert list(text) == ["parents", "ps", "dfs", "random", "finalists", "test"]
     assert text["parents"] == "3 models on all search examples"
     assert text["ps"] == "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
     assert text["dfs"].startswith("gates (how much of each layer is kept), 6 numbers to evolve, 8 evaluations, paths of ")
     assert text["finalists"] == "up to 6 of the best models on 4 validation examples, which name the winner"
-    assert text["test"] == "8 models on 6 test examples: all rows of the table"
+    assert text["test"] == "7 models on 6 test examples: all rows of the table"
     assert all(0 < phase.seconds < 60 for phase in plan.phases)
     assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
     assert plan.minutes(2) == pytest.approx(plan.minutes() / 2)
@@ -65,7 +65,7 @@ def test_a_plan_warns(search_config, search_settings):
     plan = plan_search(search_config("ps", compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}}))
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == "16 trainings, 4 starts at 4 rates, each of 8 evaluations"
-    assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
+    assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):

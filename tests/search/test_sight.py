@@ -130,7 +130,7 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
     config = search_of(folder, space="hybrid", path=path, optimize=steps, compare={"baselines": []})
     assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
     result = run_search(config, tmp_path / "search")
-    assert [row.stage for row in result.rows] == ["base", "source", "source", "temperature", "ps", "dfs"]
+    assert [row.stage for row in result.rows] == ["base", "source", "source", "ps", "dfs"]
     flow = {"path": ["0:0", "1:1*0.5 + 2:0*0.5", "2:1"], "scales": [1.0, 0.9, 1.2]}
     recipe = recipe_of(config, 0.4, 0.3)
     recipe = config.recipe(merge=recipe.merge, flow=FlowPart.model_validate(flow))
@@ -162,5 +162,5 @@ def test_an_average_that_cannot_be_made_is_left_out_and_said(parents, tmp_path, 
     given = {"path": path, "optimize": steps, "base": None, "merge": None, "output": {"vocabulary": None}}
     config = search_of(folder, space="dfs", **given)
     result = run_search(config, tmp_path / "search", build=False)
-    assert [row.stage for row in result.rows] == ["source", "source", "temperature", "dfs"]
+    assert [row.stage for row in result.rows] == ["source", "source", "dfs"]
     assert "no uniform average" in caplog.text

@@ -42,7 +42,7 @@ def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
         assert not [warning for warning in plan.warnings if warning.startswith("dfs")]
     result = run_search(config, tmp_path / "out", build=path == PRUNE)
     assert len(result.winner.flow.path) in hops
-    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "temperature", "dfs"]
+    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "dfs"]
     study = Study.open(tmp_path / "out")
     for trial in study.trials():
         flow = study.recipe(trial.recipe_key or "").flow

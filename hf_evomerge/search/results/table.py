@@ -16,7 +16,7 @@ from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-RowStage = StageName | Literal["base", "source", "temperature", "average", "lora", "together", "pruned"]
+RowStage = StageName | Literal["base", "source", "average", "lora", "together", "pruned"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,9 @@ class Row:
     """Result of one model on the test split (the validation split where there is no test).
 
     Attributes:
-        stage: Where the model comes from: ``base``, ``source``, the best of them at a ``temperature``, the plain ``average`` of
-            the sources, a ``lora``, the merge ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``,
-            ``random``, or ``ps-first`` and ``dfs-first`` before them), ``pruned`` of sources that give nothing. A row is
-            found by its stage.
+        stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the sources, a ``lora``, the merge
+            ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``, ``random``, or ``ps-first`` and
+            ``dfs-first`` before them), ``pruned`` of sources that give nothing. A row is found by its stage.
         model: What the model is called in tables.
         scores: What it scored.
         evaluations: What was spent to find it, in scores of all search examples.

@@ -54,9 +54,6 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
         elif row.stage == "together":
             sentences += against(row, "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better")
-        elif row.stage == "temperature":  # it gives the parent's own answers
-            advice = "what the merge gains in fitness can be had without it"
-            sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])
         elif row.stage == "pruned":
             sentences += against(row, f"itself {row.model}", "`merge STUDY --prune-sources` builds the better one")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
