@@ -163,23 +163,16 @@ class Row(Figures):
 
 
 class Contribution(Part):
-    """Contribution of one source to the winner, in fitness: the loss without it, and its Shapley value."""
+    """Contribution of one source to the winner: the fitness that is lost without it."""
 
-    HEADS: ClassVar[tuple[str, ...]] = ("source", "fitness lost without it", "Shapley value")
+    HEADS: ClassVar[tuple[str, ...]] = ("source", "fitness lost without it")
     source: Name
     left_out: Comparison
-    shapley: Comparison
 
     @property
-    def gives_nothing(self) -> bool:
-        """True where its absence costs nothing and its Shapley value is not above 0 beyond chance."""
-        return max(self.left_out.difference, self.shapley.low) <= 0
-
-    @property
-    def cells(self) -> tuple[str, str, str]:
+    def cells(self) -> tuple[str, str]:
         """Cells of its row, under `HEADS`."""
-        name = f"{self.source} (gives nothing)" if self.gives_nothing else self.source
-        return name, str(self.left_out), f"{self.shapley.difference:+.3f} ({self.shapley.interval})"
+        return self.source, str(self.left_out)
 
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))

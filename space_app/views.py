@@ -241,8 +241,8 @@ def results_table(published: Published) -> str:
 
 def _contributions(results: Results) -> str:
     """Contributions of the sources to the winner; empty where none were measured."""
-    rows = [(each.cells[0], *map(_with_minus, each.cells[1:])) for each in results.contributions]
-    caption = "In fitness, with intervals of 95 %; a Shapley value is the mean gain over all orders of the sources"
+    rows = [(each.source, _with_minus(str(each.left_out))) for each in results.contributions]
+    caption = "In fitness, with intervals of 95 %"
     return f"<h2>What each source gives</h2>{table(Contribution.HEADS, rows, caption=caption)}" if rows else ""
 
 

@@ -46,9 +46,6 @@ def merge(
     pick: Annotated[
         int | None, typer.Option(min=0, help="Of a study for several objectives: the front's point N.", metavar="N")
     ] = None,
-    prune_sources: Annotated[
-        bool, typer.Option("--prune-sources", help="Of a study: leave out the sources that give the winner nothing.")
-    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Replace = False,
     max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
@@ -85,7 +82,7 @@ def merge(
         from ..checkpoints.writer import check_target
 
         quiet()
-        chosen, place = _recipe_of(recipe, pick, prune_sources, soup, checkpoints, data)
+        chosen, place = _recipe_of(recipe, pick, soup, checkpoints, data)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
         found: dict[str, Any] = {}
@@ -106,22 +103,19 @@ def merge(
         typer.echo(text)
 
 
-def _recipe_of(
-    given: Path, pick: int | None, pruned: bool, soup: str | None, checkpoints: str, data: str | None
-) -> tuple[Recipe, Path]:
+def _recipe_of(given: Path, pick: int | None, soup: str | None, checkpoints: str, data: str | None) -> tuple[Recipe, Path]:
     """The recipe to build, and the folder that it is built in by default."""
     if given.is_dir() and soup is None:
         from ..search.folder import found_recipe
 
-        return found_recipe(given, pick, pruned=pruned)
+        return found_recipe(given, pick)
     if soup is not None:
         from ..search.soup import soup_recipe
 
         chosen, line = soup_recipe(str(given), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
         notes = [line]
-    elif pick is not None or pruned:
-        option = "--prune-sources" if pruned else "--pick"
-        raise EvoMergeError(f"{option}: {given} is no study; give the folder of one, or leave the option out")
+    elif pick is not None:
+        raise EvoMergeError(f"--pick: {given} is no study; give the folder of one, or leave the option out")
     else:
         from ..mergekit import load
 

@@ -17,7 +17,6 @@ from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.whole_file import write_whole
-from ..record import Results
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
 from .file.stages import Stage
@@ -200,13 +199,12 @@ def build_winner(folder: Path, winner: Recipe, name: str = MODEL_FOLDER, **how: 
         build_model(winner, built.parent, progress=False, overwrite=True, **how)
 
 
-def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, *, pruned: bool = False) -> tuple[Recipe, Path]:
+def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:
     """The recipe of a study's winner, or of one point of its front; and the folder in which its model belongs.
 
     Args:
         folder: The study's folder.
         pick: The point's number in the table of the front; None for the winner.
-        pruned: Whether the winner is wanted without the sources that give it nothing.
 
     Raises:
         SearchError: The search has not ended, or has no such point.
@@ -216,15 +214,7 @@ def found_recipe(folder: str | os.PathLike[str], pick: int | None = None, *, pru
             return study.recipe(picked(settings_of(study), study, pick)), study.folder / f"{MODEL_FOLDER}-{pick}"
         if not (file := study.folder / RECIPE_FILE).exists():
             raise SearchError(f"{folder}: the search has not ended; go on with `hf-evomerge search {folder}`")
-        if not pruned:
-            return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
-        rows = Results.load(study.folder / RESULTS_FILE, SearchError).rows
-        if (row := next((row for row in rows if row.stage == "pruned"), None)) is None:
-            asked = settings_of(study).compare.contributions
-            how = "write `compare: {contributions: 14}` into its search file, and go on with the search"
-            advice = "build it without --prune-sources" if asked else how
-            raise SearchError(f"--prune-sources: the results of {folder} name no source that gives nothing; {advice}")
-        return study.recipe(row.label), study.folder / f"{MODEL_FOLDER}-pruned"
+        return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..errors import SearchError
 from ..fitness.scores import Scores
-from ..merging.registry import get_method
 from ..recipes.recipe import Recipe, SourceRef
 from ..record import Contribution
 from .baselines import Tuned, Tuner
@@ -24,9 +23,8 @@ from .file.config import SearchConfig
 from .file.objectives import FITNESS, vector
 from .file.splits import RETAINED
 from .file.stages import Stage, StageName
-from .optimizers.ask_tell import Vector
 from .optimizers.nsga import knee, non_dominated
-from .results.contributions import Subset, contributions, kept_sources, shapley_values, subset_of
+from .results.contributions import contributions, sentence, without
 from .results.front import finalists, front, judged
 from .results.result import Result
 from .results.table import Row, RowStage, base_name
@@ -201,10 +199,10 @@ class Search:
         if average is not None:
             targets[self.study.add_recipe(average)] = average
         targets.update({label: each.model for label, each in tuned.items()})
-        shares, notes, pruned = self._contributions(winner)
+        shares, notes = self._contributions(winner)
         points = front(self.config, self.study) if self.config.objectives else []
         shown = [*finalists(self.config, self.study), winner] if points else []
-        targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown, *pruned]})
+        targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
         scores = self._evaluate_labels(targets, split, "test")
         retained = self._retained(targets)
 
@@ -236,7 +234,6 @@ class Search:
             rows.append(row(stage.name, name, key, evaluations=cost, seconds=seconds, winner=ended_with))
         if points and not any(row.winner for row in rows):  # it is on the front of all stages, and of none the knee
             rows.append(row(self.config.spaces[-1], "knee of the whole front", winner, winner=True))
-        rows += [row("pruned", name, key, evaluations=self._searched) for key, name in pruned.items()]
         return Result(
             self.study.recipe(winner),
             split,
@@ -249,39 +246,20 @@ class Search:
             contributions=shares,
         )
 
-    def _contributions(self, winner: str) -> tuple[list[Contribution], list[str], dict[str, str]]:
-        """Contributions of the sources, a sentence on them, and key and name of the winner without those that give nothing."""
-        compare, recipe, split = self.config.compare, self.study.recipe(winner), self._chosen_on
-        if not compare.contributions:
-            return [], [], {}
+    def _contributions(self, winner: str) -> tuple[list[Contribution], list[str]]:
+        """Return what each source gives the winner, and a sentence on it."""
+        if not self.config.compare.contributions:
+            return [], []
+        recipe, split = self.study.recipe(winner), self._chosen_on
         names = [self.config.source_names[number] for number in recipe.merge_sources]
-        base = self.config.base if get_method(self.config.merge.method).task_vectors else None
-
-        def values_of(targets: Mapping[str, Recipe | SourceRef]) -> list[Vector]:
-            scores = self._evaluate_labels(targets, split, "contributions")
-            if error := next((each.error for each in scores.values() if each.error is not None), None):
-                raise SearchError(error)
-            return [scores[label].values for label in targets]
-
-        def score(subsets: Sequence[Subset]) -> dict[Subset, Vector]:
-            recipes = [subset_of(recipe, subset) for subset in subsets]
-            return dict(zip(subsets, values_of({self.study.add_recipe(each): each for each in recipes}), strict=True))
-
-        try:
-            empty = None if base is None else values_of({"base": base})[0]
-            seed = self.config.compute.seed
-            shares, values = shapley_values(len(names), compare.contributions, score, empty=empty, seed=seed)
-        except SearchError as error:
+        recipes = [recipe, *(without(recipe, at) for at in range(len(names)))]
+        targets: dict[str, Recipe | SourceRef] = {self.study.add_recipe(each): each for each in recipes}
+        whole, *others = self._evaluate_labels(targets, split, "contributions").values()
+        if error := next((each.error for each in (whole, *others) if each.error is not None), None):
             logger.warning(f"the results have no contributions: {error}")
-            return [], [], {}
-        if not (found := contributions(names, shares, values)):
-            return [], [], {}
-        kept = kept_sources(found)
-        idle = [name for at, name in enumerate(names) if at not in kept]
-        said = f"The winner gains nothing from {', '.join(idle)}" if idle else "The winner gains from every source"
-        note = f"{said}, by {len(values) - 2} subsets of the sources on {shares.shape[1]} {split} examples"
-        without = subset_of(recipe, kept)
-        return found, [note], {self.study.add_recipe(without): f"without {', '.join(idle)}"} if idle else {}
+            return [], []
+        found = contributions(names, whole, others)
+        return found, [sentence(found, f"{whole.values.size} {split}")] if found else []
 
     @property
     def _searched(self) -> float:

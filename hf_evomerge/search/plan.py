@@ -152,11 +152,10 @@ def _around(
         stage = together_stage(config)
         cost = next((phase for phase in stages if phase.name == stage.name), stages[0])
         phases.append(Phase("together", "merge weights and a LoRA beside them, by the same steps", cost.seconds, at_once=1))
-    if most := config.compare.contributions:
-        split = "validation" if "validation" in examples else "search"
-        most = min(most, 2 ** len(config.merge_sources) - 2) + 1 + (config.base is not None)
-        text = f"up to {most} merges of some of the winner's sources, on {examples[split]} {split} examples"
-        phases.append(Phase("contributions", text, most * second * examples[split]))
+    if config.compare.contributions:
+        split, count = "validation" if "validation" in examples else "search", len(config.merge_sources)
+        text = f"the winner, and without each of its {count} sources, on {examples[split]} {split} examples"
+        phases.append(Phase("contributions", text, (count + 1) * second * examples[split]))
     split = next(split for split in ("test", "validation", "search") if split in examples)
     count = parents + (averaged and "average" in config.compare.baselines) + len(config.stages)
     count += sum("lora" in name for name in config.compare.baselines)

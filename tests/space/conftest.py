@@ -29,7 +29,7 @@ def finished(search_config: Callable[..., Any], made_once: Callable[..., Path]) 
     def make(space: str, change: Callable[[Path], None] = lambda folder: None) -> Path:
         optimizer = {"evaluations": 12, "population": 4}
         optimize = [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}]
-        merge = {} if space == "dfs" else {"merge": {}, "compare": {"finalists": 2, "contributions": 2}}
+        merge = {} if space == "dfs" else {"merge": {}, "compare": {"finalists": 2, "contributions": True}}
         config = search_config(space, path={"kind": "gates", "repetitions": 2}, optimize=optimize, **merge)
 
         def search(out: Path) -> None:

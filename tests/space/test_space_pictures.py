@@ -214,24 +214,24 @@ def test_a_better_row_that_is_not_on_show_is_explained():
 
 
 def test_what_each_source_gives_is_published(ps):
-    """Record, page and card have a row per source, in the same words, and mark the one that gives nothing."""
+    """Record, page and card have a row per source, in the same words."""
     record, license = Record.load(ps / "study.json"), decide_license([ParentLicense("a", "mit")])
     first, second = record.results.contributions
     assert (first.source, second.source) == ("a", "b")
     idle = Comparison("fitness", -0.25, -0.5, -0.125, 0.01, 9)
-    given = [first, second.model_copy(update={"source": EVIL, "left_out": idle, "shapley": idle})]
+    given = [first, second.model_copy(update={"source": EVIL, "left_out": idle})]
     record = record.model_copy(update={"results": record.results.model_copy(update={"contributions": given})})
     html = views.fitness_view(replace(read(str(ps)), record=record)).partition("What each source gives")[2]
     cells = [[unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in html.split("<tr")[1:4]]
-    assert cells[0] == ["source", "fitness lost without it", "Shapley value"]
-    assert cells[1][0].removesuffix(" (gives nothing)") == "a"
+    assert cells[0] == ["source", "fitness lost without it"]
+    assert cells[1][0] == "a"
     assert cells[1][1].replace(MINUS, "-") == str(first.left_out)
-    assert cells[2] == [f"{EVIL} (gives nothing)", f"{MINUS}0.250 ({MINUS}0.500 to {MINUS}0.125), p = 0.01", cells[2][2]]
+    assert cells[2] == [EVIL, f"{MINUS}0.250 ({MINUS}0.500 to {MINUS}0.125), p = 0.01"]
     card = render_card(replace(CardFacts.of_folder(ps), study=record), "u/m", license).partition("What each source gives")[2]
     lines = [line for line in card.splitlines() if line.startswith("|")][:4]
-    assert lines[0] == "| source | fitness lost without it | Shapley value |"
-    assert lines[2].startswith(f"| {given[0].cells[0]} | {first.left_out} | ")
-    assert lines[3].endswith("(gives nothing) | -0.250 (-0.500 to -0.125), p = 0.01 | -0.250 (-0.500 to -0.125) |")
+    assert lines[0] == "| source | fitness lost without it |"
+    assert lines[2].startswith(f"| {first.source} | {first.left_out} |")
+    assert lines[3].endswith(" | -0.250 (-0.500 to -0.125), p = 0.01 |")
     assert "<img" not in html + lines[3]
     plain = record.model_copy(update={"results": record.results.model_copy(update={"contributions": []})})
     assert "each source gives" not in views.results_table(Published("m", "m", record=plain))

@@ -89,10 +89,9 @@ class CompareConfig(StrictModel):
     is scored on it too. Nothing is chosen by it."""
     finalists: Count = 8
     """How many of the best trials are scored on the validation split."""
-    contributions: Index = 0
-    """Scores to spend at most on what each source gives the winner of a ``ps`` search: what its absence costs, and its Shapley
-    value. They are on the validation split (search where there is none); exact where they do for all subsets of the sources
-    (14 of four)."""
+    contributions: bool = False
+    """Whether the winner of a ``ps`` search is scored without each of its sources too, on the validation split (search where
+    there is none): what its absence costs is what a source gives."""
 
 
 class OutputConfig(StrictModel):

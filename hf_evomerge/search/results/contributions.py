@@ -1,15 +1,8 @@
-"""Shares of a merge's score among its sources: leave-one-out, and Shapley values, of each example.
-
-A source outside a subset is absent: it is taken out of the recipe.
-"""
+"""What each source gives a merge: the fitness that is lost without it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
-from math import comb, sqrt
-
-import numpy as np
+from collections.abc import Sequence
 
 from ...errors import RecipeError
 from ...fitness.comparison import compare
@@ -17,87 +10,41 @@ from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe
 from ...recipes.strict_yaml import validate
 from ...record import Contribution
-from ..optimizers.ask_tell import Vector
-
-Subset = tuple[int, ...]
-"""Positions among the merged sources, ascending."""
-Score = Callable[[Sequence[Subset]], Mapping[Subset, Vector]]
-"""Scores subsets, one number per example; none of them is empty."""
 
 
-def subset_of(recipe: Recipe, kept: Subset) -> Recipe:
-    """Take all but some merged sources out of a recipe without a path; it keeps the tokenizer that it had.
+def without(recipe: Recipe, source: int) -> Recipe:
+    """Take one merged source, by its position, out of a recipe without a path; the tokenizer stays the same.
 
     Raises:
-        RecipeError: The routers are those of a source that is left out.
+        RecipeError: The routers are those of the source.
     """
     merge, numbers = recipe.merge, recipe.merge_sources
-    if merge is None or len(kept) == len(numbers):
-        return recipe
+    assert merge is not None  # the search has been checked
+    kept = [at for at in range(len(numbers)) if at != source]
     alone = {"sources": [numbers[at] for at in kept], "parameters": [merge.parameters[at] for at in kept if merge.parameters]}
-    tokenizer = numbers[0] if recipe.tokenizer is None and not isinstance(recipe.vocabulary, dict) else recipe.tokenizer
-    return validate(Recipe, {**dict(recipe), "merge": merge.model_copy(update=alone), "tokenizer": tokenizer}, RecipeError)
+    tokenizer = recipe.tokenizer
+    if tokenizer is None and not isinstance(recipe.vocabulary, dict):
+        tokenizer = numbers[0]
+    changed = {"merge": merge.model_copy(update=alone), "tokenizer": tokenizer}
+    return validate(Recipe, {**dict(recipe), **changed}, RecipeError)
 
 
-def shapley_values(
-    count: int, budget: int, score: Score, *, empty: Vector | None = None, seed: int = 0
-) -> tuple[Vector, Mapping[Subset, Vector]]:
-    """Shapley values of some sources (Shapley 1953), within a number of scores; they add up to the whole less the empty subset.
-
-    All subsets are scored where the budget does for them. Otherwise orders of the sources are drawn, and an order ends where
-    the sources before are within a standard error of all: those that are left share the rest (truncated Monte Carlo,
-    arXiv:1904.02868, which gives them 0).
+def contributions(names: Sequence[str], whole: Scores, others: Sequence[Scores]) -> list[Contribution]:
+    """Compare a merge with what is left of it without each of its sources; nothing where there are fewer than two examples.
 
     Args:
-        count: Number of sources.
-        budget: How many subsets may be scored, beside the whole and the empty one; at least three for each
-            source, or all.
-        score: What scores them.
-        empty: Scores of the empty subset: the base; where None the mean of the single sources.
-        seed: Decides the orders.
-
-    Returns:
-        Shape (count, examples); and all scores.
+        names: Names of the sources.
+        whole: Scores of the merge.
+        others: Scores without each source, in the order of the names.
     """
-    everyone, exact = tuple(range(count)), 2**count - 2 <= budget
-    sizes = range(1, count + 1) if exact else (1, count - 1, count)
-    values = dict(score([subset for size in sizes for subset in combinations(everyone, size)]))
-    values[()] = np.mean([values[each,] for each in everyone], axis=0) if empty is None else empty
-    shares = np.zeros((count, values[everyone].size))
-    if exact:
-        for subset in values:
-            for source in set(everyone) - set(subset):
-                gain = values[tuple(sorted((*subset, source)))] - values[subset]
-                shares[source] += gain / (count * comb(count - 1, len(subset)))
-        return shares, values
-    rng, number = np.random.default_rng(seed), (budget - 2 * count) // (count - 3)
-    orders = [[int(each) for each in rng.permutation(count)] for _ in range(number)]
-    before, going = [values[()]] * number, list(range(number))
-    for size in range(1, count):
-        prefixes = {at: tuple(sorted(orders[at][:size])) for at in going}
-        values |= score([each for each in dict.fromkeys(prefixes.values()) if each not in values])
-        for at, prefix in prefixes.items():
-            shares[orders[at][size - 1]] += (values[prefix] - before[at]) / number
-            before[at], gap = values[prefix], values[everyone] - values[prefix]
-            if size == count - 1 or abs(gap.mean()) <= gap.std() / sqrt(gap.size):
-                shares[orders[at][size:]] += gap / (count - size) / number
-                going.remove(at)
-    return shares, values
+    lost = [compare(whole, other, "fitness") for other in others]
+    pairs = zip(names, lost, strict=True)
+    return [Contribution(source=name, left_out=each) for name, each in pairs if each is not None]
 
 
-def contributions(names: Sequence[str], shares: Vector, values: Mapping[Subset, Vector]) -> list[Contribution]:
-    """The shares of named sources with their intervals; none where there are fewer than two examples."""
-    everyone, found = tuple(range(len(names))), []
-    for at, name in enumerate(names):
-        without = values[tuple(each for each in everyone if each != at)]
-        left_out = compare(Scores(values[everyone]), Scores(without), "fitness")
-        shapley = compare(Scores(shares[at]), Scores(np.zeros_like(without)), "fitness")
-        if left_out is not None and shapley is not None:
-            found.append(Contribution(source=name, left_out=left_out, shapley=shapley))
-    return found
-
-
-def kept_sources(found: Sequence[Contribution]) -> Subset:
-    """Positions of sources that give something; of the one with the largest share where none does."""
-    best = max(range(len(found)), key=lambda at: found[at].shapley.difference)
-    return tuple(at for at, each in enumerate(found) if not each.gives_nothing) or (best,)
+def sentence(found: Sequence[Contribution], examples: str) -> str:
+    """Name the sources whose absence costs fitness beyond chance, and the others."""
+    gains = [each.source for each in found if each.left_out.low > 0]
+    idle = [each.source for each in found if each.left_out.low <= 0]
+    said = f"The winner gains from {', '.join(gains) or 'no source by itself'}, on {examples} examples"
+    return f"{said}; it loses nothing that they could show without {', '.join(idle)}" if idle else said

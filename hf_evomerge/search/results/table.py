@@ -16,7 +16,7 @@ from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-RowStage = StageName | Literal["base", "source", "average", "lora", "together", "pruned"]
+RowStage = StageName | Literal["base", "source", "average", "lora", "together"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
     Attributes:
         stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the sources, a ``lora``, the merge
             ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``, ``random``, or ``ps-first`` and
-            ``dfs-first`` before them), ``pruned`` of sources that give nothing. A row is found by its stage.
+            ``dfs-first`` before them). A row is found by its stage.
         model: What the model is called in tables.
         scores: What it scored.
         evaluations: What was spent to find it, in scores of all search examples.
@@ -102,7 +102,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
 
 
 def contributions_table(found: Sequence[Contribution]) -> str:
-    """Sources side by side: what their absence costs, and their Shapley values."""
+    """Sources side by side: what their absence costs."""
     table = _with_columns(*Contribution.HEADS)
     for each in found:
         table.add_row(*each.cells)

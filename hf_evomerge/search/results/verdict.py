@@ -54,8 +54,6 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
         elif row.stage == "together":
             sentences += against(row, "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better")
-        elif row.stage == "pruned":
-            sentences += against(row, f"itself {row.model}", "`merge STUDY --prune-sources` builds the better one")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
     sentences += _forgotten(winner, parents, unit) + _cut(rows)
