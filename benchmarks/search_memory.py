@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,13 +37,19 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
+def own_memory() -> int:
+    """Bytes of memory of this process, files that it maps left out."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    sizes = dict(line.split(":", 1) for line in lines)
+    return sum(int(sizes[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+
+
 def child(models: Path, name: str) -> dict[str, Any]:
     """Run one search, and give the bytes of each phase: predicted, private and resident."""
     from hf_evomerge import SearchCallback, SearchConfig, run_search
     from hf_evomerge.fitness import Example
     from hf_evomerge.search.evaluation.evaluator import Evaluator
     from hf_evomerge.search.evaluation.memory import PROCESS, memory_of_models
-    from hf_evomerge.search.runners.limits import own_memory
 
     sources = {"sources": [{"model": str(models / each)} for each in "ab"], "base": {"model": str(models / "base")}}
     task = {"fitness": {"task": "likelihood", "separator": " "}, "compare": {"baselines": [], "finalists": 1}}
@@ -56,7 +61,7 @@ def child(models: Path, name: str) -> dict[str, Any]:
     most, peaks, stop = [0, 0], dict[str, list[int]](), threading.Event()
 
     def look() -> None:
-        now = (own_memory(os.getpid()), int(1e6 * resident()))
+        now = (own_memory(), int(1e6 * resident()))
         most[:] = map(max, most, now)
 
     class Watch(SearchCallback):

@@ -23,7 +23,6 @@ from .optimizers.ask_tell import Start
 from .optimizers.sweep import sweep_cost
 from .results.contributions import without
 from .runners.cluster import require_ray
-from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
 from .spaces.space import Space, make_space
 from .together import together_stage
@@ -57,8 +56,6 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     if here:
         for device in (device for place in places_of(config) for device in place):
             check_device(device)
-    if config.compute.limits.memory is not None:
-        check_memory_limit()
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]

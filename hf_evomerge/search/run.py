@@ -132,7 +132,7 @@ def _runner(
         for device in devices_of(config):
             admitted(device_kind(device))
         if workers == 0 and len(places) == 1 and config.compute.limits == LimitsConfig():
-            runner = LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
+            runner = LocalRunner(evaluator)
         else:
             count = workers or len(places)
             if workers is None:

@@ -15,6 +15,7 @@ from watch import killed
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.provenance import versions
@@ -24,7 +25,7 @@ from hf_evomerge.search.runners import cluster as cluster_module
 from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, RayWorker, _join
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
-from hf_evomerge.search.runners.runner import DIED, LocalRunner
+from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.study.study import Study
 
 
@@ -68,9 +69,11 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
     runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
     try:
         deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
-        scores = dict(runner.run([*jobs, deadly, sleeping]))
+        scores: dict[int, Scores] = {}
+        with pytest.raises(SearchError, match="its process died twice"):
+            scores.update(runner.run([*jobs, deadly, sleeping]))
         assert {index: scores[index] for index in expected} == expected
-        assert [scores[index].error for index in (8, 9)] == [DIED, "took longer than 3 s (compute.limits.seconds)"]
+        assert scores[9].error == "took longer than 3 s (compute.limits.seconds)"
         assert len(runner.workers) == 2
         assert len(set(seen)) == 1
         assert seen[0][1].startswith("node ")

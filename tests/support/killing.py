@@ -1,4 +1,4 @@
-"""A task whose examples kill, stop or fill the process that scores them, and jobs of every kind; for tests of runners.
+"""Tasks that kill or stop the process that scores them, and jobs of every kind; for tests of runners.
 
 Worker processes import it, and actors of a cluster get it with the task.
 """
@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hf_evomerge.fitness import Example, Scores, make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
@@ -26,7 +24,7 @@ EXAMPLES = [
     Example("w4", "0", "ill"),
     Example("w3", "2", "sleeping"),
     Example("w6", "3", "stopped"),
-    Example("w7", "3", "hungry"),
+    Example("w7", "3", "plain"),
     Example("w8 w8", "3", "leaving"),
 ]
 
@@ -51,9 +49,6 @@ class KillingTask:
             time.sleep(3600)
         if "stopped" in self.names:
             os.kill(os.getpid(), signal.SIGSTOP)
-        if "hungry" in self.names:
-            self.hoard = np.ones(1 << 27)
-            time.sleep(3600)
         if "leaving" in self.names:
             raise SystemExit(0)
         return self.task.evaluate(model)
@@ -72,6 +67,16 @@ class FailingTask(KillingTask):
             file.write_text(str(left - 1), encoding="ascii")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return self.task.evaluate(model)
+
+
+class DeadlyTask(KillingTask):
+    """The likelihood task, but the candidate whose score ``DEADLY`` names kills its process."""
+
+    def evaluate(self, model: Any) -> Scores:
+        scores = self.task.evaluate(model)
+        if os.environ["DEADLY"] == f"{scores.mean:.12f}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scores
 
 
 def harmless_jobs(config: SearchConfig) -> list[Job]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from ...checkpoints.shards import parse_size
-from ...errors import EvoMergeError, shown
+from ...errors import shown
 from ...fitness.data import DataSpec
 from ...recipes.recipe import Dtype, TokenPart, Vocabulary
 from ...recipes.strict_yaml import Count, Index, Number, Positive, StrictModel
@@ -118,17 +117,6 @@ class LimitsConfig(StrictModel):
 
     seconds: Positive | None = None
     """Time, without that for loading models; ten times what the slowest parent takes where absent, and 60 at least."""
-    memory: str | None = None
-    """Memory of a worker, such as ``4GB``, all models included; on Linux. None where absent."""
-
-    @field_validator("memory")
-    @classmethod
-    def _is_a_size(cls, value: str | None) -> str | None:
-        try:
-            parse_size(value or "1GB")
-        except EvoMergeError as cause:
-            raise ValueError(f"cannot read {shown(value)}; write 4GB or 500MB") from cause
-        return value
 
 
 class ComputeConfig(StrictModel):

@@ -28,7 +28,7 @@ from ..evaluation.memory import workers_that_fit
 from ..evaluation.provenance import Files, check_files, version_of, versions
 from ..file.config import SearchConfig
 from .job import Job
-from .limits import Limit, Limits, own_memory
+from .limits import Limit, Limits
 from .runner import PoolRunner
 from .workers import TICK, MachineLostError
 
@@ -84,11 +84,11 @@ class ClusterEvaluator:
         self._loaded, self._begun = 0.0, time.monotonic()
         return self._evaluator.evaluate(*job.arguments)
 
-    def taken(self) -> tuple[float, int]:
-        """Seconds that the evaluation has taken so far, without those in which models were loaded; bytes that are held."""
+    def taken(self) -> float:
+        """Seconds that the evaluation has taken so far, without those in which models were loaded."""
         now = time.monotonic()
         loading = now - self._loading_since if self._loading_since else 0.0
-        return now - self._begun - self._loaded - loading, own_memory(os.getpid())
+        return now - self._begun - self._loaded - loading
 
     def _load(self, begins: bool) -> None:
         now = time.monotonic()
@@ -149,7 +149,7 @@ class RayWorker:
     def begin(self, index: int, job: Job, limit: Limit) -> None:
         """See `PoolWorker`."""
         self.index, self._limit, self._asked = index, limit, None
-        self._begun, self._next = time.monotonic(), limit.seconds if limit.memory == math.inf else 1.0
+        self._begun, self._next = time.monotonic(), limit.seconds
         self.ref = self._actor.evaluate.remote(job)
 
     def look(self) -> Scores | None:
@@ -167,16 +167,16 @@ class RayWorker:
                 self._asked = self._actor.taken.options(concurrency_group="watch").remote(), passed
             return None
         answer, since = self._asked
-        seconds, memory = passed, 0
+        seconds = passed
         if _is_there(answer):
             self._asked, self._next = None, passed + 1.0
             try:
-                seconds, memory = require_ray().get(answer)
+                seconds = require_ray().get(answer)
             except require_ray().exceptions.RayError:  # which the next look will find
                 return None
         elif passed - since < _PATIENCE:
             return None
-        line = self._limit.exceeded(seconds, lambda: memory)
+        line = self._limit.exceeded(seconds)
         if line is None:
             return None
         self.end()
@@ -284,7 +284,7 @@ class RayRunner(PoolRunner[RayWorker]):
             self._alive_at = now
         elif now - self._alive_at > _ALONE:
             raise SearchError(f"no machine of the cluster is ready after {_ALONE:.0f} s; see `ray status`, and go on")
-        if now - self._looked > TICK:  # at all of them: one may have taken too much
+        if now - self._looked > TICK:  # at all of them: one may have taken too long
             self._looked = now
             return busy
         there, _ = self._ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])

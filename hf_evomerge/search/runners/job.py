@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 from ...fitness import TaskSpec
@@ -38,8 +37,5 @@ class Job:
         """Arguments of `Evaluator.evaluate`."""
         return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
 
-    @property
-    def name(self) -> str:
-        """A short name of what is evaluated on what; the same in every process."""
-        target = self.target.key if isinstance(self.target, Recipe) else str(self.target)
-        return sha256(f"{target} {self.split} {self.batch} {self.fitness}".encode()).hexdigest()[:16]
+    def __str__(self) -> str:
+        return f"recipe {self.target.key}" if isinstance(self.target, Recipe) else str(self.target)

@@ -1,15 +1,12 @@
-"""Limits of one evaluation, in time and memory. Knows nothing of who runs it."""
+"""The time that one evaluation may take. Knows nothing of who runs it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...checkpoints.shards import parse_size
-from ...errors import SearchError
 from ...fitness import Scores
 from ...recipes.recipe import Recipe
 from ..evaluation.gradients import GateSlopes
@@ -29,18 +26,14 @@ class Limit:
 
     Attributes:
         seconds: Time, without that for loading models.
-        memory: Bytes that its process may hold.
         whose: Origin of the time.
     """
 
     seconds: float = math.inf
-    memory: float = math.inf
     whose: str = "compute.limits.seconds"
 
-    def exceeded(self, seconds: float, memory: Callable[[], float]) -> str | None:
-        """The line that says which limit is exceeded after so many seconds, with so many bytes held; None where none is."""
-        if self.memory < math.inf and memory() > self.memory:  # often the cause of the time, too
-            return f"took more than {self.memory / 1e9:g} GB of memory (compute.limits.memory)"
+    def exceeded(self, seconds: float) -> str | None:
+        """The line that says that the limit is exceeded after so many seconds; None where it is not."""
         if seconds > self.seconds:
             return f"took longer than {math.ceil(self.seconds)} s ({self.whose})"
         return None
@@ -61,7 +54,6 @@ class Limits:
     ) -> None:
         self._config, self._examples, self._layers, self._parents = config, examples, layers, parents
         self._slowest = math.inf
-        self._memory = math.inf if config.memory is None else parse_size(config.memory)
 
     def of(self, job: Job) -> Limit:
         """Return what a job may take.
@@ -70,14 +62,13 @@ class Limits:
         path or a gradient. The parents then have no limit, nor have scores by another fitness than theirs.
         """
         if self._config.seconds is not None:
-            return Limit(self._config.seconds, self._memory)
+            return Limit(self._config.seconds)
         if not isinstance(job.target, Recipe) or job.fitness is not None:
-            return Limit(memory=self._memory)
+            return Limit()
         if self._slowest == math.inf:
             self._slowest = max((scores.seconds for scores in self._parents() if scores is not None), default=math.inf)
         return Limit(
             max(FLOOR, TIMES * self._slowest * self.size(job)),
-            self._memory,
             f"{TIMES} times a parent's time; compute.limits.seconds is not set",
         )
 
@@ -90,19 +81,3 @@ class Limits:
         if isinstance(job.slopes, GateSlopes):
             layers = max(layers, sum(job.slopes.active))
         return examples * max(1.0, layers / self._layers) * (1 if job.slopes is None else GRADIENT)
-
-
-def check_memory_limit() -> None:
-    """Raise `SearchError` where the memory of a process cannot be read."""
-    if not Path("/proc/self/status").exists():
-        raise SearchError("compute.limits.memory: the memory of a worker is watched on Linux alone; leave it out here")
-
-
-def own_memory(process: int) -> int:
-    """Bytes of memory that a process holds, files that it maps left out: those can be given back. 0 where it is gone."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0
-    sizes = {name: size for name, _, size in (line.partition(":") for line in lines)}
-    return sum(int(sizes[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem") if name in sizes)

@@ -6,8 +6,7 @@ import logging
 import multiprocessing
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,7 +15,6 @@ from ...fitness import Scores
 from ..evaluation.devices import on_place, places_of
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
-from ..study.study import Study
 from .job import Job
 from .limits import Limit, Limits
 from .workers import TICK, MachineLostError, Worker
@@ -26,8 +24,7 @@ logger = logging.getLogger(__name__)
 PAUSE = 10.0  # seconds after which a job is tried again where the machine failed
 WORTH = 3.0  # seconds of work after which a patient runner starts another process
 MOVES = 3  # machines that may be lost under a job
-DIED = "its process died: out of memory, or see what it wrote above"
-BEGUN = "begun"  # the study's note of what this process is evaluating, and how often a process has died at it
+DIED = "its process died twice, see what it wrote above; out of memory? go on with fewer --workers or a smaller batch_size"
 
 
 class Runner(Protocol):
@@ -38,6 +35,7 @@ class Runner(Protocol):
 
         Raises:
             MachineError: The machine has failed at a job, twice.
+            SearchError: A job has killed its process, twice.
         """
 
     def close(self) -> None:
@@ -45,27 +43,19 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Evaluates in this process, one job after the other.
-
-    A job at which this process has died before is evaluated in a worker process: if that dies too, it is a failed evaluation.
+    """Evaluates in this process, one job after the other. A job that kills the process ends the search with it.
 
     Args:
         evaluator: What scores.
-        study: Where it is noted which job this process is at; nowhere by default.
-        isolated: Makes the runner with that worker process.
     """
 
-    def __init__(
-        self, evaluator: Evaluator, study: Study | None = None, isolated: Callable[[], ProcessRunner] | None = None
-    ) -> None:
-        self.evaluator, self._study, self._isolated = evaluator, study, isolated
-        begun = study.meta(BEGUN) if study is not None else None
-        self._deaths: dict[str, int] = begun if isinstance(begun, dict) else {}
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs in order."""
         for index, job in enumerate(jobs):
-            yield index, self._evaluate(job) if self._study is None else self._noted(job, self._study)
+            yield index, self._evaluate(job)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -76,24 +66,6 @@ class LocalRunner:
         except MachineError as error:
             _pause(error)
         return self.evaluator.evaluate(*job.arguments)
-
-    def _noted(self, job: Job, study: Study) -> Scores:
-        """Evaluate a job of which the study says so until it is over."""
-        deaths = self._deaths.pop(job.name, 0)
-        if deaths and self._isolated is not None:
-            with suppress(SearchError):  # the task cannot be sent to another process
-                runner = self._isolated()
-                try:
-                    return runner.run_alone(job)
-                finally:
-                    runner.close()
-        if deaths > 1:
-            return Scores.failed(DIED)
-        study.set_meta(BEGUN, {job.name: deaths + 1})
-        try:
-            return self._evaluate(job)
-        finally:  # also where it was stopped, which is not its fault
-            study.set_meta(BEGUN, {})
 
 
 def _pause(error: MachineError) -> None:
@@ -135,7 +107,7 @@ class PoolRunner(Generic[AnyWorker]):
     """Gives every free worker a job, the largest first, until all are done; the same for processes here and on other machines.
 
     A worker that dies (killed for memory, a crash in native code) takes only its own job with it, which is run again, alone; if
-    it kills its worker again it is a failed evaluation. A job at which the machine failed is run again, alone, after a pause;
+    it kills its worker again the search ends. A job at which the machine failed is run again, alone, after a pause;
     if that fails too, the search ends. One whose machine is gone is run again beside the others, so often as `MOVES` says. A
     job that exceeds a limit is ended, and has failed.
 
@@ -164,14 +136,12 @@ class PoolRunner(Generic[AnyWorker]):
                 worker.end()
             _pause(failure)
         for index in aside:  # what the others took of the memory is free now
-            yield index, self.run_alone(jobs[index])
-
-    def run_alone(self, job: Job) -> Scores:
-        """Evaluate one job; it has failed where its worker dies. Raises `MachineError` where the machine fails."""
-        ((_, scores),) = self._round([(0, job)])
-        if isinstance(scores, MachineError):
-            raise scores
-        return Scores.failed(DIED) if scores is None else scores
+            ((_, scores),) = self._round([(index, jobs[index])])
+            if isinstance(scores, MachineError):
+                raise scores
+            if scores is None:
+                raise SearchError(f"{jobs[index]}: {DIED}")
+            yield index, scores
 
     def close(self) -> None:
         """End the workers."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import MachineError, SearchError, is_of_machine, one_line
 from ...fitness import Scores
 from ..evaluation.evaluator import Evaluator
-from .limits import Limit, own_memory
+from .limits import Limit
 
 if TYPE_CHECKING:
     from ..file.config import SearchConfig
@@ -112,8 +112,7 @@ class Worker:
                     "`if __name__ == '__main__':`"
                 ) from cause
             raise EOFError from cause
-        process = self._process.pid or 0 if self._process is not None else 0
-        line = self._limit.exceeded(self._seconds, lambda: own_memory(process))
+        line = self._limit.exceeded(self._seconds)
         if line is None:
             return None
         self.end()

@@ -22,6 +22,13 @@ from hf_evomerge.search.run import run_search
 Rows = dict[str, dict[str, int]]
 
 
+def own_memory() -> int:
+    """Bytes of memory of this process, files that it maps left out."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    sizes = dict(line.split(":", 1) for line in lines)
+    return sum(int(sizes[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+
+
 class Bench:
     """A family on disk, the recipe of a build and the file of a search, and what both give where nothing goes wrong.
 

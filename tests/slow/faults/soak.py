@@ -1,15 +1,13 @@
 """One long search in one process: every trial succeeds, and the memory of the process stays what it was."""
 
-import os
 import sys
 from pathlib import Path
 
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runners.limits import own_memory
 from hf_evomerge.search.study.study import Study
 
-from .bench import Bench, Rows, search_of
+from .bench import Bench, Rows, own_memory, search_of
 
 WARM = 0.2  # of the trials, after which memory is measured first
 ALLOWED = 0.05  # of what was measured first
@@ -25,7 +23,7 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
 
         def on_progress(self, study: Study, progress: Progress) -> None:
             if progress.phase == "ps":
-                memory[int(progress.done)] = own_memory(os.getpid())
+                memory[int(progress.done)] = own_memory()
 
     config = search_of(scratch / "tiny", count, seed)
     run_search(config, scratch / "soak", build=False, callbacks=[Measure()])

@@ -12,9 +12,8 @@ from typing import Any
 
 from hf_evomerge.hub.record import write_record
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runners.limits import own_memory
 
-from .bench import Bench, Rows, search_of
+from .bench import Bench, Rows, own_memory, search_of
 
 VISITORS = 20
 WARM = 0.3  # of the time, after which memory is measured first
@@ -43,10 +42,10 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
     for thread in threads:
         thread.start()
     time.sleep(60 * count * WARM)
-    first = own_memory(os.getpid())
+    first = own_memory()
     for thread in threads:
         thread.join()
-    last = own_memory(os.getpid())
+    last = own_memory()
     blocks.close(verbose=False)
     name = f"calls of {VISITORS} visitors; memory {first >> 20} MiB after a third of the time, {last >> 20} MiB at the end"
     if last > first * (1 + ALLOWED):
