@@ -113,8 +113,7 @@ def gate_gradient(
 
     model = pool.model(LayerPath.of(slots))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = "cpu" if pool.spread else model.device  # a number of the processor goes with tensors of any GPU
-    leaf = torch.tensor(list(gates), dtype=torch.float32, device=device, requires_grad=True)
+    leaf = torch.tensor(list(gates), dtype=torch.float32, device=model.device, requires_grad=True)
     layers = model.layers
     for members in _grouped(range(len(slots)), hops):
         _Gates([leaf[index] for index in members]).install([layers[index] for index in members])

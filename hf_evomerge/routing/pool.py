@@ -16,7 +16,6 @@ from ..modeling.modeling_evo_merged import assemble
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import FlowPart, ScaleTarget
 from .config import check_configs, path_config
-from .spread import follow
 
 
 class LayerPool:
@@ -27,7 +26,6 @@ class LayerPool:
     Args:
         models: The sources, plain causal or vision-language models; their numbers of layers may differ. Numbered in this order.
         embedding_source: The source of the embeddings, the final norm and the head.
-        spread: Whether the sources lie on several devices, as `routing.spread.spread` lays them out.
 
     Raises:
         SourceError: The layers of these models cannot run in one model.
@@ -37,9 +35,8 @@ class LayerPool:
         >>> merged = pool.model(LayerPath.parse("0:0-15, 1:8-23, 0:24-31"))
     """
 
-    def __init__(self, models: Sequence[PreTrainedModel], embedding_source: int = 0, *, spread: bool = False) -> None:
+    def __init__(self, models: Sequence[PreTrainedModel], embedding_source: int = 0) -> None:
         self.models = list(models)
-        self.spread = spread
         self.embedding_source = embedding_source
         for position, model in enumerate(self.models):
             if isinstance(model, EvoMergedPreTrainedModel) or not isinstance(model, PreTrainedModel):
@@ -90,9 +87,6 @@ class LayerPool:
         names = [{"model": model.config.name_or_path} for model in self.models]
         config = path_config([model.config for model in self.models], flow, sources=names, anywhere=self._anywhere)
         try:
-            model = assemble(self.models[self.embedding_source], self._layers, config).eval()
+            return assemble(self.models[self.embedding_source], self._layers, config).eval()
         except ValueError as cause:
             raise PathError(str(cause)) from cause
-        if self.spread:
-            follow(model, model.layers)
-        return model

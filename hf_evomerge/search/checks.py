@@ -11,7 +11,7 @@ from ..errors import EvoMergeError, FitnessError, SearchError, one_line, optiona
 from ..fitness import check_disjoint
 from ..merging.registry import get_method
 from ..recipes.recipe import Recipe
-from .evaluation.devices import check_device, devices_of, places_of
+from .evaluation.devices import check_device, devices_of
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
@@ -54,7 +54,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         EvoMergeError: The search cannot work; the message names what is wrong.
     """
     if here:
-        for device in (device for place in places_of(config) for device in place):
+        for device in devices_of(config):
             check_device(device)
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
@@ -112,7 +112,7 @@ def _check_contributions(config: SearchConfig, evaluator: Evaluator) -> None:
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:
-    """Refuse what needs a package that is not there, and a quantised base where it is wanted whole, or on several devices."""
+    """Refuse what needs a package that is not there, and a base that is quantised or spread where it cannot be."""
     if not here:
         require_ray()
     for name in config.report_to:
@@ -127,8 +127,14 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
             optional(package, "quantization", "quantization", SearchError)
         if tuned:
             raise SearchError(f"compare.baselines: {tuned[0]} fine-tunes whole models; leave it out, or quantization")
-        if config.compute.devices_per_model > 1:
-            raise SearchError("compute.devices_per_model: a quantised base is on one device; leave it out, or quantization")
+    if config.compute.device_map is not None:
+        optional("accelerate", "quantization", "compute.device_map", SearchError)
+        packed = config.compute.quantization or any(source.entries for source in evaluator.sources.all)
+        if not here or packed or config.space != "ps" or config.compute.device != "auto":
+            raise SearchError(
+                "compute.device_map: goes with space: ps over whole language models and device: auto, on one machine without "
+                "--ray; leave it out"
+            )
     if tuned:
         try:
             evaluator.tasks.differentiable_task()

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import SearchError
 from .baselines import RATES
 from .checks import check_search
-from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
+from .evaluation.devices import check_device, device_memory, devices_of, on_device
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import PROCESS, default_workers, memory_of_models
 from .evaluation.sources import Target
@@ -108,7 +108,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
             check_device(device)
     except SearchError as error:  # then what the headers say is said, and nothing is evaluated
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
-        config = on_place(config, ("cpu",) * config.compute.devices_per_model)
+        config = on_device(config, "cpu")
     if config.fitness.task == "choice":
         warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
@@ -236,12 +236,14 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
 
 
 def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
-    """Devices that have not the memory for the models of the workers on them, which are spread evenly over a worker's."""
-    places, lines, needed = places_of(config), [], dict[str, float]()
+    """Devices that have not the memory for the models of the workers on them."""
+    if config.compute.device_map is not None:
+        return []  # accelerate shares them out
+    devices, lines, needed = devices_of(config), [], dict[str, float]()
     for number in range(default_workers(config, memory)):
-        for device in (place := places[number % len(places)]):
-            needed[device] = needed.get(device, 0.0) + max(memory.values()) / len(place)
-    for device in dict.fromkeys(devices_of(config)):
+        device = devices[number % len(devices)]
+        needed[device] = needed.get(device, 0.0) + max(memory.values())
+    for device in dict.fromkeys(devices):
         there = device_memory(device)
         if needed.get(device, 0.0) > there:
             sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed[device] / 1e9:.3g} GB there"

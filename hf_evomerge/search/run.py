@@ -14,7 +14,7 @@ from ..fitness import Example, Task
 from .baselines import Tuner
 from .callbacks import SearchCallback
 from .checks import check_search
-from .evaluation.devices import admit, device_kind, devices_of, places_of
+from .evaluation.devices import admit, device_kind, devices_of
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, memory_of_models
 from .evaluation.provenance import check_same_grounds, files, pin
@@ -128,13 +128,13 @@ def _runner(
         sent = {**arguments, "examples": evaluator.tasks.of_splits, "limits": limits, "files": files(study, evaluator)}
         runner = RayRunner(config, workers or None, memory=memory, admit=admitted, **sent)
     else:
-        places = places_of(config)
-        for device in devices_of(config):
+        devices = devices_of(config)
+        for device in devices:
             admitted(device_kind(device))
-        if workers == 0 and len(places) == 1 and config.compute.limits == LimitsConfig():
+        if workers == 0 and len(devices) == 1 and config.compute.limits == LimitsConfig():
             runner = LocalRunner(evaluator)
         else:
-            count = workers or len(places)
+            count = workers or len(devices)
             if workers is None:
                 count = default_workers(config, memory_of_models(config, evaluator))
             runner = ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)

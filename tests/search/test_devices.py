@@ -1,17 +1,16 @@
 """Several devices: workers take them in turn, a study keeps their kinds, and what they have not room for is said before."""
 
 import pytest
+import torch
 from searches import facts
+from transformers import LlamaForCausalLM
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import FlowPart, MergePart
-from hf_evomerge.routing.spread import _Follow
 from hf_evomerge.search import plan
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.devices import admit, device_kind, device_memory, devices_of
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.evaluation.gradients import WeightSlopes
-from hf_evomerge.search.plan import _of_devices, plan_search
+from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.runner import ProcessRunner
 from hf_evomerge.search.study.study import Study
@@ -66,22 +65,37 @@ def test_a_device_that_is_too_small(search_config, monkeypatch):
     assert not any("device: cpu has" in line for line in warnings)
 
 
-def test_models_spread_over_devices(search_config):
-    """A worker takes as many devices as its models lie on; the bits are those of one, and each holds its part."""
-    four = search_config(compute={"device": ["cpu", "cpu:0", "cpu:1", "cpu:2"], "devices_per_model": 2})
-    places = [worker._start[0].compute.device for worker in ProcessRunner(four, 3).workers]
-    assert places == [("cpu", "cpu:0"), ("cpu:1", "cpu:2"), ("cpu", "cpu:0")]
-    one, two = (search_config("dfs", compute={"devices_per_model": n, "device": ["cpu", "cpu:0"][:n]}) for n in (1, 2))
-    path = one.recipe(flow=FlowPart(path=["0:0", "1:0-1"]))
-    merge = one.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.7}, {"weight": 0.2}]))
-    slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 1.0))
-    jobs = [(one.sources[1], None), (path, None), (merge, None), (merge, slopes)]
-    whole, spread = (Evaluator(config) for config in (one, two))
-    found = [spread.evaluate(target, slopes=slope) for target, slope in jobs]
-    assert found == [whole.evaluate(target, slopes=slope) for target, slope in jobs]
-    assert [scores.error for scores in found] == [None] * 4
-    model = spread.models.model(path)
-    assert all(any(isinstance(hook, _Follow) for hook in layer._forward_pre_hooks.values()) for layer in model.layers)
-    assert [line for line in _of_devices(two, {"dfs": 10**18}) if "take 5e+08 GB there" in line]
-    with pytest.raises(SearchError, match=r"devices_per_model: 2, and there are 3 .*; name a multiple of 2"):
-        check_search(search_config(compute={"device": ["cpu", "cpu:0", "cpu:1"], "devices_per_model": 2}), whole)
+def test_models_over_all_gpus(search_config, tmp_path, monkeypatch):
+    """accelerate shares out each model, one worker takes all GPUs, and on one device the bits are those of one."""
+    pytest.importorskip("accelerate")
+    seen, load = set(), LlamaForCausalLM.from_pretrained
+
+    def noted(*arguments, **how):
+        seen.add(how["device_map"])
+        return load(*arguments, **how)
+
+    spread = search_config(compute={"device_map": "auto", "device": "auto"})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert devices_of(spread) == ["cuda:0"]
+    monkeypatch.undo()
+    run_search(search_config(), tmp_path / "one", build=False)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", noted)
+    run_search(spread, tmp_path / "all", build=False)
+    assert facts(tmp_path / "all") == facts(tmp_path / "one")
+    assert seen == {"auto"}
+
+
+def test_a_model_that_the_gpus_cannot_hold(search_config, monkeypatch):
+    """What accelerate leaves on disk or on the processor cannot be merged into: one line says so."""
+    config = search_config(compute={"device_map": "auto", "device": "auto"})
+    monkeypatch.setattr(LlamaForCausalLM, "parameters", lambda self: iter([torch.empty(1, device="meta")]))
+    scores = Evaluator(config).evaluate(config.sources[0])
+    assert "compute.device_map: the GPUs together have not the memory for it; take more of them" in scores.error
+
+
+@pytest.mark.parametrize("changes", [{"space": "dfs"}, {"compute": {"device_map": "auto", "device": "cpu"}}])
+def test_what_is_not_shared_out(search_config, changes):
+    """Paths run through whole layers on one device, and a device that is named is the only one."""
+    config = search_config(**{"compute": {"device_map": "auto", "device": "auto"}, **changes})
+    with pytest.raises(SearchError, match=r"compute\.device_map: goes with space: ps"):
+        check_search(config, Evaluator(config))

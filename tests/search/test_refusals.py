@@ -21,7 +21,7 @@ NO_DENSITY = "optimize: by: gradient moves no density; give weight a range, or w
 WRITES = {"task": "generation", "max_new_tokens": 2}
 PACKED = {"compute": {"quantization": "4bit"}, "adapters": True}  # of the fixture
 WEIGHTS = {"quantization": "4bit", "unmerged": False}
-SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model": 2}
+SPREAD = {"quantization": "4bit", "device": "auto", "device_map": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ SPREAD = {"quantization": "4bit", "device": ["cpu", "cpu"], "devices_per_model":
         ({**PACKED, "compute": WEIGHTS}, EvoMergeError, "quantization: goes with space: ps and adapters that run unmerged"),
         ({**PACKED, "merge": {"method": "ties"}}, EvoMergeError, "quantization: ties is not the sum"),
         ({**PACKED, "compare": LORA}, EvoMergeError, "baselines: lora fine-tunes whole models"),
-        ({**PACKED, "compute": SPREAD}, EvoMergeError, "devices_per_model: a quantised base"),
+        ({**PACKED, "compute": SPREAD}, EvoMergeError, "compute.device_map: goes with space: ps over whole"),
         (
             {**PACKED, "merge": {"method": "ties"}, "compute": {"unmerged": True}},
             EvoMergeError,

@@ -15,31 +15,21 @@ DEVICES = "devices"  # the study's note of the kinds that its scores are from
 
 
 def devices_of(config: SearchConfig) -> list[str]:
-    """The devices of a search on this machine; ``auto`` is every GPU, or the processor where there is none."""
+    """The devices of a search on this machine, one for each worker.
+
+    ``auto`` is every GPU, or the processor where there is none; the first GPU where models are spread over all.
+    """
     if (device := config.compute.device) != "auto":
         return [device] if isinstance(device, str) else list(device)
     import torch
 
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    return devices if config.compute.device_map is None else devices[:1]
 
 
-def places_of(config: SearchConfig) -> list[tuple[str, ...]]:
-    """The devices of each worker on this machine: as many as its models are spread over.
-
-    Raises:
-        SearchError: Some are left over.
-    """
-    devices, size = devices_of(config), config.compute.devices_per_model
-    if len(devices) % size:
-        raise SearchError(
-            f"compute.devices_per_model: {size}, and there are {len(devices)} ({', '.join(devices)}); name a multiple of {size}"
-        )
-    return [tuple(devices[begin : begin + size]) for begin in range(0, len(devices), size)]
-
-
-def on_place(config: SearchConfig, place: tuple[str, ...]) -> SearchConfig:
-    """The search on the devices of one worker."""
-    compute = config.compute.model_copy(update={"device": place if len(place) > 1 else place[0]})
+def on_device(config: SearchConfig, device: str) -> SearchConfig:
+    """The search on the device of one worker."""
+    compute = config.compute.model_copy(update={"device": device})
     return config.model_copy(update={"compute": compute})
 
 

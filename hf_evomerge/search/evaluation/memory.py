@@ -13,7 +13,7 @@ from ...merging.live import MEMORY_LIMIT
 from ...merging.registry import get_method
 from ...recipes.layer_groups import classify
 from ..file.config import SearchConfig
-from .devices import device_memory, devices_of, places_of
+from .devices import device_memory, devices_of
 from .evaluator import Evaluator
 from .quantization import BITS
 
@@ -34,7 +34,7 @@ def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
     """
     devices = devices_of(config)
     if not all(device.startswith("cpu") for device in devices):
-        return len(places_of(config))
+        return len(devices)
     return max(1, workers_that_fit(cores(), _SHARE * device_memory("cpu"), config.compute.threads, max(memory.values())))
 
 

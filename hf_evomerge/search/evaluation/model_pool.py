@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...errors import SourceError
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
-from .devices import places_of
+from .devices import devices_of
 from .quantization import Quantization, keep_differentiable, packed
 from .sources import SearchSources, Target
 
@@ -58,9 +58,9 @@ class ModelPool:
         self.loading: Callable[[bool], object] = lambda loading: None
 
     @cached_property
-    def devices(self) -> tuple[str, ...]:
-        """Devices to evaluate on; several where a model is spread over them."""
-        return places_of(self.config)[0]
+    def device(self) -> str:
+        """Device to evaluate on; the first where models are spread over several."""
+        return devices_of(self.config)[0]
 
     def model(self, target: Target) -> PreTrainedModel:
         """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""
@@ -95,7 +95,7 @@ class ModelPool:
         key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]
-            self._pool = (key, LayerPool(models, embedding_source=embeddings, spread=len(self.devices) > 1))
+            self._pool = (key, LayerPool(models, embedding_source=embeddings))
         return self._pool[1]
 
     def forget(self) -> None:
@@ -168,8 +168,10 @@ class ModelPool:
         dtype = getattr(torch, self.config.output.dtype) if self.config.output.dtype else None
         if source.entries:
             with self._unmeasured():
-                return load_pipeline(source, dtype).to(self.devices[0])
+                return load_pipeline(source, dtype).to(self.device)
         kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
+        spread = self.config.compute.device_map
+        places = packed(quantization, self.dtype, self.device) if quantization else {"device_map": spread}
         with self._unmeasured():
             source.download()
             sees = getattr(source.config, "has_parts", False)  # a merged model says it
@@ -180,7 +182,7 @@ class ModelPool:
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=self.sources.trust_remote_code,
-                **(packed(quantization, self.dtype, self.devices[0]) if quantization else {}),
+                **places,
             )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
@@ -189,12 +191,10 @@ class ModelPool:
         write_adapter(source, model)
         if quantization:
             keep_differentiable(model)
-        elif len(self.devices) > 1:
-            from ...routing.spread import spread
-
-            spread(model, self.devices)
-        else:
-            model.to(self.devices[0])
+        elif spread is None:
+            model.to(self.device)
+        elif any(parameter.is_meta for parameter in model.parameters()):  # accelerate has left it on the processor or on disk
+            raise SourceError(f"{source}: compute.device_map: the GPUs together have not the memory for it; take more of them")
         ready: PreTrainedModel = model.eval().requires_grad_(False)
         return ready
 

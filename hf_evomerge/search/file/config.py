@@ -164,8 +164,6 @@ class SearchConfig(StrictModel):
             raise ValueError(f"path.order: {order} must be distinct numbers from 0 to {count - 1}")
         if isinstance(self.path, PrunePath) and len(order) > 1:
             raise ValueError(f"path.kind: prune goes with one model; name it in path.order (found {len(order)})")
-        if isinstance(self.path, GatesPath) and self.path.terms == "all" and self.compute.devices_per_model > 1:
-            raise ValueError("compute.devices_per_model: the terms of a hop run on one device; write 1, or path.terms: 1")
         return self
 
     @model_validator(mode="after")

@@ -127,9 +127,9 @@ class ComputeConfig(StrictModel):
     device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
     """A device, such as ``cpu`` or ``cuda:0``; a list of devices, which workers take in turn; or ``auto``, every GPU of the
     machine, or its processor where there is none."""
-    devices_per_model: Annotated[Count, Field(le=64)] = 1
-    """Over how many of these a model is spread, in runs of its layers, where one is too small for it. A worker then has as
-    many."""
+    device_map: Literal["auto"] | None = None
+    """``auto`` spreads every model of a ``ps`` search over all GPUs of the machine, where one is too small for it. It goes
+    with ``device: auto`` and needs accelerate (extra ``quantization``)."""
     threads: Annotated[Count, Field(le=1024)] = 1
     """CPU threads per evaluation. Part of the study: another number may change the last bits of a score."""
     limits: LimitsConfig = Field(default_factory=LimitsConfig)

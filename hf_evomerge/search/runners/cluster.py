@@ -22,7 +22,7 @@ from typing import Any
 
 from ...errors import MachineError, SearchError, one_line, optional
 from ...fitness import Scores
-from ..evaluation.devices import check_device, device_kind, devices_of, on_place
+from ..evaluation.devices import check_device, device_kind, devices_of, on_device
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.memory import workers_that_fit
 from ..evaluation.provenance import Files, check_files, version_of, versions
@@ -247,11 +247,9 @@ class RayRunner(PoolRunner[RayWorker]):
         gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
         named = given if isinstance(given := config.compute.device, str) else given[0]
         on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
-        self._gpus = size = config.compute.devices_per_model
-        self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus and size == 1 else int(on_gpu)
-        gpu_names = ("cuda",) if size == 1 else tuple(f"cuda:{number}" for number in range(size))
-        here = ("cpu",) * size if named == "auto" else tuple(devices_of(config)[:size])
-        config = on_place(config, gpu_names if on_gpu else here)
+        self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
+        here = "cpu" if named == "auto" else named
+        config = on_device(config, "cuda" if on_gpu else here)
         message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
         self._first = (versions(), self._ray.put(message))
         self._actor = self._ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(ClusterEvaluator)
@@ -259,7 +257,7 @@ class RayRunner(PoolRunner[RayWorker]):
         self._follow(nodes)
         if not self.workers:
             names = ", ".join(node.name for node, _ in nodes.values())
-            what = f"{size} GPUs" if size > 1 else "a GPU"
+            what = "a GPU"
             if not on_gpu:
                 what = f"{config.compute.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the models"
             self.close()
@@ -312,14 +310,14 @@ class RayRunner(PoolRunner[RayWorker]):
 
     def _count(self, resources: Mapping[str, float]) -> int:
         if self._per_gpu:
-            return int(resources.get("GPU", 0)) * self._per_gpu // self._gpus
+            return int(resources.get("GPU", 0)) * self._per_gpu
         return workers_that_fit(int(resources.get("CPU", 0)), resources.get("memory", 0.0), self._threads, self._memory)
 
     def _maker(self, node: _Node) -> Callable[[], Any]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         place = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        needs = {"num_gpus": self._gpus / self._per_gpu, "num_cpus": 0} if self._per_gpu else {"num_cpus": self._threads}
+        needs = {"num_gpus": 1 / self._per_gpu, "num_cpus": 0} if self._per_gpu else {"num_cpus": self._threads}
         return lambda: self._actor.options(scheduling_strategy=place, **needs).remote()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ...errors import MachineError, SearchError
 from ...fitness import Scores
-from ..evaluation.devices import on_place, places_of
+from ..evaluation.devices import devices_of, on_device
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from .job import Job
@@ -224,9 +224,9 @@ class ProcessRunner(PoolRunner[Worker]):
         refuse_in_worker()
         super().__init__(limits)
         self._patient = patient
-        places = places_of(config)
+        devices = devices_of(config)
         self.workers = [
-            Worker(on_place(config, places[number % len(places)]), evaluator_arguments) for number in range(workers)
+            Worker(on_device(config, devices[number % len(devices)]), evaluator_arguments) for number in range(workers)
         ]
 
     def free(self) -> Iterator[Worker]:
