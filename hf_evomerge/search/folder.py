@@ -235,6 +235,11 @@ def _check_same(study: Study, out: Path, now: SearchConfig) -> None:
         told = ", ".join([*changed[:3], *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])])
         raise SearchError(f"{out}: holds the study of another search: {told}; choose another folder")
     for stage in _raised(before, now):
+        if stage.algorithm == "gradient":
+            raise SearchError(
+                f"{out}: {stage} goes by gradient, whose rate falls over its {stage.evaluations} evaluations, so it is given "
+                f"no more; begin another search at its winner: {out / MODEL_FOLDER} as a source, merge.starts: [sources]"
+            )
         after = next((each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None)
         if stage.role != "random" and after is not None and after.role != "random":
             raise SearchError(

@@ -71,7 +71,7 @@ class StageRun:
         self.start = self._start()
         self.stages = [*(replace(stage, evaluations=spent) for spent in study.meta("budgets", stage.name) or []), stage]
         """The stage as it was before it was given more evaluations, each time, and as it is."""
-        self.optimizer = self._optimizer(self.stages[0], self.start)
+        self.optimizer = self._optimizer()
         self.spent, self.generation = 0.0, 0
         self.trials: list[Trial] = []
         self.stored = {trial.number: trial for trial in self.study.trials(stage.name)}
@@ -88,20 +88,13 @@ class StageRun:
     def run(self) -> dict[str | None, str]:
         """Generation after generation, until the budget is spent, the optimizer has converged, or a callback ends it.
 
-        A stage by gradient that was given more evaluations begins another schedule, where the one before found the best model.
-
         Returns:
             The names of the models that the stage began at, by the keys of their recipes.
 
         Raises:
             SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
         """
-        schedules = self.stages if self.stage.algorithm == "gradient" else [self.stage]
-        ended = self._spend(schedules[0].evaluations)
-        for number, stage in enumerate(schedules[1:], 1):
-            if not ended:
-                self._begin_again(number, stage)
-                ended = self._spend(stage.evaluations)
+        self._spend()
         for callback in self.callbacks:
             callback.on_stage(self.study, self.stage.name, self.trials)
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
@@ -110,18 +103,9 @@ class StageRun:
         names = {point.tobytes(): name for point, name in points}
         return {trial.recipe_key: names[key] for trial in self.trials if (key := trial.genome.tobytes()) in names}
 
-    def _begin_again(self, number: int, stage: Stage) -> None:
-        """Begin a schedule at the best trial of those before, and note in the study which one that was."""
-        trials = self.study.best(self.stage.name, len(self.stored) + len(self.trials))
-        best = next(trial for trial in trials if trial.number < len(self.trials))
-        more = replace(stage, evaluations=math.floor(stage.evaluations - self.spent))
-        before = getattr(self.optimizer, "fine", None)
-        self.optimizer = self._optimizer(more, replace(self.start, mean=best.genome, candidates=()), before)
-        if len(begun := self.study.meta("begun at", self.stage.name) or []) < number:
-            self.study.set_meta("begun at", [*begun, best.number], self.stage.name)
-
-    def _spend(self, budget: float) -> bool:
-        """Run generations until a budget is spent or the optimizer has converged; whether a callback has ended the stage."""
+    def _spend(self) -> None:
+        """Run generations until the budget is spent, the optimizer has converged, or a callback ends the stage."""
+        budget = self.stage.evaluations
         while self.spent < budget and (len(self.trials) in self.stored or self._seconds() < self.stage.minutes * 60):
             genomes = self.optimizer.ask()
             if genomes is None:
@@ -145,9 +129,8 @@ class StageRun:
             if self.fresh:
                 self.study.set_meta("seconds", self._seconds(), self.stage.name)
             if self._tell(self.generation, trials):
-                return True
+                break
             self.generation += 1
-        return False
 
     def _tell(self, generation: int, trials: list[Trial]) -> bool:
         """Tell the callbacks of a generation; whether one ends the stage, or had ended it here before.
@@ -170,15 +153,16 @@ class StageRun:
         logger.info("%s: ended early, after generation %d", self.stage, generation)
         return True
 
-    def _optimizer(self, stage: Stage, start: Start, fine: float | None = None) -> Asked:
-        """Make the optimizer of a stage; `fine` is that of the schedule before, where there was one."""
-        settings, budget, count = stage.step, stage.evaluations, max(self.example_count, 1)
+    def _optimizer(self) -> Asked:
+        """Make the optimizer of the stage, as it was before it was given more evaluations."""
+        stage, start, count = self.stages[0], self.start, max(self.example_count, 1)
+        settings, budget = stage.step, stage.evaluations
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
         algorithm, seed = self.stage.algorithm, self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
             price = self.space.price
-            return GradientOptimizer(start, price=price, budget=budget, share=shares[0], examples=count, fine=fine)
+            return GradientOptimizer(start, price=price, budget=budget, share=shares[0], examples=count)
         if algorithm == "sweep":
             return sweep_over(start, size=sizes[0], examples=count, budget=budget)
         if algorithm == "nsga2":

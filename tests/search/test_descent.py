@@ -107,25 +107,23 @@ def test_what_stays_at_the_bound_is_given_up():
     assert set(kept) == {0.75}
 
 
-@pytest.mark.parametrize(("fine", "apart"), [(0.0, 0.0), (0.1, 0.02), (1.0, 0.2)])
-def test_members_of_a_group_move_together(fine, apart):
-    """With a fine share of 0 a group is one number; its members part the further the larger it is; at 1 groups do not count."""
+@pytest.mark.parametrize(("examples", "apart"), [(0, 0.0), (13, 0.02), (128, 0.2)])
+def test_members_of_a_group_move_together(examples, apart):
+    """Without examples a group is one number; its members part the further the more there are; with 128 groups do not count."""
     together = start(groups=np.array([0, 0, 1]))
-    points = [point for point, *_ in run(optimizer(budget=9.0, start=together, fine=fine))]
+    points = [point for point, *_ in run(optimizer(budget=9.0, start=together, examples=examples))]
     between = max(abs(point[0] - point[1]) for point in points)
-    assert between == pytest.approx(apart) if fine == 0 else between >= apart
+    assert between == pytest.approx(apart) if examples == 0 else between >= apart
     assert points[-1][2] < 0.4
     alone = [point.tobytes() for point, *_ in run(optimizer(budget=9.0))]
-    assert ([point.tobytes() for point in points] == alone) is (fine == 1)
+    assert ([point.tobytes() for point in points] == alone) is (examples == 128)
 
 
 @pytest.mark.parametrize(("examples", "above", "fine"), [(16, 0.0, 0.125), (2, 26.0, 0.25), (64, 13.0, 1.0), (512, 0.0, 1.0)])
 def test_members_part_where_examples_tell_much(examples, above, fine):
     """How far members of a group move by themselves follows from how many examples there are, and how far they begin."""
-    climb = optimizer(budget=9.0, start=start(groups=np.array([0, 0, 1])), examples=examples)
-    while (points := climb.ask()) is not None:
-        climb.tell([-above] * len(points), [1.0 - 2 * point for point in points])
-    assert climb.fine == fine
+    ascent = optimizer(start=start(groups=np.array([0, 0, 1])), examples=examples)._ascent(-above)
+    assert getattr(ascent, "fine", 1.0) == fine
 
 
 def test_full_scores_on_the_way_are_for_large_budgets():

@@ -41,8 +41,6 @@ class GradientOptimizer(Asked):
         budget: Budget in scores of all examples.
         share: Share of the examples that a batch holds.
         examples: How many search examples there are.
-        fine: Share of a step that each coordinate takes by itself, not with its group, from 0 to 1. By default the share of
-            `examples` in 128; where the first step is f below 0, and further than 6.5, an example counts for (f / 6.5)^2.
 
     Raises:
         SearchError: `tell` does not match the last `ask`.
@@ -57,17 +55,10 @@ class GradientOptimizer(Asked):
     """
 
     def __init__(
-        self,
-        start: Start,
-        *,
-        price: Callable[[NDArray[np.bool_]], float],
-        budget: float,
-        share: float,
-        examples: int = _MANY,
-        fine: float | None = None,
+        self, start: Start, *, price: Callable[[NDArray[np.bool_]], float], budget: float, share: float, examples: int = _MANY
     ) -> None:
         super().__init__(budget, share)
-        self.start, self.price, self.examples, self.fine = start, price, examples, fine
+        self.start, self.price, self.examples = start, price, examples
         self.sigma = start.sigma
         self.average = start.mean.copy()
         self._batches = self._steps()
@@ -115,11 +106,14 @@ class GradientOptimizer(Asked):
         yield [self.average]
 
     def _ascent(self, fitness: float) -> _Adam | _Nested:
-        """Begin an ascent. Examples that are far from their answers tell more, and bear more numbers."""
-        if self.fine is None:
-            self.fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) ** 2 / _MANY)
+        """Begin an ascent. Examples that are far from their answers tell more, and bear more numbers.
+
+        A share of each step, from 0 to 1, is taken by each coordinate alone and not with its group: that of the examples in
+        128, where one whose fitness is f below 0, and further than 6.5, counts for (f / 6.5)^2.
+        """
+        fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) ** 2 / _MANY)
         groups = self.start.groups
-        return _Adam(self.start.mean.size) if groups is None or self.fine >= 1 else _Nested(groups, self.fine)
+        return _Adam(self.start.mean.size) if groups is None or fine >= 1 else _Nested(groups, fine)
 
 
 class _TrustRegion:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -38,10 +37,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             count = stage_facts(stage, trials)
             said = f"{count['trials']} trials, {count['failed']} failed, {count['duplicates']} with a recipe seen before"
             parts.append(f"\n{stage} ({stage.title}): {said}")
-            begun = study.meta("begun at", stage.name) or []
-            for spent, number in zip_longest(study.meta("budgets", stage.name) or [], begun):
-                where = "" if number is None else f": a new schedule, begun at trial {number}"
-                parts.append(f"was given more after {spent} evaluations{where}")
+            budgets = study.meta("budgets", stage.name) or []
+            parts += [f"was given more after {spent} evaluations" for spent in budgets]
             table = Table(box=None, header_style="bold", pad_edge=False)
             unit = (stage.fitness or settings.fitness).unit
             for heading in ("trial", "gen", "fitness", "accuracy"):
