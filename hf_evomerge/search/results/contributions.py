@@ -1,4 +1,4 @@
-"""What each source gives a merge: the fitness that is lost without it."""
+"""Contributions of the sources to a merge: the fitness that is lost without each of them."""
 
 from __future__ import annotations
 
