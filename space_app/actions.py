@@ -59,7 +59,8 @@ class Actions:
 
     def turned_away(self) -> str:
         """Return the message in place of an answer or an edit, where the queue was full or the call failed."""
-        return message("Too many are waiting for the model. Please try again in a moment.", "error")
+        words = "Too many are waiting for the model, or this page is old. Please try again in a moment, or reload the page."
+        return message(words, "error")
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
@@ -181,7 +182,7 @@ class Actions:
             if len(factors) < len(given):
                 raise SpaceError(f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}.")
             return Edit(factors=mixing.with_factors(edit.factors, group, factors))
-        if (way := edit.way) is None:
+        if (way := edit.or_none(published).way) is None:
             raise SpaceError(views.NO_PATH)
         steps: dict[str, Any] = {"drop": way.drop, "repeat": way.repeat, "scale": partial(way.scale, scale)}
         return Edit((steps | {"earlier": partial(way.move, -1), "later": partial(way.move, 1)})[action]())
@@ -191,9 +192,11 @@ class Actions:
 
         `problem` says what is wrong, where something is. With `moves` a weight is being moved, and is left alone.
         """
-        published, way = self.show.published, edit.way
+        published = self.show.published
         if published is None:
             return [edit, "", *[gr.skip()] * (2 + MIXED), "", ""]
+        edit = edit.or_none(published)
+        way = edit.way
         said = message(problem or edit.said(published), "error" if problem else "info")
         kept = views.share(edit.link, edit.recipe(published)) if edit.changes(published) else ""
         if way is None:

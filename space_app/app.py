@@ -41,6 +41,7 @@ from hf_evomerge.pictures.style import style_sheet  # noqa: E402
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
 gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
 QUEUE = 64
+SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
@@ -358,7 +359,7 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
         mcp_server=importlib.util.find_spec("mcp") is not None,
         ssr_mode=False,
         max_file_size=seeing.MAX_BYTES,
-        state_session_capacity=1000,  # a visitor's path and undo steps: some 100 kB at most
+        state_session_capacity=SESSIONS,
         **options,
     )
     return blocks, show

@@ -57,6 +57,10 @@ class Edit:
         """Nothing changed yet."""
         return cls(edits.Route(published.path, published.scales) if published.path else None)
 
+    def or_none(self, published: Published) -> Edit:
+        """Return itself, or no edit where the visitor's state was forgotten: the page then has the state that it begins with."""
+        return self if self.way or self.factors else Edit.of(published)
+
     @classmethod
     def ideas(cls, published: Published) -> list[Edit]:
         """Two edits that change little, to begin with; none where nothing can be changed."""
