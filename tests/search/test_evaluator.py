@@ -194,9 +194,7 @@ def test_a_parent_is_scored_as_it_is(tiny, search_config):
         assert evaluator.evaluate(config.base).values.tolist() != expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "wish", [{"num_return_sequences": 2}, {"compile_config": {"fullgraph": True}}, {"max_new_tokens": -1}]
-)
+@pytest.mark.parametrize("wish", [{"num_return_sequences": 2}, {"compile_config": {"fullgraph": True}}, {"max_new_tokens": -1}])
 def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
     """Settings for which transformers refuses a source's generation config do not count; its special tokens do."""
     shutil.copytree(tiny / "b", tmp_path / "b")
