@@ -28,7 +28,7 @@ from .file.splits import RETAINED
 from .file.stages import Stage, StageName
 from .optimizers.ask_tell import Vector
 from .optimizers.nsga import knee, non_dominated
-from .results.contributions import Subset, contributions, kept_sources, shapley_values, subset_of
+from .results.contributions import Subset, contributions, kept_sources, sentence, shapley_values, subset_of
 from .results.front import finalists, front, judged
 from .results.result import Result
 from .results.table import Row, RowStage, base_name
@@ -294,8 +294,7 @@ class Search:
             return [], [], {}
         kept = kept_sources(found)
         idle = [name for at, name in enumerate(names) if at not in kept]
-        said = f"The winner gains nothing from {', '.join(idle)}" if idle else "The winner gains from every source"
-        note = f"{said}, by {len(values) - 2} subsets of the sources on {shares.shape[1]} {split} examples"
+        note = sentence(found, f"{shares.shape[1]} {split}")
         without = subset_of(recipe, kept)
         return found, [note], {self.study.add_recipe(without): f"without {', '.join(idle)}"} if idle else {}
 

@@ -11,10 +11,12 @@ from toy_search import EXAMPLES, StoppedError, ToyRunner, hardness, toy_scores, 
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
+from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.record import Contribution
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.optimizers.ask_tell import Vector
-from hf_evomerge.search.results.contributions import Subset, shapley_values
+from hf_evomerge.search.results.contributions import Subset, sentence, shapley_values
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 
@@ -92,12 +94,22 @@ def test_a_search_says_what_each_source_gives(tmp_path):
     for at, each in enumerate(result.contributions):
         without = tuple(other for other in range(4) if other != at)
         assert each.left_out.difference == pytest.approx(whole - game(without).mean())
-    assert "The winner gains nothing from d, by 14 subsets of the sources on 12 validation examples" in result.verdict
+    said = "The winner gains from a, b, c, on 12 validation examples; nothing shows that it needs d"
+    assert said in result.verdict
     assert result.row("pruned").model == "without d"
     assert result.row("pruned").scores.mean == pytest.approx(whole + hardness("test").mean())
     assert result.to_json()["contributions"][0]["left_out"]["difference"] == pytest.approx(whole - game((1, 2, 3)).mean())
     below = str(result).partition("fitness lost without it")[2]
     assert [line.split()[0] for line in below.splitlines()[1:5]] == list("abcd")
+
+
+def test_a_loss_by_chance_is_no_gain():
+    """A source whose absence costs no more than chance is not said to give anything, nor to be of no use."""
+    sure, chance = Comparison("fitness", 0.1, 0.05, 0.2, 0.01, 16), Comparison("fitness", 0.059, -0.037, 0.158, 0.23, 16)
+    one, other = (Contribution(source=name, left_out=lost, shapley=sure) for name, lost in (("a", sure), ("b", chance)))
+    assert sentence([one, one], "16 test") == "The winner gains from a, a, on 16 test examples"
+    assert sentence([one, other], "16 test") == "The winner gains from a, on 16 test examples; nothing shows that it needs b"
+    assert sentence([other], "16 test") == "On 16 test examples nothing shows that the winner needs b"
 
 
 @pytest.mark.parametrize("more", [1, 5, 12])

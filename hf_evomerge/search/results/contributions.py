@@ -101,3 +101,13 @@ def kept_sources(found: Sequence[Contribution]) -> Subset:
     """Positions of sources that give something; of the one with the largest share where none does."""
     best = max(range(len(found)), key=lambda at: found[at].shapley.difference)
     return tuple(at for at, each in enumerate(found) if not each.gives_nothing) or (best,)
+
+
+def sentence(found: Sequence[Contribution], examples: str) -> str:
+    """Name the sources whose absence costs fitness beyond chance, and those of which nothing shows it."""
+    gains = ", ".join(each.source for each in found if each.left_out.low > 0)
+    others = ", ".join(each.source for each in found if each.left_out.low <= 0)
+    if not gains:
+        return f"On {examples} examples nothing shows that the winner needs {others}"
+    said = f"The winner gains from {gains}, on {examples} examples"
+    return f"{said}; nothing shows that it needs {others}" if others else said
