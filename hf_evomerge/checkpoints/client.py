@@ -1,7 +1,8 @@
 """Calls the Hub: tries again while that may help, and ends in one line that says what did not work and why.
 
-`huggingface_hub` repeats uploads, downloads and listings in silence (`http_backoff`), but no other call, and waits for ever for
-an answer. Within `ask` it repeats nothing, so that one loop has the deadline of every call and says what it waits for.
+`huggingface_hub` repeats uploads, downloads and listings in silence (`http_backoff`), but no other
+call, and waits for ever for an answer. Within `ask` it repeats nothing, so that one loop has the
+deadline of every call and says what it waits for.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def _asked_wait(error: BaseException) -> float:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Within it the client waits no longer than `ANSWER_SECONDS`, repeats no request, and logs no signed address."""
+    """Let the client wait no longer than `ANSWER_SECONDS`, repeat no request, and log no signed address."""
     from huggingface_hub.utils import get_session
 
     session, log = get_session(), logging.getLogger("huggingface_hub.utils._http")
@@ -181,7 +182,7 @@ def bounded() -> Iterator[None]:
 
 @cache
 def _client_loops() -> list[tuple[dict[str, Any], int]]:
-    """Default arguments of the client's own loops, and how often each repeats a request before this program changes it."""
+    """Default arguments of the client's own loops, and how often each repeats a request by them."""
     from huggingface_hub.utils import http_backoff, http_stream_backoff
 
     loops = [unwrap(function).__kwdefaults__ for function in (http_backoff, http_stream_backoff)]
@@ -190,10 +191,9 @@ def _client_loops() -> list[tuple[dict[str, Any], int]]:
 
 def _limit(request: Any) -> None:
     limits = request.extensions.get("timeout", {})
-    longest = {"connect": _CONNECT_SECONDS}
-    request.extensions["timeout"] = {
-        kind: longest.get(kind, ANSWER_SECONDS) if limit is None else limit for kind, limit in limits.items()
-    }
+    longest = dict.fromkeys(limits, ANSWER_SECONDS) | {"connect": _CONNECT_SECONDS}
+    given = {kind: limit for kind, limit in limits.items() if limit is not None}
+    request.extensions["timeout"] = longest | given
 
 
 def _redact(record: logging.LogRecord) -> bool:

@@ -236,7 +236,7 @@ def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
 
 
 def _differing_labels(first: Parent, other: Parent) -> Iterator[str]:
-    """Say that the labels of two heads differ, or that they cannot be compared because one head's have no names."""
+    """Say that the labels of two heads differ, or cannot be compared since one head's have no names."""
     labels, others = compared_labels(first), compared_labels(other)
     if first.part is not None or labels == others:
         return

@@ -124,7 +124,8 @@ class Repository:
             if progress:
                 tqdm.write(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)", file=sys.stderr)
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
-            path = Path(_asked(f"{self.name}: {file}", read, is_passing))  # the Hub was there just now
+            # The Hub was there just now, so that it is worth to wait for it.
+            path = Path(_asked(f"{self.name}: {file}", read, is_passing))
             if file in expected:
                 _check_content(path, expected[file], f"{self.name}: {file}")
 
@@ -141,7 +142,7 @@ def _check_content(path: Path, expected: str, where: str) -> None:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Tell whether to wait: the Hub is there, and in trouble. Without a network the cache has to do, at once."""
+    """Tell whether to wait: the Hub is there, and in trouble. Without a network the cache has to do."""
     from huggingface_hub.utils import httpx
 
     answered = status_of(error) is not None and is_passing(error)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first ends within seconds what a command is at, the second ends it now."""
+"""Ctrl-C, SIGTERM, SIGHUP: the first ends within seconds what a command is at, the second ends it now."""
 
 from __future__ import annotations
 

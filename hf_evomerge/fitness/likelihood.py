@@ -24,7 +24,7 @@ class TextSpec(TaskSpec):
     temperature: Positive = 1.0
     """Divisor of the logits."""
     batch_size: Count = 16
-    """Texts in a forward pass. It changes the memory and the time, and scores in 8 bits alone: small
+    """Texts in a forward pass. It changes memory and time, and scores in 8 bits alone: small
     batches stay in a CPU's caches, a GPU is faster with larger ones."""
 
     @property

@@ -80,8 +80,8 @@ class PushOptions:
         about: The sentence on what the model is for, in place of the search file's.
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
-        replace: Whether the repository may hold files that no push has put there. What a push replaces and
-            removes is in its plan.
+        replace: Whether the repository may hold files that no push has put there. The plan says
+            what is replaced and removed.
         verify: Whether to build the model again first, and to refuse it where a bit is another.
         trust_remote_code: Whether Python files that come with the sources, or task files of lm_eval, may be run.
 
@@ -133,7 +133,7 @@ class PushPlan:
 
     @property
     def changes(self) -> list[str]:
-        """What becomes of the files in the repository, one line each for those replaced, removed and left."""
+        """Fates of the files in the repository: one line each for those replaced, removed and left."""
         fates = {"replaced": self.replaced, "removed": self.removed, "left": self.left}
         return [f"{fate}: {', '.join(names)}" for fate, names in fates.items() if names]
 
@@ -232,7 +232,8 @@ def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
 def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | None) -> list[str]:
     """List what is in the repository already; nothing, where there is none.
 
-    It must not be another kind, where that is known, and hold no files but those of a push unless they may be replaced.
+    It must not be another kind, where that is known, and hold no files but those of a push unless
+    they may be replaced.
 
     Raises:
         HubError: What is there, or the options, do not allow the push.
@@ -268,8 +269,8 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
         shown = [name for name in names if name != _ATTRIBUTES]
         some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
         raise HubError(
-            f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose another name, or push with --replace, "
-            "which with --dry-run says what it would replace and remove"
+            f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose another name, "
+            "or push with --replace, which with --dry-run says what it would replace and remove"
         )
     return names
 

@@ -106,7 +106,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, lfs_api, waits,
 
 @pytest.mark.parametrize("action", ["status", "hang_up"])
 def test_one_loop_repeats_a_call(hub, lfs_api, waits, capsys, monkeypatch, action):
-    """What the client repeats by itself waits within `ask` as any other call: in one loop, with a line for each attempt."""
+    """What the client repeats by itself waits within `ask` in the same loop, with a line for each attempt."""
     lfs_api.create_repo("local/x")
     fault = hub.faults.add(Fault("preupload", action, status=503, times=3))
     client_waits: list[float] = []

@@ -63,7 +63,7 @@ def labelled(folder: Path, *heads: list[str]) -> list[Path]:
     ],
 )
 def test_labels_that_mean_other_things_are_told(first, second, message, tmp_path):
-    """Heads whose labels differ, or are named in one alone, are merged with a line that says so; case does not count."""
+    """Heads whose labels differ, or have names in one alone, are merged with a line; case does not count."""
     folders = labelled(tmp_path, first.split(), second.split())
     lines = [line for line in check_recipe(merge_of(*folders)).warnings if "labels" in line]
     assert len(lines) == (message is not None)

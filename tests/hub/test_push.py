@@ -141,9 +141,9 @@ def test_private_branches_and_pull_requests(plain, hub, lfs_api):
 
 
 def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api, caplog):
-    """Code, record, pictures and tokenizer of an earlier winner go, and pickles; what no push made stays, and a card.
+    """Code, record, pictures and tokenizer of an earlier winner go; what no push made stays, and a card.
 
-    A dry run says so, and so does the push.
+    Weights that are pickles go too. A dry run says so, and so does the push.
     """
     push_model(hybrid_search, "local/merge", api=lfs_api)
     ours = ("chat_template.jinja", "tokenizer.model", "model-00001-of-00002.safetensors", "pytorch_model.bin")

@@ -37,9 +37,10 @@ def test_a_repository_of_something_else_is_refused(plain, hub, lfs_api):
 
 
 def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
-    """A repository whose files no push has put there is refused, by a dry run and before a search too, unless it is asked.
+    """A repository whose files no push has put there is refused, by a dry run and before a search too.
 
-    A recipe.yaml of another program makes it none of ours; with ours, and in a pull request, nothing is asked.
+    A recipe.yaml of another program makes it none of ours. With `replace`, once a push has been
+    there, and in a pull request it is not.
     """
     names = ("README.md", "model-00001-of-00002.safetensors", "pytorch_model.bin", "recipe.yaml")
     lfs_api.create_repo("local/merge")

@@ -196,7 +196,7 @@ def test_a_parent_is_scored_as_it_is(tiny, search_config):
 
 @pytest.mark.parametrize("wish", [{"num_return_sequences": 2}, {"compile_config": {"fullgraph": True}}, {"max_new_tokens": -1}])
 def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
-    """Settings for which transformers refuses a source's generation config do not count; its special tokens do."""
+    """Settings for which transformers refuses a generation config do not count; special tokens do."""
     shutil.copytree(tiny / "b", tmp_path / "b")
     (tmp_path / "b" / "generation_config.json").write_text(json.dumps({**wish, "eos_token_id": [5, 7]}))
     evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "b")}]))

@@ -301,7 +301,7 @@ class ModelPool:
 
 
 def _stated_generation(folder: Path) -> GenerationConfig | None:
-    """Generation config with the special tokens of a folder's ``generation_config.json``, if it has one.
+    """Generation config of a folder, of which the special tokens alone are read; None without a file.
 
     transformers would read the whole file, and refuse a model for settings that do not count here.
     """

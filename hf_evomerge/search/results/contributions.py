@@ -104,7 +104,7 @@ def kept_sources(found: Sequence[Contribution]) -> Subset:
 
 
 def sentence(found: Sequence[Contribution], examples: str) -> str:
-    """Name the sources whose absence costs fitness beyond chance, and those of which nothing shows it."""
+    """Name the sources whose absence costs fitness beyond chance, and the others."""
     gains = ", ".join(each.source for each in found if each.left_out.low > 0)
     others = ", ".join(each.source for each in found if each.left_out.low <= 0)
     if not gains:
