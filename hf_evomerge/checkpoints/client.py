@@ -1,6 +1,8 @@
 """Calls the Hub: tries again while that may help, and ends in one line that says what did not work and why.
 
-`huggingface_hub` repeats uploads, downloads and listings (`http_backoff`), but no other call, and waits for ever for an answer.
+`huggingface_hub` repeats uploads, downloads and listings in silence (`http_backoff`), but no other
+call, and waits for ever for an answer. Within `ask` it repeats nothing, so that one loop has the
+deadline of every call and says what it waits for.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 120.0  # seconds from the first failure of a call to the last attempt
 ANSWER_SECONDS = 60.0  # after which a call without an answer has failed
+_CONNECT_SECONDS = 15.0  # after which one without a connection has
 _LONGEST_WAIT = 16.0  # seconds between two attempts, unless the Hub asks for more
 _ADVICE = {
     401: "; log in with `hf auth login`, or set HF_TOKEN",
@@ -157,23 +162,38 @@ def _asked_wait(error: BaseException) -> float:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Within it the client waits for answers no longer than `ANSWER_SECONDS`, and logs no signed address."""
+    """Let the client wait no longer than `ANSWER_SECONDS`, repeat no request, and log no signed address."""
     from huggingface_hub.utils import get_session
 
     session, log = get_session(), logging.getLogger("huggingface_hub.utils._http")
     hooks = session.event_hooks
     session.event_hooks = {**hooks, "request": [*hooks.get("request", []), _limit]}
     log.addFilter(_redact)
+    for defaults, _ in _client_loops():
+        defaults["max_retries"] = 0
     try:
         yield
     finally:
         session.event_hooks = hooks
         log.removeFilter(_redact)
+        for defaults, retries in _client_loops():
+            defaults["max_retries"] = retries
+
+
+@cache
+def _client_loops() -> list[tuple[dict[str, Any], int]]:
+    """Default arguments of the client's own loops, and how often each repeats a request by them."""
+    from huggingface_hub.utils import http_backoff, http_stream_backoff
+
+    loops = [unwrap(function).__kwdefaults__ for function in (http_backoff, http_stream_backoff)]
+    return [(defaults, defaults["max_retries"]) for defaults in loops]
 
 
 def _limit(request: Any) -> None:
     limits = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {kind: ANSWER_SECONDS if limit is None else limit for kind, limit in limits.items()}
+    longest = dict.fromkeys(limits, ANSWER_SECONDS) | {"connect": _CONNECT_SECONDS}
+    given = {kind: limit for kind, limit in limits.items() if limit is not None}
+    request.extensions["timeout"] = longest | given
 
 
 def _redact(record: logging.LogRecord) -> bool:

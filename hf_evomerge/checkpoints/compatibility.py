@@ -125,6 +125,11 @@ def head_labels(source: Parent) -> list[str]:
     return [str(name) for _, name in sorted((source.config.id2label or {}).items())]
 
 
+def compared_labels(source: Parent) -> list[str]:
+    """Labels of a classifier as they are compared: without case."""
+    return [name.casefold() for name in head_labels(source)]
+
+
 def _component_hint(first: Parent, other: Parent) -> str:
     """Name the part that two whole models have in common, where all that differs is outside of it."""
     if first.part is not None or other.part is not None:
@@ -150,11 +155,11 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
         pairs.append(("vocabulary size", first.vocab_size, other.vocab_size))
     pairs.append(("tie_word_embeddings", first.is_tied, other.is_tied))
     yield from _module_differences(first, other)
-    labels, others = head_labels(first), head_labels(other)
+    labels, others = compared_labels(first), compared_labels(other)
     if first.part is None and labels != others and sorted(labels) == sorted(others):
         yield (
-            f"the labels of {other} are those of {first} in another order, {', '.join(others[:4])} and "
-            f"{', '.join(labels[:4])}: rows of their heads do not match; sort them alike"
+            f"the labels of {other} are those of {first} in another order, {_labels_text(other)} and "
+            f"{_labels_text(first)}: rows of their heads do not match; sort them alike"
         )
     pairs += [(key, getattr(first.text_config, key, None), getattr(other.text_config, key, None)) for key in _SAME_SETTINGS]
     for what, here, there in pairs:
@@ -224,15 +229,31 @@ def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
     ends = [source.sentence.modules[-1].kind for source in (first, other) if source.sentence.modules]
     if len(set(ends)) > 1:  # Normalize or Dropout, as others have to be the same
         yield f"the last module is {ends[0]} in {first}, {ends[1]} in {other}; the result has the modules of the first"
-    labels, others = head_labels(first), head_labels(other)
-    if first.part is None and labels != others and "LABEL_0" not in labels + others:  # a name that nobody gave
-        yield (
-            f"labels differ: {', '.join(labels[:4])} in {first}, {', '.join(others[:4])} in {other}: rows of their heads mean "
-            "other things; write component: to merge bodies alone"
-        )
+    yield from _differing_labels(first, other)
     here, there = _dtypes(first), _dtypes(other)
     if here != there:
         yield f"dtype differs: {here} in {first}, {there} in {other}"
+
+
+def _differing_labels(first: Parent, other: Parent) -> Iterator[str]:
+    """Say that the labels of two heads differ, or cannot be compared since one head's have no names."""
+    labels, others = compared_labels(first), compared_labels(other)
+    if first.part is not None or labels == others:
+        return
+    both = f"{_labels_text(first)} in {first}, {_labels_text(other)} in {other}"
+    # transformers calls labels LABEL_0, LABEL_1, ... that nobody has named
+    unnamed = [names for names in (labels, others) if "label_0" in names]
+    if not unnamed:
+        yield f"labels differ: {both}: rows of their heads mean other things; write component: to merge bodies alone"
+    elif len(unnamed) == 1:
+        yield (
+            f"labels cannot be compared: {both}; see whether rows of their heads mean the same, and name "
+            "them alike in id2label of config.json"
+        )
+
+
+def _labels_text(source: Parent) -> str:
+    return ", ".join(head_labels(source)[:4])
 
 
 def _dtypes(source: Parent) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import HubError, SourceError, one_line
 from ..recipes.names import is_folder, named_folder
-from .client import T, ask, status_of
+from .client import T, ask, is_passing, status_of
 from .hashes import file_sha256
 from .headers import StoredTensor
 from .model_folder import MODULES
@@ -123,7 +123,9 @@ class Repository:
         for file in missing:
             if progress:
                 tqdm.write(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)", file=sys.stderr)
-            path = Path(_asked(f"{self.name}: {file}", partial(hf_hub_download, self.name, file, revision=self.commit)))
+            read = partial(hf_hub_download, self.name, file, revision=self.commit)
+            # The Hub was there just now, so that it is worth to wait for it.
+            path = Path(_asked(f"{self.name}: {file}", read, is_passing))
             if file in expected:
                 _check_content(path, expected[file], f"{self.name}: {file}")
 
@@ -140,13 +142,14 @@ def _check_content(path: Path, expected: str, where: str) -> None:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Tell whether to wait: the Hub asks for it, or has cut an answer short. Without a network the cache has to do, at once."""
+    """Tell whether to wait: the Hub is there, and in trouble. Without a network the cache has to do."""
     from huggingface_hub.utils import httpx
 
-    return status_of(error) == 429 or isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
+    answered = status_of(error) is not None and is_passing(error)
+    return answered or isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
 
 
-def _asked(name: str, call: Callable[[], T]) -> T:
+def _asked(name: str, call: Callable[[], T], may_pass: Callable[[BaseException], bool] = _may_pass) -> T:
     """Call the client; raises `SourceError` with one line that says what to do."""
     from huggingface_hub import errors
 
@@ -154,7 +157,7 @@ def _asked(name: str, call: Callable[[], T]) -> T:
     failures += errors.HfHubHTTPError.__bases__  # the HTTP library's own error is another class from release to release
     try:
         try:
-            return ask(name, call, may_pass=_may_pass)
+            return ask(name, call, may_pass=may_pass)
         except HubError as error:
             raise error.__context__ or error  # noqa: B904  the client's own
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as cause:

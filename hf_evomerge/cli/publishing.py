@@ -39,6 +39,9 @@ def push(
     no_card: Annotated[
         bool, typer.Option("--no-card", help="Do not write a card; the README on the Hub stays as it is.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Push into a repository that has files from elsewhere too.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
@@ -70,6 +73,7 @@ def push(
             about=about,
             card=not no_card,
             space=space,
+            replace=replace,
             verify=verify,
             trust_remote_code=trust_remote_code,
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends within seconds what a command is at, the second ends it now."""
+"""Ctrl-C, SIGTERM, SIGHUP: the first ends within seconds what a command is at, the second ends it now."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE = 5.0  # seconds for what must be put away: worker processes, threads that upload or write
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, _HANG_UP}
 
 
 class Stopped(KeyboardInterrupt):
     """A signal has come.
 
     Attributes:
-        status: Exit status of the program: 130 for Ctrl-C, 143 for SIGTERM.
+        status: Exit status of the program: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     def __init__(self, number: int) -> None:

@@ -40,7 +40,7 @@ class ClassificationSpec(TaskSpec):
     pair_separator: str = ""
     """Text between the two texts of a prompt that a cross-encoder is given as a pair; a prompt is one text where empty."""
     batch_size: Count = 16
-    """Examples in a forward pass. It changes the memory and the time, not the scores."""
+    """Examples in a forward pass. It changes memory and time, and scores in 8 bits alone."""
 
     kinds: ClassVar[tuple[str, ...]] = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING")
 

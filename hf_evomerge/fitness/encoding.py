@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
-_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-_FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # with which the decoders of some classes begin and end
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # with which the decoders of some classes begin and end
 
 
 def render_prompt(example: Example, tokenizer: Any) -> str:
@@ -145,7 +145,7 @@ def plain_generation(model: Any) -> GenerationConfig:
     """Generation config with a model's special tokens, and nothing else that its ``generation_config.json`` asks for."""
     from transformers import GenerationConfig
 
-    kept = (*_SPECIAL_TOKENS, *(_FORCED_TOKENS if encodes(model) else ()))
+    kept = (*SPECIAL_TOKENS, *(FORCED_TOKENS if encodes(model) else ()))
     return GenerationConfig(**{name: getattr(model.generation_config, name) for name in kept})
 
 

@@ -22,8 +22,8 @@ class TextSpec(TaskSpec):
     """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
     text's bytes in UTF-8."""
     batch_size: Count = 16
-    """Texts in a forward pass. It changes the memory and the time, not the scores: small batches stay in a CPU's caches, a GPU
-    is faster with larger ones."""
+    """Texts in a forward pass. It changes memory and time, and scores in 8 bits alone: small
+    batches stay in a CPU's caches, a GPU is faster with larger ones."""
 
     @property
     def unit(self) -> str:

@@ -29,7 +29,7 @@ class PerplexitySpec(TextSpec):
     """Tokens that a window after the first one scores, with the window's others before them as context; half of the window
     where absent. As many as the window: windows side by side, the fastest."""
     batch_size: Count = 8
-    """Windows in a forward pass. It changes the memory and the time, not the scores."""
+    """Windows in a forward pass. It changes memory and time, and scores in 8 bits alone."""
 
     @model_validator(mode="after")
     def _check_stride(self) -> PerplexitySpec:

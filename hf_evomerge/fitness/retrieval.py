@@ -37,7 +37,7 @@ class RetrievalSpec(TaskSpec):
     max_tokens: Count = 256
     """Tokens after which a text is cut; the folder's ``max_seq_length`` where that is less."""
     batch_size: Count = 32
-    """Texts in a forward pass. It changes the memory and the time, not the scores."""
+    """Texts in a forward pass. It changes memory and time, and scores in 8 bits alone."""
 
     kinds: ClassVar[tuple[str, ...]] = ("MODEL_MAPPING",)
 

@@ -40,7 +40,7 @@ class WritingSpec(TaskSpec):
     )
     """Require that the whole response is in this language: its code, or the code with a threshold."""
     batch_size: Count = 16
-    """Prompts that are decoded together. It changes the memory and the time, not the scores."""
+    """Prompts that are decoded together. It changes memory and time, and scores in 8 bits alone."""
 
     kinds: ClassVar[tuple[str, ...]] = (*LANGUAGE_MODELS, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
 

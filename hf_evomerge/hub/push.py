@@ -5,6 +5,7 @@ Nothing leaves this machine before everything is checked and planned.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from .target import check_login, check_name
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ def push_model(
     check_login(api, repo_id, asks=options.create_pr)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
+        for change in plan.changes:
+            logger.info(f"{repo_id}: {change}")
         target = _open_target(api, repo_id, options)
         what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
         message = f"{what} by hf_evomerge {version('hf-evomerge')}"

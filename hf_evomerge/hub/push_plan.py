@@ -8,23 +8,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
-from ..checkpoints.client import ask
+from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
 from ..checkpoints.model_folder import COMPANIONS
 from ..checkpoints.open import config_name, is_adapter, open_files
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
-from ..errors import HubError
+from ..errors import HubError, RecipeError
 from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
@@ -41,14 +42,22 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _CODE = tuple(f"{name}_evo_merged.py" for name in ("configuration", "layers", "modeling", "sources"))
+# Weights in another format, which would be those of another model.
+_STALE = (
+    *("pytorch_model*.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model*.bin"),
+    *("adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
+)
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
     *("*.safetensors", "*.safetensors.index.json", CONFIG_FILE, *COMPANIONS, *_CODE, RECIPE_FILE, STUDY_JSON, TRIALS_FILE),
+    *_STALE,
     *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "front", "path", "weights", "example-*")),
 )
 _KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
 """What a repository is by what is in it. Files of one kind would be taken for another's."""
-_PARTS = tuple(f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES))  # of a pipeline
+_PARTS = tuple(f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE))  # of a pipeline
+_ATTRIBUTES = ".gitattributes"  # in every repository, from its first commit
+_SHOWN = 4
 _NOTES = (
     *(INDEX, "config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json"),
@@ -71,6 +80,8 @@ class PushOptions:
         about: The sentence on what the model is for, in place of the search file's.
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
+        replace: Whether the repository may hold files that no push has put there. The plan says
+            what is replaced and removed.
         verify: Whether to build the model again first, and to refuse it where a bit is another.
         trust_remote_code: Whether Python files that come with the sources, or task files of lm_eval, may be run.
 
@@ -89,6 +100,7 @@ class PushOptions:
     about: str | None = None
     card: bool = True
     space: bool = False
+    replace: bool = False
     verify: bool = False
     trust_remote_code: bool = False
 
@@ -101,7 +113,9 @@ class PushPlan:
         files, sizes: Content of each file, and its bytes. Files that were made for the push are gone when it is over.
         license: What it goes out under.
         warnings: Warnings for a reader before it is public, one line each.
-        removed: Files of an earlier winner that go.
+        replaced: Files that are in the repository under the same names.
+        removed: Files of an earlier winner, and weights in other formats, that go.
+        left: Other files of the repository, which stay.
         parts: The components, of a diffusion pipeline.
         space: Files of the Space that is made with it.
     """
@@ -111,15 +125,23 @@ class PushPlan:
     sizes: Mapping[str, int]
     license: LicenseDecision
     warnings: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     space: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> list[str]:
+        """Fates of the files in the repository: one line each for those replaced, removed and left."""
+        fates = {"replaced": self.replaced, "removed": self.removed, "left": self.left}
+        return [f"{fate}: {', '.join(names)}" for fate, names in fates.items() if names]
 
     def __str__(self) -> str:
         total = sum(self.sizes.values()) / 1e6
         lines = [f"{self.repo_id}: {len(self.files)} files, {total:.1f} MB, license {self.license.title}"]
         lines += [f"  {size:>14,}  {name}" for name, size in sorted(self.sizes.items())]
-        lines += [f"  {'removed':>14}  {name}" for name in self.removed]
+        lines += [f"  {change}" for change in self.changes]
         if self.space:
             named = dict.fromkeys(f"{name.rpartition('/')[0]}/" if "/" in name else name for name in sorted(self.space))
             lines.append(f"Space {self.repo_id}: {len(self.space)} files: {', '.join(named)}")
@@ -172,7 +194,8 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
-    removed = tuple(name for name in there if name not in files and is_ours(name, parts))
+    others = [name for name in there if name not in files and name != _ATTRIBUTES]
+    removed = tuple(name for name in others if is_ours(name, parts))
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study.settings.about:
@@ -186,7 +209,18 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
             "builds the model again and compares"
         )
     space = tuple(space_files(repo_id)) if options.space else ()
-    return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed, parts, space)
+    return PushPlan(
+        repo_id,
+        files,
+        sizes,
+        license,
+        tuple(warnings),
+        replaced=tuple(name for name in there if name in files),
+        removed=removed,
+        left=tuple(name for name in others if name not in removed),
+        parts=parts,
+        space=space,
+    )
 
 
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
@@ -196,7 +230,10 @@ def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
 
 
 def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | None) -> list[str]:
-    """List what is in the repository already; nothing, where there is none. It must not be another kind, where that is known.
+    """List what is in the repository already; nothing, where there is none.
+
+    It must not be another kind, where that is known, and hold no files but those of a push unless
+    they may be replaced.
 
     Raises:
         HubError: What is there, or the options, do not allow the push.
@@ -208,22 +245,45 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     if options.space:
         check_space(repo_id, api, private=options.private)
 
-    def read() -> list[str]:
+    def at_branch(read: Callable[[str | None], T]) -> T:
+        try:
+            return read(options.revision)
+        except RevisionNotFoundError:  # the branch will start as main is
+            return read(None)
+
+    def read() -> tuple[list[str], bool]:
         try:
             if options.private and not api.model_info(repo_id).private:
                 raise HubError(f"{repo_id}: exists and is public; make it private on the Hub, or leave out --private")
-            try:
-                return api.list_repo_files(repo_id, revision=options.revision)
-            except RevisionNotFoundError:  # the branch will start as main is
-                return api.list_repo_files(repo_id)
+            names = at_branch(lambda revision: api.list_repo_files(repo_id, revision=revision))
+            may_replace = options.replace or options.create_pr or not set(names) - {_ATTRIBUTES}
+            return names, may_replace or at_branch(partial(_was_pushed, api, repo_id, names))
         except RepositoryNotFoundError:
-            return []
+            return [], True
 
-    names = ask(f"{repo_id}: cannot be read", read)
+    names, may_replace = ask(f"{repo_id}: cannot be read", read)
     for name, there in _KINDS.items():
         if kind is not None and name in names and there != kind:
             raise HubError(f"{repo_id}: holds {there} ({name}), not {kind}; choose another name, or remove that file")
+    if not may_replace:
+        shown = [name for name in names if name != _ATTRIBUTES]
+        some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
+        raise HubError(
+            f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose another name, "
+            "or push with --replace, which with --dry-run says what it would replace and remove"
+        )
     return names
+
+
+def _was_pushed(api: HfApi, repo_id: str, names: Sequence[str], revision: str | None) -> bool:
+    """Tell whether a push has filled a repository: every push leaves its recipe there."""
+    if RECIPE_FILE not in names:
+        return False
+    try:
+        Recipe.load(api.hf_hub_download(repo_id, RECIPE_FILE, revision=revision))
+    except RecipeError:  # other programs have files of this name
+        return False
+    return True
 
 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:

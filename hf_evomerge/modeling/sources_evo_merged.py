@@ -158,3 +158,8 @@ def check_architecture(model_type: Any) -> None:
     if kind.is_encoder_decoder or (parts and not sees):
         what = "an encoder and a decoder" if kind.is_encoder_decoder else "more than a language model"
         raise ValueError(f"text_config.model_type: {model_type!r} is {what}; give the language model alone")
+    if model_type == "longcat_flash":
+        raise ValueError(
+            f"text_config.model_type: a block of {model_type!r} has two attentions with a cache slot "
+            "each; a path needs blocks with one; merge its weights instead"
+        )

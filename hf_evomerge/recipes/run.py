@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -46,6 +47,10 @@ def expanded(sources: Any) -> Any:
             found = f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"
             raise ValueError(f"{run.run}: {len(names)} of its checkpoints are {wanted!r}, and a merge takes 2; it has {found}")
     if is_folder(run.run):
+        home = named_folder(run.run).resolve()
+        for name in names:
+            if home not in Path(os.path.realpath(home / name)).parents:
+                raise ValueError(f"{run.run}: {one_line(name)} is not in it; list checkpoints as sources")
         return [{"model": os.path.join(run.run, name)} for name in names]
     return [{"model": run.run, "revision": name} for name in names]
 

@@ -67,6 +67,8 @@ class LoraAscent:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.tuned = library.get_peft_model(model, adapters)
+        # peft has put a set in place of "all-linear"; in the file its order would be another each time
+        adapters.target_modules = sorted(adapters.target_modules)
         self.settings, self.done, self._model = settings, 0, model
         self._trained = [parameter for parameter in self.tuned.parameters() if parameter.requires_grad]
         for parameter in self._trained:

@@ -3,11 +3,12 @@
 import socket
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from faulty_hub import Fault
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 
@@ -101,6 +102,25 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, lfs_api, waits,
     assert time.monotonic() - begun < 5
     assert waits == [1]
     assert get_session().event_hooks == hooks
+
+
+@pytest.mark.parametrize("action", ["status", "hang_up"])
+def test_one_loop_repeats_a_call(hub, lfs_api, waits, capsys, monkeypatch, action):
+    """What the client repeats by itself waits within `ask` in the same loop, with a line for each attempt."""
+    lfs_api.create_repo("local/x")
+    fault = hub.faults.add(Fault("preupload", action, status=503, times=3))
+    client_waits: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=client_waits.append))
+
+    def upload() -> None:
+        lfs_api.preupload_lfs_files("local/x", [CommitOperationAdd("a.bin", b"x")])
+
+    ask("x", upload)
+    assert (fault.hits, waits, client_waits) == (3, [1, 2, 4], [])
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    fault = hub.faults.add(Fault("preupload", action, status=503, times=3))
+    upload()  # outside the client does as it always has
+    assert (fault.hits, client_waits) == (3, [1, 2, 4])
 
 
 def test_a_signed_address_is_not_logged(hub, lfs_api, waits, caplog):

@@ -45,13 +45,36 @@ def test_relatives_raise_no_doubt(pair):
     assert check_recipe(merge_of(*pair)).warnings == []
 
 
-def test_labels_that_mean_other_things_are_told(tmp_path):
-    """Heads of one shape with other names of labels are merged, and a line says that their rows do not match."""
-    for seed, names in enumerate((["red", "green", "blue"], ["x", "y", "z"])):
+def labelled(folder: Path, *heads: list[str]) -> list[Path]:
+    """Save a classifier for each list of labels."""
+    for seed, names in enumerate(heads):
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        random_class("bert", seed, **labels).save_pretrained(tmp_path / str(seed))
-    (line,) = [line for line in check_recipe(merge_of(tmp_path / "0", tmp_path / "1")).warnings if "labels" in line]
-    assert re.fullmatch(r"labels differ: red, green, blue in .*0, x, y, z in .*1: rows of their heads mean other.*", line)
+        random_class("bert", seed, **labels).save_pretrained(folder / str(seed))
+    return [folder / str(seed) for seed in range(len(heads))]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("red green", "x y", "labels differ: red, green in .*0, x, y in .*1: rows of their heads mean other.*"),
+        ("neg pos", "LABEL_0 LABEL_1", "labels cannot be compared: neg, pos in .*0, LABEL_0, LABEL_1 in .*1; see .*"),
+        ("neg pos", "NEG POS", None),
+        ("LABEL_0 LABEL_1", "LABEL_0 LABEL_1", None),
+    ],
+)
+def test_labels_that_mean_other_things_are_told(first, second, message, tmp_path):
+    """Heads whose labels differ, or have names in one alone, are merged with a line; case does not count."""
+    folders = labelled(tmp_path, first.split(), second.split())
+    lines = [line for line in check_recipe(merge_of(*folders)).warnings if "labels" in line]
+    assert len(lines) == (message is not None)
+    assert message is None or re.fullmatch(message, lines[0])
+
+
+def test_labels_in_another_order_are_refused_whatever_their_case(tmp_path):
+    """Heads of NEG, POS and pos, neg are not averaged row by row."""
+    folders = labelled(tmp_path, ["NEG", "POS"], ["pos", "neg"])
+    with pytest.raises(SourceError, match=r"labels of .*1 are those of .*0 in another order, pos, neg and NEG, POS"):
+        check_recipe(merge_of(*folders))
 
 
 SETTINGS: list[tuple[Edit, str]] = [

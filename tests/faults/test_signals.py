@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command ends within seconds, says how to go on, and leaves no process behind."""
+"""Ctrl-C, SIGTERM and SIGHUP: a command ends within seconds, says how to go on, and leaves no process behind."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ from watch import are_gone, descendants, runs
 from hf_evomerge.cli import app
 
 Start = Callable[..., Program]
-SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}
+SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143), "HUP": (signal.SIGHUP, 129)}
 SLOW_MERGE = """
 import time
 from hf_evomerge.building.merged import Merged

@@ -140,24 +140,32 @@ def test_private_branches_and_pull_requests(plain, hub, lfs_api):
     assert pushed.model.url == f"{hub.endpoint}/local/merge/discussions/1"
 
 
-def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api):
-    """Code, record, pictures and tokenizer of an earlier winner go, as a dry run lists; what no push made stays, and a card."""
+def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api, caplog):
+    """Code, record, pictures and tokenizer of an earlier winner go; what no push made stays, and a card.
+
+    Weights that are pickles go too. A dry run says so, and so does the push.
+    """
     push_model(hybrid_search, "local/merge", api=lfs_api)
-    ours = ("chat_template.jinja", "tokenizer.model", "model-00001-of-00002.safetensors")
+    ours = ("chat_template.jinja", "tokenizer.model", "model-00001-of-00002.safetensors", "pytorch_model.bin")
     theirs = ("notes.md", "notes.py", "steps/1/model.safetensors", "onnx/x.safetensors", "images/logo.png", "images/a/path.png")
     files = [CommitOperationAdd(name, b"x") for name in (*ours, *theirs)]
     lfs_api.create_commit("local/merge", files, commit_message="before")
     card = Path(hf_hub_download("local/merge", "README.md")).read_text()
     planned = str(preview_push(plain, "local/merge", PushOptions(card=False), api=lfs_api))
+    caplog.set_level("INFO", logger="hf_evomerge")
     push_model(plain, "local/merge", PushOptions(card=False), api=lfs_api)
+    said = [line.removeprefix("local/merge: ") for line in caplog.messages]
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= set(theirs)
     left = [name for name in there - set(theirs) if name.endswith((".safetensors", ".py", ".png", ".parquet"))]
     assert left == ["model.safetensors"]
     assert not there & {*ours, "study.json"}
-    for name in (*ours, "study.json", "images/path.png"):
-        assert f"removed  {name}\n" in planned
-    assert not any(f"removed  {name}" in planned for name in theirs)
+    lines = dict(line.strip().split(": ", 1) for line in planned.splitlines()[1:] if ": " in line)
+    fates = {fate: set(lines[fate].split(", ")) for fate in ("replaced", "removed", "left")}
+    assert fates["removed"] >= {*ours, "study.json", "images/path.png"}
+    assert fates["replaced"] >= {"model.safetensors", "config.json", "recipe.yaml"}
+    assert fates["left"] == {*theirs, "README.md"}
+    assert set(said) >= {f"{fate}: {lines[fate]}" for fate in fates}
     assert Path(hf_hub_download("local/merge", "README.md")).read_text() == card
 
 

@@ -106,7 +106,7 @@ def test_somebody_elses_commit_is_not_overwritten(plain, lfs_api, monkeypatch, w
     monkeypatch.setattr(lfs_api, "create_commit", interrupted)
     with pytest.raises(HubError, match=r"somebody else has committed"):
         push_model(plain, "local/merge", api=lfs_api)
-    push_model(plain, "local/merge", api=lfs_api)
+    push_model(plain, "local/merge", PushOptions(replace=True), api=lfs_api)
     assert {"theirs.txt", "model.safetensors"} <= set(lfs_api.list_repo_files("local/merge"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hub_fixtures import upload_models
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from recipes import merge_of
 
 from hf_evomerge.errors import EvoMergeError, HubError
@@ -34,6 +34,31 @@ def test_a_repository_of_something_else_is_refused(plain, hub, lfs_api):
             refused(plain, "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"holds an adapter"):
         check_push("local/merge", [], PushOptions(), api=lfs_api)
+
+
+def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
+    """A repository whose files no push has put there is refused, by a dry run and before a search too.
+
+    A recipe.yaml of another program makes it none of ours. With `replace`, once a push has been
+    there, and in a pull request it is not.
+    """
+    names = ("README.md", "model-00001-of-00002.safetensors", "pytorch_model.bin", "recipe.yaml")
+    lfs_api.create_repo("local/merge")
+    files = [CommitOperationAdd(name, b"quant_stage: {}") for name in names]
+    lfs_api.create_commit("local/merge", files, commit_message="theirs")
+    for refused in (push_model, preview_push):
+        with pytest.raises(
+            HubError, match=r"local/merge: holds files that hf-evomerge has not pushed \(README.md, .*--replace"
+        ):
+            refused(plain, "local/merge", api=lfs_api)
+    with pytest.raises(HubError, match=r"has not pushed"):
+        check_push("local/merge", [], PushOptions(), api=lfs_api)
+    assert set(lfs_api.list_repo_files("local/merge")) == {".gitattributes", *names}
+    push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
+    push_model(plain, "local/merge", PushOptions(replace=True), api=lfs_api)
+    assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin"} & set(lfs_api.list_repo_files("local/merge"))
+    assert not push_model(plain, "local/merge", api=lfs_api).model.changed
+    push_model(plain, "local/merge", PushOptions(revision="next"), api=lfs_api)
 
 
 def test_private_is_not_ignored(plain, hub, lfs_api):

@@ -82,6 +82,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an architecture that is a list": (_text(model_type=["llama"]), "text_config.model_type: ['llama'] is not an architecture"),
     "a merged model in a merged model": (_text(model_type="evo_merged"), "text_config.model_type: 'evo_merged' is not an"),
+    "an architecture whose blocks have two attentions": (
+        _text(model_type="longcat_flash"),
+        "text_config.model_type: a block of 'longcat_flash' has two attentions with a cache slot each",
+    ),
     "a text_config that is a number": ({"text_config": 3}, "text_config: int, but it must be a configuration or a mapping"),
     "a text_config of another depth": (
         _text(num_hidden_layers=3),

@@ -194,6 +194,19 @@ def test_a_parent_is_scored_as_it_is(tiny, search_config):
         assert evaluator.evaluate(config.base).values.tolist() != expected  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wish", [{"num_return_sequences": 2}, {"compile_config": {"fullgraph": True}}, {"max_new_tokens": -1}])
+def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
+    """Settings for which transformers refuses a generation config do not count; special tokens do."""
+    shutil.copytree(tiny / "b", tmp_path / "b")
+    (tmp_path / "b" / "generation_config.json").write_text(json.dumps({**wish, "eos_token_id": [5, 7]}))
+    evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "b")}]))
+    scores = [evaluator.evaluate(SourceRef(model=str(folder / "b"))) for folder in (tmp_path, tiny)]
+    assert scores[0].error is None
+    assert scores[0].values.tolist() == scores[1].values.tolist()
+    loaded = evaluator.models.load(evaluator.sources[1]).generation_config
+    assert loaded.eos_token_id == [5, 7]
+
+
 def test_sources_of_different_depth_share_a_path(tiny, search_config, tmp_path):
     """A path may run through sources of different depth, and scores what the built model scores."""
     config = search_config("dfs", sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}], base=None)

@@ -1,5 +1,6 @@
 """LoRA fine-tunes that a search is compared with."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hf_evomerge.search import baselines, together
 from hf_evomerge.search.baselines import Tuner
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.finetune import Lora, fine_tune
+from hf_evomerge.search.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
@@ -93,6 +94,15 @@ def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_conf
     run_search(config, tmp_path / "again", build=False)
     (weights,) = built.glob("*.safetensors")
     assert (tmp_path / "again" / "model-with-lora" / weights.name).read_bytes() == weights.read_bytes()
+
+
+def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
+    """The modules in the adapter's config are sorted, so that the same training writes the same file."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "base")
+    LoraAscent(model, Lora(1e-3, 1)).tuned.save_pretrained(tmp_path)
+    modules = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 6
+    assert modules == sorted(modules)
 
 
 def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):

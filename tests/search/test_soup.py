@@ -72,11 +72,13 @@ def test_links_among_checkpoints(run, tiny):
         ({"run": "RUN", "checkpoints": "last 1"}, "1 of its checkpoints are 'last 1', and a merge takes 2; it has"),
         ({"run": "RUN", "checkpoints": "step-*"}, "0 of its checkpoints are 'step-"),
         ({"run": "RUN/nowhere"}, "no such folder of checkpoints"),
+        ({"run": "RUN", "checkpoints": ["checkpoint-3", "../x"]}, "../x is not in it; list checkpoints"),
+        ({"run": "RUN", "checkpoints": ["checkpoint-3", "/tmp"]}, "/tmp is not in it; list checkpoints"),
         ({"run": "RUN", "checkpoint": "all"}, "sources: checkpoint: no such key; did you mean checkpoints?"),
     ],
 )
 def test_a_run_that_is_none_is_one_line(run, sources, message):
-    """Too few checkpoints, no folder, and another key are named before anything is read."""
+    """Too few checkpoints, no folder, others' folders, and another key are named before anything is read."""
     given = {**sources, "run": sources["run"].replace("RUN", str(run))}
     with pytest.raises(RecipeError, match=message.replace("*", r"\*").replace("?", r"\?")) as caught:
         validate(Recipe, {"sources": given, "merge": {"method": "linear"}}, RecipeError)

@@ -9,9 +9,12 @@ import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...checkpoints.headers import read_mapping
 from ...errors import SourceError
+from ...fitness.encoding import FORCED_TOKENS, SPECIAL_TOKENS
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
 from .devices import devices_of
@@ -19,7 +22,7 @@ from .quantization import Quantization, keep_differentiable, packed
 from .sources import SearchSources, Target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
     from ...checkpoints.checkpoint import Parent
     from ...merging.gradient import MergeGradient, Number
@@ -177,6 +180,7 @@ class ModelPool:
             sees = getattr(source.config, "has_parts", False)  # a merged model says it
             loaded: Any = (kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)).from_pretrained(
                 source.folder,
+                generation_config=_stated_generation(source.folder),
                 dtype=self.dtype,
                 attn_implementation=self.config.compute.attn_implementation,
                 output_loading_info=True,
@@ -283,3 +287,17 @@ class ModelPool:
             whole.download()
             write_part(Component(whole, part), Component(first.whole, part), model)
         return model
+
+
+def _stated_generation(folder: Path) -> GenerationConfig | None:
+    """Generation config of a folder, of which the special tokens alone are read; None without a file.
+
+    transformers would read the whole file, and refuse a model for settings that do not count here.
+    """
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    stated = read_mapping(file, str(file))
+    return GenerationConfig(**{name: stated.get(name) for name in (*SPECIAL_TOKENS, *FORCED_TOKENS)})

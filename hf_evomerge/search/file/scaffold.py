@@ -17,7 +17,7 @@ from ...building.tokens import match_tokens
 from ...checkpoints.architecture import is_of_kind
 from ...checkpoints.chat_template import most_common_template
 from ...checkpoints.checkpoint import Parent
-from ...checkpoints.compatibility import check_mergeable, head_labels
+from ...checkpoints.compatibility import check_mergeable, compared_labels, head_labels
 from ...checkpoints.component import Component, as_parts
 from ...checkpoints.open import config_name, open_source
 from ...checkpoints.unchanged import twins
@@ -239,7 +239,7 @@ class _Problems:
             del self.where["choices"]
         elif "choices" in self.where:
             self.task = "multiple_choice"
-        if self.task == "classification" and len({tuple(head_labels(source)) for source in sources}) > 1:
+        if self.task == "classification" and len({tuple(compared_labels(source)) for source in sources}) > 1:
             self._read_heads(sources, records)
         says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
         if gloss := next(says, None):

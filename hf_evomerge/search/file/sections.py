@@ -67,8 +67,10 @@ class MergeConfig(StrictModel):
     """Source whose routers candidates of a mixture of experts have, as an index; the first that takes part where absent.
     ``merge``: they are merged as everything else."""
     rows_per_group: Count | None = None
-    """Output rows of a run with ``groups: rows``; where absent 64, or so many times more that all sources together have no
-    more than 20,000 runs. With as many rows as a head has, a run of a query, key or value projection is a head."""
+    """Most output rows of a run with ``groups: rows``: a tensor of R rows is cut into the fewest runs,
+    n, that are no longer, and these are equal up to a row (row r is in run floor(r n / R)). Where
+    absent 64, or so many times more that all sources together have no more than 20,000 runs. With as
+    many rows as a head has, a run of a query, key or value projection is a head."""
     starts: list[Literal["average", "sum", "sources", "last", "wsm", "exponential"]] = Field(default_factory=list)
     """Points that are tried on one batch before the search, which begins at the best of them and of its own start: ``average``
     (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others). For checkpoints of a
@@ -146,4 +148,5 @@ class ComputeConfig(StrictModel):
     are the same up to rounding."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Bits of the base that adapters run on, by bitsandbytes (extra ``quantization``); ``4bit`` is QLoRA's NF4. All scores of
-    the study are then of adapters on that base."""
+    the study are then of adapters on that base. In ``8bit`` a score depends a little on
+    ``batch_size``, because LLM.int8() looks for outliers in a whole batch."""

@@ -44,7 +44,9 @@ def contributions(names: Sequence[str], whole: Scores, others: Sequence[Scores])
 
 def sentence(found: Sequence[Contribution], examples: str) -> str:
     """Name the sources whose absence costs fitness beyond chance, and the others."""
-    gains = [each.source for each in found if each.left_out.low > 0]
-    idle = [each.source for each in found if each.left_out.low <= 0]
-    said = f"The winner gains from {', '.join(gains) or 'no source by itself'}, on {examples} examples"
-    return f"{said}; it loses nothing that they could show without {', '.join(idle)}" if idle else said
+    gains = ", ".join(each.source for each in found if each.left_out.low > 0)
+    others = ", ".join(each.source for each in found if each.left_out.low <= 0)
+    if not gains:
+        return f"On {examples} examples nothing shows that the winner needs {others}"
+    said = f"The winner gains from {gains}, on {examples} examples"
+    return f"{said}; nothing shows that it needs {others}" if others else said
