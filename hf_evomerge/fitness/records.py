@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FitnessError, one_line, optional
-from ..recipes.names import is_folder
+from ..recipes.names import is_folder, looked_in
 from .data import FORMATS, DataSpec
 from .example import Record
 
@@ -93,6 +93,7 @@ def read_jsonl(file: str) -> list[tuple[int, Record]]:
                     records.append((number, _read_line(line, f"{file}:{number}")))
     except (OSError, ValueError) as cause:  # a name with NUL, or text in another encoding
         hint = "; save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
+        hint = looked_in(file) if isinstance(cause, FileNotFoundError) else hint
         raise FitnessError(f"{file}: cannot be read: {getattr(cause, 'strerror', None) or cause}{hint}") from cause
     return records
 
