@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from typing import Any
 
 import typer
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+
+
+def visible(text: str) -> str:
+    """Replace control characters of a text, with which names and data could command a terminal."""
+    return _CONTROLS.sub("?", text)
+
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:
     """Print a text; in a terminal, in a style of `typer.style`, and with long lines wrapped with a hanging indent."""
+    text = visible(text)
     if (sys.stderr if err else sys.stdout).isatty():
         from rich.cells import cell_len
         from rich.console import Console

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it leaves, and that a user's mistake is one line and status 1."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -352,6 +353,17 @@ def test_a_terminal_is_told_at_once_what_is_read(words, capsys, monkeypatch):
     told, error, *_ = capsys.readouterr().err.splitlines()
     assert f"reading {words[1]}" in told
     assert "error: " in error
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_has_read_enough(more, hybrid_search):
+    """Where nobody reads what a command prints, as after `| head`, it ends without a word."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "hf_evomerge", "show", str(hybrid_search), *more]
+    ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_examples_are_copied(tmp_path, monkeypatch):

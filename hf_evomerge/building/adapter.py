@@ -229,7 +229,7 @@ class MergedAdapter(AdapterCheckpoint):
             rights.append(right)
         left, right = torch.cat(lefts, dim=1), torch.cat(rights)
         if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
-            raise SourceError(f"{name}: the adapters have NaN, or numbers too large to add up; look at their files")
+            raise SourceError(f"{name}: the adapters have numbers too large to add up; look at their files")
         if (rank := self.modules[name].rank) == right.shape[0]:
             if self.measured:
                 exact = float(((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum())

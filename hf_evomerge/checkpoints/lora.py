@@ -203,9 +203,17 @@ class Adapter:
         return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
 
     def scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
-        """Multiply the scaling into the first of `factors`, so that their product is added to the weight."""
+        """Multiply the scaling into the first of `factors`, so that their product is added to the weight.
+
+        Raises:
+            SourceError: A number is not finite; times a weight of 0 it would still be none.
+        """
         left, right = self.factors(change)
-        return left * self._scaling(change, right.shape[0]), right
+        left = left * self._scaling(change, right.shape[0])
+        if not (left.isfinite().all() and right.isfinite().all()):
+            what = f"{change.module}: the adapter has NaN, or infinite numbers"
+            raise SourceError(f"{self.label}: {what}; make it again, or leave it out")
+        return left, right
 
     def _scaling(self, change: Change, rank: int) -> float:
         """Return the factor of the product; a pipeline's adapter names it in its file."""

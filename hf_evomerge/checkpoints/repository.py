@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError, SourceError, one_line
-from ..recipes.names import is_folder, named_folder
+from ..recipes.names import is_folder, looked_in, named_folder
 from .client import T, ask, is_passing, status_of
 from .hashes import file_sha256
 from .headers import StoredTensor
@@ -55,7 +55,9 @@ class Repository:
         from huggingface_hub import snapshot_download
 
         if is_folder(name) or any(c.isspace() for c in name):
-            raise SourceError(f"{name}: no such folder; give a folder that exists or the id of a repository on the Hub")
+            raise SourceError(
+                f"{name}: no such folder{looked_in(name)}; give a folder that exists or the id of a repository on the Hub"
+            )
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
         small: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": IGNORED_FILES}
@@ -164,13 +166,15 @@ def _asked(name: str, call: Callable[[], T], may_pass: Callable[[BaseException],
         if isinstance(cause.__cause__, errors.HfHubHTTPError):  # reached, and in trouble
             raise SourceError(f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later") from cause
         raise SourceError(
-            f"{name}: neither a folder nor in the Hub cache, and the Hub cannot be reached; check the name and HF_HUB_OFFLINE"
+            f"{name}: no folder{looked_in(name)}, not in the Hub cache, and the Hub cannot be reached; "
+            "check the name and HF_HUB_OFFLINE"
         ) from cause
     except errors.GatedRepoError as cause:
         raise SourceError(f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth login`") from cause
     except errors.RepositoryNotFoundError as cause:
         raise SourceError(
-            f"{name}: no such model on the Hub, or it is private; check the name, or log in with `hf auth login`"
+            f"{name}: no folder{looked_in(name)}, and no such model on the Hub, or it is private; "
+            "check the name, or log in with `hf auth login`"
         ) from cause
     except failures as cause:
         raise SourceError(f"{name}: cannot be downloaded: {one_line(cause)}") from cause

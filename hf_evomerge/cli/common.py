@@ -136,6 +136,9 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
     try:
         with stoppable(line):
             yield
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # typer ends quietly: who reads, such as `head`, has read enough
     except Exception as error:  # not only ours: a folder that cannot be written, a full disk
         if not isinstance(error, EvoMergeError | OSError | sqlite3.Error) and not is_of_machine(error):
             raise

@@ -85,6 +85,10 @@ def init(
     example: Annotated[
         str | None, typer.Option(help="Copy a file that comes with the package, such as the paper's own search: evollm-jp-ps.")
     ] = None,
+    no_measure: Annotated[
+        bool,
+        typer.Option("--no-measure", help="Guess what stands between prompt and answer; else every model scores 16 examples."),
+    ] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Take the demo's models, and write its problems.jsonl.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False)
@@ -121,12 +125,16 @@ def init(
         elif not sources or data is None:
             raise EvoMergeError("give the names of two models or more and --data FILE, or --demo, or --example NAME")
         _new(out)
+        reading(f"{data} and the models")
         import torch
 
+        from ..search.answer_form import measure_form
         from ..search.file.scaffold import draft_search
 
         quiet()
-        draft = draft_search(sources, data, base=base, device=("cpu", "cuda:0", "auto")[min(2, torch.cuda.device_count())])
+        device = ("cpu", "cuda:0", "auto")[min(2, torch.cuda.device_count())]
+        measure = None if no_measure else measure_form
+        draft = draft_search(sources, data, base=base, device=device, measure=measure)
         write_whole(out, draft.text)
         name = shlex.quote(str(out))
         steps = {

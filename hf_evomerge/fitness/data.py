@@ -47,7 +47,8 @@ class DataSpec(StrictModel):
     """Records to read, and how to make examples of them."""
 
     jsonl: str | None = None
-    """A file with one JSON object per line. A relative name starts at the current directory."""
+    """A file with one JSON object per line. A relative name starts at the folder of the search file,
+    or else at the current directory."""
     dataset: str | None = None
     """A data set's repository id on the Hub, or a folder with JSON, CSV or Parquet files."""
     data_files: Names | None = None

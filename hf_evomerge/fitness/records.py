@@ -9,12 +9,13 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import FitnessError, optional
-from ..recipes.names import is_folder
+from ..errors import FitnessError, one_line, optional
+from ..recipes.names import is_folder, looked_in
 from .data import FORMATS, DataSpec
 from .example import Record
 
@@ -31,7 +32,8 @@ def wanted_records(spec: DataSpec) -> list[tuple[str, Any]]:
         FitnessError: They cannot be read, a field is missing that is filtered by, or there are too few.
     """
     if spec.streaming:
-        found = list(islice(_stream(spec), spec.start, spec.start + (spec.count or 0)))
+        with _readable(spec):
+            found = list(islice(_stream(spec), spec.start, spec.start + (spec.count or 0)))
         if len(found) < (spec.count or 0):
             raise FitnessError(f"{spec.name}: count {spec.count} from start {spec.start} asked for, but {len(found)} came")
         return found
@@ -82,13 +84,16 @@ def _stream(spec: DataSpec) -> Iterator[tuple[str, Any]]:
 def read_jsonl(file: str) -> list[tuple[int, Record]]:
     """The records of a file with their line numbers; blank lines are skipped. Raises `FitnessError`."""
     records = []
+    if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+        raise FitnessError(f"{file}: a pipe or a device, and no file; save the records in a file")
     try:
         with Path(file).open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     records.append((number, _read_line(line, f"{file}:{number}")))
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, ValueError) as cause:  # a name with NUL, or text in another encoding
         hint = "; save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
+        hint = looked_in(file) if isinstance(cause, FileNotFoundError) else hint
         raise FitnessError(f"{file}: cannot be read: {getattr(cause, 'strerror', None) or cause}{hint}") from cause
     return records
 
@@ -103,6 +108,17 @@ def _read_line(line: str, where: str) -> Record:
     return record
 
 
+@contextmanager
+def _readable(spec: DataSpec) -> Iterator[None]:
+    """Name the data in whatever a reader of the datasets library raises."""
+    try:
+        yield
+    except FitnessError:
+        raise
+    except Exception as cause:  # each format has errors of its own, such as tarfile's
+        raise FitnessError(f"{spec.name}: cannot be loaded: {one_line(cause)}") from cause
+
+
 def _load(spec: DataSpec) -> Any:
     """A data set or a stream of the datasets library, with the fields that are read."""
     name = spec.dataset
@@ -112,7 +128,7 @@ def _load(spec: DataSpec) -> Any:
     kind, options = (spec.dataset, {}) if spec.dataset is not None else FORMATS[spec.suffix]
     if spec.columns is not None:
         options = {**options, "names": spec.columns, "header": None}
-    try:
+    with _readable(spec):
         data = datasets.load_dataset(
             str(kind),
             spec.config,
@@ -122,8 +138,6 @@ def _load(spec: DataSpec) -> Any:
             streaming=spec.streaming,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as cause:
-        raise FitnessError(f"{spec.name}: cannot be loaded: {cause}") from cause
     columns = data.column_names
     if columns is not None and (missing := [field for field in spec.fields if field not in columns]):
         raise FitnessError(f"{spec.name}: no field {missing[0]!r}; its fields are {', '.join(columns)}")

@@ -22,6 +22,7 @@ from ..checkpoints.open import config_name
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
 from ..fitness.pictures import sees
+from ..lines import visible
 from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..record import EVOLVED, STUDY_JSON, Data, Record, Results, Row
@@ -156,7 +157,7 @@ def render_card(facts: CardFacts, repo_id: str, license: LicenseDecision, *, lan
     except (jinja2.TemplateError, KeyError, TypeError) as cause:
         raise HubError(f"{TEMPLATE}: does not fit what is known of {repo_id}: {cause}") from cause
     metadata = card_metadata(facts, repo_id, license, languages).to_yaml()
-    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    body = visible(re.sub(r"\n{3,}", "\n\n", body).strip())
     return f"---\n{metadata}\n---\n\n{body}\n"
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import EvoMergeError, nearest, one_line, shown
 from .limited_yaml import MAX_BYTES, NUMBERS, TOO_LONG, load_limited, read_limited
+from .names import beside
 
 
 class StrictModel(BaseModel):
@@ -93,11 +94,15 @@ def in_line(data: StrictModel | Mapping[str, Any]) -> str:
     return to_yaml(plain, width=sys.maxsize, default_flow_style=True).strip()
 
 
-def load_yaml(kind: type[Part], file: str | os.PathLike[str], error: type[EvoMergeError]) -> Part:
-    """Read one object from a YAML file; the file's name is in every complaint."""
+def load_yaml(kind: type[Part], file: str | os.PathLike[str], error: type[EvoMergeError], *, named: bool = False) -> Part:
+    """Read one object from a YAML file; the file's name is in every complaint.
+
+    With `named`, the names of folders and files in it are looked for `beside` it.
+    """
     text = read_text(file, error)
     try:
-        return parse_yaml(kind, text, error)
+        data = read_yaml(text, error)
+        return validate(kind, beside(data, os.path.dirname(file)) if named else data, error)
     except error as cause:
         raise error(f"{file}: {cause}") from cause
 

@@ -68,26 +68,32 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
     Raises:
         SearchError: The folder holds the study of another search, or what this one would overwrite.
     """
-    if not (out / STUDY_FILE).exists():
+    begins = not (out / STUDY_FILE).exists()
+    if begins:
         _check_unused(written, out)
         study = Study.create(out, config.model_dump(mode="json"))
+    else:
+        study = Study.open(out)
+        try:
+            begins = _differs(study, out, config)
+            if begins:
+                _forget_settings(study, config)
+        except SearchError:
+            study.close()
+            raise
+    if begins:
         study.set_meta("pins", pins)
         study.set_meta(NOTE, os.path.abspath(out))
         study.set_meta("versions", versions())
     else:
-        study = Study.open(out)
-        try:
-            _check_same(study, out, config)
-        except SearchError:
-            study.close()
-            raise
         _give_more(study, config)
     kept: SearchConfig | None = None
     if (out / SEARCH_FILE).exists():  # not where the process that began the study ended in between
         kept = written
         with suppress(EvoMergeError):  # a file that cannot be read does not count, and the user was told
             kept = SearchConfig.load(out / SEARCH_FILE)
-    if kept is None or written.about not in (None, kept.about) or _raised(kept, written):
+    is_another = begins and kept is not None and rooted(kept) != written
+    if kept is None or is_another or written.about not in (None, kept.about) or _raised(kept, written):
         written.save(out / SEARCH_FILE)
     return study
 
@@ -103,11 +109,13 @@ def check_out(config: SearchConfig, out: Path) -> None:
     if not (out / STUDY_FILE).exists():
         return _check_unused(config, out)
     with Study.open(out) as study:
-        _check_same(study, out, pin(rooted(config), study.meta("pins") or {}))
+        _differs(study, out, pin(rooted(config), study.meta("pins") or {}))
 
 
 def known_pins(out: Path) -> Pins:
-    """Read what the repositories of the folder's study were pinned to when it began; empty where there is no study.
+    """Read what the repositories of the folder's study were pinned to when it began.
+
+    Nothing is pinned where there is no study, or one without scores.
 
     Raises:
         DamagedStudyError: The study is damaged, so that no search goes on with it.
@@ -116,7 +124,7 @@ def known_pins(out: Path) -> Pins:
         return {}
     with Study.open(out) as study:
         study.trials()  # before a stage ends and is copied over the last whole copy
-        return study.meta("pins") or {}
+        return (study.has_scores and study.meta("pins")) or {}
 
 
 def edited(study: Study) -> tuple[SearchConfig, str | None]:
@@ -134,7 +142,8 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
         written = pin(written, study.meta("pins") or {})
     except EvoMergeError as error:
         return config, f"{error}; the study's own settings count"
-    if changed := _changes(config.model_dump(mode="json"), written.model_dump(mode="json")):
+    changed = _changes(config.model_dump(mode="json"), written.model_dump(mode="json"))
+    if changed and study.has_scores:
         config = config.model_copy(update={"about": written.about})
         return config, f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
     return written, None
@@ -228,10 +237,17 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
         raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
 
 
-def _check_same(study: Study, out: Path, now: SearchConfig) -> None:
-    """Refuse to go on with other settings, but for more evaluations of what no later stage was begun at."""
+def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
+    """Tell whether the settings differ from the study's, which they may while it has no scores.
+
+    Afterwards there may only be more evaluations of what no later stage was begun at; raises
+    `SearchError` for anything else.
+    """
     before = settings_of(study)
-    if changed := _changes(before.model_dump(mode="json"), now.model_dump(mode="json")):
+    changed = _changes(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    if changed and not study.has_scores:
+        return True
+    if changed:
         told = ", ".join([*changed[:3], *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])])
         raise SearchError(f"{out}: holds the study of another search: {told}; choose another folder")
     for stage in _raised(before, now):
@@ -246,6 +262,14 @@ def _check_same(study: Study, out: Path, now: SearchConfig) -> None:
                 f"{out}: {after} was begun at what {stage} had found, so only {after} can be given more evaluations; leave "
                 f"those of {stage} at {stage.evaluations}, or choose another folder"
             )
+    return False
+
+
+def _forget_settings(study: Study, config: SearchConfig) -> None:
+    """Give a study without scores other settings; raises `SearchError` where a process runs it."""
+    with study.exclusive():
+        study.forget()
+        study.set_meta("settings", config.model_dump(mode="json"))
 
 
 def _raised(before: SearchConfig, now: SearchConfig) -> list[Stage]:

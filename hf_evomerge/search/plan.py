@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SearchError
+from .answer_form import doubts_of_form
 from .baselines import RATES
 from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_device
@@ -115,7 +116,8 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     checked = check_search(config, evaluator)
     examples = evaluator.tasks.sizes
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
-    warnings += [*checked.warnings, *_of_splits(examples)]
+    doubts = doubts_of_form(evaluator) if evaluator.sources.weights else []
+    warnings += [*checked.warnings, *_of_splits(examples), *doubts]
     stages, merge = list[Phase](), None
     for stage in config.stages:
         space = make_space(config, stage, evaluator.sources.summary, merge)

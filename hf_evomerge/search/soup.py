@@ -9,6 +9,7 @@ from ..errors import RecipeError, SearchError
 from ..recipes.recipe import MergePart, Recipe
 from ..recipes.run import wsm_weights
 from ..recipes.strict_yaml import parse_yaml, validate
+from .answer_form import measure_form
 from .evaluation.evaluator import Evaluator
 from .evaluation.sources import Target
 from .file.config import SearchConfig
@@ -46,7 +47,7 @@ def soup_recipe(
     recipe = validate(Recipe, {"sources": given, "merge": {"method": "linear"}}, RecipeError)
     chosen, line = recipe.sources, f"{len(recipe.sources)} checkpoints"
     if data is not None:
-        draft = draft_search([str(ref) for ref in chosen], data, device=device)
+        draft = draft_search([str(ref) for ref in chosen], data, device=device, measure=measure_form)
         kept, scores = _greedy(parse_yaml(SearchConfig, draft.text, SearchError))
         line = f"{len(kept)} of {line}: {scores[-1]:.4f}, the best alone {scores[0]:.4f}"
         chosen = [chosen[number] for number in sorted(kept)]

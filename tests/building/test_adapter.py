@@ -269,7 +269,7 @@ def test_numbers_that_cannot_be_added_up(number, rank, make, tmp_path):
     file = Path(str(recipe.sources[0].adapter)) / "adapter_model.safetensors"
     tensors = {name: tensor.fill_(number) if "q_proj" in name else tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(SourceError, match="the adapters have NaN, or numbers too large"):
+    with pytest.raises(SourceError, match=r"the adapters? ha(s NaN, or infinite|ve numbers too large to add up)"):
         build_model(recipe, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

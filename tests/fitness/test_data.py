@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_unreadable_file(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
     with pytest.raises(FitnessError, match=r"latin.*cannot be read.*; save it as UTF-8$"):
         load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
+    with pytest.raises(FitnessError, match=r"a\?b: cannot be read: embedded null byte$"):
+        load_examples(spec(jsonl="a\0b"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_no_file(kind, tmp_path):
+    """A pipe, of which nothing may ever come, and a device, of which everything may, are not read."""
+    file = tmp_path / "endless.jsonl"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(FitnessError, match=r"endless\.jsonl: a pipe or a device, and no file; save the records in a file"):
+        load_examples(spec(jsonl=str(file)))
 
 
 def test_slices_of_one_shuffle_are_disjoint(jsonl):
@@ -219,6 +234,20 @@ def test_anything_that_datasets_reads(tmp_path):
     assert [int(example.answer) for example in parts[0]] != sorted(int(example.answer) for example in parts[0])
     with pytest.raises(FitnessError, match=r"b.jsonl: count 11 from start 20 asked for, but 10 came"):
         load_examples(DataSpec(**stream, start=20, count=11))
+
+
+@pytest.mark.usefixtures("datasets")
+def test_a_file_that_no_reader_takes_is_one_line(tmp_path):
+    """Whatever error the reader of a format has, it is one that names the data, also in the midst of a stream."""
+    archive = tmp_path / "pictures.tar"
+    archive.write_bytes(b"no archive" * 200)
+    with pytest.raises(FitnessError, match=r"^webdataset: cannot be loaded: invalid header$"):
+        load_examples(DataSpec(dataset="webdataset", data_files=[str(archive)]))
+    files = [tmp_path / name for name in ("whole.jsonl", "broken.jsonl")]
+    for file, text in zip(files, ('{"prompt": "a", "answer": 1}', '{"prompt": '), strict=True):
+        file.write_text(text)
+    with pytest.raises(FitnessError, match=r"^.*whole\.jsonl, .*broken\.jsonl: cannot be loaded: "):
+        load_examples(DataSpec(data_files=[str(file) for file in files], streaming=True, count=2))
 
 
 def test_datasets_library_absent(monkeypatch):

@@ -88,6 +88,14 @@ def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
     return ModelCard(text)
 
 
+def test_a_prompt_commands_no_terminal(study):
+    """Control characters of data, with which a card could redraw the terminal of a reader, do not get into it."""
+    study["examples"][1]["prompt"] = "say\x1b]0;title\x07 \x9b31mx"
+    text = _card(_facts("ps", study=study)).text
+    assert "say?\\]0;title? ?31mx" in text
+    assert not set(text) & {"\x1b", "\x07", "\x9b"}
+
+
 def test_it_opens_with_what_the_model_is_for(study):
     """First what it is for, an example and what it says, and the result with its interval; then how to load it."""
     study["settings"]["about"] = "Counts things."

@@ -1,14 +1,19 @@
 """The search file: what it may say, and what is refused with which words."""
 
 import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from searches import minimal
 
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.plan import plan_search
 
 
 def test_defaults_are_those_of_the_paper():
@@ -19,6 +24,59 @@ def test_defaults_are_those_of_the_paper():
     assert (step.population, step.sigma, step.minutes, step.batch) == (None, None, None, None)
     assert (config.compute.seed, config.compute.threads) == (0, 1)
     assert (config.merge.groups, config.path.kind) == ("block", "gates")
+
+
+@pytest.fixture
+def elsewhere(
+    tiny: Path, search_settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A search file whose names are relative to its folder, seen from another folder."""
+    shutil.copytree(tiny, tmp_path / "own")
+    file = tmp_path / "own" / "search.yaml"
+    file.write_text(yaml.safe_dump(search_settings("ps", Path("."))))
+    (tmp_path / "called").mkdir()
+    monkeypatch.chdir(tmp_path / "called")
+    return Path("../own/search.yaml")
+
+
+def test_names_are_those_beside_the_file(elsewhere, tiny, monkeypatch):
+    """Models and data beside the file are found from everywhere, and before those of the caller's folder."""
+    (Path.cwd() / "a").mkdir()
+    config = SearchConfig.load(elsewhere)
+    assert [source.model for source in config.sources] == ["../own/a", "../own/b"]
+    assert config.data["search"].jsonl == "../own/search.jsonl"
+    assert plan_search(config).phases
+    monkeypatch.chdir(elsewhere.parent)
+    assert [source.model for source in SearchConfig.load("search.yaml").sources] == ["a", "b"]
+    shutil.copy("search.yaml", "../called/copy.yaml")
+    assert SearchConfig.load("../called/copy.yaml").base == SearchConfig.load("search.yaml").base
+
+
+def test_a_run_beside_the_file_is_found(elsewhere):
+    """A folder of checkpoints too, which is looked into while the file is read."""
+    settings = yaml.safe_load(elsewhere.read_text())
+    for name in ("a", "b"):
+        shutil.copytree(elsewhere.parent / name, elsewhere.parent / "runs" / f"step-{name}")
+    elsewhere.write_text(yaml.safe_dump({**settings, "sources": {"run": "runs", "checkpoints": "step-*"}}))
+    assert sorted(source.model for source in SearchConfig.load(elsewhere).sources) == [
+        "../own/runs/step-a",
+        "../own/runs/step-b",
+    ]
+
+
+def test_a_name_that_is_nowhere_says_where_it_was_looked_for(elsewhere, monkeypatch):
+    """Both folders are named, and then what the Hub said."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    elsewhere.write_text(elsewhere.read_text().replace("model: b", "model: upper"))
+    own, called = elsewhere.parent.resolve(), Path.cwd()
+    with pytest.raises(SourceError, match=f"upper: no folder in {own} or {called}, not in the Hub cache, and the Hub cannot"):
+        plan_search(SearchConfig.load(elsewhere))
+    elsewhere.write_text(elsewhere.read_text().replace("model: upper", "model: ./upper"))
+    with pytest.raises(SourceError, match=rf"\./upper: no such folder in {own} or {called}; give a folder"):
+        plan_search(SearchConfig.load(elsewhere))
+    elsewhere.write_text(elsewhere.read_text().replace("model: ./upper", "model: b").replace("test.jsonl", "none.jsonl"))
+    with pytest.raises(FitnessError, match=f"none.jsonl: no such file in {own} or {called}"):
+        plan_search(SearchConfig.load(elsewhere))
 
 
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}

@@ -156,3 +156,12 @@ def test_long_lines_are_wrapped_in_a_terminal(err, monkeypatch, capsys):
     *wide, word = getattr(capsys.readouterr(), name).splitlines()
     assert all(cell_len(line) <= 40 for line in wide), "a wide character takes two columns"
     assert word == "  " + "x" * 50
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_name_commands_no_terminal(terminal, monkeypatch, capsys):
+    """Control characters of names and data are shown, and not carried out; tabs and ends of lines stay."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    say("note: nothing of \x1b[31ma\x9b1m is\tevolved\nnext\r", fg="red" if terminal else None)
+    shown = capsys.readouterr().out.removeprefix("\x1b[31m").replace("\x1b[0m", "")
+    assert shown.split() == ["note:", "nothing", "of", "?[31ma?1m", "is", "evolved", "next?"]

@@ -118,16 +118,14 @@ def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
         ({"prompt": "2 + 3 =\n", "answer": "5"}, ""),
         ({"prompt": "全部で何個ですか?", "answer": "5個です"}, ""),
         ({"prompt": "答えは", "answer": "5"}, ""),
+        ({"prompt": "2 + 3 =", "answer": " 5"}, ""),
     ],
 )
-def test_the_separator_follows_the_writing(tiny, tmp_path, monkeypatch, record, separator):
-    """A space where words have spaces between them and the prompt has none at its end; for whole-word tokenizers always."""
+def test_the_separator_is_guessed_from_the_writing(tiny, tmp_path, record, separator):
+    """Without a measurement: a space where words have spaces between them, and neither prompt nor answer has it."""
     file = tmp_path / "problems.jsonl"
     records = ({**record, "prompt": f"{number} {record['prompt']}"} for number in range(8))
     file.write_text("\n".join(map(json.dumps, records)))
-    by_words, _ = _drafted(tiny, file)
-    assert by_words.fitness.separator == ("" if record["prompt"].endswith("\n") else " ")
-    monkeypatch.setattr("hf_evomerge.search.file.scaffold._by_words", lambda source: False)
     config, _ = _drafted(tiny, file)
     assert config.fitness.separator == separator
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from searches import Config, count_trials, digests, facts
 from slowly import slow_beyond
 from warm import COMMAND, Program
@@ -14,6 +15,7 @@ from watch import Watch, are_gone, descendants, killed
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
@@ -82,8 +84,15 @@ def begun(search_config: Config, tmp_path: Path) -> Iterator[Path]:
     return tmp_path / "begun"
 
 
+def _score(folder: Path) -> None:
+    """Store a score of the base."""
+    with Study.open(folder) as study:
+        study.add_evaluation("base", "search", Scores([0.0] * 5))
+
+
 def test_other_settings_are_refused(begun, search_config):
-    """A folder with the study of other settings is refused, with each key that differs and both of its values."""
+    """A folder with scores of other settings is refused, with each key that differs and both of its values."""
+    _score(begun)
     optimizer = {"evaluations": 7, "population": 4}
     other = search_config(merge={"groups": "model"}, optimize=[optimizer], compute={"seed": 3})
     with pytest.raises(SearchError) as caught:
@@ -101,8 +110,60 @@ def test_settings_that_an_older_version_did_not_know(search_config, tmp_path):
     check_out(search_config(), tmp_path / "old")
     del settings["compare"]["finalists"]
     Study.create(tmp_path / "older", settings).close()
+    _score(tmp_path / "older")
     with pytest.raises(SearchError, match=r"compare\.finalists was 8 and is 2"):
         check_out(search_config(), tmp_path / "older")
+
+
+def test_a_study_without_scores_takes_other_settings(search_settings, tmp_path):
+    """A limit under which nothing can be scored is taken out of the file, and the search is that of the new file."""
+    settings = search_settings("ps")
+    short = {"limits": {"seconds": 0.001}}
+    file, out = tmp_path / "given.yaml", tmp_path / "out"
+    validate(SearchConfig, {**settings, "compute": short}, SearchError).save(file)
+    with pytest.raises(SearchError, match="cannot be evaluated"):
+        run_search(SearchConfig.load(file), out, build=False)
+    validate(SearchConfig, {**settings, "compute": {"seed": 3}}, SearchError).save(file)
+    check_out(SearchConfig.load(file), out)
+    result = run_search(SearchConfig.load(file), out, build=False)
+    assert SearchConfig.load(out / "search.yaml") == SearchConfig.load(file)
+    run_search(SearchConfig.load(file), tmp_path / "fresh", build=False)
+    assert facts(out) == facts(tmp_path / "fresh")
+    assert resume_search(out, build=False).to_json() == result.to_json()
+    with pytest.raises(SearchError, match="holds the study of another search: compute"):
+        run_search(validate(SearchConfig, settings, SearchError), out)
+
+
+def test_a_study_without_scores_follows_the_file_beside_it(begun, search_config):
+    """What is edited in the folder's own search file counts when the folder is gone on with."""
+    search_config(compute={"seed": 3}).save(begun / "search.yaml")
+    resume_search(begun, build=False)
+    with Study.open(begun) as study:
+        assert study.meta("settings")["compute"]["seed"] == 3
+
+
+def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
+    """While a process evaluates the first models of a study, another cannot give it other settings."""
+    with Study.open(begun) as study, study.exclusive(), pytest.raises(SearchError, match="another process is running"):
+        run_search(search_config(compute={"seed": 3}), begun)
+    with Study.open(begun) as study:
+        assert study.meta("settings")["compute"]["seed"] == 0
+
+
+def test_a_source_may_be_mended_before_it_is_scored(adapters, search_config, tmp_path):
+    """An adapter of which not one model could be scored is another file afterwards, and the search goes on with that."""
+    folder = shutil.copytree(Path(adapters["sources"][0]["adapter"]), tmp_path / "adapter")
+    sources = [{**adapters["sources"][0], "adapter": str(folder)}, adapters["sources"][1]]
+    config = search_config("ps", base=adapters["base"], sources=sources)
+    file, whole = folder / "adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()
+    broken = {name: tensor.fill_(float("nan")) for name, tensor in load_file(file).items()}
+    save_file(broken, file)
+    with pytest.raises(SearchError):
+        run_search(config, tmp_path / "out", build=False)
+    file.write_bytes(whole)
+    for name in ("out", "fresh"):
+        run_search(config, tmp_path / name, build=False)
+    assert facts(tmp_path / "out") == facts(tmp_path / "fresh")
 
 
 def test_a_search_that_was_killed_at_its_very_begin(begun, search_config):

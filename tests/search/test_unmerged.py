@@ -1,11 +1,13 @@
 """Searches over LoRA adapters of one base, which run on it without being merged; the result is an adapter too."""
 
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from searches import GRADIENT, facts
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM
@@ -14,6 +16,7 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.diff import diff_models
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
@@ -79,6 +82,18 @@ def test_a_quantised_base(kind, adapters, search_config, tmp_path):
         assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
     memory, whole = (memory_of_models(each.config, each) for each in (evaluator, plain))
     assert memory["parents"] == memory["ps"] < whole["ps"] == whole["parents"]
+
+
+def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):
+    """Where candidates run unmerged, it is not the base that cannot be evaluated."""
+    broken = shutil.copytree(adapters["sources"][1]["adapter"], tmp_path / "broken")
+    tensors = load_file(broken / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, broken / "adapter_model.safetensors")
+    sources = [adapters["sources"][0], {**adapters["sources"][1], "adapter": str(broken)}]
+    config = search_config("ps", base=adapters["base"], sources=sources)
+    with pytest.raises(SearchError, match=r"broken: \S+: the adapter has NaN, or infinite numbers; make it again"):
+        run_search(config, tmp_path / "out", build=False)
 
 
 # ---- what such a search ends with

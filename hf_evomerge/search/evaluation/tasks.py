@@ -83,6 +83,10 @@ class SearchTasks:
             self._examples[split] = own
         return self._examples[split]
 
+    def add(self, split: str, examples: Sequence[Example]) -> None:
+        """Add examples under the name of a split that the search file does not have."""
+        self._examples[split] = examples
+
     @property
     def of_splits(self) -> dict[str, Sequence[Example]]:
         """The examples of every split that there are some for."""

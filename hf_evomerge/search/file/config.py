@@ -250,5 +250,8 @@ class SearchConfig(StrictModel):
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
-        """Read a search file; raises `SearchError` with the keys that are wrong."""
-        return load_yaml(cls, file, SearchError)
+        """Read a search file; raises `SearchError` with the keys that are wrong.
+
+        Folders and files that it names are looked for beside it, then in the current directory.
+        """
+        return load_yaml(cls, file, SearchError, named=True)

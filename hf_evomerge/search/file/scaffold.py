@@ -6,12 +6,12 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...building.tokens import match_tokens
 from ...checkpoints.architecture import is_of_kind
@@ -52,6 +52,22 @@ _MARK = "####"  # what the result of a worked solution follows in GSM8K and its 
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
 
 
+class AnswerForm(NamedTuple):
+    """Form in which an answer follows its prompt.
+
+    Attributes:
+        separator: Text between the two.
+        chat: Whether the prompt is in the chat template.
+    """
+
+    separator: str
+    chat: bool
+
+
+Measure = Callable[[SearchConfig], tuple[AnswerForm, list[str]]]
+"""Finds the best form for a search, and says what is worth saying of it."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """A search file that nobody has run yet.
@@ -66,12 +82,18 @@ class Draft:
 
 
 def draft_search(
-    sources: Sequence[str], data: str | os.PathLike[str], *, base: str | None = None, device: str = "cpu"
+    sources: Sequence[str],
+    data: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    device: str = "cpu",
+    measure: Measure | None = None,
 ) -> Draft:
     """Write a search file for these models and problems: a quick search first, with what one would change after it.
 
-    Of repositories only small files and headers are fetched. Models of one depth are merged (``space: ps``), others can only
-    be followed layer by layer (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
+    Of repositories only small files and headers are fetched, unless something is measured. Models
+    of one depth are merged (``space: ps``), others can only be followed layer by layer
+    (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
 
     Args:
         sources: Folders or repositories of two or more fine-tunes. One may be a LoRA adapter, which names its base or is one of
@@ -79,6 +101,7 @@ def draft_search(
         data: A file with one JSON object per line.
         base: Their common ancestor; that of adapters is known.
         device: Where candidates will be evaluated.
+        measure: Finds the form of the answers, where the task has one; it is a guess without.
 
     Raises:
         SourceError: A model cannot be read, or the models cannot be merged.
@@ -107,18 +130,26 @@ def draft_search(
     matched, matched_base = match_tokens(Recipe.model_validate({"sources": refs, **settings}), merged, ancestor)
     check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
     templates, based = [most_common_template([source.folder]) is not None for source in everyone], given is not None
-    lines = [
-        *_models(depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype),
-        *problems.fitness(opened[0], chat=all(templates)),
-        *problems.splits(chat=all(templates), some=any(templates)),
-        *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=based),
-    ]
-    text = "\n".join(lines) + "\n"
-    parse_yaml(SearchConfig, text, SearchError)
+
+    def written(form: AnswerForm) -> str:
+        lines = [
+            *_models(depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype),
+            *problems.fitness(form.separator),
+            *problems.splits(chat=form.chat, some=any(templates)),
+            *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=based),
+        ]
+        return "\n".join(lines) + "\n"
+
+    text, said = written(problems.form(chat=all(templates))), list[str]()
+    config = parse_yaml(SearchConfig, text, SearchError)
+    if measure is not None and problems.task not in TASKS:
+        form, said = measure(config)
+        text = written(form)
     size = sum(info.numel for info in opened[0].tensors.values())
     found = (
         f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, {size / 1e6:,.4g}M parameters each",
         f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
+        *said,
         *(f"warning: {line}" for line in twins(everyone, [*labels_of(refs), "the base"], download=False)),
     )
     return Draft(text, found)
@@ -312,11 +343,10 @@ class _Problems:
             f"{' or '.join(HEADS)}, by a name whose answers are labels of one source alone; write one"
         )
 
-    def fitness(self, source: Parent, *, chat: bool) -> list[str]:
+    def fitness(self, separator: str) -> list[str]:
         """The task's section."""
         answers = [example.answer for example in self.examples]
         long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
-        separator = self._separator(source) if not chat else ""
         between = f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the answer's beginning"
         if self.task in TASKS:
             pair = "\t" if "\t" in self.where.get("template", "") else None
@@ -338,13 +368,12 @@ class _Problems:
             ]
         return lines
 
-    def _separator(self, source: Parent) -> str:
-        """A space, unless the prompts end with one, or are in a writing that has none."""
+    def form(self, *, chat: bool) -> AnswerForm:
+        """Guess the form: a space, unless there is one, a chat template ends the prompt, or the writing has none."""
         prompts = [example.prompt for example in self.examples]
-        if sum(prompt[-1:].isspace() for prompt in prompts) * 2 > len(prompts):
-            return ""
-        spaceless = sum(bool(_NO_SPACES.search(prompt)) for prompt in prompts) * 2 > len(prompts)
-        return "" if spaceless and not _by_words(source) else " "
+        spaced = any(example.answer[:1].isspace() for example in self.examples)
+        spaceless = sum(prompt[-1:].isspace() or bool(_NO_SPACES.search(prompt)) for prompt in prompts) * 2 > len(prompts)
+        return AnswerForm("" if chat or spaced or spaceless else " ", chat)
 
     def splits(self, *, chat: bool, some: bool) -> list[str]:
         """The data's section: slices of one shuffle."""
@@ -369,11 +398,3 @@ class _Problems:
             lines.append(f"  {split}: {in_line({**same, 'start': start, 'count': size})}")
             start += size
         return lines
-
-
-def _by_words(source: Parent) -> bool:
-    """Tell whether a tokenizer knows whole words alone, and so needs spaces between them."""
-    if not (source.folder / "tokenizer.json").is_file():
-        return False
-    model = source.read_json("tokenizer.json").get("model")
-    return isinstance(model, Mapping) and model.get("type") == "WordLevel"

@@ -178,6 +178,11 @@ class StudyFile:
         """Store a value beside the trials; see `meta`."""
         self.write("meta", (f"{key}:{of}" if of else key, json.dumps(value)), replace=True)
 
+    def forget(self) -> None:
+        """Drop the values beside the trials, except what every study has."""
+        with _told(self.folder / STUDY_FILE), self._connection:
+            self._connection.execute("DELETE FROM meta WHERE key NOT IN ('settings', 'schema_version')")
+
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row, in a transaction of its own.
 

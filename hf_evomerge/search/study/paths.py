@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ...errors import SearchError
-from ...recipes.names import named_folder
+from ...recipes.names import FILES, FOLDERS, named_folder
 from ...recipes.strict_yaml import StrictModel, validate
 from ..file.config import SearchConfig
 from .database import STUDY_FILE, DamagedStudyError, StudyFile
 
 NOTE = "folder"  # the study's note of where it was begun
 Named = TypeVar("Named", bound=StrictModel)
-_FOLDERS, _FILES = ("model", "adapter", "dataset"), ("jsonl", "lm_eval", "data_files")  # keys that may name one
 
 
 def rooted(config: SearchConfig) -> SearchConfig:
@@ -27,7 +26,7 @@ def rooted(config: SearchConfig) -> SearchConfig:
 
     def place(key: str, name: str) -> str:
         path = str(named_folder(name))
-        is_there = os.path.isdir(path) if key in _FOLDERS else os.path.isfile(path)
+        is_there = os.path.isdir(path) if key in FOLDERS else os.path.isfile(path)
         return os.path.abspath(path) if is_there else name  # on the Hub, or missing, which others complain of
 
     return renamed(config, place)
@@ -70,4 +69,4 @@ def renamed(value: Any, place: Callable[[str, str], str], key: str = "") -> Any:
         return {name: renamed(each, place) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(renamed(each, place, key) for each in value)
-    return place(key, value) if isinstance(value, str) and key in (*_FOLDERS, *_FILES) else value
+    return place(key, value) if isinstance(value, str) and key in (*FOLDERS, *FILES) else value

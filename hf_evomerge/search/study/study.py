@@ -158,6 +158,11 @@ class Study(StudyFile):
         """The labels and splits that `evaluation` has scores of, in the order they were scored."""
         return [(row[0], row[1]) for row in self._whole("evaluations", "1 ORDER BY rowid")]
 
+    @property
+    def has_scores(self) -> bool:
+        """True where anything was scored; nothing that a study stands on may change from then on."""
+        return bool(self.evaluated() or self.trials())
+
     def answers(self, owner: str, split: str = "search") -> tuple[list[str] | None, NDArray[np.bool_] | None]:
         """Read what a model wrote for the examples that it was scored on, and which of it was cut at the limit of its length.
 

@@ -1,0 +1,188 @@
+"""Measures in which form models know the answers: with or without a space, in or outside a template.
+
+The form is part of the text that is scored: with one space too many, a model that is always right
+may score no answer right. The models of a search score the right answers to a few of its examples
+in every form, and the likeliest form is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..errors import EvoMergeError, SearchError
+from ..fitness import TaskSpec
+from ..fitness.likelihood import LikelihoodSpec
+from ..fitness.multiple_choice import MultipleChoiceSpec
+from .evaluation.devices import device_memory
+from .evaluation.evaluator import Evaluator
+from .evaluation.memory import memory_of_models
+from .file.config import SearchConfig
+from .file.scaffold import AnswerForm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+EXAMPLES = 16
+_LARGE = 2e9  # bytes of a model that takes more than a few seconds to read
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """Model that gives the right answers the highest log-probability in one form.
+
+    Attributes:
+        name: Its name.
+        values: Log-probability of each example's answer, in nats.
+    """
+
+    name: str
+    values: NDArray[np.float64]
+
+    def __str__(self) -> str:
+        return f"{self.values.mean():.1f} nats by {self.name}"
+
+
+FormScores = Mapping[AnswerForm, BestModel]
+"""The best model in each form; the form that the search has comes first."""
+
+
+def measure_form(config: SearchConfig) -> tuple[AnswerForm, list[str]]:
+    """Find the form in which the models of a drafted search know the answers.
+
+    Args:
+        config: The draft, whose task scores given answers.
+
+    Returns:
+        The likeliest form, or the draft's own where no model can be scored; and lines for people:
+        the figures where they differ much, or why the form is a guess.
+    """
+    spec = _likelihood(config)
+    assert spec is not None  # the caller has looked
+    own = AnswerForm(spec.separator, config.data["search"].chat)
+    try:
+        evaluator = Evaluator(config)
+        _check_size(evaluator)
+        scores = score_forms(evaluator, spec)
+    except EvoMergeError as error:
+        guess = f"{_in_words(own, [own])} is a guess ({error})"
+        return own, [f"warning: {guess}; the dry run measures it, where models can be scored"]
+    best = _best(scores)
+    worse = [form for form in scores if _is_better(scores[best], scores[form])]
+    if not worse:
+        return best, []
+    figures = ", ".join(f"{scores[form]} with {_in_words(form, scores)}" for form in worse)
+    likeliest = f"right answers are likeliest with {_in_words(best, scores)}"
+    return best, [f"{likeliest}: {scores[best]}; {figures}"]
+
+
+def doubts_of_form(evaluator: Evaluator) -> list[str]:
+    """Warn where the answers are much likelier in another form than in the search's own."""
+    if (spec := _likelihood(evaluator.config)) is None:
+        return []
+    scores = score_forms(evaluator, spec)
+    own = next(iter(scores))
+    best = _best(scores)
+    if not _is_better(scores[best], scores[own]):
+        return []
+    better = _in_words(best, scores)
+    figures = f"{scores[best]}, against {scores[own]} with {_in_words(own, scores)}"
+    return [f"right answers are likelier with {better}: {figures}; write {better}"]
+
+
+def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
+    """Score the right answers to a few search examples by base and sources, in every form.
+
+    A chat template is compared where every model has one, and a space where the answers do not
+    begin with one.
+
+    Args:
+        evaluator: The search's evaluator.
+        spec: How a likelihood is scored; its separator is the search's own.
+
+    Raises:
+        SearchError: No model can be scored in the search's own form.
+    """
+    tasks, parents = evaluator.tasks, evaluator.config.parents
+    examples = tasks.examples("search")[:EXAMPLES]
+    own = AnswerForm(spec.separator, examples[0].chat)
+    has_space = any(example.answer[:1].isspace() for example in examples)
+    separators = [""] if has_space else ["", " "]
+    tokenizers = [tasks.tokenizer(ref) for ref in parents.values()]
+    has_template = all(getattr(each, "chat_template", None) for each in tokenizers)
+    chats = [False, True] if has_template else [own.chat]
+    for chat in chats:
+        tasks.add(_split(chat), [replace(example, chat=chat) for example in examples])
+    scores: dict[AnswerForm, list[BestModel]] = {own: []}
+    scores |= {AnswerForm(separator, chat): [] for chat in chats for separator in separators}
+    errors = list[str | None]()
+    for label, ref in parents.items():
+        name = evaluator.config.parent_names[label]
+        for form, models in scores.items():
+            task = spec.model_copy(update={"separator": form.separator})
+            found = evaluator.evaluate(ref, _split(form.chat), fitness=task)
+            if found.error is None:
+                models.append(BestModel(name, found.values))
+            elif form == own:
+                errors.append(found.error)
+    if not scores[own]:
+        raise SearchError(f"no model can be evaluated: {errors[0]}")
+    return {form: max(models, key=_mean) for form, models in scores.items() if models}
+
+
+def _likelihood(config: SearchConfig) -> LikelihoodSpec | None:
+    """Spec that scores given answers; None where the task has nothing between prompt and answer."""
+    specs: list[TaskSpec | None] = [config.fitness, *(stage.fitness for stage in config.stages)]
+    for spec in specs:
+        if isinstance(spec, LikelihoodSpec):
+            return spec.model_copy(update={"normalize": "sum"})
+        if isinstance(spec, MultipleChoiceSpec):
+            return LikelihoodSpec(separator=spec.separator, append_eos=False)
+    return None
+
+
+def _in_words(form: AnswerForm, forms: Collection[AnswerForm]) -> str:
+    """A form as a search file has it, without what is the same in all forms."""
+    chat = f", chat: {json.dumps(form.chat)}" if len({each.chat for each in forms}) > 1 else ""
+    return f"separator: {json.dumps(form.separator)}{chat}"
+
+
+def _split(chat: bool) -> str:
+    return f"answer form, chat: {chat}"
+
+
+def _mean(model: BestModel) -> float:
+    return float(model.values.mean())
+
+
+def _best(scores: FormScores) -> AnswerForm:
+    return max(scores, key=lambda form: _mean(scores[form]))
+
+
+def _is_better(best: BestModel, other: BestModel) -> bool:
+    """Tell whether answers are e times as probable, and by more than two standard errors.
+
+    The errors are those of the paired difference over examples.
+    """
+    gain = best.values - other.values
+    error = gain.std(ddof=1) / math.sqrt(gain.size) if gain.size > 1 else math.inf
+    return bool(gain.mean() > max(1.0, 2 * error))
+
+
+def _check_size(evaluator: Evaluator) -> None:
+    """Announce large models; raises `SearchError` where one does not fit into memory."""
+    needed = memory_of_models(evaluator.config, evaluator)["parents"]
+    devices = evaluator.models.devices
+    there = device_memory(devices[0]) * len(devices)
+    size = f"the largest model takes {needed / 1e9:.3g} GB"
+    if needed > there:
+        raise SearchError(f"{size}, and there are {there / 1e9:.3g} GB")
+    if needed > _LARGE:
+        what = f"every model scores {EXAMPLES} examples, and {size}"
+        logger.info(f"{what}; `--no-measure` guesses what stands between prompt and answer")
