@@ -178,8 +178,7 @@ def _is_better(best: BestModel, other: BestModel) -> bool:
 def _check_size(evaluator: Evaluator) -> None:
     """Announce large models; raises `SearchError` where one does not fit into memory."""
     needed = memory_of_models(evaluator.config, evaluator)["parents"]
-    devices = evaluator.models.devices
-    there = device_memory(devices[0]) * len(devices)
+    there = device_memory(evaluator.models.device)
     size = f"the largest model takes {needed / 1e9:.3g} GB"
     if needed > there:
         raise SearchError(f"{size}, and there are {there / 1e9:.3g} GB")
