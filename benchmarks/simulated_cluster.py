@@ -28,12 +28,12 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.sections import LimitsConfig
+from hf_evomerge.search.phases.stage_run import StageRun
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
 from hf_evomerge.search.runners.runner import PoolRunner
 from hf_evomerge.search.runners.workers import MachineLostError
 from hf_evomerge.search.spaces.space import make_space
-from hf_evomerge.search.stage import StageRun
 from hf_evomerge.search.study.study import Study
 
 SECONDS = 60.0  # what a candidate takes that runs through as many layers as a parent has

@@ -38,13 +38,13 @@ ROOMS: dict[str, set[str]] = {
     "spaces": {"evaluation", "file", "optimizers"},
     "runners": {"evaluation", "study", "file"},
     "results": {"spaces", "evaluation", "study", "file", "optimizers"},
+    "phases": {"results", "runners", "spaces", "evaluation", "study", "file", "optimizers", "callbacks", "folder"},
 }
 LIGHT = ["hf_evomerge", "hf_evomerge.recipes.recipe", "hf_evomerge.recipes.layer_path", "hf_evomerge.merging.registry"]
 LIGHT += ["hf_evomerge.merging", "hf_evomerge.fitness", "hf_evomerge.routing.layout", "hf_evomerge.search.file.config"]
 LIGHT += [
     "hf_evomerge.search.spaces.space",
     "hf_evomerge.search.study.study",
-    "hf_evomerge.search.loop",
     "hf_evomerge.search.results.result",
     "hf_evomerge.pictures",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,9 +21,8 @@ from .evaluation.evaluator import Evaluator
 from .evaluation.provenance import check_same_grounds, pin
 from .file.config import SearchConfig
 from .folder import build_winner, known_pins, open_study
-from .runners.job import Job
+from .phases.stage_run import StageRun
 from .spaces.space import make_space
-from .stage import StageRun
 from .study.files import MODEL_FOLDER
 from .study.paths import rooted
 from .study.study import Study
@@ -31,34 +30,6 @@ from .study.study import Study
 CHOSEN_FOLDER = "chosen"
 MOST = 16  # pictures of a candidate
 _SIDE = 192  # pixels that a small picture is enlarged to
-
-
-class _Waiting(Exception):  # noqa: N818  no error: the optimizer has asked
-    """The candidates of a generation that nobody has chosen from."""
-
-    def __init__(self, recipes: list[Recipe]) -> None:
-        super().__init__()
-        self.recipes = recipes
-
-
-class _Asked:
-    """A runner that knows one choice: the scores are 0, and for the chosen candidate the number of its generation from 1."""
-
-    def __init__(self, choice: int | None, generation: int, examples: int) -> None:
-        self.choice, self.generation, self.examples = choice, generation, examples
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
-        """Tell the choice; raises `_Waiting` where it was told."""
-        if not jobs:
-            return
-        if self.choice is None:
-            raise _Waiting([job.target for job in jobs if isinstance(job.target, Recipe)])
-        choice, self.choice = self.choice, None
-        for index in range(len(jobs)):
-            yield index, Scores([self.generation + 1.0 if index == choice else 0.0] * self.examples)
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 class Chooser:
@@ -138,21 +109,21 @@ class Chooser:
     def _go(self, choice: int | None) -> None:
         """Replay the study, tell a choice, and draw what is asked for then."""
         with Study.open(self.out) as study, study.exclusive():
-            self._recipes = []
-            done = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
             stage = self.config.stages[0]
             run = StageRun(
                 self.config,
                 study,
-                _Asked(choice, done, self.examples),
                 stage=stage,
                 space=make_space(self.config, stage, self.evaluator.sources.summary),
                 example_count=self.examples,
             )
-            try:
-                run.run()
-            except _Waiting as waiting:
-                self._recipes = waiting.recipes
+            candidates = run.ask()
+            if choice is not None and candidates:
+                for number, candidate in enumerate(candidates):
+                    score = run.generation + 1.0 if number == choice else 0.0
+                    run.tell(candidate, Scores([score] * self.examples))
+                candidates = run.ask()
+            self._recipes = [each.recipe for each in candidates if each.recipe is not None]
             self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
             study.backup()
         size = len(self._recipes) or stage.step.population or 1

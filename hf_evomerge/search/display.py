@@ -11,21 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .callbacks import Progress, SearchCallback
-from .file.stages import STAGES
+from .phases import phases_of
 
 if TYPE_CHECKING:
     from .file.config import SearchConfig
     from .study.study import Study
-
-PHASES: dict[str, str] = {
-    "parents": "parents",
-    **STAGES,
-    "finalists": "best, validated",
-    "lora": "LoRA trainings",
-    "together": "merge with LoRA beside it",
-    "contributions": "contributions",
-    "test": "held-out test",
-}
 
 MOST_LINES = 40  # of a log, for each phase
 
@@ -47,6 +37,7 @@ class LiveTable(SearchCallback):
 
     def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
         self.console, self._config = console or Console(stderr=True), config
+        self._titles = {} if config is None else {phase.name: phase.title for phase in phases_of(config)}
         self._rows: dict[str, Progress] = {}
         self._told: dict[str, Progress] = {}
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._shown)
@@ -65,7 +56,7 @@ class LiveTable(SearchCallback):
         self._live.start(refresh=True)
         if not self.console.is_terminal and progress.fresh and self._is_news(progress):
             self._told[progress.phase] = progress
-            self.console.print(_line(progress), highlight=False, soft_wrap=True)
+            self.console.print(self._line(progress), highlight=False, soft_wrap=True)
 
     def _is_news(self, progress: Progress) -> bool:
         """Tell whether a log should have a line: at a new generation, but not for every step of a gradient, and at the end."""
@@ -79,8 +70,8 @@ class LiveTable(SearchCallback):
         """Remarks: what a phase is at, and what went otherwise than it should, one line for each phase where something did."""
         counted = {phase: {"failed": row.failed, "seen before": row.duplicates} for phase, row in self._rows.items()}
         said = {phase: [f"{count} {what}" for what, count in counts.items() if count] for phase, counts in counted.items()}
-        said = {f"candidates of {PHASES.get(phase, phase)}": words for phase, words in said.items()}
-        said |= {PHASES.get(phase, phase): [row.note] for phase, row in self._rows.items() if row.note}
+        said = {f"candidates of {self._title(phase)}": words for phase, words in said.items()}
+        said |= {self._title(phase): [row.note] for phase, row in self._rows.items() if row.note}
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
     def _shown(self) -> Group:
@@ -94,7 +85,7 @@ class LiveTable(SearchCallback):
             table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
         for phase, row in self._rows.items():
             table.add_row(
-                PHASES.get(phase, phase),
+                self._title(phase),
                 f"{row.done:.0f}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
@@ -104,6 +95,20 @@ class LiveTable(SearchCallback):
                 _left(row),
             )
         return table
+
+    def _title(self, phase: str) -> str:
+        return self._titles.get(phase, phase)
+
+    def _line(self, row: Progress) -> str:
+        """Say where a search stands, for a log."""
+        parts = [f"{self._title(row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
+        if row.sigma is not None:
+            parts.append(f"generation {row.generation}")
+            figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))
+            parts += [f"{name} {_number(value)}" for name, value in figures if value is not None]
+        if left := _left(row):
+            parts.append(f"{left} left")
+        return ", ".join(parts)
 
     def _fitness(self) -> str:
         """Say what the shown stages' numbers are measured in."""
@@ -123,18 +128,6 @@ def _left(row: Progress) -> str:
     """The time that is left for this stage and those to come, at this one's rate; nothing before a whole evaluation."""
     left = row.total - row.done + row.later
     return _duration(left / _rate(row)) if row.fresh >= 1 and row.done < row.total else ""
-
-
-def _line(row: Progress) -> str:
-    """Say where a search stands, for a log."""
-    parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
-    if row.sigma is not None:
-        parts.append(f"generation {row.generation}")
-        figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))
-        parts += [f"{name} {_number(value)}" for name, value in figures if value is not None]
-    if left := _left(row):
-        parts.append(f"{left} left")
-    return ", ".join(parts)
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..fitness import Example, Task
-from .baselines import Tuner
 from .callbacks import SearchCallback
 from .checks import check_search
 from .evaluation.devices import admit, device_kind, devices_of
@@ -21,7 +20,8 @@ from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
 from .folder import build_winner, edited, known_pins, open_study, save_results
-from .loop import Search
+from .phases import phases_of
+from .phases.phase import SearchRun
 from .results.plots import draw_pictures
 from .results.result import Result
 from .runners.batch_size import FittedRunner, largest_batch
@@ -89,12 +89,24 @@ def run_search(
         for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
         with closing(_runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)) as runner:
-            tuner = Tuner(evaluator, study.folder / "baselines")
-            result = Search(config, study, runner, evaluator.sources.summary, evaluator.tasks.sizes, tuner, told).run()
+            sources = evaluator.sources.summary
+            run = SearchRun(config, study, runner, sources, evaluator.tasks.sizes, evaluator, told)
+            result = run_phases(run)
         _write(result, config, study, evaluator, build=build)
         for callback in told:
             callback.on_end(study, result)
         return result
+
+
+def run_phases(run: SearchRun) -> Result:
+    """Run or resume all phases of a search; raises `SearchError` where one cannot go on."""
+    with run.study.exclusive():
+        for callback in run.callbacks:
+            callback.on_begin(run.study, run.config)
+        for phase in phases_of(run.config):
+            phase.run(run)
+    assert run.result is not None  # the last phase makes it
+    return run.result
 
 
 def _write(result: Result, config: SearchConfig, study: Study, evaluator: Evaluator, *, build: bool) -> None:

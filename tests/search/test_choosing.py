@@ -8,7 +8,8 @@ from toy_search import EXAMPLES, LAYERS, ToyRunner, table_rows, toy_config, toy_
 
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.sources import SourceSummary
-from hf_evomerge.search.loop import Search
+from hf_evomerge.search.phases.phase import SearchRun
+from hf_evomerge.search.run import run_phases
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
 
@@ -41,9 +42,8 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path):
 
     study = Study.create(tmp_path, {})
     runner = ToyRunner(scores=scores)
-    result = Search(
-        toy_config("ps"), study, runner, sources=SourceSummary(LAYERS), splits=dict.fromkeys(("search", "validation"), EXAMPLES)
-    ).run()
+    sizes = dict.fromkeys(("search", "validation"), EXAMPLES)
+    result = run_phases(SearchRun(toy_config("ps"), study, runner, SourceSummary(LAYERS), sizes))
     assert result.winner.key == study.best("ps")[0].recipe_key
 
 
@@ -118,8 +118,8 @@ def test_a_winner_that_is_a_start_is_called_that(more, best, stage, name, tmp_pa
 def test_sources_of_different_depth_have_no_average(tmp_path):
     """Where sources have different numbers of layers, no average of their weights is tried."""
     runner = ToyRunner()
-    search = Search(toy_config("dfs"), Study.create(tmp_path, {}), runner, sources=SourceSummary([3, 4]))
-    assert [row.model for row in search.run().rows] == ["a", "b", "evolved DFS"]
+    run = SearchRun(toy_config("dfs"), Study.create(tmp_path, {}), runner, SourceSummary([3, 4]))
+    assert [row.model for row in run_phases(run).rows] == ["a", "b", "evolved DFS"]
     assert not any(isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs)
 
 

@@ -14,11 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
 from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
-from hf_evomerge.search import baselines, together
-from hf_evomerge.search.baselines import Tuner
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.finetune import Lora, LoraAscent, fine_tune
+from hf_evomerge.search.phases.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
@@ -26,7 +24,7 @@ from hf_evomerge.search.study.study import Study
 @pytest.mark.slow
 def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
-    monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
+    monkeypatch.setattr(lora_phase, "RATES", (1e-4, 1e-2))
     config = search_config(compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}})
     steps: list[Progress] = []
 
@@ -66,7 +64,7 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
 @pytest.mark.parametrize("of_adapters", [False, True])
 def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog):
     """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is the same again."""
-    monkeypatch.setattr(together, "RATE", 1.0)
+    monkeypatch.setattr(merge_lora, "RATE", 1.0)
     settings = {"optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}], "output": {"dtype": "float32"}}
     config = search_config(compare={"baselines": ["merge+lora"]}, **settings, **(adapters if of_adapters else {}))
     result = run_search(config, tmp_path / "study", build=False)
@@ -80,7 +78,7 @@ def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_conf
     model = config.base.model_copy(update={"adapter": str(built)}) if of_adapters else SourceRef(model=str(built))
     assert Evaluator(config).evaluate(model, "test") == row.scores
     assert Evaluator(config).evaluate(model).mean > Evaluator(config).evaluate(result.winner).mean + 0.1
-    _, live = together.learn_together(evaluator := Evaluator(config), config.stages[0])
+    _, live = merge_lora.learn_together(evaluator := Evaluator(config), config.stages[0])
     task = evaluator.tasks.prepared(config.sources[0])
     assert np.allclose(task.evaluate(live).values, Evaluator(config).evaluate(model).values, atol=1e-3)
     shutil.copytree(tmp_path / "study", tmp_path / "moved", ignore=shutil.ignore_patterns("model-with-lora"))
@@ -107,17 +105,17 @@ def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
 
 def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):
     """Where paths run through resident sources, training adapters for a source does not change what a path scores."""
-    monkeypatch.setattr(baselines, "RATES", (1e-2,))
+    monkeypatch.setattr(lora_phase, "RATES", (1e-2,))
     evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    Tuner(evaluator, tmp_path).fine_tunes({"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None)
+    LoraTrainer(evaluator, tmp_path).fine_tunes({"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None)
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
 
 def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch):
     """An adapter for a classifier, which does not generate, is trained on its labels, read again and scored."""
-    monkeypatch.setattr(baselines, "RATES", (1e-2,))
+    monkeypatch.setattr(lora_phase, "RATES", (1e-2,))
     random_class("bert", 0).save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
     ref = SourceRef(model=str(tmp_path / "a"))
@@ -125,7 +123,7 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch)
     config = search_config("ps", sources=[ref, ref], base=None, merge={"method": "linear"}, fitness={"task": "classification"})
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
-    (tuned,) = Tuner(evaluator, tmp_path / "tuned").fine_tunes({"a": ("a", ref)}, 60, lambda progress: None).values()
+    (tuned,) = LoraTrainer(evaluator, tmp_path / "tuned").fine_tunes({"a": ("a", ref)}, 60, lambda progress: None).values()
     after = evaluator.evaluate(tuned.model).mean
     assert after > before + 0.5
 
@@ -133,13 +131,13 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch)
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
     """A start or a rate that cannot be trained is named in a warning; the others are there."""
 
-    def train(self: Tuner, start: SourceRef, lora: Lora, out: Path, told: object) -> None:
+    def train(self: LoraTrainer, start: SourceRef, lora: Lora, out: Path, told: object) -> None:
         if lora.rate > 5e-4 or start.model == "y":
             raise FitnessError("not finite")
 
-    monkeypatch.setattr(Tuner, "_train", train)
+    monkeypatch.setattr(LoraTrainer, "_train", train)
     starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
-    tuned = Tuner(Evaluator(search_config()), tmp_path).fine_tunes(starts, 8.5, lambda progress: None)
+    tuned = LoraTrainer(Evaluator(search_config()), tmp_path).fine_tunes(starts, 8.5, lambda progress: None)
     assert list(tuned) == ["lora:source:0:0.0001:8.5", "lora:source:0:0.0003:8.5", "lora:source:0:0.0005:8.5"]
     adapter = str(tmp_path / "source-0" / "lora-0.0003-8.5")
     assert tuned["lora:source:0:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)

@@ -25,8 +25,9 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.callbacks import Generation, Progress, SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
-from hf_evomerge.search.loop import Search
 from hf_evomerge.search.optimizers import ask_tell as optimizer
+from hf_evomerge.search.phases.phase import SearchRun
+from hf_evomerge.search.run import run_phases
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study, Trial
 
@@ -178,7 +179,7 @@ def test_batches_grow(tmp_path, monkeypatch):
         return np.resize(toy_scores(Job(job.target)), 64 if job.batch is None else len(job.batch))
 
     study = Study.create(tmp_path, {})
-    Search(toy_config("ps"), study, ToyRunner(scores=scores), sources=SourceSummary(LAYERS), splits={"search": 64}).run()
+    run_phases(SearchRun(toy_config("ps"), study, ToyRunner(scores=scores), SourceSummary(LAYERS), {"search": 64}))
     trials = study.trials("ps")
     generations = [[trial for trial in trials if trial.generation == number] for number in range(trials[-1].generation + 1)]
     sizes = [found[0].scores.values.size for found in generations if len(found) > 1]

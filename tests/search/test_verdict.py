@@ -7,7 +7,7 @@ import pytest
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.table import Row, RowStage, published, rows_table
+from hf_evomerge.search.results.table import Against, Row, RowStage, published, rows_table
 from hf_evomerge.search.results.verdict import RULE, about_parents, verdict
 
 N = 200
@@ -16,7 +16,14 @@ N = 200
 def _row(stage: RowStage, model: str, right: float, **more: object) -> Row:
     """A model that solves the first share of the examples."""
     correct = np.arange(N) < right * N
-    return Row(stage, model, Scores(np.where(correct, -0.5, -2.0), correct=correct), **more)  # type: ignore[arg-type]
+    against = {
+        "average": Against("the plain average", "the average is the better merge", "over the plain average"),
+        "random": Against("the random search", "random search found the better one", "over random search"),
+        "lora": Against(f"a {model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging"),
+        "ps": Against(model, "the validation split chose the other one"),
+        "dfs": Against(model, "the validation split chose the other one"),
+    }.get(stage)
+    return Row(stage, model, Scores(np.where(correct, -0.5, -2.0), correct=correct), against=against, **more)  # type: ignore[arg-type]
 
 
 def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: float = 0.4) -> list[Row]:

@@ -13,8 +13,9 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.loop import Search
+from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.run import run_phases
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
 
@@ -132,7 +133,7 @@ def toy_search(
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
     config, counts = toy_config(kind, **more), dict.fromkeys(splits, EXAMPLES)
     sources = SourceSummary(LAYERS if len(config.sources) > 1 else [6])
-    return study, Search(config, study, runner, sources=sources, splits=counts, callbacks=callbacks).run()
+    return study, run_phases(SearchRun(config, study, runner, sources, counts, callbacks=callbacks))
 
 
 def table_rows(result: Result) -> list[tuple[Any, ...]]:

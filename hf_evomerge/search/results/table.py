@@ -20,6 +20,22 @@ RowStage = StageName | Literal["base", "source", "average", "lora", "together"]
 
 
 @dataclass(frozen=True)
+class Against:
+    """How the verdict compares the winner with a row.
+
+    Attributes:
+        name: What the row is called in the sentence.
+        worse: Advice where the winner is worse.
+        undecided: What the search added nothing over, where no difference is seen; None says that
+            the two cannot be told apart.
+    """
+
+    name: str
+    worse: str
+    undecided: str | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """Result of one model on the test split (the validation split where there is no test).
 
@@ -34,6 +50,7 @@ class Row:
         winner: Whether it is what the search ended with.
         retained: What it scored on the examples of `SearchConfig.compare`, by name.
         label: Key by which its scores are kept in the study; see `Study.evaluation`.
+        against: How the verdict compares the winner with it; None where no sentence is said.
     """
 
     stage: RowStage
@@ -44,6 +61,7 @@ class Row:
     winner: bool = False
     retained: dict[str, Scores] = field(default_factory=dict)
     label: str = ""
+    against: Against | None = None
 
 
 def base_name(name: str) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 from ...fitness.comparison import Comparison, Measure, column, compare_all, main_measure, measures, needed_examples
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
-from ..study.files import TOGETHER_FOLDER
 from .table import Row
 
 MOST_CUT = 0.02  # share of answers that may be cut without a word
@@ -46,16 +45,10 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
         name = f"the {best.model}" if best.stage == "base" else f"its best parent, {best.model}"
         sentences += against(best, name, "use that one instead")
     for row in rows:
-        if row.stage == "average":
-            sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")
-        elif row.stage == "random":
-            sentences += against(row, "the random search", "random search found the better one", "over random search")
-        elif row.stage == "lora":
-            sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
-        elif row.stage == "together":
-            sentences += against(row, "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better")
-        elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
-            sentences += against(row, row.model, "the validation split chose the other one")
+        is_same = row.stage in STAGES and row.stage != "random" and row.scores == winner.scores
+        if row.against is not None and not is_same:
+            name, worse, undecided = row.against.name, row.against.worse, row.against.undecided
+            sentences += against(row, name, worse, undecided)
     sentences += _forgotten(winner, parents, unit) + _cut(rows)
     if split == "test":
         often = f"{looks} times, for the search was given more evaluations after its results: they are optimistic"

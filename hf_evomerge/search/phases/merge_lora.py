@@ -1,4 +1,6 @@
-"""Searches merge weights by gradient while LoRA learns beside them: free directions beside the parents' own, by the same steps.
+"""Baseline: merge weights by gradient while a LoRA learns beside them, by the same steps.
+
+The LoRA has free directions beside the parents' own.
 
 A step costs what it costs a merge alone, three scores of its batch: one backward pass gives both gradients. The result is a
 recipe: the merge, and the adapter of the base as one more source.
@@ -6,22 +8,109 @@ recipe: the merge, and the adapter of the base as one more source.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import SearchError
-from ..fitness import DifferentiableTask, Scores
-from ..merging.registry import get_method
-from ..recipes.recipe import Recipe
-from .evaluation.evaluator import Evaluator
-from .file.config import SearchConfig
-from .file.stages import Stage
+from ...checkpoints.lora import CONFIG_FILE
+from ...errors import EvoMergeError, SearchError
+from ...fitness import DifferentiableTask, Scores
+from ...merging.registry import get_method
+from ...recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..callbacks import Progress
+from ..evaluation.evaluator import Evaluator
+from ..file.config import SearchConfig
+from ..file.stages import Stage
+from ..folder import build_winner
+from ..optimizers.descent import GradientOptimizer
+from ..results.table import Against
+from ..spaces.space import make_space
+from ..study.files import TOGETHER_FOLDER
 from .finetune import Lora, LoraAscent, batches
-from .optimizers.descent import GradientOptimizer
-from .spaces.space import make_space
+from .lora import check_training, save_adapter
+from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 
-RATE, MANY = 5e-4, 256  # of the adapters, and the search examples from which on they have it
+logger = logging.getLogger(__name__)
+
+RATE = 5e-4  # of the adapters, from so many search examples on
+MANY = 256
+
+
+class MergeWithLora(Phase):
+    """Search of the merge weights again, with a LoRA of the base beside them; the model is built."""
+
+    name = "together"
+    title = "merge with LoRA beside it"
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """Wanted where ``compare.baselines`` names ``merge+lora``."""
+        return [cls()] if "merge+lora" in config.compare.baselines else []
+
+    def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
+        """Refuse searches without a stage that a LoRA can learn beside."""
+        together_stage(config)
+        check_training("merge+lora", config, evaluator)
+
+    def plan(self, planner: Planner) -> PhasePlan:
+        """It costs what its stage costs."""
+        planner.rows += 1
+        name = together_stage(planner.config).name
+        stage = next(phase for phase in planner.phases if phase.name == name)
+        text = "merge weights and a LoRA beside them, by the same steps"
+        return PhasePlan(self.name, text, stage.seconds, at_once=1)
+
+    def run(self, run: SearchRun) -> None:
+        """Train and build the model, unless the study's folder holds it; a warning where that fails."""
+        assert run.evaluator is not None  # the search has been checked
+        stage = together_stage(run.config)
+        try:
+            model = _built(run, run.evaluator, stage)
+        except EvoMergeError as error:
+            logger.warning(f"the results have no merge with LoRA beside it: {error}")
+            return
+        against = Against("itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better")
+        cost = stage.evaluations
+        run.entries.append(Entry("together", self.title, f"together:{cost}", model, evaluations=cost, against=against))
+
+
+def _built(run: SearchRun, evaluator: Evaluator, stage: Stage) -> SourceRef:
+    """The built model: a folder, or the base with an adapter where all sources are adapters."""
+    folder = run.study.folder
+    adapter = folder.resolve() / "baselines" / f"together-{stage.evaluations}"
+    if not (adapter / RECIPE_FILE).exists():
+        _train(run, evaluator, stage, adapter)
+    config = evaluator.config
+    # a study may have been moved since
+    parents = {"sources": config.sources, "base": config.base}
+    recipe = with_adapter(Recipe.load(adapter / RECIPE_FILE).model_copy(update=parents), adapter)
+    whole = None if all(ref.adapter for ref in recipe.sources) else True
+    trusted = evaluator.sources.trust_remote_code
+    build_winner(folder, recipe, TOGETHER_FOLDER, whole=whole, trust_remote_code=trusted)
+    built = folder / TOGETHER_FOLDER
+    if (built / CONFIG_FILE).exists():
+        return recipe.sources[-1].model_copy(update={"adapter": str(built)})
+    return SourceRef(model=str(built))
+
+
+def _train(run: SearchRun, evaluator: Evaluator, stage: Stage, adapter: Path) -> None:
+    """Learn merge weights and adapter, with no other model in memory, and write them in one piece."""
+    begin = time.perf_counter()
+
+    def report(spent: float) -> None:
+        seconds = time.perf_counter() - begin
+        done = round(spent, 2)
+        run.report(Progress("together", done, stage.evaluations, seconds=seconds, fresh=spent))
+
+    evaluator.models.forget()
+    try:
+        recipe, tuned = learn_together(evaluator, stage, after_step=report)
+        tuned.peft_config["default"].base_model_name_or_path = str(recipe.base and recipe.base.model)
+        save_adapter(tuned, adapter, recipe)
+    finally:
+        evaluator.models.forget()
 
 
 def together_stage(config: SearchConfig) -> Stage:

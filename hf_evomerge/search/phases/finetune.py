@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SearchError, optional
-from ..fitness import DifferentiableTask, Example, Scores
+from ...errors import SearchError, optional
+from ...fitness import DifferentiableTask, Example, Scores
 
 STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights has
 

@@ -1,0 +1,34 @@
+"""Baseline: the plain average of the sources."""
+
+from __future__ import annotations
+
+from ..file.config import SearchConfig
+from ..results.table import Against
+from ..spaces.space import uniform_average
+from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
+
+
+class Average(Phase):
+    """Row of the uniform average, which costs a score of the test split alone."""
+
+    name = "average"
+    title = "average"
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """Wanted where ``compare.baselines`` names ``average``."""
+        return [cls()] if "average" in config.compare.baselines else []
+
+    def plan(self, planner: Planner) -> PhasePlan | None:
+        """It adds a row."""
+        planner.rows += planner.can_average
+        return None
+
+    def run(self, run: SearchRun) -> None:
+        """Add the row, where the sources have one depth."""
+        if not run.can_average:
+            return
+        recipe = uniform_average(run.config)
+        label = run.study.add_recipe(recipe)
+        against = Against("the plain average", worse="the average is the better merge", undecided="over the plain average")
+        run.entries.append(Entry("average", "uniform average", label, recipe, against=against, optional=True))

@@ -1,0 +1,89 @@
+"""Last phase: scores every model of the table of results on the test split, once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from ...fitness.scores import Scores
+from ..evaluation.sources import Target
+from ..file.config import SearchConfig
+from ..file.objectives import FITNESS
+from ..file.splits import RETAINED
+from ..file.stages import STAGES
+from ..results.front import finalists, front, judged
+from ..results.result import Result
+from ..results.table import Row
+from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
+
+logger = logging.getLogger(__name__)
+
+
+class HeldOut(Phase):
+    """Scores of all rows on examples that chose nothing."""
+
+    name = "test"
+    title = "held-out test"
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """Every search has it."""
+        return [cls()]
+
+    def plan(self, planner: Planner) -> PhasePlan:
+        """Each row scores the test split and the retained examples."""
+        sizes = planner.sizes
+        splits = [judged_on(sizes), *(name for name in sizes if name.startswith(RETAINED))]
+        examples = " + ".join(f"{sizes[name]} {name}" for name in splits)
+        text = f"{planner.rows} models on {examples} examples: all rows of the table"
+        return PhasePlan(self.name, text, planner.rows * planner.second * sum(sizes[name] for name in splits))
+
+    def run(self, run: SearchRun) -> None:
+        """Score the entries and the front, and make the result; the rows of stages come last."""
+        config = run.config
+        entries = sorted(run.entries, key=lambda entry: entry.stage in STAGES)
+        points = front(config, run.study) if config.objectives else []
+        targets = {entry.label: entry.target for entry in entries}
+        if points:
+            targets |= run.recipes([*finalists(config, run.study), run.winner])
+        scores = run.evaluate(targets, run.judged_on, self.name)
+        retained = _retained(run, targets)
+        rows = []
+        for entry in entries:
+            if entry.optional and scores[entry.label].error is not None:
+                logger.warning(f"the results have no {entry.name}: {scores[entry.label].error}")
+                continue
+            rows.append(
+                Row(
+                    entry.stage,
+                    entry.name,
+                    scores[entry.label],
+                    evaluations=entry.evaluations,
+                    seconds=entry.seconds,
+                    winner=entry.winner,
+                    retained=retained[entry.label],
+                    label=entry.label,
+                    against=entry.against,
+                )
+            )
+        run.result = Result(
+            run.study.recipe(run.winner),
+            run.judged_on,
+            rows,
+            objectives=config.objective_names if points else [],
+            front=judged(points, scores, run.winner),
+            unit=config.units[FITNESS],
+            looks=run.study.meta("looks") or 1,
+            notes=run.notes,
+            contributions=run.contributions,
+        )
+
+
+def _retained(run: SearchRun, targets: Mapping[str, Target]) -> dict[str, dict[str, Scores]]:
+    """Scores on the examples that the search did not look at, by label and name."""
+    retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
+    for name in run.config.compare.retain:
+        split = f"{RETAINED}{name}"
+        for label, scores in run.evaluate(targets, split, split).items():
+            retained[label][name] = scores
+    return retained

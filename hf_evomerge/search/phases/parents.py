@@ -1,0 +1,62 @@
+"""Phase that scores base and sources, and says whether they have anything to give each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from ...fitness.scores import Scores
+from ..file.config import SearchConfig
+from ..results.table import base_name
+from ..results.verdict import about_parents
+from .phase import Entry, Phase, PhasePlan, Planner, SearchRun, parents_once
+
+logger = logging.getLogger(__name__)
+
+
+class Parents(Phase):
+    """Scores of base and sources on the search examples."""
+
+    name = "parents"
+    title = "parents"
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """Every search has it."""
+        return [cls()]
+
+    def plan(self, planner: Planner) -> PhasePlan:
+        """Each parent scores all search examples."""
+        count = len(parents_once(planner.config))
+        planner.rows += count
+        seconds = count * planner.second * planner.sizes["search"]
+        return PhasePlan(self.name, f"{count} models on all search examples", seconds)
+
+    def run(self, run: SearchRun) -> None:
+        """Score the parents, and give each a row."""
+        parents = parents_once(run.config)
+        scores = run.evaluate(parents, "search", self.name, required=True)
+        if not any(run.study.trials(stage.name) for stage in run.config.stages):
+            _tell(run, scores)
+        names = run.config.parent_names
+        for label, ref in parents.items():
+            if label == "base":
+                run.entries.append(Entry("base", base_name(names[label]), label, ref))
+            else:
+                run.entries.append(Entry("source", names[label], label, ref))
+
+
+def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
+    """Say whether the sources have anything to give each other, and which objectives see nothing."""
+    config = run.config
+    refs = parents_once(config)
+    sources = {config.parent_names[label]: scores[label] for label in refs if refs[label] != config.base}
+    notes, warning = about_parents(sources, run.sizes[run.judged_on])
+    for note in notes:
+        logger.info(note)
+    if warning is not None:
+        logger.warning(warning)
+    for name in config.objective_names[1:]:
+        others = [each.others[name].mean for each in sources.values() if name in each.others]
+        if len(others) > 1 and len(set(others)) == 1 and name not in ("hops", "parameters"):
+            logger.warning(f"objectives: {name} is {others[0]:.4g} for every source; it may see nothing")

@@ -1,0 +1,302 @@
+"""Phase of a search: the interface that the dry run, the search, the live table and the results share."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ...errors import SearchError
+from ...fitness.scores import Scores
+from ...recipes.recipe import MergePart
+from ...record import Contribution
+from ..callbacks import Progress, SearchCallback
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.sources import SourceSummary, Target
+from ..file.config import SearchConfig
+from ..file.stages import StageName
+from ..results.result import Result
+from ..results.table import Against, RowStage
+from ..runners.job import Job
+from ..runners.runner import Runner
+from ..study.study import Study
+
+
+@dataclass
+class Findings:
+    """Findings of the checks of a search.
+
+    Attributes:
+        notes: What the user should know of the search, one line each.
+        warnings: What is doubtful about it, one line each.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """Plan of a phase.
+
+    Attributes:
+        name: Name of the phase.
+        text: What it does, in words.
+        seconds: How long it takes with one worker.
+        at_once: How many workers it has work for.
+    """
+
+    name: str
+    text: str
+    seconds: float
+    at_once: float = math.inf
+
+    def minutes(self, workers: int) -> float:
+        """Return its minutes with so many workers."""
+        return self.seconds / 60 / max(1, min(self.at_once, workers))
+
+
+class Planner:
+    """State that the plans of one search's phases share.
+
+    Args:
+        config: The search.
+        evaluator: Its evaluator.
+
+    Attributes:
+        sizes: Number of examples per split.
+        second: Seconds that one model takes for one example; not a number where no weights are read.
+        phases: The plans so far.
+        warnings: What will probably disappoint, one line each.
+        merge: The merge that a later stage of a hybrid search builds on.
+        rows: Number of models so far that will be in the table of results.
+    """
+
+    def __init__(self, config: SearchConfig, evaluator: Evaluator) -> None:
+        self.config = config
+        self.evaluator = evaluator
+        self.sizes = evaluator.tasks.sizes
+        self.phases: list[PhasePlan] = []
+        self.warnings: list[str] = []
+        self.merge: MergePart | None = None
+        self.rows = 0
+        source = config.sources[0]
+        self.second = self.seconds(source, source) / self.sizes["search"]
+
+    @property
+    def chosen_on(self) -> str:
+        """Split that models are chosen on."""
+        return chosen_on(self.sizes)
+
+    @property
+    def can_average(self) -> bool:
+        """True where the plain average of the sources is a model."""
+        return can_average(self.config, self.evaluator.sources.layers)
+
+    def seconds(self, first: Target, then: Target, **how: Any) -> float:
+        """Time one evaluation, once the first has loaded what it needs.
+
+        Args:
+            first: Model that is evaluated before the clock begins.
+            then: Model that is timed.
+            **how: Further arguments of `Evaluator.evaluate`.
+
+        Returns:
+            Seconds; not a number where no weights are read.
+
+        Raises:
+            SearchError: A model cannot be evaluated.
+        """
+        if not self.evaluator.sources.weights:
+            return math.nan
+        for target in (first, then):
+            scores = self.evaluator.evaluate(target, **how)
+            if scores.error is not None:
+                name = getattr(target, "model", "the start of the search")
+                raise SearchError(f"{name}: cannot be evaluated: {scores.error}")
+        return scores.seconds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Model that gets a row in the table of results, once it is scored on the test split.
+
+    Attributes:
+        stage: Kind of the row.
+        name: Name of the model in tables.
+        label: Label of its scores in the study.
+        target: The model.
+        evaluations: Cost of finding it, in scores of all search examples.
+        seconds: Evaluation time of finding it.
+        winner: Whether the search ended with it.
+        against: How the verdict compares the winner with it; None where no sentence is said.
+        optional: Whether the row is left out, with a warning, where the model cannot be scored.
+    """
+
+    stage: RowStage
+    name: str
+    label: str
+    target: Target
+    evaluations: float = 0
+    seconds: float = 0.0
+    winner: bool = False
+    against: Against | None = None
+    optional: bool = False
+
+
+class SearchRun:
+    """State that the phases of one search share while they run.
+
+    Args:
+        config: The search.
+        study: Where scores are kept; may hold some already.
+        runner: What evaluates.
+        sources: What the spaces must know of the sources.
+        sizes: Number of examples of each split that there is.
+        evaluator: Evaluator of this process, for phases that train; None where there are none.
+        callbacks: What else is told, and may end a stage.
+
+    Attributes:
+        winners: Recipe key of the winner of each stage.
+        winner: Recipe key of the winner of the search.
+        entries: Models of the table of results.
+        contributions: What each source gives the winner, where that was asked for.
+        notes: Sentences for the verdict.
+        result: The result, after the last phase.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        study: Study,
+        runner: Runner,
+        sources: SourceSummary,
+        sizes: Mapping[str, int] = MappingProxyType({"search": 0}),
+        evaluator: Evaluator | None = None,
+        callbacks: Sequence[SearchCallback] = (),
+    ) -> None:
+        self.config = config
+        self.study = study
+        self.runner = runner
+        self.sources = sources
+        self.sizes = dict(sizes)
+        self.evaluator = evaluator
+        self.callbacks = callbacks
+        self.winners: dict[StageName, str] = {}
+        self.winner = ""
+        self.entries: list[Entry] = []
+        self.contributions: list[Contribution] = []
+        self.notes: list[str] = []
+        self.result: Result | None = None
+
+    @property
+    def chosen_on(self) -> str:
+        """Split that models are chosen on."""
+        return chosen_on(self.sizes)
+
+    @property
+    def judged_on(self) -> str:
+        """Split that the table of results is measured on."""
+        return judged_on(self.sizes)
+
+    @property
+    def can_average(self) -> bool:
+        """True where the plain average of the sources is a model."""
+        return can_average(self.config, self.sources.layers)
+
+    @property
+    def searched(self) -> float:
+        """Cost of the search, without that of the random search beside it."""
+        stages = [stage.name for stage in self.config.stages if stage.role != "random"]
+        costs = (trial.cost for stage in stages for trial in self.study.trials(stage))
+        return round(math.fsum(costs), 2)
+
+    def recipes(self, keys: Sequence[str]) -> dict[str, Target]:
+        """Recipes of the study, by their keys."""
+        return {key: self.study.recipe(key) for key in keys}
+
+    def evaluate(self, targets: Mapping[str, Target], split: str, phase: str, *, required: bool = False) -> dict[str, Scores]:
+        """Score labelled models on a split: stored scores are read, others evaluated and stored.
+
+        Args:
+            targets: The models, by the labels of their scores.
+            split: The split.
+            phase: Name that the progress is reported under.
+            required: Whether a model that cannot be scored ends the search. Its error is not
+                stored, so a search that goes on tries again.
+
+        Raises:
+            SearchError: A required model cannot be scored.
+        """
+        stored = {label: self.study.evaluation(label, split) for label in targets}
+        missing = [label for label, scores in stored.items() if scores is None]
+        begin = time.perf_counter()
+        jobs = [Job(targets[label], split) for label in missing]
+        for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
+            label = missing[index]
+            if required and scores.error is not None:
+                name = getattr(targets[label], "model", label)
+                raise SearchError(f"{name}: cannot be evaluated: {scores.error}")
+            self.study.add_evaluation(label, split, scores)
+            stored[label] = scores
+            seconds = time.perf_counter() - begin
+            self.report(Progress(phase, done, len(missing), seconds=seconds, fresh=done))
+        return {label: scores for label, scores in stored.items() if scores is not None}
+
+    def report(self, progress: Progress) -> None:
+        """Tell all callbacks where the search stands."""
+        for callback in self.callbacks:
+            callback.on_progress(self.study, progress)
+
+
+class Phase(ABC):
+    """Phase of a search.
+
+    Attributes:
+        name: Name in the study, in progress reports and in the dry run.
+        title: Name in the live table.
+    """
+
+    name: str
+    title: str
+
+    @classmethod
+    @abstractmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """The phases of this kind that a search has; none where it wants none."""
+
+    def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:  # noqa: B027
+        """Add notes and warnings; raises `EvoMergeError` where the phase could not run."""
+
+    @abstractmethod
+    def plan(self, planner: Planner) -> PhasePlan | None:
+        """Measure what the phase will cost; None where it costs nothing of its own."""
+
+    @abstractmethod
+    def run(self, run: SearchRun) -> None:
+        """Run or resume the phase: scores that the study holds are not taken again."""
+
+
+def parents_once(config: SearchConfig) -> dict[str, Target]:
+    """Base and sources by label; a base that is also a source is scored once."""
+    parents = config.parents.items()
+    return {label: ref for label, ref in parents if label == "base" or ref != config.base}
+
+
+def chosen_on(sizes: Mapping[str, int]) -> str:
+    """Split that models are chosen on: validation, or search where there is none."""
+    return "validation" if "validation" in sizes else "search"
+
+
+def judged_on(sizes: Mapping[str, int]) -> str:
+    """Split that the table of results is measured on."""
+    return next((split for split in ("test", "validation") if split in sizes), "search")
+
+
+def can_average(config: SearchConfig, layers: Sequence[int]) -> bool:
+    """Tell whether the plain average of the sources is a model."""
+    return len(config.sources) > 1 and len(set(layers)) == 1

@@ -1,0 +1,403 @@
+"""Asks for the candidates of one stage and is told their scores, generation by generation.
+
+What the study holds is replayed: the optimizer is asked again from the start and told what is stored.
+So nothing but the study is kept, and a search that was killed ends with the same trials as one that
+was not. Who evaluates is the caller's affair: the search's runner, a person, or the user's own code.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...errors import EvoMergeError, SearchError
+from ...fitness import TaskSpec
+from ...fitness.scores import Scores
+from ...recipes.recipe import Recipe
+from ..callbacks import Generation, Progress, SearchCallback
+from ..evaluation.evaluator import Batch
+from ..evaluation.gradients import Slopes
+from ..file.config import SearchConfig
+from ..file.objectives import vector
+from ..file.stages import Stage
+from ..optimizers.ask_tell import Asked, Optimizer, Start, Vector
+from ..optimizers.descent import GradientOptimizer
+from ..optimizers.nsga import ParetoOptimizer
+from ..optimizers.sweep import sweep_over
+from ..runners.job import Job
+from ..runners.runner import Runner
+from ..spaces.space import Space
+from ..study.study import Study, Trial
+
+logger = logging.getLogger(__name__)
+
+_NEAR = 0.04  # the first step size where a stage begins at the winner of another
+
+
+class StageRun:
+    """Run of one stage.
+
+    Args:
+        config: The search.
+        study: Where trials are kept; may hold some of this stage already.
+        stage: Which of the search's stages.
+        space: What it searches.
+        example_count: Number of search examples; needed where the search draws batches.
+        begin_at: The genome to begin at, in place of the space's own start.
+        callbacks: What else is told, and may end the stage.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        study: Study,
+        *,
+        stage: Stage,
+        space: Space,
+        example_count: int,
+        begin_at: Vector | None = None,
+        callbacks: Sequence[SearchCallback] = (),
+    ) -> None:
+        self.config = config
+        self.study = study
+        self.stage = stage
+        self.space = space
+        self.example_count = example_count
+        self.callbacks = callbacks
+        self.start = self._start(begin_at)
+        earlier = study.meta("budgets", stage.name) or []
+        self.stages = [*(replace(stage, evaluations=spent) for spent in earlier), stage]
+        """The stage as it was before it was given more evaluations, each time, and as it is."""
+        self.optimizer = self._optimizer()
+        self.trials: list[Trial] = []
+        self.stored = {trial.number: trial for trial in study.trials(stage.name)}
+        self.first_of_recipe: dict[tuple[str, Batch | None], Trial] = {}
+        self.spent = 0.0
+        self.generation = 0
+        self._open: _Generation | None = None
+        self._ended = False
+        self._progress = _StageProgress(study.meta("seconds", stage.name) or 0.0)
+
+    def run(self, runner: Runner) -> dict[str | None, str]:
+        """Evaluate generation after generation.
+
+        Args:
+            runner: What evaluates.
+
+        Returns:
+            The names of the models that the stage began at, by the keys of their recipes.
+
+        Raises:
+            SearchError: No candidate of the first generation could be evaluated, or the study does
+                not fit the search.
+        """
+        while candidates := self.ask():
+            for index, scores in runner.run([each.job for each in candidates]):
+                self.tell(candidates[index], scores)
+        points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=False)
+        names = {point.tobytes(): name for point, name in points}
+        return {trial.recipe_key: names[key] for trial in self.trials if (key := trial.genome.tobytes()) in names}
+
+    def ask(self) -> list[Candidate]:
+        """Candidates of the current generation that have no scores yet.
+
+        Whatever is stored is replayed first. The list is empty when the budget is spent, the
+        optimizer has converged, or a callback has ended the stage.
+
+        Raises:
+            SearchError: Every candidate of the first generation failed, or the study does not fit
+                the search.
+        """
+        while not self._ended:
+            if self._open is None:
+                self._begin_generation()
+            elif self._open.waiting:
+                return list(self._open.waiting.values())
+            else:
+                self._end_generation(self._open)
+        return []
+
+    def tell(self, candidate: Candidate, scores: Scores) -> Trial:
+        """Store what a candidate scored; raises `SearchError` where it was not asked for."""
+        generation = self._open
+        if generation is None or generation.waiting.get(candidate.key) is not candidate:
+            raise SearchError(f"{self.stage} candidate {candidate.number}: was not asked for, or has been told")
+        trial = candidate.trial(self.stage, self.generation, scores)
+        self._add(generation, trial)
+        del generation.waiting[candidate.key]
+        return trial
+
+    def _begin_generation(self) -> None:
+        """Ask the optimizer, and sort out what is stored, cannot be decoded, or was evaluated before."""
+        budget = self.stage.evaluations
+        in_time = len(self.trials) in self.stored or self._seconds() < self.stage.minutes * 60
+        genomes = self.optimizer.ask() if self.spent < budget and in_time else None
+        affordable = int((budget - self.spent) / self.optimizer.cost + 1e-6)
+        if genomes is None or affordable == 0:
+            self._end_stage()
+            return
+        request = self.optimizer.request
+        generation = _Generation(self._batch(), whole=affordable >= len(genomes))
+        self._open = generation
+        for number, genome in enumerate(genomes[:affordable], len(self.trials)):
+            candidate = self._candidate(number, genome, generation.batch)
+            generation.candidates.append(candidate)
+            stored = self.stored.get(number)
+            is_new = (candidate.key, generation.batch) not in self.first_of_recipe
+            if stored is not None:
+                self._check_same(stored, genome)
+                self._keep(generation, stored)
+            elif candidate.recipe is None:
+                failed = Scores.failed(candidate.error or "")
+                self._add(generation, candidate.trial(self.stage, self.generation, failed))
+            elif request.active is not None or is_new:
+                generation.waiting.setdefault(candidate.key, candidate)
+
+    def _end_generation(self, generation: _Generation) -> None:
+        """Share scores between equal recipes, tell the optimizer and the callbacks, and go on."""
+        for candidate in generation.candidates:
+            if candidate.number not in generation.trials:  # its recipe has been evaluated before
+                original = self.first_of_recipe[candidate.key, generation.batch]
+                scores = original.scores.replace(seconds=0.0)
+                trial = candidate.trial(self.stage, self.generation, scores)
+                self._add(generation, replace(trial, duplicate_of=original.number))
+        trials = [generation.trials[candidate.number] for candidate in generation.candidates]
+        self._open = None
+        self.trials += trials
+        self.spent = math.fsum(trial.cost for trial in self.trials)
+        values = np.array([np.nan if trial.fitness is None else trial.fitness for trial in trials])
+        alive = values[~np.isnan(values)]
+        if self.generation == 0 and not alive.size:
+            error = trials[0].scores.error
+            raise SearchError(f"{self.stage}: every candidate of the first generation failed: {error}")
+        self._progress.mean = float(alive.mean()) if alive.size else None
+        if generation.whole:
+            empty = np.zeros(0)
+            slopes = [empty if trial.scores.gradient is None else trial.scores.gradient for trial in trials]
+            objectives = [vector(trial.scores, self.config.objective_names) for trial in trials]
+            self.optimizer.tell(values.tolist(), slopes, objectives)
+        if self._progress.fresh:
+            self.study.set_meta("seconds", self._seconds(), self.stage.name)
+        if self._tell(self.generation, trials):
+            self._end_stage()
+        else:
+            self.generation += 1
+
+    def _end_stage(self) -> None:
+        self._ended = True
+        for callback in self.callbacks:
+            callback.on_stage(self.study, self.stage.name, self.trials)
+        if extra := set(self.stored) - {trial.number for trial in self.trials}:
+            raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+
+    def _tell(self, generation: int, trials: list[Trial]) -> bool:
+        """Tell the callbacks of a generation; whether one ends the stage, or had ended it here before.
+
+        They are asked after the last generation that is stored, and the study keeps the answer: so one that looks at a clock
+        does not give a study other trials when it is resumed.
+        """
+        replayed = all(trial.number in self.stored for trial in trials)
+        evaluations = round(self.spent, 3)
+        sigma = self.optimizer.sigma
+        best = self._progress.best
+        mean = self._progress.mean
+        told = Generation(self.stage.name, generation, trials, best, mean, sigma, evaluations, replayed)
+        for callback in self.callbacks:
+            callback.on_generation(self.study, told)
+        if (stopped := self.study.meta("stopped", self.stage.name)) is not None:
+            return bool(generation >= stopped)
+        asked = (each.should_stop(self.study, told) for each in self.callbacks)
+        if len(self.trials) in self.stored or not any(asked):
+            return False
+        self.study.set_meta("stopped", generation, self.stage.name)
+        logger.info("%s: ended early, after generation %d", self.stage, generation)
+        return True
+
+    def _optimizer(self) -> Asked:
+        """Make the optimizer of the stage, as it was before it was given more evaluations."""
+        stage, start, count = self.stages[0], self.start, max(self.example_count, 1)
+        settings, budget = stage.step, stage.evaluations
+        sizes = stage.batch_sizes(count)
+        shares = [size / count for size in sizes]
+        algorithm, seed = self.stage.algorithm, self.config.compute.seed + self.stage.number
+        if algorithm == "gradient":
+            price = self.space.price
+            return GradientOptimizer(start, price=price, budget=budget, share=shares[0], examples=count)
+        if algorithm == "sweep":
+            return sweep_over(start, size=sizes[0], examples=count, budget=budget)
+        if algorithm == "nsga2":
+            count = len(self.config.objective_names)
+            return ParetoOptimizer(start, objectives=count, population=settings.population, seed=seed)
+        return Optimizer(
+            start,
+            algorithm=algorithm,
+            population=settings.population,
+            seed=seed,
+            budgets=[each.evaluations for each in self.stages],
+            shares=shares,
+        )
+
+    def _start(self, begin_at: Vector | None) -> Start:
+        """Return where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
+        settings, start = self.stage.step, self.space.start()
+        if begin_at is None:
+            return start
+        near = _NEAR if settings.sigma is None and settings.by != "gradient" else start.sigma
+        mean = np.clip(begin_at, start.lower, start.upper)
+        return replace(start, mean=mean, sigma=near, candidates=(mean,), names=(f"winner of {self.stage.begins_at}",))
+
+    def _seconds(self) -> float:
+        """Wall time of the stage so far, in this process and those before it."""
+        return self._progress.seconds_before + self._progress.seconds
+
+    def _candidate(self, number: int, genome: Vector, batch: Batch | None) -> Candidate:
+        """Decode a genome; a candidate without a recipe has the error."""
+        cost = self.optimizer.cost
+        try:
+            recipe = self.space.decode(genome)
+        except EvoMergeError as error:
+            return Candidate(number, genome, cost=cost, error=str(error))
+        active = self.optimizer.request.active
+        slopes = None if active is None else self.space.slopes(genome, active)
+        key = self.study.add_recipe(recipe)
+        return Candidate(number, genome, key, recipe, batch, slopes, self.stage.fitness, cost)
+
+    def _check_same(self, stored: Trial, genome: Vector) -> None:
+        """Refuse to go on with a study that another program began: the trials would be of two searches."""
+        if not np.array_equal(stored.genome, genome):
+            raise SearchError(
+                f"{self.stage} trial {stored.number}: the stored genome is not the one that this search asks for; resume with "
+                f"the library versions and the kind of machine that it was begun with ({self.study.meta('versions')})"
+            )
+
+    def _batch(self) -> Batch | None:
+        """The examples that a generation is scored on; the same for all its candidates."""
+        count = self.example_count
+        size = round(self.optimizer.share * count)
+        if size >= count or self.optimizer.request.full:
+            return None
+        drawn_for = self.generation - self.optimizer.request.repeats
+        rng = np.random.default_rng([self.config.compute.seed, self.stage.number, drawn_for])
+        return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
+
+    def _add(self, generation: _Generation, trial: Trial) -> None:
+        """Store a new trial, and take it into the generation."""
+        self.study.add_trial(trial)
+        for callback in self.callbacks:
+            callback.on_trial(self.study, trial)
+        self._progress.fresh += trial.cost
+        self._keep(generation, trial)
+
+    def _keep(self, generation: _Generation, trial: Trial) -> None:
+        """Take a trial into the generation, and say where the stage stands."""
+        generation.trials[trial.number] = trial
+        if trial.recipe_key is not None and trial.duplicate_of is None:
+            self.first_of_recipe[trial.recipe_key, generation.batch] = trial
+        self._progress.count(trial, whole=generation.batch is None)
+        later = self.config.stages[self.stage.number + 1 :]
+        state = self._progress
+        progress = Progress(
+            phase=self.stage.name,
+            done=round(self.spent + math.fsum(each.cost for each in generation.trials.values()), 3),
+            total=self.stage.evaluations,
+            generation=trial.generation,
+            best=state.best,
+            mean=state.mean,
+            accuracy=state.accuracy,
+            sigma=self.optimizer.sigma,
+            failed=state.failed,
+            duplicates=state.duplicates,
+            seconds=state.seconds,
+            fresh=state.fresh,
+            later=float(sum(stage.evaluations for stage in later)),
+        )
+        for callback in self.callbacks:
+            callback.on_progress(self.study, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Candidate of a stage that waits for its scores.
+
+    Attributes:
+        number: Number of its trial.
+        genome: What the optimizer proposed.
+        key: Key of its recipe in the study; empty where the genome has none.
+        recipe: The model to evaluate.
+        batch: Numbers of the search examples to score; all where None.
+        slopes: Gradient request, where the optimizer follows a gradient.
+        fitness: Task to score with; the search's own where None.
+        cost: What it counts of the budget.
+        error: Why the genome has no recipe.
+    """
+
+    number: int
+    genome: Vector
+    key: str = ""
+    recipe: Recipe | None = None
+    batch: Batch | None = None
+    slopes: Slopes | None = None
+    fitness: TaskSpec | None = None
+    cost: float = 1.0
+    error: str | None = None
+
+    @property
+    def job(self) -> Job:
+        """The evaluation that a runner takes."""
+        assert self.recipe is not None  # those that wait have one
+        return Job(self.recipe, "search", self.batch, self.slopes, self.fitness)
+
+    def trial(self, stage: Stage, generation: int, scores: Scores) -> Trial:
+        """The finished trial."""
+        return Trial(stage.name, self.number, generation, self.genome, self.key or None, scores, cost=self.cost)
+
+
+@dataclass
+class _Generation:
+    """Generation that is under way.
+
+    Attributes:
+        batch: Numbers of the examples that all its candidates are scored on.
+        whole: Whether the budget does for all candidates that the optimizer proposed.
+        candidates: All of them, in order.
+        waiting: Candidates without scores, by recipe.
+        trials: Finished trials, by number.
+    """
+
+    batch: Batch | None
+    whole: bool
+    candidates: list[Candidate] = field(default_factory=list)
+    waiting: dict[str, Candidate] = field(default_factory=dict)
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+
+class _StageProgress:
+    """Figures of a stage for those who look on; nothing of the search depends on them."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self.seconds_before = seconds_before
+        self.begin = time.perf_counter()
+        self.fresh = 0.0
+        self.failed = 0
+        self.duplicates = 0
+        self.best: float | None = None
+        self.accuracy: float | None = None
+        self.mean: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time in this process."""
+        return time.perf_counter() - self.begin
+
+    def count(self, trial: Trial, *, whole: bool) -> None:
+        """Take in a trial; only scores of all examples can be the best."""
+        if whole and trial.fitness is not None and (self.best is None or trial.fitness > self.best):
+            self.best = trial.fitness
+            self.accuracy = trial.scores.accuracy
+        self.failed += trial.state == "FAILED"
+        self.duplicates += trial.duplicate_of is not None

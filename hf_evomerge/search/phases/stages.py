@@ -1,0 +1,292 @@
+"""Phase that runs one stage of the search, and chooses the best of its finalists."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import SearchError
+from ...merging.registry import get_method
+from ...recipes.recipe import Recipe
+from ..evaluation.evaluator import Evaluator
+from ..file.config import SearchConfig
+from ..file.stages import Stage, StageName
+from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
+from ..optimizers.descent import checks_of
+from ..optimizers.sweep import sweep_cost
+from ..results.front import finalists
+from ..results.table import Against
+from ..spaces.parameter import ParameterSpace
+from ..spaces.space import Space, make_space
+from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
+from .stage_run import StageRun
+from .winner import choose
+
+_WINNER_NAMES: dict[StageName, str] = {
+    "ps-first": "first PS",
+    "ps": "evolved PS",
+    "dfs-first": "first DFS",
+    "dfs": "evolved DFS",
+    "random": "random search",
+}
+
+
+class StagePhase(Phase):
+    """Search of one stage: generation after generation, until its budget is spent."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.name = stage.name
+        self.title = stage.title
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """One for each stage."""
+        return [cls(stage) for stage in config.stages]
+
+    def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
+        """Refuse a space without a model that could be built, and gradients that are not to be had."""
+        stage = self.stage
+        if stage.role == "random":
+            return
+        on_merge = config.space == "hybrid" and stage.space == "dfs"
+        merge = config.merge_part() if on_merge else None
+        space = make_space(config, stage, evaluator.sources.summary, merge)
+        start = space.start()
+        warnings = _check_recipe(space.decode(start.mean), evaluator)
+        _check_sweep(stage, start, len(evaluator.tasks.examples("search")))
+        findings.notes += _check_gradient(config, stage, evaluator, space)
+        findings.notes += [note for note in space.notes() if note not in findings.notes]
+        findings.warnings += [line for line in warnings if line not in findings.warnings]
+
+    def plan(self, planner: Planner) -> PhasePlan:
+        """Time candidates near the start on batches of each size; warn of a budget that hardly moves it."""
+        config = planner.config
+        stage = self.stage
+        space = make_space(config, stage, planner.evaluator.sources.summary, planner.merge)
+        start = space.start()
+        schedule = _Schedule.of(stage, space, start, planner.sizes["search"])
+        first, second, seconds = _timed(stage, space, start, schedule, planner)
+        if stage.name == "ps" and config.space == "hybrid":
+            planner.merge = first.merge
+        planner.rows += 1
+        if complaint := schedule.complaint(stage):
+            planner.warnings.append(complaint)
+        path = config.path
+        scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
+        parts = [
+            config.merge.method if stage.space == "ps" else scales,
+            f"{start.mean.size} numbers to evolve",
+            f"{schedule.budget} evaluations",
+        ]
+        if second.flow is not None:
+            longest = space.decode(np.where(np.isfinite(start.upper), start.upper, 1.0)).flow
+            most = 0 if longest is None else len(longest.to_path())
+            parts.append(f"paths of {len(second.flow.to_path())} to {most} hops")
+        parts.append(schedule.in_words(stage, planner.sizes["search"]))
+        return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once)
+
+    def run(self, run: SearchRun) -> None:
+        """Run all generations, choose the stage's winner, and give it a row."""
+        stage = self.stage
+        starts = stage_run(run, stage).run(run.runner)
+        run.study.backup()
+        keys = _finalists(run, stage)
+        if stage.role == "first":  # what follows it is judged by the search's own fitness
+            winner = keys[0]
+        else:
+            keys += [run.winners[stage.begins_at]] if stage.begins_at is not None else []
+            winner = choose(run, list(dict.fromkeys(keys)))
+        run.winners[stage.name] = winner
+        run.entries.append(_entry(run, stage, winner, starts.get(winner)))
+
+
+def stage_run(run: SearchRun, stage: Stage) -> StageRun:
+    """The run of a stage, begun at what earlier stages have found."""
+    merged = run.winners.get("ps") if stage.role != "random" else None
+    merge = None if merged is None else run.study.recipe(merged).merge
+    begins_at = None if stage.begins_at is None else run.study.best(stage.begins_at)[0].genome
+    return StageRun(
+        run.config,
+        run.study,
+        stage=stage,
+        space=make_space(run.config, stage, run.sources, merge),
+        example_count=run.sizes["search"],
+        begin_at=begins_at,
+        callbacks=run.callbacks,
+    )
+
+
+def _finalists(run: SearchRun, stage: Stage) -> list[str]:
+    """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
+    keys: list[str] = []
+    if run.config.objectives and stage.role != "first":
+        keys = finalists(run.config, run.study, [stage.name])
+    if keys:
+        return keys
+    best = run.study.best(stage.name, run.config.compare.finalists)
+    if not best:
+        errors = [trial.scores.error for trial in run.study.trials(stage.name)]
+        if not errors:
+            raise SearchError(f"{stage}: ended before its first trial; give it more minutes, or more evaluations")
+        raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0]}")
+    if stage.algorithm == "sweep":  # the others are on the way to these
+        best = [trial for trial in best if trial.scores.values.size == best[0].scores.values.size]
+    return [trial.recipe_key for trial in best if trial.recipe_key is not None]
+
+
+def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entry:
+    """Row of a stage's winner, with the cost of all that it builds on."""
+    stages = [stage] if stage.role == "random" else run.config.stages[: stage.number + 1]
+    trials = [trial for each in stages for trial in run.study.trials(each.name)]
+    name = _WINNER_NAMES[stage.name]
+    if run.config.space == "hybrid" and stage.space == "dfs":
+        name = name.replace("DFS", "PS+DFS")
+    if start is not None:
+        name = f"start of {name.removeprefix('evolved ')}: {start}"
+    if stage.role == "random":
+        against = Against("the random search", "random search found the better one", "over random search")
+    else:
+        against = Against(name, "the validation split chose the other one")
+    return Entry(
+        stage.name,
+        name,
+        winner,
+        run.study.recipe(winner),
+        evaluations=round(math.fsum(trial.cost for trial in trials), 2),
+        seconds=math.fsum(trial.scores.seconds for trial in trials),
+        against=against,
+    )
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """What a stage's budget buys.
+
+    Attributes:
+        budget: Evaluations that it will spend.
+        population: Candidates of a generation.
+        rounds: Generations, or gradient steps, on batches of each size.
+        at_once: How many workers it has work for.
+    """
+
+    budget: int
+    population: int
+    rounds: dict[int, float]
+    at_once: float
+
+    @classmethod
+    def of(cls, stage: Stage, space: Space, start: Start, count: int) -> _Schedule:
+        """Share a budget out over the batch sizes of a stage.
+
+        A gradient's starts are scored before its first step, and the average of its points now and
+        then; a batch doubles after `GROWTH` generations.
+        """
+        gradient = stage.algorithm == "gradient"
+        sweep = stage.algorithm == "sweep"
+        sizes = stage.batch_sizes(count)
+        usual = default_population(start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
+        population = 1 if gradient or sweep else stage.step.population or usual
+        everything = np.ones(start.mean.size, dtype=np.bool_)
+        price = space.price(everything) + start.prunable if gradient else 1.0  # a step is tried
+        budget = stage.evaluations
+        if sweep:
+            budget = math.ceil(sweep_cost(start, size=sizes[0], examples=count))
+        left = float(budget)
+        if gradient:
+            starts = min(len(start.candidates), max(1.0, left / (3 * sizes[0] / count)))
+            left = max(0.0, left - int(starts) * sizes[0] / count - len(checks_of(left)) - 1)
+        rounds = {}
+        for size in sizes:
+            cost = price * population * size / count
+            rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
+            left -= rounds[size] * cost
+        some = {size: number for size, number in rounds.items() if number > 0}
+        at_once = 1 if gradient else math.inf if sweep else population
+        return cls(budget, population, some, at_once)
+
+    def kind(self, stage: Stage) -> str:
+        """What a round is called."""
+        return "gradient steps" if stage.algorithm == "gradient" else f"generations of {self.population}"
+
+    def in_words(self, stage: Stage, count: int) -> str:
+        """Rounds and sizes of batches, for people."""
+        sizes = self.rounds
+        span = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{min(sizes)}"
+        if stage.algorithm == "sweep":
+            return f"every candidate on {span} of {count} examples at first"
+        return f"{sum(sizes.values()):.0f} {self.kind(stage)} on {span} of {count} examples"
+
+    def complaint(self, stage: Stage) -> str | None:
+        """A warning where the budget does for too few rounds."""
+        gradient = stage.algorithm == "gradient"
+        total = sum(self.rounds.values())
+        least = 20 if gradient else 2
+        if stage.role == "random" or stage.algorithm == "sweep" or total >= least:
+            return None
+        return (
+            f"{stage}: evaluations: {self.budget} do for {total:.1f} {self.kind(stage)}, and fewer than "
+            f"{least} hardly move; give more, or a smaller {'batch' if gradient else 'population'}"
+        )
+
+
+def _timed(stage: Stage, space: Space, start: Start, schedule: _Schedule, planner: Planner) -> tuple[Recipe, Recipe, float]:
+    """The recipe of the start, another as good, and the seconds that all rounds of it would take."""
+    step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
+    near: Vector = np.clip(start.mean + step, start.lower, start.upper)
+    first = space.decode(start.mean)
+    second = space.decode(near)
+    slopes = None
+    if stage.algorithm == "gradient":
+        slopes = space.slopes(near, np.ones(start.mean.size, dtype=np.bool_))
+    seconds = 0.0
+    for size, number in schedule.rounds.items():
+        batch = None if size == planner.sizes["search"] else tuple(range(size))
+        one = planner.seconds(first, second, batch=batch, slopes=slopes, fitness=stage.fitness)
+        seconds += number * schedule.population * one
+    return first, second, seconds
+
+
+def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
+    if stage.algorithm != "sweep":
+        return
+    (size,), budget = stage.batch_sizes(examples), stage.evaluations
+    needed = math.ceil(sweep_cost(start, size=size, examples=examples))
+    if needed > budget:
+        raise SearchError(
+            f"optimize: by: sweep: all candidates, {size} of {examples} examples at first, take {needed} evaluations (found "
+            f"{budget}); give as many, or a smaller batch"
+        )
+
+
+def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> list[str]:
+    """Refuse what could not be built, on a stage's first recipe, and layers that cannot run anywhere; what is doubtful."""
+    from ...building.routed import Routed
+    from ...routing.config import check_configs
+
+    checkpoint = evaluator.sources.checkpoint(recipe)
+    if isinstance(checkpoint, Routed) and recipe.flow is not None:
+        configs = [each.config for each in checkpoint.checkpoints]
+        check_configs(configs, recipe.flow.embedding_source, names=checkpoint.checkpoints, anywhere=True)
+    return checkpoint.warnings
+
+
+def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, space: Space) -> list[str]:
+    """Refuse gates for blocks that see the scale of their input, and gradients that are not to be had; says what one leaves."""
+    from ...merging.gradient import check_differentiable
+    from ...routing.gates import check_gates
+
+    if stage.space == "dfs" and config.path.gated:
+        check_gates(evaluator.sources[0].config.get_text_config())
+    if stage.algorithm == "gradient":
+        evaluator.tasks.check_gradient(stage.fitness)
+        if isinstance(space, ParameterSpace):
+            check_differentiable(get_method(config.merge.method))
+            if still := space.unmoved:
+                names = ", ".join(still)
+                if len(still) == len({each.parameter for each in space.coordinates}):
+                    raise SearchError(f"optimize: by: gradient moves no {names}; give weight a range, or write cma")
+                return [f"ps: a gradient moves no {names}: those numbers stay at their start"]
+    return []

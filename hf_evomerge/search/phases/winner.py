@@ -1,0 +1,87 @@
+"""Phase that names the winner: the best of the stages' winners on the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...fitness.scores import Scores
+from ..file.config import SearchConfig
+from ..file.objectives import vector
+from ..optimizers.nsga import knee, non_dominated
+from ..results.front import finalists
+from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
+
+
+class Winner(Phase):
+    """Choice among the best recipes of each stage, and then among the stages' winners."""
+
+    name = "finalists"
+    title = "best, validated"
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """Every search has it."""
+        return [cls()]
+
+    def plan(self, planner: Planner) -> PhasePlan | None:
+        """The finalists of every stage but first ones score the validation split."""
+        if "validation" not in planner.sizes:
+            return None
+        config = planner.config
+        count = config.compare.finalists * sum(stage.role != "first" for stage in config.stages)
+        size = planner.sizes["validation"]
+        text = f"up to {count} of the best models on {size} validation examples, which name the winner"
+        return PhasePlan(self.name, text, count * planner.second * size)
+
+    def run(self, run: SearchRun) -> None:
+        """Choose the winner, and mark its row."""
+        run.winner = self._choose(run)
+        main = {stage.name for stage in run.config.stages if stage.role == "main"}
+        entries = run.entries
+        for at, entry in enumerate(entries):
+            if entry.stage in main and entry.label == run.winner:
+                entries[at] = replace(entry, winner=True)
+                return
+        # with several objectives it may be on the front of all stages, and of none the knee
+        name = "knee of the whole front"
+        target = run.study.recipe(run.winner)
+        entries.append(Entry(run.config.spaces[-1], name, run.winner, target, winner=True))
+
+    def _choose(self, run: SearchRun) -> str:
+        if run.config.objectives:
+            return choose(run, finalists(run.config, run.study))
+        contenders = [stage.name for stage in run.config.stages if stage.role == "main"]
+        if "validation" not in run.sizes:  # of equals the earlier stage
+            contenders.sort(key=lambda stage: -(run.study.best(stage)[0].fitness or 0.0))
+        return choose(run, [run.winners[stage] for stage in contenders])
+
+
+def choose(run: SearchRun, keys: Sequence[str]) -> str:
+    """Choose the best of some recipes on the validation split.
+
+    Of equals, and where there is no such split, it is the first. With several objectives it is the
+    knee of the front of these recipes, on the search split where there is no other.
+    """
+    if run.config.objectives and len(keys) > 1:
+        scores = _scores(run, keys, run.chosen_on)
+        alive = [key for key in keys if scores[key].error is None] or list(keys[:1])
+        vectors = [vector(scores[key], run.config.objective_names) for key in alive]
+        best = non_dominated(vectors)
+        return alive[best[knee([vectors[i] for i in best])]]
+    if "validation" not in run.sizes or len(keys) == 1:
+        return keys[0]
+    scores = _scores(run, keys, "validation")
+    fitness = [scores[key].mean for key in keys]
+    return keys[int(np.argmax([-np.inf if value is None else value for value in fitness]))]
+
+
+def _scores(run: SearchRun, keys: Sequence[str], split: str) -> dict[str, Scores]:
+    """Scores of recipes on a split; on the search split they are the trials' own."""
+    if split != "search":
+        return run.evaluate(run.recipes(keys), split, Winner.name)
+    trials = [trial for stage in run.config.stages for trial in run.study.trials(stage.name)]
+    first = {trial.recipe_key: trial.scores for trial in reversed(trials) if trial.fitness is not None}
+    return {key: first[key] for key in keys}
