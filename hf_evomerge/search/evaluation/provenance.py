@@ -23,7 +23,6 @@ from ..file.config import SearchConfig
 from ..study.database import DamagedStudyError
 from ..study.study import Study
 from .evaluator import Evaluator
-from .low_rank import KEPT
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Parent
@@ -113,7 +112,6 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], 
                 f"{study.folder}: {what.format(name)} ({how}) are not what this study was begun on, and scores would not be "
                 "comparable; restore them, or choose another folder"
             )
-        study.set_meta(KEPT, {})  # the adapters are those of other files
     if before != found:
         study.set_meta(key, found, of)
 
