@@ -8,7 +8,7 @@ from tiny_models import ARCHITECTURES, tiny_model, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge import fold
-from hf_evomerge.modeling import MLP_BRANCH, EvoMergedForCausalLM
+from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
@@ -58,7 +58,7 @@ def fold_error(architecture: str, fields: dict[str, Any], scale_target: str, fol
     The path repeats layers and its scales are negative too; without an MLP of its own only the embeddings are scaled.
     """
     pool = pool_of(architecture, **fields)
-    scales = SCALES if architecture in MLP_BRANCH or scale_target == "stream" else [-0.5] + [1.0] * 7
+    scales = SCALES if architecture not in ("mamba",) or scale_target == "stream" else [-0.5] + [1.0] * 7
     model = pool.model(LayerPath.parse(HOPS, scales), scale_target)
     plain = folded(model, folder)
     assert type(plain) is type(pool.models[0])
