@@ -116,7 +116,7 @@ def test_gates_in_half_precision(hops):
         ("exaone4", {}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"_remove_final_layer_norm": True}),  # the head sees the scale of the stream
-        ("ctrl", {}),
+        ("openai-gpt", {}),
     ],
 )
 def test_blocks_that_see_the_scale_are_refused(architecture, fields):
