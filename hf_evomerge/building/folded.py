@@ -252,7 +252,7 @@ def _plan(
     with torch.device("meta"):
         model = _plain_class(config)(plain)
     shapes = {name: tuple(tensor.shape) for name, tensor in as_written(model, saved_tensors(model)).items()}
-    hops = list(_hop_names(config, layers := _layers_name(config, model), shapes))
+    hops = list(_hop_names(config, _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
         changes = _changes(config, model)

@@ -64,10 +64,7 @@ class Layout:
             reader: The factor of the weights that read without a norm.
         """
         in_last = {name for name in self.writers if self.branch and name.startswith(f"{self.branch}.")}
-        changes = {
-            name: Change(last if name in in_last else others, offset)
-            for name, offset in self.writers.items()
-        }
+        changes = {name: Change(last if name in in_last else others, offset) for name, offset in self.writers.items()}
         changes |= {name: Change(sign, offset) for name, offset in self.norms.items()}
         changes |= {name: Change(reader, offset) for name, offset in self.readers.items()}
         return {name: change for name, change in changes.items() if change.factor != 1}
@@ -103,7 +100,7 @@ def layouts_of(config: PreTrainedConfig) -> Layouts:
     few = config_along([config], [(0, texts.index(kind)) for kind in kinds], 0)
     if _block_texts(few) != kinds:  # the number of a layer says of which kind it is
         few, kinds = config, texts
-    found = _layouts(type(few), json.dumps(few.to_dict(), sort_keys=True))
+    found = _layouts(type(few), json.dumps(few.to_dict(), sort_keys=True))  # type: ignore[arg-type]
     return found._replace(blocks=[found.blocks[kinds.index(text)] for text in texts])
 
 
@@ -251,16 +248,13 @@ class _Stage:
         state: Its input; 0 where that has another shape.
     """
 
-    def __init__(
-        self, module: nn.Module, run: Callable[[float], Tensor], names: Iterable[str], state: Tensor | float
-    ) -> None:
+    def __init__(self, module: nn.Module, run: Callable[[float], Tensor], names: Iterable[str], state: Tensor | float) -> None:
         self.module, self.run, self.state = module, run, state
         self.modules = {name: module.get_submodule(name) for name in names}
         # the arguments of each, in the order in which they begin; those that are not called come first
         self.calls: dict[str, Any] = dict.fromkeys(self.modules)
         handles = [
-            each.register_forward_pre_hook(partial(self._note, name), with_kwargs=True)
-            for name, each in self.modules.items()
+            each.register_forward_pre_hook(partial(self._note, name), with_kwargs=True) for name, each in self.modules.items()
         ]
         self.output = run(1.0)
         for handle in handles:
@@ -365,9 +359,7 @@ class _Stage:
         if not layout.refusal and _distance(folded, self.run(scale) * factor) > _TOLERANCE * self.size:
             layout.refusal = "with a scaled stream something is computed that no factors of weights make up for"
 
-    def _reads(
-        self, layout: Layout, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Tensor
-    ) -> bool:
+    def _reads(self, layout: Layout, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Tensor) -> bool:
         """Find how a module reads the stream; False where it hands it on, as dropout does.
 
         Args:

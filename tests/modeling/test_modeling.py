@@ -85,7 +85,13 @@ print("fine")
     done = warm.run(program, env=environment)
     assert done.stdout.strip() == "fine", done.stderr
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
-        *("blocks_evo_merged.py", "config.json", "configuration_evo_merged.py", "generation_config.json", "layers_evo_merged.py"),
+        *(
+            "blocks_evo_merged.py",
+            "config.json",
+            "configuration_evo_merged.py",
+            "generation_config.json",
+            "layers_evo_merged.py",
+        ),
         *("model.safetensors", "modeling_evo_merged.py", "sources_evo_merged.py"),
     ]
 
