@@ -327,6 +327,12 @@ def _parameter_changes(config: EvoMergedConfig, model: PreTrainedModel) -> dict[
         layouts = layouts_of(config.decoder_config)
     except ValueError as cause:
         raise SourceError(str(cause)) from cause
+    sight = getattr(config.text_config, "vision_config", None)
+    if config.scale_target == "stream" and getattr(sight, "deepstack_visual_indexes", None):
+        raise PathError(
+            f"scales: {config.text_config.model_type!r} adds pictures to the stream behind its first layers too, where a plain "
+            "model cannot scale them; take scale_target: mlp_delta, or no scales"
+        )
     factors, layers = hop_factors(config), find_layers(model, len(config.path))
     parts = [(f"{layers}.{hop}.", layout, factors[hop]) for hop, layout in enumerate(layouts.blocks)]
     around, first = layers.removesuffix(layouts.layers), _embedding_factor(config)

@@ -125,6 +125,12 @@ def test_blocks_that_see_the_scale_are_refused(architecture, fields):
         check_gates(tiny_model(architecture, 2, **fields).config)
 
 
+@pytest.mark.parametrize("architecture", ["arcee", "seed_oss", "ministral", "apertus", "ctrl", "olmo"])
+def test_blocks_with_a_norm_in_front_are_known_by_what_they_compute(architecture):
+    """Gates are allowed wherever a norm stands in front of both branches, whatever the modules are called."""
+    check_gates(tiny_model(architecture, 2, **({"head_dim": 8} if architecture == "ministral" else {})).config)
+
+
 def test_the_path_of_several_terms():
     """Gates of one hop are the weights of its sum, and a hop of which one gate is on is a plain hop with its scale."""
     slots, hops = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)], [0, 0, 1, 1, 2, 2]
