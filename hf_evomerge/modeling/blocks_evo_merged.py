@@ -333,7 +333,9 @@ class _Stage:
         leaves = {
             name: module
             for name, module in self.modules.items()
-            if self.calls[name] is not None and not any(part._parameters for part in [*module.modules()][1:])
+            if self.calls[name]
+            and _state(*self.calls[name]) is not None
+            and not any(part._parameters for part in [*module.modules()][1:])
         }
         leaves = {name: module for name, module in leaves.items() if name.rpartition(".")[0] not in leaves}
         calls: list[tuple[Tensor, Any]] = []
