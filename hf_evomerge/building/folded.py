@@ -1,6 +1,6 @@
 """A merged model as a plain checkpoint: its scales are multiplied into the weights, for programs that run no custom code.
 
-Knows arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``.
+Knows arithmetic; which tensors it concerns is found in ``modeling/blocks_evo_merged.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ..checkpoints.headers import tensor_order, torch_dtype
 from ..checkpoints.open import open_source
 from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, PathError, SourceError
-from ..modeling.fold_layouts import Change, FoldLayout, layout_of, matches
 from ..recipes.recipe import Dtype
 from .planned import Planned, PlannedCheckpoint
 
@@ -29,15 +28,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from ..modeling import EvoMergedConfig
+    from ..modeling.blocks_evo_merged import Change
 
 logger = logging.getLogger(__name__)
 
 
 class _Factors(NamedTuple):
-    """The factors of one hop, as `FoldLayout.change` takes them."""
+    """The factors of one hop, as `Layout.changes` takes them."""
 
-    attention: float = 1.0
-    mlp: float = 1.0
+    others: float = 1.0
+    last: float = 1.0
     sign: float = 1.0
     reader: float = 1.0
 
@@ -167,7 +167,7 @@ def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
         if hop[0][2] != 1:
             raise PathError(f"{text} has a weight other than 1, which cannot be folded; say it with the scales instead")
     if config.scale_target == "mlp_delta":
-        return [_Factors(mlp=float(scale)) for scale in [*config.scales[1:], 1.0]]
+        return [_Factors(last=float(scale)) for scale in [*config.scales[1:], 1.0]]
     factors, product = [], 1.0
     for position, scale in enumerate(config.scales):
         product *= scale
@@ -195,16 +195,6 @@ def _merged_config(source: Checkpoint) -> EvoMergedConfig:
     if getattr(config, "quantization_config", None) is not None:
         raise SourceError(f"{source}: quantised weights cannot be folded; give the unquantised model")
     return config
-
-
-def _layout(config: EvoMergedConfig) -> FoldLayout:
-    from ..modeling.layers_evo_merged import check_scale_target
-
-    try:
-        check_scale_target(config)
-        return layout_of(config.decoder_config)
-    except ValueError as cause:
-        raise SourceError(str(cause)) from cause
 
 
 def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfig:
@@ -262,10 +252,10 @@ def _plan(
     with torch.device("meta"):
         model = _plain_class(config)(plain)
     shapes = {name: tuple(tensor.shape) for name, tensor in as_written(model, saved_tensors(model)).items()}
-    hops = list(_hop_names(config, layers := _layers_name(config, model), shapes))
+    hops = list(_hop_names(config, _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
-        changes = _changes(config, model, layers, shapes, hops)
+        changes = _changes(config, model)
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     plan = {}
     for name, stored in _stored_names(config, model, shapes, hops).items():
@@ -314,34 +304,48 @@ def _stored_names(
     return stored
 
 
-def _changes(
-    config: EvoMergedConfig,
-    model: PreTrainedModel,
-    layers: str,
-    names: Iterable[str],
-    hops: Iterable[tuple[str, int, str, str]],
-) -> dict[str, Change]:
-    """Fold the embeddings, the tensors of each layer, and the final norm."""
-    layout, factors, kind = _layout(config), hop_factors(config), config.decoder_config.model_type
+def _changes(config: EvoMergedConfig, model: PreTrainedModel) -> dict[str, Change]:
+    """Fold the embeddings, the tensors of each layer, and the final norm; by the names that are written."""
+    from ..modeling.origins import as_written, saved_tensors
+
+    parameters = _parameter_changes(config, model)
+    state, written = saved_tensors(model), {}
+    for change in set(parameters.values()):
+        alike = {name: state[name] for name, other in parameters.items() if other == change}
+        written.update(dict.fromkeys(as_written(model, alike), change))
+    return written
+
+
+def _parameter_changes(config: EvoMergedConfig, model: PreTrainedModel) -> dict[str, Change]:
+    """The changes by the names of the model's parameters."""
+    from ..modeling.blocks_evo_merged import check_scale_target, layouts_of
+    from ..modeling.layers_evo_merged import find_layers
+
+    kind = config.decoder_config.model_type
+    try:
+        check_scale_target(config)
+        layouts = layouts_of(config.decoder_config)
+    except ValueError as cause:
+        raise SourceError(str(cause)) from cause
+    sight = getattr(config.text_config, "vision_config", None)
+    if config.scale_target == "stream" and getattr(sight, "deepstack_visual_indexes", None):
+        raise PathError(
+            f"scales: {config.text_config.model_type!r} adds pictures to the stream behind its first layers too, where a plain "
+            "model cannot scale them; take scale_target: mlp_delta, or no scales"
+        )
+    factors, layers = hop_factors(config), find_layers(model, len(config.path))
+    parts = [(f"{layers}.{hop}.", layout, factors[hop]) for hop, layout in enumerate(layouts.blocks)]
+    around, first = layers.removesuffix(layouts.layers), _embedding_factor(config)
+    parts += [(around, layouts.embeddings, _Factors(first, first)), (around, layouts.final, factors[-1])]
     changes: dict[str, Change] = {}
-    if (factor := _embedding_factor(config)) != 1:
-        patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
-        changes = {name: Change(factor) for name in names if matches(name, patterns)}
-    norm = f"{layout.final_norm}.weight"
-    if config.has_parts:  # beside the layers of the language model, which has another name there
-        norm = layers.removesuffix("layers.") + norm.removeprefix("model.")
-    if factors[-1] != _Factors() and norm not in names:
-        raise SourceError(f"text_config: no {norm}; this kind of {kind!r} cannot be folded")
-    if factors[-1].sign < 0:
-        changes[norm] = Change(-1.0, layout.offset(norm))
-    present: list[list[str]] = [[] for _ in factors]
-    for name, hop, rest, _ in hops:
-        present[hop].append(rest)
-        if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
-            changes[name] = change
-    for hop, names_there in enumerate(present):
-        for lacking in layout.missing(names_there) if factors[hop] != _Factors() else ():
-            raise SourceError(f"text_config: layer {hop} has no {lacking}; this kind of {kind!r} cannot be folded")
+    for prefix, layout, factor in parts:
+        if layout.refusal and factor._replace(last=1.0) != _Factors():  # the last branch is proved by itself
+            raise SourceError(f"text_config.model_type: {kind!r} cannot be folded with these scales; {layout.refusal}")
+        if layout.unsigned and factor.sign < 0:
+            raise SourceError(
+                f"scales: their product is negative, and {prefix}{layout.unsigned} has no weight that could be negated"
+            )
+        changes |= {f"{prefix}{name}": change for name, change in layout.changes(*factor).items()}
     return changes
 
 

@@ -122,11 +122,12 @@ class Routed(PlannedCheckpoint):
 
     def write_companions(self, folder: Path) -> None:
         """Write config and code, and copy what else lies beside the weights."""
-        from ..modeling import modeling_evo_merged
+        from ..modeling import blocks_evo_merged, modeling_evo_merged
 
         self._config.save_pretrained(folder)
-        code = Path(str(modeling_evo_merged.__file__))
-        shutil.copyfile(code, folder / code.name)
+        for module in (blocks_evo_merged, modeling_evo_merged):  # the config has written what it imports itself
+            code = Path(str(module.__file__))
+            shutil.copyfile(code, folder / code.name)
         if self.body is not None:
             self.processor_source.write_processor(folder)
         self.tokenizer_source.write_tokenizer(folder)

@@ -41,7 +41,7 @@ from .target import CARD, find_model
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_CODE = tuple(f"{name}_evo_merged.py" for name in ("configuration", "layers", "modeling", "sources"))
+_CODE = tuple(f"{name}_evo_merged.py" for name in ("blocks", "configuration", "layers", "modeling", "sources"))
 # Weights in another format, which would be those of another model.
 _STALE = (
     *("pytorch_model*.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model*.bin"),

@@ -102,7 +102,7 @@ def _complete(
     complete = {name: given.get(name, parameter.default) for name, parameter in known.items()}
     if layer_count is None:
         return complete
-    return {name: expand(value, 0, layer_count - 1) for name, value in complete.items()}
+    return {name: expand(value, 0, layer_count - 1, names or ()) for name, value in complete.items()}
 
 
 def _has_rows(item: tuple[str, Any]) -> bool:

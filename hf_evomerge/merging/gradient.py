@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
-from ..recipes.layer_groups import Ramp, Rows, select_key
+from ..recipes.layer_groups import ByGroup, Ramp, Rows
 from .arithmetic import TensorJob
 from .live import LiveMerger
 from .method import Call, MergeMethod
@@ -144,7 +144,7 @@ def by_number(
     for tensor, passes in found.items():
         for (name, source), values in (item for each in passes for item in each.items()):
             value = options[name] if source is None else sources[source][name]
-            key = select_key(tuple(value), tensor) if isinstance(value, Mapping) else None
+            key = value.key(tensor) if isinstance(value, ByGroup) else None
             by_rows = key is not None and isinstance(value[key], Rows)
             for run, number in enumerate(values):
                 terms[name, source, (tensor, run) if by_rows else key].append(number)

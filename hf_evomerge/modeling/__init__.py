@@ -9,7 +9,6 @@ from .configuration_evo_merged import EvoMergedConfig
 from .sources_evo_merged import check_alike
 
 if is_torch_available():
-    from .layers_evo_merged import MLP_BRANCH
     from .modeling_evo_merged import (
         CLASSES,
         EvoMergedForCausalLM,
@@ -18,7 +17,7 @@ if is_torch_available():
         EvoMergedPreTrainedModel,
     )
 
-__all__ = ["MLP_BRANCH", "EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedForImageTextToText", "EvoMergedModel"]
+__all__ = ["EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedForImageTextToText", "EvoMergedModel"]
 __all__ += ["EvoMergedPreTrainedModel", "check_alike", "register"]
 
 

@@ -22,21 +22,6 @@ _HOOKS = (
 _COUNTS_FROM_THE_END = hasattr(output_capturing, "resolve_hidden_states_indices")  # older versions count otherwise
 _PLACE_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 
-# The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
-# ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.
-_MLP, _POST_NORM = "mlp", "post_feedforward_layernorm"
-MLP_BRANCH = {
-    **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "gemma", "vaultgemma", "granite", "smollm3"), _MLP),
-    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_5_text", "qwen3_next", "mixtral", "gpt_oss"), _MLP),
-    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), _MLP),
-    **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "starcoder2", "cohere", "cohere2", "olmo", "olmoe", "falcon"), _MLP),
-    **dict.fromkeys(("gpt2", "gpt_neox", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "persimmon", "glm", "arcee"), _MLP),
-    **dict.fromkeys(("seed_oss", "helium", "jetmoe", "nemotron", "ernie4_5", "bitnet", "nanochat", "apertus"), _MLP),
-    **dict.fromkeys(("minimax_m2", "exaone_moe", "hunyuan_v1_dense", "cwm"), _MLP),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "flex_olmo", "olmo_hybrid", "exaone4"), _POST_NORM),
-    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "lfm2_moe": "feed_forward"},
-}
-
 
 class ScaleInput:
     """Forward pre-hook: multiply the hidden state on the way into a layer. Holds nothing but the factor."""
@@ -154,16 +139,6 @@ def source_class(config: PreTrainedConfig, mapping: Any = None) -> type[PreTrain
         raise ValueError(f"text_config.model_type: {config.model_type!r} has no {what} in transformers")
     kind: Any = mapping[type(config)]
     return kind[0] if isinstance(kind, (tuple, list)) else kind
-
-
-def check_scale_target(config: Any) -> None:
-    """Raise `ValueError` where the scales cannot act as the configuration says."""
-    kind = config.decoder_config.model_type
-    if config.scale_target != "mlp_delta" or all(scale == 1 for scale in config.scales[1:]):
-        return
-    falcon = kind == "falcon" and config.decoder_config.new_decoder_architecture and not config.decoder_config.parallel_attn
-    if kind not in MLP_BRANCH or falcon:
-        raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
 
 
 def known_arguments(config: Any, known: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -17,14 +17,13 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
+from .blocks_evo_merged import check_scale_target, layouts_of
 from .configuration_evo_merged import EvoMergedConfig
 from .layers_evo_merged import (
-    MLP_BRANCH,
     HopList,
     ScaleInput,
     ScaleOutput,
     SumTerms,
-    check_scale_target,
     copy_structure,
     decoder_layers,
     find_layers,
@@ -136,12 +135,14 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         """Hang the scales and the sums on the layers, as hooks that hold numbers only."""
         config = self.config
         hops, groups, scales = config.hops, config.hop_slots, config.scales
+        in_mlps = config.scale_target == "mlp_delta" and any(scale != 1 for scale in scales[1:])
+        blocks = layouts_of(config.decoder_config).blocks if in_mlps else []
         for position, (hop, group) in enumerate(zip(hops, groups, strict=True)):
             if scales[position] != 1 and (config.scale_target == "stream" or position == 0):
                 layers[position].register_forward_pre_hook(ScaleInput(float(scales[position])), with_kwargs=True)
             elif scales[position] != 1:
                 for slot in groups[position - 1]:
-                    branch = layers[slot].get_submodule(MLP_BRANCH[config.decoder_config.model_type])
+                    branch = layers[slot].get_submodule(blocks[slot].branch)
                     branch.register_forward_hook(ScaleOutput(float(scales[position])))
             weights = [weight for _, _, weight in hop]
             if weights != [1]:

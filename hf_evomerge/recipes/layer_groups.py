@@ -24,10 +24,14 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)$")
 _EMBEDDING = re.compile(r"emb|wte|wpe|project_in")
 _HEAD = re.compile(r"embed_out|lm_head")
 _MLP = re.compile(
-    r"mlp|ffn|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|post_attention_layernorm|ln_2|(?:^|\.)final_layer_norm|"
+    r"mlp|ffn|_ff_|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|ln_2|(?:^|\.)final_layer_norm|channel_pre_norm|"
     r"dense_h_to_4h|dense_4h_to_h"
 )
-_PICTURE_BLOCK = re.compile(r"(?:\w+_)?blocks?\.")  # what follows the number of a block of a U-Net or diffusion transformer
+# that of most architectures, in front of the MLP; it stands behind attention where the MLP has norms of other names
+_MLP_WITH_NORM = re.compile(rf"{_MLP.pattern}|post_attention_layernorm")
+_OTHER_NORMS = re.compile(r"(?:pre|post)_feedforward_layernorm|pre_mlp_layernorm")
+# what follows the number of a block of a U-Net or diffusion transformer; the other is RecurrentGemma's attention
+_PICTURE_BLOCK = re.compile(r"(?!temporal_block\.)(?:\w+_)?blocks?\.")
 _PICTURE_ATTENTION = re.compile(r"\.(?:to_(?:add_)?(?:q|k|v|out|qkv)|add_[qkv]_proj)\b")
 _ROUTER = re.compile(
     r"(?:^|\.)(?:\w*(?:mlp|ffn|feed_?forward|moe)\.(?:\w+\.)?(?:gate|router)|router)\b(?!_)|shared_expert_gate|moe_statics"
@@ -41,28 +45,34 @@ _NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)(?:\d_\w+/)?[A-Za-z_]\w
 
 
 @lru_cache(maxsize=65536)
-def classify(tensor_name: str) -> tuple[Kind, int | None, Half | None]:
+def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | None, Half | None]:
     """Classify a tensor by its name.
 
     Args:
         tensor_name: The raw name in the checkpoint, such as ``model.layers.3.mlp.up_proj.weight``.
+        post_norms: Whether ``post_attention_layernorm`` ends the attention of this model, see `has_post_norms`.
 
     Returns:
         Kind (``embed``, ``block`` or ``head``), block index and half (``attn``, ``mlp``, or of the latter ``router`` or
         ``experts``); the last two are None outside the blocks. A norm counts with what it feeds: the first of a block with
-        attention, the second with the MLP, the final one with the head. In U-Nets and diffusion transformers ``attn`` are the
-        projections of attention, and ``mlp`` is all else of a block.
+        attention, the second with the MLP, the final one with the head; one behind attention or MLP counts with it. In
+        U-Nets and diffusion transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
     """
     if block := _BLOCK.search(tensor_name):
         if _PICTURE_BLOCK.match(block[2]):
             return "block", int(block[1]), "attn" if _PICTURE_ATTENTION.search(block[2]) else "mlp"
-        if not _MLP.search(block[2]):
+        if not (_MLP if post_norms else _MLP_WITH_NORM).search(block[2]):
             return "block", int(block[1]), "attn"
         is_router = _ROUTER.search(block[2])
         return "block", int(block[1]), "router" if is_router else "experts" if _EXPERTS.search(block[2]) else "mlp"
     if _EMBEDDING.search(tensor_name) and not _HEAD.search(tensor_name):
         return "embed", None, None
     return "head", None, None
+
+
+def has_post_norms(names: Iterable[str]) -> bool:
+    """Tell whether ``post_attention_layernorm`` is behind attention, as in Gemma 3, OLMo 2 and EXAONE 4, by a model's names."""
+    return any(map(_OTHER_NORMS.search, names))
 
 
 @dataclass(frozen=True)
@@ -75,11 +85,11 @@ class GroupKey:
     half: Half | None = None
     pattern: str = ""
 
-    def covers(self, tensor_name: str) -> bool:
+    def covers(self, tensor_name: str, post_norms: bool = False) -> bool:
         """Tell whether a tensor belongs to the group or has a name of the pattern; ``default`` covers nothing by itself."""
         if self.kind == "pattern":
             return _matches(self.pattern, tensor_name)
-        kind, block, half = classify(tensor_name)
+        kind, block, half = classify(tensor_name, post_norms)
         if kind != self.kind:
             return False
         return block is None or (self.first <= block <= self.last and self.has_half(half))
@@ -125,11 +135,11 @@ def parse_key(key: str) -> GroupKey:
 
 
 @lru_cache(maxsize=262144)
-def select_key(keys: tuple[str, ...], tensor_name: str) -> str:
+def select_key(keys: tuple[str, ...], tensor_name: str, post_norms: bool = False) -> str:
     """The key that counts for a tensor: its name, else the first pattern it follows, else its group, else ``default``."""
     if tensor_name in keys:
         return tensor_name
-    matching = [key for key in keys if parse_key(key).covers(tensor_name)]
+    matching = [key for key in keys if parse_key(key).covers(tensor_name, post_norms)]
     if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
         return patterns[0]
     if len(matching) > 1:  # routers and experts are more than the MLP that they are in
@@ -183,20 +193,33 @@ def is_tensor(key: str) -> bool:
     return parse_key(key).kind == "pattern" and "*" not in key
 
 
-def expand(value: Any, first: int, last: int) -> Any:
+class ByGroup(dict[str, Any]):
+    """Values by their keys, for a model of which it is known what ``post_attention_layernorm`` is, see `has_post_norms`."""
+
+    post_norms = False
+
+    def key(self, tensor_name: str) -> str:
+        """The key that counts for a tensor."""
+        return select_key(tuple(self), tensor_name, self.post_norms)
+
+
+def expand(value: Any, first: int, last: int, names: Iterable[str] = ()) -> Any:
     """A parameter's value with a `Ramp` in place of each list of numbers, or `Rows` under the name of a tensor.
 
     Args:
         value: A number, a list of numbers, or a mapping from keys to numbers or lists of numbers; anything else stays.
         first, last: The blocks that a list runs over, unless it stands under a group of blocks: it then runs over those.
+        names: The names of the model's tensors.
     """
     if isinstance(value, Mapping):
         groups = {key: parse_key(key) for key in value}
         spans = {key: (group.first, group.last) if group.kind == "block" else (first, last) for key, group in groups.items()}
-        return {
-            key: Rows(tuple(item)) if isinstance(item, list) and is_tensor(key) else expand(item, *spans[key])
+        expanded = ByGroup(
+            (key, Rows(tuple(item)) if isinstance(item, list) and is_tensor(key) else expand(item, *spans[key]))
             for key, item in value.items()
-        }
+        )
+        expanded.post_norms = has_post_norms(names)
+        return expanded
     if isinstance(value, list):
         return Ramp(tuple(value), first, last)
     return value
@@ -214,7 +237,7 @@ def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
         RecipeError: No key names the tensor and there is no ``default``, or two layer groups do.
     """
     if isinstance(value, Mapping):
-        value = value[select_key(tuple(value), tensor_name)]
+        value = value[value.key(tensor_name) if isinstance(value, ByGroup) else select_key(tuple(value), tensor_name)]
     if isinstance(value, Ramp):
         return value.at(classify(tensor_name)[1] if block == -1 else block)
     return value
@@ -240,10 +263,11 @@ def check_keys(value: Mapping[str, Any], layer_count: int, names: Sequence[str] 
             )
         if group.kind == "pattern" and names is not None and not any(map(group.covers, [*names, TIED_HEAD])):
             raise RecipeError(f"the pattern {key!r} names no tensor; the names are like {_some(names)}")
+    post_norms = has_post_norms(names or ())
     by_name = any(parse_key(key).kind == "pattern" or parse_key(key).half in _SPARSE for key in value)
     if names is not None or not by_name:
         for name in names if names is not None else one_of_each(layer_count):
-            resolve(value, name)
+            select_key(tuple(value), name, post_norms)
 
 
 def merged_names(names: Iterable[str], router: int | Literal["merge"] | None) -> list[str]:

@@ -87,7 +87,7 @@ def path_config(
         PathError: The path names a layer that is not there, or cannot run as asked.
     """
     from ..modeling import EvoMergedConfig
-    from ..modeling.layers_evo_merged import check_scale_target
+    from ..modeling.blocks_evo_merged import check_scale_target
 
     path = flow.to_path()
     try:

@@ -76,17 +76,19 @@ def _grouped(slots: Sequence[int], hops: Sequence[int] | None) -> list[list[int]
 
 def check_gates(config: PreTrainedConfig) -> None:
     """Raise `SourceError` unless the blocks of the architecture are blind to the scale of their input."""
-    from ..modeling.fold_layouts import layout_of
+    from ..modeling.blocks_evo_merged import layouts_of
 
     try:
-        layout = layout_of(config)
+        layouts = layouts_of(config)
     except ValueError as cause:
         raise SourceError(f"path.kind: gates needs blocks with a norm in front, and {cause}; write kind: paper") from cause
-    if layout.readers:
-        raise SourceError(
-            f"path.kind: gates needs blocks with a norm in front; those of {config.model_type!r} read the stream as it is; "
-            "write kind: paper"
-        )
+    for layout in [*layouts.blocks, layouts.final]:
+        reads = f"{next(iter(layout.readers))} reads the stream as it is" if layout.readers else ""
+        if refusal := layout.refusal or reads:
+            raise SourceError(
+                f"path.kind: gates needs blocks with a norm in front; in those of {config.model_type!r} {refusal}; "
+                "write kind: paper"
+            )
 
 
 def gate_gradient(

@@ -180,7 +180,7 @@ def _check_size(evaluator: Evaluator) -> None:
     needed = memory_of_models(evaluator.config, evaluator)["parents"]
     there = device_memory(evaluator.models.device)
     size = f"the largest model takes {needed / 1e9:.3g} GB"
-    if needed > there:
+    if needed > there and evaluator.config.compute.device_map is None:
         raise SearchError(f"{size}, and there are {there / 1e9:.3g} GB")
     if needed > _LARGE:
         what = f"every model scores {EXAMPLES} examples, and {size}"

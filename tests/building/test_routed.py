@@ -70,7 +70,7 @@ def test_what_belongs_to_the_model_is_beside_it(folders):
         out = build(folders, FLOW.model_copy(update={"embedding_source": 1}))
     finally:
         os.umask(old)
-    code = {f"{part}_evo_merged.py" for part in ("configuration", "layers", "modeling", "sources")}
+    code = {f"{part}_evo_merged.py" for part in ("blocks", "configuration", "layers", "modeling", "sources")}
     tokenizer = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
     there = {"config.json", "generation_config.json", "model.safetensors"} | code | tokenizer
     assert {file.name for file in out.iterdir()} == there

@@ -50,7 +50,7 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(hybrid_
     assert len(commit_titles(lfs_api)) == 2  # the Hub's own first one, and ours
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= {
-        *(f"{part}_evo_merged.py" for part in ("configuration", "layers", "modeling", "sources")),
+        *(f"{part}_evo_merged.py" for part in ("blocks", "configuration", "layers", "modeling", "sources")),
         *("model.safetensors", "config.json", "tokenizer.json"),
         *("recipe.yaml", "study.json", "trials.parquet", "README.md", "images/fitness.png", "images/path.png"),
     }

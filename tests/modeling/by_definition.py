@@ -17,7 +17,7 @@ LAYERS = {
 }
 LAST_BRANCH = {
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "exaone4"), "post_feedforward_layernorm"),
-    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward"},
+    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "bloom": "mlp.dense_4h_to_h", "opt": "fc2"},
 }
 
 

@@ -29,11 +29,7 @@ from hf_evomerge.routing.pool import LayerPool
 SERIAL = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2", [1, 0.9, 1.1, 1, 1.2, 1, -0.8, 1])
 SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:2 + 0:2 + 0:0*-1", "0:2*1.5"], [1.2, 0.9, -0.8, 1.1])
 PATHS = {"serial": SERIAL, "sums": SUMS}
-NO_MLP_DELTA = {
-    "bloom": "the MLP adds the residual itself",
-    "opt": "the MLP is no module of its own",
-    "mamba": "there is no MLP",
-}
+NO_MLP_DELTA = {"mamba": "there is no MLP"}
 NO_STATIC_CACHE = ("gpt_neo", *(("bloom",) if OLD_CACHE_NAMES else ()))  # the source architecture itself cannot use one
 NO_SDPA = {
     "gemma2": "the source class has no sdpa: its scores are capped",

@@ -14,7 +14,8 @@ from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, FAMILIES, OLD_CACHE_NAMES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.modeling import MLP_BRANCH, EvoMergedConfig
+from hf_evomerge.modeling import EvoMergedConfig
+from hf_evomerge.modeling.blocks_evo_merged import layouts_of
 from hf_evomerge.modeling.modeling_evo_merged import ScaleOutput, find_layers
 
 TABLE = Path(__file__).parents[2] / "docs" / "model-tests.md"
@@ -38,7 +39,7 @@ def test_properties_hold_for_every_architecture(architecture, name, tmp_path):
     PROPERTIES[name].check(architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, [name for name in ARCHITECTURES if name in MLP_BRANCH]))
+@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, sorted(ARCHITECTURES.keys() - NO_MLP_DELTA.keys())))
 def test_the_mlp_branch_is_added_to_the_residual(architecture):
     """Where mlp_delta is allowed, a block's output is a straight line in the factor of its MLP, and not through zero."""
     model = tiny_model(architecture, 3)
@@ -46,7 +47,7 @@ def test_the_mlp_branch_is_added_to_the_residual(architecture):
     outputs: list[torch.Tensor] = []
     block.register_forward_hook(lambda module, args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     for factor in (0.0, 1.0, 2.0, 3.0):
-        hook = block.get_submodule(MLP_BRANCH[architecture]).register_forward_hook(ScaleOutput(factor))
+        hook = block.get_submodule(layouts_of(model.config).blocks[1].branch).register_forward_hook(ScaleOutput(factor))
         model(token_ids())
         hook.remove()
     steps = [after - before for before, after in itertools.pairwise(outputs)]
@@ -69,9 +70,12 @@ def test_the_table_is_of_these_architectures_and_properties():
             assert (cell == "n/a") is (architecture in PROPERTIES[name].not_applicable)
 
 
+@pytest.mark.slow
 def test_mlp_delta_is_left_out_only_where_it_is_not_defined():
     """The architectures without mlp_delta in the table are those that the model class refuses."""
-    assert {name for name in ARCHITECTURES if name not in MLP_BRANCH} == NO_MLP_DELTA.keys() & ARCHITECTURES.keys()
+    layouts = {name: layouts_of(tiny_model(name).config) for name in ARCHITECTURES}
+    without = {name for name, found in layouts.items() if not all(layout.branch for layout in found.blocks)}
+    assert without == NO_MLP_DELTA.keys() & ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("architecture", sorted(NO_SDPA.keys() & ARCHITECTURES.keys()))

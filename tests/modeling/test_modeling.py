@@ -85,7 +85,13 @@ print("fine")
     done = warm.run(program, env=environment)
     assert done.stdout.strip() == "fine", done.stderr
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
-        *("config.json", "configuration_evo_merged.py", "generation_config.json", "layers_evo_merged.py"),
+        *(
+            "blocks_evo_merged.py",
+            "config.json",
+            "configuration_evo_merged.py",
+            "generation_config.json",
+            "layers_evo_merged.py",
+        ),
         *("model.safetensors", "modeling_evo_merged.py", "sources_evo_merged.py"),
     ]
 
@@ -211,8 +217,9 @@ def test_a_fresh_model_can_be_made_from_a_configuration(model, tmp_path):
 
 def test_mlp_delta_is_refused_where_it_has_no_meaning():
     """Blocks that are not a residual plus an MLP refuse mlp_delta in one line, but run with scales of 1."""
-    pool = LayerPool([tiny_model("bloom")])
-    with pytest.raises(Exception, match=r"^scale_target: 'mlp_delta' is not defined for the layers of 'bloom'; use 'stream'$"):
+    pool = LayerPool([tiny_model("mamba")])
+    message = r"^scale_target: 'mlp_delta' is not defined for the layers of 'mamba', which add no branch after another; use"
+    with pytest.raises(Exception, match=message):
         pool.model(LayerPath.parse("0:0, 0:1", [1, 0.5]), "mlp_delta")
     pool.model(LayerPath.parse("0:0, 0:1"), "mlp_delta")
 

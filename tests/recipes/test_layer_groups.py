@@ -1,9 +1,10 @@
 """Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to it."""
 
 import pytest
+from tiny_models import tiny_model
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.recipes.layer_groups import check_keys, classify, expand, group_keys, parse_key, resolve
+from hf_evomerge.recipes.layer_groups import check_keys, classify, expand, group_keys, has_post_norms, parse_key, resolve
 
 NAMES = {
     ("embed", None, None): [
@@ -35,6 +36,8 @@ NAMES = {
         "model.decoder.layers.3.self_attn_layer_norm.weight",
         "model.layers.3.self_attn.q_norm.weight",
         "backbone.layers.3.mixer.in_proj.weight",
+        "model.layers.3.temporal_block.linear_x.weight",
+        "model.layers.3.temporal_pre_norm.weight",
     ],
     ("block", 12, "mlp"): [
         "model.layers.12.mlp.down_proj.weight",
@@ -48,6 +51,9 @@ NAMES = {
         "model.decoder.layers.12.final_layer_norm.weight",
         "gpt_neox.layers.12.mlp.dense_h_to_4h.bias",
         "transformer.h.12.ln_mlp.weight",
+        "model.layers.12.pre_ff_layernorm.weight",
+        "model.layers.12.channel_pre_norm.weight",
+        "model.layers.12.mlp_block.down_proj.bias",
     ],
     ("block", 12, "router"): [
         "model.layers.12.block_sparse_moe.gate.weight",
@@ -75,6 +81,21 @@ NAMES = {
 def test_classify(place, name):
     """Tensors of all common architectures are found in the embeddings, the halves of the blocks, or the head."""
     assert classify(name) == place
+
+
+@pytest.mark.parametrize(
+    ("architecture", "half"),
+    [("llama", "mlp"), ("glm4", "mlp"), ("vaultgemma", None), ("gemma3_text", "attn"), ("olmo2", "attn"), ("exaone4", "attn")],
+)
+def test_a_norm_behind_attention_counts_with_it(architecture, half):
+    """`post_attention_layernorm` is attention's where the MLP has norms of other names, and else the MLP's."""
+    names = list(tiny_model(architecture, 2).state_dict())
+    norm = "model.layers.1.post_attention_layernorm.weight"
+    assert (norm in names) is (half is not None)
+    if half is not None:
+        assert classify(norm, has_post_norms(names)) == ("block", 1, half)
+        values = expand({"embed": 0, "blocks.0-1.attn": 1, "blocks.0-1.mlp": 2, "head": 3}, 0, 1, names)
+        assert resolve(values, norm) == {"attn": 1, "mlp": 2}[half]
 
 
 @pytest.mark.parametrize(

@@ -116,13 +116,19 @@ def test_gates_in_half_precision(hops):
         ("exaone4", {}),
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"_remove_final_layer_norm": True}),  # the head sees the scale of the stream
-        ("ctrl", {}),
+        ("openai-gpt", {}),
     ],
 )
 def test_blocks_that_see_the_scale_are_refused(architecture, fields):
     """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""
     with pytest.raises(SourceError, match=r"path.kind: gates needs blocks with a norm in front.*; write kind: paper"):
         check_gates(tiny_model(architecture, 2, **fields).config)
+
+
+@pytest.mark.parametrize("architecture", ["arcee", "seed_oss", "ministral", "apertus", "ctrl", "olmo"])
+def test_blocks_with_a_norm_in_front_are_known_by_what_they_compute(architecture):
+    """Gates are allowed wherever a norm stands in front of both branches, whatever the modules are called."""
+    check_gates(tiny_model(architecture, 2, **({"head_dim": 8} if architecture == "ministral" else {})).config)
 
 
 def test_the_path_of_several_terms():

@@ -8,7 +8,7 @@ from tiny_models import ARCHITECTURES, tiny_model, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge import fold
-from hf_evomerge.modeling import MLP_BRANCH, EvoMergedForCausalLM
+from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
@@ -28,10 +28,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, side by side": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
     "falcon, old": ("falcon", {"new_decoder_architecture": False, "parallel_attn": True, "bias": True}),
     "falcon, one after the other": ("falcon", {"new_decoder_architecture": False, "parallel_attn": False, "alibi": True}),
+    **{name: (name, {}) for name in ("arcee", "ernie4_5", "seed_oss", "apertus", "nemotron", "persimmon", "flex_olmo")},
+    **{name: (name, {"head_dim": 8}) for name in ("helium", "hunyuan_v1_dense", "ministral")},
+    "cwm": ("cwm", {"head_dim": 8, "layer_types": ARCHITECTURES["gemma2"]["layer_types"], "sliding_window": 4}),
+    "vaultgemma": ("vaultgemma", ARCHITECTURES["gemma2"]),
     "gemma2, untied": ("gemma2", {**ARCHITECTURES["gemma2"], "tie_word_embeddings": False}),
 }
 # OPT's epsilon cannot be set; the state of linear attention amplifies rounding
 TOLERANCE = {"opt": 2e-3, "qwen3_5_text": 1e-3, "qwen3_next": 1e-3}
+NO_MLP = ("mamba",)  # blocks of one branch
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
@@ -58,7 +63,7 @@ def fold_error(architecture: str, fields: dict[str, Any], scale_target: str, fol
     The path repeats layers and its scales are negative too; without an MLP of its own only the embeddings are scaled.
     """
     pool = pool_of(architecture, **fields)
-    scales = SCALES if architecture in MLP_BRANCH or scale_target == "stream" else [-0.5] + [1.0] * 7
+    scales = SCALES if architecture not in NO_MLP or scale_target == "stream" else [-0.5] + [1.0] * 7
     model = pool.model(LayerPath.parse(HOPS, scales), scale_target)
     plain = folded(model, folder)
     assert type(plain) is type(pool.models[0])

@@ -23,7 +23,6 @@ from ..file.config import SearchConfig
 from ..study.database import DamagedStudyError
 from ..study.study import Study
 from .evaluator import Evaluator
-from .low_rank import KEPT
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Parent
@@ -104,16 +103,13 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], 
         raise DamagedStudyError(study.folder, f"{key}{f' of {of}' if of else ''} (lost)")
     for name in [*(before or ()), *found] if before is not None else ():
         was, now = (values.get(name, [None])[0] for values in (before, found))
-        if was == now:
-            continue
-        if study.has_scores:
+        if was != now and study.has_scores:
             changed = f"version {was}, now {now}" if isinstance(now, int) else "changed"
             how = "lost" if name not in found else "new" if name not in before else changed
             raise SearchError(
                 f"{study.folder}: {what.format(name)} ({how}) are not what this study was begun on, and scores would not be "
                 "comparable; restore them, or choose another folder"
             )
-        study.set_meta(KEPT, {})  # the adapters are those of other files
     if before != found:
         study.set_meta(key, found, of)
 

@@ -16,7 +16,7 @@ from ...checkpoints.headers import tensor_order
 from ...errors import SearchError
 from ...merging.parameters import Parameter
 from ...merging.registry import get_method
-from ...recipes.layer_groups import check_keys, classify, group_keys, select_key
+from ...recipes.layer_groups import check_keys, classify, group_keys, has_post_norms, select_key
 from ...recipes.limited_yaml import MAX_NODES
 from ...recipes.recipe import MergePart, Recipe
 from ...recipes.run import wsm_weights
@@ -86,9 +86,11 @@ class ParameterSpace:
         self.tensors, self.unchanged = dict(tensors), list(unchanged)
         self.idle: list[Coordinate] = []
         self.groups = self._groups(layer_count)
+        self._post_norms = has_post_norms(self.tensors)
         self._members: dict[str, list[str]] = {}
         for name in self.tensors:
-            self._members.setdefault(select_key(tuple(self.groups), name), []).append(name)
+            key = select_key(tuple(self.groups), name, self._post_norms)
+            self._members.setdefault(key, []).append(name)
         self.source_count = len(config.merge_sources)
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
         self.coordinates: list[Coordinate] = []
@@ -201,7 +203,7 @@ class ParameterSpace:
         """Number of the half of a block, attention or MLP, of each coordinate, where these are runs of rows."""
         if self.space.groups != "rows":
             return None
-        halves = [(each.parameter, each.source, classify(each.key or "")) for each in self.coordinates]
+        halves = [(each.parameter, each.source, classify(each.key or "", self._post_norms)) for each in self.coordinates]
         numbers = {half: number for number, half in enumerate(dict.fromkeys(halves))}
         return np.array([numbers[half] for half in halves])
 
