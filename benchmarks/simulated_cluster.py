@@ -184,13 +184,8 @@ def trials(workers: int, kind: Machines, evaluations: int, population: int) -> l
         study = Study.create(Path(folder) / "study", config.model_dump(mode="json"))
         summary = SourceSummary([LAYERS, LAYERS], ["model.embed_tokens.weight"], [], [])
         StageRun(
-            config,
-            study,
-            SimulatedPool(workers, kind),
-            stage=config.stages[0],
-            space=make_space(config, config.stages[0], summary),
-            example_count=128,
-        ).run()
+            config, study, stage=config.stages[0], space=make_space(config, config.stages[0], summary), example_count=128
+        ).run(SimulatedPool(workers, kind))
         found = [(trial.number, trial.generation, trial.genome.tobytes(), trial.scores._bits()) for trial in study.trials("ps")]
         study.close()
     return found

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .callbacks import Progress, SearchCallback
-from .phases import phases_of
+from .file.stages import STAGES
+from .phases import PHASES
 
 if TYPE_CHECKING:
     from .file.config import SearchConfig
@@ -37,7 +38,6 @@ class LiveTable(SearchCallback):
 
     def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
         self.console, self._config = console or Console(stderr=True), config
-        self._titles = {} if config is None else {phase.name: phase.title for phase in phases_of(config)}
         self._rows: dict[str, Progress] = {}
         self._told: dict[str, Progress] = {}
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._shown)
@@ -70,8 +70,8 @@ class LiveTable(SearchCallback):
         """Remarks: what a phase is at, and what went otherwise than it should, one line for each phase where something did."""
         counted = {phase: {"failed": row.failed, "seen before": row.duplicates} for phase, row in self._rows.items()}
         said = {phase: [f"{count} {what}" for what, count in counts.items() if count] for phase, counts in counted.items()}
-        said = {f"candidates of {self._title(phase)}": words for phase, words in said.items()}
-        said |= {self._title(phase): [row.note] for phase, row in self._rows.items() if row.note}
+        said = {f"candidates of {_title(phase)}": words for phase, words in said.items()}
+        said |= {_title(phase): [row.note] for phase, row in self._rows.items() if row.note}
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
     def _shown(self) -> Group:
@@ -85,7 +85,7 @@ class LiveTable(SearchCallback):
             table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
         for phase, row in self._rows.items():
             table.add_row(
-                self._title(phase),
+                _title(phase),
                 f"{row.done:.0f}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
@@ -96,12 +96,9 @@ class LiveTable(SearchCallback):
             )
         return table
 
-    def _title(self, phase: str) -> str:
-        return self._titles.get(phase, phase)
-
     def _line(self, row: Progress) -> str:
         """Say where a search stands, for a log."""
-        parts = [f"{self._title(row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
+        parts = [f"{_title(row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
         if row.sigma is not None:
             parts.append(f"generation {row.generation}")
             figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))
@@ -118,6 +115,11 @@ class LiveTable(SearchCallback):
                 units.setdefault((stage.fitness or self._config.fitness).unit, []).append(stage.title)
         said = [unit if len(units) == 1 else f"{unit} ({', '.join(stages)})" for unit, stages in units.items() if unit]
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
+
+
+def _title(phase: str) -> str:
+    fixed = {kind.name: kind.title for kind in PHASES if hasattr(kind, "name")}
+    return {**STAGES, **fixed}.get(phase, phase)
 
 
 def _rate(row: Progress) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from ...errors import SearchError
 from ...merging.registry import get_method
 from ...recipes.recipe import Recipe
+from ..callbacks import SearchCallback
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage, StageName
 from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
@@ -20,6 +23,7 @@ from ..results.front import finalists
 from ..results.table import Against
 from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space
+from ..study.study import Study
 from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
 from .winner import choose
@@ -91,7 +95,15 @@ class StagePhase(Phase):
     def run(self, run: SearchRun) -> None:
         """Run all generations, choose the stage's winner, and give it a row."""
         stage = self.stage
-        starts = stage_run(run, stage).run(run.runner)
+        starts = stage_run(
+            run.config,
+            run.study,
+            run.sources,
+            stage.number,
+            merged=run.winners.get("ps"),
+            example_count=run.sizes["search"],
+            callbacks=run.callbacks,
+        ).run(run.runner)
         run.study.backup()
         keys = _finalists(run, stage)
         if stage.role == "first":  # what follows it is judged by the search's own fitness
@@ -103,19 +115,34 @@ class StagePhase(Phase):
         run.entries.append(_entry(run, stage, winner, starts.get(winner)))
 
 
-def stage_run(run: SearchRun, stage: Stage) -> StageRun:
-    """The run of a stage, begun at what earlier stages have found."""
-    merged = run.winners.get("ps") if stage.role != "random" else None
-    merge = None if merged is None else run.study.recipe(merged).merge
-    begins_at = None if stage.begins_at is None else run.study.best(stage.begins_at)[0].genome
+def stage_run(
+    config: SearchConfig,
+    study: Study,
+    sources: SourceSummary,
+    number: int,
+    *,
+    merged: str | None,
+    example_count: int = 1,
+    callbacks: Sequence[SearchCallback] = (),
+) -> StageRun:
+    """Prepare the run of a stage, begun at what earlier stages have found.
+
+    Args:
+        config: The search.
+        study: Its study.
+        sources: What the spaces must know of the sources.
+        number: Number of the stage.
+        merged: Key of the recipe whose merge a search for paths builds on.
+        example_count: Number of search examples, of which batches are drawn.
+        callbacks: What else is told, and may end the stage.
+    """
+    stage = config.stages[number]
+    builds_on = merged is not None and stage.role != "random" and stage.space == "dfs"
+    merge = study.recipe(str(merged)).merge if builds_on else None
+    begin_at = None if stage.begins_at is None else study.best(stage.begins_at)[0].genome
+    space = make_space(config, stage, sources, merge)
     return StageRun(
-        run.config,
-        run.study,
-        stage=stage,
-        space=make_space(run.config, stage, run.sources, merge),
-        example_count=run.sizes["search"],
-        begin_at=begins_at,
-        callbacks=run.callbacks,
+        config, study, stage=stage, space=space, example_count=example_count, begin_at=begin_at, callbacks=callbacks
     )
 
 
