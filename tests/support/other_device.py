@@ -1,0 +1,227 @@
+"""A device for tests that is not the processor, ``standin:0`` and ``standin:1``: a GPU's rules without a GPU.
+
+A tensor of it wraps one of the processor, which does the arithmetic, so values are the processor's bit for bit. Like a GPU's,
+it refuses: a tensor of the processor beside it (but numbers without dimensions in element-wise arithmetic, and indices), one of
+the device with another number, ``.numpy()`` without ``force``, a generator of the processor. It draws from random states of
+its own, which `torch.manual_seed` seeds, and which are not the processor's.
+
+PyTorch reserves a device slot for backends outside of it, and lets Python fill it. Operations with a tensor of the device come
+to `StandIn.__torch_dispatch__`, below autograd; operations that make one from nothing (`torch.zeros`, ``arange``, ...) come to
+kernels that `register` gives PyTorch. What it cannot do: tensors that change their shape in place; autocast, which
+computes in the tensors' own dtypes; quantised weights. Its backward passes run in the thread that asks for them (autograd has
+threads for one device only of a backend that is written in Python), so a thread that asks calls `register` first.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME, COUNT = "standin", 2
+MEMORY = 3 << 30  # bytes that a device says it has
+_ATEN = torch.ops.aten
+_MOVES = {_ATEN._to_copy.default, _ATEN.copy_.default, _ATEN._copy_from.default}
+_INDEXED = {
+    _ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default,
+    _ATEN._unsafe_index.Tensor,
+}  # fmt: skip
+_NUMBERS = {_ATEN.fill_.Tensor, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Tensor}
+_states: dict[int, torch.Tensor] = {}
+_libraries: list[torch.library.Library] = []
+
+
+class StandIn(torch.Tensor):
+    """A tensor of the device.
+
+    Attributes:
+        inner: The processor's tensor that holds the numbers; views of one tensor have views of one memory.
+    """
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what leaves the device is a plain tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor, device: torch.device) -> StandIn:
+        """Wrap a tensor of the processor."""
+        made: StandIn = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=torch.device(NAME, device.index or 0),
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Compute one operation on the processor's tensors."""
+        return _compute(func, args, dict(kwargs or {}))
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        """The tensor without its gradient."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.inner = value.inner  # type: ignore[attr-defined]
+
+    def data_ptr(self) -> int:
+        """Where the numbers lie."""
+        return self.inner.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The memory, by which others tell whether tensors share it."""
+        return self.inner.untyped_storage()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The numbers, where they are asked for by force, as of a GPU's tensor."""
+        if not force:
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
+        return self.detach().cpu().numpy()
+
+    def __array__(self, dtype: Any = None) -> Any:
+        return self.numpy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            copy = StandIn(self.inner.clone(), self.device).requires_grad_(self.requires_grad)
+            copy._is_param = getattr(self, "_is_param", False)  # type: ignore[attr-defined]
+            memo[id(self)] = copy
+        return memo[id(self)]
+
+    def __repr__(self, **more: Any) -> str:
+        return f"StandIn({self.inner!r}, device={self.device})"
+
+    def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
+        """Name what is inside: `nn.Module.to` then keeps the parameter object, and tied parameters tied."""
+        return ["inner"], self.device
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, torch.Tensor], device: torch.device, size: Any, stride: Any) -> StandIn:
+        """Undo `__tensor_flatten__`."""
+        return StandIn(inner["inner"], device)
+
+
+def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Compute an operation on the processor's tensors, and put its results on the device that they belong to.
+
+    Raises:
+        RuntimeError: Tensors or a generator of several devices meet.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    owners = {id(tensor.inner if isinstance(tensor, StandIn) else tensor): tensor for tensor in tensors}
+    device = _device_of(func, tensors)
+    if kwargs.get("device") is not None:
+        device, kwargs["device"] = kwargs["device"], torch.device("cpu")
+    if func is _ATEN._copy_from.default:
+        func, args = _ATEN.copy_.default, (args[1], args[0], *args[2:])
+    kwargs.pop("pin_memory", None)
+    inside = tree_map(lambda leaf: leaf.inner if isinstance(leaf, StandIn) else leaf, (args, kwargs))
+    if func is _ATEN.histc.default:  # of whole numbers: a GPU's counts them, the processor's does not
+        inside = ((inside[0][0].float(), *inside[0][1:]), inside[1])
+    with _random_state(func, device, kwargs.get("generator")):
+        results = func(*inside[0], **inside[1])
+    for tensor in tensors:
+        if isinstance(tensor, StandIn) and (tensor.inner.shape, tensor.inner.stride()) != (tensor.shape, tensor.stride()):
+            raise NotImplementedError(f"{func} changes the shape of a tensor of {NAME} in place")
+
+    def placed(result: Any) -> Any:
+        if not isinstance(result, torch.Tensor) or id(result) in owners:
+            return owners.get(id(result), result)
+        return StandIn(result, device) if device is not None and device.type == NAME else result
+
+    return tree_map(placed, results)
+
+
+def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | None:
+    """The device that an operation computes on; raises `RuntimeError` where its tensors are not of one device."""
+    devices = list(dict.fromkeys(tensor.device for tensor in tensors if isinstance(tensor, StandIn)))
+    if func in _MOVES:
+        return devices[0] if devices else None
+    strangers = [tensor for tensor in tensors if not isinstance(tensor, StandIn)]
+    if torch.Tag.pointwise in func.tags or func in _NUMBERS:
+        strangers = [tensor for tensor in strangers if tensor.dim()]
+    if func in _INDEXED:
+        strangers = [tensor for tensor in strangers if tensor.dtype not in (torch.long, torch.int, torch.bool)]
+    found = [*devices, *dict.fromkeys(tensor.device for tensor in strangers)]
+    if len(found) > 1:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {found[0]} and {found[1]}! ({func})"
+        )
+    return found[0] if found else None
+
+
+@contextmanager
+def _random_state(func: Any, device: torch.device | None, generator: torch.Generator | None) -> Iterator[None]:
+    """Let an operation draw from the state of its device."""
+    if device is None or device.type != NAME or torch.Tag.nondeterministic_seeded not in func.tags:
+        yield
+        return
+    if generator is not None:
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device}'")
+    before, index = torch.get_rng_state(), device.index or 0
+    torch.set_rng_state(_states[index])
+    try:
+        yield
+    finally:
+        _states[index] = torch.get_rng_state()
+        torch.set_rng_state(before)
+
+
+def _seed_all(seed: int) -> None:
+    """Seed the state of every device; numbers are not those that the processor draws from the seed."""
+    for index in range(COUNT):
+        _states[index] = torch.Generator().manual_seed((seed + 7919 * (index + 1)) % 2**63).get_state()
+
+
+def random_state(index: int = 0) -> torch.Tensor:
+    """What a device draws its next random numbers from."""
+    return _states[index]
+
+
+def register() -> None:
+    """Make the device known to this process, and let this thread run backward passes on it."""
+    torch.autograd.set_multithreading_enabled(False)
+    if _libraries:
+        return
+    module: Any = types.ModuleType(f"torch.{NAME}")
+    module.is_available = module.is_initialized = lambda: True
+    module.device_count, module.current_device = lambda: COUNT, lambda: 0
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = _seed_all
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    _setup_privateuseone_for_python_backend(NAME, backend_module=module)
+    _seed_all(0)
+    library = torch.library.Library("aten", "IMPL")
+    for name, operation in _factories():
+        library.impl(name, lambda *args, _func=operation, **kwargs: _compute(_func, args, kwargs), "PrivateUse1")
+    moved = _ATEN._copy_from.default
+    library.impl("_copy_from", lambda *args, **kwargs: _compute(moved, args, kwargs), "PrivateUse1")
+    _libraries.append(library)  # what it registers lives as long as it does
+
+
+def _factories() -> Iterator[tuple[str, Any]]:
+    """Every operation that makes a tensor on a device from no other tensor."""
+    for name in torch._C._dispatch_get_all_op_names():
+        space, _, rest = name.partition("::")
+        if space != "aten":
+            continue
+        base, _, overload = rest.partition(".")
+        operation = getattr(getattr(_ATEN, base), overload or "default")
+        arguments = operation._schema.arguments
+        makes = any(argument.name == "device" for argument in arguments)
+        if makes and not any("Tensor" in str(argument.type) for argument in arguments):
+            yield rest, operation
