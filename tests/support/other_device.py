@@ -66,7 +66,10 @@ class StandIn(torch.Tensor):
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute one operation on the processor's tensors."""
-        return _compute(func, args, dict(kwargs or {}))
+        with torch.inference_mode(False), torch.no_grad():  # a wrapper made in inference mode could be no view
+            if func._can_decompose():  # inference mode brings these, such as `Tensor.to`, in one piece
+                return func.decompose(*args, **(kwargs or {}))
+            return _compute(func, args, dict(kwargs or {}))
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
@@ -77,6 +80,11 @@ class StandIn(torch.Tensor):
     def data(self, value: torch.Tensor) -> None:
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.inner = value.inner  # type: ignore[attr-defined]
+
+    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> torch.Tensor:
+        """Make a tensor here: PyTorch's own asks for the device that is current, which this backend cannot change."""
+        where = self.device if device is None else device
+        return torch.tensor(data, dtype=dtype or self.dtype, device=where, requires_grad=requires_grad)
 
     def data_ptr(self) -> int:
         """Where the numbers lie."""
@@ -91,6 +99,10 @@ class StandIn(torch.Tensor):
         if not force:
             raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
         return self.detach().cpu().numpy()
+
+    def tolist(self) -> Any:
+        """The numbers as Python's."""
+        return self.detach().cpu().tolist()
 
     def __array__(self, dtype: Any = None) -> Any:
         return self.numpy()
@@ -187,9 +199,13 @@ def _seed_all(seed: int) -> None:
         _states[index] = torch.Generator().manual_seed((seed + 7919 * (index + 1)) % 2**63).get_state()
 
 
-def random_state(index: int = 0) -> torch.Tensor:
+def random_state(device: torch.device | int = 0) -> torch.Tensor:
     """What a device draws its next random numbers from."""
-    return _states[index]
+    return _states[device if isinstance(device, int) else device.index or 0]
+
+
+def _set_random_state(state: torch.Tensor, device: torch.device | int = 0) -> None:
+    _states[device if isinstance(device, int) else device.index or 0] = state
 
 
 def register() -> None:
@@ -202,6 +218,7 @@ def register() -> None:
     module.device_count, module.current_device = lambda: COUNT, lambda: 0
     module._is_in_bad_fork = lambda: False
     module.manual_seed_all = _seed_all
+    module.get_rng_state, module.set_rng_state = random_state, _set_random_state
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
     _setup_privateuseone_for_python_backend(NAME, backend_module=module)
     _seed_all(0)
