@@ -8,8 +8,9 @@ its own, which `torch.manual_seed` seeds, and which are not the processor's.
 PyTorch reserves a device slot for backends outside of it, and lets Python fill it. Operations with a tensor of the device come
 to `StandIn.__torch_dispatch__`, below autograd; operations that make one from nothing (`torch.zeros`, ``arange``, ...) come to
 kernels that `register` gives PyTorch. What it cannot do: tensors that change their shape in place; autocast, which
-computes in the tensors' own dtypes; quantised weights. Its backward passes run in the thread that asks for them (autograd has
-threads for one device only of a backend that is written in Python), so a thread that asks calls `register` first.
+computes in the tensors' own dtypes; quantised weights; `_fused_sdp_choice`, so that attention is PyTorch's plain arithmetic, and
+equals the processor's bits where that is told ``eager``. Its backward passes run in the thread that is `standing_in` (autograd
+has threads for one device only of a backend that is written in Python).
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from hf_evomerge.fitness.likelihood import LikelihoodSpec, LikelihoodTask
+
 NAME, COUNT = "standin", 2
-MEMORY = 3 << 30  # bytes that a device says it has
 _ATEN = torch.ops.aten
 _MOVES = {_ATEN._to_copy.default, _ATEN.copy_.default, _ATEN._copy_from.default}
 _INDEXED = {
@@ -33,6 +36,7 @@ _INDEXED = {
 }  # fmt: skip
 _NUMBERS = {_ATEN.fill_.Tensor, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Tensor}
 _states: dict[int, torch.Tensor] = {}
+_there = [False]
 _libraries: list[torch.library.Library] = []
 
 
@@ -208,26 +212,61 @@ def _set_random_state(state: torch.Tensor, device: torch.device | int = 0) -> No
     _states[device if isinstance(device, int) else device.index or 0] = state
 
 
-def register() -> None:
-    """Make the device known to this process, and let this thread run backward passes on it."""
-    torch.autograd.set_multithreading_enabled(False)
+class _Hooks(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
+    """What PyTorch's C++ asks a backend."""
+
+    def is_available(self) -> bool:
+        return _there[0]
+
+    def has_primary_context(self, index: int) -> bool:
+        return _there[0]
+
+    def is_built(self) -> bool:
+        return True
+
+
+@contextmanager
+def standing_in() -> Iterator[None]:
+    """Let the device be there, and this thread run backward passes on it; afterwards a program finds none."""
+    _register()
+    _seed_all(0)
+    _there[0] = True
+    try:
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
+    finally:
+        _there[0] = False
+
+
+def task_there() -> LikelihoodTask:
+    """Make the task of a search whose workers find the device as well."""
+    standing_in().__enter__()  # as long as the worker lives
+    return LikelihoodTask(LikelihoodSpec(separator=" "))
+
+
+def _register() -> None:
+    """Make the device's name and its operations known to this process, once; that cannot be undone."""
     if _libraries:
         return
     module: Any = types.ModuleType(f"torch.{NAME}")
-    module.is_available = module.is_initialized = lambda: True
-    module.device_count, module.current_device = lambda: COUNT, lambda: 0
-    module._is_in_bad_fork = lambda: False
-    module.manual_seed_all = _seed_all
+    module.is_available, module.device_count = lambda: _there[0], lambda: COUNT if _there[0] else 0
+    module.is_initialized, module.current_device = lambda: True, lambda: 0
+    module._is_in_bad_fork, module.manual_seed_all = lambda: False, _seed_all
     module.get_rng_state, module.set_rng_state = random_state, _set_random_state
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
-    _setup_privateuseone_for_python_backend(NAME, backend_module=module)
-    _seed_all(0)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=module, hook=_Hooks())
     library = torch.library.Library("aten", "IMPL")
     for name, operation in _factories():
-        library.impl(name, lambda *args, _func=operation, **kwargs: _compute(_func, args, kwargs), "PrivateUse1")
-    moved = _ATEN._copy_from.default
-    library.impl("_copy_from", lambda *args, **kwargs: _compute(moved, args, kwargs), "PrivateUse1")
+        library.impl(name, partial(_compute_flat, operation), "PrivateUse1")
+    library.impl("_copy_from", partial(_compute_flat, _ATEN._copy_from.default), "PrivateUse1")
     _libraries.append(library)  # what it registers lives as long as it does
+
+
+def _compute_flat(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute an operation that PyTorch brings as a call."""
+    if kwargs.get("device") is not None and (kwargs["device"].index or 0) >= COUNT:
+        raise RuntimeError(f"{kwargs['device']}: invalid device ordinal; there are {COUNT}")
+    return _compute(func, args, kwargs)
 
 
 def _factories() -> Iterator[tuple[str, Any]]:
