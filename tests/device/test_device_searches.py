@@ -1,5 +1,6 @@
 """Whole searches on another device: the trials of the processor, from the same settings."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,26 +8,35 @@ import numpy as np
 import pytest
 import torch
 from other_device import NAME, random_state, task_there
-from searches import BY_BOTH, BY_GRADIENT, facts
+from searches import facts
+from slowly import slow_beyond
 from tiny_adapters import save_adapter
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search import baselines
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.finetune import Lora, LoraAscent
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
+from hf_evomerge.search.together import learn_together
 
-BOTH = {"by": "cma", "evaluations": 8, "population": 4}
+FEW = {"by": "cma", "evaluations": 4, "population": 4}
+STEPS = {"by": "gradient", "evaluations": 8, "batch": 2}
+PATHS = {"space": "dfs", "path": {"kind": "gates", "terms": "all"}}
 KINDS: dict[str, dict[str, Any]] = {
-    "ps": {"merge": {"method": "dare_ties", "groups": "block"}},
-    "dfs": {"space": "dfs"},
-    "hybrid": {"space": "hybrid", "fitness": {"task": "generation", "max_new_tokens": 4}},
-    "gradient": {**BY_BOTH["ps"], "compare": {"baselines": ["lora", "merge+lora", "noise"]}},
-    "terms": BY_GRADIENT["terms"],
-    "checkpointing": {**BY_GRADIENT["dfs"], "space": "dfs"},
+    "ps": {"merge": {"method": "dare_ties", "groups": "block"}, "optimize": [FEW]},
+    "dfs": {**PATHS, "optimize": [{**FEW, "sigma": 1.0}]},
+    "hybrid": {
+        "space": "hybrid",
+        "fitness": {"task": "generation", "extract": "all", "max_new_tokens": 4},
+        "optimize": [{**FEW, "space": "ps"}, {**FEW, "sigma": 1.0, "space": "dfs"}],
+    },
+    "gradient": {"optimize": [STEPS, FEW], "compare": {"baselines": ["lora", "merge+lora"]}},
+    "gates": {**PATHS, "optimize": [{**STEPS, "evaluations": 12}]},
 }
 
 
@@ -38,48 +48,36 @@ def adapters(tiny: Path, tmp_path: Path) -> dict[str, Any]:
     return {"sources": [{**base, "adapter": str(folder)} for folder in folders], "base": base}
 
 
-def same_trials(one: Path, other: Path) -> bool:
-    """Tell whether two studies have the same trials, up to the order of sums in gradients, and none has failed."""
-    with Study.open(one) as first, Study.open(other) as second:
-        pairs = list(zip(first.trials(), second.trials(), strict=True))
-        assert all(each.scores.error is None for pair in pairs for each in pair)
-        return all(np.allclose(a.scores.values, b.scores.values, atol=1e-3) for a, b in pairs)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
-    """Every kind of search has the processor's trials and winner; without gradients to the last bit."""
-    monkeypatch.setattr(baselines, "RATES", (1e-3,))
-    results = []
-    for place in ("cpu", device):
-        settings = {"space": "ps", **KINDS[kind]}
-        results.append(run_search(search_there(place, **settings), tmp_path / place, build=False))
-    here, there = results
+def check_table(config_of: Callable[[str], SearchConfig], device: str, folder: Path) -> None:
+    """Check that a search has the processor's table, up to the order of sums in gradients."""
+    here, there = (run_search(config_of(place), folder / place, build=False) for place in ("cpu", device))
     assert [row.model for row in there.rows] == [row.model for row in here.rows]
     for row, wanted in zip(there.rows, here.rows, strict=True):
         assert row.scores.error is None, row.model
         assert np.allclose(row.scores.values, wanted.scores.values, atol=1e-3), row.model
-    if kind in ("ps", "dfs", "hybrid"):
+
+
+@pytest.mark.parametrize("kind", slow_beyond(["gates"], KINDS))
+def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
+    """Every kind of search has the processor's trials and winner; without gradients to the last bit."""
+    monkeypatch.setattr(baselines, "RATES", (1e-3,))
+    check_table(lambda place: search_there(place, **{"space": "ps", **KINDS[kind]}), device, tmp_path)
+    if kind not in ("gradient", "gates"):
         assert facts(tmp_path / device) == facts(tmp_path / "cpu")
 
 
-@pytest.mark.parametrize("groups", ["rows", "model"])
-def test_adapters_there(groups, device, adapters, search_there, tmp_path):
-    """Adapters run unmerged on a base of the device, by gradient and without."""
-    how = {"merge": {"groups": groups}, "optimize": [{"by": "gradient", "evaluations": 12, "batch": 2}, BOTH]}
-    here, there = (
-        run_search(search_there(place, **how, **adapters), tmp_path / place, build=False) for place in ("cpu", device)
-    )
-    for row, wanted in zip(there.rows, here.rows, strict=True):
-        assert (row.model, row.scores.error) == (wanted.model, None)
-        assert np.allclose(row.scores.values, wanted.scores.values, atol=1e-3), row.model
+def test_adapters_there(device, adapters, search_there, tmp_path):
+    """Adapters run unmerged on a base of the device, by gradient and without, with a weight for each run of rows."""
+    how = {"merge": {"groups": "rows"}, "optimize": [STEPS]}
+    check_table(lambda place: search_there(place, **how, **adapters), device, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_worker_on_each_device(search_config, tmp_path):
     """Two devices of one kind have a worker each, and the study takes both: its trials are the processor's."""
     devices = [f"{NAME}:{number}" for number in range(2)]
     for name, device, workers in (("one", "cpu", 0), ("two", devices, 2)):
-        config = search_config(compute={"device": device, "attn_implementation": "eager"})
+        config = search_config(compute={"device": device, "attn_implementation": "eager"}, optimize=[FEW])
         run_search(config, tmp_path / name, workers=workers, task_factory=task_there, build=False)
     assert facts(tmp_path / "two") == facts(tmp_path / "one")
     with Study.open(tmp_path / "two") as study:
@@ -106,3 +104,22 @@ def test_a_fine_tune_begins_with_the_same_adapters(device, search_there):
         begun.append([each for name, each in tuned.named_parameters() if "lora_A" in name])
     assert {each.device for each in begun[1]} == {torch.device(device)}
     assert all(torch.equal(there.cpu(), here) for here, there in zip(*begun, strict=True))
+
+
+@pytest.mark.parametrize("of_adapters", [False, True])
+def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_there):
+    """The adapters, the merge and its weights are the processor's up to the order of sums, merged or on their base."""
+    found = []
+    for place in ("cpu", device):
+        evaluator = Evaluator(search_there(place, optimize=[STEPS], **(adapters if of_adapters else {})))
+        recipe, tuned = learn_together(evaluator, evaluator.config.stages[0], 1e-2)
+        task = evaluator.tasks.prepared(evaluator.config.sources[0])
+        found.append((weights_of(recipe), task.evaluate(tuned).values))
+    assert np.allclose(found[0][0], found[1][0], atol=1e-4)
+    assert np.allclose(found[0][1], found[1][1], atol=1e-2)
+
+
+def weights_of(recipe: Recipe) -> list[float]:
+    """The numbers of a recipe's weights, in order."""
+    weights = [parameters["weight"] for parameters in recipe.merge.parameters]
+    return [number for each in weights for number in (each.values() if isinstance(each, dict) else [each])]
