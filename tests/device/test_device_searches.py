@@ -91,9 +91,10 @@ def test_a_device_that_is_not_there(search_config):
         check_search(config, Evaluator(config))
 
 
-def test_a_fine_tune_begins_with_the_same_adapters(device, search_there):
-    """LoRA's first weights are the processor's on every device, and no state of random numbers is other than before."""
-    begun = []
+def test_a_fine_tune_begins_with_the_same_adapters(device, search_there, monkeypatch):
+    """LoRA's first weights are the processor's on every device; no state of random numbers changes, a device's is not asked."""
+    begun, asked = [], []
+    monkeypatch.setattr(getattr(torch, NAME), "get_rng_state", lambda each: asked.append(each) or random_state(each))
     for place in ("cpu", device):
         evaluator = Evaluator(search_there(place))
         model = evaluator.models.model(evaluator.config.sources[0])
@@ -102,6 +103,7 @@ def test_a_fine_tune_begins_with_the_same_adapters(device, search_there):
         after = [torch.get_rng_state(), random_state(0), random_state(1)]
         assert all(map(torch.equal, states, after)), place
         begun.append([each for name, each in tuned.named_parameters() if "lora_A" in name])
+    assert not asked  # a GPU would be given memory of this process for it
     assert {each.device for each in begun[1]} == {torch.device(device)}
     assert all(torch.equal(there.cpu(), here) for here, there in zip(*begun, strict=True))
 
