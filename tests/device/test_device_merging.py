@@ -66,4 +66,3 @@ def test_tensors_in_and_out_stay_there(device, method):
     there = merged(device)
     assert there.device == torch.device(device)
     assert torch.equal(there.cpu(), merged("cpu"))
-

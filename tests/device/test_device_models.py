@@ -21,7 +21,7 @@ def pool_on(architecture: str, place: str) -> LayerPool:
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_path_there(architecture, scale_target, device, tmp_path):
-    """Hops of one term and of two: the processor's logits and greedy tokens, by layers shared, saved, loaded and moved."""
+    """Hops of one term and of two give the processor's logits and tokens: pooled, loaded, changed."""
     tokens = token_ids()
     wanted = pool_on(architecture, "cpu").model(PATH, scale_target)
     model = pool_on(architecture, device).model(PATH, scale_target)
@@ -55,5 +55,5 @@ def test_gradients_of_gates_there(device):
 
 def test_sources_of_two_devices_are_refused():
     """Layers of one model lie on one device."""
-    with pytest.raises(SourceError, match="on standin:1, but source 0 is .* on standin:0; load all sources alike"):
+    with pytest.raises(SourceError, match=r"on standin:1, but source 0 is .* on standin:0; load all sources alike"):
         LayerPool([tiny_model("llama").to(f"standin:{number}") for number in range(2)])

@@ -23,14 +23,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "perplexity": {},
     "agreement": {"source": "base", "separator": " "},
 }
-EXAMPLES = [
-    Example(f"w{number} w3 4", f"w{number}", str(number), choices=("w0", "w1", "w2")) for number in range(3)
-]
+EXAMPLES = [Example(f"w{number} w3 4", f"w{number}", str(number), choices=("w0", "w1", "w2")) for number in range(3)]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_there(task, device, search_there):
-    """A parent, a merge, and a path whose hops have several terms have the processor's scores to the last bit."""
+    """A parent, a merge, and a path with hops of several terms score as on the processor, bit for bit."""
     scores = []
     for place in ("cpu", device):
         fitness = {"task": task, **TASKS[task]}
@@ -69,7 +67,7 @@ def test_encoders_there(fitness, device, search_there, tiny, tmp_path):
 
 
 def test_modules_follow_an_encoder_there(device, tmp_path):
-    """The layers after an encoder are put where it is, also where it was there before them, as a quantised one is."""
+    """The layers after an encoder go to its device, where a quantised one is before they are read."""
     tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one", "two", "three", *map(str, range(9))])
     source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0, norm=True)))
     values = []

@@ -67,14 +67,14 @@ def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
 
 
 def test_adapters_there(device, adapters, search_there, tmp_path):
-    """Adapters run unmerged on a base of the device, by gradient and without, with a weight for each run of rows."""
+    """Adapters run unmerged on a base of the device, with a weight for each run of rows."""
     how = {"merge": {"groups": "rows"}, "optimize": [STEPS]}
     check_table(lambda place: search_there(place, **how, **adapters), device, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_worker_on_each_device(search_config, tmp_path):
-    """Two devices of one kind have a worker each, and the study takes both: its trials are the processor's."""
+    """Two devices of one kind have a worker each, and the trials are the processor's."""
     devices = [f"{NAME}:{number}" for number in range(2)]
     for name, device, workers in (("one", "cpu", 0), ("two", devices, 2)):
         config = search_config(compute={"device": device, "attn_implementation": "eager"}, optimize=[FEW])
@@ -92,7 +92,7 @@ def test_a_device_that_is_not_there(search_config):
 
 
 def test_a_fine_tune_begins_with_the_same_adapters(device, search_there, monkeypatch):
-    """LoRA's first weights are the processor's on every device; no state of random numbers changes, a device's is not asked."""
+    """LoRA's first weights are the processor's; random states do not change, no device's is asked."""
     begun, asked = [], []
     monkeypatch.setattr(getattr(torch, NAME), "get_rng_state", lambda each: asked.append(each) or random_state(each))
     for place in ("cpu", device):
@@ -110,7 +110,7 @@ def test_a_fine_tune_begins_with_the_same_adapters(device, search_there, monkeyp
 
 @pytest.mark.parametrize("of_adapters", [False, True])
 def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_there):
-    """The adapters, the merge and its weights are the processor's up to the order of sums, merged or on their base."""
+    """Merge weights and scores are the processor's up to the order of sums, merged or unmerged."""
     found = []
     for place in ("cpu", device):
         evaluator = Evaluator(search_there(place, optimize=[STEPS], **(adapters if of_adapters else {})))

@@ -1,16 +1,20 @@
-"""A device for tests that is not the processor, ``standin:0`` and ``standin:1``: a GPU's rules without a GPU.
+"""A device for tests that is not the processor, ``standin:0`` and ``standin:1``: a GPU's rules.
 
-A tensor of it wraps one of the processor, which does the arithmetic, so values are the processor's bit for bit. Like a GPU's,
-it refuses: a tensor of the processor beside it (but numbers without dimensions in element-wise arithmetic, and indices), one of
-the device with another number, ``.numpy()`` without ``force``, a generator of the processor. It draws from random states of
-its own, which `torch.manual_seed` seeds, and which are not the processor's.
+A tensor of it wraps one of the processor, which does the arithmetic: the values are the
+processor's, bit for bit. Like a GPU's, it refuses a tensor of the processor beside it (but numbers
+without dimensions in element-wise arithmetic, and indices), a tensor of the device's other number,
+``.numpy()`` without ``force``, and a generator of the processor. It draws from random states of its
+own, which `torch.manual_seed` seeds and which are not the processor's.
 
-PyTorch reserves a device slot for backends outside of it, and lets Python fill it. Operations with a tensor of the device come
-to `StandIn.__torch_dispatch__`, below autograd; operations that make one from nothing (`torch.zeros`, ``arange``, ...) come to
-kernels that `register` gives PyTorch. What it cannot do: tensors that change their shape in place; autocast, which
-computes in the tensors' own dtypes; quantised weights; `_fused_sdp_choice`, so that attention is PyTorch's plain arithmetic, and
-equals the processor's bits where that is told ``eager``. Its backward passes run in the thread that is `standing_in` (autograd
-has threads for one device only of a backend that is written in Python).
+PyTorch reserves a device for backends outside of it, and lets Python fill it. Operations that have
+a tensor of the device come to `StandIn.__torch_dispatch__`, below autograd. Operations that make
+one from nothing (`torch.zeros`, ``arange``, ...) come to kernels that `_register` gives PyTorch.
+
+It cannot change a tensor's shape in place, hold quantised weights or compute in another dtype under
+autocast. PyTorch has no fused attention for it: with ``attn_implementation="eager"`` a forward pass
+equals the processor's bits, and gradients do up to the order of their sums. Backward passes run in
+the thread that is `standing_in`, as autograd has threads for one device only of a backend that is
+written in Python.
 """
 
 from __future__ import annotations
@@ -86,7 +90,7 @@ class StandIn(torch.Tensor):
         self.inner = value.inner  # type: ignore[attr-defined]
 
     def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> torch.Tensor:
-        """Make a tensor here: PyTorch's own asks for the device that is current, which this backend cannot change."""
+        """Make a tensor here: PyTorch's own takes the current device, which is always number 0."""
         where = self.device if device is None else device
         return torch.tensor(data, dtype=dtype or self.dtype, device=where, requires_grad=requires_grad)
 
@@ -122,7 +126,7 @@ class StandIn(torch.Tensor):
         return f"StandIn({self.inner!r}, device={self.device})"
 
     def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
-        """Name what is inside: `nn.Module.to` then keeps the parameter object, and tied parameters tied."""
+        """Name what is inside: `nn.Module.to` then keeps parameters the objects that they are."""
         return ["inner"], self.device
 
     @staticmethod
@@ -132,7 +136,7 @@ class StandIn(torch.Tensor):
 
 
 def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Compute an operation on the processor's tensors, and put its results on the device that they belong to.
+    """Compute an operation on the processor's tensors; its results go to the device of the operands.
 
     Raises:
         RuntimeError: Tensors or a generator of several devices meet.
@@ -163,7 +167,7 @@ def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | None:
-    """The device that an operation computes on; raises `RuntimeError` where its tensors are not of one device."""
+    """The device of an operation; raises `RuntimeError` where its tensors are not of one device."""
     devices = list(dict.fromkeys(tensor.device for tensor in tensors if isinstance(tensor, StandIn)))
     if func in _MOVES:
         return devices[0] if devices else None
@@ -175,7 +179,8 @@ def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | Non
     found = [*devices, *dict.fromkeys(tensor.device for tensor in strangers)]
     if len(found) > 1:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {found[0]} and {found[1]}! ({func})"
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{found[0]} and {found[1]}! ({func})"
         )
     return found[0] if found else None
 
@@ -198,7 +203,7 @@ def _random_state(func: Any, device: torch.device | None, generator: torch.Gener
 
 
 def _seed_all(seed: int) -> None:
-    """Seed the state of every device; numbers are not those that the processor draws from the seed."""
+    """Seed the state of every device; its numbers are others than the processor's."""
     for index in range(COUNT):
         _states[index] = torch.Generator().manual_seed((seed + 7919 * (index + 1)) % 2**63).get_state()
 
@@ -227,7 +232,7 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
 
 @contextmanager
 def standing_in() -> Iterator[None]:
-    """Let the device be there, and this thread run backward passes on it; afterwards a program finds none."""
+    """Let the device be there, and this thread run backward passes on it; afterwards there is none."""
     _register()
     _seed_all(0)
     _there[0] = True
