@@ -34,7 +34,7 @@ def test_a_live_merge_there(device, family, make_recipe, open_all, load, case, m
 @pytest.mark.parametrize("memory_limit", LIMITS)
 @pytest.mark.parametrize("case", ["ties-4", "slerp-1", "task_arithmetic-3", "multislerp-17"])
 def test_gradients_of_a_merge_there(device, family, make_recipe, open_all, load, case, memory_limit):  # noqa: F811
-    """The slope of every number is the processor's, whether gradients are used at once or after the pass."""
+    """The slope of every number is the processor's, taken during the backward pass or after it."""
     method, parameters, options = CASES[IDS.index(case)]
     recipe = make_recipe(family, method, parameters, options, len(parameters), base=method != "slerp")
     slopes = []

@@ -1,4 +1,4 @@
-"""Models with a path on another device: loaded, along other paths, saved, and made of layers that stay where they are."""
+"""Models with a path on another device: made of resident layers, saved, loaded and changed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models on another device are scored as on the processor: every task, of parents, merges and paths."""
+"""Tasks score models on another device as on the processor: parents, merges and paths."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ EXAMPLES = [Example(f"w{number} w3 4", f"w{number}", str(number), choices=("w0",
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_there(task, device, search_there):
-    """A parent, a merge, and a path with hops of several terms score as on the processor, bit for bit."""
+    """A parent, a merge and a path with hops of several terms have the processor's scores."""
     scores = []
     for place in ("cpu", device):
         fitness = {"task": task, **TASKS[task]}

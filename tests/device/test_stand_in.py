@@ -8,7 +8,7 @@ from tiny_models import tiny_model, token_ids
 @pytest.mark.parametrize("place", ["standin:0", "standin:1"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mixtral"])
 def test_a_model_computes_there(architecture, place):
-    """Logits and greedy tokens are the processor's, gradients up to the order of sums; tied parameters stay tied."""
+    """Logits, tokens and gradients are the processor's, and tied parameters stay tied."""
     here, there = (tiny_model(architecture, attn_implementation="eager") for _ in range(2))
     parameters = list(there.parameters())
     assert all(one is other for one, other in zip(parameters, there.to(place).parameters(), strict=True))
@@ -25,7 +25,7 @@ def test_a_model_computes_there(architecture, place):
 
 
 def test_what_a_gpu_refuses():
-    """Tensors of two devices, numpy without force and the processor's generator are refused; numbers and indices are not."""
+    """Two devices in one operation, plain numpy and the processor's generator are refused."""
     one, other, plain = torch.ones(3, device="standin:0"), torch.ones(3, device="standin:1"), torch.ones(3)
     for refused in (
         lambda: one + plain,
@@ -49,7 +49,7 @@ def test_what_a_gpu_refuses():
 
 
 def test_random_numbers_are_its_own():
-    """It draws what the processor does not, from a state that `manual_seed` seeds and the processor leaves alone."""
+    """Each device draws from a state of its own, which `manual_seed` seeds."""
     torch.manual_seed(0)
     numbers = [torch.randn(4, device=place).cpu() for place in ("cpu", "standin:0", "standin:1")]
     torch.manual_seed(0)

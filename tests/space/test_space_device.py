@@ -1,4 +1,4 @@
-"""The models behind a Space with a GPU, on a device that stands in for one: all is as on the processor."""
+"""The models behind a Space, on a device that stands in for a GPU, answer as on the processor."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,14 +39,14 @@ def hosted(folder: Path) -> Host:
 
 
 def answers(host: Host, jobs: list[Job]) -> list[Any]:
-    """What a Space says to jobs, the tokens that it reads from hidden states, and which of its examples are right."""
+    """Answers to jobs, tokens that the head reads from hidden states, and judgements of examples."""
     written = [host.whole_answer(job).text for job in jobs]
     assert all(written)
     return [written, host.lens(jobs[0]), host.score(jobs[0], host.published.examples)]
 
 
 def test_a_path_answers_there(dfs):
-    """The published path, another one and a parent answer as on the processor, as hidden states and scores do."""
+    """The published path, another one and a parent answer as on the processor."""
     host = hosted(dfs)
     layers = tuple(dict.fromkeys(host.published.path))
     jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)), Job("a", PROMPT, 8)]
@@ -58,7 +58,7 @@ def test_a_path_answers_there(dfs):
 
 
 def test_weights_are_turned_there(ps):
-    """A merge with a parent's weight turned down, its tensors put back after, answers as on the processor."""
+    """A merge answers as on the processor with a parent's weight turned down, and after that."""
     jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))]
     wanted = answers(hosted(ps), jobs)
     with models_there():
