@@ -17,7 +17,7 @@ from hf_evomerge.recipes.recipe import FlowPart, MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 
 TASKS: dict[str, dict[str, Any]] = {
-    "likelihood": {"separator": " ", "temperature": 1.5},
+    "likelihood": {"separator": " "},
     "generation": {"extract": "all", "max_new_tokens": 6, "stop": ["w1"]},
     "multiple_choice": {},
     "perplexity": {},
