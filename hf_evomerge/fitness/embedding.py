@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.sentence import Sentence
 from ..errors import FitnessError, SourceError, one_line
+from .encoding import device_of
 
 # Each takes hidden states (B, T, hidden) and their mask (B, T), and gives (B, hidden).
 _POOLING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -40,7 +41,8 @@ def attach_modules(source: Parent, model: nn.Module, dtype: torch.dtype | None =
         if (part := _TRAINED.get(module.kind)) is None:
             raise SourceError(f"{source}: {module.folder} is a {module.kind}, which is merged but not scored; score a build")
         weights = {
-            name: source.read(f"{module.folder}/{name}").to(dtype=dtype, copy=True) for name in module.header(str(source))
+            name: source.read(f"{module.folder}/{name}").to(device_of(model), dtype, copy=True)
+            for name in module.header(str(source))
         }
         try:
             shape, bias = weights[f"{part}.weight"].shape, f"{part}.bias" in weights

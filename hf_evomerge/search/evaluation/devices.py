@@ -56,10 +56,11 @@ def device_kind(device: str) -> str:
     """Name what a device's last bits depend on: a GPU's name; a processor's maker, and the instructions that torch uses."""
     import torch
 
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         return torch.cuda.get_device_name(device)
-    if torch.device(device).type != "cpu":
-        return f"{device} of {platform.platform()}"
+    if kind != "cpu":
+        return f"{kind} of {platform.platform()}"
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     maker = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), platform.processor())

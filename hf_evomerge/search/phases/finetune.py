@@ -64,8 +64,8 @@ class LoraAscent:
         adapters = library.LoraConfig(
             r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type=kind
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
+        with torch.random.fork_rng(devices=[]):  # adapters begin on the processor, whatever the device
+            torch.default_generator.manual_seed(settings.seed)
             self.tuned = library.get_peft_model(model, adapters)
         # peft has put a set in place of "all-linear"; in the file its order would be another each time
         adapters.target_modules = sorted(adapters.target_modules)

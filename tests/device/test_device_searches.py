@@ -1,0 +1,132 @@
+"""Whole searches on another device: the trials of the processor, from the same settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from other_device import NAME, random_state, task_there
+from searches import facts
+from slowly import slow_beyond
+from tiny_adapters import save_adapter
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search import baselines
+from hf_evomerge.search.checks import check_search
+from hf_evomerge.search.evaluation.devices import device_kind
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.finetune import Lora, LoraAscent
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study.study import Study
+from hf_evomerge.search.together import learn_together
+
+FEW = {"by": "cma", "evaluations": 4, "population": 4}
+STEPS = {"by": "gradient", "evaluations": 8, "batch": 2}
+PATHS = {"space": "dfs", "path": {"kind": "gates", "terms": "all"}}
+KINDS: dict[str, dict[str, Any]] = {
+    "ps": {"merge": {"method": "dare_ties", "groups": "block"}, "optimize": [FEW]},
+    "dfs": {**PATHS, "optimize": [{**FEW, "sigma": 1.0}]},
+    "hybrid": {
+        "space": "hybrid",
+        "fitness": {"task": "generation", "extract": "all", "max_new_tokens": 4},
+        "optimize": [{**FEW, "space": "ps"}, {**FEW, "sigma": 1.0, "space": "dfs"}],
+    },
+    "gradient": {"optimize": [STEPS, FEW], "compare": {"baselines": ["lora", "merge+lora"]}},
+    "gates": {**PATHS, "optimize": [{**STEPS, "evaluations": 12}]},
+}
+
+
+@pytest.fixture
+def adapters(tiny: Path, tmp_path: Path) -> dict[str, Any]:
+    """Sources of a search over two adapters, each of a rank of its own, and their base."""
+    base = {"model": str(tiny / "base")}
+    folders = [save_adapter(tiny / "base", tmp_path / f"rank{rank}", rank, r=rank) for rank in (2, 3)]
+    return {"sources": [{**base, "adapter": str(folder)} for folder in folders], "base": base}
+
+
+def check_table(config_of: Callable[[str], SearchConfig], device: str, folder: Path) -> None:
+    """Check that a search has the processor's table, up to the order of sums in gradients."""
+    here, there = (run_search(config_of(place), folder / place, build=False) for place in ("cpu", device))
+    assert [row.model for row in there.rows] == [row.model for row in here.rows]
+    for row, wanted in zip(there.rows, here.rows, strict=True):
+        assert row.scores.error is None, row.model
+        assert np.allclose(row.scores.values, wanted.scores.values, atol=1e-3), row.model
+
+
+@pytest.mark.parametrize("kind", slow_beyond(["gates"], KINDS))
+def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
+    """Every kind of search has the processor's trials and winner; without gradients to the last bit."""
+    monkeypatch.setattr(baselines, "RATES", (1e-3,))
+    check_table(lambda place: search_there(place, **{"space": "ps", **KINDS[kind]}), device, tmp_path)
+    if kind not in ("gradient", "gates"):
+        assert facts(tmp_path / device) == facts(tmp_path / "cpu")
+
+
+def test_adapters_there(device, adapters, search_there, tmp_path):
+    """Adapters run unmerged on a base of the device, with a weight for each run of rows."""
+    how = {"merge": {"groups": "rows"}, "optimize": [STEPS]}
+    check_table(lambda place: search_there(place, **how, **adapters), device, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_worker_on_each_device(search_config, tmp_path):
+    """Two devices of one kind have a worker each, and the trials are the processor's."""
+    devices = [f"{NAME}:{number}" for number in range(2)]
+    for name, device, workers in (("one", "cpu", 0), ("two", devices, 2)):
+        config = search_config(compute={"device": device, "attn_implementation": "eager"}, optimize=[FEW])
+        run_search(config, tmp_path / name, workers=workers, task_factory=task_there, build=False)
+    assert facts(tmp_path / "two") == facts(tmp_path / "one")
+    with Study.open(tmp_path / "two") as study:
+        assert study.meta("devices") == [device_kind(NAME)]
+
+
+def test_devices_of_one_kind():
+    """The number of a device is no part of its kind, so one study takes scores of both."""
+    assert device_kind(f"{NAME}:0") == device_kind(f"{NAME}:1") == device_kind(NAME)
+
+
+def test_a_device_that_is_not_there(search_config):
+    """A number beyond the last device ends the search before it begins."""
+    config = search_config(compute={"device": f"{NAME}:2"})
+    with pytest.raises(SearchError, match=r"compute.device: 'standin:2' cannot be used here: .*; auto is what there is"):
+        check_search(config, Evaluator(config))
+
+
+def test_a_fine_tune_begins_with_the_same_adapters(device, search_there, monkeypatch):
+    """LoRA's first weights are the processor's; random states do not change, no device's is asked."""
+    begun, asked = [], []
+    monkeypatch.setattr(getattr(torch, NAME), "get_rng_state", lambda each: asked.append(each) or random_state(each))
+    for place in ("cpu", device):
+        evaluator = Evaluator(search_there(place))
+        model = evaluator.models.model(evaluator.config.sources[0])
+        states = [torch.get_rng_state(), random_state(0), random_state(1)]
+        tuned = LoraAscent(model, Lora(rate=1e-3, steps=2, seed=5)).tuned
+        after = [torch.get_rng_state(), random_state(0), random_state(1)]
+        assert all(map(torch.equal, states, after)), place
+        begun.append([each for name, each in tuned.named_parameters() if "lora_A" in name])
+    assert not asked  # a GPU would be given memory of this process for it
+    assert {each.device for each in begun[1]} == {torch.device(device)}
+    assert all(torch.equal(there.cpu(), here) for here, there in zip(*begun, strict=True))
+
+
+@pytest.mark.parametrize("of_adapters", [False, True])
+def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_there):
+    """Merge weights and scores are the processor's up to the order of sums, merged or unmerged."""
+    found = []
+    for place in ("cpu", device):
+        evaluator = Evaluator(search_there(place, optimize=[STEPS], **(adapters if of_adapters else {})))
+        recipe, tuned = learn_together(evaluator, evaluator.config.stages[0], 1e-2)
+        task = evaluator.tasks.prepared(evaluator.config.sources[0])
+        found.append((weights_of(recipe), task.evaluate(tuned).values))
+    assert np.allclose(found[0][0], found[1][0], atol=1e-4)
+    assert np.allclose(found[0][1], found[1][1], atol=1e-2)
+
+
+def weights_of(recipe: Recipe) -> list[float]:
+    """The numbers of a recipe's weights, in order."""
+    weights = [parameters["weight"] for parameters in recipe.merge.parameters]
+    return [number for each in weights for number in (each.values() if isinstance(each, dict) else [each])]

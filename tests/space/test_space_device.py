@@ -1,0 +1,79 @@
+"""The models behind a Space, on a device that stands in for a GPU, answer as on the processor."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mixing
+import pytest
+import torch
+from models import EVOLVED, Host, Job
+from other_device import standing_in
+from reading import read
+from recipes import merge_of
+from tiny_adapters import save_adapter
+from transformers import PreTrainedModel
+
+from hf_evomerge.building.build import build_model
+
+PROMPT = "t0 w3 w4 5"
+DEVICE = "standin:1"
+
+
+@contextmanager
+def models_there() -> Iterator[None]:
+    """Let models come from their files to the device, as they come to a GPU."""
+    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    moved = classmethod(lambda kind, *given, **more: load(kind, *given, **more).to(DEVICE))
+    with standing_in(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "from_pretrained", moved)
+        yield
+
+
+def hosted(folder: Path) -> Host:
+    """The models of a Space, loaded."""
+    host = Host(read(str(folder)))
+    host.load()
+    return host
+
+
+def answers(host: Host, jobs: list[Job]) -> list[Any]:
+    """Answers to jobs, tokens that the head reads from hidden states, and judgements of examples."""
+    written = [host.whole_answer(job).text for job in jobs]
+    assert all(written)
+    return [written, host.lens(jobs[0]), host.score(jobs[0], host.published.examples)]
+
+
+def test_a_path_answers_there(dfs):
+    """The published path, another one and a parent answer as on the processor."""
+    host = hosted(dfs)
+    layers = tuple(dict.fromkeys(host.published.path))
+    jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)), Job("a", PROMPT, 8)]
+    wanted = answers(host, jobs)
+    with models_there():
+        host = hosted(dfs)
+        assert answers(host, jobs) == wanted
+        assert {host.evolved.model.device, host._parents["a"].model.device} == {torch.device(DEVICE)}
+
+
+def test_weights_are_turned_there(ps):
+    """A merge answers as on the processor with a parent's weight turned down, and after that."""
+    jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))]
+    wanted = answers(hosted(ps), jobs)
+    with models_there():
+        assert answers(host := hosted(ps), jobs) == wanted
+        assert host.whole_answer(jobs[0]).text == wanted[0][0]
+
+
+def test_adapters_answer_there(tiny, tmp_path):
+    """An adapter and its parents on one base answer as on the processor."""
+    base = {"model": str(tiny / "base")}
+    sources = [{**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))} for seed, name in enumerate("xy")]
+    folder = build_model(merge_of(*sources, method="task_arithmetic", base=base), tmp_path / "out", progress=False)
+    jobs = [Job(key, PROMPT, 8) for key in (EVOLVED, "base+x", "base+y", "base")]
+    wanted = [hosted(folder).whole_answer(job).text for job in jobs]
+    with models_there():
+        host = hosted(folder)
+        assert [host.whole_answer(job).text for job in jobs] == wanted
+        assert {parameter.device for parameter in host.evolved.model.parameters()} == {torch.device(DEVICE)}
