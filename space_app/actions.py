@@ -23,7 +23,7 @@ from hf_evomerge.pictures.path import hop_words
 
 MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
-Shown = list[tuple[str, Any]] | None  # what a gallery holds: files, each with its caption
+Shown = list[dict[str, Any]] | None  # what a gallery holds: files, each with its caption
 Undo = tuple[tuple[object, Edit], ...]  # what was shown before each edit, and the slider that made the edit
 
 
@@ -59,7 +59,8 @@ class Actions:
 
     def turned_away(self) -> str:
         """Return the message in place of an answer or an edit, where the queue was full or the call failed."""
-        return message("Too many are waiting for the model. Please try again in a moment.", "error")
+        words = "Too many are waiting for the model, or this page is old. Please try again in a moment, or reload the page."
+        return message(words, "error")
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
@@ -101,10 +102,14 @@ class Actions:
         """1 where the page was opened with an edit, which then is answered."""
         return 1 if self.show.published is not None and edit.changes(self.show.published) else gr.skip()
 
+    def label(self, others: list[str]) -> str:
+        """Label of the button that asks the models that were chosen."""
+        return views.ask_label(len(others) if isinstance(others, list) else 0)
+
     def gloss(self, prompt: str) -> list[str]:
         """Gloss the prompt where it is an example's; of the visitor's own, say which words the model does not know."""
         published = self.show.published
-        if published is None:
+        if published is None or not isinstance(prompt, str):
             return ["", ""]
         return [views.gloss(published, prompt, self.show.unknown(prompt)), views.asked(published, prompt)]
 
@@ -180,8 +185,10 @@ class Actions:
             factors = [round(value, 3) for value in given if value is not None and 0 <= value <= mixing.MAX_FACTOR]
             if len(factors) < len(given):
                 raise SpaceError(f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}.")
+            if group not in mixing.groups(published.mixes):
+                raise SpaceError("There are no such layers here.")
             return Edit(factors=mixing.with_factors(edit.factors, group, factors))
-        if (way := edit.way) is None:
+        if (way := edit.or_none(published).way) is None:
             raise SpaceError(views.NO_PATH)
         steps: dict[str, Any] = {"drop": way.drop, "repeat": way.repeat, "scale": partial(way.scale, scale)}
         return Edit((steps | {"earlier": partial(way.move, -1), "later": partial(way.move, 1)})[action]())
@@ -191,14 +198,16 @@ class Actions:
 
         `problem` says what is wrong, where something is. With `moves` a weight is being moved, and is left alone.
         """
-        published, way = self.show.published, edit.way
+        published = self.show.published
         if published is None:
             return [edit, "", *[gr.skip()] * (2 + MIXED), "", ""]
+        edit = edit.or_none(published)
+        way = edit.way
         said = message(problem or edit.said(published), "error" if problem else "info")
         kept = views.share(edit.link, edit.recipe(published)) if edit.changes(published) else ""
         if way is None:
-            turned = [*dict(edit.factors).get(group, ()), *[1.0] * MIXED][:MIXED]
-            parts = [gr.skip()] * MIXED if moves else turned
+            turned = next((values for name, values in edit.factors if name == group), ())
+            parts = [gr.skip()] * MIXED if moves else [*turned, *[1.0] * MIXED][:MIXED]
             return [edit, views.merge_view(published, edit.factors), gr.skip(), gr.skip(), *parts, said, kept]
         words = (f"{hop_words(hop, published.labels)}, scale {number(hop.scale)}" for hop in way.path.hops)
         names = [(f"{at + 1}: {said_of}", at) for at, said_of in enumerate(words)]

@@ -39,9 +39,11 @@ from hf_evomerge.errors import EvoMergeError  # noqa: E402
 from hf_evomerge.pictures.style import style_sheet  # noqa: E402
 
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
-gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
 QUEUE = 64
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
+SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
+# What the page calls is no part of the API. Gradio does not check what it is given: the state that it would compare with
+# may be forgotten, and the functions say themselves what is wrong.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
@@ -226,7 +228,7 @@ class Page:
         chosen = [self.samples.click(self.do.take_sample, self.samples, taken, **AT_ONCE)]
         chosen.append(self.another.click(self.do.take_next, self.prompt, taken, **AT_ONCE))
         self.prompt.change(self.do.gloss, self.prompt, [self.gloss, self.problem], **LATEST, **AT_ONCE)
-        self.others.change(lambda others: views.ask_label(len(others)), self.others, self.ask, **AT_ONCE)
+        self.others.change(self.do.label, self.others, self.ask, **AT_ONCE)
         pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, self.prompt, known, **AT_ONCE)
         answered = [pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)]
         answered += [one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen]
@@ -358,7 +360,7 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
         mcp_server=importlib.util.find_spec("mcp") is not None,
         ssr_mode=False,
         max_file_size=seeing.MAX_BYTES,
-        state_session_capacity=1000,  # a visitor's path and undo steps: some 100 kB at most
+        state_session_capacity=SESSIONS,
         **options,
     )
     return blocks, show
