@@ -23,7 +23,7 @@ from typing import Any
 VISITORS = 10
 PAUSE = 1.0  # seconds between two calls of a visitor, on average
 WARM = 0.3  # of the time, after which memory is measured first
-ALLOWED = 0.05  # of what was measured first
+ALLOWED = 0.1  # of what was measured first
 VISIT = 5  # calls of one visit, the first of which asks what the model is
 LEFT = 0.25  # of the calls, whose visitor does not wait for the answer
 SPACE = Path(__file__).resolve().parents[3] / "space_app"
