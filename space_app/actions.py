@@ -59,8 +59,7 @@ class Actions:
 
     def turned_away(self) -> str:
         """Return the message in place of an answer or an edit, where the queue was full or the call failed."""
-        words = "Too many are waiting for the model, or this page is old. Please try again in a moment, or reload the page."
-        return message(words, "error")
+        return message("Too many are waiting for the model, or this page is old. Try again in a moment, or reload it.", "error")
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
@@ -101,10 +100,6 @@ class Actions:
     def follow_link(self, edit: Edit) -> Any:
         """1 where the page was opened with an edit, which then is answered."""
         return 1 if self.show.published is not None and edit.changes(self.show.published) else gr.skip()
-
-    def label(self, others: list[str]) -> str:
-        """Label of the button that asks the models that were chosen."""
-        return views.ask_label(len(others) if isinstance(others, list) else 0)
 
     def gloss(self, prompt: str) -> list[str]:
         """Gloss the prompt where it is an example's; of the visitor's own, say which words the model does not know."""
@@ -188,7 +183,7 @@ class Actions:
             if group not in mixing.groups(published.mixes):
                 raise SpaceError("There are no such layers here.")
             return Edit(factors=mixing.with_factors(edit.factors, group, factors))
-        if (way := edit.or_none(published).way) is None:
+        if (way := edit.way) is None:
             raise SpaceError(views.NO_PATH)
         steps: dict[str, Any] = {"drop": way.drop, "repeat": way.repeat, "scale": partial(way.scale, scale)}
         return Edit((steps | {"earlier": partial(way.move, -1), "later": partial(way.move, 1)})[action]())
@@ -198,11 +193,9 @@ class Actions:
 
         `problem` says what is wrong, where something is. With `moves` a weight is being moved, and is left alone.
         """
-        published = self.show.published
+        published, way = self.show.published, edit.way
         if published is None:
             return [edit, "", *[gr.skip()] * (2 + MIXED), "", ""]
-        edit = edit.or_none(published)
-        way = edit.way
         said = message(problem or edit.said(published), "error" if problem else "info")
         kept = views.share(edit.link, edit.recipe(published)) if edit.changes(published) else ""
         if way is None:

@@ -228,7 +228,7 @@ class Page:
         chosen = [self.samples.click(self.do.take_sample, self.samples, taken, **AT_ONCE)]
         chosen.append(self.another.click(self.do.take_next, self.prompt, taken, **AT_ONCE))
         self.prompt.change(self.do.gloss, self.prompt, [self.gloss, self.problem], **LATEST, **AT_ONCE)
-        self.others.change(self.do.label, self.others, self.ask, **AT_ONCE)
+        self.others.change(lambda others: views.ask_label(len(others)), self.others, self.ask, **AT_ONCE)
         pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, self.prompt, known, **AT_ONCE)
         answered = [pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)]
         answered += [one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen]
@@ -312,6 +312,7 @@ class Page:
         """The tab for changes, with the edit that the page's address carries."""
         editable, text, problem = bool(published.path or published.mixes), request.query_params.get("edit"), ""
         edit = Edit.of(published)
+        self.edit.value = edit  # a visitor who was forgotten begins with it
         if text is not None:
             try:
                 edit = Edit.of_link(text, published)

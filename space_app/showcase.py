@@ -57,10 +57,6 @@ class Edit:
         """Nothing changed yet."""
         return cls(edits.Route(published.path, published.scales) if published.path else None)
 
-    def or_none(self, published: Published) -> Edit:
-        """Return this edit, or that of nothing where the visitor was forgotten: Gradio then begins with an empty one."""
-        return self if self.way or self.factors else Edit.of(published)
-
     @classmethod
     def ideas(cls, published: Published) -> list[Edit]:
         """Two edits that change little, to begin with; none where nothing can be changed."""

@@ -122,6 +122,16 @@ def test_the_state_of_few_visitors_is_kept(serve, monkeypatch):
     assert [*served.blocks.state_holder.session_data] == ["visitor 2", "visitor 3", "visitor 4"]
 
 
+def test_a_visitor_who_was_forgotten_edits_the_published_path(served):
+    """A page whose state is gone changes what was published; it said that the model has no path."""
+    _call(served, "fill", [], "another")
+    number = next(number for number, each in served.blocks.fns.items() if each.api_name == "partial_1")
+    edit = served.blocks.fns[number].inputs[0]
+    values = [1.0 if part.get_block_name() == "slider" else None for part in served.blocks.fns[number].inputs]
+    _call(served, "partial_1", values, "gone")
+    assert len(served.blocks.state_holder["gone"][edit._id].way) == len(served.show.published.path) + 1
+
+
 def test_a_list_of_wrong_pictures_is_one_complaint(served, capfd):
     """A hundred thousand numbers in place of pictures were 43 million characters of the page's log."""
     _call(served, "rehearsed", ["w1", list(range(100_000)), None], "wrong")
@@ -134,7 +144,6 @@ def test_what_no_page_sends_leaves_no_trace(served, capfd, value):
     for name, data in (
         ("take_sample", [value]),
         ("gloss", [value]),
-        ("label", [value]),
         ("answer_1", [PROMPT, None, value, 8]),
         ("answer_1", [PROMPT, None, [], value]),
         ("turn", [value]),

@@ -65,16 +65,6 @@ def test_what_cannot_be_edited_is_refused():
             WAY.scale(scale)
 
 
-def test_an_edit_of_a_visitor_who_was_forgotten_begins_anew():
-    """A page whose state is gone changes the published path; it said that the model has none."""
-    config = {"model_type": "evo_merged", "path": list(WAY.hops), "scales": list(WAY.scales)}
-    published = Published("m", "m", config=config)
-    do = Actions(shown(published))
-    forgotten, kept = (do.edit("repeat", edit, (), 0, 1.0, mixing.ALL) for edit in (Edit(), Edit.of(published)))
-    assert forgotten[0] == kept[0] == Edit(WAY.repeat())
-    assert do.choose_listed(Edit(), 0)[0] == Edit.of(published)
-
-
 NO_PATHS: list[Any] = ["0:0", [], None, {"a": 1}, [1, 2], ["0:x"], ["0:7"], ["-1:0"], ["0:0*nan"], ["0:0*1e30"], [None], [""]]
 NO_PATHS += [["0:0" + " " * 10_000], ["0:0 + " * 3000 + "0:0"], ["0:0"] * 100_000, ["0:0*" + "9" * 390]]
 NO_PATHS += [[" + ".join(["0:0"] * 8)] * 65]
