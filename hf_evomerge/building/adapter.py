@@ -262,9 +262,16 @@ class MergedAdapter(AdapterCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """Warn of doubtful sources, and of a rank that servers refuse."""
-        large = [f"the rank is {self._rank}, and vLLM serves at most 512; give a --rank"] if self._rank > 512 else []
-        return [*self.merged.warnings, *large]
+        """Warn of doubtful sources, and of a rank that a weight has no use for, or servers refuse."""
+        found = list(self.merged.warnings)
+        for module in self.modules.values():
+            if module.rank > min(512, *module.shape):
+                found.append(
+                    f"{module.name} has rank {module.rank}: {min(module.shape)} is enough for any change of its "
+                    "weight, and vLLM serves at most 512; give a --rank"
+                )
+                break
+        return found
 
     def __str__(self) -> str:
         return f"{self.merged}, as an adapter of rank {self._rank}"

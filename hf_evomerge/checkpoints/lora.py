@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
-from .headers import StoredTensor, TensorInfo, read_header, read_mapping
+from .headers import StoredTensor, TensorInfo, parse_mapping, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
 from .repository import Repository, find_folder
 
@@ -162,16 +162,23 @@ class Adapter:
                 )
             target = self._target(name if part is None else f"{module}.weight", tensors, modules)
             change = found.setdefault(target, Change())
+            if other := getattr(change, part or "whole"):
+                raise SourceError(f"{self.label}: {other} and {key} are both for {target}; keep one")
+            setattr(change, part or "whole", key)
             if part is None:
-                change.whole = key
-                self._check_shape(target, tensors[target].shape, self.tensors[key].shape)
+                self._check_shape(target, tensors[target].shape, info.shape)
                 continue
-            setattr(change, part, key)
             change.module = module
             change.parts.add("embedding" if "lora_embedding" in name else "linear")
             changed[target] = module
         for target, module in changed.items():
             self._complete(found[target], module, target, tensors[target])
+        for name, tensor in tensors.items():
+            if tensor.is_float and self._is_kept(name) and not (name in found and found[name].whole):
+                raise SourceError(
+                    f"{self.label}: {CONFIG_FILE}: modules_to_save names the module of {name}, and the "
+                    "adapter has no such tensor; save it again"
+                )
         return found
 
     def apply(self, change: Change, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -218,13 +225,16 @@ class Adapter:
     def _scaling(self, change: Change, rank: int) -> float:
         """Return the factor of the product; a pipeline's adapter names it in its file."""
         if change.alpha:
-            return float(self._get(change.alpha)) / rank
+            stored = self._get(change.alpha)
+            if stored.numel() != 1 or not stored.isfinite():
+                what = f"{stored.tolist()!r:.60}, not a finite number"
+                raise SourceError(f"{self.label}: {change.alpha} is {what}")
+            return float(stored) / rank
         if self.file == WEIGHTS_FILE:
             return change.scaling
-        self._get(change.a)  # opens the file
         part, _, module = change.module.partition(".")
-        said = json.loads((self._handle.metadata() or {}).get(_METADATA, "{}"))
-        config = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
+        said = self._metadata.items()
+        config = {key.removeprefix(f"{part}."): value for key, value in said if key.startswith(f"{part}.")}
         alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
@@ -232,13 +242,23 @@ class Adapter:
         """Let go of the open file."""
         self._handle = None
 
-    def _get(self, key: str) -> Tensor:
+    @property
+    def _opened(self) -> Any:
         from safetensors import safe_open
 
         if self._handle is None:
             self.download(progress=False)
             self._handle = safe_open(str(self.folder / self.file), framework="pt")
-        tensor: Tensor = self._handle.get_tensor(key)
+        return self._handle
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """Settings of a pipeline's adapter, which are in its file."""
+        text = (self._opened.metadata() or {}).get(_METADATA, "{}")
+        return parse_mapping(text, f"{self.label}: {self.file}: {_METADATA}")
+
+    def _get(self, key: str) -> Tensor:
+        tensor: Tensor = self._opened.get_tensor(key)
         return tensor
 
     def _read_config(self) -> dict[str, Any]:
@@ -257,16 +277,20 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes the base; convert it with peft"
             )
+        kept = config.get("modules_to_save") or []
+        if not isinstance(kept, list) or len(kept) > _MAX_PATTERNS:
+            what = f"no list of at most {_MAX_PATTERNS} names"
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: modules_to_save is {kept!r:.60}, {what}")
         return config
 
     def _unties(self, name: str) -> bool:
         """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft leaves the other alone."""
-        kept = [str(module) for module in self.config.get("modules_to_save") or ()]
-        module = name.rpartition(".")[0]
-        is_kept = any(module == own or module.endswith(f".{own}") for own in kept)
-        return "lm_head." in name or (
-            is_kept and re.search(r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)$", module) is not None
-        )
+        pattern = r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)\.\w+$"
+        return "lm_head." in name or (self._is_kept(name) and re.search(pattern, name) is not None)
+
+    def _is_kept(self, name: str) -> bool:
+        """Tell whether a tensor is of a module that the config says is saved as a whole."""
+        return any(f".{module}." in f".{name}" for module in self.config.get("modules_to_save") or ())
 
     def _target(self, name: str, tensors: Mapping[str, TensorInfo], modules: Callable[[], Mapping[str, str]]) -> str:
         """The checkpoint's own name of a tensor: the same, with or without the inner model's in front, or an older one."""
@@ -298,6 +322,10 @@ class Adapter:
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
             raise SourceError(f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, unlike its tensors")
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
+        if change.magnitude:
+            self._check_shape(f"{module} (outputs)", b[:1], self.tensors[change.magnitude].shape)
+        if (self.folder / self.file).is_file():  # of one on the Hub that is not downloaded, later
+            self._scaling(change, a[0])
 
     def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any] | None = None) -> float:
         config = self.config if config is None else config
@@ -390,5 +418,5 @@ def _dora(weight: Tensor, left: Tensor, right: Tensor, change: Change, magnitude
             squares += sums
         else:
             squares[rows] = sums
-    factor = magnitude.reshape(-1) / torch.from_numpy(np.sqrt(squares).astype(np.float32))
+    factor = magnitude / torch.from_numpy(np.sqrt(squares).astype(np.float32))
     return moved.mul_(factor if change.transposed else factor[:, None])
