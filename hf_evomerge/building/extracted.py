@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-_STANDS = 1e-7  # the energy stands where a block of directions adds no more than this share of it
+_STANDS = 1e-6  # the energy stands where a block of directions adds no more than this share of it
 
 
 def extract_adapter(
@@ -125,9 +125,8 @@ class ExtractedAdapter(AdapterCheckpoint):
         block = change.T @ torch.randn(len(change), width, generator=random, dtype=change.dtype)
         basis, image = block[:, :0], change[:, :0]  # orthonormal columns, and what A makes of them
         for start in range(0, directions, width):
-            block = block[:, : directions - start]
-            for _ in range(2):  # once leaves rounding errors, which are large where little is new
-                block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
+            joined = torch.cat([basis, block[:, : directions - start]], 1)
+            block = torch.linalg.qr(joined)[0][:, start:]  # orthonormal also where nothing is new
             moved = change @ block
             basis, image = torch.cat([basis, block], 1), torch.cat([image, moved], 1)
             before, energy = energy, float(torch.linalg.eigvalsh(image.T @ image)[-rank:].sum())

@@ -130,6 +130,19 @@ def test_on_a_flat_spectrum_the_best_of_the_rank_is_kept(rank, tmp_path):
         assert kept == pytest.approx(float(squares[:rank].sum() / squares.sum()), abs=2e-6), module
 
 
+def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
+    """Where one number has changed, the adapter is that change, whose energy is counted once."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "base")
+    model.model.layers[0].self_attn.q_proj.weight.data[2, 3] += 1
+    model.save_pretrained(tmp_path / "tuned")
+    adapter = extract_adapter(str(tmp_path / "tuned"), str(tiny / "base"), tmp_path / "out", rank=4, progress=False)
+    assert adapter.energy == {"model.layers.0.self_attn.q_proj": 1.0}
+    b, a = (load_file(tmp_path / "out" / "adapter_model.safetensors")[name] for name in reversed(list(adapter.tensors)))
+    wanted = torch.zeros(len(b), a.shape[1])
+    wanted[2, 3] = 1
+    assert torch.allclose(b @ a, wanted, atol=1e-6)
+
+
 def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):
     """An adapter can name a model as its base, and not one with another adapter: that is refused."""
     save_adapter(tiny / "base", tmp_path / "lora", 0, target_modules=["q_proj"])
