@@ -171,8 +171,11 @@ class Adapter:
             change.module = module
             change.parts.add("embedding" if "lora_embedding" in name else "linear")
             changed[target] = module
+        if not found:
+            raise SourceError(f"{self.label}: {self.file} has no tensors; save the adapter again")
+        has_conv1d = any(_is_conv1d(name, tensors) for name in tensors)
         for target, module in changed.items():
-            self._complete(found[target], module, target, tensors[target])
+            self._complete(found[target], module, target, tensors[target], has_conv1d)
         for name, tensor in tensors.items():
             if tensor.is_float and self._is_kept(name) and not (name in found and found[name].whole):
                 raise SourceError(
@@ -277,10 +280,11 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes the base; convert it with peft"
             )
-        kept = config.get("modules_to_save") or []
-        if not isinstance(kept, list) or len(kept) > _MAX_PATTERNS:
-            what = f"no list of at most {_MAX_PATTERNS} names"
-            raise SourceError(f"{self.label}: {CONFIG_FILE}: modules_to_save is {kept!r:.60}, {what}")
+        for key in ("modules_to_save", "target_modules"):
+            names = config.get(key) or []
+            if not isinstance(names, list | str) or len(names) > _MAX_PATTERNS:
+                what = f"no list of at most {_MAX_PATTERNS} names"
+                raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} is {names!r:.60}, {what}")
         return config
 
     def _unties(self, name: str) -> bool:
@@ -303,7 +307,7 @@ class Adapter:
             return near[0]
         raise SourceError(f"{self.label}: changes {name}, which the model does not have; it belongs to another model")
 
-    def _complete(self, change: Change, module: str, target: str, info: TensorInfo) -> None:
+    def _complete(self, change: Change, module: str, target: str, info: TensorInfo, has_conv1d: bool) -> None:
         """Check a change that is a product, and find its scaling and its orientation."""
         if not change.a or not change.b:
             raise SourceError(f"{self.label}: {module} has only one of the two LoRA matrices; save the adapter again")
@@ -316,7 +320,16 @@ class Adapter:
             raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
         alpha = self._number("alpha_pattern", "lora_alpha", module, rank)
         change.scaling = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
-        change.transposed = "embedding" in change.parts or bool(self.config.get("fan_in_fan_out"))
+        targets = self.config.get("target_modules")
+        if isinstance(targets, list) and not any(f".{module}".endswith(f".{name}") for name in targets):
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: target_modules does not name {module}, for which the "
+                "adapter has matrices, and peft would leave them out; add it, or take them out"
+            )
+        # peft goes by the layer's class, and corrects fan_in_fan_out by it. Here shapes tell which
+        # way round a weight is, and those of other layers where it is square.
+        is_conv1d = has_conv1d if a[1:] == b[:1] else info.shape == (a[1], b[0])
+        change.transposed = "embedding" in change.parts or is_conv1d
         if change.magnitude and "embedding" in change.parts:
             raise SourceError(f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft")
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
@@ -345,6 +358,12 @@ class Adapter:
     def _check_shape(self, name: str, here: tuple[int, ...], there: tuple[int, ...]) -> None:
         if here != there:
             raise SourceError(f"{self.label}: {name} has shape {list(here)} in the model, but {list(there)} in the adapter")
+
+
+def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Tell whether a weight is seen to be of a `Conv1D`, GPT-2's linear layer with inputs as rows, by its bias."""
+    bias, shape = tensors.get(f"{name.removesuffix('.weight')}.bias"), tensors[name].shape
+    return bias is not None and len(shape) == 2 and bias.shape == shape[1:] != shape[:1]
 
 
 def _split(name: str) -> tuple[str, str | None]:

@@ -114,6 +114,18 @@ def test_transposed_layers(dora, adapted):
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ("architecture", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["attn.c_proj"]), ("gpt2", ["c_attn"])]
+)
+def test_layers_that_the_config_takes_for_transposed_ones(architecture, targets, adapted):
+    """fan_in_fan_out that is not the layers' own is corrected as peft does, for square weights too."""
+    base, adapter = adapted(architecture, r=4, target_modules=targets, fan_in_fan_out=architecture == "gpt2")
+    edit_json(adapter / "adapter_config.json", fan_in_fan_out=architecture != "gpt2")
+    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    for name in source.changes:
+        assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
+
+
 def test_the_bits_do_not_depend_on_threads(adapted):
     """The same adapter gives the same bits with one thread and with several."""
     base, adapter = adapted(r=7)
@@ -208,7 +220,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lora_bias": True}, "lora_bias is True, which is"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
     ({"use_dora": True}, "use_dora is True, unlike its tensors"),
-    ({"fan_in_fan_out": True}, "has shape [32, 40] in the model, but [40, 32] in the adapter"),
+    ({"target_modules": ["q_proj"]}, "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has"),
+    ({"target_modules": {"q_proj": 1}}, "target_modules is {'q_proj': 1}, no list of at most 4096 names"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
     ({"rank_pattern": {"((((m|.)+)+)+)Z": 3}}, "the pattern '((((m|.)+)+)+)Z' could take for ever to match"),
@@ -244,6 +257,7 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         (lambda t: {k: v.long() for k, v in t.items()}, "has the dtype I64, which no adapter is trained in"),
         (lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()}, "in the adapter"),
         (lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)}, "x.lora_C.weight has a meaning that is not"),
+        (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
         (lambda t: {**t, PLACE: torch.ones(4, 40)}, f"base_model.model.{PLACE} and {PLACE} are both for"),
         (lambda t: {**t, **{name: torch.ones(32) for name in NORMS}}, "for model.norm.weight; keep one"),
     ],
