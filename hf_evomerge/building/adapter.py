@@ -344,7 +344,7 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
 
 
 def _shares(call: Call) -> list[float]:
-    total = divisor(call.weights) if call.options["normalize"] else 1.0
+    total = divisor(call.weights) if call.options.get("normalize") else 1.0
     return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
 
 
@@ -354,4 +354,5 @@ def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:
     for name, rank in ranks.items():
         kinds.setdefault(name.rpartition(".")[2], set()).add(rank)
     lasts = {name: name.rpartition(".")[2] for name in ranks}
-    return {lasts[name] if len(kinds[lasts[name]]) == 1 else name: rank for name, rank in ranks.items()}
+    alike = {last for last, found in kinds.items() if len(found) == 1 and not last.isdigit()}  # else a block's number too
+    return {lasts[name] if lasts[name] in alike else name: rank for name, rank in ranks.items()}
