@@ -238,6 +238,13 @@ class Adapter:
         part, _, module = change.module.partition(".")
         said = self._metadata.items()
         config = {key.removeprefix(f"{part}."): value for key, value in said if key.startswith(f"{part}.")}
+        self._check_settings(config)
+        return self._factor(module, rank, config)
+
+    def _factor(self, module: str, rank: int, config: Mapping[str, Any]) -> float:
+        """Return the factor of a module's product by an adapter's settings, which name its rank too."""
+        if (named := self._number("rank_pattern", "r", module, rank, config)) != rank:
+            raise SourceError(f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} says {named:g}")
         alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
@@ -270,6 +277,16 @@ class Adapter:
         config = read_mapping(self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}")
         if (kind := config.get("peft_type")) != "LORA":
             raise SourceError(f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can be merged")
+        self._check_settings(config)
+        for key in ("modules_to_save", "target_modules"):
+            names = config.get(key) or []
+            if not isinstance(names, list | str) or len(names) > _MAX_PATTERNS:
+                what = f"no list of at most {_MAX_PATTERNS} names"
+                raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} is {names!r:.60}, {what}")
+        return config
+
+    def _check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise `SourceError` where settings change the arithmetic in ways that are not known here."""
         for key in _REFUSED:
             if config.get(key):
                 raise SourceError(
@@ -280,12 +297,6 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes the base; convert it with peft"
             )
-        for key in ("modules_to_save", "target_modules"):
-            names = config.get(key) or []
-            if not isinstance(names, list | str) or len(names) > _MAX_PATTERNS:
-                what = f"no list of at most {_MAX_PATTERNS} names"
-                raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} is {names!r:.60}, {what}")
-        return config
 
     def _unties(self, name: str) -> bool:
         """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft leaves the other alone."""
@@ -315,11 +326,9 @@ class Adapter:
         change.is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
         if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
             raise SourceError(f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})")
-        rank = self._number("rank_pattern", "r", module, a[0])
-        if not a[0] == b[1] == rank > 0:
-            raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
-        alpha = self._number("alpha_pattern", "lora_alpha", module, rank)
-        change.scaling = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        if not a[0] == b[1] > 0:
+            raise SourceError(f"{self.label}: {module} has LoRA matrices of no one rank ({list(a)} and {list(b)})")
+        change.scaling = self._factor(module, a[0], self.config)
         targets = self.config.get("target_modules")
         if isinstance(targets, list) and not any(f".{module}".endswith(f".{name}") for name in targets):
             raise SourceError(
@@ -340,8 +349,7 @@ class Adapter:
         if (self.folder / self.file).is_file():  # of one on the Hub that is not downloaded, later
             self._scaling(change, a[0])
 
-    def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any] | None = None) -> float:
-        config = self.config if config is None else config
+    def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]) -> float:
         value = config.get(key, default)
         given = config.get(patterns)
         if given is not None and not isinstance(given, dict):

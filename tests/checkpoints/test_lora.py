@@ -300,6 +300,8 @@ def test_a_magnitude_has_one_number_per_output(size, adapted):
         (1, "[]", "pytorch_lora_weights.safetensors: lora_adapter_metadata holds list, not a mapping"),
         (1, "[" * 100_000, "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: maximum recursion"),
         (1, '{"unet.lora_alpha": [1, 2, 3]}', "lora_alpha of to_k is [1, 2, 3], not a finite number"),
+        (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
+        (1, '{"unet.init_lora_weights": "pissa"}', "init_lora_weights is 'pissa', which changes the base"),
         ([1, 2, 3], "{}", "lora_unet_to_q.alpha is [1.0, 2.0, 3.0], not a finite number"),
         (math.nan, "{}", "lora_unet_to_q.alpha is nan, not a finite number"),
     ],
