@@ -263,15 +263,15 @@ class MergedAdapter(AdapterCheckpoint):
     @property
     def warnings(self) -> list[str]:
         """Warn of doubtful sources, and of a rank that a weight has no use for, or servers refuse."""
-        found = list(self.merged.warnings)
+        lines = list(self.merged.warnings)
         for module in self.modules.values():
             if module.rank > min(512, *module.shape):
-                found.append(
-                    f"{module.name} has rank {module.rank}: {min(module.shape)} is enough for any change of its "
-                    "weight, and vLLM serves at most 512; give a --rank"
+                lines.append(
+                    f"{module.name} has rank {module.rank}: {min(module.shape)} is enough for any "
+                    "change of its weight, and vLLM serves at most 512; give a --rank"
                 )
                 break
-        return found
+        return lines
 
     def __str__(self) -> str:
         return f"{self.merged}, as an adapter of rank {self._rank}"
@@ -354,5 +354,6 @@ def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:
     for name, rank in ranks.items():
         kinds.setdefault(name.rpartition(".")[2], set()).add(rank)
     lasts = {name: name.rpartition(".")[2] for name in ranks}
-    alike = {last for last, found in kinds.items() if len(found) == 1 and not last.isdigit()}  # else a block's number too
+    # A number would be that of a block as well, which is no layer.
+    alike = {last for last, values in kinds.items() if len(values) == 1 and not last.isdigit()}
     return {lasts[name] if lasts[name] in alike else name: rank for name, rank in ranks.items()}

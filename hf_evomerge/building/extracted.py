@@ -110,7 +110,7 @@ class ExtractedAdapter(AdapterCheckpoint):
         super().__init__()
 
     def factors(self, name: str) -> Factors:
-        """The truncated SVD, by a block Krylov method from random directions that are always the same.
+        """Truncate the SVD of a change, found by a block Krylov method from fixed random directions.
 
         The space of the rows of ``R A``, ``R A (A'A)``, ``R A (A'A)^2``, ... grows by a block until
         the energy of the best `rank` directions in it stands. Other than subspace iteration, which
@@ -140,7 +140,8 @@ class ExtractedAdapter(AdapterCheckpoint):
     def _change(self, name: str) -> Tensor:
         import torch
 
-        change = self._source.read(name, torch.float32).double() - self._base.read(name, torch.float32).double()
+        after, before = (one.read(name, torch.float32) for one in self.sources)
+        change = after.double() - before.double()
         if not change.isfinite().all():
             raise SourceError(
                 f"not all numbers are finite in {name}: {self._source} or its base has NaN or "

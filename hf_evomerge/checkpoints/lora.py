@@ -327,7 +327,8 @@ class Adapter:
         if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
             raise SourceError(f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})")
         if not a[0] == b[1] > 0:
-            raise SourceError(f"{self.label}: {module} has LoRA matrices of no one rank ({list(a)} and {list(b)})")
+            what = f"LoRA matrices of no one rank ({list(a)} and {list(b)})"
+            raise SourceError(f"{self.label}: {module} has {what}")
         change.scaling = self._factor(module, a[0], self.config)
         targets = self.config.get("target_modules")
         if isinstance(targets, list) and not any(f".{module}".endswith(f".{name}") for name in targets):
@@ -369,7 +370,7 @@ class Adapter:
 
 
 def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Tell whether a weight is seen to be of a `Conv1D`, GPT-2's linear layer with inputs as rows, by its bias."""
+    """Tell by its bias whether a weight is of GPT-2's linear layer, which stores inputs as rows."""
     bias, shape = tensors.get(f"{name.removesuffix('.weight')}.bias"), tensors[name].shape
     return bias is not None and len(shape) == 2 and bias.shape == shape[1:] != shape[:1]
 
