@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: env
-	$(BIN)/python -m local_hub --root evomerge-demo/hub --port 0 --user demo -- $(BIN)/hf-evomerge demo --out evomerge-demo --push-to demo/evolved
+	PYTHONPATH=tests/support $(BIN)/python -m local_hub --root evomerge-demo/hub --port 0 --user demo -- $(BIN)/hf-evomerge demo --out evomerge-demo --push-to demo/evolved
 
 test: env
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal # with byte code, for the processes that tests start

@@ -32,8 +32,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
 from lab import WEIGHT, Lab
+from local_hub import LocalHub
 from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent, then_lora, with_lora
 from records import Record, append, key, read, run
 from report import leads_table, plot_sizes, sizes_table, table, write_into
@@ -43,7 +45,6 @@ from hf_evomerge import Example, run_search
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.search.phases.finetune import Lora, fine_tune
-from local_hub import LocalHub
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) ->
         call = f"publish_demo({out / 'search'!r}, {folder!r}, {name!r}, space=True, card={card!r}, language='en')"
         program = f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; print({call})"
         subprocess.run([sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True)
-    print(f"the hub again: python -m local_hub --root {folder / 'hub'}")
+    print(f"the hub again: PYTHONPATH=tests/support python -m local_hub --root {folder / 'hub'}")
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> dict[str, Any]:

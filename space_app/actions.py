@@ -23,7 +23,7 @@ from hf_evomerge.pictures.path import hop_words
 
 MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
-Shown = list[tuple[str, Any]] | None  # what a gallery holds: files, each with its caption
+Shown = list[dict[str, Any]] | None  # what a gallery holds: files, each with its caption
 Undo = tuple[tuple[object, Edit], ...]  # what was shown before each edit, and the slider that made the edit
 
 
@@ -59,7 +59,7 @@ class Actions:
 
     def turned_away(self) -> str:
         """Return the message in place of an answer or an edit, where the queue was full or the call failed."""
-        return message("Too many are waiting for the model. Please try again in a moment.", "error")
+        return message("Too many are waiting for the model, or this page is old. Try again in a moment, or reload it.", "error")
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
@@ -104,7 +104,7 @@ class Actions:
     def gloss(self, prompt: str) -> list[str]:
         """Gloss the prompt where it is an example's; of the visitor's own, say which words the model does not know."""
         published = self.show.published
-        if published is None:
+        if published is None or not isinstance(prompt, str):
             return ["", ""]
         return [views.gloss(published, prompt, self.show.unknown(prompt)), views.asked(published, prompt)]
 
@@ -180,6 +180,8 @@ class Actions:
             factors = [round(value, 3) for value in given if value is not None and 0 <= value <= mixing.MAX_FACTOR]
             if len(factors) < len(given):
                 raise SpaceError(f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}.")
+            if group not in mixing.groups(published.mixes):
+                raise SpaceError("There are no such layers here.")
             return Edit(factors=mixing.with_factors(edit.factors, group, factors))
         if (way := edit.way) is None:
             raise SpaceError(views.NO_PATH)
@@ -197,8 +199,8 @@ class Actions:
         said = message(problem or edit.said(published), "error" if problem else "info")
         kept = views.share(edit.link, edit.recipe(published)) if edit.changes(published) else ""
         if way is None:
-            turned = [*dict(edit.factors).get(group, ()), *[1.0] * MIXED][:MIXED]
-            parts = [gr.skip()] * MIXED if moves else turned
+            turned = next((values for name, values in edit.factors if name == group), ())
+            parts = [gr.skip()] * MIXED if moves else [*turned, *[1.0] * MIXED][:MIXED]
             return [edit, views.merge_view(published, edit.factors), gr.skip(), gr.skip(), *parts, said, kept]
         words = (f"{hop_words(hop, published.labels)}, scale {number(hop.scale)}" for hop in way.path.hops)
         names = [(f"{at + 1}: {said_of}", at) for at, said_of in enumerate(words)]

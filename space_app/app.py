@@ -39,9 +39,11 @@ from hf_evomerge.errors import EvoMergeError  # noqa: E402
 from hf_evomerge.pictures.style import style_sheet  # noqa: E402
 
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
-gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
 QUEUE = 64
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
+SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
+# What the page calls is no part of the API. Gradio does not check what it is given: the state that it would compare with
+# may be forgotten, and the functions say themselves what is wrong.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
@@ -310,6 +312,7 @@ class Page:
         """The tab for changes, with the edit that the page's address carries."""
         editable, text, problem = bool(published.path or published.mixes), request.query_params.get("edit"), ""
         edit = Edit.of(published)
+        self.edit.value = edit  # a visitor who was forgotten begins with it
         if text is not None:
             try:
                 edit = Edit.of_link(text, published)
@@ -358,7 +361,7 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
         mcp_server=importlib.util.find_spec("mcp") is not None,
         ssr_mode=False,
         max_file_size=seeing.MAX_BYTES,
-        state_session_capacity=1000,  # a visitor's path and undo steps: some 100 kB at most
+        state_session_capacity=SESSIONS,
         **options,
     )
     return blocks, show

@@ -107,6 +107,7 @@ def page(painter: Painter) -> gr.Blocks:
             picture = gr.Image(label="Picture", type="pil", format="png", elem_id="ev-picture", min_width=300)
         blocks.load(state, outputs=status, api_visibility="private", show_progress="hidden")
         drawn: dict[str, Any] = {"inputs": [prompt, seed, steps], "outputs": picture, "concurrency_limit": 1}
+        drawn["preprocess"] = False  # `draw` says itself what is out of range
         button.click(draw, **drawn, api_name="draw")
         prompt.submit(draw, **drawn, api_visibility="private")
     return blocks

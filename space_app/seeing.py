@@ -34,14 +34,14 @@ def checked(files: Sequence[bytes]) -> Pictures:
     return pictures
 
 
-def of_gallery(shown: Sequence[tuple[str, Any]] | None) -> Pictures:
-    """The pictures of a gallery's files; raises `EvoMergeError`."""
+def of_gallery(shown: Sequence[dict[str, Any]] | None) -> Pictures:
+    """The pictures of a gallery's files, of which Gradio has looked that they are a visitor's; raises `EvoMergeError`."""
     files = []
-    for name, _ in (shown or [])[: MAX_PICTURES + 1]:
+    for each in (shown or [])[: MAX_PICTURES + 1]:
         try:
-            with open(name, "rb") as file:
+            with open(each["image"]["path"], "rb") as file:
                 files.append(file.read(MAX_BYTES + 1))
-        except (OSError, ValueError) as cause:
+        except (KeyError, OSError, TypeError, ValueError) as cause:
             raise SpaceError("The picture is no longer here. Choose it again.") from cause
     return checked(files)
 

@@ -122,7 +122,7 @@ class Showcase(LoadedInBackground):
         self.started = time.monotonic()
         self.rehearsed: dict[Asked, dict[str, Piece]] = {}  # the answers to examples, by what is asked and by model
         self._words: dict[Asked, Words] = {}  # what is said after each hop of the published model, to examples
-        self._plain: dict[tuple[str, seeing.Pictures, int], Piece] = {}  # the published model's answers beside changed ones
+        self._plain: dict[int, Piece] = {}  # the published model's answers beside changed ones, by a hash of what was asked
         self._right: list[bool] = []  # whether the published model answers each example right
         self.ready_for = threading.Event()  # set when there will be no more of them
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # how often a visitor has asked or stopped, and which
@@ -248,15 +248,16 @@ class Showcase(LoadedInBackground):
         """Let the published model, unless it has answered this, and the changed one answer; raises `SpaceError`."""
         published, _ = self.need()
         words, note = self.question(prompt)
-        asked = (words, pictures, token_bound(tokens))
+        bound = token_bound(tokens)
+        asked = hash((words, pictures, bound))
         first = Card("as published", counted(len(published.path), "hop") if published.path else "", note=note)
-        jobs = {0: Job(EVOLVED, words, asked[2], pictures=pictures)}
+        jobs = {0: Job(EVOLVED, words, bound, pictures=pictures)}
         if (known := self._plain.get(asked)) is not None:
-            first, jobs = self._card(first, known, asked[:2]), {}
+            first, jobs = self._card(first, known, (words, pictures)), {}
         answers = [replace(first, note=UNCHANGED)]
         if edit.changes(published):
             answers = [first, Card("changed", counted(len(edit.way), "hop") if edit.way is not None else "")]
-            jobs[1] = edit.job(words, asked[2], pictures)
+            jobs[1] = edit.job(words, bound, pictures)
         for shown in self._answers(answers, jobs, session):
             if shown[0].state == "done" and known is None:
                 if len(self._plain) >= _MOST_KEPT:

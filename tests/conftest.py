@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from warm import warm_workers
 
 from hf_evomerge.errors import SearchError

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from hub_fixtures import use_hub
-from paper_stand_ins import ORGS, publish
-
 from local_hub import LocalHub
+from paper_stand_ins import ORGS, publish
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """

@@ -12,7 +12,6 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-
 from local_hub import LocalHub
 
 pytestmark = pytest.mark.slow

@@ -20,9 +20,11 @@ from nbclient import NotebookClient
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from local_hub import LocalHub
-
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "support"))
+
+from local_hub import LocalHub  # noqa: E402
+
 OUT = ROOT / "build" / "notebooks"
 STAND_INS = ("suayptalha/Qwen3-0.6B-Math-Expert", "suayptalha/Qwen3-0.6B-Code-Expert", "Qwen/Qwen3-0.6B")
 DATA = "openai/gsm8k"

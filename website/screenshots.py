@@ -208,6 +208,7 @@ def main() -> None:
             print(f"{total} violations in all")
             sys.exit(total > 0)
         else:
+            sys.path.append(str(ROOT / "tests" / "support"))
             from local_hub import LocalHub
 
             with TemporaryDirectory() as place, LocalHub(place, user="demo") as hub:

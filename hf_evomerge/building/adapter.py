@@ -262,9 +262,16 @@ class MergedAdapter(AdapterCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """Warn of doubtful sources, and of a rank that servers refuse."""
-        large = [f"the rank is {self._rank}, and vLLM serves at most 512; give a --rank"] if self._rank > 512 else []
-        return [*self.merged.warnings, *large]
+        """Warn of doubtful sources, and of a rank that a weight has no use for, or servers refuse."""
+        lines = list(self.merged.warnings)
+        for module in self.modules.values():
+            if module.rank > min(512, *module.shape):
+                lines.append(
+                    f"{module.name} has rank {module.rank}: {min(module.shape)} is enough for any "
+                    "change of its weight, and vLLM serves at most 512; give a --rank"
+                )
+                break
+        return lines
 
     def __str__(self) -> str:
         return f"{self.merged}, as an adapter of rank {self._rank}"
@@ -337,7 +344,7 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
 
 
 def _shares(call: Call) -> list[float]:
-    total = divisor(call.weights) if call.options["normalize"] else 1.0
+    total = divisor(call.weights) if call.options.get("normalize") else 1.0
     return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
 
 
@@ -347,4 +354,6 @@ def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:
     for name, rank in ranks.items():
         kinds.setdefault(name.rpartition(".")[2], set()).add(rank)
     lasts = {name: name.rpartition(".")[2] for name in ranks}
-    return {lasts[name] if len(kinds[lasts[name]]) == 1 else name: rank for name, rank in ranks.items()}
+    # A number would be that of a block as well, which is no layer.
+    alike = {last for last, values in kinds.items() if len(values) == 1 and not last.isdigit()}
+    return {lasts[name] if lasts[name] in alike else name: rank for name, rank in ranks.items()}

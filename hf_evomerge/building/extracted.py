@@ -17,7 +17,7 @@ from ..checkpoints.headers import tensor_order
 from ..checkpoints.open import open_source
 from ..checkpoints.unchanged import unchanged_tensors
 from ..checkpoints.writer import check_target, write_checkpoint
-from ..errors import SourceError
+from ..errors import EvoMergeError, SourceError
 from ..recipes.recipe import Dtype, SourceRef
 from .adapter import AdapterCheckpoint, Factors, Module, truncate
 from .record import write_build_record
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-_PASSES = 8  # of the subspace iteration, after which the share that is kept is that of the SVD to four digits
+_STANDS = 1e-6  # the energy stands where a block of directions adds no more than this share of it
 
 
 def extract_adapter(
@@ -53,8 +53,9 @@ def extract_adapter(
         The adapter; as text, what it keeps and what it loses.
 
     Raises:
-        SourceError: One of the models cannot be read, they are no fine-tune and base, or nothing linear has changed.
-        EvoMergeError: The folder exists.
+        SourceError: One of the models cannot be read, they are no fine-tune and base, a number of
+            them is not finite, or nothing linear has changed.
+        EvoMergeError: The folder exists, or the rank is less than 1.
 
     Example:
         >>> print(extract_adapter("japanese", "base", "japanese-lora", rank=4, progress=False))  # doctest: +ELLIPSIS
@@ -81,10 +82,13 @@ class ExtractedAdapter(AdapterCheckpoint):
         dtype: The dtype of the matrices.
 
     Raises:
+        EvoMergeError: The rank is less than 1.
         SourceError: They are no fine-tune and base, or no linear weight has changed.
     """
 
     def __init__(self, source: Parent, base: Parent, rank: int, dtype: Dtype = "float32") -> None:
+        if rank < 1:
+            raise EvoMergeError(f"rank: an adapter has at least 1, not {rank}")
         check_mergeable([source], base)
         if base.adapter is not None:
             raise SourceError(f"--base: {base} is a model with an adapter, which the result could not name; merge it first")
@@ -92,7 +96,8 @@ class ExtractedAdapter(AdapterCheckpoint):
         self._source, self._base, self.settings = source, base, (rank, dtype)
         unchanged, linear = unchanged_tensors(source, base), linear_layers(base)
         changed = [name for name in sorted(base.tensors, key=tensor_order) if name not in unchanged]
-        self.lost = [name for name in changed if name not in linear]
+        lost = [name for name in changed if name not in linear]
+        self.lost = {name: (float(self._change(name).square().sum()), 0.0) for name in lost}
         self.layers = [name for name, info in base.tensors.items() if len(info.shape) > 1]
         self.modules = {}
         for name in changed:
@@ -105,23 +110,44 @@ class ExtractedAdapter(AdapterCheckpoint):
         super().__init__()
 
     def factors(self, name: str) -> Factors:
-        """The best part of the rank, found by subspace iteration from random directions that are always the same."""
+        """Truncate the SVD of a change, found by a block Krylov method from fixed random directions.
+
+        The space of the rows of ``R A``, ``R A (A'A)``, ``R A (A'A)^2``, ... grows by a block until
+        the energy of the best `rank` directions in it stands. Other than subspace iteration, which
+        keeps the last block alone, it converges on a flat spectrum too (Musco and Musco,
+        arXiv:1504.05477); once it has as many directions as ``A`` has rows or columns, it is exact.
+        """
         import torch
 
         change, rank = self._change(name), self.modules[name].rank
-        width = min(2 * rank + 8, *change.shape)
-        basis = torch.randn(change.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=change.dtype)
-        for _ in range(_PASSES):
-            basis = torch.linalg.qr(change.T @ torch.linalg.qr(change @ basis)[0])[0]
-        left = torch.linalg.qr(change @ basis)[0]
-        left, right, squares = truncate(left, left.T @ change, rank)
+        directions, width, energy = min(change.shape), rank + 8, 0.0
+        random = torch.Generator().manual_seed(0)
+        block = change.T @ torch.randn(len(change), width, generator=random, dtype=change.dtype)
+        basis, image = block[:, :0], change[:, :0]  # orthonormal columns, and what A makes of them
+        for start in range(0, directions, width):
+            joined = torch.cat([basis, block[:, : directions - start]], 1)
+            block = torch.linalg.qr(joined)[0][:, start:]  # orthonormal also where nothing is new
+            moved = change @ block
+            basis, image = torch.cat([basis, block], 1), torch.cat([image, moved], 1)
+            before, energy = energy, float(torch.linalg.eigvalsh(image.T @ image)[-rank:].sum())
+            if energy - before <= _STANDS * energy:
+                break
+            block = change.T @ moved
+        left, right, squares = truncate(image, basis.T, rank)
         self.squares[name] = float(change.square().sum()), float(squares[:rank].sum())
         return left, right
 
     def _change(self, name: str) -> Tensor:
         import torch
 
-        return self._source.read(name, torch.float32).double() - self._base.read(name, torch.float32).double()
+        after, before = (one.read(name, torch.float32) for one in self.sources)
+        change = after.double() - before.double()
+        if not change.isfinite().all():
+            raise SourceError(
+                f"not all numbers are finite in {name}: {self._source} or its base has NaN or "
+                "infinite ones (hf-evomerge diff names them)"
+            )
+        return change
 
     @property
     def config(self) -> PretrainedConfig:
@@ -140,10 +166,9 @@ class ExtractedAdapter(AdapterCheckpoint):
 
     def __str__(self) -> str:
         """Table of the energy that is kept, by kind of layer, as shares of the whole change's."""
-        lost = {name: (float(self._change(name).square().sum()), 0.0) for name in self.lost}
         rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-        for name, pair in [*self._all_squares, *lost.items()]:
-            kind = name.removesuffix(".weight").rpartition(".")[2] + (" (lost)" if name in lost else "")
+        for name, pair in [*self._all_squares, *self.lost.items()]:
+            kind = name.removesuffix(".weight").rpartition(".")[2] + (" (lost)" if name in self.lost else "")
             for key in (kind, "total"):
                 rows[key] = [have + more for have, more in zip(rows[key], (1, *pair), strict=True)]
         rows["total"] = whole = rows.pop("total")

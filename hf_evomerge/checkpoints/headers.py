@@ -95,8 +95,17 @@ def read_mapping(file: Path, where: str) -> dict[str, Any]:
     """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there and holds a mapping."""
     try:
         check_size(file)
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as cause:
+        raise SourceError(f"{where} cannot be read: {one_line(cause)}") from cause
+    return parse_mapping(text, where)
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """A mapping in JSON; raises `SourceError`, naming `where`, for any other text."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as cause:
         raise SourceError(f"{where} cannot be read: {one_line(cause)}") from cause
     if not isinstance(data, dict):
         raise SourceError(f"{where} holds {type(data).__name__}, not a mapping of keys to values")

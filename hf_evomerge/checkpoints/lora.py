@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
-from .headers import StoredTensor, TensorInfo, read_header, read_mapping
+from .headers import StoredTensor, TensorInfo, parse_mapping, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
 from .repository import Repository, find_folder
 
@@ -162,16 +162,26 @@ class Adapter:
                 )
             target = self._target(name if part is None else f"{module}.weight", tensors, modules)
             change = found.setdefault(target, Change())
+            if other := getattr(change, part or "whole"):
+                raise SourceError(f"{self.label}: {other} and {key} are both for {target}; keep one")
+            setattr(change, part or "whole", key)
             if part is None:
-                change.whole = key
-                self._check_shape(target, tensors[target].shape, self.tensors[key].shape)
+                self._check_shape(target, tensors[target].shape, info.shape)
                 continue
-            setattr(change, part, key)
             change.module = module
             change.parts.add("embedding" if "lora_embedding" in name else "linear")
             changed[target] = module
+        if not found:
+            raise SourceError(f"{self.label}: {self.file} has no tensors; save the adapter again")
+        has_conv1d = any(_is_conv1d(name, tensors) for name in tensors)
         for target, module in changed.items():
-            self._complete(found[target], module, target, tensors[target])
+            self._complete(found[target], module, target, tensors[target], has_conv1d)
+        for name, tensor in tensors.items():
+            if tensor.is_float and self._is_kept(name) and not (name in found and found[name].whole):
+                raise SourceError(
+                    f"{self.label}: {CONFIG_FILE}: modules_to_save names the module of {name}, and the "
+                    "adapter has no such tensor; save it again"
+                )
         return found
 
     def apply(self, change: Change, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -218,13 +228,23 @@ class Adapter:
     def _scaling(self, change: Change, rank: int) -> float:
         """Return the factor of the product; a pipeline's adapter names it in its file."""
         if change.alpha:
-            return float(self._get(change.alpha)) / rank
+            stored = self._get(change.alpha)
+            if stored.numel() != 1 or not stored.isfinite():
+                what = f"{stored.tolist()!r:.60}, not a finite number"
+                raise SourceError(f"{self.label}: {change.alpha} is {what}")
+            return float(stored) / rank
         if self.file == WEIGHTS_FILE:
             return change.scaling
-        self._get(change.a)  # opens the file
         part, _, module = change.module.partition(".")
-        said = json.loads((self._handle.metadata() or {}).get(_METADATA, "{}"))
-        config = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
+        said = self._metadata.items()
+        config = {key.removeprefix(f"{part}."): value for key, value in said if key.startswith(f"{part}.")}
+        self._check_settings(config)
+        return self._factor(module, rank, config)
+
+    def _factor(self, module: str, rank: int, config: Mapping[str, Any]) -> float:
+        """Return the factor of a module's product by an adapter's settings, which name its rank too."""
+        if (named := self._number("rank_pattern", "r", module, rank, config)) != rank:
+            raise SourceError(f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} says {named:g}")
         alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
@@ -232,13 +252,23 @@ class Adapter:
         """Let go of the open file."""
         self._handle = None
 
-    def _get(self, key: str) -> Tensor:
+    @property
+    def _opened(self) -> Any:
         from safetensors import safe_open
 
         if self._handle is None:
             self.download(progress=False)
             self._handle = safe_open(str(self.folder / self.file), framework="pt")
-        tensor: Tensor = self._handle.get_tensor(key)
+        return self._handle
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """Settings of a pipeline's adapter, which are in its file."""
+        text = (self._opened.metadata() or {}).get(_METADATA, "{}")
+        return parse_mapping(text, f"{self.label}: {self.file}: {_METADATA}")
+
+    def _get(self, key: str) -> Tensor:
+        tensor: Tensor = self._opened.get_tensor(key)
         return tensor
 
     def _read_config(self) -> dict[str, Any]:
@@ -247,6 +277,16 @@ class Adapter:
         config = read_mapping(self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}")
         if (kind := config.get("peft_type")) != "LORA":
             raise SourceError(f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can be merged")
+        self._check_settings(config)
+        for key in ("modules_to_save", "target_modules"):
+            names = config.get(key) or []
+            if not isinstance(names, list | str) or len(names) > _MAX_PATTERNS:
+                what = f"no list of at most {_MAX_PATTERNS} names"
+                raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} is {names!r:.60}, {what}")
+        return config
+
+    def _check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise `SourceError` where settings change the arithmetic in ways that are not known here."""
         for key in _REFUSED:
             if config.get(key):
                 raise SourceError(
@@ -257,16 +297,15 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes the base; convert it with peft"
             )
-        return config
 
     def _unties(self, name: str) -> bool:
         """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft leaves the other alone."""
-        kept = [str(module) for module in self.config.get("modules_to_save") or ()]
-        module = name.rpartition(".")[0]
-        is_kept = any(module == own or module.endswith(f".{own}") for own in kept)
-        return "lm_head." in name or (
-            is_kept and re.search(r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)$", module) is not None
-        )
+        pattern = r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)\.\w+$"
+        return "lm_head." in name or (self._is_kept(name) and re.search(pattern, name) is not None)
+
+    def _is_kept(self, name: str) -> bool:
+        """Tell whether a tensor is of a module that the config says is saved as a whole."""
+        return any(f".{module}." in f".{name}" for module in self.config.get("modules_to_save") or ())
 
     def _target(self, name: str, tensors: Mapping[str, TensorInfo], modules: Callable[[], Mapping[str, str]]) -> str:
         """The checkpoint's own name of a tensor: the same, with or without the inner model's in front, or an older one."""
@@ -279,7 +318,7 @@ class Adapter:
             return near[0]
         raise SourceError(f"{self.label}: changes {name}, which the model does not have; it belongs to another model")
 
-    def _complete(self, change: Change, module: str, target: str, info: TensorInfo) -> None:
+    def _complete(self, change: Change, module: str, target: str, info: TensorInfo, has_conv1d: bool) -> None:
         """Check a change that is a product, and find its scaling and its orientation."""
         if not change.a or not change.b:
             raise SourceError(f"{self.label}: {module} has only one of the two LoRA matrices; save the adapter again")
@@ -287,20 +326,31 @@ class Adapter:
         change.is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
         if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
             raise SourceError(f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})")
-        rank = self._number("rank_pattern", "r", module, a[0])
-        if not a[0] == b[1] == rank > 0:
-            raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
-        alpha = self._number("alpha_pattern", "lora_alpha", module, rank)
-        change.scaling = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
-        change.transposed = "embedding" in change.parts or bool(self.config.get("fan_in_fan_out"))
+        if not a[0] == b[1] > 0:
+            what = f"LoRA matrices of no one rank ({list(a)} and {list(b)})"
+            raise SourceError(f"{self.label}: {module} has {what}")
+        change.scaling = self._factor(module, a[0], self.config)
+        targets = self.config.get("target_modules")
+        if isinstance(targets, list) and not any(f".{module}".endswith(f".{name}") for name in targets):
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: target_modules does not name {module}, for which the "
+                "adapter has matrices, and peft would leave them out; add it, or take them out"
+            )
+        # peft goes by the layer's class, and corrects fan_in_fan_out by it. Here shapes tell which
+        # way round a weight is, and those of other layers where it is square.
+        is_conv1d = has_conv1d if a[1:] == b[:1] else info.shape == (a[1], b[0])
+        change.transposed = "embedding" in change.parts or is_conv1d
         if change.magnitude and "embedding" in change.parts:
             raise SourceError(f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft")
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
             raise SourceError(f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, unlike its tensors")
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
+        if change.magnitude:
+            self._check_shape(f"{module} (outputs)", b[:1], self.tensors[change.magnitude].shape)
+        if (self.folder / self.file).is_file():  # of one on the Hub that is not downloaded, later
+            self._scaling(change, a[0])
 
-    def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any] | None = None) -> float:
-        config = self.config if config is None else config
+    def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]) -> float:
         value = config.get(key, default)
         given = config.get(patterns)
         if given is not None and not isinstance(given, dict):
@@ -317,6 +367,12 @@ class Adapter:
     def _check_shape(self, name: str, here: tuple[int, ...], there: tuple[int, ...]) -> None:
         if here != there:
             raise SourceError(f"{self.label}: {name} has shape {list(here)} in the model, but {list(there)} in the adapter")
+
+
+def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Tell by its bias whether a weight is of GPT-2's linear layer, which stores inputs as rows."""
+    bias, shape = tensors.get(f"{name.removesuffix('.weight')}.bias"), tensors[name].shape
+    return bias is not None and len(shape) == 2 and bias.shape == shape[1:] != shape[:1]
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -390,5 +446,5 @@ def _dora(weight: Tensor, left: Tensor, right: Tensor, change: Change, magnitude
             squares += sums
         else:
             squares[rows] = sums
-    factor = magnitude.reshape(-1) / torch.from_numpy(np.sqrt(squares).astype(np.float32))
+    factor = magnitude / torch.from_numpy(np.sqrt(squares).astype(np.float32))
     return moved.mul_(factor if change.transposed else factor[:, None])

@@ -25,6 +25,10 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 from vlms import inputs, save_vlm
 from words import word_tokenizer
@@ -125,6 +129,39 @@ def test_transposed_layers(make, tmp_path):
     whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
     folder = build_model(recipe, tmp_path / "out", progress=False)
     assert (logits(PeftModel.from_pretrained(base_model("gpt2"), folder)) - logits(whole)).abs().max() < 5e-6
+
+
+def test_layers_with_a_number_for_a_name(tmp_path):
+    """A layer of a sequence, whose name ends as a block's does, is named whole, so that peft takes no block for it."""
+    text = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 48}
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = Qwen2VLConfig(text_config={**text, "num_key_value_heads": 2, "rope_parameters": rope}, vision_config=vision)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    base = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter", 1, task_type=None)
+    source = {"model": str(tmp_path / "base"), "adapter": str(tmp_path / "adapter")}
+    recipe = merge_of(source, method="task_arithmetic", base=tmp_path / "base", weights=[1.0])
+    folder = build_model(recipe, tmp_path / "out", progress=False)
+    tuned = [
+        PeftModel.from_pretrained(Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "base"), own).merge_and_unload()
+        for own in (tmp_path / "adapter", folder)
+    ]
+    wanted, found = (model.state_dict() for model in tuned)
+    assert all(torch.allclose(found[name], tensor, atol=1e-6) for name, tensor in wanted.items())
+
+
+def test_a_router_that_an_adapter_changes(tmp_path):
+    """One router is kept of those that were trained, which no adapter can say: the result is a whole model, and why is told."""
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_local_experts": 3}
+    config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["gate"]}
+    save_adapter(tmp_path / "base", tmp_path / "adapter", 1, **settings)
+    source = {"model": str(tmp_path / "base"), "adapter": str(tmp_path / "adapter")}
+    recipe = merge_of(source, method="task_arithmetic", base=tmp_path / "base", weights=[0.5])
+    with pytest.raises(SourceError, match=r"the result is no adapter: .* changes \S+gate.weight by more than a LoRA product"):
+        check_recipe(recipe, whole=False)
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], ["llava", "gemma3", "smolvlm"]))
@@ -253,13 +290,14 @@ def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank, make, tm
 
 
 def test_doubts_are_warnings(make):
-    """Adapters that name different bases, and a rank that no server takes, are warned of before anything is built."""
-    recipe = make([{**PLAIN, "r": 300}, {**PLAIN, "r": 300}])
+    """Adapters that name different bases, and a rank above its weight's, are warned of before anything is built."""
+    recipe = make([{**PLAIN, "r": 5}, {**PLAIN, "r": 300}])
     assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
     edit_json(Path(str(recipe.sources[0].adapter)) / "adapter_config.json", base_model_name_or_path="org/other")
     warnings = check_recipe(recipe).warnings
     assert any("the adapter says that it is of 'org/other'" in line for line in warnings)
-    assert "the rank is 600, and vLLM serves at most 512; give a --rank" in warnings
+    said = "has rank 305: 32 is enough for any change of its weight, and vLLM serves at most 512; give a --rank"
+    assert any(line.endswith(said) for line in warnings)
 
 
 @pytest.mark.parametrize(("number", "rank"), [(float("nan"), None), (float("nan"), 3), (1e30, None)])

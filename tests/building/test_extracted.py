@@ -1,5 +1,6 @@
 """Adapters of whole fine-tunes: the best of a rank, and what is lost by name."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from peft import PeftModel
 from recipes import merge_of
 from safetensors.torch import load_file
 from tiny_adapters import save_adapter
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
@@ -89,6 +90,57 @@ def test_what_cannot_be_extracted(tiny, tmp_path):
     assert said.stdout.splitlines()[0].split() == ["layer", "weights", "of", "the", "change", "kept"]
     with pytest.raises(EvoMergeError, match="exists already"):
         extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_fine_tune_with_numbers_that_are_not_finite(name, number, tiny, tmp_path):
+    """Where NaN or infinity is, also in what an adapter loses, is said in the words of merging."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "a")
+    model.get_parameter(name).data.flatten()[0] = number
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(SourceError, match=f"^not all numbers are finite in {name}: .*broken or its base has NaN or infi"):
+        extract_adapter(str(tmp_path / "broken"), str(tiny / "base"), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_has_at_least_rank_one(tiny, tmp_path):
+    """A rank of 0 is refused before anything is written."""
+    with pytest.raises(EvoMergeError, match="rank: an adapter has at least 1, not 0"):
+        extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=0, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_on_a_flat_spectrum_the_best_of_the_rank_is_kept(rank, tmp_path):
+    """Where all directions of a change count about alike, the adapter keeps as much as the SVD does."""
+    sizes = {"vocab_size": 48, "hidden_size": 160, "intermediate_size": 224, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    model.save_pretrained(tmp_path / "base")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(tmp_path / "tuned")
+    folders = str(tmp_path / "tuned"), str(tmp_path / "base")
+    energy = extract_adapter(*folders, tmp_path / "out", rank=rank, progress=False).energy
+    after, before = weights(tmp_path / "tuned"), weights(tmp_path / "base")
+    for module, kept in energy.items():
+        squares = torch.linalg.svdvals(after[f"{module}.weight"] - before[f"{module}.weight"]).square()
+        assert kept == pytest.approx(float(squares[:rank].sum() / squares.sum()), abs=2e-6), module
+
+
+def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
+    """Where one number has changed, the adapter is that change, whose energy is counted once."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "base")
+    model.model.layers[0].self_attn.q_proj.weight.data[2, 3] += 1
+    model.save_pretrained(tmp_path / "tuned")
+    adapter = extract_adapter(str(tmp_path / "tuned"), str(tiny / "base"), tmp_path / "out", rank=4, progress=False)
+    assert adapter.energy == {"model.layers.0.self_attn.q_proj": 1.0}
+    b, a = (load_file(tmp_path / "out" / "adapter_model.safetensors")[name] for name in reversed(list(adapter.tensors)))
+    wanted = torch.zeros(len(b), a.shape[1])
+    wanted[2, 3] = 1
+    assert torch.allclose(b @ a, wanted, atol=1e-6)
 
 
 def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):

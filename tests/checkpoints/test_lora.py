@@ -1,12 +1,14 @@
 """LoRA adapters as part of a source: what peft's own merge gives, everywhere a source is read, or a refusal in one line."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from classes import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from recipes import merge_of
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,8 @@ from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.headers import TensorInfo
+from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import SourceError
@@ -110,6 +114,18 @@ def test_transposed_layers(dora, adapted):
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ("architecture", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["attn.c_proj"]), ("gpt2", ["c_attn"])]
+)
+def test_layers_that_the_config_takes_for_transposed_ones(architecture, targets, adapted):
+    """fan_in_fan_out that is not the layers' own is corrected as peft does, for square weights too."""
+    base, adapter = adapted(architecture, r=4, target_modules=targets, fan_in_fan_out=architecture == "gpt2")
+    edit_json(adapter / "adapter_config.json", fan_in_fan_out=architecture != "gpt2")
+    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    for name in source.changes:
+        assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
+
+
 def test_the_bits_do_not_depend_on_threads(adapted):
     """The same adapter gives the same bits with one thread and with several."""
     base, adapter = adapted(r=7)
@@ -195,6 +211,8 @@ def recipe_of(base: Path, adapter: Path) -> Recipe:
     return merge_of({"model": str(base), "adapter": str(adapter)})
 
 
+PLACE = "model.layers.0.mlp.down_proj.lora_A.weight"
+NORMS = ["norm.weight", "model.norm.weight"]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA adapters can be merged"),
     ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base"),
@@ -202,7 +220,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lora_bias": True}, "lora_bias is True, which is"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
     ({"use_dora": True}, "use_dora is True, unlike its tensors"),
-    ({"fan_in_fan_out": True}, "has shape [32, 40] in the model, but [40, 32] in the adapter"),
+    ({"target_modules": ["q_proj"]}, "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has"),
+    ({"target_modules": {"q_proj": 1}}, "target_modules is {'q_proj': 1}, no list of at most 4096 names"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
     ({"rank_pattern": {"((((m|.)+)+)+)Z": 3}}, "the pattern '((((m|.)+)+)+)Z' could take for ever to match"),
@@ -211,6 +230,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {f"x{i}": 3 for i in range(4097)}}, "adapter_config.json: rank_pattern has 4097 entries, more than 4096"),
     ({"lora_alpha": None}, "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number"),
     ({"rank_pattern": {"down_proj": "4"}}, "r of model.layers.0.mlp.down_proj is '4', not a finite number"),
+    ({"modules_to_save": ["lm_head"]}, "names the module of lm_head.weight, and the adapter has no such tensor; save it again"),
+    ({"modules_to_save": ["norm"]}, "names the module of model.norm.weight, and the adapter has no such tensor"),
+    ({"modules_to_save": 5}, "modules_to_save is 5, no list of at most 4096 names"),
 ]
 
 
@@ -235,6 +257,9 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         (lambda t: {k: v.long() for k, v in t.items()}, "has the dtype I64, which no adapter is trained in"),
         (lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()}, "in the adapter"),
         (lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)}, "x.lora_C.weight has a meaning that is not"),
+        (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
+        (lambda t: {**t, PLACE: torch.ones(4, 40)}, f"base_model.model.{PLACE} and {PLACE} are both for"),
+        (lambda t: {**t, **{name: torch.ones(32) for name in NORMS}}, "for model.norm.weight; keep one"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
@@ -244,6 +269,53 @@ def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     save_file(change(load_file(file)), file)
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
+    assert message in str(caught.value)
+
+
+def test_modules_to_save_that_no_model_has_are_no_matter(adapted):
+    """peft names the heads of other classes too: those that the model has not need no tensor."""
+    base, adapter = adapted(r=4, modules_to_save=["lm_head"])
+    edit_json(adapter / "adapter_config.json", modules_to_save=["classifier", "score", "lm_head"])
+    assert opened(base, adapter).changes["lm_head.weight"].whole
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_magnitude_has_one_number_per_output(size, adapted):
+    """DoRA's lengths are as many as the layer has outputs, which is checked before anything is built."""
+    base, adapter = adapted(r=4, use_dora=True)
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "layers.1.self_attn.q_proj" in name and "magnitude" in name)
+    save_file({**tensors, name: torch.ones(size)}, file)
+    with pytest.raises(SourceError) as caught:
+        check_recipe(recipe_of(base, adapter))
+    said = "model.layers.1.self_attn.q_proj (outputs) has shape [32] in the model"
+    assert f"{said}, but [{size}] in the adapter" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "metadata", "message"),
+    [
+        (1, "{", "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: Expecting property name"),
+        (1, "[]", "pytorch_lora_weights.safetensors: lora_adapter_metadata holds list, not a mapping"),
+        (1, "[" * 100_000, "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: maximum recursion"),
+        (1, '{"unet.lora_alpha": [1, 2, 3]}', "lora_alpha of to_k is [1, 2, 3], not a finite number"),
+        (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
+        (1, '{"unet.init_lora_weights": "pissa"}', "init_lora_weights is 'pissa', which changes the base"),
+        ([1, 2, 3], "{}", "lora_unet_to_q.alpha is [1.0, 2.0, 3.0], not a finite number"),
+        (math.nan, "{}", "lora_unet_to_q.alpha is nan, not a finite number"),
+    ],
+)
+def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
+    """The factor of a pipeline's adapter, in its tensors or its header, is a number, or is refused before anything is built."""
+    tensors = {"unet.to_k.lora_A.weight": torch.ones(2, 6), "unet.to_k.lora_B.weight": torch.ones(8, 2)}
+    tensors |= {"lora_unet_to_q.lora_down.weight": torch.ones(2, 6), "lora_unet_to_q.lora_up.weight": torch.ones(8, 2)}
+    tensors["lora_unet_to_q.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors", metadata={"lora_adapter_metadata": metadata})
+    weights = {f"unet.to_{letter}.weight": TensorInfo("F32", (8, 6)) for letter in "qk"}
+    with pytest.raises(SourceError) as caught:
+        Adapter(tmp_path, "light").changes(weights)
+    assert str(caught.value).startswith("light: ")
     assert message in str(caught.value)
 
 

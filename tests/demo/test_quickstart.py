@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import warm
 from hub_fixtures import use_hub
+from local_hub import LocalHub
 
 from hf_evomerge.demo import quickstart
 from hf_evomerge.demo.publish import publish_demo
@@ -23,7 +24,6 @@ from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.study.study import Study
-from local_hub import LocalHub
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
 EVALUATIONS = 24

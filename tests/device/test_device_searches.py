@@ -14,15 +14,15 @@ from tiny_adapters import save_adapter
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search import baselines
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.finetune import Lora, LoraAscent
+from hf_evomerge.search.phases import lora as baselines
+from hf_evomerge.search.phases.finetune import Lora, LoraAscent
+from hf_evomerge.search.phases.merge_lora import learn_together
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
-from hf_evomerge.search.together import learn_together
 
 FEW = {"by": "cma", "evaluations": 4, "population": 4}
 STEPS = {"by": "gradient", "evaluations": 8, "batch": 2}

@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 
 from hub_fixtures import use_hub
+from local_hub import LocalHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
-from local_hub import LocalHub
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = {"japanese-model": "a", "maths-model": "b", "their-common-base": "base"}

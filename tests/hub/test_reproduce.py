@@ -11,6 +11,7 @@ from classes import edit_json
 from faulty_hub import Fault
 from hub_fixtures import upload_models, use_hub
 from huggingface_hub import HfApi
+from local_hub import LocalHub
 from recipes import merge_of
 from safetensors.torch import load_file, save_file
 from sentence import sentence_folder
@@ -24,7 +25,6 @@ from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
 from hf_evomerge.recipes.recipe import Recipe
-from local_hub import LocalHub
 
 
 @pytest.fixture

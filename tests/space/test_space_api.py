@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from gradio_client.exceptions import AppError
 from served import Served, greedy
+from showcase import Edit
 
 PROMPT = "t0 w3 w4 5"
 NAMES = {"/answer", "/about"}
@@ -88,7 +89,7 @@ def test_hostile_calls_get_a_friendly_line(client, name, arguments, said):
 
 def _call(served: Served, name: str, data: list[Any], session: str) -> None:
     """Call one of the page's own functions past the queue, as no page would."""
-    number = next(number for number, each in served.blocks.fns.items() if getattr(each.fn, "__name__", "") == name)
+    number = next(number for number, each in served.blocks.fns.items() if each.api_name == name)
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
     call = urllib.request.Request(f"{served.url}gradio_api/run/predict", body, {"Content-Type": "application/json"})
     with suppress(urllib.error.HTTPError):
@@ -102,16 +103,58 @@ def test_what_visitors_sent_and_saw_is_not_kept(served):
     assert len(str([part.get("props", {}).get("value") for part in kept.components])) < 100_000
 
 
+def test_what_is_asked_beside_an_edit_is_not_kept(served):
+    """The published model's answer is kept for the next edit, and neither the prompt nor its pictures are."""
+    prompt = "w3 w1 w4 w1 5 9"
+    *_, answers = served.show.ask_changed(prompt, Edit.of(served.show.published), 4, "visitor")
+    assert answers[0].state == "done"
+    assert prompt not in repr(vars(served.show))
+
+
+def test_the_state_of_few_visitors_is_kept(serve, monkeypatch):
+    """The last visitors have a state, however many there were: each is a copy of the page, which Gradio keeps."""
+    import app
+
+    monkeypatch.setattr(app, "SESSIONS", 3)
+    served = serve("")
+    for number in range(5):
+        _call(served, "state", [], f"visitor {number}")
+    assert [*served.blocks.state_holder.session_data] == ["visitor 2", "visitor 3", "visitor 4"]
+
+
+def test_a_visitor_who_was_forgotten_edits_the_published_path(served):
+    """A page whose state is gone changes what was published; it said that the model has no path."""
+    _call(served, "fill", [], "another")
+    number = next(number for number, each in served.blocks.fns.items() if each.api_name == "partial_1")
+    edit = served.blocks.fns[number].inputs[0]
+    values = [1.0 if part.get_block_name() == "slider" else None for part in served.blocks.fns[number].inputs]
+    _call(served, "partial_1", values, "gone")
+    assert len(served.blocks.state_holder["gone"][edit._id].way) == len(served.show.published.path) + 1
+
+
 def test_a_list_of_wrong_pictures_is_one_complaint(served, capfd):
     """A hundred thousand numbers in place of pictures were 43 million characters of the page's log."""
     _call(served, "rehearsed", ["w1", list(range(100_000)), None], "wrong")
     assert len(capfd.readouterr().err) < 100_000
 
 
-@pytest.mark.parametrize("number", [None, 1.5, "x", [0], 10**30, -1, True])
-def test_a_problem_that_is_not_there(served: Served, capfd: pytest.CaptureFixture[str], number: Any) -> None:
-    """The page's own function refuses what is no number of a problem; it left a traceback in the log."""
-    _call(served, "take_sample", [number], "samples")
+@pytest.mark.parametrize("value", [None, 1.5, "x", [0], {"a": 1}, 10**30, -1, True])
+def test_what_no_page_sends_leaves_no_trace(served, capfd, value):
+    """The page's own functions refuse what is no problem, prompt, parent or number in words, and not in the log."""
+    for name, data in (
+        ("take_sample", [value]),
+        ("gloss", [value]),
+        ("answer_1", [PROMPT, None, value, 8]),
+        ("answer_1", [PROMPT, None, [], value]),
+        ("turn", [value]),
+    ):
+        _call(served, name, data, "strange")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_visitor_who_was_forgotten_asks_the_parents(served, capfd):
+    """A page whose state is gone may have chosen parents, of which the page that Gradio begins with knows none."""
+    _call(served, "answer_1", [PROMPT, None, ["b"], 8], "forgotten")
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, unquote
 import edits
 import mixing
 import pytest
+from actions import Actions
 from edits import Route
 from published import Parent, Published
 from recipes import merge_of
@@ -138,18 +139,22 @@ def _merge() -> Showcase:
 @pytest.mark.parametrize("value", [99.0, -3.0, None])
 def test_a_weight_out_of_range_is_explained(value):
     """A number that no weight is multiplied by, or none, is one line, and nothing else changes."""
-    from actions import Actions
-
     edit = Edit(factors=(("layer 1", (0.5, 2.0)),))
     kept, *_, said, _, undo, count = Actions(_merge()).edit("mix 1", edit, (), 4, 1.0, mixing.ALL, 1.0, value, 1.0, 1.0)
     assert (kept, undo, count) == (edit, (), 4)
     assert "a number from 0 to 3." in said
 
 
+@pytest.mark.parametrize("group", ["layer 2", None, {"a": 1}])
+def test_layers_that_are_not_there_have_no_weights(group):
+    """What is no group of this model's layers is one line, and no edit."""
+    kept, *_, said, _, undo, count = Actions(_merge()).edit("mix 0", Edit(), (), 4, 1.0, group, 0.5, 0.5)
+    assert (kept, undo, count) == (Edit(), (), 4)
+    assert "no such layers" in said
+
+
 def test_weights_are_undone_like_hops():
     """A slider on its way is one step to undo, another one a second; reset can be undone, and what is kept is a recipe."""
-    from actions import Actions
-
     do, edit, undo, count = Actions(_merge()), Edit(), (), 0
     for at, values in ((0, (0.5, 1.0)), (0, (0.25, 1.0)), (1, (0.25, 2.0))):
         edit, *_, kept, undo, count = do.edit(f"mix {at}", edit, undo, count, 1.0, mixing.ALL, *values, 1.0, 1.0)

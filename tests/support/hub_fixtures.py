@@ -11,11 +11,11 @@ import pytest
 import warm
 from faulty_hub import FaultyHub
 from huggingface_hub import HfApi, constants, hf_api
+from local_hub import LocalHub
 from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
 
 from hf_evomerge.cli import app
-from local_hub import LocalHub
 
 
 class Said(NamedTuple):

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from local_hub.cards import card_tags, check_card, front_matter, read_card
 
 

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import local_hub as local
+import pytest
 
 PACKAGE = Path(local.__file__).parent
 
@@ -51,7 +50,7 @@ def test_our_own_command(tmp_path):
     begin["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
     with subprocess.Popen(command, **begin) as process:  # type: ignore[call-overload]
         printed = []
-        while not printed or "docs/local-hub.md" not in printed[-1]:
+        while not printed or "local_hub/__init__.py" not in printed[-1]:
             printed.append(process.stdout.readline())
             assert printed[-1] or process.poll() is None
         exports = dict(shlex.split(line)[1].split("=", 1) for line in printed if line.startswith("export "))

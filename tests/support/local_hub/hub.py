@@ -26,7 +26,7 @@ class LocalHub:
     """A Hub on this machine, for the real clients of `huggingface_hub` and `transformers`. No account and no network.
 
     Only programs of this machine can reach it. Everything but the token is kept in `root` and is there again after a
-    restart, also after `kill -9`. What it does not imitate is listed in docs/local-hub.md.
+    restart, also after `kill -9`. What it does not imitate is listed in the package's docstring.
 
     Args:
         root: The folder to keep everything in; made if it is not there.
@@ -92,7 +92,7 @@ class LocalHub:
             f"A Hub for programs on this machine: {self.endpoint}, as user {self.user}.\n"
             f"Everything is kept in {self.root}. Ctrl-C stops it.\n\n"
             f"In another terminal:\n\n{exports}\n\n"
-            "What it does not imitate is listed in docs/local-hub.md."
+            "What it does not imitate is listed in tests/support/local_hub/__init__.py."
         )
 
     def start(self) -> LocalHub:

@@ -1,5 +1,6 @@
-"""Run a Hub on this machine, to try push, download and Spaces without an account: `python -m local_hub`.
+"""Run a Hub on this machine: `PYTHONPATH=tests/support python -m local_hub`.
 
+With it push, download and Spaces are tried without an account.
 Prints the variables that point `huggingface_hub`, `transformers` and `hf_evomerge` at it; or runs one command with them:
 `python -m local_hub --user me -- hf-evomerge push my-search me/my-merge`.
 """

@@ -89,5 +89,5 @@ def _dispatch(call: Call) -> Response:
         raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(allowed))})
     if request.path.startswith("/api/"):
         what = f"{request.method} {request.path[:200]}"
-        raise Refusal(501, f"the hub on loopback does not imitate {what}; see docs/local-hub.md")
+        raise Refusal(501, f"the hub on loopback does not imitate {what}")
     raise Refusal(404, "Sorry, we can't find the page you are looking for.")

@@ -14,7 +14,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-
 from local_hub import LocalHub
 
 CARD = """---

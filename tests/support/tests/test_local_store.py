@@ -18,12 +18,12 @@ import pytest
 from faulty_hub import Fault
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-
-from hf_evomerge.errors import HubError
 from local_hub import LocalHub
 from local_hub.repository import State
 from local_hub.store import Store
 from local_hub.wire import Refusal
+
+from hf_evomerge.errors import HubError
 
 WEIGHTS = os.urandom(200_000)
 
