@@ -144,7 +144,7 @@ def test_a_model_that_is_not_there(tmp_path):
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 1
         assert result.stderr.splitlines() == [
-            "error: ./nowhere: no such folder; give a folder that exists or the id of a repository on the Hub"
+            f"error: ./nowhere: no such folder in {Path.cwd()}; give a folder that exists or the id of a repository on the Hub"
         ]
 
 
