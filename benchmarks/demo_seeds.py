@@ -1,4 +1,4 @@
-"""The demo on several families of specialists, each trained from its own initial weights: the table of docs/gallery.md.
+"""The demo on families of specialists trained from other initial weights: the table of pages/gallery.md.
 
     python benchmarks/demo_seeds.py --out demo-seeds --seeds 0 1 2 --workers 2
     python benchmarks/demo_seeds.py --out demo-seeds --vlm                      # problems with pictures, the same families

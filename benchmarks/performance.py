@@ -1,4 +1,4 @@
-"""Measures what things cost here beside mergekit, a plain loop, a plain model and a score, and writes docs/performance.md.
+"""Measure costs beside mergekit, a plain loop, a plain model and a score; write pages/performance.md.
 
 Everything is measured as pairs, one after the other and in turns, so that what else the machine does falls on both; a ratio is
 the geometric mean of the pairs' ratios, with a 95 % interval by bootstrap. CPU time, one thread; where nothing else runs:
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from parity import MERGEKIT, install
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).parent / "pages" / "performance.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 LIVE = (
     merges.MEASURE
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=[*merges.SIZES][1:], default=["110M"])
     parser.add_argument("--methods", nargs="+", choices=merges.METHODS, default=list(merges.METHODS))
     parser.add_argument("--quick", action="store_true", help="one method on tiny models, one gradient: to see that it works")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/pages/performance.md")
     options = parser.parse_args()
     if options.quick:
         options.sizes, options.methods = ["tiny"], options.methods[:1]

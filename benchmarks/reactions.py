@@ -10,7 +10,7 @@ written in another form than the 50-class model was trained on. Needs the extra 
     python benchmarks/reactions.py run --work reactions --data FOLDER --dry-run
     python benchmarks/reactions.py run --work reactions --data FOLDER --examples 16 64 128 --draws 1 2 3
     python benchmarks/reactions.py nearest --work reactions --data FOLDER
-    python benchmarks/reactions.py table --into docs/reactions.md
+    python benchmarks/reactions.py table --into benchmarks/pages/reactions.md
 
 `convert` reads the torch files of 2020 without running code of theirs, and writes safetensors. Only the 50-class model came
 with a head: all three have that one here, so merges move encoders alone. Costs are in scores of 128 reactions, in bfloat16.

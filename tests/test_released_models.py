@@ -1,4 +1,4 @@
-"""The code in docs/released-models.md runs on stand-ins of the models that it names."""
+"""The code in benchmarks/pages/released-models.md runs on stand-ins of the models that it names."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "released-models.md"
+PAGE = Path(__file__).parents[1] / "benchmarks" / "pages" / "released-models.md"
 TOKENS = ["<unk>", "<s>", "</s>", "<image>", "a", "b", "c"]
 SIZES = {
     **{"vocab_size": len(TOKENS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},

@@ -25,7 +25,7 @@ OUTSIDE += [
 ]
 EXECUTED = ROOT / "build" / "notebooks"  # by website/notebooks.py; without it the notebooks have no outputs
 SEARCHED: dict[str, dict[str, Any]] = {page: {"boost": 3} for page in ("troubleshooting.md", "how-to.md", "quickstart.md")}
-SEARCHED |= {page: {"exclude": True} for page in ("lab-notes.md", "model-tests.md", *OUTSIDE)}  # they mention everything
+SEARCHED |= {page: {"exclude": True} for page in OUTSIDE}  # they mention everything
 _LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _SECTION = re.compile(r"^\[[^]\n]*\]\(\.\./README\.md#([\w-]+)\)$", re.MULTILINE)
 _FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)

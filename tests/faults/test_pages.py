@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "benchmarks" / "pages" / "reliability.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

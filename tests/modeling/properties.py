@@ -1,4 +1,4 @@
-"""What holds for every architecture: one function per property, for the tests and for the table in docs/model-tests.md.
+"""What holds for every architecture: one function per property, for tests and benchmarks/pages/model-tests.md.
 
 A function raises AssertionError where the property does not hold. It may return a remark or the size of an error for the table.
 """

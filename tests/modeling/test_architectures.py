@@ -1,4 +1,4 @@
-"""What holds for every architecture, and that the table in docs/model-tests.md says so."""
+"""What holds for every architecture, and that the table in benchmarks/pages/model-tests.md says so."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ from hf_evomerge.modeling import EvoMergedConfig
 from hf_evomerge.modeling.blocks_evo_merged import layouts_of
 from hf_evomerge.modeling.modeling_evo_merged import ScaleOutput, find_layers
 
-TABLE = Path(__file__).parents[2] / "docs" / "model-tests.md"
+TABLE = Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def test_the_mlp_branch_is_added_to_the_residual(architecture):
 
 
 def test_the_table_is_of_these_architectures_and_properties():
-    """docs/model-tests.md has a row per architecture and a column per property, and no cell says that one does not hold."""
+    """benchmarks/pages/model-tests.md has a row per architecture and a column per property, and no cell says that one does not hold."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     assert all(any(line.startswith(f"| {variant} | ") for line in lines) for variant in VARIANTS)
     rows = [re.split(r" *\| *", line)[1:-1] for line in lines if line.count("|") > 15]

@@ -1,4 +1,4 @@
-"""Every type of causal language model in transformers, as the table in docs/model-tests.md records it."""
+"""Every type of causal language model in transformers, as the table in benchmarks/pages/model-tests.md records it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from slowly import slow_beyond
 from tiny_models import FAMILIES
 from type_verdicts import FAILS, IN_PLACE, PLAIN_FAILS, REFUSED, SEES, WORKS, Verdict, refusal, row, verdict
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "model-tests.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md").read_text(encoding="utf-8")
 TABLE: dict[str, Verdict] = dict(filter(None, map(row, DOCUMENT.splitlines())))
 RECORDED = f"transformers {transformers.__version__}:" in DOCUMENT  # the table is of the installed version
 NAMES = [name for name in TABLE if name in TYPES]

@@ -1,4 +1,4 @@
-"""Checks the merged model on every type of causal language model, and writes the tables of docs/model-tests.md.
+"""Checks the merged model on every type of causal language model, and writes the tables of benchmarks/pages/model-tests.md.
 
 Every property on some thirty architectures, by the checks of the tests (``tests/modeling/properties.py``): a few minutes on one
 core. And, on every type that the installed transformers knows, whether the model works, or why not: about ten minutes.
@@ -27,7 +27,7 @@ from properties import PROPERTIES  # noqa: E402
 from tiny_models import ARCHITECTURES  # noqa: E402
 from type_verdicts import FAILS, verdict  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "model-tests.md"
+DOCUMENT = ROOT / "benchmarks" / "pages" / "model-tests.md"
 BEGIN, END = "<!-- begin of the table that tests/slow/model_matrix.py writes -->\n", "<!-- end of the table -->\n"
 
 

@@ -1,4 +1,4 @@
-"""Lets everything go wrong that may, with fixed seeds, counts how it ended, and writes docs/reliability.md: `make faults`.
+"""Lets everything go wrong that may, with fixed seeds, counts how it ended, and writes benchmarks/pages/reliability.md: `make faults`.
 
 Each part runs in a process of its own. Something is survived where the result is, to the last bit, that of a run in which
 nothing went wrong; it is one line where the program says in one line what is wrong; it is lost else.
@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "benchmarks" / "pages" / "reliability.md"
 COLUMNS = ("injected", "survived", "one line", "lost")
 PARTS = {  # the module, what says how long it is, its default, its unit
     "kills": ("kills", 200, "kills"),
@@ -38,7 +38,7 @@ def main() -> int:
     for name, (_, default, unit) in PARTS.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{unit}, {default} by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/pages/reliability.md")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:

@@ -174,7 +174,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def row(line: str) -> tuple[str, Verdict] | None:
-    """A line of the table in docs/model-tests.md as a type and its verdict; None where it is another line."""
+    """A line of the table in benchmarks/pages/model-tests.md as a type and its verdict; None where it is another line."""
     cells = re.split(r"(?<!\\) *\| *", line.strip())[1:-1]
     known = len(cells) == 3 and cells[1] in (WORKS, IN_PLACE, REFUSED, SEES, PLAIN_FAILS, FAILS)
     return (cells[0].strip(), Verdict(cells[1], cells[2])) if known else None
