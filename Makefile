@@ -71,4 +71,4 @@ bench-search: env
 
 cluster: env
 	$(BIN)/python benchmarks/ray_cluster.py
-	$(BIN)/python benchmarks/simulated_cluster.py --plot docs/images/cluster.png
+	$(BIN)/python benchmarks/simulated_cluster.py --plot benchmarks/pages/images/cluster.png

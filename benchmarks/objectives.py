@@ -2,7 +2,7 @@
 
     pip install "hf-evomerge[objectives]"
     python benchmarks/objectives.py zdt1                                          # 20 seconds
-    python benchmarks/objectives.py demo --out front --into docs/objectives.md    # some minutes on one core
+    python benchmarks/objectives.py demo --out front --into benchmarks/pages/objectives.md    # some minutes on one core
 
 The demo's searches are for accuracy in Japanese against accuracy in English, in parameter space, and for accuracy against hops,
 in data flow space. Both begin at the optimum of the likelihood by gradient.

@@ -3,7 +3,7 @@
 Machines start slowly, some are slow for good, some go in the middle of a job and come back. It prints how much of the machines'
 time was used, how far the whole is from the least that is possible, and whether the study is that of one worker:
 
-    python benchmarks/simulated_cluster.py --plot docs/images/cluster.png
+    python benchmarks/simulated_cluster.py --plot benchmarks/pages/images/cluster.png
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ PAGES = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
     for file in (
         *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", SKILL)),
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "benchmarks" / "pages").glob("*.md")),
     )
 }
@@ -97,34 +97,6 @@ def test_the_number_of_methods_in_the_comparison():
     assert int(count) == methods_table().count("\n| **")
 
 
-@pytest.mark.parametrize(
-    ("heading", "kind"),
-    [
-        ("## Top level", SearchConfig),
-        ("## `merge`: parameter space", MergeConfig),
-        ("### `kind: gates`", GatesPath),
-        ("### `kind: prune`", PrunePath),
-        ("### `kind: paper`", PaperPath),
-        ("## `optimize`: the steps", Step),
-        ("## `compare`", CompareConfig),
-        ("## `output`", OutputConfig),
-        ("## `compute`", ComputeConfig),
-        ("## `limits`", LimitsConfig),
-    ],
-)
-def test_tables_of_keys(heading, kind):
-    """Every key of a section has a row in its table with the default that it has, and every row is a key."""
-    section = PAGES["docs/search.md"].split(f"\n{heading}\n")[1].split("\n##")[0]
-    rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\|", section, re.MULTILINE)
-    defaults = {name: default.strip() for names, default in rows for name in re.findall(r"`(\w+)`", names)}
-    assert defaults.keys() == kind.model_fields.keys() - {"kind"}
-    for name, stated in defaults.items():
-        default = kind.model_fields[name].default
-        if isinstance(default, (bool, int, str, tuple)) and stated:
-            value = yaml.safe_load(stated.strip("`"))
-            assert (tuple(value) if isinstance(value, list) else value) == default, name
-
-
 def test_the_skill_is_one():
     """The page for coding agents begins as their programs read it: a name that is its folder's, and when to use it."""
     front = yaml.safe_load(PAGES[SKILL].split("---\n")[1])
@@ -136,7 +108,12 @@ def test_the_skill_is_one():
 
 
 def test_links_lead_somewhere():
-    """Every relative link of the pages leads to a file of the repository. Pictures are made by the searches themselves."""
+    """Every relative link leads to a file of the repository, with an anchor to a heading or to a class there."""
     for page, text in PAGES.items():
-        for target in re.findall(r"(?<!!)\[[^]]*\]\((?!http)([^)#]+)", text):
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+        for target, anchor in re.findall(r"\[[^]]*\]\((?!http|#)([^)#]+)(?:#([^)]+))?\)", text):
+            file = (ROOT / page).parent / target
+            assert file.exists(), f"{page}: {target}"
+            if anchor and file.suffix in (".py", ".md"):
+                names = re.findall(r"^class (\w+)|^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {cls.lower() or re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for cls, heading in names}
+                assert anchor in anchors, f"{page}: {target}#{anchor}"

@@ -23,8 +23,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "skills/hf-evomerge/SKILL.md",
-    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
-    *(f"benchmarks/pages/{page.name}" for page in sorted((ROOT / "benchmarks" / "pages").glob("*.md"))),
+    *(str(page.relative_to(ROOT)) for part in ("docs", "benchmarks/pages") for page in sorted((ROOT / part).rglob("*.md"))),
 ]
 SCRIPTS = ("docs/how-to.md", "docs/study.md")  # whose blocks are programs
 WITH_EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]

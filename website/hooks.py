@@ -1,5 +1,7 @@
-"""What MkDocs does beside rendering docs/*.md: pages from code, notebooks and the top of the repository, and links that hold.
+"""What MkDocs does beside rendering docs/: pages from code, notebooks and the top of the repository, and links that hold.
 
+A comment `generated: NAME` is where a table from the code stands on the site, and a link to a settings class
+in its file leads to the class's section of the reference.
 A paragraph that is only a link to a section of the README is that section on the site: no text is there twice.
 """
 
@@ -26,8 +28,11 @@ OUTSIDE += [
 EXECUTED = ROOT / "build" / "notebooks"  # by website/notebooks.py; without it the notebooks have no outputs
 SEARCHED: dict[str, dict[str, Any]] = {page: {"boost": 3} for page in ("troubleshooting.md", "how-to.md", "quickstart.md")}
 SEARCHED |= {page: {"exclude": True} for page in OUTSIDE}  # they mention everything
+REFERENCE = {"boost": 0.3}  # guides answer a search before the reference does
+SECTIONS = reference.sections()
 _LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _SECTION = re.compile(r"^\[[^]\n]*\]\(\.\./README\.md#([\w-]+)\)$", re.MULTILINE)
+_GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 _FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -76,7 +81,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Put in the README's sections, and lead links that leave docs/ to where they lead on the site or in the repository."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
     here = page.file.src_uri
-    page.meta["search"] = SEARCHED.get(here, {})
+    page.meta["search"] = SEARCHED.get(here, REFERENCE if here.startswith("reference/") else {})
     place = here if here in OUTSIDE else f"docs/{here}"
     home = f"{config.repo_url}/blob/main" if config.repo_url else None
 
@@ -84,6 +89,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return _outside_fences(section(readme, link[1]), lambda text: _led(text, "README.md", here, files, home))
 
     text = _outside_fences(markdown, lambda text: _led(text, place, here, files, home))
+    text = _GENERATED.sub(lambda marker: reference.table(marker[1]), text)
     return _SECTION.sub(put_in, text)
 
 
@@ -124,6 +130,8 @@ def _led(text: str, place: str, here: str, files: Files, home: str | None) -> st
         inside = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
         page = "index.md" if inside == "README.md" else inside.removeprefix("docs/").replace(".ipynb", ".md")
         on_site = inside in ("README.md", *OUTSIDE) or inside.startswith(("docs/", "notebooks/"))
+        if inside.startswith("hf_evomerge/") and anchor[1:] in SECTIONS:  # a settings class
+            page, on_site = SECTIONS[anchor[1:]], True
         if on_site and files.get_file_from_path(page):
             return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"
         if not (ROOT / inside).exists():

@@ -15,6 +15,7 @@ from schemas import SCHEMAS
 
 import hf_evomerge
 from hf_evomerge import cli, fitness, mergekit, merging, modeling
+from hf_evomerge.merging.table import methods_table
 
 PARTS = {  # the rooms of the package, in the order of their pages
     "search": ("Searching", "Run a search, look at its study, be told what happens."),
@@ -61,6 +62,21 @@ def file_page(name: str) -> str:
     return "\n".join(parts)
 
 
+def sections() -> dict[str, str]:
+    """Map the anchor of each settings class to the page of the reference that has its table."""
+    return {
+        kind.lower(): f"reference/{name}-file.md" for name in ("recipe", "search") for kind in SCHEMAS[name]()["$defs"]
+    }
+
+
+def table(name: str) -> str:
+    """Make the table that a page has where it says ``generated: NAME``: of merge methods, or of a task's settings."""
+    if name == "methods":
+        return methods_table()
+    part = SCHEMAS["search"]()["$defs"][fitness.get_task(name).spec_type.__name__]
+    return "\n".join(_rows(name, part)).replace("](#", "](../reference/search-file.md#")
+
+
 def _places(schema: dict[str, Any]) -> dict[str, list[str]]:
     """Where in a file each kind of section stands, in the order in which one comes to them."""
     found: dict[str, list[str]] = {}
@@ -90,15 +106,19 @@ def _refs(value: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _section(title: str, part: dict[str, Any], places: dict[str, list[str]], kind: str | None = None) -> list[str]:
+    anchor = f" {{#{kind.lower()}}}" if kind else ""
+    also = [f"`{place}`" for place in places[kind][1:]] if kind else []
+    also = [f"Here too: {', '.join(also)}.\n"] if also else []
+    return [f"## {title}{anchor}\n", described(part, title) + "\n", *also, *_rows(title, part), ""]
+
+
+def _rows(title: str, part: dict[str, Any]) -> list[str]:
     required = part.get("required", ())
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, value in part["properties"].items():
         meaning = _cell(described(value, f"{title}: {key}"))
         rows.append(f"| `{key}` | {_type(value)} | {_default(key, value, required)} | {meaning} |")
-    anchor = f" {{#{kind.lower()}}}" if kind else ""
-    also = [f"`{place}`" for place in places[kind][1:]] if kind else []
-    also = [f"Here too: {', '.join(also)}.\n"] if also else []
-    return [f"## {title}{anchor}\n", described(part, title) + "\n", *also, *rows, ""]
+    return rows
 
 
 def described(part: dict[str, Any], where: str) -> str:

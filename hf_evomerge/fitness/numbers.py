@@ -1,6 +1,6 @@
 """Numbers in what a model writes: signs, currencies, groups of thousands, LaTeX, fractions, powers of ten, ideographs.
 
-docs/fitness.md has the table of what is read and what is not. Number words ("eighteen") and clock times are not.
+docs/tasks/generation.md has the table of what is read and what is not. Number words ("eighteen") and clock times are not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers in what models write: every format that docs/fitness.md promises, and texts that are made to be slow."""
+"""Numbers in what models write: every format that docs/tasks/generation.md promises, and texts that are made to be slow."""
 
 import math
 import time

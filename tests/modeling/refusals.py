@@ -1,4 +1,4 @@
-"""What a config.json can have wrong, and the words in which it is refused: for the test, and for the table in docs/model.md.
+"""Refusals of a config.json, in words: for the test, and for the table in benchmarks/pages/model-tests.md.
 
     python tests/modeling/refusals.py
 

@@ -57,7 +57,7 @@ def test_the_mlp_branch_is_added_to_the_residual(architecture):
 
 
 def test_the_table_is_of_these_architectures_and_properties():
-    """benchmarks/pages/model-tests.md has a row per architecture and a column per property, and no cell says that one does not hold."""
+    """The table has a row per architecture and a column per property, and no cell says that one does not hold."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     assert all(any(line.startswith(f"| {variant} | ") for line in lines) for variant in VARIANTS)
     rows = [re.split(r" *\| *", line)[1:-1] for line in lines if line.count("|") > 15]

@@ -57,8 +57,8 @@ def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch)
 
 
 def test_the_refusals_are_documented():
-    """docs/model.md shows what is refused and with which words; `python tests/modeling/refusals.py` prints the table."""
-    assert table() in (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    """The page of the model's tests has the table that `python tests/modeling/refusals.py` prints."""
+    assert table() in (Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md").read_text(encoding="utf-8")
 
 
 def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path):

@@ -1,4 +1,4 @@
-"""Checks the merged model on every type of causal language model, and writes the tables of benchmarks/pages/model-tests.md.
+"""Check the merged model on every type of causal language model; write benchmarks/pages/model-tests.md.
 
 Every property on some thirty architectures, by the checks of the tests (``tests/modeling/properties.py``): a few minutes on one
 core. And, on every type that the installed transformers knows, whether the model works, or why not: about ten minutes.

@@ -1,4 +1,4 @@
-"""Lets everything go wrong that may, with fixed seeds, counts how it ended, and writes benchmarks/pages/reliability.md: `make faults`.
+"""Inject faults with fixed seeds, count how they ended, write benchmarks/pages/reliability.md: `make faults`.
 
 Each part runs in a process of its own. Something is survived where the result is, to the last bit, that of a run in which
 nothing went wrong; it is one line where the program says in one line what is wrong; it is lost else.
