@@ -30,6 +30,7 @@ PARTS = {  # the rooms of the package, in the order of their pages
     "mergekit": ("mergekit's files", "Read and written."),
     "errors": ("Errors", "What is raised where something is wrong with a file, a model or a request."),
 }
+WHOLE_FILES = {"recipe": "Recipe", "search": "SearchConfig"}  # the settings class of each kind of file
 WHOLE = ["Study"]  # classes of two files, shown with what they inherit
 MORE = {  # modules whose names are public as well
     "fitness": fitness.__all__,
@@ -55,7 +56,7 @@ def file_page(name: str) -> str:
     parts = [
         f"# Keys of a {name} file\n",
         f"From `hf_evomerge/schemas/{name}.schema.json` of an installed package, which editors read too.\n",
-        *_section("Top level", schema, places),
+        *_section("Top level", schema, places, WHOLE_FILES[name]),
     ]
     for kind, where in places.items():
         parts += _section(f"`{where[0]}`", schema["$defs"][kind], places, kind)
@@ -65,7 +66,9 @@ def file_page(name: str) -> str:
 def sections() -> dict[str, str]:
     """Map the anchor of each settings class to the page of the reference that has its table."""
     return {
-        kind.lower(): f"reference/{name}-file.md" for name in ("recipe", "search") for kind in SCHEMAS[name]()["$defs"]
+        kind.lower(): f"reference/{name}-file.md"
+        for name, whole in WHOLE_FILES.items()
+        for kind in (whole, *SCHEMAS[name]()["$defs"])
     }
 
 
@@ -107,7 +110,7 @@ def _refs(value: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
 
 def _section(title: str, part: dict[str, Any], places: dict[str, list[str]], kind: str | None = None) -> list[str]:
     anchor = f" {{#{kind.lower()}}}" if kind else ""
-    also = [f"`{place}`" for place in places[kind][1:]] if kind else []
+    also = [f"`{place}`" for place in places.get(kind or "", [])[1:]]
     also = [f"Here too: {', '.join(also)}.\n"] if also else []
     return [f"## {title}{anchor}\n", described(part, title) + "\n", *also, *_rows(title, part), ""]
 

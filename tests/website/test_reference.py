@@ -17,7 +17,8 @@ def test_every_key_has_a_row():
     for name in ("search", "recipe"):
         page = reference.file_page(name)
         schema = SCHEMAS[name]()
-        assert set(re.findall(r"\{#(\w+)\}$", page, re.MULTILINE)) == {kind.lower() for kind in schema["$defs"]}
+        kinds = {kind.lower() for kind in (reference.WHOLE_FILES[name], *schema["$defs"])}
+        assert set(re.findall(r"\{#(\w+)\}$", page, re.MULTILINE)) == kinds
         assert set(re.findall(r"\]\(#(\w+)\)", page)) <= {kind.lower() for kind in schema["$defs"]}
         sections = [schema, *schema["$defs"].values()]
         assert page.count("\n| `") == sum(len(section["properties"]) for section in sections)
