@@ -1,6 +1,6 @@
 """A merge that draws: a class-conditional U-Net on scikit-learn's digits, a fine-tune for each half of them, and their merge.
 
-``python benchmarks/digits.py`` prints the table of benchmarks/pages/digits.md. Everything is trained here. The base learns strokes: all
+``python benchmarks/digits.py`` prints the table of pages/digits.md. Everything is trained here. The base learns strokes: all
 digits, under labels that mean nothing. Then one fine-tune learns what 0 to 4 are called, the other 5 to 9. The judge is a
 classifier of real digits that has never seen a drawn one; a picture counts as recognised where it is more than half sure of the
 digit that was asked for.
