@@ -36,7 +36,7 @@ MORE = {  # modules whose names are public as well
     "fitness": fitness.__all__,
     "merging": [name for name in merging.__all__ if name not in merging.METHODS],
     "mergekit": mergekit.__all__,
-    "modeling": [name for name in modeling.__all__ if name != "MLP_BRANCH"],
+    "modeling": modeling.__all__,
 }
 
 
