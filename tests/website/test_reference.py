@@ -59,3 +59,17 @@ def test_every_public_name_is_on_a_page():
     assert sorted(re.findall(r"^::: hf_evomerge\.(\w+)$", text, re.MULTILINE)) == sorted(hf_evomerge.__all__)
     for name in merging.METHODS:
         assert f"\n{name}(" in text
+
+
+def test_tables_of_pages_have_every_setting():
+    """The table that a task's page gets has each of its settings, and its links lead to sections of the reference."""
+    from hf_evomerge.fitness import get_task, task_names
+
+    sections = reference.sections()
+    for name in task_names():
+        table = reference.table(name)
+        assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(get_task(name).spec_type.model_fields)
+        for page, anchor in re.findall(r"\]\(\.\./([^)#]*)#(\w+)\)", table):
+            assert sections[anchor] == page
+        assert "](#" not in table
+    assert all(f"**{name}**" in reference.table("methods") for name in merging.METHODS)
