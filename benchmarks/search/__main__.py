@@ -5,7 +5,7 @@
     python benchmarks/search run --methods ps-gradient lora-parent-1-0 --examples 16 --costs 25 --draws 1 2 3
     python benchmarks/search table --into benchmarks/pages/search-benchmark.md
     python benchmarks/search plot --out benchmarks/pages/images/search-benchmark.png
-    python benchmarks/search plot --sizes 25 --out docs/images/search-sizes.png
+    python benchmarks/search plot --sizes 25 --out search-sizes.png
 
 Every run is one line of the results file; what is there is not run again, and a search that was stopped goes on. Needs the
 extra `bench`. `python benchmarks/specialists --seed 1 --out families/family-1` trains another family in ten minutes.
