@@ -21,6 +21,7 @@ from ..errors import EvoMergeError
 from .checkpoint import Checkpoint
 from .headers import tensor_order
 from .ledger import Ledger
+from .mapped import release_pages
 from .model_folder import REPLACED, check_place, make_readable, remove_leftovers, scratch_folder, write_chat_template
 from .shards import Write, parse_size, remove_checksums, write_shards
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_HELD = 8  # pieces after which the pages of the files are let go: what is resident does not grow with models
 
 def write_checkpoint(
     checkpoint: Checkpoint,
@@ -144,7 +146,9 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
     def produce(names: Mapping[str, str], own: str, write: Write) -> None:
         name = names[own]
         with torch.inference_mode():  # a setting of the thread
-            for streamed in checkpoint.stream(name):
+            for number, streamed in enumerate(checkpoint.stream(name)):
+                if number % _HELD == 0:
+                    release_pages()
                 piece = streamed.contiguous()
                 if name not in suspicious and not _is_finite(piece):
                     _check_inputs(checkpoint, name)

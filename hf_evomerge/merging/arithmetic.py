@@ -111,7 +111,7 @@ class TensorJob:
         return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
     def release(self) -> None:
-        """Let go of the inputs; pages of files would stay mapped until Python collects the cycle that a job is in."""
+        """Let go of the inputs, which would stay in memory until Python collects the cycle that a job is in."""
         self._inputs, self._base, self._origin = [], None, None
 
     @property
