@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-SLICE = 1 << 16  # elements; 256 KB of float32: those of all inputs are near enough to the processor
+SLICE = 1 << 17  # elements; 512 KB of float32: few calls, and inputs near enough to the processor
 
 
 class TensorJob:
