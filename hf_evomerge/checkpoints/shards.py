@@ -132,13 +132,7 @@ def _write_file(
 
 
 def _write_tensor(
-    produce: Produce,
-    done: Callable[[int], object],
-    checked: bool,
-    descriptor: int,
-    name: str,
-    info: TensorInfo,
-    offset: int,
+    produce: Produce, done: Callable[[int], object], checked: bool, descriptor: int, name: str, info: TensorInfo, offset: int
 ) -> int:
     """Write one tensor at its place; returns its checksum, where it is to be checked later."""
     place, checksum = offset, 0

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _HELD = 8  # pieces after which the pages of the files are let go: what is resident does not grow with models
 
+
 def write_checkpoint(
     checkpoint: Checkpoint,
     out: str | os.PathLike[str],
