@@ -46,7 +46,7 @@ def write_checkpoint(
     """Write a checkpoint into a folder that `from_pretrained` loads.
 
     The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
-    beside it, and the next write of the same checkpoint goes on from there. What is doubtful about the sources is logged first;
+    beside it, and the next write of the same checkpoint keeps its files where there are several. What is doubtful about the sources is logged first;
     then what was noticed on the way: sources that are hardly related, numbers that are not finite, what became of each tensor.
 
     Args:
