@@ -267,8 +267,7 @@ class Adapter:
         return parse_mapping(text, f"{self.label}: {self.file}: {_METADATA}")
 
     def _get(self, key: str) -> Tensor:
-        tensor: Tensor = self._opened.get_tensor(key)
-        return tensor
+        return self._opened.get_tensor(key)
 
     def _read_config(self) -> dict[str, Any]:
         if not (self.folder / CONFIG_FILE).is_file() and (hint := inner_adapter(self.folder)):

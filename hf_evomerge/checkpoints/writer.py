@@ -46,8 +46,9 @@ def write_checkpoint(
     """Write a checkpoint into a folder that `from_pretrained` loads.
 
     The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
-    beside it, and the next write of the same checkpoint keeps its files where there are several. What is doubtful about the sources is logged first;
-    then what was noticed on the way: sources that are hardly related, numbers that are not finite, what became of each tensor.
+    beside it, and the next write of the same checkpoint keeps its files, where there are several. What is doubtful about the
+    sources is logged first; then what was noticed on the way: sources that are hardly related, numbers that are not finite,
+    how many tensors became what.
 
     Args:
         checkpoint: What to write.
