@@ -17,9 +17,10 @@ from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
+from ..checkpoints.mapped import release_pages
 from ..checkpoints.model_folder import CODE, SENTENCE, copy_files
 from ..errors import SourceError
-from ..merging.arithmetic import SLICE, TensorJob
+from ..merging.arithmetic import TensorJob
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-_HELD = 8  # slices after which the files that a sum reads are let go: what is mapped does not grow with models
+_SAMPLE = 1 << 13  # elements of each tensor by which sources are related
 
 
 class Merged(PlannedCheckpoint):
@@ -104,18 +105,11 @@ class Merged(PlannedCheckpoint):
             return
         job = self._job(name)
         call, dtype = job.call(planned.values, planned.options), torch_dtype(planned.info.dtype)
-        lets_go = job.method.is_sum and all(source.adapter is None for source in self.plan.sources)
         for start, stop, here in job.slices(call):
-            if lets_go and start // SLICE % _HELD == 0 and start:  # or the pages of every source would stay mapped
-                job.release()
-                self.close()
-                job = self._job(name)
             base, vectors = job.parts(start, stop)
             here.owns = job.is_fresh
             yield job.method.function(base, vectors, here).to(dtype)
-        if lets_go:
-            job.release()
-            self.close()
+        job.release()
 
     def _job(self, name: str) -> TensorJob:
         planned, dtype = self.planned[name], torch_dtype(self.planned[name].info.dtype)
@@ -130,7 +124,7 @@ class Merged(PlannedCheckpoint):
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
     def doubts(self) -> list[str]:
-        """Relate the sources by the first slice of each merged tensor; with adapters, whose tensors cost a product, of some."""
+        """Relate the sources by a sample of each merged tensor; with adapters, whose tensors cost a product, of some."""
         plan = self.plan
         related = Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
         names = [name for name, planned in self.planned.items() if planned.is_merged]
@@ -138,10 +132,9 @@ class Merged(PlannedCheckpoint):
         step = 1 if plain or len(names) <= 128 else 17  # no number of tensors of a block: each kind has its turn
         for name in names[::step]:
             job = self._job(name)
-            related.add(*job.parts(0, min(SLICE, job.numel)))
-            if plain:
-                job.release()
-                self.close()  # or the pages of every source would stay mapped
+            related.add(*job.parts(0, min(_SAMPLE, job.numel)))
+            job.release()
+            release_pages()
         return related.warnings()
 
     @cached_property

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SourceError
 from .headers import StoredTensor, TensorInfo, parse_mapping, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
+from .mapped import MappedFile, map_file
 from .repository import Repository, find_folder
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Adapter:
         self.folder = folder
         self.label = label
         self.repository = repository
-        self._handle: Any = None
+        self._handle: MappedFile | None = None
         if repository is None or folder.is_dir():  # one without small files has none yet
             check_folder(folder)
         peft = file is None and (
@@ -253,12 +254,10 @@ class Adapter:
         self._handle = None
 
     @property
-    def _opened(self) -> Any:
-        from safetensors import safe_open
-
+    def _opened(self) -> MappedFile:
         if self._handle is None:
             self.download(progress=False)
-            self._handle = safe_open(str(self.folder / self.file), framework="pt")
+            self._handle = map_file(self.folder / self.file)
         return self._handle
 
     @cached_property
@@ -268,8 +267,7 @@ class Adapter:
         return parse_mapping(text, f"{self.label}: {self.file}: {_METADATA}")
 
     def _get(self, key: str) -> Tensor:
-        tensor: Tensor = self._opened.get_tensor(key)
-        return tensor
+        return self._opened.get_tensor(key)
 
     def _read_config(self) -> dict[str, Any]:
         if not (self.folder / CONFIG_FILE).is_file() and (hint := inner_adapter(self.folder)):

@@ -1,7 +1,8 @@
 """Writes safetensors files as a stream: sizes are known beforehand, so no tensor need be held whole, and no shard at all.
 
 Tensors are computed by several threads and written at their places, in any order: the bytes of the files do not depend on it. A
-file has its name when it is whole. With it stand checksums until `remove_checksums`, so that an interrupted build goes on.
+file has its name when it is whole. Where there are several, checksums stand with each until `remove_checksums`, so that an
+interrupted build goes on; a build of one file has nothing to go on from, and does without their cost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -84,7 +86,8 @@ def write_shards(
             if _is_kept(folder / file, shard):
                 done(sum(info.bytes for info in shard.values()))
             else:
-                _write_file(folder / file, shard, produce, pool=pool, done=done)
+                write = partial(_write_tensor, produce, done, split.is_sharded)
+                _write_file(folder / file, shard, write, pool=pool, checked=split.is_sharded)
     if split.is_sharded:
         text = json.dumps({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=2)
         (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
@@ -97,7 +100,12 @@ def remove_checksums(folder: Path) -> None:
 
 
 def _write_file(
-    file: Path, shard: Mapping[str, TensorInfo], produce: Produce, *, pool: ThreadPoolExecutor, done: Callable[[int], object]
+    file: Path,
+    shard: Mapping[str, TensorInfo],
+    write: Callable[[int, str, TensorInfo, int], int],
+    *,
+    pool: ThreadPoolExecutor,
+    checked: bool,
 ) -> None:
     unfinished = file.with_name(f"{file.name}.part")
     first = header(shard)
@@ -108,7 +116,7 @@ def _write_file(
         _write_at(descriptor, memoryview(first), 0)
         offset = len(first)
         for name, info in shard.items():
-            tasks.append(pool.submit(_write_tensor, descriptor, name, info, offset, produce, done))
+            tasks.append(pool.submit(write, descriptor, name, info, offset))
             offset += info.bytes
         wait(tasks, return_when=FIRST_EXCEPTION)
         failed = [task for task in tasks if task.done() and task.exception() is not None]
@@ -118,21 +126,23 @@ def _write_file(
             task.cancel()
         wait(tasks)  # no thread may write to a file that is closed
         os.close(descriptor)
-    _sums_of(file).write_text(json.dumps(sums), encoding="utf-8")
+    if checked:
+        _sums_of(file).write_text(json.dumps(sums), encoding="utf-8")
     os.replace(unfinished, file)
 
 
 def _write_tensor(
-    descriptor: int, name: str, info: TensorInfo, offset: int, produce: Produce, done: Callable[[int], object]
+    produce: Produce, done: Callable[[int], object], checked: bool, descriptor: int, name: str, info: TensorInfo, offset: int
 ) -> int:
-    """Write one tensor at its place; returns its checksum."""
+    """Write one tensor at its place; returns its checksum, where it is to be checked later."""
     place, checksum = offset, 0
 
     def write(data: bytes | memoryview) -> None:
         nonlocal place, checksum
         piece = memoryview(data).cast("B")
         _write_at(descriptor, piece, place)
-        checksum = crc32(piece, checksum)
+        if checked:
+            checksum = crc32(piece, checksum)
         place += len(piece)
         done(len(piece))
 

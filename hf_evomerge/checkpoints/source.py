@@ -21,6 +21,7 @@ from .checkpoint import Origin, Parent
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
 from .lora import WEIGHTS_FILE, Adapter
+from .mapped import MappedFile, map_file
 from .model_folder import MODULES
 from .part_layout import PartLayout
 from .repository import Repository
@@ -54,7 +55,7 @@ class Source(Parent):
         self.repository = repository
         self.adapter = adapter
         self.trust_remote_code = trust_remote_code
-        self._handles: dict[Path, Any] = {}
+        self._mapped: dict[Path, MappedFile] = {}
         self._lock = Lock()
 
     @cached_property
@@ -145,17 +146,16 @@ class Source(Parent):
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
         """Read the stored tensor from its file. Raises `SourceError`."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
             with self._lock:
-                if info.file not in self._handles:
+                if info.file not in self._mapped:
                     if self.repository is not None and info.file.parent == self.folder:  # modules are there already
                         self.repository.fetch([info.file.name])
-                    self._handles[info.file] = safe_open(str(info.file), framework="pt")
-                tensor: torch.Tensor = self._handles[info.file].get_tensor(name.rpartition("/")[2])
-                return tensor
-        except (OSError, SafetensorError) as cause:
+                    self._mapped[info.file] = map_file(info.file)
+                return self._mapped[info.file].get_tensor(name.rpartition("/")[2])
+        except (OSError, KeyError, ValueError, SafetensorError) as cause:
             raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
 
     @cached_property
@@ -200,7 +200,7 @@ class Source(Parent):
     def close(self) -> None:
         """Let go of the open files; tensors already handed out stay valid."""
         with self._lock:
-            self._handles.clear()
+            self._mapped.clear()
         if self.adapter is not None:
             self.adapter.close()
 

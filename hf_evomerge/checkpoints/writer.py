@@ -21,6 +21,7 @@ from ..errors import EvoMergeError
 from .checkpoint import Checkpoint
 from .headers import tensor_order
 from .ledger import Ledger
+from .mapped import release_pages
 from .model_folder import REPLACED, check_place, make_readable, remove_leftovers, scratch_folder, write_chat_template
 from .shards import Write, parse_size, remove_checksums, write_shards
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+_HELD = 8  # pieces after which the pages of the files are let go: what is resident does not grow with models
 
 
 def write_checkpoint(
@@ -43,8 +46,9 @@ def write_checkpoint(
     """Write a checkpoint into a folder that `from_pretrained` loads.
 
     The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
-    beside it, and the next write of the same checkpoint goes on from there. What is doubtful about the sources is logged first;
-    then what was noticed on the way: sources that are hardly related, numbers that are not finite, what became of each tensor.
+    beside it, and the next write of the same checkpoint keeps its files, where there are several. What is doubtful about the
+    sources is logged first; then what was noticed on the way: sources that are hardly related, numbers that are not finite,
+    how many tensors became what.
 
     Args:
         checkpoint: What to write.
@@ -144,7 +148,9 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
     def produce(names: Mapping[str, str], own: str, write: Write) -> None:
         name = names[own]
         with torch.inference_mode():  # a setting of the thread
-            for streamed in checkpoint.stream(name):
+            for number, streamed in enumerate(checkpoint.stream(name)):
+                if number % _HELD == 0:
+                    release_pages()
                 piece = streamed.contiguous()
                 if name not in suspicious and not _is_finite(piece):
                     _check_inputs(checkpoint, name)

@@ -74,7 +74,7 @@ class TensorJob:
             self._origin = None
 
     def run(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], out: Tensor, *, slice_size: int = SLICE
+        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], out: Tensor, *, slice_size: int | None = None
     ) -> None:
         """Merge the tensor into `out`.
 
@@ -82,7 +82,7 @@ class TensorJob:
             sources: Complete per-source parameters; a value may be one number per layer group, or per run of rows.
             options: Complete global options.
             out: Tensor for the result, rounded to its dtype: contiguous, of the tensor's number of elements.
-            slice_size: Elements per slice; the result does not depend on it.
+            slice_size: Elements per slice, by default as in `slices`; the result does not depend on it.
         """
         call = self.call(sources, options)
         flat = out.view(-1)
@@ -96,8 +96,12 @@ class TensorJob:
             call.prepared = self.method.prepare(self, call)
         return call
 
-    def slices(self, call: Call, size: int = SLICE) -> Iterator[tuple[int, int, Call]]:
-        """Cut the tensor into slices of `size` elements at most: start, stop, and the call for its elements."""
+    def slices(self, call: Call, size: int | None = None) -> Iterator[tuple[int, int, Call]]:
+        """Cut the tensor into slices of `size` elements at most: start, stop, and the call for its elements.
+
+        By default those of few inputs are longer, so that there are fewer calls, and all inputs together as near as four.
+        """
+        size = size or max(SLICE, 4 * SLICE // len(self._inputs))
         for first, last, here in call.runs(row_count(self.shape)):
             end = last * self.width
             for here.start in range(first * self.width, end, size):
@@ -111,7 +115,7 @@ class TensorJob:
         return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
     def release(self) -> None:
-        """Let go of the inputs; pages of files would stay mapped until Python collects the cycle that a job is in."""
+        """Let go of the inputs, which would stay in memory until Python collects the cycle that a job is in."""
         self._inputs, self._base, self._origin = [], None, None
 
     @property

@@ -83,15 +83,15 @@ def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch
     monkeypatch.setattr("hf_evomerge.checkpoints.writer._replace", interrupted)
     for folder in (out, tmp_path / "new"):
         with pytest.raises((KeyboardInterrupt, OSError)):
-            build_model(make("both"), folder, progress=False, overwrite=True)
+            build_model(make("both"), folder, progress=False, overwrite=True, max_shard_size="2KB")
     assert digests(out) == before
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["model"]
     assert {name.split(".")[1] for name in os.listdir(tmp_path) if name.startswith(".")} == {"model", "new"}
     monkeypatch.undo()
     monkeypatch.setattr("hf_evomerge.building.merged.Merged.stream", None)  # what is finished is not merged again
-    again = build_model(make("both"), tmp_path / "new", progress=False)
+    again = build_model(make("both"), tmp_path / "new", progress=False, max_shard_size="2KB")
     monkeypatch.undo()
-    assert digests(again) == digests(build_model(make("both"), tmp_path / "fresh", progress=False))
+    assert digests(again) == digests(build_model(make("both"), tmp_path / "fresh", progress=False, max_shard_size="2KB"))
     build_model(make("flow"), out, progress=False, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["fresh", "model", "new"]
 

@@ -74,7 +74,7 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp
         weight = 0.25 if name in names["experts"] else 0.5
         torch.testing.assert_close(tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name]))
     ledger = check_recipe(recipe_of(folder, weights)).ledger
-    assert sorted(ledger.copied) == sorted(names["router"])
+    assert ledger.kinds["copied"] == len(names["router"])
     assert f"router, that of one source is kept ({2 * len(names['router'])})" in str(ledger)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5]]))
 
