@@ -1,6 +1,8 @@
-"""What a build adds: the README with links that lead somewhere from PyPI too, where the project is, and the JSON schemas.
+"""What a build adds: the README with links that lead somewhere from PyPI too, where the project is,
+and the JSON schemas.
 
-The address is known only where a distribution is built for others: a workflow on GitHub has it in its environment.
+The address is known only where a distribution is built for others: a workflow on GitHub has it in
+its environment.
 """
 
 from __future__ import annotations
@@ -30,7 +32,11 @@ class ReadmeHook(MetadataHookInterface):
         if repository := os.environ.get("GITHUB_REPOSITORY"):
             home = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
             text = absolute(text, home, os.environ.get("GITHUB_REF_NAME", "main"))
-            metadata["urls"] |= {"Homepage": home, "Issues": f"{home}/issues", "Changelog": f"{home}/blob/main/CHANGELOG.md"}
+            metadata["urls"] |= {
+                "Homepage": home,
+                "Issues": f"{home}/issues",
+                "Changelog": f"{home}/blob/main/CHANGELOG.md",
+            }
         metadata["readme"] = {"content-type": "text/markdown", "text": text}
 
 
@@ -56,12 +62,14 @@ def get_metadata_hook() -> type[MetadataHookInterface]:
 
 
 class SchemaHook(BuildHookInterface[Any]):
-    """Writes the JSON schemas of recipes and search files into the package: for wheels, and for editable checkouts."""
+    """Writes the JSON schemas of recipes and search files into the package: for wheels, and for
+    editable checkouts."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Write them before the files are collected; `artifacts` in pyproject.toml takes what git ignores."""
+        """Write them before the files are collected; `artifacts` in pyproject.toml takes what git
+        ignores."""
         sys.path[:0] = [self.root, str(Path(self.root) / "website")]
         from schemas import write_schemas
 

@@ -1,12 +1,14 @@
-"""Merging without labels, and keeping the parents' skills: the task `agreement` on a real pretrained pair.
+"""Merging without labels, and keeping the parents' skills: the task `agreement` on a real
+pretrained pair.
 
-    python benchmarks/agreement.py run --work DIR --prompts 8 16           # DIR as for real_models.py, which trains the pair
-    python benchmarks/agreement.py term --work DIR                         # agreement as a term beside the likelihood
-    python benchmarks/agreement.py table
+    python benchmarks/agreement.py run --work DIR --prompts 8 16           # DIR as for
+    real_models.py, which trains the pair python benchmarks/agreement.py term --work DIR
+    # agreement as a term beside the likelihood python benchmarks/agreement.py table
 
-One parent looks up and answers in JSON, the other calculates. `run` is given prompts of each parent and no answers. Costs are
-in scores of 128 examples: 9, and 18 for both searches of `term`. Skills are accuracies on 50 held-out problems of each parent;
-"both" are 100 problems that need both skills.
+One parent looks up and answers in JSON, the other calculates. `run` is given prompts of each parent
+and no answers. Costs are in scores of 128 examples: 9, and 18 for both searches of `term`. Skills
+are accuracies on 50 held-out problems of each parent; "both" are 100 problems that need both
+skills.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ from hf_evomerge.search.spaces.space import uniform_average
 
 PAIR = MODELS["smollm2"]
 RESULTS = Path(__file__).parent / "results" / "search" / "agreement.jsonl"
-BOTH, EXAMPLES, BATCH, COST = 100, 16, 8, 9
+BOTH = 100
+EXAMPLES = 16
+BATCH = 8
+COST = 9
 OWN = tuple(PAIR.courses)
 HELD = {skill: draw(skill, 400, 0) for skill in SKILLS}
 AVOID = frozenset(example.prompt for examples in HELD.values() for example in examples)
@@ -42,16 +47,31 @@ AVOID = frozenset(example.prompt for examples in HELD.values() for example in ex
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("run", "without labels, and what needs no search"), ("term", "beside the likelihood")):
+    for name, text in (
+        ("run", "without labels, and what needs no search"),
+        ("term", "beside the likelihood"),
+    ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--work", type=Path, required=True, help="folder of the pair; studies are written there")
-        command.add_argument("--draws", type=int, nargs="+", default=[1], help="draws of the prompts and examples")
         command.add_argument(
-            "--prompts", type=int, nargs="+", default=[8, 16] if name == "run" else [16], help="of each parent"
+            "--work", type=Path, required=True, help="folder of the pair; studies are written there"
         )
-        command.add_argument("--groups", default="tensor", help="as in a search file; tensor by default")
+        command.add_argument(
+            "--draws", type=int, nargs="+", default=[1], help="draws of the prompts and examples"
+        )
+        command.add_argument(
+            "--prompts",
+            type=int,
+            nargs="+",
+            default=[8, 16] if name == "run" else [16],
+            help="of each parent",
+        )
+        command.add_argument(
+            "--groups", default="tensor", help="as in a search file; tensor by default"
+        )
     commands.add_parser("table", help="print the results as Markdown")
     arguments = parser.parse_args()
     if arguments.command == "table":
@@ -60,11 +80,16 @@ def main() -> None:
     for number in arguments.draws:
         lab = real_pair(arguments.work, PAIR, EXAMPLES, number)
         own = {skill: lab.examples[skill] for skill in OWN}
-        lab = replace(lab, examples={"search": lab.examples["search"], "both": lab.examples["test"][:BOTH], **own})
+        lab = replace(
+            lab,
+            examples={"search": lab.examples["search"], "both": lab.examples["test"][:BOTH], **own},
+        )
         if arguments.command == "run":
             known(lab)
         for prompts in arguments.prompts:
-            (without_labels if arguments.command == "run" else as_a_term)(lab, prompts, arguments.groups, arguments.work)
+            (without_labels if arguments.command == "run" else as_a_term)(
+                lab, prompts, arguments.groups, arguments.work
+            )
 
 
 def known(lab: Lab) -> None:
@@ -75,7 +100,9 @@ def known(lab: Lab) -> None:
         measure(lab, f"parent {skill}", ref)
     measure(lab, "average", uniform_average(config))
     for weight in (0.3, 0.5, 0.7, 1.0):
-        measure(lab, f"task arithmetic {weight}", merged(lab, "task_arithmetic", {"weight": weight}))
+        measure(
+            lab, f"task arithmetic {weight}", merged(lab, "task_arithmetic", {"weight": weight})
+        )
     measure(lab, "TIES, density 0.5", merged(lab, "ties", {"weight": 1.0, "density": 0.5}))
 
 
@@ -86,21 +113,48 @@ def merged(lab: Lab, method: str, numbers: dict[str, Any]) -> Recipe:
 
 def without_labels(lab: Lab, prompts: int, groups: str, folder: Path) -> None:
     """Search by agreement on prompts of each parent."""
-    examples = [replace(each, answer="", source=skill) for skill in OWN for each in drawn(skill, prompts, lab.draw)]
-    search(lab, f"agreement, {groups}", {"task": "agreement", "batch_size": 8}, examples, prompts, COST, groups, folder)
+    examples = [
+        replace(each, answer="", source=skill)
+        for skill in OWN
+        for each in drawn(skill, prompts, lab.draw)
+    ]
+    search(
+        lab,
+        f"agreement, {groups}",
+        {"task": "agreement", "batch_size": 8},
+        examples,
+        prompts,
+        COST,
+        groups,
+        folder,
+    )
 
 
 def as_a_term(lab: Lab, prompts: int, groups: str, folder: Path) -> None:
-    """Search by the likelihood of a few answers, alone and with agreement beside it, at the same cost."""
-    likelihood, examples = lab.settings["fitness"], list(lab.examples["search"])
+    """Search by the likelihood of a few answers, alone and with agreement beside it, at the same
+    cost."""
+    likelihood = lab.settings["fitness"]
+    examples = list(lab.examples["search"])
     data = {
-        skill: write_examples(folder / "prompts" / f"{skill}-{lab.draw}-{prompts}.jsonl", drawn(skill, prompts, lab.draw))
+        skill: write_examples(
+            folder / "prompts" / f"{skill}-{lab.draw}-{prompts}.jsonl",
+            drawn(skill, prompts, lab.draw),
+        )
         for skill in OWN
     }
     agreement = {"task": "agreement", "batch_size": 8, "data": {"search": {"sources": data}}}
     both = {"terms": [{**likelihood, "weight": 0.3}, agreement]}
     search(lab, f"likelihood, {groups}", likelihood, examples, 0, 2 * COST, groups, folder)
-    search(lab, f"likelihood and agreement, {groups}", both, examples, prompts, 2 * COST, groups, folder)
+    search(
+        lab,
+        f"likelihood and agreement, {groups}",
+        both,
+        examples,
+        prompts,
+        2 * COST,
+        groups,
+        folder,
+    )
 
 
 def drawn(skill: Any, count: int, number: int) -> list[Example]:
@@ -109,24 +163,44 @@ def drawn(skill: Any, count: int, number: int) -> list[Example]:
 
 
 def search(
-    lab: Lab, name: str, fitness: Any, examples: list[Example], prompts: int, cost: int, groups: str, folder: Path
+    lab: Lab,
+    name: str,
+    fitness: Any,
+    examples: list[Example],
+    prompts: int,
+    cost: int,
+    groups: str,
+    folder: Path,
 ) -> None:
     """Search by gradient at a cost, and measure the winner."""
     scored = len(examples) + (len(OWN) * prompts if "terms" in fitness else 0)
     step = {"by": "gradient", "evaluations": math.ceil(cost * FULL / scored), "batch": BATCH}
-    how = {"merge": {**lab.sections["merge"], "groups": groups}, "optimize": [step], "compute": {"seed": lab.draw}}
+    how = {
+        "merge": {**lab.sections["merge"], "groups": groups},
+        "optimize": [step],
+        "compute": {"seed": lab.draw},
+    }
     config = lab.config(space="ps", fitness=fitness, **how)
-    begin, processor = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
+    processor = time.process_time()
     out = folder / "studies" / f"{name}-{prompts}-{lab.draw}".replace(", ", "-").replace(" ", "-")
     result = run_search(config, out, examples={"search": examples}, build=False)
-    seconds = {"seconds": round(time.perf_counter() - begin), "cpu": round(time.process_time() - processor)}
+    seconds = {
+        "seconds": round(time.perf_counter() - begin),
+        "cpu": round(time.process_time() - processor),
+    }
     measure(lab, name, result.winner, prompts=prompts, cost=cost, **seconds)
 
 
 def measure(lab: Lab, name: str, target: Any, **more: Any) -> None:
     """Keep what a model scores on held-out problems."""
     scores = {split: lab.scores(target, split) for split in (*OWN, "both")}
-    record = {"method": name, "draw": lab.draw, **more, **{split: found.accuracy for split, found in scores.items()}}
+    record = {
+        "method": name,
+        "draw": lab.draw,
+        **more,
+        **{split: found.accuracy for split, found in scores.items()},
+    }
     record["both_loglik"] = round(scores["both"].mean or 0.0, 3)
     append(RESULTS, record)
     print(json.dumps(record), flush=True)
@@ -134,7 +208,10 @@ def measure(lab: Lab, name: str, target: Any, **more: Any) -> None:
 
 def table() -> str:
     """One line for each method and number of prompts."""
-    lines = ["| | prompts of each | json | maths | both | both, nats |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| | prompts of each | json | maths | both | both, nats |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines()):
         figures = (*(f"{row[split]:.2f}" for split in (*OWN, "both")), f"{row['both_loglik']:.2f}")
         lines.append(f"| {row['method']} | {row.get('prompts') or ''} | {' | '.join(figures)} |")

@@ -1,4 +1,5 @@
-"""Looks of the benchmarks' charts: colours, markers, and files that are the same bytes from run to run."""
+"""Looks of the benchmarks' charts: colours, markers, and files that are the same bytes from run to
+run."""
 
 from __future__ import annotations
 
@@ -11,9 +12,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 160
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, without yellow
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito's, without yellow
 MARKERS = ("o", "s", "^", "v", "P", "D")
-INK, GREY = "#222222", "#757575"
+INK = "#222222"
+GREY = "#757575"
 _STYLE = {
     "font.size": 9.0,
     "axes.edgecolor": GREY,

@@ -1,9 +1,10 @@
-"""A merge that draws: a class-conditional U-Net on scikit-learn's digits, a fine-tune for each half of them, and their merge.
+"""A merge that draws: a class-conditional U-Net on scikit-learn's digits, a fine-tune for each half
+of them, and their merge.
 
-``python benchmarks/digits.py`` prints the table of pages/digits.md. Everything is trained here. The base learns strokes: all
-digits, under labels that mean nothing. Then one fine-tune learns what 0 to 4 are called, the other 5 to 9. The judge is a
-classifier of real digits that has never seen a drawn one; a picture counts as recognised where it is more than half sure of the
-digit that was asked for.
+``python benchmarks/digits.py`` prints the table of pages/digits.md. Everything is trained here. The
+base learns strokes: all digits, under labels that mean nothing. Then one fine-tune learns what 0 to
+4 are called, the other 5 to 9. The judge is a classifier of real digits that has never seen a drawn
+one; a picture counts as recognised where it is more than half sure of the digit that was asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from hf_evomerge.fitness import draw
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 
 HALVES = {"low": (0, 1, 2, 3, 4), "high": (5, 6, 7, 8, 9)}
-SIGMA_DATA, SIGMA_MIN, SIGMA_MAX = 0.5, 0.02, 10.0
+SIGMA_DATA = 0.5
+SIGMA_MIN = 0.02
+SIGMA_MAX = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,23 @@ def new_unet(width: int = 16) -> Any:
     from diffusers import UNet2DModel
 
     return UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(width, 2 * width),
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=8,
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(width, 2 * width),  # noqa: E501
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=8,  # noqa: E501
         num_class_embeds=10, add_attention=False,
     )  # fmt: skip
 
 
-def train(unet: Any, pictures: torch.Tensor, labels: torch.Tensor, steps: int, rate: float, seed: int, batch: int) -> Any:
-    """Learn to take noise away (arXiv:2206.00364), in the coordinates of diffusers' consistency scheduler."""
+def train(
+    unet: Any,
+    pictures: torch.Tensor,
+    labels: torch.Tensor,
+    steps: int,
+    rate: float,
+    seed: int,
+    batch: int,
+) -> Any:
+    """Learn to take noise away (arXiv:2206.00364), in the coordinates of diffusers' consistency
+    scheduler."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=rate)
     unet.train()
@@ -76,7 +88,9 @@ def train(unet: Any, pictures: torch.Tensor, labels: torch.Tensor, steps: int, r
         scale = (sigma - SIGMA_MIN) * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
         inputs = noisy / (sigma**2 + SIGMA_DATA**2).sqrt()
         output = unet(inputs, 250 * sigma.flatten().log(), class_labels=labels[chosen]).sample
-        loss = ((output - (clean - skip * noisy) / scale.clamp(min=1e-2)) ** 2)[sigma.flatten() > 2 * SIGMA_MIN].mean()
+        loss = ((output - (clean - skip * noisy) / scale.clamp(min=1e-2)) ** 2)[
+            sigma.flatten() > 2 * SIGMA_MIN
+        ].mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -88,7 +102,9 @@ def save(unet: Any, folder: Path) -> None:
     """Save a pipeline."""
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
-    scheduler = CMStochasticIterativeScheduler(sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=SIGMA_DATA)
+    scheduler = CMStochasticIterativeScheduler(
+        sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=SIGMA_DATA
+    )
     ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
 
 
@@ -117,20 +133,30 @@ class Judge:
 
         pictures, target = digits()
         self.steps = steps
-        self.classifier = LogisticRegression(max_iter=300, C=0.1).fit(pictures.flatten(1).numpy()[::2], target[::2])
+        self.classifier = LogisticRegression(max_iter=300, C=0.1).fit(
+            pictures.flatten(1).numpy()[::2], target[::2]
+        )
         self.on_real = float(self.classifier.score(pictures.flatten(1).numpy()[1::2], target[1::2]))
 
     def __call__(self, pipeline: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
         """A probability for each example."""
-        drawn = draw(pipeline, examples, batch_size=200, num_inference_steps=self.steps, output_type="np")
+        drawn = draw(
+            pipeline, examples, batch_size=200, num_inference_steps=self.steps, output_type="np"
+        )
         flat = np.stack(drawn).reshape(len(drawn), -1) * 2 - 1
         chances = self.classifier.predict_proba(flat)
-        return [float(row[int(example.prompt)]) for row, example in zip(chances, examples, strict=True)]
+        return [
+            float(row[int(example.prompt)]) for row, example in zip(chances, examples, strict=True)
+        ]
 
 
 def asked(split: str, count: int) -> list[Example]:
     """So many pictures of each digit; another split has other seeds."""
-    return [Example(str(digit), "", content=f"{split} {digit} {number}") for digit in range(10) for number in range(count)]
+    return [
+        Example(str(digit), "", content=f"{split} {digit} {number}")
+        for digit in range(10)
+        for number in range(count)
+    ]
 
 
 def settings(folder: Path, size: Size, seed: int) -> SearchConfig:
@@ -154,7 +180,9 @@ def interval(values: np.ndarray) -> str:
 
 def both(config: SearchConfig) -> Recipe:
     """Both task vectors whole: task arithmetic as people do it by hand."""
-    merge = config.merge_part().model_copy(update={"parameters": [{"weight": 1.0}, {"weight": 1.0}]})
+    merge = config.merge_part().model_copy(
+        update={"parameters": [{"weight": 1.0}, {"weight": 1.0}]}
+    )
     return config.recipe(merge=merge)
 
 
@@ -164,9 +192,16 @@ def run(out: Path, seed: int, size: Size, width: int = 16) -> dict[str, np.ndarr
     if not (out / "family" / "high").is_dir():
         make_family(out / "family", seed, size, width)
     print(f"seed {seed}: trained in {time.process_time() - begin:.0f} CPU-seconds", file=sys.stderr)
-    judge, config = Judge(size.steps), settings(out / "family", size, seed)
+    judge = Judge(size.steps)
+    config = settings(out / "family", size, seed)
     splits = {"search": asked("search", size.search), "test": asked("test", size.test)}
-    result = run_search(config, out / "search", task_factory=lambda: FunctionTask(judge), examples=splits, build=False)
+    result = run_search(
+        config,
+        out / "search",
+        task_factory=lambda: FunctionTask(judge),
+        examples=splits,
+        build=False,
+    )
     print(f"seed {seed}: {time.process_time() - begin:.0f} CPU-seconds in all", file=sys.stderr)
     evaluator = Evaluator(config, task_factory=lambda: FunctionTask(judge), examples=splits)
     found = {row.model: row.scores.values for row in result.rows}
@@ -181,13 +216,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("digits"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     torch.set_num_threads(1)
-    given, low = parser.parse_args(), np.repeat(np.arange(10) < 5, Size.test)
+    given = parser.parse_args()
+    low = np.repeat(np.arange(10) < 5, Size.test)
     print(f"the judge recognises {Judge(1).on_real:.3f} of real digits that it has not seen\n")
     print("| model | seed | recognised | 0 to 4 | 5 to 9 |\n| --- | --- | --- | --- | --- |")
     for seed in given.seeds:
         for name, chances in run(given.out / str(seed), seed, Size()).items():
             right = chances > 0.5
-            print(f"| {name} | {seed} | {interval(right)} | {right[low].mean():.3f} | {right[~low].mean():.3f} |", flush=True)
+            print(
+                (
+                    f"| {name} | {seed} | {interval(right)} | {right[low].mean():.3f} | "
+                    f"{right[~low].mean():.3f} |"
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

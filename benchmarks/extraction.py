@@ -1,7 +1,9 @@
-"""Reads every answer of MGSM and GSM8K as a response would write it, and counts how often it is taken for the right one.
+"""Reads every answer of MGSM and GSM8K as a response would write it, and counts how often it is
+taken for the right one.
 
-MGSM's answers are written as each language writes numbers, with and without groups of thousands, with a currency, in a
-sentence and after a calculation; of GSM8K the worked solutions are read as they are.
+MGSM's answers are written as each language writes numbers, with and without groups of thousands,
+with a currency, in a sentence and after a calculation; of GSM8K the worked solutions are read as
+they are.
 
     python benchmarks/extraction.py DIR    # with mgsm/mgsm_LANGUAGE.tsv and gsm8k_test.jsonl
 """
@@ -36,18 +38,32 @@ def main() -> None:
         responses = []
         for example in load_examples(DataSpec(**data)):
             number = int(parse_number(example.answer) or 0)
-            plain = {str(number), *(f"{number:,}".replace(",", group) for group in GROUPS.get(code, (",",)))}
-            responses += [(sentence.format(text), example.answer) for text in sorted(plain) for sentence in sentences]
+            plain = {
+                str(number),
+                *(f"{number:,}".replace(",", group) for group in GROUPS.get(code, (",",))),
+            }
+            responses += [
+                (sentence.format(text), example.answer)
+                for text in sorted(plain)
+                for sentence in sentences
+            ]
         show(f"mgsm {code}", responses, spec)
-    solutions = load_examples(DataSpec(jsonl=str(folder / "gsm8k_test.jsonl"), prompt_field="answer", answer_after="####"))
+    solutions = load_examples(
+        DataSpec(jsonl=str(folder / "gsm8k_test.jsonl"), prompt_field="answer", answer_after="####")
+    )
     show("gsm8k", [(example.prompt, example.answer) for example in solutions], Gsm8kSpec())
 
 
 def show(name: str, responses: list[tuple[str, str]], spec: MgsmSpec | Gsm8kSpec) -> None:
     """One line of the table."""
     paper = spec.model_copy(update={"compat": "paper"})
-    right, theirs = (sum(is_right(text, answer, each) for text, answer in responses) for each in (spec, paper))
-    print(f"{name:10} {len(responses):9} {right / len(responses):10.2%} {theirs / len(responses):18.2%}")
+    right, theirs = (
+        sum(is_right(text, answer, each) for text, answer in responses) for each in (spec, paper)
+    )
+    print(
+        f"{name:10} {len(responses):9} {right / len(responses):10.2%} "
+        f"{theirs / len(responses):18.2%}"
+    )
     for text, answer in [pair for pair in responses if not is_right(*pair, spec)][:3]:
         print(f"  {answer!r} is not read in {text[-60:]!r}")
 

@@ -1,7 +1,8 @@
-"""Compares models in llama.cpp with the same models in transformers: greedy answers, and log-probabilities on the way.
+"""Compares models in llama.cpp with the same models in transformers: greedy answers, and
+log-probabilities on the way.
 
-A model folder is folded where it has a path, and written in float32 by llama.cpp's converter (docs/serving.md); llama.cpp
-runs on the CPU, its cache in float32.
+A model folder is folded where it has a path, and written in float32 by llama.cpp's converter
+(docs/serving.md); llama.cpp runs on the CPU, its cache in float32.
 
     pip install xllamacpp
     python benchmarks/fold_gguf.py my-search/model --converter llama.cpp/convert_hf_to_gguf.py
@@ -61,7 +62,9 @@ def run_llama_cpp(file: Path, prompts: list[list[int]], new: int) -> Iterator[An
     """The answers of llama.cpp to prompts that are given as tokens."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
-    parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 256, 1, -1
+    parameters.n_ctx = 256
+    parameters.n_parallel = 1
+    parameters.verbosity = -1
     parameters.warmup = parameters.cache_prompt = False
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -84,7 +87,11 @@ def run_transformers(
         ids = torch.tensor([prompt])
         with torch.no_grad():
             text = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, trust_remote_code=False
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                do_sample=False,
+                trust_remote_code=False,
             )
             steps = model(text).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         tokens = text[0, len(prompt) :].tolist()
@@ -94,9 +101,12 @@ def run_transformers(
 
 
 def largest_difference(ours: Answer, theirs: Answer) -> float:
-    """Of a log-probability, as long as the tokens are the same: characters of several tokens may be reported otherwise."""
+    """Of a log-probability, as long as the tokens are the same: characters of several tokens may be
+    reported otherwise."""
     largest = 0.0
-    for mine, other, known, tops in zip(ours.tokens, theirs.tokens, ours.logprobs, theirs.logprobs, strict=False):
+    for mine, other, known, tops in zip(
+        ours.tokens, theirs.tokens, ours.logprobs, theirs.logprobs, strict=False
+    ):
         if mine != other:
             break
         largest = max([largest, *(abs(known[token] - value) for token, value in tops.items())])
@@ -108,13 +118,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a model's folder")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many prompts")
-    parser.add_argument("--test", type=Path, help="a search's folder, whose test problems are the prompts")
+    parser.add_argument(
+        "--test", type=Path, help="a search's folder, whose test problems are the prompts"
+    )
     parser.add_argument("--converter", default="convert_hf_to_gguf.py", help="llama.cpp's")
     parser.add_argument("--new", type=int, default=12, help="tokens of each answer")
     options = parser.parse_args()
     source = open_source(options.model)
     source.download()
-    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     tokenizer = source.tokenizer()
     problems = [Example(text, "") for text in PROMPTS]
     if options.test:
@@ -131,13 +145,22 @@ def main() -> None:
         answers = list(run_llama_cpp(file, prompts, options.new))
     own = run_transformers(model, tokenizer, prompts, options.new)
     for problem, mine, other in zip(problems, own, answers, strict=True):
-        print(f"{problem.prompt!r}: {mine.text!r}{'' if mine.text == other.text else f', llama.cpp {other.text!r}'}")
+        print(
+            f"{problem.prompt!r}: "
+            f"{mine.text!r}{'' if mine.text == other.text else f', llama.cpp {other.text!r}'}"
+        )
     if options.test:
         for name, they in (("transformers", own), ("llama.cpp", answers)):
-            right = sum(problem.answer == said.text.strip() for problem, said in zip(problems, they, strict=True))
+            right = sum(
+                problem.answer == said.text.strip()
+                for problem, said in zip(problems, they, strict=True)
+            )
             print(f"{name}: {right} of {len(problems)} answers are right")
     same = sum(mine.text == other.text for mine, other in zip(own, answers, strict=True))
-    print(f"{options.model}: {same} of {len(own)} greedy answers of at most {options.new} tokens are the same,")
+    print(
+        f"{options.model}: {same} of {len(own)} greedy answers of at most {options.new} "
+        "tokens are the same,"
+    )
     largest = max(largest_difference(mine, other) for mine, other in zip(own, answers, strict=True))
     print(f"max abs difference of the {TOP} largest log-probabilities {largest:.1e}")
 

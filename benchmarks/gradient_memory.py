@@ -1,15 +1,19 @@
-"""Measures what a gradient step of a search costs beside a score of the same examples: CPU time, and memory at its peak.
+"""Measures what a gradient step of a search costs beside a score of the same examples: CPU time,
+and memory at its peak.
 
-Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) or of 1.3 billion parameters (25 layers, 2048
-wide) with random weights, two fine-tunes of it, and two LoRA adapters of rank 16 on all linear layers. Scores one point of each
-search space: merge weights (one number per tensor) of the fine-tunes, of the adapters unmerged (on a quantised base too) and
-merged, gates (each slot of both sources), and gates of two terms a hop; then all with the gradient of every number. Each line
-is a process of its own. Memory is resident, with the models: "at rest" is what is there after the first score. CPU time is that
-of a second score and a second step, in seconds and in scores of the plain base, the first line.
-"Counted" is what a search counts for the gradient, in scores.
+Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) or of 1.3 billion
+parameters (25 layers, 2048 wide) with random weights, two fine-tunes of it, and two LoRA adapters
+of rank 16 on all linear layers. Scores one point of each search space: merge weights (one number
+per tensor) of the fine-tunes, of the adapters unmerged (on a quantised base too) and merged, gates
+(each slot of both sources), and gates of two terms a hop; then all with the gradient of every
+number. Each line is a process of its own. Memory is resident, with the models: "at rest" is what is
+there after the first score. CPU time is that of a second score and a second step, in seconds and in
+scores of the plain base, the first line. "Counted" is what a search counts for the gradient, in
+scores.
 
     python benchmarks/gradient_memory.py --work /tmp/gradient-memory
-    python benchmarks/gradient_memory.py --work /tmp/gradient-memory --spaces adapters --shape 1.3B --dtype bfloat16
+    python benchmarks/gradient_memory.py --work /tmp/gradient-memory --spaces adapters --shape 1.3B
+    --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -27,11 +31,21 @@ from typing import Any
 
 SHAPES: dict[str, dict[str, int]] = {
     "135M": {
-        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
+        **{
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "vocab_size": 49152,
+        },
         **{"num_attention_heads": 9, "num_key_value_heads": 3},
     },
     "1.3B": {
-        **{"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 25, "vocab_size": 32000},
+        **{
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 25,
+            "vocab_size": 32000,
+        },
         **{"num_attention_heads": 16, "num_key_value_heads": 16},
     },
 }
@@ -59,12 +73,22 @@ def make_family(folder: Path, dtype: str, sizes: dict[str, int], tuned: Sequence
     if all((folder / name).exists() for name in ("lora-b", *tuned)):
         return
     torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2))
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            **sizes, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        )
+    )
+    vocabulary = {
+        word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])
+    }
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
     )
     start = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     for name in ("base", *tuned):
@@ -76,7 +100,13 @@ def make_family(folder: Path, dtype: str, sizes: dict[str, int], tuned: Sequence
         tokenizer.save_pretrained(folder / name)
         base.float()
     for name in ("lora-a", "lora-b"):
-        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+        )
         adapted = get_peft_model(base, config)
         adapted.save_pretrained(folder / name)
         base = adapted.unload()
@@ -90,7 +120,8 @@ def resident() -> float:
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
     """CPU seconds of some work, and the memory at its peak."""
-    peak, stop = [resident()], threading.Event()
+    peak = [resident()]
+    stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.002):
@@ -117,25 +148,38 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
 
     rng = random.Random(0)
     examples = [
-        Example(" ".join(rng.choices(WORDS, k=arguments.tokens - 8)), " ".join(rng.choices(WORDS, k=8)), id=str(number))
+        Example(
+            " ".join(rng.choices(WORDS, k=arguments.tokens - 8)),
+            " ".join(rng.choices(WORDS, k=8)),
+            id=str(number),
+        )
         for number in range(arguments.examples)
     ]
     folder = arguments.work / f"{arguments.shape}-{arguments.dtype}"
-    sections = {"merge": {"groups": "tensor"}, "path": {"kind": "gates", "repetitions": 1}, "optimize": [{"by": "gradient"}]}
+    sections = {
+        "merge": {"groups": "tensor"},
+        "path": {"kind": "gates", "repetitions": 1},
+        "optimize": [{"by": "gradient"}],
+    }
     compute = {"gradient_checkpointing": checkpointing, **SPACES[name].get("compute", {})}
     more = {"fitness": {"task": "likelihood", "separator": " "}}
     base = {"model": str(folder / "base")}
     adapted = [{**base, "adapter": str(folder / f"lora-{each}")} for each in "ab"]
     sources = {
-        "sources": adapted if name == PLAIN or "adapters" in name else [{"model": str(folder / each)} for each in "ab"],
+        "sources": adapted
+        if name == PLAIN or "adapters" in name
+        else [{"model": str(folder / each)} for each in "ab"],
         "base": base,
     }
-    config = SearchConfig.model_validate({**sources, **sections, **more, **SPACES[name], "compute": compute})
+    config = SearchConfig.model_validate(
+        {**sources, **sections, **more, **SPACES[name], "compute": compute}
+    )
     evaluator = Evaluator(config, examples={"search": examples})
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     genome = space.start().mean
     everything = np.ones(genome.size, dtype=np.bool_)
-    recipe, slopes = config.base if name == PLAIN else space.decode(genome), space.slopes(genome, everything)
+    recipe = config.base if name == PLAIN else space.decode(genome)
+    slopes = space.slopes(genome, everything)
 
     def score(*how: Any) -> None:
         scores = evaluator.evaluate(recipe, "search", None, *how)
@@ -143,7 +187,11 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
             raise SystemExit(scores.error)
 
     score()
-    found: dict[str, Any] = {"rest": resident(), "price": space.price(everything), "score": measured(score)}
+    found: dict[str, Any] = {
+        "rest": resident(),
+        "price": space.price(everything),
+        "score": measured(score),
+    }
     if name == PLAIN:
         return found
     first = measured(lambda: score(slopes))  # before that, what is freed has not been there
@@ -153,11 +201,21 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
 
 def main() -> None:
     """Measure every space, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the models (2 GB in float32)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the models (2 GB in float32)"
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--shape", default="135M", choices=SHAPES, help="of the models")
-    parser.add_argument("--spaces", nargs="+", choices=SPACES, metavar="NAME", help=f"lines; of {', '.join(list(SPACES)[1:])}")
+    parser.add_argument(
+        "--spaces",
+        nargs="+",
+        choices=SPACES,
+        metavar="NAME",
+        help=f"lines; of {', '.join(list(SPACES)[1:])}",
+    )
     parser.add_argument("--examples", type=int, default=16, help="of a step")
     parser.add_argument("--tokens", type=int, default=128, help="of each example")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -167,9 +225,17 @@ def main() -> None:
         return
     names = [name for name in arguments.spaces or SPACES if name != PLAIN]
     tuned = [] if all("adapters" in name for name in names) else ["a", "b"]
-    make_family(arguments.work / f"{arguments.shape}-{arguments.dtype}", arguments.dtype, SHAPES[arguments.shape], tuned)
+    make_family(
+        arguments.work / f"{arguments.shape}-{arguments.dtype}",
+        arguments.dtype,
+        SHAPES[arguments.shape],
+        tuned,
+    )
     print(
-        "| gradient of | activations | at rest | a score | a step | CPU of a score | of a step | counted |\n"
+        (
+            "| gradient of | activations | at rest | a score | a step | CPU of a score | of a "
+            "step | counted |\n"
+        )
         + "| --- " * 8
         + "|"
     )
@@ -177,12 +243,27 @@ def main() -> None:
     for name in (PLAIN, *names):
         for how in ("kept", "anew") if name != PLAIN else ("",):
             command = [sys.executable, *sys.argv, "--child", name, how]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+            found = json.loads(
+                subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True
+                ).stdout.splitlines()[-1]
+            )
             done = [found["score"], *([found["step"]] if "step" in found else [])]
             plain = plain or found["score"]["cpu"]
-            memory = [f"{value / 1000:.2f} GB" for value in (found["rest"], *(each["memory"] for each in done))]
+            memory = [
+                f"{value / 1000:.2f} GB"
+                for value in (found["rest"], *(each["memory"] for each in done))
+            ]
             times = [f"{each['cpu']:.2f} s, {each['cpu'] / plain:.2f}" for each in done]
-            cells = [name, how, *memory, *[""] * (2 - len(done)), *times, *[""] * (2 - len(done)), f"{found['price']:g}"]
+            cells = [
+                name,
+                how,
+                *memory,
+                *[""] * (2 - len(done)),
+                *times,
+                *[""] * (2 - len(done)),
+                f"{found['price']:g}",
+            ]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

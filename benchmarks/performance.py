@@ -1,11 +1,14 @@
-"""Measure costs beside mergekit, a plain loop, a plain model and a score; write pages/performance.md.
+"""Measure costs beside mergekit, a plain loop, a plain model and a score; write
+pages/performance.md.
 
-Everything is measured as pairs, one after the other and in turns, so that what else the machine does falls on both; a ratio is
-the geometric mean of the pairs' ratios, with a 95 % interval by bootstrap. CPU time, one thread; where nothing else runs:
+Everything is measured as pairs, one after the other and in turns, so that what else the machine
+does falls on both; a ratio is the geometric mean of the pairs' ratios, with a 95 % interval by
+bootstrap. CPU time, one thread; where nothing else runs:
 
     python benchmarks/performance.py --write                                 # an hour
-    python benchmarks/performance.py --sizes 470M                            # the same for larger models, longer
-    python benchmarks/performance.py --pairs 2 --quick                       # does it work?
+    python benchmarks/performance.py --sizes 470M                            # the same for larger
+    models, longer python benchmarks/performance.py --pairs 2 --quick                       # does
+    it work?
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ import torch
 from parity import MERGEKIT, install
 
 PAGE = Path(__file__).parent / "pages" / "performance.md"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+BEGIN = "<!-- bench: begin -->"
+END = "<!-- bench: end -->"
 LIVE = (
     merges.MEASURE
     + """
@@ -52,8 +56,11 @@ measure(lambda: merger.apply(recipe.merge.parameters))
 Figures = dict[str, float]
 
 
-def paired(first: Callable[[], Figures], second: Callable[[], Figures], pairs: int) -> tuple[list[Figures], list[Figures]]:
-    """Run both in turns, once each for nothing and then so many times; which of them begins changes from pair to pair."""
+def paired(
+    first: Callable[[], Figures], second: Callable[[], Figures], pairs: int
+) -> tuple[list[Figures], list[Figures]]:
+    """Run both in turns, once each for nothing and then so many times; which of them begins changes
+    from pair to pair."""
     found: tuple[list[Figures], list[Figures]] = [], []
     for number in range(pairs + 1):
         order = (0, 1) if number % 2 else (1, 0)
@@ -81,23 +88,42 @@ def table(head: str, rows: Iterator[list[str]]) -> Iterator[str]:
 
 
 def merging(work: Path, options: argparse.Namespace, mergekit: str) -> Iterator[list[str]]:
-    """From disk to disk, here beside a plain loop and mergekit beside here; mergekit's beside a candidate in memory."""
+    """From disk to disk, here beside a plain loop and mergekit beside here; mergekit's beside a
+    candidate in memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     programs = {"here": (sys.executable, merges.OURS), "plain": (sys.executable, merges.PLAIN)}
     programs |= {"mergekit": (mergekit, merges.THEIRS), "live": (sys.executable, LIVE)}
 
     def runner(who: str, size: str, method: str) -> Callable[[], Figures]:
         python, program = programs[who]
-        texts = [merges.text_of("here" if who == "live" else who, work / name, method) for name in ("tiny", size)]
+        texts = [
+            merges.text_of("here" if who == "live" else who, work / name, method)
+            for name in ("tiny", size)
+        ]
         return lambda: merges.run(python, program, texts, work / "out", environment)
 
     for size in options.sizes:
         for method in options.methods:
-            here, plain = paired(runner("here", size, method), runner("plain", size, method), options.pairs)
-            theirs, ours = paired(runner("mergekit", size, method), runner("here", size, method), options.pairs)
-            disk, live = paired(runner("mergekit", size, method), runner("live", size, method), options.pairs)
-            memory = f"{median(each['memory'] for each in ours):.0f} MB, {median(each['memory'] for each in theirs):.0f} MB"
-            yield [f"`{method}`, {size}", ratio(here, plain), ratio(theirs, ours), memory, ratio(disk, live)]
+            here, plain = paired(
+                runner("here", size, method), runner("plain", size, method), options.pairs
+            )
+            theirs, ours = paired(
+                runner("mergekit", size, method), runner("here", size, method), options.pairs
+            )
+            disk, live = paired(
+                runner("mergekit", size, method), runner("live", size, method), options.pairs
+            )
+            memory = (
+                f"{median(each['memory'] for each in ours):.0f} MB, "
+                f"{median(each['memory'] for each in theirs):.0f} MB"
+            )
+            yield [
+                f"`{method}`, {size}",
+                ratio(here, plain),
+                ratio(theirs, ours),
+                memory,
+                ratio(disk, live),
+            ]
 
 
 def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
@@ -108,13 +134,19 @@ def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
 
     torch.set_num_threads(1)
     folder = work / options.sizes[0] / "a"
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     merged = LayerPool([plain]).model(LayerPath.parse(f"0:0-{plain.config.num_hidden_layers - 1}"))
-    tokens = torch.randint(3, plain.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        3, plain.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0)
+    )
     made = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "pad_token_id": 0}
     works: dict[str, Callable[[Any], Any]] = {
         "forward, 64 tokens": lambda model: model(tokens),
-        "16 greedy tokens with a cache": lambda model: model.generate(tokens, trust_remote_code=False, **made),
+        "16 greedy tokens with a cache": lambda model: model.generate(
+            tokens, trust_remote_code=False, **made
+        ),
     }
 
     def timed(work: Callable[[Any], Any], model: Any) -> Callable[[], Figures]:
@@ -131,20 +163,36 @@ def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def gradients(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
-    """A step along the gradient beside a score of the same examples, at the shape of SmolLM2-135M."""
+    """A step along the gradient beside a score of the same examples, at the shape of
+    SmolLM2-135M."""
     program = Path(__file__).parent / "gradient_memory.py"
     examples = ("2", "16") if options.quick else ("8", "64")
-    words = [sys.executable, str(program), "--work", str(work / "smol"), "--examples", examples[0], "--tokens", examples[1]]
+    words = [
+        sys.executable,
+        str(program),
+        "--work",
+        str(work / "smol"),
+        "--examples",
+        examples[0],
+        "--tokens",
+        examples[1],
+    ]
     import gradient_memory
 
     gradient_memory.make_family(work / "smol" / "float32", "float32")
     for name in ("weights", "gates")[: 1 if options.quick else 2]:
         found = []
         for _ in range(options.pairs):
-            done = subprocess.run([*words, "--child", name, "kept"], check=True, capture_output=True, text=True)
+            done = subprocess.run(
+                [*words, "--child", name, "kept"], check=True, capture_output=True, text=True
+            )
             found.append(json.loads(done.stdout.splitlines()[-1]))
         memory = median(each["step"]["memory"] / each["score"]["memory"] for each in found)
-        yield [name, ratio([each["step"] for each in found], [each["score"] for each in found]), f"{memory:.2f}"]
+        yield [
+            name,
+            ratio([each["step"] for each in found], [each["score"] for each in found]),
+            f"{memory:.2f}",
+        ]
 
 
 def starting(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
@@ -154,7 +202,15 @@ def starting(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     recipe.write_text(merges.text_of("here", work / "tiny", "linear"), encoding="utf-8")
     commands = {
         "`inspect`": ["-m", "hf_evomerge", "inspect", model],
-        "`merge --dry-run`": ["-m", "hf_evomerge", "merge", str(recipe), "--out", str(work / "none"), "--dry-run"],
+        "`merge --dry-run`": [
+            "-m",
+            "hf_evomerge",
+            "merge",
+            str(recipe),
+            "--out",
+            str(work / "none"),
+            "--dry-run",
+        ],
     }
 
     def child(words: list[str]) -> Callable[[], Figures]:
@@ -162,7 +218,8 @@ def starting(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
             before = os.times()
             subprocess.run([sys.executable, *words], check=True, capture_output=True)
             after = os.times()
-            user, system = after.children_user - before.children_user, after.children_system - before.children_system
+            user = after.children_user - before.children_user
+            system = after.children_system - before.children_system
             return {"cpu": user + system}
 
         return once
@@ -180,7 +237,8 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return (
-        f"{datetime.now(UTC):%d %B %Y}, {names[0] if names else platform.processor()}, {os.cpu_count()} cores, "
+        f"{datetime.now(UTC):%d %B %Y}, {names[0] if names else platform.processor()}, "
+        f"{os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {libraries}, {MERGEKIT.replace('==', ' ')}"
     )
 
@@ -195,7 +253,10 @@ def report(options: argparse.Namespace) -> Iterator[str]:
             merges.save_family(work / size, merges.SIZES[size])
         os.sync()
         yield "## Merging\n"
-        head = "two sources | CPU time: here / a plain loop | CPU time: mergekit / here | memory: here, mergekit"
+        head = (
+            "two sources | CPU time: here / a plain loop | CPU time: mergekit / here | memory: "
+            "here, mergekit"
+        )
         head += " | CPU time: mergekit, on disk / a candidate, in memory"
         yield from table(head, merging(work, options, mergekit))
         yield "\n## The model class\n"
@@ -205,23 +266,39 @@ def report(options: argparse.Namespace) -> Iterator[str]:
         yield from table(head, gradients(work, options))
         yield "\n## Starting\n"
         yield from table(
-            "command, on a tiny model | CPU seconds | CPU time: command / the import of torch and transformers",
+            (
+                "command, on a tiny model | CPU seconds | CPU time: command / the import of "
+                "torch and transformers"
+            ),
             starting(work, options),
         )
 
 
 def main() -> None:
     """Measure, print, and write the page where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "hf-evomerge-mergekit")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--venv", type=Path, default=Path(tempfile.gettempdir()) / "hf-evomerge-mergekit"
+    )
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", choices=[*merges.SIZES][1:], default=["110M"])
-    parser.add_argument("--methods", nargs="+", choices=merges.METHODS, default=list(merges.METHODS))
-    parser.add_argument("--quick", action="store_true", help="one method on tiny models, one gradient: to see that it works")
-    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/pages/performance.md")
+    parser.add_argument(
+        "--methods", nargs="+", choices=merges.METHODS, default=list(merges.METHODS)
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one method on tiny models, one gradient: to see that it works",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables into benchmarks/pages/performance.md"
+    )
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.methods = ["tiny"], options.methods[:1]
+        options.sizes = ["tiny"]
+        options.methods = options.methods[:1]
     text = "\n".join(report(options))
     print(text)
     if options.write:

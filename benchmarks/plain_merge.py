@@ -1,8 +1,10 @@
-"""A plain loop that merges two checkpoints of one file, as a yardstick: read a slice, compute it in float32, round, write.
+"""A plain loop that merges two checkpoints of one file, as a yardstick: read a slice, compute it in
+float32, round, write.
 
-No checks, no config, no threads, nothing of the package: the formulas as torch has them. What a method must know of a whole
-tensor takes a pass of its own: for ties a count of the magnitudes' upper 16 bits and a sort of those with the right ones, for
-dare_ties a mask and two sums, for slerp three inner products, all in float32.
+No checks, no config, no threads, nothing of the package: the formulas as torch has them. What a
+method must know of a whole tensor takes a pass of its own: for ties a count of the magnitudes'
+upper 16 bits and a sort of those with the right ones, for dare_ties a mask and two sums, for slerp
+three inner products, all in float32.
 """
 
 from __future__ import annotations
@@ -18,13 +20,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 SLICE = 1 << 16
-WEIGHT, DENSITY, T = 0.6, 0.5, 0.4
+WEIGHT = 0.6
+DENSITY = 0.5
+T = 0.4
 Merge = Callable[[Tensor, Tensor, Tensor | None, slice], Tensor]
 
 
 def merge(method: str, folders: list[Path], base: Path | None, out: Path) -> None:
     """Merge ``model.safetensors`` of two folders, in bfloat16, into a file."""
-    files = [safe_open(folder / "model.safetensors", framework="pt") for folder in [*folders, *([base] if base else [])]]
+    files = [
+        safe_open(folder / "model.safetensors", framework="pt")
+        for folder in [*folders, *([base] if base else [])]
+    ]
     names = list(files[0].keys())
     with out.open("wb") as stream, torch.inference_mode():
         stream.write(header({name: files[0].get_slice(name).get_shape() for name in names}))
@@ -33,15 +40,22 @@ def merge(method: str, folders: list[Path], base: Path | None, out: Path) -> Non
             origin = rest[0] if rest else None
             compute = METHODS[method](a, b, origin)
             for here in slices(a):
-                merged = compute(a[here].float(), b[here].float(), None if origin is None else origin[here].float(), here)
+                merged = compute(
+                    a[here].float(),
+                    b[here].float(),
+                    None if origin is None else origin[here].float(),
+                    here,
+                )
                 stream.write(merged.to(torch.bfloat16).view(torch.uint8).numpy().data)
 
 
 def header(shapes: dict[str, list[int]]) -> bytes:
     """What stands before the tensors of a safetensors file."""
-    fields, end = {}, 0
+    fields = {}
+    end = 0
     for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
+        start = end
+        end = end + 2 * math.prod(shape)
         fields[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(fields).encode()
     text += b" " * (-len(text) % 8)
@@ -67,12 +81,17 @@ def slerp(a: Tensor, b: Tensor, base: Tensor | None) -> Merge:
     """Along the great circle."""
     dot = first = second = 0.0
     for here in slices(a):
-        x, y = a[here].float(), b[here].float()
-        dot, first, second = dot + float(x.dot(y)), first + float(x.dot(x)), second + float(y.dot(y))
+        x = a[here].float()
+        y = b[here].float()
+        dot = dot + float(x.dot(y))
+        first = first + float(x.dot(x))
+        second = second + float(y.dot(y))
     cosine = dot / math.sqrt(first * second)
     angle = math.acos(min(1.0, cosine))
     factors = (
-        (1 - T, T) if cosine > 0.9995 else (math.sin((1 - T) * angle) / math.sin(angle), math.sin(T * angle) / math.sin(angle))
+        (1 - T, T)
+        if cosine > 0.9995
+        else (math.sin((1 - T) * angle) / math.sin(angle), math.sin(T * angle) / math.sin(angle))
     )
     return lambda x, y, _, __: x.mul_(factors[0]).add_(y.mul_(factors[1]))
 
@@ -83,7 +102,10 @@ def ties(a: Tensor, b: Tensor, base: Tensor | None) -> Merge:
     below = [math.nextafter(threshold(tensor, base), 0) for tensor in (a, b)]
 
     def compute(x: Tensor, y: Tensor, z: Tensor | None, _: slice) -> Tensor:
-        parts = [vector.sub_(z).hardshrink(least).mul_(WEIGHT) for vector, least in zip((x, y), below, strict=True)]
+        parts = [
+            vector.sub_(z).hardshrink(least).mul_(WEIGHT)
+            for vector, least in zip((x, y), below, strict=True)
+        ]
         return vote(parts, normalize=True).add_(z)
 
     return compute
@@ -95,7 +117,9 @@ def threshold(tensor: Tensor, base: Tensor) -> float:
     def magnitudes() -> Iterator[Tensor]:
         return (tensor[here].float().sub_(base[here]).abs_() for here in slices(tensor))
 
-    counts = sum(torch.bincount(part.view(torch.int32) >> 16, minlength=1 << 15) for part in magnitudes())
+    counts = sum(
+        torch.bincount(part.view(torch.int32) >> 16, minlength=1 << 15) for part in magnitudes()
+    )
     at_least = counts.flip(0).cumsum(0).flip(0)
     kept = max(1, int(DENSITY * tensor.numel()))
     upper = int((at_least >= kept).nonzero()[-1])
@@ -109,18 +133,22 @@ def dare_ties(a: Tensor, b: Tensor, base: Tensor | None) -> Merge:
     masks: list[dict[int, Tensor]] = []
     factors = []
     for tensor in (a, b):
-        before, after, mask = 0.0, 0.0, {}
+        before = 0.0
+        after = 0.0
+        mask = {}
         for here in slices(tensor):
             size = tensor[here].float().sub_(base[here]).abs_()
             mask[here.start] = torch.rand(size.numel()) < DENSITY
-            before, after = before + float(size.sum()), after + float(size.mul_(mask[here.start]).sum())
+            before = before + float(size.sum())
+            after = after + float(size.mul_(mask[here.start]).sum())
         masks.append(mask)
         factors.append(before / after if after > 0 else 1.0)
 
     def compute(x: Tensor, y: Tensor, z: Tensor | None, here: slice) -> Tensor:
         pairs = zip((x, y), masks, factors, strict=True)
         return vote(
-            [v.sub_(z).mul_(mask[here.start]).mul_(factor * WEIGHT) for v, mask, factor in pairs], normalize=False
+            [v.sub_(z).mul_(mask[here.start]).mul_(factor * WEIGHT) for v, mask, factor in pairs],
+            normalize=False,
         ).add_(z)
 
     return compute
@@ -135,4 +163,10 @@ def vote(parts: list[Tensor], *, normalize: bool) -> Tensor:
     return mixed if count is None else mixed.div_(count)
 
 
-METHODS = {"linear": linear, "task_arithmetic": task_arithmetic, "slerp": slerp, "ties": ties, "dare_ties": dare_ties}
+METHODS = {
+    "linear": linear,
+    "task_arithmetic": task_arithmetic,
+    "slerp": slerp,
+    "ties": ties,
+    "dare_ties": dare_ties,
+}

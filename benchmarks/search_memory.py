@@ -1,9 +1,11 @@
-"""Measures the memory that searches take in each phase, beside what the dry run predicts from headers.
+"""Measures the memory that searches take in each phase, beside what the dry run predicts from
+headers.
 
-Makes the family of `gradient_memory.py` in bfloat16 (SmolLM2-135M's shape, random weights, a base and two fine-tunes) and runs
-searches with the smallest budgets, each in a process of its own that evaluates by itself. Predicted is what the dry run says of
-the models, and what a process takes without any. Measured is the most of the phase: what is private, and all that is resident,
-mapped files included, which the system takes back when others want the space.
+Makes the family of `gradient_memory.py` in bfloat16 (SmolLM2-135M's shape, random weights, a base
+and two fine-tunes) and runs searches with the smallest budgets, each in a process of its own that
+evaluates by itself. Predicted is what the dry run says of the models, and what a process takes
+without any. Measured is the most of the phase: what is private, and all that is resident, mapped
+files included, which the system takes back when others want the space.
 
     python benchmarks/search_memory.py --work /tmp/search-memory
 """
@@ -26,8 +28,16 @@ CMA = {"evaluations": 2, "population": 2, "batch": "all"}
 SEARCHES: dict[str, dict[str, Any]] = {
     "PS": {"space": "ps", "merge": {"groups": 1}, "optimize": [CMA]},
     "PS, gradient": {"space": "ps", "merge": {"groups": "tensor"}, "optimize": [GRADIENT]},
-    "DFS": {"space": "dfs", "path": {"kind": "paper", "scales": "slot", "repetitions": 1}, "optimize": [CMA]},
-    "DFS, gradient": {"space": "dfs", "path": {"kind": "gates", "repetitions": 1}, "optimize": [GRADIENT]},
+    "DFS": {
+        "space": "dfs",
+        "path": {"kind": "paper", "scales": "slot", "repetitions": 1},
+        "optimize": [CMA],
+    },
+    "DFS, gradient": {
+        "space": "dfs",
+        "path": {"kind": "gates", "repetitions": 1},
+        "optimize": [GRADIENT],
+    },
     "hybrid": {
         "space": "hybrid",
         "merge": {"groups": 1},
@@ -51,14 +61,28 @@ def child(models: Path, name: str) -> dict[str, Any]:
     from hf_evomerge.search.evaluation.evaluator import Evaluator
     from hf_evomerge.search.evaluation.memory import PROCESS, memory_of_models
 
-    sources = {"sources": [{"model": str(models / each)} for each in "ab"], "base": {"model": str(models / "base")}}
-    task = {"fitness": {"task": "likelihood", "separator": " "}, "compare": {"baselines": [], "finalists": 1}}
-    config = SearchConfig.model_validate({**sources, **task, **SEARCHES[name]})
-    examples = {"search": [Example(" ".join(WORDS[n : n + 16]), " ".join(WORDS[n : n + 4]), id=str(n)) for n in (1, 20)]}
-    predicted = {
-        phase: PROCESS + size for phase, size in memory_of_models(config, Evaluator(config, examples=examples)).items()
+    sources = {
+        "sources": [{"model": str(models / each)} for each in "ab"],
+        "base": {"model": str(models / "base")},
     }
-    most, peaks, stop = [0, 0], dict[str, list[int]](), threading.Event()
+    task = {
+        "fitness": {"task": "likelihood", "separator": " "},
+        "compare": {"baselines": [], "finalists": 1},
+    }
+    config = SearchConfig.model_validate({**sources, **task, **SEARCHES[name]})
+    examples = {
+        "search": [
+            Example(" ".join(WORDS[n : n + 16]), " ".join(WORDS[n : n + 4]), id=str(n))
+            for n in (1, 20)
+        ]
+    }
+    predicted = {
+        phase: PROCESS + size
+        for phase, size in memory_of_models(config, Evaluator(config, examples=examples)).items()
+    }
+    most = [0, 0]
+    peaks = dict[str, list[int]]()
+    stop = threading.Event()
 
     def look() -> None:
         now = (own_memory(), int(1e6 * resident()))
@@ -87,7 +111,9 @@ def child(models: Path, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run every search, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for the models (0.8 GB)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -98,9 +124,16 @@ def main() -> None:
     print("| search | phase | predicted | private | resident |\n" + "| --- " * 5 + "|")
     for name in SEARCHES:
         command = [sys.executable, *sys.argv, "--child", name]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        found = json.loads(
+            subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.splitlines()[-1]
+        )
         for phase, sizes in found.items():
-            print(f"| {name} | {phase} | {' | '.join(f'{size / 1e9:.2f} GB' for size in sizes)} |", flush=True)
+            print(
+                f"| {name} | {phase} | {' | '.join(f'{size / 1e9:.2f} GB' for size in sizes)} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

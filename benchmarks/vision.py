@@ -1,12 +1,15 @@
-"""Tiny vision transformers with a head each, merged: one coefficient for all against a search per layer.
+"""Tiny vision transformers with a head each, merged: one coefficient for all against a search per
+layer.
 
-The standard experiment of the merging literature in small. A ViT of four blocks is trained on letters; its body is fine-tuned
-on four tasks, drawn pictures and scikit-learn's digits, with a head of its own for each. The bodies are merged, and every
-picture is classified through its task's head: by task arithmetic and TIES at the best single coefficient of a grid, and with a
-weight per block and task found by gradient and by CMA-ES. All choose by the same examples; accuracy is on others.
+The standard experiment of the merging literature in small. A ViT of four blocks is trained on
+letters; its body is fine-tuned on four tasks, drawn pictures and scikit-learn's digits, with a head
+of its own for each. The bodies are merged, and every picture is classified through its task's head:
+by task arithmetic and TIES at the best single coefficient of a grid, and with a weight per block
+and task found by gradient and by CMA-ES. All choose by the same examples; accuracy is on others.
 
     pip install "hf-evomerge[vision]" scikit-learn
-    python benchmarks/vision.py --seeds 0 1 --out vision --into benchmarks/pages/encoders.md    # two CPU-minutes per seed
+    python benchmarks/vision.py --seeds 0 1 --out vision --into benchmarks/pages/encoders.md    #
+    two CPU-minutes per seed
 """
 
 from __future__ import annotations
@@ -58,11 +61,19 @@ SEARCHES: dict[str, dict[str, Any]] = {
 def draw(task: str, label: int, rng: random.Random) -> Image.Image:
     """One picture of a task: grey, noisy, a little out of place; sometimes light on dark."""
     image = Image.new("L", (SIDE, SIDE), 0)
-    pen, x, y = ImageDraw.Draw(image), rng.uniform(5.5, 9.5), rng.uniform(5.5, 9.5)
+    pen = ImageDraw.Draw(image)
+    x = rng.uniform(5.5, 9.5)
+    y = rng.uniform(5.5, 9.5)
     size = rng.uniform(3.5, 5)
     box = (x - size, y - size, x + size, y + size)
     if task == "letters":
-        pen.text((x, y), LABELS[task][label], fill=255, font=ImageFont.load_default(rng.randint(10, 14)), anchor="mm")
+        pen.text(
+            (x, y),
+            LABELS[task][label],
+            fill=255,
+            font=ImageFont.load_default(rng.randint(10, 14)),
+            anchor="mm",
+        )
     elif task == "shapes":
         if label < 2:
             pen.ellipse(box, fill=255 if label == 0 else 0, outline=255, width=2)
@@ -76,7 +87,10 @@ def draw(task: str, label: int, rng: random.Random) -> Image.Image:
     elif task == "stripes":
         rows, columns = np.mgrid[:SIDE, :SIDE]
         angle = (label + rng.uniform(-0.35, 0.35)) * np.pi / 4
-        waves = np.sin((rows * np.cos(angle) + columns * np.sin(angle)) * rng.uniform(1.0, 1.6) + rng.uniform(0, 6))
+        waves = np.sin(
+            (rows * np.cos(angle) + columns * np.sin(angle)) * rng.uniform(1.0, 1.6)
+            + rng.uniform(0, 6)
+        )
         image = Image.fromarray(((waves > 0) * 255).astype("uint8"))
     else:
         cells = rng.sample([(row, column) for row in range(4) for column in range(4)], label + 1)
@@ -91,7 +105,11 @@ def pictures(task: str, count: int, rng: random.Random) -> list[tuple[Image.Imag
         data = load_digits()
         order = rng.sample(range(len(data.target)), count)
         drawn = [
-            (Image.fromarray((data.images[i] * 15.9).astype("uint8")).resize((SIDE, SIDE)), int(data.target[i])) for i in order
+            (
+                Image.fromarray((data.images[i] * 15.9).astype("uint8")).resize((SIDE, SIDE)),
+                int(data.target[i]),
+            )
+            for i in order
         ]
     else:
         labels = [rng.randrange(len(LABELS[task])) for _ in range(count)]
@@ -102,7 +120,11 @@ def pictures(task: str, count: int, rng: random.Random) -> list[tuple[Image.Imag
 def noisy(image: Image.Image, rng: random.Random) -> Image.Image:
     """The picture with less contrast and noise, in three equal channels."""
     dice = np.random.default_rng(rng.getrandbits(32))
-    grey = np.asarray(image, dtype=float) * rng.uniform(0.5, 0.9) + dice.normal(0, 25, (SIDE, SIDE)) + 20
+    grey = (
+        np.asarray(image, dtype=float) * rng.uniform(0.5, 0.9)
+        + dice.normal(0, 25, (SIDE, SIDE))
+        + 20
+    )
     return Image.fromarray(np.clip(grey, 0, 255).astype("uint8")).convert("RGB")
 
 
@@ -110,7 +132,12 @@ def new_model(task: str) -> ViTForImageClassification:
     """A random classifier of a task."""
     names = dict(enumerate(LABELS[task]))
     config = ViTConfig(
-        **{"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
+        **{
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        },
         **{"image_size": SIDE, "patch_size": 4, "hidden_dropout_prob": 0.0},
         id2label=names,
         label2id={name: number for number, name in names.items()},
@@ -118,11 +145,25 @@ def new_model(task: str) -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def train(model: ViTForImageClassification, data: list[tuple[Image.Image, int]], *, steps: int, rate: float, seed: int) -> None:
+def train(
+    model: ViTForImageClassification,
+    data: list[tuple[Image.Image, int]],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+) -> None:
     """Adam on batches of 64, the rate falling to 0; the head learns faster than the body."""
-    pixels = torch.stack([torch.from_numpy(np.array(image)) for image, _ in data]).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = (
+        torch.stack([torch.from_numpy(np.array(image)) for image, _ in data]).permute(0, 3, 1, 2)
+        / 127.5
+        - 1
+    )
     labels = torch.tensor([label for _, label in data])
-    groups = [{"params": model.vit.parameters(), "lr": rate}, {"params": model.classifier.parameters(), "lr": 3e-3}]
+    groups = [
+        {"params": model.vit.parameters(), "lr": rate},
+        {"params": model.classifier.parameters(), "lr": 3e-3},
+    ]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     dice = torch.Generator().manual_seed(seed)
@@ -158,7 +199,12 @@ def make_family(folder: Path, seed: int) -> None:
             for number, (image, label) in enumerate(drawn[start : start + SIZES[split]]):
                 name = f"{split}-{task}-{number}"
                 image.save(folder / f"{name}.png")
-                record = {"prompt": name, "picture": f"{name}.png", "label": LABELS[task][label], "task": task}
+                record = {
+                    "prompt": name,
+                    "picture": f"{name}.png",
+                    "label": LABELS[task][label],
+                    "task": task,
+                }
                 lines[split].append(json.dumps(record))
             start += SIZES[split]
     for split in ("search", "validation", "test"):
@@ -174,18 +220,27 @@ def settings(folder: Path, optimizer: dict[str, Any], seed: int) -> SearchConfig
             "space": "ps",
             "sources": [{"model": str(folder / task), "component": "vision"} for task in TASKS],
             "base": {"model": str(folder / "base")},
-            "merge": {"groups": "block", "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.3}}},
+            "merge": {
+                "groups": "block",
+                "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.3}},
+            },
             "optimize": [optimizer],
             "fitness": {"task": "classification", "heads": TASKS, "batch_size": 64},
-            "data": {split: {"jsonl": str(folder / f"{split}.jsonl"), **fields} for split in ("search", "validation", "test")},
+            "data": {
+                split: {"jsonl": str(folder / f"{split}.jsonl"), **fields}
+                for split in ("search", "validation", "test")
+            },
             "compute": {"seed": seed},
         },
         ValueError,
     )
 
 
-def best_of_grid(evaluator: Evaluator, method: str, values: dict[str, float]) -> tuple[Recipe, float]:
-    """The merge with the best of the grid's weights for all tasks, by its accuracy on what searches look at too."""
+def best_of_grid(
+    evaluator: Evaluator, method: str, values: dict[str, float]
+) -> tuple[Recipe, float]:
+    """The merge with the best of the grid's weights for all tasks, by its accuracy on what searches
+    look at too."""
     found = []
     for weight in WEIGHTS:
         parameters: list[Any] = [{"weight": weight, **values}] * len(TASKS)
@@ -213,7 +268,9 @@ def measure(folder: Path, seed: int) -> dict[str, list[bool]]:
     for task, own in zip(TASKS, alone, strict=True):
         found[f"fine-tuned on {task}"] = own
     found["plain average"] = right(
-        evaluator.config.recipe(merge=MergePart(method="linear", parameters=[{"weight": 0.25}] * len(TASKS)))
+        evaluator.config.recipe(
+            merge=MergePart(method="linear", parameters=[{"weight": 0.25}] * len(TASKS))
+        )
     )
     for name, method, values in (
         ("task arithmetic, best weight for all", "task_arithmetic", {}),
@@ -233,15 +290,22 @@ def measure(folder: Path, seed: int) -> dict[str, list[bool]]:
 
 
 def table(runs: list[dict[str, Any]], seeds: list[int]) -> str:
-    """Accuracy per task over all seeds, of all with a 95 % interval, per seed, and what the best single weight lacks."""
+    """Accuracy per task over all seeds, of all with a 95 % interval, per seed, and what the best
+    single weight lacks."""
     names = [name for name in runs[0] if name != "tasks"]
     several = seeds if len(seeds) > 1 else []
     rows = [
-        f"| {' | '.join(['', *TASKS, 'all', *(f'draw {seed}' for seed in several), 'against task arithmetic'])} |",
+        (
+            "| "
+            f"{' | '.join(['', *TASKS, 'all', *(f'draw {seed}' for seed in several), 'against task arithmetic'])} "  # noqa: E501
+            "|"
+        ),
         "| --- " * (len(TASKS) + len(several) + 3) + "|",
     ]
     tasks = np.concatenate([run["tasks"] for run in runs])
-    reference = np.concatenate([run["task arithmetic, best weight for all"] for run in runs]).astype(float)
+    reference = np.concatenate(
+        [run["task arithmetic, best weight for all"] for run in runs]
+    ).astype(float)
     for name in names:
         each = [np.array(run[name], dtype=float) for run in runs]
         whole = np.concatenate(each)
@@ -249,7 +313,11 @@ def table(runs: list[dict[str, Any]], seeds: list[int]) -> str:
         cells.append(f"{_share(whole.mean())} ± {_share(1.96 * whole.std() / len(whole) ** 0.5)}")
         cells += [_share(values.mean()) for values in each[: len(several)]]
         gain = whole - reference
-        cells.append(f"{gain.mean():+.3f} ± {_share(1.96 * gain.std() / len(gain) ** 0.5)}".replace("0.", "."))
+        cells.append(
+            f"{gain.mean():+.3f} ± {_share(1.96 * gain.std() / len(gain) ** 0.5)}".replace(
+                "0.", "."
+            )
+        )
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -260,9 +328,16 @@ def _share(value: float) -> str:
 
 def main() -> None:
     """Train, merge, search, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the models and searches; what is there is used")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the models and searches; what is there is used",
+    )
     parser.add_argument("--into", type=Path, help="page whose table is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,9 +1,11 @@
-"""Reads the paper's EvoLLM-JP-v1-10B, whose path is among its weights, as a recipe that `hf-evomerge merge` builds.
+"""Reads the paper's EvoLLM-JP-v1-10B, whose path is among its weights, as a recipe that
+`hf-evomerge merge` builds.
 
-Its layout (`model_type: evomistral`, for transformers 4) stores Mistral's layers once; `model.input_layers` says which of them
-each hop runs, and `model.input_scales` what the MLP output of the hop before is multiplied by. This script makes the folder's
-config that of a Mistral of the stored layers (`config.evomistral.json` keeps the old one), and writes a recipe with the path
-beside it. It runs no code of the model and changes no weight.
+Its layout (`model_type: evomistral`, for transformers 4) stores Mistral's layers once;
+`model.input_layers` says which of them each hop runs, and `model.input_scales` what the MLP output
+of the hop before is multiplied by. This script makes the folder's config that of a Mistral of the
+stored layers (`config.evomistral.json` keeps the old one), and writes a recipe with the path beside
+it. It runs no code of the model and changes no weight.
 
     hf download SakanaAI/EvoLLM-JP-v1-10B --local-dir evollm-stored
     python evomistral.py evollm-stored
@@ -20,23 +22,34 @@ from safetensors import safe_open
 
 from hf_evomerge import FlowPart, Recipe, SourceRef
 
-LAYERS, SCALES = "model.input_layers", "model.input_scales"
+LAYERS = "model.input_layers"
+SCALES = "model.input_scales"
 THEIRS = ("auto_map", "num_hops", "transformers_version", "use_cache")
 
 
 def main() -> None:
     """Write both files, or say in one line why not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="the downloaded model")
     folder = parser.parse_args().folder
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("model_type") != "evomistral":
-        raise SystemExit(f"{file}: model_type is {config.get('model_type')!r}, not 'evomistral'; nothing to do")
-    layers, scales = numbers(folder, LAYERS), numbers(folder, SCALES)
+        raise SystemExit(
+            f"{file}: model_type is {config.get('model_type')!r}, not 'evomistral'; nothing to do"
+        )
+    layers = numbers(folder, LAYERS)
+    scales = numbers(folder, SCALES)
     if not len(layers) == len(scales) == config["num_hops"]:
-        raise SystemExit(f"{folder}: {len(layers)} layers, {len(scales)} scales, {config['num_hops']} hops; download it again")
-    flow = FlowPart(path=[f"0:{layer}" for layer in layers], scales=scales, scale_target="mlp_delta")
+        raise SystemExit(
+            f"{folder}: {len(layers)} layers, {len(scales)} scales, {config['num_hops']} "
+            "hops; download it again"
+        )
+    flow = FlowPart(
+        path=[f"0:{layer}" for layer in layers], scales=scales, scale_target="mlp_delta"
+    )
     Recipe(sources=[SourceRef(model=str(folder.resolve()))], flow=flow).save(folder / "recipe.yaml")
     file.rename(folder / "config.evomistral.json")
     kept = {key: value for key, value in config.items() if key not in THEIRS}

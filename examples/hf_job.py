@@ -2,12 +2,15 @@
 # requires-python = ">=3.11"
 # dependencies = ["hf-evomerge", "huggingface_hub>=1.0"]
 # ///
-"""Runs a search as a job that may be cut off at any time, and keeps its study in a data set repository on the Hub.
+"""Runs a search as a job that may be cut off at any time, and keeps its study in a data set
+repository on the Hub.
 
-The repository has a `search.yaml` with `device: auto`, and the data that it names beside it. Call the same command again after
-the time limit: the search goes on from what was kept, with the trials of one that was never cut off.
+The repository has a `search.yaml` with `device: auto`, and the data that it names beside it. Call
+the same command again after the time limit: the search goes on from what was kept, with the trials
+of one that was never cut off.
 
-    hf jobs uv run --flavor a10g-large --timeout 4h --secrets HF_TOKEN hf_job.py YOUR-NAME/YOUR-STUDY
+    hf jobs uv run --flavor a10g-large --timeout 4h --secrets HF_TOKEN hf_job.py
+    YOUR-NAME/YOUR-STUDY
 """
 
 from __future__ import annotations
@@ -28,10 +31,13 @@ KEPT = ["study.db", "search.yaml", "recipe.yaml", "results.json", "plots/*", "mo
 
 
 class Keep(SearchCallback):
-    """Uploads the study after a generation, at most every so many seconds, and everything at the end."""
+    """Uploads the study after a generation, at most every so many seconds, and everything at the
+    end."""
 
     def __init__(self, repo_id: str, seconds: float) -> None:
-        self.repo_id, self.seconds, self.last = repo_id, seconds, time.monotonic()
+        self.repo_id = repo_id
+        self.seconds = seconds
+        self.last = time.monotonic()
 
     def on_generation(self, study: Study, generation: object) -> None:
         """Upload what has been scored so far."""
@@ -39,29 +45,46 @@ class Keep(SearchCallback):
             self.upload(study.folder, "study.db")
 
     def upload(self, folder: Path, *names: str) -> None:
-        """Upload files of the search's folder; the study as a copy that is whole, while it is being written."""
+        """Upload files of the search's folder; the study as a copy that is whole, while it is being
+        written."""
         copy = folder / "upload" / "study.db"
         copy.parent.mkdir(exist_ok=True)
         copy.unlink(missing_ok=True)
-        with closing(sqlite3.connect(folder / "study.db")) as study, closing(sqlite3.connect(copy)) as target:
+        with (
+            closing(sqlite3.connect(folder / "study.db")) as study,
+            closing(sqlite3.connect(copy)) as target,
+        ):
             study.backup(target)
         api = HfApi()
-        api.upload_file(path_or_fileobj=copy, path_in_repo="search/study.db", repo_id=self.repo_id, repo_type="dataset")
+        api.upload_file(
+            path_or_fileobj=copy,
+            path_in_repo="search/study.db",
+            repo_id=self.repo_id,
+            repo_type="dataset",
+        )
         if rest := [name for name in names if name != "study.db"]:
             api.upload_folder(
-                folder_path=folder, path_in_repo="search", repo_id=self.repo_id, repo_type="dataset", allow_patterns=rest
+                folder_path=folder,
+                path_in_repo="search",
+                repo_id=self.repo_id,
+                repo_type="dataset",
+                allow_patterns=rest,
             )
         self.last = time.monotonic()
 
 
 def main() -> None:
     """Begin the search of a repository, or go on with it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("repo_id", help="the data set repository")
     parser.add_argument("--work", type=Path, default=Path("job"), help="a folder on the job's disk")
     parser.add_argument("--seconds", type=float, default=600, help="between two uploads")
     given = parser.parse_args()
-    snapshot_download(given.repo_id, repo_type="dataset", local_dir=given.work, ignore_patterns=["search/model/*"])
+    snapshot_download(
+        given.repo_id, repo_type="dataset", local_dir=given.work, ignore_patterns=["search/model/*"]
+    )
     os.chdir(given.work)
     keep = Keep(given.repo_id, given.seconds)
     out = Path("search")

@@ -1,7 +1,7 @@
 """Evolve merges of existing language models: parameter space, data flow space, or both.
 
-Public names are imported when they are first used, so that ``import hf_evomerge`` takes milliseconds. The model class is
-registered with transformers' Auto classes.
+Public names are imported when they are first used, so that ``import hf_evomerge`` takes
+milliseconds. The model class is registered with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "hub.space": ("push_space",),
     "mergekit": ("from_mergekit", "to_mergekit"),
     "merging": ("register_method",),
-    "modeling": ("EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedForImageTextToText", "EvoMergedModel"),
+    "modeling": (
+        "EvoMergedConfig",
+        "EvoMergedForCausalLM",
+        "EvoMergedForImageTextToText",
+        "EvoMergedModel",
+    ),
     "recipes.layer_path": ("LayerPath",),
     "recipes.recipe": ("FlowPart", "MergePart", "Recipe", "SourceRef"),
     "routing.pool": ("LayerPool",),

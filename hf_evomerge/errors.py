@@ -1,4 +1,5 @@
-"""The errors this package raises: one kind per thing that can be wrong, so that callers can tell them apart."""
+"""The errors this package raises: one kind per thing that can be wrong, so that callers can tell
+them apart."""
 
 from __future__ import annotations
 
@@ -10,30 +11,52 @@ from importlib import import_module
 from reprlib import Repr
 from typing import Any
 
-MAX_MESSAGE = 1500  # characters: what a stranger's file brings into a message must not fill a screen, or a log
+# characters: what a stranger's file brings into a message must not fill a screen, or a log
+MAX_MESSAGE = 1500
 _HIDDEN = (
     (re.compile(r"(https?://)[^\s/@]+@"), r"\1"),  # a password
     (re.compile(r"\?[\w.%~-]+=[^\s'\")\]>]*"), ""),  # what signs an address
-    (re.compile(r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), "hf_..."),  # a token; not a name such as hf_evomerge
+    (
+        re.compile(r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"),
+        "hf_...",
+    ),  # a token; not a name such as hf_evomerge
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer ..."),
-    (re.compile(r":? cannot be read: (?:\[Errno 2\] )?No such file or directory(?:: '[^']*')?"), ": no such file"),
+    (
+        re.compile(r":? cannot be read: (?:\[Errno 2\] )?No such file or directory(?:: '[^']*')?"),
+        ": no such file",
+    ),
     (re.compile(r' in "<unicode string>"'), ""),
     (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
 )
-_MACHINE = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_MACHINE_WORDS = re.compile(r"can't start new thread|can(?:'t| ?not) allocate memory|\(os error (?:11|12|23|24|28)\)", re.I)
+_MACHINE = {
+    errno.EAGAIN,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+}
+_MACHINE_WORDS = re.compile(
+    r"can't start new thread|can(?:'t| ?not) allocate memory|\(os error (?:11|12|23|24|28)\)", re.I
+)
 _NUMBERS = re.compile(r"\[Errno -?\d+\] ")  # says nothing to people; the words after it do
 _REPR = Repr()
-_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 2, 4, 4
+_REPR.maxlevel = 2
+_REPR.maxlist = 4
+_REPR.maxdict = 4
 _REPR.maxstring = _REPR.maxother = 80
 
 
 def optional(package: str, extra: str, what: str, kind: type[Exception]) -> Any:
-    """Import a package of an extra; raise an error of this kind, which says what needs it, where it is not installed."""
+    """Import a package of an extra; raise an error of this kind, which says what needs it, where it
+    is not installed."""
     try:
         return import_module(package)
     except ImportError as cause:
-        raise kind(f"{what} needs {package.partition('.')[0]}: pip install 'hf-evomerge[{extra}]'") from cause
+        raise kind(
+            f"{what} needs {package.partition('.')[0]}: pip install 'hf-evomerge[{extra}]'"
+        ) from cause
 
 
 def without_secrets(text: str) -> str:
@@ -44,17 +67,21 @@ def without_secrets(text: str) -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """A text, or what an error says, on one line that every terminal and file takes, without secrets.
+    """A text, or what an error says, on one line that every terminal and file takes, without
+    secrets.
 
     Args:
         text: The text or the error. Of an error without words it is the name of its kind.
-        limit: Characters. The middle of a longer text is left out: its beginning says what is wrong, its end what to do.
+        limit: Characters. The middle of a longer text is left out: its beginning says what is
+            wrong, its end what to do.
     """
     try:
         words = " ".join(str(text).split()) or type(text).__name__
     except Exception:  # somebody else's error that cannot even say what it is
         words = type(text).__name__
-    words = words.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written
+    words = words.encode(
+        "utf-8", "backslashreplace"
+    ).decode()  # half of a surrogate pair cannot be written
     words = _NUMBERS.sub("", words)
     words = without_secrets("".join(c if c.isprintable() else "?" for c in words)).strip()
     room = limit - 5
@@ -65,11 +92,18 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """Suggest the known word that was probably meant, or list all that there are."""
     names = sorted(known)
     close = get_close_matches(str(word), names, 1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}" if names else "there are none"
+    return (
+        f"did you mean {close[0]}?"
+        if close
+        else f"there are {', '.join(names)}"
+        if names
+        else "there are none"
+    )
 
 
 def shown(value: object) -> str:
-    """A value that was found, for a message: cut short, also where it is huge or contains itself."""
+    """A value that was found, for a message: cut short, also where it is huge or contains
+    itself."""
     try:
         return _REPR.repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -77,7 +111,8 @@ def shown(value: object) -> str:
 
 
 class EvoMergeError(Exception):
-    """Base of every error that a user can cause. The message says what, where, what was there and what to do.
+    """Base of every error that a user can cause. The message says what, where, what was there and
+    what to do.
 
     Whatever goes into a message, it is one line of at most `MAX_MESSAGE` characters.
     """
@@ -87,15 +122,21 @@ class EvoMergeError(Exception):
 
 
 class MachineError(EvoMergeError):
-    """The machine has no memory, threads, files or room left, which says nothing of the model that it was at."""
+    """The machine has no memory, threads, files or room left, which says nothing of the model that
+    it was at."""
 
 
 def is_of_machine(error: BaseException | None) -> bool:
-    """Tell whether an error, or its cause, says that the machine (not its GPU) is out of memory, threads, files or room."""
+    """Tell whether an error, or its cause, says that the machine (not its GPU) is out of memory,
+    threads, files or room."""
     while error is not None:
-        if isinstance(error, MemoryError | MachineError) or (isinstance(error, OSError) and error.errno in _MACHINE):
+        if isinstance(error, MemoryError | MachineError) or (
+            isinstance(error, OSError) and error.errno in _MACHINE
+        ):
             return True
-        if not isinstance(error, EvoMergeError) and _MACHINE_WORDS.search(one_line(error)):  # of torch, safetensors, threading
+        if not isinstance(error, EvoMergeError) and _MACHINE_WORDS.search(
+            one_line(error)
+        ):  # of torch, safetensors, threading
             return True
         error = error.__cause__
     return False
@@ -122,4 +163,5 @@ class SearchError(EvoMergeError):
 
 
 class HubError(EvoMergeError):
-    """A model cannot be published or fetched: the Hub, the licenses or the folder do not allow it."""
+    """A model cannot be published or fetched: the Hub, the licenses or the folder do not allow
+    it."""

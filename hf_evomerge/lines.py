@@ -1,4 +1,5 @@
-"""Lines of text for people: broken between words in a terminal, and above a table that is drawn there live."""
+"""Lines of text for people: broken between words in a terminal, and above a table that is drawn
+there live."""
 
 from __future__ import annotations
 
@@ -18,15 +19,25 @@ def visible(text: str) -> str:
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:
-    """Print a text; in a terminal, in a style of `typer.style`, and with long lines wrapped with a hanging indent."""
+    """Print a text; in a terminal, in a style of `typer.style`, and with long lines wrapped with a
+    hanging indent."""
     text = visible(text)
     if (sys.stderr if err else sys.stdout).isatty():
         from rich.cells import cell_len
         from rich.console import Console
 
         width = min(100, Console(stderr=err).width)
-        wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        lines = ("".join(f"{each}\0" if cell_len(each) > 1 else each for each in line) for line in text.split("\n"))
-        text = "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines).replace("\0", "")
+        wrap = textwrap.TextWrapper(
+            width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        lines = (
+            "".join(f"{each}\0" if cell_len(each) > 1 else each for each in line)
+            for line in text.split("\n")
+        )
+        text = "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines).replace(
+            "\0", ""
+        )
         text = typer.style(text, **style) if style else text
-    print(text, file=sys.stderr if err else sys.stdout)  # not `typer.echo`, which writes into a live table: it keeps streams
+    print(
+        text, file=sys.stderr if err else sys.stdout
+    )  # not `typer.echo`, which writes into a live table: it keeps streams

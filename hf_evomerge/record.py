@@ -1,7 +1,9 @@
-"""The record of a search, as it stands beside a published model: the classes of ``study.json``, and its limits.
+"""The record of a search, as it stands beside a published model: the classes of ``study.json``, and
+its limits.
 
-The search's results, the card, the Space and the Hub's figures share them. The file may be a stranger's: what exceeds a limit
-is refused in one line, and keys that are not named here are ignored.
+The search's results, the card, the Space and the Hub's figures share them. The file may be a
+stranger's: what exceeds a limit is refused in one line, and keys that are not named here are
+ignored.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Part(StrictModel):
 
 
 class OpenPart(Part):
-    """A part of the search's settings. It keeps all keys, and has fields for the ones that are read."""
+    """A part of the search's settings. It keeps all keys, and has fields for the ones that are
+    read."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -88,7 +91,8 @@ class Compute(OpenPart):
 
 
 class Settings(OpenPart):
-    """The search file as it is published: a `SearchConfig` that names no folder of the searcher's machine."""
+    """The search file as it is published: a `SearchConfig` that names no folder of the searcher's
+    machine."""
 
     about: str | None = Field(default=None, max_length=300)
     compute: Compute = Compute()
@@ -97,7 +101,8 @@ class Settings(OpenPart):
 
 
 class StageSummary(Part):
-    """A stage of the search: what proposed its trials, how many there are, and how long their evaluation took."""
+    """A stage of the search: what proposed its trials, how many there are, and how long their
+    evaluation took."""
 
     stage: StageName
     algorithm: Name = "cma"
@@ -109,7 +114,8 @@ class StageSummary(Part):
 
 
 class Figures(Part):
-    """Figures of a model: means with standard errors, and the share of answers that were cut at the limit of their length."""
+    """Figures of a model: means with standard errors, and the share of answers that were cut at the
+    limit of their length."""
 
     fitness: Number | None = None
     fitness_se: Number | None = None
@@ -145,9 +151,11 @@ class Figures(Part):
 
 
 class Row(Figures):
-    """Row of the table of results, for one model; the fields are explained at `hf_evomerge.search.results.table.Row`.
+    """Row of the table of results, for one model; the fields are explained at
+    `hf_evomerge.search.results.table.Row`.
 
-    The winner's leads over it are by the measure that tells models apart best, and by fitness where that is accuracy.
+    The winner's leads over it are by the measure that tells models apart best, and by fitness where
+    that is accuracy.
     """
 
     stage: Name = ""
@@ -186,7 +194,8 @@ class Point(trials.Point):
 
 
 class Results(Part):
-    """Results of the search, measured on the examples of a split; several objectives have a front."""
+    """Results of the search, measured on the examples of a split; several objectives have a
+    front."""
 
     split: Name = "test"
     examples: Count = 0
@@ -202,7 +211,8 @@ class Results(Part):
 
 
 class Problem(Part):
-    """A published example: pictures by file, a gloss for more readers, and by model whether it was right and what it wrote."""
+    """A published example: pictures by file, a gloss for more readers, and by model whether it was
+    right and what it wrote."""
 
     prompt: Text
     answer: Text
@@ -248,7 +258,8 @@ class Record(Part):
     examples: list[Problem] = Field(default_factory=list, max_length=10_000)
     """Problems to try."""
     alone: Count | None = None
-    """How many problems of the results only the published model solves, of all whose answers are compared with it."""
+    """How many problems of the results only the published model solves, of all whose answers are
+    compared with it."""
 
     @property
     def rows(self) -> list[Row]:
@@ -262,14 +273,22 @@ class Record(Part):
 
     @property
     def telling(self) -> Problem | None:
-        """The first example that the model solves and the fewest others do; None where there are no examples."""
-        return max(self.examples, key=lambda one: (one.right.get(EVOLVED, False), -sum(one.right.values())), default=None)
+        """The first example that the model solves and the fewest others do; None where there are no
+        examples."""
+        return max(
+            self.examples,
+            key=lambda one: (one.right.get(EVOLVED, False), -sum(one.right.values())),
+            default=None,
+        )
 
     @property
     def data(self) -> Data:
-        """Data that examples are taken from: the first split that the search was not shown, as far as there is one."""
+        """Data that examples are taken from: the first split that the search was not shown, as far
+        as there is one."""
         data = self.settings.data
-        return next((data[split] for split in ("test", "validation", "search") if split in data), Data())
+        return next(
+            (data[split] for split in ("test", "validation", "search") if split in data), Data()
+        )
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write what was given, and no defaults."""

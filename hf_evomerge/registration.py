@@ -1,8 +1,10 @@
-"""Makes transformers' Auto classes know the merged model, without importing transformers or the model before they are used.
+"""Makes transformers' Auto classes know the merged model, without importing transformers or the
+model before they are used.
 
-`AutoConfig` looks model types up in `CONFIG_MAPPING`; there stands a class that fetches the real one, and with it the model
-classes, when the first configuration is made. If transformers is not imported yet, this waits for its import, by a finder in
-`sys.meta_path`. Nothing plainer does: importing transformers here takes seconds, transformers reads no entry points, and
+`AutoConfig` looks model types up in `CONFIG_MAPPING`; there stands a class that fetches the real
+one, and with it the model classes, when the first configuration is made. If transformers is not
+imported yet, this waits for its import, by a finder in `sys.meta_path`. Nothing plainer does:
+importing transformers here takes seconds, transformers reads no entry points, and
 `importlib.util.LazyLoader` delays an import but tells nobody when it has happened.
 """
 
@@ -35,9 +37,12 @@ class EvoMergedConfig:
 
 
 def register_lazily() -> None:
-    """Register the stand-in: now if transformers' `AutoConfig` is imported, otherwise as soon as it is."""
+    """Register the stand-in: now if transformers' `AutoConfig` is imported, otherwise as soon as it
+    is."""
     if AUTO_CONFIG in sys.modules:
-        _register(import_module(AUTO_CONFIG))  # waits where another thread is half-way through importing it
+        _register(
+            import_module(AUTO_CONFIG)
+        )  # waits where another thread is half-way through importing it
     else:
         sys.meta_path.insert(0, _WhenImported())
 
@@ -54,14 +59,19 @@ def _register(auto_config: ModuleType) -> None:
 
 
 class _WhenImported:
-    """A finder for `sys.meta_path`: finds one module as the other finders do, and registers after it has run."""
+    """A finder for `sys.meta_path`: finds one module as the other finders do, and registers after
+    it has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != AUTO_CONFIG:
             return None
-        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        found = (
+            finder.find_spec(fullname, path, target)
+            for finder in sys.meta_path
+            if finder is not self
+        )
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             usual = spec.loader.exec_module

@@ -1,4 +1,5 @@
-"""Actions when something on the page is pressed: each method takes the values of components and gives new ones."""
+"""Actions when something on the page is pressed: each method takes the values of components and
+gives new ones."""
 
 from __future__ import annotations
 
@@ -24,11 +25,14 @@ from hf_evomerge.pictures.path import hop_words
 MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
 Shown = list[dict[str, Any]] | None  # what a gallery holds: files, each with its caption
-Undo = tuple[tuple[object, Edit], ...]  # what was shown before each edit, and the slider that made the edit
+Undo = tuple[
+    tuple[object, Edit], ...
+]  # what was shown before each edit, and the slider that made the edit
 
 
 class Actions:
-    """The actions of one showcase's page. What a visitor has edited comes in and goes out; nothing of it is kept here."""
+    """The actions of one showcase's page. What a visitor has edited comes in and goes out; nothing
+    of it is kept here."""
 
     def __init__(self, show: Showcase) -> None:
         self.show = show
@@ -51,38 +55,58 @@ class Actions:
         return [message("Waiting for the model …", "busy"), self._known(prompt)]
 
     def begin_edit(self, count: int, request: gr.Request) -> Any:
-        """The same for an edit, which has no score yet; the page also says that a state changes when it is first set."""
+        """The same for an edit, which has no score yet; the page also says that a state changes
+        when it is first set."""
         if not count:
             raise gr.Error("nothing is changed yet", visible=False, print_exception=False)
         self.show.begin(str(request.session_hash))
         return gr.skip() if self.show.host is not None and self.show.host.quick else ""
 
     def turned_away(self) -> str:
-        """Return the message in place of an answer or an edit, where the queue was full or the call failed."""
-        return message("Too many are waiting for the model, or this page is old. Try again in a moment, or reload it.", "error")
+        """Return the message in place of an answer or an edit, where the queue was full or the call
+        failed."""
+        return message(
+            (
+                "Too many are waiting for the model, or this page is old. Try again in a moment, "
+                "or reload it."
+            ),
+            "error",
+        )
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
         self.show.begin(str(request.session_hash), stopped=True)
 
-    def answer(self, prompt: str, shown: Shown, others: list[str], tokens: float, request: gr.Request) -> Iterator[str]:
+    def answer(
+        self, prompt: str, shown: Shown, others: list[str], tokens: float, request: gr.Request
+    ) -> Iterator[str]:
         """The answers, as they grow."""
         try:
-            for answers in self.show.ask(prompt, others, tokens, str(request.session_hash), seeing.of_gallery(shown)):
+            for answers in self.show.ask(
+                prompt, others, tokens, str(request.session_hash), seeing.of_gallery(shown)
+            ):
                 yield cards(answers)
         except EvoMergeError as error:
             yield message(str(error), "error")
 
-    def answer_new(self, prompt: str, shown: Shown, others: list[str], tokens: float, request: gr.Request) -> Iterator[Any]:
+    def answer_new(
+        self, prompt: str, shown: Shown, others: list[str], tokens: float, request: gr.Request
+    ) -> Iterator[Any]:
         """The same to an example that was not answered in advance, where the model is quick."""
-        if not self.show.need()[1].quick or self.show.in_advance(prompt, seeing.of_gallery(shown))[0].state == "known":
+        if (
+            not self.show.need()[1].quick
+            or self.show.in_advance(prompt, seeing.of_gallery(shown))[0].state == "known"
+        ):
             yield gr.skip()
             return
         self.show.begin(str(request.session_hash))
         yield from self.answer(prompt, shown, others, tokens, request)
 
-    async def rehearsed(self, prompt: str, shown: Shown, edit: Edit, request: gr.Request) -> list[Any]:
-        """The answers that are known before anybody asks, once they are, for both tabs; what was asked meanwhile stays."""
+    async def rehearsed(
+        self, prompt: str, shown: Shown, edit: Edit, request: gr.Request
+    ) -> list[Any]:
+        """The answers that are known before anybody asks, once they are, for both tabs; what was
+        asked meanwhile stays."""
         while not self.show.ready_for.is_set():
             await asyncio.sleep(0.2)
         if self.show.published is None or self.show.has_asked(str(request.session_hash)):
@@ -93,50 +117,86 @@ class Actions:
     def _known(self, prompt: object, note: str = "") -> str:
         """The published model's answer to the problem for edits, where it is known in advance."""
         example = self.show.published.problem(prompt) if self.show.published is not None else None
-        known = self.show.in_advance(example.prompt, example.pictures)[:1] if example is not None else []
-        shown = [replace(card, name="as published", role="", note=note, solved=None) for card in known if card.state == "known"]
+        known = (
+            self.show.in_advance(example.prompt, example.pictures)[:1]
+            if example is not None
+            else []
+        )
+        shown = [
+            replace(card, name="as published", role="", note=note, solved=None)
+            for card in known
+            if card.state == "known"
+        ]
         return cards(shown) if shown else ""
 
     def follow_link(self, edit: Edit) -> Any:
         """1 where the page was opened with an edit, which then is answered."""
-        return 1 if self.show.published is not None and edit.changes(self.show.published) else gr.skip()
+        return (
+            1
+            if self.show.published is not None and edit.changes(self.show.published)
+            else gr.skip()
+        )
 
     def gloss(self, prompt: str) -> list[str]:
-        """Gloss the prompt where it is an example's; of the visitor's own, say which words the model does not know."""
+        """Gloss the prompt where it is an example's; of the visitor's own, say which words the
+        model does not know."""
         published = self.show.published
         if published is None or not isinstance(prompt, str):
             return ["", ""]
-        return [views.gloss(published, prompt, self.show.unknown(prompt)), views.asked(published, prompt)]
+        return [
+            views.gloss(published, prompt, self.show.unknown(prompt)),
+            views.asked(published, prompt),
+        ]
 
     def take_sample(self, number: int) -> list[Any]:
-        """An example was chosen: its prompt and pictures, and the answers that are known, for both tabs."""
+        """An example was chosen: its prompt and pictures, and the answers that are known, for both
+        tabs."""
         published, _ = self.show.need()
         if type(number) is not int or not 0 <= number < len(published.examples):
             raise gr.Error("There is no such problem here.", print_exception=False)
         example = published.examples[number]
-        prompt, known = example.prompt, cards(self.show.in_advance(example.prompt, example.pictures))
-        return [prompt, *self.gloss(prompt), known, self._known(prompt), self.show.files(example.pictures)]
+        prompt = example.prompt
+        known = cards(self.show.in_advance(example.prompt, example.pictures))
+        return [
+            prompt,
+            *self.gloss(prompt),
+            known,
+            self._known(prompt),
+            self.show.files(example.pictures),
+        ]
 
     def take_next(self, prompt: str) -> list[Any]:
         """Another problem: the one after this."""
         prompts = [example.prompt for example in self.show.need()[0].examples]
-        return self.take_sample((prompts.index(prompt) + 1) % len(prompts) if prompt in prompts else 0)
+        return self.take_sample(
+            (prompts.index(prompt) + 1) % len(prompts) if prompt in prompts else 0
+        )
 
-    def answer_changed(self, prompt: str, shown: Shown, edit: Edit, tokens: float, request: gr.Request) -> Iterator[str]:
-        """The published answer and the changed one, to a problem where answers are judged, else to the prompt."""
+    def answer_changed(
+        self, prompt: str, shown: Shown, edit: Edit, tokens: float, request: gr.Request
+    ) -> Iterator[str]:
+        """The published answer and the changed one, to a problem where answers are judged, else to
+        the prompt."""
         example = self.show.need()[0].problem(prompt)
         if example is None and isinstance(prompt, str) and not prompt.strip():
             yield message("Write a prompt under Try: its answer then follows every edit.")
             return
         try:
-            asked = (prompt, seeing.of_gallery(shown)) if example is None else (example.prompt, example.pictures)
-            for answers in self.show.ask_changed(asked[0], edit, tokens, str(request.session_hash), asked[1]):
+            asked = (
+                (prompt, seeing.of_gallery(shown))
+                if example is None
+                else (example.prompt, example.pictures)
+            )
+            for answers in self.show.ask_changed(
+                asked[0], edit, tokens, str(request.session_hash), asked[1]
+            ):
                 yield cards(answers)
         except EvoMergeError as error:
             yield message(str(error), "error")
 
     def score(self, edit: Edit, request: gr.Request) -> Iterator[Any]:
-        """Count how many of the examples the changed model answers right, beside the published one."""
+        """Count how many of the examples the changed model answers right, beside the published
+        one."""
         self.show.begin(str(request.session_hash))
         yield from self.score_new(edit, request, pressed=True)
 
@@ -155,45 +215,76 @@ class Actions:
                 yield message(str(error), "error")
 
     def edit(
-        self, action: str, edit: Edit, undo: Undo, count: int, scale: float, group: str, *values: float | None
+        self,
+        action: str,
+        edit: Edit,
+        undo: Undo,
+        count: int,
+        scale: float,
+        group: str,
+        *values: float | None,
     ) -> list[Any]:
-        """Make one edit: the new model and everything that shows it. A refused edit says why and changes nothing."""
+        """Make one edit: the new model and everything that shows it. A refused edit says why and
+        changes nothing."""
         mixes = action.startswith("mix")
-        slider = (action, group if edit.way is None else edit.way.selected) if mixes or action == "scale" else None
+        slider = (
+            (action, group if edit.way is None else edit.way.selected)
+            if mixes or action == "scale"
+            else None
+        )
         try:
             if action == "undo":
                 now, undo = (undo[-1][1], undo[:-1]) if undo else (edit, ())
             else:
                 now = self._after(action, edit, scale, group, values)
-                slides = slider is not None and bool(undo) and undo[-1][0] == slider  # on its way: one edit in all
+                slides = (
+                    slider is not None and bool(undo) and undo[-1][0] == slider
+                )  # on its way: one edit in all
                 undo = (*undo[-19:], (slider, edit)) if now != edit and not slides else undo
         except EvoMergeError as error:
             return [*self.shown(edit, group, str(error), moves=mixes), undo, count]
         return [*self.shown(now, group, moves=mixes), undo, count + 1]
 
-    def _after(self, action: str, edit: Edit, scale: float, group: str, values: tuple[float | None, ...]) -> Edit:
+    def _after(
+        self, action: str, edit: Edit, scale: float, group: str, values: tuple[float | None, ...]
+    ) -> Edit:
         published, _ = self.show.need()
         if action == "reset":
             return Edit.of(published)
         if action.startswith("mix"):
             given = [as_float(value) for value in values[: len(published.sources)]]
-            factors = [round(value, 3) for value in given if value is not None and 0 <= value <= mixing.MAX_FACTOR]
+            factors = [
+                round(value, 3)
+                for value in given
+                if value is not None and 0 <= value <= mixing.MAX_FACTOR
+            ]
             if len(factors) < len(given):
-                raise SpaceError(f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}.")
+                raise SpaceError(
+                    f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}."
+                )
             if group not in mixing.groups(published.mixes):
                 raise SpaceError("There are no such layers here.")
             return Edit(factors=mixing.with_factors(edit.factors, group, factors))
         if (way := edit.way) is None:
             raise SpaceError(views.NO_PATH)
-        steps: dict[str, Any] = {"drop": way.drop, "repeat": way.repeat, "scale": partial(way.scale, scale)}
-        return Edit((steps | {"earlier": partial(way.move, -1), "later": partial(way.move, 1)})[action]())
+        steps: dict[str, Any] = {
+            "drop": way.drop,
+            "repeat": way.repeat,
+            "scale": partial(way.scale, scale),
+        }
+        return Edit(
+            (steps | {"earlier": partial(way.move, -1), "later": partial(way.move, 1)})[action]()
+        )
 
     def shown(self, edit: Edit, group: str, problem: str = "", *, moves: bool = False) -> list[Any]:
-        """The edit and what shows it: picture, list and scale of hops, weights, a line about what was changed, link and recipe.
+        """The edit and what shows it: picture, list and scale of hops, weights, a line about what
+        was changed, link and recipe.
 
-        `problem` says what is wrong, where something is. With `moves` a weight is being moved, and is left alone.
+        `problem` says what is wrong, where something is. With `moves` a weight is being moved, and
+        is left alone.
         """
-        published, way = self.show.published, edit.way
+        published = self.show.published
+        way = edit.way
         if published is None:
             return [edit, "", *[gr.skip()] * (2 + MIXED), "", ""]
         said = message(problem or edit.said(published), "error" if problem else "info")
@@ -201,14 +292,40 @@ class Actions:
         if way is None:
             turned = next((values for name, values in edit.factors if name == group), ())
             parts = [gr.skip()] * MIXED if moves else [*turned, *[1.0] * MIXED][:MIXED]
-            return [edit, views.merge_view(published, edit.factors), gr.skip(), gr.skip(), *parts, said, kept]
-        words = (f"{hop_words(hop, published.labels)}, scale {number(hop.scale)}" for hop in way.path.hops)
+            return [
+                edit,
+                views.merge_view(published, edit.factors),
+                gr.skip(),
+                gr.skip(),
+                *parts,
+                said,
+                kept,
+            ]
+        words = (
+            f"{hop_words(hop, published.labels)}, scale {number(hop.scale)}"
+            for hop in way.path.hops
+        )
         names = [(f"{at + 1}: {said_of}", at) for at, said_of in enumerate(words)]
         scale = way.scales[way.selected]
-        low, high = min(-2.0, *way.scales), max(2.0, *way.scales)
-        picture = path_picture(way, published.labels, published.layers, gated=published.gated, select=True)
-        slider = gr.Slider(minimum=math.floor(10 * low) / 10, maximum=math.ceil(10 * high) / 10, value=round(scale, 3))
-        return [edit, picture, gr.Dropdown(choices=names, value=way.selected), slider, *[gr.skip()] * MIXED, said, kept]
+        low = min(-2.0, *way.scales)
+        high = max(2.0, *way.scales)
+        picture = path_picture(
+            way, published.labels, published.layers, gated=published.gated, select=True
+        )
+        slider = gr.Slider(
+            minimum=math.floor(10 * low) / 10,
+            maximum=math.ceil(10 * high) / 10,
+            value=round(scale, 3),
+        )
+        return [
+            edit,
+            picture,
+            gr.Dropdown(choices=names, value=way.selected),
+            slider,
+            *[gr.skip()] * MIXED,
+            said,
+            kept,
+        ]
 
     def choose(self, edit: Edit, event: gr.SelectData) -> list[Any]:
         """A hop was pressed in the picture."""
@@ -217,7 +334,10 @@ class Actions:
     def choose_listed(self, edit: Edit, index: Any) -> list[Any]:
         """A hop was chosen in the list."""
         try:
-            return self.shown(replace(edit, way=edit.way.select(index)) if edit.way is not None else edit, mixing.ALL)
+            return self.shown(
+                replace(edit, way=edit.way.select(index)) if edit.way is not None else edit,
+                mixing.ALL,
+            )
         except EvoMergeError as error:
             return self.shown(edit, mixing.ALL, str(error))
 
@@ -244,7 +364,8 @@ class Actions:
     async def run(self, at: float) -> AsyncIterator[list[Any]]:
         """Show all moments from the one shown, or from the first where it is the last."""
         published, _ = self.show.need()
-        last, shown = len(published.film[1]), as_float(at)
+        last = len(published.film[1])
+        shown = as_float(at)
         start = int(shown) if shown is not None and 1 <= shown < last else 1
         for moment in range(start, last + 1):
             yield [moment, *views.film_view(published, moment - 1, runs=moment < last)]

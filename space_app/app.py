@@ -1,6 +1,8 @@
-"""The Space: its tabs, and what happens when something is pressed. Everything else is in the modules beside this file.
+"""The Space: its tabs, and what happens when something is pressed. Everything else is in the
+modules beside this file.
 
-The owner sets the model: `EVOMERGE_MODEL=user/model python app.py`, or `space.json` beside this file.
+The owner sets the model: `EVOMERGE_MODEL=user/model python app.py`, or `space.json` beside this
+file.
 """
 
 from __future__ import annotations
@@ -41,15 +43,22 @@ from hf_evomerge.pictures.style import style_sheet  # noqa: E402
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
 QUEUE = 64
 SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
-# What the page calls is no part of the API. Gradio does not check what it is given: the state that it would compare with
+# What the page calls is no part of the API. Gradio does not check what it is given: the state that
+# it would compare with
 # may be forgotten, and the functions say themselves what is wrong.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
+MODEL: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "model",
+}  # one pass at a time, of page and API together
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
-FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: dict[str, Any] = {
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}
 # white on these, and these on white, have a contrast of 5 to 1
 CONTRAST = {"button_primary_background_fill": "*primary_600", "color_accent": "*primary_600"}
 CONTRAST["button_primary_background_fill_hover"] = "*primary_700"
@@ -63,10 +72,12 @@ const choose = (target) => {
 let refocus = false;
 element.addEventListener('click', (event) => choose(event.target));
 element.addEventListener('keydown', (event) => {
-  if ((event.key === 'Enter' || event.key === ' ') && choose(event.target)) { refocus = true; event.preventDefault(); }
+  const isKey = event.key === 'Enter' || event.key === ' ';
+  if (isKey && choose(event.target)) { refocus = true; event.preventDefault(); }
 });
 watch('value', () => {
-  const shown = [...element.querySelectorAll('.ev-selected')].find((hop) => hop.getClientRects().length);
+  const selected = [...element.querySelectorAll('.ev-selected')];
+  const shown = selected.find((hop) => hop.getClientRects().length);
   if (refocus && shown) shown.focus();
   refocus = false;
 });
@@ -80,7 +91,8 @@ PLAY_ONCE = """() => {
 
 
 class Files(GalleryData):
-    """Files that a gallery is given: so few that a list of wrong ones is one complaint, and not a million."""
+    """Files that a gallery is given: so few that a list of wrong ones is one complaint, and not a
+    million."""
 
     root: list[GalleryImage | GalleryVideo] = Field(max_length=64)
 
@@ -95,15 +107,21 @@ class Page:
     def build(self) -> gr.Blocks:
         """The whole page with its events and API."""
         name = Path(self.show.model).name or "no model is set"
-        with gr.Blocks(title=f"{name}: an evolved merge", analytics_enabled=False, delete_cache=seeing.KEPT) as blocks:
-            self.heading = gr.HTML('<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading")
+        with gr.Blocks(
+            title=f"{name}: an evolved merge", analytics_enabled=False, delete_cache=seeing.KEPT
+        ) as blocks:
+            self.heading = gr.HTML(
+                '<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading"
+            )
             self.status = gr.HTML(message("Starting …"), elem_id="ev-status", js_on_load=LIVE)
             with gr.Tabs(elem_id="ev-tabs") as self.tabs:
                 with gr.Tab("Try", id="try"):
                     self._try_tab()
                 with gr.Tab("Path", id="path") as self.path_tab:
                     self.path = gr.HTML(message("Reading …"), elem_id="ev-path")
-                    self.look = gr.Button("What would it say after each step?", elem_id="ev-look", visible=False)
+                    self.look = gr.Button(
+                        "What would it say after each step?", elem_id="ev-look", visible=False
+                    )
                 with gr.Tab("Change it", id="change") as self.change_tab:
                     self._change_tab()
                 with gr.Tab("Evolution", id="evolution") as self.evolution:
@@ -111,20 +129,34 @@ class Page:
                 with gr.Tab("Recipe", id="recipe"):
                     self._recipe_tab()
             for function, runs_model in endpoints(self.show):
-                gr.api(friendly(function), api_name=function.__name__, **(MODEL if runs_model else {"concurrency_limit": None}))
+                gr.api(
+                    friendly(function),
+                    api_name=function.__name__,
+                    **(MODEL if runs_model else {"concurrency_limit": None}),
+                )
             self._events(blocks)
         return blocks
 
     def _gallery(self, label: str, name: str) -> gr.Gallery:
-        """A gallery that takes files and follows no address. Only its value is ever updated: any more would make another."""
-        look: dict[str, Any] = {"height": 160, "object_fit": "contain", "allow_preview": False, "buttons": []}
-        gallery = gr.Gallery(label=label, elem_id=name, file_types=seeing.TYPES, interactive=True, **look)
+        """A gallery that takes files and follows no address. Only its value is ever updated: any
+        more would make another."""
+        look: dict[str, Any] = {
+            "height": 160,
+            "object_fit": "contain",
+            "allow_preview": False,
+            "buttons": [],
+        }
+        gallery = gr.Gallery(
+            label=label, elem_id=name, file_types=seeing.TYPES, interactive=True, **look
+        )
         gallery.data_model = Files
         take = gallery.async_move_resource_to_block_cache
 
         async def take_file(given: str | Path | None) -> str | None:
             if "://" in str(given):
-                raise gr.Error("Addresses are not followed: give the picture itself.", print_exception=False)
+                raise gr.Error(
+                    "Addresses are not followed: give the picture itself.", print_exception=False
+                )
             return await take(given)
 
         gallery.async_move_resource_to_block_cache = take_file  # type: ignore[assignment, method-assign]
@@ -134,20 +166,45 @@ class Page:
         with gr.Column(visible=False) as self.beside:
             self.pictures = self._gallery("Pictures beside the prompt", "ev-pictures")
         self.prompt = gr.Textbox(
-            label="Prompt", lines=2, max_lines=12, elem_id="ev-prompt", placeholder="Ask the model something"
+            label="Prompt",
+            lines=2,
+            max_lines=12,
+            elem_id="ev-prompt",
+            placeholder="Ask the model something",
         )
         self.gloss = gr.HTML("", elem_id="ev-gloss")
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
-            self.another = gr.Button("Next problem", elem_id="ev-another", scale=1, min_width=150, visible=False)
+            self.another = gr.Button(
+                "Next problem", elem_id="ev-another", scale=1, min_width=150, visible=False
+            )
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
         self.answers = gr.HTML("", elem_id="ev-answers", min_height=120, js_on_load=LIVE)
-        look: dict[str, Any] = {"label": "Problems of the model's own task", "elem_id": "ev-samples", "visible": False}
-        self.samples = gr.Dataset(components=[self.prompt], samples=[], samples_per_page=TO_TRY, type="index", **look)
-        with gr.Accordion("Which models, and how long an answer", open=False, elem_id="ev-options") as self.options, gr.Row():
-            self.others = gr.CheckboxGroup([], label="Ask these too", visible=False, elem_id="ev-others", min_width=300)
+        look: dict[str, Any] = {
+            "label": "Problems of the model's own task",
+            "elem_id": "ev-samples",
+            "visible": False,
+        }
+        self.samples = gr.Dataset(
+            components=[self.prompt], samples=[], samples_per_page=TO_TRY, type="index", **look
+        )
+        with (
+            gr.Accordion(
+                "Which models, and how long an answer", open=False, elem_id="ev-options"
+            ) as self.options,
+            gr.Row(),
+        ):
+            self.others = gr.CheckboxGroup(
+                [], label="Ask these too", visible=False, elem_id="ev-others", min_width=300
+            )
             self.tokens = gr.Slider(
-                1, MAX_TOKENS, value=64, step=1, label="Longest answer, in tokens", elem_id="ev-tokens", min_width=300
+                1,
+                MAX_TOKENS,
+                value=64,
+                step=1,
+                label="Longest answer, in tokens",
+                elem_id="ev-tokens",
+                min_width=300,
             )
 
     def _change_tab(self) -> None:
@@ -169,32 +226,67 @@ class Page:
                     self._edit_buttons()
                     self.said = gr.HTML("", elem_id="ev-said", js_on_load=LIVE)
                     self.scored = gr.HTML("", elem_id="ev-scored", js_on_load=LIVE)
-                    self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120, js_on_load=LIVE)
-                    self.scoring = gr.Button("Score it", elem_id="ev-scoring", visible=False, size="md")
+                    self.answers2 = gr.HTML(
+                        "", elem_id="ev-answers2", min_height=120, js_on_load=LIVE
+                    )
+                    self.scoring = gr.Button(
+                        "Score it", elem_id="ev-scoring", visible=False, size="md"
+                    )
                     self.stop2 = gr.Button("Stop", elem_id="ev-stop2", size="md")
                     self.share = gr.HTML("", elem_id="ev-share")
-        self.shows = [self.edit, self.picture, self.hop, self.scale, *self.parts, self.said, self.share]
+        self.shows = [
+            self.edit,
+            self.picture,
+            self.hop,
+            self.scale,
+            *self.parts,
+            self.said,
+            self.share,
+        ]
 
     def _path_controls(self) -> None:
-        self.hop = gr.Dropdown([], label="Hop (or choose it in the picture)", elem_id="ev-hop", filterable=False)
-        self.scale = gr.Slider(-2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale")
+        self.hop = gr.Dropdown(
+            [], label="Hop (or choose it in the picture)", elem_id="ev-hop", filterable=False
+        )
+        self.scale = gr.Slider(
+            -2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale"
+        )
 
     def _weight_controls(self) -> None:
-        self.group = gr.Dropdown([mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False)
+        self.group = gr.Dropdown(
+            [mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False
+        )
         look: dict[str, Any] = {"value": 1, "step": 0.05, "visible": False}
-        self.parts = [gr.Slider(0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", **look) for at in range(MIXED)]
+        self.parts = [
+            gr.Slider(0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", **look) for at in range(MIXED)
+        ]
 
     def _edit_buttons(self) -> None:
-        names = {key: key.capitalize() for key in ("drop", "repeat", "earlier", "later", "undo", "reset")}
+        names = {
+            key: key.capitalize() for key in ("drop", "repeat", "earlier", "later", "undo", "reset")
+        }
         names |= {"earlier": "← Earlier", "later": "Later →"}
         with gr.Row(elem_classes="ev-buttons"):
-            self.buttons = {key: gr.Button(name, elem_id=f"ev-{key}", size="sm") for key, name in names.items()}
+            self.buttons = {
+                key: gr.Button(name, elem_id=f"ev-{key}", size="sm") for key, name in names.items()
+            }
 
     def _evolution_tab(self) -> None:
         with gr.Column(visible=False) as self.replayer:
             with gr.Row(equal_height=True):
-                self.moment = gr.Slider(1, 2, value=1, step=1, label="Moment", elem_id="ev-moment", scale=3, min_width=240)
-                self.play = gr.Button("Replay", variant="primary", elem_id="ev-play", scale=1, min_width=110)
+                self.moment = gr.Slider(
+                    1,
+                    2,
+                    value=1,
+                    step=1,
+                    label="Moment",
+                    elem_id="ev-moment",
+                    scale=3,
+                    min_width=240,
+                )
+                self.play = gr.Button(
+                    "Replay", variant="primary", elem_id="ev-play", scale=1, min_width=110
+                )
                 self.pause = gr.Button("Stop", elem_id="ev-pause", scale=1, min_width=80)
             self.film = gr.HTML("", elem_id="ev-film")
             self.best = gr.HTML("", elem_id="ev-best")
@@ -207,10 +299,17 @@ class Page:
         self.licenses = gr.HTML("", elem_id="ev-licenses")
         self._code("latex", "Citation", "ev-citation", value=views.CITATION)
 
-    def _code(self, language: Any, label: str, name: str, *, max_lines: int | None = None, value: str = "") -> gr.Code:
+    def _code(
+        self, language: Any, label: str, name: str, *, max_lines: int | None = None, value: str = ""
+    ) -> gr.Code:
         """Text to copy."""
         buttons: Any = ["copy"]
-        look: dict[str, Any] = {"max_lines": max_lines, "show_line_numbers": False, "buttons": buttons, "interactive": False}
+        look: dict[str, Any] = {
+            "max_lines": max_lines,
+            "show_line_numbers": False,
+            "buttons": buttons,
+            "interactive": False,
+        }
         return gr.Code(value, language=language, label=label, elem_id=name, **look)
 
     def _events(self, blocks: gr.Blocks) -> None:
@@ -220,19 +319,40 @@ class Page:
         filled = [part for part in parts if isinstance(part, gr.blocks.Block)]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]
-        rehearsed = opened.then(self.do.rehearsed, [self.prompt, self.pictures, self.edit], known, **AT_ONCE)
+        rehearsed = opened.then(
+            self.do.rehearsed, [self.prompt, self.pictures, self.edit], known, **AT_ONCE
+        )
         opened.then(self.do.follow_link, self.edit, self.count, **FREE)  # as an edit
 
         asked = [self.prompt, self.pictures, self.others, self.tokens]
         taken = [self.prompt, self.gloss, self.problem, *known, self.pictures]
         chosen = [self.samples.click(self.do.take_sample, self.samples, taken, **AT_ONCE)]
         chosen.append(self.another.click(self.do.take_next, self.prompt, taken, **AT_ONCE))
-        self.prompt.change(self.do.gloss, self.prompt, [self.gloss, self.problem], **LATEST, **AT_ONCE)
-        self.others.change(lambda others: views.ask_label(len(others)), self.others, self.ask, **AT_ONCE)
-        pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, self.prompt, known, **AT_ONCE)
-        answered = [pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)]
-        answered += [one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen]
-        seen, path = [self.prompt, self.pictures], [self.path, self.look]
+        self.prompt.change(
+            self.do.gloss, self.prompt, [self.gloss, self.problem], **LATEST, **AT_ONCE
+        )
+        self.others.change(
+            lambda others: views.ask_label(len(others)), self.others, self.ask, **AT_ONCE
+        )
+        pressed = gr.on(
+            [self.ask.click, self.prompt.submit], self.do.begin, self.prompt, known, **AT_ONCE
+        )
+        answered = [
+            pressed.then(
+                self.do.answer,
+                asked,
+                self.answers,
+                scroll_to_output=True,
+                **LATEST,
+                **MODEL,
+                **PRIVATE,
+            )
+        ]
+        answered += [
+            one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen
+        ]
+        seen = [self.prompt, self.pictures]
+        path = [self.path, self.look]
         for one in answered:
             one.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
         for one in (rehearsed, *answered):
@@ -240,20 +360,36 @@ class Page:
         self.look.click(self.do.through, seen, self.path, **MODEL, **PRIVATE)
         self.stop.click(self.do.halt, **AT_ONCE)
 
-        events = [*((button.click, action) for action, button in self.buttons.items()), (self.scale.input, "scale")]
-        for event, action in (*events, *((part.input, f"mix {at}") for at, part in enumerate(self.parts))):
+        events = [
+            *((button.click, action) for action, button in self.buttons.items()),
+            (self.scale.input, "scale"),
+        ]
+        for event, action in (
+            *events,
+            *((part.input, f"mix {at}") for at, part in enumerate(self.parts)),
+        ):
             changed = [self.edit, self.undo, self.count, self.scale, self.group, *self.parts]
             # `count.change` needs the queue, where a refusal is no HTTP error
-            made = event(partial(self.do.edit, action), changed, [*self.shows, self.undo, self.count], **LATEST, **FREE)
+            made = event(
+                partial(self.do.edit, action),
+                changed,
+                [*self.shows, self.undo, self.count],
+                **LATEST,
+                **FREE,
+            )
             made.failure(self.do.turned_away, outputs=self.said, **AT_ONCE)
         self.picture.select(self.do.choose, self.edit, self.shows, **AT_ONCE)
         self.hop.input(self.do.choose_listed, [self.edit, self.hop], self.shows, **AT_ONCE)
         self.group.input(self.do.shown, [self.edit, self.group], self.shows, **AT_ONCE)
         asked = [self.prompt, self.pictures, self.edit, self.tokens]
         made = self.count.change(self.do.begin_edit, self.count, self.scored, **FREE)
-        made = made.success(self.do.answer_changed, asked, self.answers2, **LATEST, **MODEL, **PRIVATE)
+        made = made.success(
+            self.do.answer_changed, asked, self.answers2, **LATEST, **MODEL, **PRIVATE
+        )
         made.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
-        made.then(self.do.score_new, self.edit, self.scored, show_progress="hidden", **MODEL, **PRIVATE)
+        made.then(
+            self.do.score_new, self.edit, self.scored, show_progress="hidden", **MODEL, **PRIVATE
+        )
         score = self.scoring.click(self.do.score, self.edit, self.scored, **MODEL, **PRIVATE)
         score.failure(self.do.turned_away, outputs=self.scored, **AT_ONCE)
         self.stop2.click(self.do.halt, **AT_ONCE)
@@ -272,16 +408,27 @@ class Page:
         if published is None:
             said = message("There is nothing to show until a model is set; see above.")
             return {self.path: said, self.no_path: said, self.fitness: said}
-        return {**self._filled(published), **self._editing(published, request), **self._replayed(published)}
+        return {
+            **self._filled(published),
+            **self._editing(published, request),
+            **self._replayed(published),
+        }
 
     def _filled(self, published: Published) -> dict[Any, Any]:
-        examples, sees, context = published.examples, published.sees, published.context
+        examples = published.examples
+        sees = published.sees
+        context = published.context
         most = min(MAX_TOKENS, context - 1) if context else MAX_TOKENS
         within = f" (the model reads {context:,}, prompt and answer together)" if context else ""
         others = choices(published.parents)
-        first, small, to_try = examples[0].prompt if examples else "", self.show.small, examples[:TO_TRY]
+        first = examples[0].prompt if examples else ""
+        small = self.show.small
+        to_try = examples[:TO_TRY]
         labels = [views.button_of(each) for each in to_try]
-        samples: dict[str, Any] = {"samples": [[each.prompt] for each in to_try], "sample_labels": labels}
+        samples: dict[str, Any] = {
+            "samples": [[each.prompt] for each in to_try],
+            "sample_labels": labels,
+        }
         return {
             self.heading: views.heading(published),
             self.prompt: first,
@@ -292,15 +439,21 @@ class Page:
             self.options: gr.Accordion(open=len(small) < len(others)),
             self.beside: gr.Column(visible=sees),
             self.pictures: self.show.files(examples[0].pictures) if sees and examples else None,
-            self.tokens: gr.Slider(maximum=most, value=min(64, most), label=f"Longest answer, in tokens{within}"),
+            self.tokens: gr.Slider(
+                maximum=most, value=min(64, most), label=f"Longest answer, in tokens{within}"
+            ),
             self.others: gr.CheckboxGroup(choices=others, value=small, visible=bool(others)),
             self.path_tab: gr.Tab(label="Path" if published.path else "Weights"),
             self.path: views.path_view(published),
             self.gloss: views.gloss(published, first),
             self.problem: views.asked(published, first),
-            self.change_tab: gr.Tab(label="Beat evolution" if published.judge and examples else "Change it"),
+            self.change_tab: gr.Tab(
+                label="Beat evolution" if published.judge and examples else "Change it"
+            ),
             self.dare: views.dare(published),
-            self.scoring: gr.Button(f"Score it on {len(examples)} problems", visible=bool(published.judge and examples)),
+            self.scoring: gr.Button(
+                f"Score it on {len(examples)} problems", visible=bool(published.judge and examples)
+            ),
             self.fitness: views.fitness_view(published),
             self.kept: views.share("", published.recipe_text),
             self.recipe: published.recipe_text or "# the repository has no recipe.yaml",
@@ -310,7 +463,9 @@ class Page:
 
     def _editing(self, published: Published, request: gr.Request) -> dict[Any, Any]:
         """The tab for changes, with the edit that the page's address carries."""
-        editable, text, problem = bool(published.path or published.mixes), request.query_params.get("edit"), ""
+        editable = bool(published.path or published.mixes)
+        text = request.query_params.get("edit")
+        problem = ""
         edit = Edit.of(published)
         self.edit.value = edit  # a visitor who was forgotten begins with it
         if text is not None:
@@ -332,7 +487,9 @@ class Page:
             return shown
         shown |= dict(zip(self.shows, self.do.shown(edit, mixing.ALL, problem), strict=True))
         shown |= {self.group: gr.Dropdown(choices=mixing.groups(published.mixes))}
-        for part, label in zip(self.parts, published.sources[:MIXED] if published.mixes else (), strict=False):
+        for part, label in zip(
+            self.parts, published.sources[:MIXED] if published.mixes else (), strict=False
+        ):
             name = f"Weight of {label} \N{MULTIPLICATION SIGN}"
             shown[part] = gr.Slider(label=name, value=shown[part], visible=True)
         return shown
@@ -340,22 +497,36 @@ class Page:
     def _replayed(self, published: Published) -> dict[Any, Any]:
         if not (count := len(published.film[1])):
             return {}
-        turned = dict(zip((self.film, self.best), views.film_view(published, count - 1), strict=True))
-        return {self.replayer: gr.Column(visible=True), self.moment: gr.Slider(maximum=max(count, 2), value=count), **turned}
+        turned = dict(
+            zip((self.film, self.best), views.film_view(published, count - 1), strict=True)
+        )
+        return {
+            self.replayer: gr.Column(visible=True),
+            self.moment: gr.Slider(maximum=max(count, 2), value=count),
+            **turned,
+        }
 
 
-def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase | drawing.Painter]:
-    """Start the page of a model (empty where the owner has set none, which the page then explains), and the model behind it.
+def serve(
+    model: str, revision: str | None = None, **options: Any
+) -> tuple[gr.Blocks, Showcase | drawing.Painter]:
+    """Start the page of a model (empty where the owner has set none, which the page then explains),
+    and the model behind it.
 
     `options` are more options of Gradio's `launch`.
     """
-    show: Any = drawing.Painter(model, revision) if drawing.is_pipeline(model, revision) else Showcase(model, revision)
+    show: Any = (
+        drawing.Painter(model, revision)
+        if drawing.is_pipeline(model, revision)
+        else Showcase(model, revision)
+    )
     blocks = drawing.page(show) if isinstance(show, drawing.Painter) else Page(show).build()
     blocks.queue(max_size=QUEUE, default_concurrency_limit=4)
     show.start()
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     blocks.launch(
-        head=f"<style>{style_sheet()}\n{style}</style><script>{script}</script>",  # not css=, which would change the selectors
+        # not css=, which would change the selectors
+        head=f"<style>{style_sheet()}\n{style}</style><script>{script}</script>",
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", **FONTS).set(**CONTRAST),
         footer_links=["api", "gradio", "settings"],
         mcp_server=importlib.util.find_spec("mcp") is not None,

@@ -1,4 +1,5 @@
-"""The page of a diffusion pipeline: a prompt or the number of a class, a seed, and the picture that the model draws of them."""
+"""The page of a diffusion pipeline: a prompt or the number of a class, a seed, and the picture that
+the model draws of them."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class Painter(loading.LoadedInBackground):
 
     def __init__(self, model: str, revision: str | None = None) -> None:
         super().__init__(model)
-        self.model, self.revision, self.by_class = model, revision, False
+        self.model = model
+        self.revision = revision
+        self.by_class = False
         self._pipeline: Any = None
         self._run = loading.on_gpu(self._draw)
 
@@ -45,18 +48,27 @@ class Painter(loading.LoadedInBackground):
         import torch
         from diffusers import DiffusionPipeline
 
-        loading.check_memory(loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model)
-        settings: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "revision": self.revision}
+        loading.check_memory(
+            loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model
+        )
+        settings: dict[str, Any] = {
+            "use_safetensors": True,
+            "trust_remote_code": False,
+            "revision": self.revision,
+        }
         pipeline = DiffusionPipeline.from_pretrained(self.model, **settings)
         pipeline.set_progress_bar_config(disable=True)
         taken = inspect.signature(type(pipeline).__call__).parameters
         self.by_class = "prompt" not in taken
         if self.by_class and "class_labels" not in taken:
             raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
-        self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or torch.cuda.is_available() else pipeline
+        self._pipeline = (
+            pipeline.to("cuda") if loading.zero_gpu() or torch.cuda.is_available() else pipeline
+        )
 
     def draw(self, prompt: str, seed: float = 0, steps: float = 8) -> Any:
-        """The picture of a prompt, or of the number of a class; the same for the same seed and steps. Raises `SpaceError`."""
+        """The picture of a prompt, or of the number of a class; the same for the same seed and
+        steps. Raises `SpaceError`."""
         self.ready.wait()
         if self.error:
             raise SpaceError(self.error)
@@ -66,16 +78,26 @@ class Painter(loading.LoadedInBackground):
         if not prompt or len(prompt) > MAX_PROMPT:
             raise SpaceError(f"Give a prompt of 1 to {MAX_PROMPT} characters.")
         chosen = as_float(seed), as_float(steps)
-        if chosen[0] is None or chosen[1] is None or not (0 <= chosen[0] <= MAX_SEED and 1 <= chosen[1] <= MAX_STEPS):
+        if (
+            chosen[0] is None
+            or chosen[1] is None
+            or not (0 <= chosen[0] <= MAX_SEED and 1 <= chosen[1] <= MAX_STEPS)
+        ):
             raise SpaceError(f"Seeds go from 0 to {MAX_SEED}, steps from 1 to {MAX_STEPS}.")
         return self._run(prompt, int(chosen[0]), int(chosen[1]))
 
     def _draw(self, prompt: str, seed: int, steps: int) -> Any:
         import torch
 
-        chosen: dict[str, Any] = {"class_labels": [int(prompt)]} if self.by_class else {"prompt": prompt}
+        chosen: dict[str, Any] = (
+            {"class_labels": [int(prompt)]} if self.by_class else {"prompt": prompt}
+        )
         with torch.inference_mode():
-            drawn = self._pipeline(**chosen, num_inference_steps=steps, generator=torch.Generator("cpu").manual_seed(seed))
+            drawn = self._pipeline(
+                **chosen,
+                num_inference_steps=steps,
+                generator=torch.Generator("cpu").manual_seed(seed),
+            )
         picture = drawn.images[0]
         scale = max(1, 384 // max(picture.size))
         return picture.resize([side * scale for side in picture.size], 0)  # nearest
@@ -100,13 +122,23 @@ def page(painter: Painter) -> gr.Blocks:
         status = gr.HTML(message("Starting …"), elem_id="ev-status")
         with gr.Row(elem_id="ev-sides"):
             with gr.Column(min_width=300):
-                prompt = gr.Textbox(label="Prompt, or the number of a class", lines=2, elem_id="ev-prompt")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="ev-seed")
+                prompt = gr.Textbox(
+                    label="Prompt, or the number of a class", lines=2, elem_id="ev-prompt"
+                )
+                seed = gr.Number(
+                    0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="ev-seed"
+                )
                 steps = gr.Slider(1, MAX_STEPS, value=8, step=1, label="Steps", elem_id="ev-steps")
                 button = gr.Button("Draw", variant="primary", elem_id="ev-draw")
-            picture = gr.Image(label="Picture", type="pil", format="png", elem_id="ev-picture", min_width=300)
+            picture = gr.Image(
+                label="Picture", type="pil", format="png", elem_id="ev-picture", min_width=300
+            )
         blocks.load(state, outputs=status, api_visibility="private", show_progress="hidden")
-        drawn: dict[str, Any] = {"inputs": [prompt, seed, steps], "outputs": picture, "concurrency_limit": 1}
+        drawn: dict[str, Any] = {
+            "inputs": [prompt, seed, steps],
+            "outputs": picture,
+            "concurrency_limit": 1,
+        }
         drawn["preprocess"] = False  # `draw` says itself what is out of range
         button.click(draw, **drawn, api_name="draw")
         prompt.submit(draw, **drawn, api_visibility="private")

@@ -1,4 +1,5 @@
-"""Edits of a path as pure functions: drop a hop, repeat one, scale one; and the changed recipe as YAML. Knows no tensors."""
+"""Edits of a path as pure functions: drop a hop, repeat one, scale one; and the changed recipe as
+YAML. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MAX_SCALE = 10.0
 
 @dataclass(frozen=True)
 class Route:
-    """A path with a scale per hop, and the hop, from 0, that the next edit changes; a hop is a text such as ``0:3``."""
+    """A path with a scale per hop, and the hop, from 0, that the next edit changes; a hop is a text
+    such as ``0:3``."""
 
     hops: tuple[str, ...]
     scales: tuple[float, ...]
@@ -40,8 +42,14 @@ class Route:
         return LayerPath.parse(self.hops, self.scales)
 
     def select(self, index: object) -> Route:
-        """The same route, looking at another hop; raises `SpaceError` where there is no such hop."""
-        if isinstance(index, bool) or not isinstance(index, (int, float)) or index != index or not 0 <= index < len(self):
+        """The same route, looking at another hop; raises `SpaceError` where there is no such
+        hop."""
+        if (
+            isinstance(index, bool)
+            or not isinstance(index, (int, float))
+            or index != index
+            or not 0 <= index < len(self)
+        ):
             raise SpaceError(f"There is no hop {index!r:.40}; the path has {len(self)}.")
         return replace(self, selected=int(index))
 
@@ -50,13 +58,23 @@ class Route:
         if len(self) == 1:
             raise SpaceError("A path needs at least one hop; this is the last one.")
         at = self.selected
-        return Route(self.hops[:at] + self.hops[at + 1 :], self.scales[:at] + self.scales[at + 1 :], min(at, len(self) - 2))
+        return Route(
+            self.hops[:at] + self.hops[at + 1 :],
+            self.scales[:at] + self.scales[at + 1 :],
+            min(at, len(self) - 2),
+        )
 
     def repeat(self) -> Route:
-        """Repeat the selected hop, right after itself; raises `SpaceError` where the path is too long for that."""
+        """Repeat the selected hop, right after itself; raises `SpaceError` where the path is too
+        long for that."""
         at = self.selected + 1
-        hop, scale = self.hops[at - 1], self.scales[at - 1]
-        longer = Route((*self.hops[:at], hop, *self.hops[at:]), (*self.scales[:at], scale, *self.scales[at:]), at)
+        hop = self.hops[at - 1]
+        scale = self.scales[at - 1]
+        longer = Route(
+            (*self.hops[:at], hop, *self.hops[at:]),
+            (*self.scales[:at], scale, *self.scales[at:]),
+            at,
+        )
         if _layers_run(longer.path) > MAX_HOPS:
             raise SpaceError(f"A path runs at most {MAX_HOPS} layers here.")
         return longer
@@ -64,7 +82,8 @@ class Route:
     def move(self, by: int) -> Route:
         """Move the selected hop earlier or later, as far as there is room."""
         there = max(0, min(len(self) - 1, self.selected + by))
-        hops, scales = list(self.hops), list(self.scales)
+        hops = list(self.hops)
+        scales = list(self.scales)
         hops.insert(there, hops.pop(self.selected))
         scales.insert(there, scales.pop(self.selected))
         return Route(tuple(hops), tuple(scales), there)
@@ -76,22 +95,36 @@ class Route:
 
 
 def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> Route:
-    """Check a path that came through the API: a text per hop or range of layers, as in a recipe, and a number per hop.
+    """Check a path that came through the API: a text per hop or range of layers, as in a recipe,
+    and a number per hop.
 
-    Layers that no hop of the published model (`holds`) runs are not in the checkpoint. Raises `EvoMergeError`.
+    Layers that no hop of the published model (`holds`) runs are not in the checkpoint. Raises
+    `EvoMergeError`.
     """
     if isinstance(hops, str) or not isinstance(hops, Sequence) or not hops:
         raise SpaceError('The path must be a list of hops, such as ["0:0", "0:1", "1:1"].')
     if any(isinstance(hop, str) and len(hop) > MAX_HOP_TEXT for hop in hops):
-        raise SpaceError(f"A hop is a text such as 0:3; here it has at most {MAX_HOP_TEXT} characters.")
+        raise SpaceError(
+            f"A hop is a text such as 0:3; here it has at most {MAX_HOP_TEXT} characters."
+        )
     path = LayerPath.parse(hops[: MAX_HOPS + 1])
     if (runs := max(len(hops), _layers_run(path))) > MAX_HOPS:
         raise SpaceError(f"The path runs {runs:,} layers; here it runs at most {MAX_HOPS}.")
-    if any(len(hop.terms) > MAX_TERMS or abs(term.weight) > MAX_WEIGHT for hop in path.hops for term in hop.terms):
-        raise SpaceError(f"A hop has at most {MAX_TERMS} terms here, each with a weight of at most {MAX_WEIGHT:,.0f}.")
+    if any(
+        len(hop.terms) > MAX_TERMS or abs(term.weight) > MAX_WEIGHT
+        for hop in path.hops
+        for term in hop.terms
+    ):
+        raise SpaceError(
+            f"A hop has at most {MAX_TERMS} terms here, each with a weight of at most "
+            f"{MAX_WEIGHT:,.0f}."
+        )
     there = LayerPath.parse(holds).unique_layers if holds else path.unique_layers
     if absent := next((layer for layer in path.unique_layers if layer not in there), None):
-        raise SpaceError(f"Layer {absent[0]}:{absent[1]} is not part of this model; an edit can only use layers that it has.")
+        raise SpaceError(
+            f"Layer {absent[0]}:{absent[1]} is not part of this model; an edit can only use "
+            "layers that it has."
+        )
     texts = tuple(path.as_text())
     if scales is None or scales == []:
         return Route(texts, (1.0,) * len(path))
@@ -107,21 +140,29 @@ def _layers_run(path: LayerPath) -> int:
 def _scale(value: object, at: int) -> float:
     checked = as_float(value)
     if checked is None or abs(checked) > MAX_SCALE:
-        raise SpaceError(f"The scale of hop {at + 1} must be a number between -{MAX_SCALE:g} and {MAX_SCALE:g}.")
+        raise SpaceError(
+            f"The scale of hop {at + 1} must be a number between -{MAX_SCALE:g} and {MAX_SCALE:g}."
+        )
     return checked
 
 
 def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
     """Say what was changed, in a sentence for each change; three at most."""
-    gone, come, words = list[int](), list[int](), list[str]()
+    gone = list[int]()
+    come = list[int]()
+    words = list[str]()
     matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":
-            gone, come = [*gone, *range(a, b)], [*come, *range(c, d)]
+            gone = [*gone, *range(a, b)]
+            come = [*come, *range(c, d)]
             continue
         for at, to in zip(range(a, b), range(c, d), strict=True):
             if before.scales[at] != (scale := after.scales[to]):
-                words.append(f"{_hop_words(before, at, labels)} has scale {number(scale)}, not {number(before.scales[at])}")
+                words.append(
+                    f"{_hop_words(before, at, labels)} has scale {number(scale)}, not "
+                    f"{number(before.scales[at])}"
+                )
     for at in gone:
         there = next((to for to in come if after.hops[to] == before.hops[at]), None)
         if there is None:
@@ -130,9 +171,18 @@ def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
             come.remove(there)
             words.append(f"{_hop_words(before, at, labels)} is now hop {there + 1}")
     for hop in dict.fromkeys(after.hops[to] for to in come):
-        runs, known = after.hops.count(hop), hop in before.hops
-        name = _hop_words(before, before.hops.index(hop), labels) if known else _hop_words(after, after.hops.index(hop), labels)
-        words.append(f"{name} runs {'twice' if runs == 2 else f'{runs} times'}" if known else f"{name} is new")
+        runs = after.hops.count(hop)
+        known = hop in before.hops
+        name = (
+            _hop_words(before, before.hops.index(hop), labels)
+            if known
+            else _hop_words(after, after.hops.index(hop), labels)
+        )
+        words.append(
+            f"{name} runs {'twice' if runs == 2 else f'{runs} times'}"
+            if known
+            else f"{name} is new"
+        )
     said = [f"{word[0].upper()}{word[1:]}." for word in words[:3]]
     more = f" And {counted(len(words) - 3, 'more change')}." if len(words) > 3 else ""
     return " ".join(said) + more if words else "The path is as published."
@@ -142,14 +192,27 @@ def _hop_words(way: Route, at: int, labels: Sequence[str]) -> str:
     return f"hop {at + 1} ({hop_words(way.path.hops[at], labels)})"
 
 
-def changed_recipe(published: Published, changed: Route | None, merge: Mapping[str, Any] | None = None) -> str:
-    """The recipe of a model with another path, or another merge of weights, as YAML that `hf-evomerge merge` reads.
+def changed_recipe(
+    published: Published, changed: Route | None, merge: Mapping[str, Any] | None = None
+) -> str:
+    """The recipe of a model with another path, or another merge of weights, as YAML that
+    `hf-evomerge merge` reads.
 
     Where the model has no recipe, its configuration names the sources. Raises `RecipeError`.
     """
     part: dict[str, Any] = {"merge": merge}
     if changed is not None:
-        config = {key: published.config[key] for key in ("scale_target", "embedding_source") if key in published.config}
+        config = {
+            key: published.config[key]
+            for key in ("scale_target", "embedding_source")
+            if key in published.config
+        }
         part = {"flow": {**config, "path": list(changed.hops), "scales": list(changed.scales)}}
-    kept = published.recipe.model_dump(exclude={*part, "built"}) if published.recipe is not None else {}
-    return validate(Recipe, {"sources": published.sources_of_config, **kept, **part}, RecipeError).to_yaml()
+    kept = (
+        published.recipe.model_dump(exclude={*part, "built"})
+        if published.recipe is not None
+        else {}
+    )
+    return validate(
+        Recipe, {"sources": published.sources_of_config, **kept, **part}, RecipeError
+    ).to_yaml()

@@ -1,4 +1,5 @@
-"""The named API: what `gradio_client` can call, and what an MCP client sees as tools. One pass at a time, as on the page."""
+"""The named API: what `gradio_client` can call, and what an MCP client sees as tools. One pass at a
+time, as on the page."""
 
 from __future__ import annotations
 
@@ -29,33 +30,56 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         path: list[str] | None = None,
         scales: list[float] | None = None,
     ) -> dict[str, Any]:
-        """Let one model answer a prompt, greedily; the evolved one also along another path. Nothing is copied or kept.
+        """Let one model answer a prompt, greedily; the evolved one also along another path. Nothing
+        is copied or kept.
 
         Args:
             prompt: The prompt, at most 8,000 characters.
             model: "evolved", or the name of a parent as `about` lists it.
             max_tokens: The longest answer, in tokens, from 1 to 256.
             pictures: What the files of pictures hold, in base64, for a model that sees.
-            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
+            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the
+                model has.
             scales: One number per hop of `path`; all 1 where there are none.
 
         Returns:
-            A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of the examples) and `note`.
+            A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of
+            the examples) and `note`.
         """
         published, host = show.need()
         chosen([model], [EVOLVED, *choices(published.parents)])
-        way = edits.route(path, scales, holds=published.path) if path is not None else edits.Route((), ())
+        way = (
+            edits.route(path, scales, holds=published.path)
+            if path is not None
+            else edits.Route((), ())
+        )
         words, note = show.question(prompt)
-        job = Job(model, words, token_bound(max_tokens), way.hops, way.scales, pictures=seeing.of_texts(pictures))
+        job = Job(
+            model,
+            words,
+            token_bound(max_tokens),
+            way.hops,
+            way.scales,
+            pictures=seeing.of_texts(pictures),
+        )
         piece = host.whole_answer(job)
-        right, seconds = show.verdict((words, job.pictures), piece.text), round(piece.seconds, 4)
-        return {"text": piece.text, "tokens": piece.tokens, "seconds": seconds, "right": right, "note": note}
+        right = show.verdict((words, job.pictures), piece.text)
+        seconds = round(piece.seconds, 4)
+        return {
+            "text": piece.text,
+            "tokens": piece.tokens,
+            "seconds": seconds,
+            "right": right,
+            "note": note,
+        }
 
     def about() -> dict[str, Any]:
-        """Say what the model is: its sources, path, scales, results, examples and the state of this Space.
+        """Say what the model is: its sources, path, scales, results, examples and the state of this
+        Space.
 
         Returns:
-            A mapping with `model`, `revision`, `state`, `path`, `scales`, `parents`, `results`, `examples` and `recipe`.
+            A mapping with `model`, `revision`, `state`, `path`, `scales`, `parents`, `results`,
+            `examples` and `recipe`.
         """
         published, _ = show.need()
         state, words = show.status()
@@ -90,4 +114,8 @@ def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _example(example: Example) -> dict[str, Any]:
     seen = [base64.b64encode(picture.data).decode() for picture in example.pictures]
-    return {"prompt": example.prompt, "answer": example.answer, **({"pictures": seen} if seen else {})}
+    return {
+        "prompt": example.prompt,
+        "answer": example.answer,
+        **({"pictures": seen} if seen else {}),
+    }

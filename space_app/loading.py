@@ -1,4 +1,5 @@
-"""Puts a model into memory: from safetensors only, if it fits, and without running anybody else's code."""
+"""Puts a model into memory: from safetensors only, if it fits, and without running anybody else's
+code."""
 
 from __future__ import annotations
 
@@ -30,25 +31,46 @@ class Loaded:
     adapters: Any = None
 
 
-def load(model: str, revision: str | None, *, sees: bool = False, adapter: tuple[str, str | None] | None = None) -> Loaded:
-    """Load a model with an adapter, and its tokenizer, from safetensors only and without the repository's code."""
+def load(
+    model: str,
+    revision: str | None,
+    *,
+    sees: bool = False,
+    adapter: tuple[str, str | None] | None = None,
+) -> Loaded:
+    """Load a model with an adapter, and its tokenizer, from safetensors only and without the
+    repository's code."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
 
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, revision=revision, trust_remote_code=False).eval()
+    loaded = kind.from_pretrained(
+        model, dtype="auto", use_safetensors=True, revision=revision, trust_remote_code=False
+    ).eval()
     if adapter is not None:
         model, revision = adapter  # the tokenizer is there
-    encodes: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(model, revision=revision, trust_remote_code=False)
+    encodes: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(
+        model, revision=revision, trust_remote_code=False
+    )
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
     # a processor's tokenizer is given its chat template
-    found = Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes) if sees else Loaded(loaded, encodes)
+    found = (
+        Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes)
+        if sees
+        else Loaded(loaded, encodes)
+    )
     return found if adapter is None else use_adapter(found, adapter)
 
 
 def use_adapter(loaded: Loaded, adapter: tuple[str, str | None] | None) -> Loaded:
-    """Let a model run with one LoRA adapter and without the others, or with none; it is loaded where it is not there yet."""
+    """Let a model run with one LoRA adapter and without the others, or with none; it is loaded
+    where it is not there yet."""
     import torch
     from peft import PeftModel
 
@@ -60,7 +82,9 @@ def use_adapter(loaded: Loaded, adapter: tuple[str, str | None] | None) -> Loade
         if loaded.adapters is None or name not in loaded.adapters.peft_config:
             weights_bytes(*adapter, "adapter_model.safetensors")
             if loaded.adapters is None:
-                tuned = PeftModel.from_pretrained(loaded.model, adapter[0], name, revision=adapter[1])
+                tuned = PeftModel.from_pretrained(
+                    loaded.model, adapter[0], name, revision=adapter[1]
+                )
                 loaded = replace(loaded, adapters=tuned)  # whose layers are in the model
             else:
                 loaded.adapters.load_adapter(adapter[0], name, revision=adapter[1])
@@ -73,17 +97,23 @@ def parent_sees(model: str, revision: str | None) -> bool:
     """Tell whether a parent is given pictures beside text, by its config."""
     from transformers import AutoConfig
 
-    return sees(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict())
+    return sees(
+        AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).to_dict()
+    )
 
 
 class LoadedInBackground:
-    """Resource that is loaded behind the page: `ready` is set when it is there, or when `error` says why it is not."""
+    """Resource that is loaded behind the page: `ready` is set when it is there, or when `error`
+    says why it is not."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.error, self.ready = name, "", threading.Event()
+        self.name = name
+        self.error = ""
+        self.ready = threading.Event()
 
     def start(self) -> None:
-        """Load beside the page; on ZeroGPU at once, because models must be placed before the first call."""
+        """Load beside the page; on ZeroGPU at once, because models must be placed before the first
+        call."""
         if zero_gpu():
             self.load()
         else:
@@ -102,12 +132,14 @@ class LoadedInBackground:
 
 
 def error_line(error: Exception, failed: str) -> str:
-    """An error as a visitor reads it, in one line: an unexpected one after the words for what failed."""
+    """An error as a visitor reads it, in one line: an unexpected one after the words for what
+    failed."""
     return str(error) if isinstance(error, EvoMergeError) else f"{failed}: {one_line(error)}"
 
 
 def weights_bytes(model: str, revision: str | None, pattern: str = "model*.safetensors") -> int:
-    """The size of a model's safetensors files, by default those at the top; 0 where it is not known.
+    """The size of a model's safetensors files, by default those at the top; 0 where it is not
+    known.
 
     Raises:
         SpaceError: A folder or a repository has none. Other formats can run code, and are not read.
@@ -124,7 +156,9 @@ def weights_bytes(model: str, revision: str | None, pattern: str = "model*.safet
         files = [item for item in info.siblings or [] if fnmatch(item.rfilename, pattern)]
         sizes = [item.size or 0 for item in files]
     if not sizes:
-        raise SpaceError(f"{Path(model).name} has no weights in safetensors files; others are not read.")
+        raise SpaceError(
+            f"{Path(model).name} has no weights in safetensors files; others are not read."
+        )
     return sum(sizes)
 
 
@@ -132,7 +166,8 @@ def check_memory(needed: int, name: str) -> None:
     """Raise `SpaceError` where a model of so many bytes does not fit."""
     if not fits(needed):
         raise SpaceError(
-            f"{name} needs {needed * _ROOM / 1e9:.1f} GB of memory and {free_memory() / 1e9:.1f} GB are free here. "
+            f"{name} needs {needed * _ROOM / 1e9:.1f} GB of memory and "
+            f"{free_memory() / 1e9:.1f} GB are free here. "
             "Duplicate this Space on larger hardware to try it."
         )
 
@@ -143,16 +178,21 @@ def fits(needed: int) -> bool:
 
 
 def free_memory() -> float:
-    """The memory that is left, in bytes: of the machine, and of the container where that is less."""
+    """The memory that is left, in bytes: of the machine, and of the container where that is
+    less."""
     free = float("inf")
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        free = next(
+            1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
+        )
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         if limit != "max":
             used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
             stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").split()
-            cached = int(stat[stat.index("inactive_file") + 1])  # what the kernel gives back when it is needed
+            cached = int(
+                stat[stat.index("inactive_file") + 1]
+            )  # what the kernel gives back when it is needed
             free = min(free, max(int(limit) - used + cached, 0))
     except (OSError, StopIteration, ValueError):
         pass

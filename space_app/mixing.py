@@ -1,4 +1,5 @@
-"""Change of a merge's weights in memory: how much of each parent is in a tensor is found, changed, and put back."""
+"""Change of a merge's weights in memory: how much of each parent is in a tensor is found, changed,
+and put back."""
 
 from __future__ import annotations
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 
 ALL = "all layers"
 MAX_FACTOR = 3.0
-_MOST_OFF = 1e-2  # what may be left of a tensor that neither a weighted sum of its parents nor rounding explains
+# what may be left of a tensor that neither a weighted sum of its parents nor rounding explains
+_MOST_OFF = 1e-2
 
-Factors = tuple[tuple[str, tuple[float, ...]], ...]  # a group of layers, and what each parent's weight is multiplied by there
+Factors = tuple[
+    tuple[str, tuple[float, ...]], ...
+]  # a group of layers, and what each parent's weight is multiplied by there
 
 
 def groups(layers: int) -> list[str]:
@@ -40,7 +44,11 @@ def checked(factors: Any, layers: int, parents: int) -> Factors:
         if len(factors) > layers + 2:
             raise ValueError
         for group, values in factors:
-            good = [float(value) for value in values if type(value) in (int, float) and 0 <= value <= MAX_FACTOR]
+            good = [
+                float(value)
+                for value in values
+                if type(value) in (int, float) and 0 <= value <= MAX_FACTOR
+            ]
             if group not in groups(layers) or not len(good) == len(values) == parents:
                 raise ValueError
             found = with_factors(found, group, good)
@@ -57,10 +65,11 @@ def describe(factors: Factors, labels: Sequence[str]) -> str:
     def times(label: str, value: float) -> str:
         return f"{label} \N{MULTIPLICATION SIGN} {number(value)}"
 
-    words = [
-        f"{group}: {', '.join(times(label, value) for label, value in zip(labels, values, strict=False) if value != 1)}"
-        for group, values in factors
-    ]
+    words = []
+    for group, values in factors:
+        pairs = zip(labels, values, strict=False)
+        changed = ", ".join(times(label, value) for label, value in pairs if value != 1)
+        words.append(f"{group}: {changed}")
     return f"Changed: {'; '.join(words)}."
 
 
@@ -82,16 +91,25 @@ def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[s
         return None
     changed = []
     try:
-        for source, item in zip(merge.get("sources") or range(len(parameters)), parameters, strict=False):
+        for source, item in zip(
+            merge.get("sources") or range(len(parameters)), parameters, strict=False
+        ):
             own = {group: [values[source]] for group, values in factors if source < len(values)}
-            changed.append({**item, "weight": _edited(item["weight"], own, layers)} if "weight" in item else item)
+            changed.append(
+                {**item, "weight": _edited(item["weight"], own, layers)}
+                if "weight" in item
+                else item
+            )
     except RecipeError:  # keys that name no layers, or gradients over them
         return None
     return {**merge, "parameters": changed}
 
 
-def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[float]], layers: int) -> Any:
-    """Scale one parent's weight, a number or one per layer group, by its factors: groups of layers that differ are split."""
+def _edited(
+    weight: float | Mapping[str, float], factors: Mapping[str, Sequence[float]], layers: int
+) -> Any:
+    """Scale one parent's weight, a number or one per layer group, by its factors: groups of layers
+    that differ are split."""
     if not isinstance(weight, Mapping):
         if set(factors) <= {ALL}:
             return weight * _factors_of("", factors, 1)[0]
@@ -102,12 +120,16 @@ def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[
         names = [key]
         if group.kind == "block" and group.first < group.last and set(factors) - {ALL}:
             half = f".{group.half}" if group.half else ""
-            names = [f"blocks.{block}{half}" for block in range(group.first, min(group.last, layers) + 1)]
+            names = [
+                f"blocks.{block}{half}" for block in range(group.first, min(group.last, layers) + 1)
+            ]
         if isinstance(value, list) and not is_tensor(key):
             raise RecipeError(f"{key}: a gradient over the layers")
         numbers = value if isinstance(value, list) else [value]
         for name in names:
-            scaled = [number * _factors_of(f"{name}.weight", factors, 1)[0] + 0.0 for number in numbers]  # no minus before a 0
+            scaled = [
+                number * _factors_of(f"{name}.weight", factors, 1)[0] + 0.0 for number in numbers
+            ]  # no minus before a 0
             products[name] = scaled if isinstance(value, list) else scaled[0]
     return products
 
@@ -116,8 +138,9 @@ def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[
 def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors) -> Iterator[None]:
     """Multiply the weights that the parents have in a merge, for as long as the context lasts.
 
-    A tensor of the merge is base + sum_i w_i (parent_i - base); no base is zero. The w_i are found by least squares, whatever
-    the groups of the recipe are, and become f_i w_i. Afterwards the same bits are in the model.
+    A tensor of the merge is base + sum_i w_i (parent_i - base); no base is zero. The w_i are found
+    by least squares, whatever the groups of the recipe are, and become f_i w_i. Afterwards the same
+    bits are in the model.
 
     Raises:
         SpaceError: The merge is no weighted sum of these models.
@@ -126,7 +149,8 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
 
     tensors = [dict(parent.named_parameters()) for parent in parents]
     ground = dict(base.named_parameters()) if base is not None else {}
-    by_group, kept = dict(factors), []
+    by_group = dict(factors)
+    kept = []
     try:
         for name, parameter in model.named_parameters():
             wanted = _factors_of(name, by_group, len(parents))
@@ -134,20 +158,35 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
                 continue
             merged = parameter.detach().float()
             zero = ground[name].detach().float() if name in ground else torch.zeros_like(merged)
-            if any(each[name].shape != merged.shape for each in tensors) or zero.shape != merged.shape:
+            if (
+                any(each[name].shape != merged.shape for each in tensors)
+                or zero.shape != merged.shape
+            ):
                 continue
             vectors = torch.stack([each[name].detach().float() - zero for each in tensors])
-            rounding = torch.finfo(parameter.dtype).eps * merged.abs()  # most of a small change to a large weight
-            for rows in dict.fromkeys((1, math.prod(merged.shape[:-1]))):  # one set of weights, or one for each row
+            rounding = (
+                torch.finfo(parameter.dtype).eps * merged.abs()
+            )  # most of a small change to a large weight
+            for rows in dict.fromkeys(
+                (1, math.prod(merged.shape[:-1]))
+            ):  # one set of weights, or one for each row
                 parts = shares(vectors, merged - zero, rows)
                 off = ((merged - zero - parts.sum(0)).abs() - rounding).clamp(min=0).norm()
-                fits = off <= _MOST_OFF * max(float((merged - zero).norm()), float(vectors.norm()) * 1e-3, 1e-12)
+                fits = off <= _MOST_OFF * max(
+                    float((merged - zero).norm()), float(vectors.norm()) * 1e-3, 1e-12
+                )
                 if fits:
                     break
             else:
-                raise SpaceError("This merge is no weighted sum of its parents, so there is nothing to turn up or down.")
+                raise SpaceError(
+                    "This merge is no weighted sum of its parents, so there is nothing to "
+                    "turn up or down."
+                )
             kept.append((parameter, parameter.detach().clone()))
-            less = sum(((factor - 1) * part for factor, part in zip(wanted, parts, strict=True)), torch.zeros_like(merged))
+            less = sum(
+                ((factor - 1) * part for factor, part in zip(wanted, parts, strict=True)),
+                torch.zeros_like(merged),
+            )
             parameter.data.add_(less.to(parameter.dtype))
         yield
     finally:
@@ -156,14 +195,18 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
 
 
 def shares(vectors: Tensor, change: Tensor, rows: int) -> Tensor:
-    """Find w_i d_i of each source by least squares, where change = sum_i w_i d_i, with weights for each of `rows` equal parts.
+    """Find w_i d_i of each source by least squares, where change = sum_i w_i d_i, with weights for
+    each of `rows` equal parts.
 
     `vectors` are the d_i, of shape (sources, ...).
     """
     import torch
 
-    parts, wanted = vectors.reshape(len(vectors), rows, -1), change.reshape(rows, -1)
+    parts = vectors.reshape(len(vectors), rows, -1)
+    wanted = change.reshape(rows, -1)
     grams = torch.einsum("irc,jrc->rij", parts, parts).double().cpu()
     sides = torch.einsum("irc,rc->ri", parts, wanted).double().cpu()
-    weights = torch.linalg.lstsq(grams, sides[..., None], driver="gelsd").solution[..., 0].T.to(vectors)
+    weights = (
+        torch.linalg.lstsq(grams, sides[..., None], driver="gelsd").solution[..., 0].T.to(vectors)
+    )
     return (weights[..., None] * parts).reshape(vectors.shape)

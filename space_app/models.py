@@ -1,4 +1,5 @@
-"""Holds the model and, when asked, its parents; generates one answer at a time, in pieces, within bounds of tokens and time."""
+"""Holds the model and, when asked, its parents; generates one answer at a time, in pieces, within
+bounds of tokens and time."""
 
 from __future__ import annotations
 
@@ -36,7 +37,14 @@ MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
 _NO_ANSWER = "The model could not answer"
 _MOST_QUICK = 50e6  # parameters of a model that answers without being asked
-_LAST_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embedding_norm")  # before the head
+_LAST_NORMS = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "norm_f",
+    "embedding_norm",
+)  # before the head
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,13 @@ class Piece:
 
 
 class Host(loading.LoadedInBackground):
-    """Holds the models of one Space and lets one pass at a time run on them, of `max_seconds` at most."""
+    """Holds the models of one Space and lets one pass at a time run on them, of `max_seconds` at
+    most."""
 
     def __init__(self, published: Published) -> None:
         super().__init__(published.name)
-        self.published, self.max_seconds = published, MAX_SECONDS
+        self.published = published
+        self.max_seconds = MAX_SECONDS
         self._pass = threading.Lock()
         self.evolved: Loaded | None = None
         self._parents: dict[str, Loaded] = {}
@@ -91,13 +101,15 @@ class Host(loading.LoadedInBackground):
     def _load(self) -> None:
         own = model, revision = self.published.model, self.published.revision
         if (base := self.published.base) is not None:
-            model, revision = base.model, base.revision
+            model = base.model
+            revision = base.revision
         loading.check_memory(loading.weights_bytes(model, revision), self.published.name)
         adapter = own if base is not None else None
         self.evolved = loading.load(model, revision, sees=self.published.sees, adapter=adapter)
 
     def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
-        """Write one answer, piece by piece; the last is ``done``, or ``stopped`` where `stopped` says so between two.
+        """Write one answer, piece by piece; the last is ``done``, or ``stopped`` where `stopped`
+        says so between two.
 
         Raises:
             SpaceError: The model cannot be loaded, or the prompt does not fit.
@@ -125,7 +137,8 @@ class Host(loading.LoadedInBackground):
             pieces.close()
 
     def is_small(self, key: str, bound: float) -> bool:
-        """Tell whether a parent's weights have at most so many bytes, and fit beside what is loaded."""
+        """Tell whether a parent's weights have at most so many bytes, and fit beside what is
+        loaded."""
         parent = self._parent(key)
         size = loading.weights_bytes(parent.model, parent.revision)
         return 0 < size <= bound and (self.published.base is not None or loading.fits(size))
@@ -135,24 +148,33 @@ class Host(loading.LoadedInBackground):
         return deque(self.answer(job), maxlen=1).pop()
 
     def _generate(self, job: Job) -> Generator[Piece, None, None]:
-        """The pieces of one answer. The thread that runs the model holds the lock, so nothing depends on who still listens."""
+        """The pieces of one answer. The thread that runs the model holds the lock, so nothing
+        depends on who still listens."""
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = threading.Event()
-        worker = threading.Thread(target=self._work, args=(job, news, stop), daemon=True, name="generate")
+        worker = threading.Thread(
+            target=self._work, args=(job, news, stop), daemon=True, name="generate"
+        )
         worker.start()
         ids: list[int] = []
-        tokenizer, begin, state = None, time.monotonic(), "waiting"
+        tokenizer = None
+        begin = time.monotonic()
+        state = "waiting"
         value: Any
         try:
             while state != "done":
-                kind, value = "", None
+                kind = ""
+                value = None
                 with suppress(queue.Empty):
                     kind, value = news.get(timeout=_HEARTBEAT)
-                if kind == "error":  # as a piece: an exception would lose its words on the way out of ZeroGPU's process
+                # as a piece: an exception would lose its words on the way out of ZeroGPU's process
+                if kind == "error":
                     yield Piece("error", value)
                     return
                 if kind == "start":
-                    tokenizer, begin, state = value, time.monotonic(), "writing"
+                    tokenizer = value
+                    begin = time.monotonic()
+                    state = "writing"
                 elif kind == "tokens":
                     ids = value
                 state = "done" if kind == "end" else state
@@ -174,30 +196,53 @@ class Host(loading.LoadedInBackground):
                 with self._changed(loaded.model, job) as model:
                     news.put(("start", loaded.tokenizer))
                     begin = time.monotonic()
-                    config = greedy(model, loaded.tokenizer, min(job.max_tokens, MAX_TOKENS, prompt.room))
+                    config = greedy(
+                        model, loaded.tokenizer, min(job.max_tokens, MAX_TOKENS, prompt.room)
+                    )
                     end = begin + self.max_seconds
-                    begun = _write(model, prompt, config, news, lambda: stop.is_set() or time.monotonic() > end)
+                    begun = _write(
+                        model, prompt, config, news, lambda: stop.is_set() or time.monotonic() > end
+                    )
                     seconds = time.monotonic() - begin
                 if not begun and not stop.is_set():
-                    raise SpaceError(f"Reading the prompt took longer than {self.max_seconds:.0f} s here. Shorten it.")
+                    raise SpaceError(
+                        f"Reading the prompt took longer than {self.max_seconds:.0f} s here. "
+                        "Shorten it."
+                    )
                 news.put(("end", seconds))
         except Exception as error:  # shown to the visitor, in one line
             news.put(("error", loading.error_line(error, _NO_ANSWER)))
 
     @contextmanager
     def _changed(self, model: Any, job: Job) -> Iterator[Any]:
-        """The model along another path, or with other weights of its parents, if the job says so."""
+        """The model along another path, or with other weights of its parents, if the job says
+        so."""
         if job.hops and not hasattr(model, "with_path"):
-            raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
+            raise SpaceError(
+                "This model has no path to change: its weights are merged, its layers are in "
+                "their usual order."
+            )
         try:
-            model = model.with_path(list(job.hops), list(job.scales) or None).eval() if job.hops else model
+            model = (
+                model.with_path(list(job.hops), list(job.scales) or None).eval()
+                if job.hops
+                else model
+            )
         except ValueError as error:
             raise SpaceError(f"This path does not work: {one_line(error)}") from error
         if not job.factors:
             yield model
             return
-        parents = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "parent"]
-        bases = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "base"]
+        parents = [
+            self._loaded(parent.label).model
+            for parent in self.published.parents
+            if parent.role == "parent"
+        ]
+        bases = [
+            self._loaded(parent.label).model
+            for parent in self.published.parents
+            if parent.role == "base"
+        ]
         with mixing.mixed(model, parents, bases[0] if bases else None, job.factors):
             yield model
 
@@ -205,18 +250,22 @@ class Host(loading.LoadedInBackground):
         """Judge a model's answer to each of some examples by the search's own task.
 
         Raises:
-            SpaceError: The model or its path does not work, or the search's task cannot score here, or it takes too long.
+            SpaceError: The model or its path does not work, or the search's task cannot score here,
+                or it takes too long.
         """
         right: list[bool] = self._whole("_judge", job, examples)
         return right
 
     def lens(self, job: Job) -> tuple[list[str], list[list[str]]]:
-        """Read the hidden state after each layer with the head: what the model would write, were the layer its last.
+        """Read the hidden state after each layer with the head: what the model would write, were
+        the layer its last.
 
-        Gives the tokens of the answer, at most eight, and for each layer the token that the head likes best in place of each.
+        Gives the tokens of the answer, at most eight, and for each layer the token that the head
+        likes best in place of each.
 
         Raises:
-            SpaceError: The model is not loaded, or the prompt does not fit, or its class has no norm that is known here.
+            SpaceError: The model is not loaded, or the prompt does not fit, or its class has no
+                norm that is known here.
         """
         found: tuple[list[str], list[list[str]]] = self._whole("_look", job)
         return found
@@ -228,48 +277,75 @@ class Host(loading.LoadedInBackground):
         return found
 
     def _work_once(self, work: str, job: Job, *arguments: Any) -> Any:
-        """The result of work without pieces, or words: an exception would lose them on the way out of ZeroGPU's process."""
+        """The result of work without pieces, or words: an exception would lose them on the way out
+        of ZeroGPU's process."""
         import torch
 
         try:
             with self._pass, torch.inference_mode():
-                loaded, end = self._loaded(job.key), time.monotonic() + self.max_seconds
+                loaded = self._loaded(job.key)
+                end = time.monotonic() + self.max_seconds
 
                 def over() -> bool:
                     return time.monotonic() > end
 
-                with self._changed(loaded.model, job) as model, scoring(model), _ended_by(model, over):
+                with (
+                    self._changed(loaded.model, job) as model,
+                    scoring(model),
+                    _ended_by(model, over),
+                ):
                     return getattr(self, work)(loaded, model, job, *arguments)
         except _EndedError:
             return f"This takes longer than {self.max_seconds:.0f} s here."
         except Exception as error:  # shown to the visitor, in one line
             return loading.error_line(error, _NO_ANSWER)
 
-    def _judge(self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]) -> list[bool]:
+    def _judge(
+        self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]
+    ) -> list[bool]:
         if (task := self.published.task) is None:
             raise SpaceError("The search's own task cannot score here.")
         data = self.published.prompts
-        tokenizer = loaded.tokenizer if loaded.processor is None else SeeingTokenizer(loaded.processor)
-        task.prepare([_asked(each.prompt, loaded, data, each.pictures, each.answer) for each in examples], tokenizer)
+        tokenizer = (
+            loaded.tokenizer if loaded.processor is None else SeeingTokenizer(loaded.processor)
+        )
+        task.prepare(
+            [_asked(each.prompt, loaded, data, each.pictures, each.answer) for each in examples],
+            tokenizer,
+        )
         correct = task.evaluate(model).correct
         return [] if correct is None else correct.tolist()
 
     def _look(self, loaded: Loaded, model: Any, job: Job) -> tuple[list[str], list[list[str]]]:
         tokenizer = loaded.tokenizer
         asked = encode(job.prompt, loaded, self.published.prompts, job.pictures)
-        config, start = greedy(model, tokenizer, min(8, asked.room)), len(asked.ids)
-        written = model.generate(**asked.given(model), generation_config=config, trust_remote_code=False)
+        config = greedy(model, tokenizer, min(8, asked.room))
+        start = len(asked.ids)
+        written = model.generate(
+            **asked.given(model), generation_config=config, trust_remote_code=False
+        )
         seen = asked.seen(model, written.shape[1] - 1)
-        states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
-        norms = [part for name, part in model.get_decoder().named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
+        states = model(
+            written[:, :-1], output_hidden_states=True, use_cache=False, **seen
+        ).hidden_states
+        norms = [
+            part
+            for name, part in model.get_decoder().named_modules()
+            if name.rpartition(".")[2] in _LAST_NORMS
+        ]
         head = model.get_output_embeddings()
         if not norms or head is None:
             raise SpaceError("How this model's head reads the hidden state is not known here.")
-        read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
+        read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [
+            states[-1][:, start - 1 :]
+        ]
         liked = [head(state)[0].argmax(-1).tolist() for state in read]
 
         def said(ids: list[int]) -> list[str]:
-            return ["(end)" if each == tokenizer.eos_token_id else tokenizer.decode([each]) for each in ids]
+            return [
+                "(end)" if each == tokenizer.eos_token_id else tokenizer.decode([each])
+                for each in ids
+            ]
 
         return said(written[0, start:].tolist()), [said(ids) for ids in liked]
 
@@ -308,15 +384,23 @@ class Host(loading.LoadedInBackground):
                 return loading.load(parent.model, parent.revision, sees=True)
             return self._given_eyes(parent)
         except Exception as error:
-            raise SpaceError(loading.error_line(error, f"{parent.label} cannot be loaded")) from error
+            raise SpaceError(
+                loading.error_line(error, f"{parent.label} cannot be loaded")
+            ) from error
 
     def _given_eyes(self, blind: Parent) -> Loaded:
-        """A parent that is a plain language model, put into the first that sees, as the search scored it."""
-        there = (one for one in self.published.parents if not one.missing and loading.parent_sees(one.model, one.revision))
+        """A parent that is a plain language model, put into the first that sees, as the search
+        scored it."""
+        there = (
+            one
+            for one in self.published.parents
+            if not one.missing and loading.parent_sees(one.model, one.revision)
+        )
         if (host := next(there, None)) is None:
             raise SpaceError(f"{blind.label} sees no pictures, and no parent is here that does.")
         loading.check_memory(
-            sum(loading.weights_bytes(one.model, one.revision) for one in (host, blind)), f"{blind.label} with {host.label}"
+            sum(loading.weights_bytes(one.model, one.revision) for one in (host, blind)),
+            f"{blind.label} with {host.label}",
         )
         found = loading.load(host.model, host.revision, sees=True)
         seeing.give_text(found.model, loading.load(blind.model, blind.revision).model)
@@ -325,7 +409,8 @@ class Host(loading.LoadedInBackground):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as a model is given it: its token ids, and the number of tokens for which the model has positions after it.
+    """A prompt as a model is given it: its token ids, and the number of tokens for which the model
+    has positions after it.
 
     `see` gives what a model sees of pictures, for a number of tokens from the prompt's on.
     """
@@ -343,28 +428,44 @@ class Prompt:
         import torch
 
         inputs = torch.tensor([self.ids], device=model.device)
-        return {"inputs": inputs, "attention_mask": torch.ones_like(inputs), **self.seen(model, len(self.ids))}
+        return {
+            "inputs": inputs,
+            "attention_mask": torch.ones_like(inputs),
+            **self.seen(model, len(self.ids)),
+        }
 
 
-def encode(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures = ()) -> Prompt:
-    """Encode a prompt as the search does: with the tokenizer's chat template, unless the search prompted the models without.
+def encode(
+    prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures = ()
+) -> Prompt:
+    """Encode a prompt as the search does: with the tokenizer's chat template, unless the search
+    prompted the models without.
 
     Raises:
         EvoMergeError: The prompt does not fit, or has no tokens, or a picture cannot be read.
     """
-    tokenizer = SeeingTokenizer(loaded.processor) if pictures and loaded.processor is not None else loaded.tokenizer
+    tokenizer = (
+        SeeingTokenizer(loaded.processor)
+        if pictures and loaded.processor is not None
+        else loaded.tokenizer
+    )
     example = _asked(prompt, loaded, data, pictures)
     ids = encode_prompt(example, tokenizer)
     left = room(loaded.model, ids)
     if len(ids) > MAX_PROMPT_TOKENS:
-        raise SpaceError(f"The prompt has {len(ids):,} tokens; here it may have {MAX_PROMPT_TOKENS:,}. Shorten it.")
+        raise SpaceError(
+            f"The prompt has {len(ids):,} tokens; here it may have {MAX_PROMPT_TOKENS:,}. "
+            "Shorten it."
+        )
     if left < 1:
         most = f"this model reads {len(ids) + left:,}, answer included"
         raise SpaceError(f"The prompt has {len(ids):,} tokens; {most}. Shorten it.")
     return Prompt(ids, left, partial(seen_inputs, tokenizer, [example], [len(ids)], left=False))
 
 
-def _asked(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures, answer: str = "") -> Example:
+def _asked(
+    prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures, answer: str = ""
+) -> Example:
     """A prompt as the search would give it to the model."""
     chat = bool(getattr(loaded.tokenizer, "chat_template", None)) and (data is None or data.chat)
     system = data.system if chat and data is not None else None
@@ -378,12 +479,17 @@ class _EndedError(Exception):
 
 
 def _write(
-    model: Any, prompt: Prompt, config: GenerationConfig, news: queue.SimpleQueue[Any], over: Callable[[], bool]
+    model: Any,
+    prompt: Prompt,
+    config: GenerationConfig,
+    news: queue.SimpleQueue[Any],
+    over: Callable[[], bool],
 ) -> bool:
-    """Write an answer greedily, so that two models or two paths differ by what they are and not by chance.
+    """Write an answer greedily, so that two models or two paths differ by what they are and not by
+    chance.
 
-    After each token `news` gets the ids so far. `over` says whether to end, between two layers too: reading a long prompt is
-    one step of `generate`. Gives whether there is a first token.
+    After each token `news` gets the ids so far. `over` says whether to end, between two layers too:
+    reading a long prompt is one step of `generate`. Gives whether there is a first token.
     """
     import torch
     from transformers import StoppingCriteriaList
@@ -396,7 +502,10 @@ def _write(
         news.put(("tokens", written[0, len(prompt.ids) :].tolist()))
         return torch.full((1,), over(), dtype=torch.bool, device=written.device)
 
-    given: dict[str, Any] = {**prompt.given(model), "stopping_criteria": StoppingCriteriaList([ended])}
+    given: dict[str, Any] = {
+        **prompt.given(model),
+        "stopping_criteria": StoppingCriteriaList([ended]),
+    }
     with suppress(_EndedError), scoring(model), _ended_by(model, over):
         model.generate(**given, generation_config=config, trust_remote_code=False)
     return begun
@@ -411,7 +520,9 @@ def _ended_by(model: Any, over: Callable[[], bool]) -> Iterator[None]:
         if over():
             raise _EndedError
 
-    layers = [layer for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
+    layers = [
+        layer for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part
+    ]
     hooks = [layer.register_forward_pre_hook(between) for layer in dict.fromkeys(layers)]
     try:
         yield
@@ -422,7 +533,9 @@ def _ended_by(model: Any, over: Callable[[], bool]) -> Iterator[None]:
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
     """The text so far, without a character of which only some bytes are there."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd").strip() if ids else ""
+    return (
+        str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd").strip() if ids else ""
+    )
 
 
 def choices(parents: tuple[Parent, ...]) -> list[str]:

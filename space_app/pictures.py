@@ -24,35 +24,57 @@ def path_picture(
     words: Words | None = None,
     listed: bool = True,
 ) -> str:
-    """The route of the hidden state on screens of every width (see `path_scene`), and a table of the hops where `listed`.
+    """The route of the hidden state on screens of every width (see `path_scene`), and a table of
+    the hops where `listed`.
 
     With `select` a hop can be chosen, and which one is shows.
     """
-    path, selected = way.path, way.selected if select else None
+    path = way.path
+    selected = way.selected if select else None
     picture = responsive(
-        lambda width: path_scene(path, labels, layers, gated=gated, selected=selected, words=words, width=width),
+        lambda width: path_scene(
+            path, labels, layers, gated=gated, selected=selected, words=words, width=width
+        ),
         MIDDLE if select else WIDE,  # where a path is edited, its answers are beside it
     )
     if not listed:
         return picture
     heads = ["hop", "layer", "scale", *["adds"] * gated, *(words.written if words else ())]
     lines = [
-        [at + 1, hop_words(hop, labels), number(hop.scale), *[said(shares)] * gated, *(words.after[at] if words else ())]
+        [
+            at + 1,
+            hop_words(hop, labels),
+            number(hop.scale),
+            *[said(shares)] * gated,
+            *(words.after[at] if words else ()),
+        ]
         for at, (hop, shares) in enumerate(zip(path.hops, path.added(gated=gated), strict=True))
     ]
-    return picture + details("The same as a table", table(heads, lines, caption=path_title(path), mark=selected))
+    return picture + details(
+        "The same as a table", table(heads, lines, caption=path_title(path), mark=selected)
+    )
 
 
 def weights_picture(
-    weights: Weights, words: Words | None = None, *, wide: int = WIDE, listed: bool = True, among: dict[str, Spot] | None = None
+    weights: Weights,
+    words: Words | None = None,
+    *,
+    wide: int = WIDE,
+    listed: bool = True,
+    among: dict[str, Spot] | None = None,
 ) -> str:
-    """The weights of a recipe's merge in each layer, on screens of every width (see `weights_scene`).
+    """The weights of a recipe's merge in each layer, on screens of every width (see
+    `weights_scene`).
 
-    `wide` is the width for wide screens; with `listed` every number is there on demand; `among` sets the axes.
+    `wide` is the width for wide screens; with `listed` every number is there on demand; `among`
+    sets the axes.
     """
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
     picture = responsive(lambda width: weights_scene(weights, width, words, among), wide)
-    lines = [[group_name(group), *(number(row.at(group)) for row in weights.rows)] for group in weights.groups]
+    lines = [
+        [group_name(group), *(number(row.at(group)) for row in weights.rows)]
+        for group in weights.groups
+    ]
     listing = table(["layers", *(row.name for row in weights.rows)], lines, caption=weights.title)
     return picture + details("Every number", listing) if listed else picture

@@ -1,4 +1,5 @@
-"""Published model as it describes itself: configuration, recipe, study and trials. Read by `reading.py`."""
+"""Published model as it describes itself: configuration, recipe, study and trials. Read by
+`reading.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Parent:
         model, revision: Repository or folder, and the commit where it is pinned.
         role: ``parent`` or ``base``.
         missing: Why it cannot be loaded; empty where it can.
-        adapter: The repository or folder of the LoRA adapter that makes it of the published adapter's base, and its commit.
+        adapter: The repository or folder of the LoRA adapter that makes it of the published
+            adapter's base, and its commit.
     """
 
     label: str
@@ -57,7 +59,8 @@ class Published:
         name: What it is called on the page.
         config: `config.json`; of an adapter its base's.
         base: The base, where the model is a LoRA adapter of it.
-        recipe_text, recipe: `recipe.yaml` as it stands, and parsed; empty and None where there is none, or it cannot be read.
+        recipe_text, recipe: `recipe.yaml` as it stands, and parsed; empty and None where there is
+            none, or it cannot be read.
         record: The record of its search; an empty one where there is none, or it cannot be read.
         trials: The trials, in the order they were run.
         card: The metadata of the model's card.
@@ -93,7 +96,11 @@ class Published:
     @property
     def path(self) -> tuple[str, ...]:
         """The hops of the model; none where only weights were merged."""
-        return readable(self.config.get("path")) if self.config.get("model_type") == "evo_merged" else ()
+        return (
+            readable(self.config.get("path"))
+            if self.config.get("model_type") == "evo_merged"
+            else ()
+        )
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -109,7 +116,8 @@ class Published:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The name of each source that a path can run through; the merged model of a hybrid search is the last."""
+        """The name of each source that a path can run through; the merged model of a hybrid search
+        is the last."""
         return (*self.sources, *(["merged"] if self.merge else []))
 
     @cached_property
@@ -122,30 +130,48 @@ class Published:
         """The sources that the configuration names."""
         named = [mapping(item) for item in listing(self.config.get("sources"))]
         return [
-            SourceRef(model=item["model"], revision=item["revision"] if isinstance(item.get("revision"), str) else None)
+            SourceRef(
+                model=item["model"],
+                revision=item["revision"] if isinstance(item.get("revision"), str) else None,
+            )
             for item in named
             if isinstance(item.get("model"), str) and item["model"]
         ]
 
     @property
     def gated(self) -> bool:
-        """True where scales are gates of what hops add: they multiply the stream, and a norm stands in front of each layer."""
+        """True where scales are gates of what hops add: they multiply the stream, and a norm stands
+        in front of each layer."""
         type_of = mapping(self.config.get("text_config")).get("model_type")
-        return self.config.get("scale_target", "stream") == "stream" and type_of not in _NO_NORM_IN_FRONT
+        return (
+            self.config.get("scale_target", "stream") == "stream"
+            and type_of not in _NO_NORM_IN_FRONT
+        )
 
     @property
     def mixes(self) -> int:
-        """The layers of a merge whose weights can be turned up and down; 0 of a path or an adapter, or without a parent."""
+        """The layers of a merge whose weights can be turned up and down; 0 of a path or an adapter,
+        or without a parent."""
         text = mapping(self.config.get("text_config")) or self.config
         count = text.get("num_hidden_layers", text.get("n_layer"))
-        there = bool(self.parents) and self.base is None and not any(parent.missing for parent in self.parents)
-        return count if there and not self.path and self.merge and isinstance(count, int) and 0 < count < 999 else 0
+        there = (
+            bool(self.parents)
+            and self.base is None
+            and not any(parent.missing for parent in self.parents)
+        )
+        return (
+            count
+            if there and not self.path and self.merge and isinstance(count, int) and 0 < count < 999
+            else 0
+        )
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The number of layers of each source, as far as the configuration says it."""
         found = [mapping(item).get("layers") for item in listing(self.config.get("sources"))]
-        return tuple(count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found)
+        return tuple(
+            count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found
+        )
 
     @cached_property
     def winner(self) -> Trial | None:
@@ -156,8 +182,13 @@ class Published:
 
     @property
     def finder(self) -> str:
-        """The kind of search that found the model, in a word: evolution, where the record has a stage of one."""
-        return "evolution" if {stage.algorithm for stage in self.record.stages} & {"cma", "nsga2"} else "the search"
+        """The kind of search that found the model, in a word: evolution, where the record has a
+        stage of one."""
+        return (
+            "evolution"
+            if {stage.algorithm for stage in self.record.stages} & {"cma", "nsga2"}
+            else "the search"
+        )
 
     @property
     def prompts(self) -> Data | None:
@@ -166,28 +197,38 @@ class Published:
 
     @cached_property
     def problems(self) -> list[Problem]:
-        """The published examples whose pictures are there; first the one that tells the model from the others."""
-        there = [each for each in self.record.examples if all(name in self.pictures for name in each.pictures)]
+        """The published examples whose pictures are there; first the one that tells the model from
+        the others."""
+        there = [
+            each
+            for each in self.record.examples
+            if all(name in self.pictures for name in each.pictures)
+        ]
         telling = self.record.telling
         return sorted(there[:MAX_EXAMPLES], key=lambda each: each is not telling)
 
     @cached_property
     def examples(self) -> list[Example]:
         """Problems of the model's own task."""
-        shown = [tuple(one for name in each.pictures for one in self.pictures[name]) for each in self.problems]
+        shown = [
+            tuple(one for name in each.pictures for one in self.pictures[name])
+            for each in self.problems
+        ]
         return [
             Example(each.prompt, each.answer, pictures=pictures, gloss=each.gloss)
             for each, pictures in zip(self.problems, shown, strict=True)
         ]
 
     def problem(self, prompt: object) -> Example | None:
-        """The problem of an edited model: the example with this prompt; else the first, where answers are judged."""
+        """The problem of an edited model: the example with this prompt; else the first, where
+        answers are judged."""
         given = [example for example in self.examples if example.prompt == prompt]
         return next(iter(given or (self.examples if self.judge is not None else [])), None)
 
     @cached_property
     def task(self) -> Task | None:
-        """The fitness task of the search, without its check of languages; None where it is the searcher's own, or damaged."""
+        """The fitness task of the search, without its check of languages; None where it is the
+        searcher's own, or damaged."""
         try:
             task = make_task(parse_task(self.record.settings.fitness.to_json()))
         except EvoMergeError:
@@ -199,11 +240,14 @@ class Published:
 
     @property
     def judge(self) -> Callable[[str, Example], bool] | None:
-        """The rule by which the search tells a right answer; None where its task has none for texts.
+        """The rule by which the search tells a right answer; None where its task has none for
+        texts.
 
         A regular expression of somebody's record is not run: it can take for ever.
         """
-        by_regex = isinstance(getattr(getattr(self.task, "spec", None), "extract", None), RegexExtract)
+        by_regex = isinstance(
+            getattr(getattr(self.task, "spec", None), "extract", None), RegexExtract
+        )
         return self.task.judge if isinstance(self.task, JudgingTask) and not by_regex else None
 
     @property
@@ -213,21 +257,33 @@ class Published:
 
     @property
     def context(self) -> int:
-        """The tokens that the model reads, its answer included; 0 where its configuration does not say it."""
-        count = (mapping(self.config.get("text_config")) or self.config).get("max_position_embeddings")
+        """The tokens that the model reads, its answer included; 0 where its configuration does not
+        say it."""
+        count = (mapping(self.config.get("text_config")) or self.config).get(
+            "max_position_embeddings"
+        )
         return count if isinstance(count, int) and count > 1 else 0
 
     @cached_property
     def labels_of_record(self) -> dict[str, str]:
         """Names of the models on the page, by their names in the record."""
-        names = {EVOLVED: EVOLVED, **{f"source:{at}": label for at, label in enumerate(self.sources)}}
-        return names | {parent.role: parent.label for parent in self.parents if parent.role == "base"}
+        names = {
+            EVOLVED: EVOLVED,
+            **{f"source:{at}": label for at, label in enumerate(self.sources)},
+        }
+        return names | {
+            parent.role: parent.label for parent in self.parents if parent.role == "base"
+        }
 
     @property
     def recorded(self) -> list[dict[str, str]]:
-        """Texts that the models wrote to the examples when they were tested, by label, as far as the record has them."""
+        """Texts that the models wrote to the examples when they were tested, by label, as far as
+        the record has them."""
         names = self.labels_of_record
-        return [{names[key]: text for key, text in each.answers.items() if key in names} for each in self.problems]
+        return [
+            {names[key]: text for key, text in each.answers.items() if key in names}
+            for each in self.problems
+        ]
 
     @property
     def tested_on(self) -> str:
@@ -236,21 +292,32 @@ class Published:
         return "unseen problems" if split == "test" else f"{split} problems"
 
     def solved(self, key: str) -> tuple[int, int, str] | None:
-        """Count the problems that a model solved when it was tested, of how many, and which; None where that is not known."""
+        """Count the problems that a model solved when it was tested, of how many, and which; None
+        where that is not known."""
         rows = self.record.rows
-        own = (row for row in rows if (row.winner if key == EVOLVED else self.labels_of_record.get(row.label) == key))
-        row, results = next(own, None), self.record.results
+        own = (
+            row
+            for row in rows
+            if (row.winner if key == EVOLVED else self.labels_of_record.get(row.label) == key)
+        )
+        row = next(own, None)
+        results = self.record.results
         if row is None or row.accuracy is None or results is None or not results.examples:
             return None
         return round(row.accuracy * results.examples), results.examples, self.tested_on
 
     @cached_property
     def film(self) -> tuple[str, list[Step]]:
-        """The stage that is replayed, and the moments at which it got better: the winner's, unless another moves more."""
+        """The stage that is replayed, and the moments at which it got better: the winner's, unless
+        another moves more."""
         order = [stage for stage in stages(self.trials) if stage != "random"]
         films = {stage: climb(of_stage(self.trials, stage), winner=self.winner) for stage in order}
         own = self.winner.stage if self.winner is not None else "".join(order[-1:])
-        return max(films.items(), key=lambda each: (each[0] == own and len(each[1]) > 2, len(each[1])), default=("", []))
+        return max(
+            films.items(),
+            key=lambda each: (each[0] == own and len(each[1]) > 2, len(each[1])),
+            default=("", []),
+        )
 
     @property
     def objectives(self) -> list[Objective]:
@@ -278,12 +345,18 @@ def as_float(value: object) -> float | None:
 
 def merge_of(recipe: Recipe | None) -> dict[str, Any]:
     """A recipe's merge of weights as plain data; empty where there is none."""
-    return {} if recipe is None or recipe.merge is None else recipe.merge.model_dump(exclude_none=True)
+    return (
+        {} if recipe is None or recipe.merge is None else recipe.merge.model_dump(exclude_none=True)
+    )
 
 
 def readable(path: object) -> tuple[str, ...]:
     """The hops of a path as a repository has it; none where one of them cannot be read."""
-    hops = tuple(_hop(text) if isinstance(text, str) else "" for text in path) if isinstance(path, list) else ()
+    hops = (
+        tuple(_hop(text) if isinstance(text, str) else "" for text in path)
+        if isinstance(path, list)
+        else ()
+    )
     return hops if all(hops) else ()
 
 

@@ -1,6 +1,7 @@
 """Reads what a published model says about itself, from a folder or from the Hub.
 
-Only `config.json` must be there. Whatever else is missing or broken is left out, with a note that says so.
+Only `config.json` must be there. Whatever else is missing or broken is left out, with a note that
+says so.
 """
 
 from __future__ import annotations
@@ -25,25 +26,40 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of
 from hf_evomerge.record import EVOLVED, MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "examples", "evaluations"]
+_COLUMNS = [
+    "stage",
+    "number",
+    "generation",
+    "state",
+    "fitness",
+    "accuracy",
+    "examples",
+    "evaluations",
+]
 _COLUMNS += ["recipe", "path", "scales"]
 _MAX_PICTURES = 100
-_MOST_READ = 256 << 20  # bytes of the trials: a few kilobytes of Parquet can say one text a million times
+_MOST_READ = (
+    256 << 20
+)  # bytes of the trials: a few kilobytes of Parquet can say one text a million times
 _PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
 _OBJECTIVE = "objective."  # begins the names of their columns
 UNSET = (
-    "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
+    "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of "
+    "a model, such as user/model "
     "(Settings, Variables), or to a folder where the app runs at home."
 )
 
 
 def settings(folder: Path) -> tuple[str, str | None]:
-    """The model and the revision that the owner has set: by variables, or by `space.json` beside the app."""
+    """The model and the revision that the owner has set: by variables, or by `space.json` beside
+    the app."""
     given: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # no file, or one that cannot be read
         given = mapping(_json(folder / "space.json"))
     model = os.environ.get("EVOMERGE_MODEL", "").strip() or str(given.get("model") or "").strip()
-    revision = os.environ.get("EVOMERGE_REVISION", "").strip() or str(given.get("revision") or "").strip()
+    revision = (
+        os.environ.get("EVOMERGE_REVISION", "").strip() or str(given.get("revision") or "").strip()
+    )
     return model, revision or None
 
 
@@ -51,7 +67,8 @@ def read(model: str, revision: str | None = None) -> Published:
     """Read what a model in a folder, or at a branch, tag or commit on the Hub, says about itself.
 
     Raises:
-        SpaceError: No model is named, or it cannot be found, or neither it nor its base has a readable `config.json`.
+        SpaceError: No model is named, or it cannot be found, or neither it nor its base has a
+            readable `config.json`.
     """
     if not model:
         raise SpaceError(UNSET)
@@ -62,11 +79,18 @@ def read(model: str, revision: str | None = None) -> Published:
     if not _REPO_ID.fullmatch(model):
         words = "which is neither a folder here nor a repository such as user/model"
         raise SpaceError(f"EVOMERGE_MODEL is {model!r:.100}, {words}.")
-    file = _download(model, "config.json", revision) or _download(model, "adapter_config.json", revision)
+    file = _download(model, "config.json", revision) or _download(
+        model, "adapter_config.json", revision
+    )
     if file is None:
         raise SpaceError(f"{model} has no config.json; it is not a model that can be loaded.")
-    commit = file.parent.name  # of the cache's folder of a snapshot: weights and record are of the same one
-    return _read_parts(Published(model=model, name=model, revision=commit), lambda name: _download(model, name, commit))
+    commit = (
+        file.parent.name
+    )  # of the cache's folder of a snapshot: weights and record are of the same one
+    return _read_parts(
+        Published(model=model, name=model, revision=commit),
+        lambda name: _download(model, name, commit),
+    )
 
 
 def _download(model: str, name: str, revision: str | None) -> Path | None:
@@ -76,35 +100,50 @@ def _download(model: str, name: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(model, name, revision=revision))
     except errors.LocalEntryNotFoundError as cause:
-        raise SpaceError(f"The Hub cannot be reached to read {model}. Please try again later.") from cause
+        raise SpaceError(
+            f"The Hub cannot be reached to read {model}. Please try again later."
+        ) from cause
     except errors.EntryNotFoundError:
         return None
     except errors.GatedRepoError as cause:
-        raise SpaceError(f"{model} is gated: the owner of this Space must give it a token (secret HF_TOKEN).") from cause
+        raise SpaceError(
+            f"{model} is gated: the owner of this Space must give it a token (secret HF_TOKEN)."
+        ) from cause
     except errors.RevisionNotFoundError as cause:
-        raise SpaceError(f"{model} has no revision {revision!r:.60}; see the variable EVOMERGE_REVISION.") from cause
+        raise SpaceError(
+            f"{model} has no revision {revision!r:.60}; see the variable EVOMERGE_REVISION."
+        ) from cause
     except errors.RepositoryNotFoundError as cause:
-        raise SpaceError(f"There is no public model {model} on the Hub; see the variable EVOMERGE_MODEL.") from cause
+        raise SpaceError(
+            f"There is no public model {model} on the Hub; see the variable EVOMERGE_MODEL."
+        ) from cause
     except (errors.HfHubHTTPError, OSError) as cause:
-        raise SpaceError(f"{name} of {model} could not be read from the Hub ({type(cause).__name__}).") from cause
+        raise SpaceError(
+            f"{name} of {model} could not be read from the Hub ({type(cause).__name__})."
+        ) from cause
 
 
 def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Published:
     notes: list[str] = []
 
-    def part(name: str, reader: Callable[[Path], Any], default: Any, of: SourceRef | None = None) -> Any:
+    def part(
+        name: str, reader: Callable[[Path], Any], default: Any, of: SourceRef | None = None
+    ) -> Any:
         try:
             file = fetch(name) if of is None else _file_of(of, name, found.on_hub)
             return default if file is None else reader(file)
         except SpaceError as error:
             notes.append(str(error))
         except EvoMergeError as error:
-            notes.append(f"{name} cannot be read and is left out: {one_line(error.__cause__ or error)}.")
+            notes.append(
+                f"{name} cannot be read and is left out: {one_line(error.__cause__ or error)}."
+            )
         except Exception as error:  # a broken file of somebody else's must not take the page down
             notes.append(f"{name} cannot be read and is left out ({type(error).__name__}).")
         return default
 
-    config, base = part("config.json", _json, None), None
+    config = part("config.json", _json, None)
+    base = None
     if config is None and (base := part("adapter_config.json", _base, None)) is not None:
         config = part("config.json", _json, None, of=base)
     if not isinstance(config, dict):
@@ -121,9 +160,13 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
         trials=part("trials.parquet", _trials, ()),
         card=part("README.md", _front_matter, {}),
     )
-    names = [name for each in found.record.examples for name in each.pictures if _PICTURE.fullmatch(name)][:_MAX_PICTURES]
+    names = [
+        name for each in found.record.examples for name in each.pictures if _PICTURE.fullmatch(name)
+    ][:_MAX_PICTURES]
     shown = {name: part(name, _picture, ()) for name in names}
-    found = replace(found, pictures={name: pictures for name, pictures in shown.items() if pictures})
+    found = replace(
+        found, pictures={name: pictures for name, pictures in shown.items() if pictures}
+    )
     if config.get("model_type") == "evo_merged" and not found.path:
         notes.append("The path in config.json cannot be read and is left out.")
     return replace(found, parents=_parents(found), notes=tuple(dict.fromkeys(notes)))
@@ -159,11 +202,18 @@ def _front_matter(file: Path) -> dict[str, Any]:
 def _trials(file: Path) -> tuple[Trial, ...]:
     import pyarrow.parquet as parquet
 
-    found, opened = list[Trial](), parquet.ParquetFile(file)
-    there, groups = opened.schema_arrow.names, opened.metadata.to_dict()["row_groups"]
+    found = list[Trial]()
+    opened = parquet.ParquetFile(file)
+    there = opened.schema_arrow.names
+    groups = opened.metadata.to_dict()["row_groups"]
     others = [name for name in there if name.startswith(_OBJECTIVE)][:MAX_OBJECTIVES]
     columns = [*(name for name in _COLUMNS if name in there), *others]
-    parts = [part for group in groups for part in group["columns"] if part["path_in_schema"].partition(".")[0] in columns]
+    parts = [
+        part
+        for group in groups
+        for part in group["columns"]
+        if part["path_in_schema"].partition(".")[0] in columns
+    ]
     size = sum(part["total_uncompressed_size"] for part in parts)
     for batch in opened.iter_batches(8, columns=columns) if size <= _MOST_READ else ():
         found += map(_trial, rows := batch.to_pylist())
@@ -176,8 +226,13 @@ def _trials(file: Path) -> tuple[Trial, ...]:
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:
-    path, scales = readable(row.get("path")), listing(row.get("scales"))
-    others = {key.removeprefix(_OBJECTIVE): as_float(row[key]) for key in row if key.startswith(_OBJECTIVE)}
+    path = readable(row.get("path"))
+    scales = listing(row.get("scales"))
+    others = {
+        key.removeprefix(_OBJECTIVE): as_float(row[key])
+        for key in row
+        if key.startswith(_OBJECTIVE)
+    }
     known = row.get("state") == "COMPLETE"
     return Trial(
         stage=str(row.get("stage")),
@@ -195,33 +250,45 @@ def _trial(row: Mapping[str, Any]) -> Trial:
 
 
 def _parents(found: Published) -> tuple[Parent, ...]:
-    """The sources of the recipe and its base; where there is no recipe, the sources of the configuration."""
+    """The sources of the recipe and its base; where there is no recipe, the sources of the
+    configuration."""
     if found.recipe is not None:
-        sources, base = found.recipe.sources, found.recipe.base
+        sources = found.recipe.sources
+        base = found.recipe.base
     else:
-        sources, base = found.sources_of_config if found.path else [], None
+        sources = found.sources_of_config if found.path else []
+        base = None
     refs = [*sources, *([base] if base is not None else [])]
-    keys, own = [*(f"source:{at}" for at in range(len(sources))), "base"], [ref.label for ref in refs]
+    keys = [*(f"source:{at}" for at in range(len(sources))), "base"]
+    own = [ref.label for ref in refs]
     alone = labels_of([ref.model_copy(update={"revision": None}) for ref in refs])
     labels = [
         found.record.names.get(key, label) if own.count(ref.label) > 1 else label
         for key, ref, label in zip(keys, refs, alone, strict=False)
     ]
     return tuple(
-        _parent(ref, label if label != EVOLVED else f"{label} (2)", "base" if ref is base else "parent", found)
+        _parent(
+            ref,
+            label if label != EVOLVED else f"{label} (2)",
+            "base" if ref is base else "parent",
+            found,
+        )
         for ref, label in zip(refs, labels, strict=True)
     )
 
 
 def _parent(ref: SourceRef, label: str, role: str, found: Published) -> Parent:
-    model, revision, missing = ref.model, ref.revision, ""
+    model = ref.model
+    revision = ref.revision
+    missing = ""
     adapts = found.base is not None and ref.model == found.base.model and ref.adapter is not None
     if adapts and ref.adapter is not None and (not found.on_hub or _REPO_ID.fullmatch(ref.adapter)):
         return Parent(label, model, revision, role, adapter=(ref.adapter, ref.adapter_revision))
     if not found.on_hub and Path(model).is_dir():
         revision = None
     elif not _REPO_ID.fullmatch(model):
-        missing, model = "not published: it was a folder on the machine of the search", label
+        missing = "not published: it was a folder on the machine of the search"
+        model = label
     if ref.adapter is not None:
         missing = missing or "a LoRA adapter, which is not loaded here"
     return Parent(label=label, model=model, revision=revision, role=role, missing=missing)

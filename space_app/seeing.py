@@ -1,4 +1,5 @@
-"""Pictures beside a prompt: files within limits, no address is followed; and which models are given them."""
+"""Pictures beside a prompt: files within limits, no address is followed; and which models are given
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Pictures = tuple[Picture, ...]
 
 
 def checked(files: Sequence[bytes]) -> Pictures:
-    """Pictures, checked as far as their headers say; raises `EvoMergeError` where one is none, or larger than the limits."""
+    """Pictures, checked as far as their headers say; raises `EvoMergeError` where one is none, or
+    larger than the limits."""
     if len(files) > MAX_PICTURES:
         raise SpaceError(f"There are {len(files)} pictures; give {MAX_PICTURES} at most.")
     if any(len(data) > MAX_BYTES for data in files):
@@ -35,7 +37,8 @@ def checked(files: Sequence[bytes]) -> Pictures:
 
 
 def of_gallery(shown: Sequence[dict[str, Any]] | None) -> Pictures:
-    """The pictures of a gallery's files, of which Gradio has looked that they are a visitor's; raises `EvoMergeError`."""
+    """The pictures of a gallery's files, of which Gradio has looked that they are a visitor's;
+    raises `EvoMergeError`."""
     files = []
     for each in (shown or [])[: MAX_PICTURES + 1]:
         try:
@@ -56,36 +59,46 @@ def of_texts(given: object) -> Pictures:
     try:
         files = [base64.b64decode(text, validate=True) for text in texts[: MAX_PICTURES + 1]]
     except (binascii.Error, ValueError) as cause:
-        raise SpaceError("A picture is not in base64. Addresses are not followed: give what the file holds.") from cause
+        raise SpaceError(
+            "A picture is not in base64. Addresses are not followed: give what the file holds."
+        ) from cause
     return checked(files)
 
 
 def marked(processor: Any, prompt: str, pictures: Pictures) -> str:
-    """The prompt with the model's own mark for each picture: where it stands, or before the text where there is none."""
+    """The prompt with the model's own mark for each picture: where it stands, or before the text
+    where there is none."""
     mark = getattr(processor, "image_token", None)
     if not isinstance(mark, str) or not mark:
         return prompt
     places = prompt.count(mark)
     if places not in (0, len(pictures)):
         there = counted(len(pictures), "picture")
-        raise SpaceError(f"The prompt has {counted(places, 'place')} for pictures ({mark}), and there are {there}.")
+        raise SpaceError(
+            f"The prompt has {counted(places, 'place')} for pictures ({mark}), and there are "
+            f"{there}."
+        )
     return prompt if places else f"{mark * len(pictures)}\n{prompt}"
 
 
 def give_text(model: Any, other: Any) -> None:
-    """Put a plain language model into one that sees, in place of its own; of the vocabulary the tokens that both have.
+    """Put a plain language model into one that sees, in place of its own; of the vocabulary the
+    tokens that both have.
 
     Raises:
         SpaceError: They do not fit.
     """
     import torch
 
-    into, own = dict(model.get_decoder().named_parameters()), dict(other.get_decoder().named_parameters())
+    into = dict(model.get_decoder().named_parameters())
+    own = dict(other.get_decoder().named_parameters())
     into["head"], own["head"] = (each.get_output_embeddings().weight for each in (model, other))
     with torch.no_grad():
         for name, target in into.items():
             tensor = own.get(name)
             if tensor is None or tensor.shape[1:] != target.shape[1:]:
-                raise SpaceError("A language model that is not alike cannot be put into the one that sees.")
+                raise SpaceError(
+                    "A language model that is not alike cannot be put into the one that sees."
+                )
             rows = min(len(target), len(tensor))
             target[:rows].copy_(tensor[:rows])

@@ -1,4 +1,5 @@
-"""Showcase of one model: reads it and loads it behind the page, and answers visitors while others wait."""
+"""Showcase of one model: reads it and loads it behind the page, and answers visitors while others
+wait."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ UNCHANGED = "Change something to see another answer beside this one."
 
 @dataclass(frozen=True)
 class Edit:
-    """Edit by a visitor: the path, or how much of each parent is in a merge; `linked` where a link had it."""
+    """Edit by a visitor: the path, or how much of each parent is in a merge; `linked` where a link
+    had it."""
 
     way: edits.Route | None = None
     factors: mixing.Factors = ()
@@ -49,7 +51,8 @@ class Edit:
     def changes(self, published: Published) -> bool:
         """Tell whether it is another model than the published one."""
         return bool(self.factors) or (
-            self.way is not None and (self.way.hops, self.way.scales) != (published.path, published.scales)
+            self.way is not None
+            and (self.way.hops, self.way.scales) != (published.path, published.scales)
         )
 
     @classmethod
@@ -64,18 +67,26 @@ class Edit:
             way = edits.Route(published.path, published.scales)
             added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
             least = way.select(added.index(min(added)))
-            return [cls(change) for change in (least.drop(), least.repeat())] if len(way) > 1 else []
+            return (
+                [cls(change) for change in (least.drop(), least.repeat())] if len(way) > 1 else []
+            )
         parents = range(len(published.sources) if published.mixes else 0)
-        return [cls(factors=((mixing.ALL, tuple(1.1 if at == k else 1.0 for at in parents)),)) for k in parents][:2]
+        return [
+            cls(factors=((mixing.ALL, tuple(1.1 if at == k else 1.0 for at in parents)),))
+            for k in parents
+        ][:2]
 
     def said(self, published: Published) -> str:
         """Say what was changed, in one line."""
         if self.way is None:
             return mixing.describe(self.factors, published.labels)
-        return edits.difference(edits.Route(published.path, published.scales), self.way, published.labels)
+        return edits.difference(
+            edits.Route(published.path, published.scales), self.way, published.labels
+        )
 
     def recipe(self, published: Published) -> str:
-        """The changed model's recipe, as YAML; empty where the merge has no numbers that could be changed."""
+        """The changed model's recipe, as YAML; empty where the merge has no numbers that could be
+        changed."""
         with suppress(EvoMergeError):
             if self.way is not None:
                 return edits.changed_recipe(published, self.way)
@@ -91,7 +102,11 @@ class Edit:
     @property
     def link(self) -> str:
         """Link to it, as a part of the page's address."""
-        plain = [list(self.way.hops), list(self.way.scales)] if self.way is not None else [list(self.factors)]
+        plain = (
+            [list(self.way.hops), list(self.way.scales)]
+            if self.way is not None
+            else [list(self.factors)]
+        )
         return "?" + urlencode({"edit": json.dumps(plain, separators=(",", ":"))})
 
     @classmethod
@@ -106,7 +121,10 @@ class Edit:
         if published.path and isinstance(plain, list) and len(plain) == 2:
             return cls(edits.route(plain[0], plain[1], holds=published.path), linked=True)
         if published.mixes and isinstance(plain, list) and len(plain) == 1:
-            return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)), linked=True)
+            return cls(
+                factors=mixing.checked(plain[0], published.mixes, len(published.sources)),
+                linked=True,
+            )
         raise SpaceError("The link's edit is not one of this model.")
 
 
@@ -115,17 +133,26 @@ class Showcase(LoadedInBackground):
 
     def __init__(self, model: str, revision: str | None = None) -> None:
         super().__init__(model)
-        self.model, self.revision = model, revision
+        self.model = model
+        self.revision = revision
         self.published: Published | None = None
         self.host: Host | None = None
         self.small: list[str] = []  # the parents that are asked with the model
         self.started = time.monotonic()
-        self.rehearsed: dict[Asked, dict[str, Piece]] = {}  # the answers to examples, by what is asked and by model
-        self._words: dict[Asked, Words] = {}  # what is said after each hop of the published model, to examples
-        self._plain: dict[int, Piece] = {}  # the published model's answers beside changed ones, by a hash of what was asked
+        self.rehearsed: dict[
+            Asked, dict[str, Piece]
+        ] = {}  # the answers to examples, by what is asked and by model
+        self._words: dict[
+            Asked, Words
+        ] = {}  # what is said after each hop of the published model, to examples
+        self._plain: dict[
+            int, Piece
+        ] = {}  # the published model's answers beside changed ones, by a hash of what was asked
         self._right: list[bool] = []  # whether the published model answers each example right
         self.ready_for = threading.Event()  # set when there will be no more of them
-        self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # how often a visitor has asked or stopped, and which
+        self._marks: OrderedDict[str, tuple[int, bool]] = (
+            OrderedDict()
+        )  # how often a visitor has asked or stopped, and which
         self._marking = threading.Lock()
         self._files: dict[Picture, str] = {}  # where the pictures of examples are, for the page
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-pictures-")
@@ -141,10 +168,13 @@ class Showcase(LoadedInBackground):
     def _load(self) -> None:
         self.published = read(self.model, self.revision)
         self.host = Host(self.published)
-        self.small = [key for key in choices(self.published.parents) if self.host.is_small(key, _SMALL)]
+        self.small = [
+            key for key in choices(self.published.parents) if self.host.is_small(key, _SMALL)
+        ]
 
     def rehearse(self) -> None:
-        """Let every small model answer the first examples, so that visitors see answers at once; those on record are taken."""
+        """Let every small model answer the first examples, so that visitors see answers at once;
+        those on record are taken."""
         published, host = self.need()
         first = [(example.prompt, example.pictures) for example in published.examples[:TO_TRY]]
         for asked, texts in zip(first, published.recorded, strict=False):
@@ -156,22 +186,35 @@ class Showcase(LoadedInBackground):
                 for prompt, pictures in first:
                     if key not in self.rehearsed.get((prompt, pictures), {}):
                         piece = host.whole_answer(Job(key, prompt, pictures=pictures))
-                        self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(piece, state="known")
+                        self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(
+                            piece, state="known"
+                        )
 
     def cards(self) -> dict[str, Card]:
-        """A card for each model, the evolved one first, with what it solved when it was tested; nobody is asked yet."""
+        """A card for each model, the evolved one first, with what it solved when it was tested;
+        nobody is asked yet."""
         published, _ = self.need()
         cards = {EVOLVED: Card(published.name.rsplit("/", 1)[-1], "evolved")}
         for parent in published.parents:  # a base called base is so once
             role = "" if parent.label == parent.role else parent.role
-            cards[parent.label] = Card(parent.label, role, note=f"cannot be asked: {parent.missing}" if parent.missing else "")
-        return {key: replace(card, state="unasked", solved=published.solved(key)) for key, card in cards.items()}
+            cards[parent.label] = Card(
+                parent.label,
+                role,
+                note=f"cannot be asked: {parent.missing}" if parent.missing else "",
+            )
+        return {
+            key: replace(card, state="unasked", solved=published.solved(key))
+            for key, card in cards.items()
+        }
 
     def in_advance(self, prompt: object, pictures: seeing.Pictures = ()) -> list[Card]:
         """The models' cards, with the answers to an example that are known."""
         pieces = self.rehearsed.get((prompt, pictures), {}) if isinstance(prompt, str) else {}
         asked = (str(prompt), pictures)
-        return [self._card(card, pieces[key], asked) if key in pieces else card for key, card in self.cards().items()]
+        return [
+            self._card(card, pieces[key], asked) if key in pieces else card
+            for key, card in self.cards().items()
+        ]
 
     def files(self, pictures: seeing.Pictures) -> list[str]:
         """The pictures of an example as files that the page can show."""
@@ -195,7 +238,13 @@ class Showcase(LoadedInBackground):
             return "error", self.error
         host = self.host
         if host is None or not host.ready.is_set():
-            return "busy", f"Loading the weights … {seconds:.0f} s. Everything but the answers is there already."
+            return (
+                "busy",
+                (
+                    f"Loading the weights … {seconds:.0f} s. Everything but the answers is there "
+                    "already."
+                ),
+            )
         if host.error or host.evolved is None:
             return "error", host.error
         model = host.evolved.model
@@ -208,11 +257,14 @@ class Showcase(LoadedInBackground):
         """The model, once it is known; raises `SpaceError` where there is none."""
         self.ready.wait(120)
         if self.published is None or self.host is None:
-            raise SpaceError(self.error or "The model is still being read. Please try again in a moment.")
+            raise SpaceError(
+                self.error or "The model is still being read. Please try again in a moment."
+            )
         return self.published, self.host
 
     def begin(self, session: str, *, stopped: bool = False) -> None:
-        """A visitor asks, or stops: what is still written for them ends, and after a stop what is about to be written."""
+        """A visitor asks, or stops: what is still written for them ends, and after a stop what is
+        about to be written."""
         with self._marking:
             self._marks[session] = (self._marks.get(session, (0, False))[0] + 1, stopped)
             self._marks.move_to_end(session)
@@ -229,9 +281,15 @@ class Showcase(LoadedInBackground):
         return stopped
 
     def ask(
-        self, prompt: object, others: object, tokens: object, session: str, pictures: seeing.Pictures = ()
+        self,
+        prompt: object,
+        others: object,
+        tokens: object,
+        session: str,
+        pictures: seeing.Pictures = (),
     ) -> Iterator[list[Card]]:
-        """Let the evolved model answer, then the parents that were chosen, beside the others' cards; raises `SpaceError`."""
+        """Let the evolved model answer, then the parents that were chosen, beside the others'
+        cards; raises `SpaceError`."""
         published, _ = self.need()
         words, note = self.question(prompt)
         bound = token_bound(tokens)
@@ -239,24 +297,40 @@ class Showcase(LoadedInBackground):
         cards = self.cards()
         cards |= {key: replace(cards[key], state="waiting") for key in keys}
         cards[EVOLVED] = replace(cards[EVOLVED], note=note)
-        jobs = {at: Job(key, words, bound, pictures=pictures) for at, key in enumerate(cards) if key in keys}
+        jobs = {
+            at: Job(key, words, bound, pictures=pictures)
+            for at, key in enumerate(cards)
+            if key in keys
+        }
         yield from self._answers(list(cards.values()), jobs, session)
 
     def ask_changed(
-        self, prompt: object, edit: Edit, tokens: object, session: str, pictures: seeing.Pictures = ()
+        self,
+        prompt: object,
+        edit: Edit,
+        tokens: object,
+        session: str,
+        pictures: seeing.Pictures = (),
     ) -> Iterator[list[Card]]:
-        """Let the published model, unless it has answered this, and the changed one answer; raises `SpaceError`."""
+        """Let the published model, unless it has answered this, and the changed one answer; raises
+        `SpaceError`."""
         published, _ = self.need()
         words, note = self.question(prompt)
         bound = token_bound(tokens)
         asked = hash((words, pictures, bound))
-        first = Card("as published", counted(len(published.path), "hop") if published.path else "", note=note)
+        first = Card(
+            "as published", counted(len(published.path), "hop") if published.path else "", note=note
+        )
         jobs = {0: Job(EVOLVED, words, bound, pictures=pictures)}
         if (known := self._plain.get(asked)) is not None:
-            first, jobs = self._card(first, known, (words, pictures)), {}
+            first = self._card(first, known, (words, pictures))
+            jobs = {}
         answers = [replace(first, note=UNCHANGED)]
         if edit.changes(published):
-            answers = [first, Card("changed", counted(len(edit.way), "hop") if edit.way is not None else "")]
+            answers = [
+                first,
+                Card("changed", counted(len(edit.way), "hop") if edit.way is not None else ""),
+            ]
             jobs[1] = edit.job(words, bound, pictures)
         for shown in self._answers(answers, jobs, session):
             if shown[0].state == "done" and known is None:
@@ -266,12 +340,16 @@ class Showcase(LoadedInBackground):
             yield shown
 
     def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
-        """Let the changed model answer all examples, and the published one where that is not known; raises `SpaceError`.
+        """Let the changed model answer all examples, and the published one where that is not known;
+        raises `SpaceError`.
 
-        Yields how many were answered, how many of these the changed model gets right, and how many the published one does.
+        Yields how many were answered, how many of these the changed model gets right, and how many
+        the published one does.
         """
         published, host = self.need()
-        stopped, right, plain = self.stopper(session), list[bool](), Job(EVOLVED, "")
+        stopped = self.stopper(session)
+        right = list[bool]()
+        plain = Job(EVOLVED, "")
         for at in range(0, len(published.examples), _AT_ONCE):
             if stopped():
                 return
@@ -282,27 +360,41 @@ class Showcase(LoadedInBackground):
             yield len(right), sum(right), sum(self._right[: len(right)])
 
     def words(self, prompt: object, pictures: seeing.Pictures = ()) -> Words:
-        """Return what the published model would say after each hop or layer; raises `SpaceError`."""
+        """Return what the published model would say after each hop or layer; raises
+        `SpaceError`."""
         _, host = self.need()
         asked = (self.question(prompt)[0], pictures)
-        found = self._words.get(asked) or Words(*host.lens(Job(EVOLVED, asked[0], pictures=pictures)))
+        found = self._words.get(asked) or Words(
+            *host.lens(Job(EVOLVED, asked[0], pictures=pictures))
+        )
         if self._example(asked) is not None:
             self._words[asked] = found
         return found
 
     def unknown(self, prompt: str) -> str:
-        """A line about words that the model's tokenizer does not know; empty where it knows all, or is not loaded."""
+        """A line about words that the model's tokenizer does not know; empty where it knows all, or
+        is not loaded."""
         if self.host is None or self.host.evolved is None or len(prompt) > MAX_PROMPT:
             return ""
-        tokenizer, words = self.host.evolved.tokenizer, prompt.split()
-        strange = [word for word in words if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        tokenizer = self.host.evolved.tokenizer
+        words = prompt.split()
+        strange = [
+            word
+            for word in words
+            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+        ]
         if tokenizer.unk_token_id is None or not strange:
             return ""
         known = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha()]
         shown = ", ".join(known[:: max(len(known) // 6, 1)][:6])
-        return f"{len(strange)} of {len(words)} words are unknown to this model. It knows {len(tokenizer):,}, such as {shown}."
+        return (
+            f"{len(strange)} of {len(words)} words are unknown to this model. It knows "
+            f"{len(tokenizer):,}, such as {shown}."
+        )
 
-    def _answers(self, answers: list[Card], jobs: dict[int, Job], session: str) -> Iterator[list[Card]]:
+    def _answers(
+        self, answers: list[Card], jobs: dict[int, Job], session: str
+    ) -> Iterator[list[Card]]:
         _, host = self.need()
         stopped = self.stopper(session)
         yield list(answers)
@@ -324,25 +416,42 @@ class Showcase(LoadedInBackground):
 
     def _card(self, card: Card, piece: Piece, asked: Asked) -> Card:
         right = self.verdict(asked, piece.text) if piece.state in ("done", "known") else None
-        grown = replace(card, state=piece.state, text=piece.text, tokens=piece.tokens, seconds=piece.seconds, right=right)
+        grown = replace(
+            card,
+            state=piece.state,
+            text=piece.text,
+            tokens=piece.tokens,
+            seconds=piece.seconds,
+            right=right,
+        )
         if right is not False:
             return grown
         example = self._example(asked)
         wanted = example.answer if example is not None else ""
-        return replace(grown, wanted=wanted, reason=why_wrong(piece.text, wanted, self.need()[0].decimal))
+        return replace(
+            grown, wanted=wanted, reason=why_wrong(piece.text, wanted, self.need()[0].decimal)
+        )
 
     def question(self, prompt: object) -> tuple[str, str]:
-        """The prompt, checked, and a note; an example to the letter as the search asked it. Raises `SpaceError`."""
+        """The prompt, checked, and a note; an example to the letter as the search asked it. Raises
+        `SpaceError`."""
         words, note = clean_prompt(prompt)
-        return next((each.prompt for each in self.need()[0].examples if each.prompt.strip() == words), words), note
+        return next(
+            (each.prompt for each in self.need()[0].examples if each.prompt.strip() == words), words
+        ), note
 
     def _example(self, asked: Asked) -> Example | None:
         """The example that was asked, where it is one."""
-        return next((each for each in self.need()[0].examples if (each.prompt, each.pictures) == asked), None)
+        return next(
+            (each for each in self.need()[0].examples if (each.prompt, each.pictures) == asked),
+            None,
+        )
 
     def verdict(self, asked: Asked, text: str) -> bool | None:
-        """Tell whether an answer is right by the search's own rule; None where it has none, or was asked something else."""
-        judge, example = self.need()[0].judge, self._example(asked)
+        """Tell whether an answer is right by the search's own rule; None where it has none, or was
+        asked something else."""
+        judge = self.need()[0].judge
+        example = self._example(asked)
         return None if judge is None or example is None else judge(text, example)
 
 
@@ -355,10 +464,14 @@ def token_bound(tokens: object) -> int:
 
 
 def chosen(others: object, there: list[str]) -> list[str]:
-    """The names of models that were chosen, each once; raises `SpaceError` where they are none of those that are there."""
+    """The names of models that were chosen, each once; raises `SpaceError` where they are none of
+    those that are there."""
     names: Any = others or []
     if not isinstance(names, list):
         raise SpaceError("The other models must be a list of names.")
     if bad := [name for name in names if name not in there]:
-        raise SpaceError(f"There is no model {bad[0]!r:.60} here; there are {', '.join(there) or 'none but the evolved one'}.")
+        raise SpaceError(
+            f"There is no model {bad[0]!r:.60} here; there are "
+            f"{', '.join(there) or 'none but the evolved one'}."
+        )
     return list(dict.fromkeys(names))

@@ -1,4 +1,5 @@
-"""Words and small pieces of HTML: what the visitor reads. What comes from a model or a repository is escaped here."""
+"""Words and small pieces of HTML: what the visitor reads. What comes from a model or a repository
+is escaped here."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MAX_PROMPT = 8_000
 
 
 class SpaceError(EvoMergeError):
-    """Error that the visitor or the owner should know; its text is shown as it is, so it is one friendly line."""
+    """Error that the visitor or the owner should know; its text is shown as it is, so it is one
+    friendly line."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,14 @@ class Card:
 
     Attributes:
         name, role: The model's name, and what it is, such as ``evolved`` or ``parent``.
-        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``; ``known`` is an answer from before,
-            ``unasked`` none.
+        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``; ``known``
+            is an answer from before, ``unasked`` none.
         text: The answer so far, or what went wrong.
         tokens, seconds: Tokens that were generated, and the time from the first to the last.
         right: Whether the answer is right; None where that is not known.
         note: A line below the answer.
-        wanted, reason: The right answer where this one is wrong, and why it is, as far as that can be told.
+        wanted, reason: The right answer where this one is wrong, and why it is, as far as that can
+            be told.
         solved: How many problems it solved when it was tested, of how many, and which these were.
     """
 
@@ -48,7 +51,11 @@ class Card:
 
     def stopped(self) -> Card:
         """The card as the visitor's stop leaves it."""
-        return replace(self, state="stopped") if self.state in ("waiting", "loading", "writing") else self
+        return (
+            replace(self, state="stopped")
+            if self.state in ("waiting", "loading", "writing")
+            else self
+        )
 
 
 _STATES = {
@@ -68,7 +75,8 @@ def escape(text: object) -> str:
 
 
 def clean_prompt(prompt: object) -> tuple[str, str]:
-    """A visitor's prompt without control characters, and a note that says what was left out ("" where nothing was).
+    """A visitor's prompt without control characters, and a note that says what was left out (""
+    where nothing was).
 
     Raises:
         SpaceError: It is no text, or there is nothing in it, or it is too long.
@@ -76,34 +84,51 @@ def clean_prompt(prompt: object) -> tuple[str, str]:
     if not isinstance(prompt, str):
         raise SpaceError(f"The prompt must be text, not {type(prompt).__name__}.")
     if len(prompt) > MAX_PROMPT:
-        raise SpaceError(f"The prompt has {len(prompt):,} characters; please keep it below {MAX_PROMPT:,}.")
+        raise SpaceError(
+            f"The prompt has {len(prompt):,} characters; please keep it below {MAX_PROMPT:,}."
+        )
     text = prompt.replace("\r\n", "\n").replace("\r", "\n")
     kept = "".join(character for character in text if not _is_control(character))
     if not kept.strip():
         raise SpaceError("The prompt is empty. Write something first.")
     gone = len(text) - len(kept)
-    note = f"{gone} control character{'s were' if gone > 1 else ' was'} left out of the prompt." if gone else ""
+    note = (
+        f"{gone} control character{'s were' if gone > 1 else ' was'} left out of the prompt."
+        if gone
+        else ""
+    )
     return kept.strip(), note
 
 
 def _is_control(character: str) -> bool:
-    """Control characters but tab and newline, lone surrogates, and marks that turn the direction of the text round."""
+    """Control characters but tab and newline, lone surrogates, and marks that turn the direction of
+    the text round."""
     turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
     return character not in "\n\t" and (turns or unicodedata.category(character) in ("Cc", "Cs"))
 
 
 def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
-    """Say why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``.
+    """Say why a wrong answer is wrong, as far as its last number and its script tell: ``right
+    number, wrong language``.
 
-    Text in another script that has more numbers than the right answer and is much longer is no answer in another language.
+    Text in another script that has more numbers than the right answer and is much longer is no
+    answer in another language.
     """
     if not text.strip():
         return "says nothing"
-    last, right = last_number(text, decimal), last_number(answer)
+    last = last_number(text, decimal)
+    right = last_number(answer)
     reasons = []
     if right is not None:
-        reasons.append("no number" if last is None else "right number" if abs(last - right) <= 1e-6 else "wrong number")
-    wrote, wanted = _script(text), _script(answer)
+        reasons.append(
+            "no number"
+            if last is None
+            else "right number"
+            if abs(last - right) <= 1e-6
+            else "wrong number"
+        )
+    wrote = _script(text)
+    wanted = _script(answer)
     if wrote and wanted and wrote != wanted:
         if len(text) > 3 * len(answer) and count_numbers(text, decimal) > count_numbers(answer):
             return "no clear answer"
@@ -114,8 +139,13 @@ def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
 
 
 def _script(text: str) -> str:
-    """The script of most letters of a text; Han is Japanese or Chinese alike, and kana go with it."""
-    names = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
+    """The script of most letters of a text; Han is Japanese or Chinese alike, and kana go with
+    it."""
+    names = [
+        unicodedata.name(letter, "").split(" ")[0].split("-")[0]
+        for letter in text
+        if letter.isalpha()
+    ]
     scripts = ["CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names]
     return max(sorted(set(scripts)), key=scripts.count, default="")
 
@@ -123,7 +153,11 @@ def _script(text: str) -> str:
 def message(text: str, kind: str = "info") -> str:
     """A line in a box; an empty one where there is no text."""
     role = 'alert"' if kind == "error" else 'status"' + ' aria-busy="true"' * (kind == "busy")
-    return f'<div class="ev-message ev-{escape(kind)}" role="{role}>{escape(text)}</div>' if text else ""
+    return (
+        f'<div class="ev-message ev-{escape(kind)}" role="{role}>{escape(text)}</div>'
+        if text
+        else ""
+    )
 
 
 def cards(answers: Iterable[Card]) -> str:
@@ -136,7 +170,10 @@ def _card(card: Card) -> str:
     verdict = ""
     if card.right is not None:
         kind, mark, word = ("right", "✓", "right") if card.right else ("wrong", "✗", "wrong")
-        verdict = f'<span class="ev-verdict ev-{kind}"><span aria-hidden="true">{mark}</span> {word}</span>'
+        verdict = (
+            f'<span class="ev-verdict ev-{kind}"><span aria-hidden="true">{mark}</span> '
+            f"{word}</span>"
+        )
         if card.reason:
             verdict += f'<span class="ev-reason ev-{kind}">{escape(card.reason)}</span>'
     more = [f"right would be “{card.wanted}”"] if card.wanted else []
@@ -150,9 +187,12 @@ def _card(card: Card) -> str:
     state = _STATES.get(card.state, "")
     foot = "".join(f"<span>{escape(part)}</span>" for part in (state, card.note) if part)
     return (
-        f'<section class="ev-card ev-{escape(card.state)}"{busy} aria-label="Answer of {escape(card.name)}">'
-        f'<header><b>{escape(card.name)}</b><span class="ev-role">{escape(card.role)}</span>{verdict}</header>'
-        f'<div class="ev-answer">{text}{info("; ".join(more))}</div><footer>{foot}</footer>{_solved(card.solved)}</section>'
+        f'<section class="ev-card ev-{escape(card.state)}"{busy} '
+        f'aria-label="Answer of {escape(card.name)}">'
+        f"<header><b>{escape(card.name)}</b>"
+        f'<span class="ev-role">{escape(card.role)}</span>{verdict}</header>'
+        f'<div class="ev-answer">{text}{info("; ".join(more))}</div>'
+        f"<footer>{foot}</footer>{_solved(card.solved)}</section>"
     )
 
 
@@ -161,7 +201,10 @@ def _solved(solved: tuple[int, int, str] | None) -> str:
     if solved is None:
         return ""
     count, total, problems = solved
-    return f'<div class="ev-solved">{bar(count / max(total, 1))}<b>{count:,}</b> of {total:,} {escape(problems)}</div>'
+    return (
+        f'<div class="ev-solved">{bar(count / max(total, 1))}<b>{count:,}</b> of {total:,} '
+        f"{escape(problems)}</div>"
+    )
 
 
 def bar(share: float) -> str:
@@ -171,11 +214,16 @@ def bar(share: float) -> str:
 
 def info(words: str) -> str:
     """A small sign that says more on hover, tap or focus; empty where there is no more."""
-    sign = f'<span class="ev-more" role="img" tabindex="0" aria-label="{escape(words)}" data-tip="{escape(words)}"></span>'
+    sign = (
+        f'<span class="ev-more" role="img" tabindex="0" aria-label="{escape(words)}" '
+        f'data-tip="{escape(words)}"></span>'
+    )
     return sign if words else ""
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: str, mark: int | None = None) -> str:
+def table(
+    heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: str, mark: int | None = None
+) -> str:
     """A plain table, in which each row has a name; the row with the number `mark` stands out."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
@@ -186,7 +234,8 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: st
         for index, (first, *cells) in enumerate(rows)
     )
     return (
-        f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="ev-table">'
+        '<div class="ev-scroll" tabindex="0" role="region" '
+        f'aria-label="{escape(caption)}"><table class="ev-table">'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

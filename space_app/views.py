@@ -1,4 +1,5 @@
-"""Views of a published model, for each tab, as HTML and text. Pure functions; everything from the repository is escaped."""
+"""Views of a published model, for each tab, as HTML and text. Pure functions; everything from the
+repository is escaped."""
 
 from __future__ import annotations
 
@@ -43,10 +44,15 @@ CITATION = """@article{akiba2025evolutionary,
   note    = {arXiv:2403.13187}
 }"""
 NO_PATH = (
-    "Nothing can be changed here: the layers of this model are in their usual order, so there is no path to change, and not "
-    "all of its parents can be loaded to merge them anew. The Weights tab shows how much of each went into each layer."
+    "Nothing can be changed here: the layers of this model are in their usual order, so "
+    "there is no path to change, and not "
+    "all of its parents can be loaded to merge them anew. The Weights tab shows how much of "
+    "each went into each layer."
 )
-NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
+NO_STUDY = (
+    "The repository has no record of a search: the recipe was written by hand, or the record was "
+    "not published."
+)
 _NUMBERS = ("no model", "it", "both", "all three", "all four", "all five", "all six")
 _MOST_CAPTION = 300  # characters of a prompt
 _MOST_BUTTON = 60  # characters of a problem on its button
@@ -64,15 +70,24 @@ def button_of(example: Example) -> str:
 
 
 def gloss(published: Published, prompt: str, unknown: str = "") -> str:
-    """Say what an example says in a language that more people read and who solves it, or which words are unknown."""
-    at = next((at for at, example in enumerate(published.examples) if example.prompt == prompt), None)
+    """Say what an example says in a language that more people read and who solves it, or which
+    words are unknown."""
+    at = next(
+        (at for at, example in enumerate(published.examples) if example.prompt == prompt), None
+    )
     if at is None:
         return message(unknown, "warning")
-    words, right = published.examples[at].gloss, published.problems[at].right
+    words = published.examples[at].gloss
+    right = published.problems[at].right
     said = words
     if right.get(EVOLVED) and len(right) > 1 and sum(right.values()) == 1:
-        alone, results = published.record.alone, published.record.results
-        more = f", and {alone - 1:,} more of {results.examples:,} {published.tested_on}" if alone and results else ""
+        alone = published.record.alone
+        results = published.record.results
+        more = (
+            f", and {alone - 1:,} more of {results.examples:,} {published.tested_on}"
+            if alone and results
+            else ""
+        )
         said += f" Only the merge solves this one{more}."
     return f'<p class="ev-faint ev-gloss">{escape(said)}</p>' if said else ""
 
@@ -81,38 +96,65 @@ def asked(published: Published, prompt: str) -> str:
     """The problem that an edited model answers, in the words of its button where it has some."""
     example = published.problem(prompt)
     words = prompt if example is None else example.gloss or example.prompt
-    return f'<p class="ev-faint">The problem: {escape(words[:_MOST_CAPTION])}</p>' if words.strip() else ""
+    return (
+        f'<p class="ev-faint">The problem: {escape(words[:_MOST_CAPTION])}</p>'
+        if words.strip()
+        else ""
+    )
 
 
 def share(link: str, recipe: str) -> str:
-    """A link to what the visitor has changed, to copy, and its recipe, to keep; empty where nothing is changed."""
+    """A link to what the visitor has changed, to copy, and its recipe, to keep; empty where nothing
+    is changed."""
     file = f"data:text/yaml;charset=utf-8,{quote(recipe)}"
     kept = f'<a class="ev-share" download="recipe.yaml" href="{file}">Download recipe.yaml</a>'
-    copied = f'<a class="ev-share ev-copy" href="{escape(link)}" target="_blank" rel="noopener">Copy the link</a>'
+    copied = (
+        f'<a class="ev-share ev-copy" href="{escape(link)}" target="_blank" rel="noopener">Copy '
+        "the link</a>"
+    )
     return f'<div class="ev-facts">{copied if link else ""}{kept if recipe else ""}</div>'
 
 
 def dare(published: Published) -> str:
     """Say what a visitor can do with the model, with edits to try."""
-    can = "drop, repeat, move or scale its hops" if published.path else "turn its parents up and down, layer by layer"
+    can = (
+        "drop, repeat, move or scale its hops"
+        if published.path
+        else "turn its parents up and down, layer by layer"
+    )
     if published.judge is None or not published.examples:
         return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
-    many, found = f"{len(published.examples)} {published.tested_on}", published.finder.capitalize()
+    many = f"{len(published.examples)} {published.tested_on}"
+    found = published.finder.capitalize()
     said = f"{found} found this model. Can you do better? You can {can}; {escape(many)} judge it."
-    ideas = [(edit.link, edit.said(published).removeprefix("Changed: ")) for edit in Edit.ideas(published)]
+    ideas = [
+        (edit.link, edit.said(published).removeprefix("Changed: "))
+        for edit in Edit.ideas(published)
+    ]
     links = " ".join(f'<a href="{escape(link)}">{escape(words)}</a>' for link, words in ideas)
     return f'<p class="ev-faint">{said} {f"Try: {links}" if links else ""}</p>'
 
 
 def scores(published: Published, edit: Edit, done: int, right: int, before: int) -> str:
-    """Draw the scores of the published model and of an edit side by side, and say in the end who leads."""
+    """Draw the scores of the published model and of an edit side by side, and say in the end who
+    leads."""
 
     def side(name: str, count: int, kind: str) -> str:
-        return f'<div class="ev-side {kind}"><span>{name}</span><b>{count}</b>{bar(count / max(done, 1))}</div>'
+        return (
+            '<div class="ev-side '
+            f'{kind}"><span>{name}</span><b>{count}</b>{bar(count / max(done, 1))}</div>'
+        )
 
-    total, you, found = len(published.examples), "This link's merge" if edit.linked else "You", published.finder
-    of, lead = f"of {total} {escape(published.tested_on)}", abs(right - before)
-    verdict = f"{found.capitalize()} leads by {lead} {of}." if lead else f"A draw: both solve {right} {of}."
+    total = len(published.examples)
+    you = "This link's merge" if edit.linked else "You"
+    found = published.finder
+    of = f"of {total} {escape(published.tested_on)}"
+    lead = abs(right - before)
+    verdict = (
+        f"{found.capitalize()} leads by {lead} {of}."
+        if lead
+        else f"A draw: both solve {right} {of}."
+    )
     if right > before:
         verdict = f"{you} {'beats' if edit.linked else 'beat'} {found} by {lead} {of}."
     both = side(found.capitalize(), before, "ev-theirs") + side(you, right, "ev-yours")
@@ -122,16 +164,25 @@ def scores(published: Published, edit: Edit, done: int, right: int, before: int)
 
 def heading(published: Published) -> str:
     """Say what the model is for; its name, and what it was made of and how."""
-    name, about = escape(published.name), published.record.settings.about
+    name = escape(published.name)
+    about = published.record.settings.about
     if published.on_hub:
         name = f'<a href="{HUB}/{quote(published.model)}" target="_blank" rel="noopener">{name}</a>'
     made = "evolved" if published.record.stages or published.trials else "merged by hand"
-    of = f" {made} from {listed([f'<b>{escape(source)}</b>' for source in published.sources])}" if published.sources else ""
+    of = (
+        f" {made} from {listed([f'<b>{escape(source)}</b>' for source in published.sources])}"
+        if published.sources
+        else ""
+    )
     steps = f", {counted(len(published.path), 'hop')}" if published.path else ""
     title = f"<h1>{escape(about) if about else name}</h1>"
     named = f"<b>{name}</b>," if about else ""
     notes = "".join(message(note, "warning") for note in published.notes)
-    path = "merged weights, then a path through layers" if published.merge else "a path through the layers of its sources"
+    path = (
+        "merged weights, then a path through layers"
+        if published.merge
+        else "a path through the layers of its sources"
+    )
     kind = path if published.path else "merged weights" if published.merge else "a plain model"
     facts = f'<p class="ev-facts"><span>{named}{of}: {kind}{steps}</span></p>'
     return f'<div class="ev-heading">{title}{facts}{notes}</div>'
@@ -139,23 +190,38 @@ def heading(published: Published) -> str:
 
 def path_view(published: Published, words: Words | None = None) -> str:
     """The path, and the weights of a merge, with what the model would write on the way."""
-    parts, said = [], ""
+    parts = []
+    said = ""
     if words is not None:
         step = "hop" if published.path else "layer"
         end = escape(" ".join(words.written).removesuffix("(end)").strip())
-        said = f"A word above a {step} is what the model would say if it ended there, green where its answer, “{end}”, has it. "
+        said = (
+            f"A word above a {step} is what the model would say if it ended there, green where "
+            f"its answer, “{end}”, has it. "
+        )
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
-        scaled = "what the MLP of the hop before adds" if target == "mlp_delta" else "the hidden state"
-        lines = "how much of what its layer computes is added there" if published.gated else "the scale of the hop at its end"
-        parts.append(
-            f'<p class="ev-faint">Each mark is a hop: the text, as the model has it so far, goes through one layer. {said}</p>'
+        scaled = (
+            "what the MLP of the hop before adds" if target == "mlp_delta" else "the hidden state"
         )
-        picture = path_picture(way, published.labels, published.layers, gated=published.gated, words=words)
+        lines = (
+            "how much of what its layer computes is added there"
+            if published.gated
+            else "the scale of the hop at its end"
+        )
+        parts.append(
+            '<p class="ev-faint">Each mark is a hop: the text, as the model has it so far, '
+            f"goes through one layer. {said}</p>"
+        )
+        picture = path_picture(
+            way, published.labels, published.layers, gated=published.gated, words=words
+        )
         more = (
-            f"Hops follow each other from left to right; each row is a layer. The width of the line into a hop shows {lines}. "
-            f"The size of its mark is its scale, by which {scaled} is multiplied on the way in; a hollow mark is a negative "
+            "Hops follow each other from left to right; each row is a layer. The width of "
+            f"the line into a hop shows {lines}. "
+            f"The size of its mark is its scale, by which {scaled} is multiplied on the way "
+            "in; a hollow mark is a negative "
             "scale. Grey layers are not used. Hover, tap or use the arrow keys for details."
         )
         parts.append(picture + details("How to read it", f'<p class="ev-faint">{more}</p>'))
@@ -163,98 +229,162 @@ def path_view(published: Published, words: Words | None = None) -> str:
         if published.path:
             parts.append("<h2>The source “merged”: how much of each parent</h2>")
         parts.append(
-            '<p class="ev-faint">How much of each parent is in each layer: 1 is all of what it differs by from the base, 0 is '
-            f"nothing, a negative weight takes it away. They need not add up to 1. {'' if published.path else said}</p>"
+            '<p class="ev-faint">How much of each parent is in each layer: 1 is all of what '
+            "it differs by from the base, 0 is "
+            "nothing, a negative weight takes it away. They need not add up to 1. "
+            f"{'' if published.path else said}</p>"
         )
-        parts.append(weights_picture(weights_of(published.merge, published.sources), None if published.path else words))
+        parts.append(
+            weights_picture(
+                weights_of(published.merge, published.sources), None if published.path else words
+            )
+        )
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
 
 def merge_view(published: Published, factors: mixing.Factors) -> str:
-    """The weights of a merge as factors change them, where it has one per parent; empty where there is no merge."""
+    """The weights of a merge as factors change them, where it has one per parent; empty where there
+    is no merge."""
     if not published.merge:
         return ""
     changed = mixing.edited(published.merge, factors, published.mixes)
-    note = '<p class="ev-faint">The picture shows the merge as published.</p>' if factors and changed is None else ""
-    return note + weights_picture(weights_of(changed or published.merge, published.sources), wide=MIDDLE, listed=False)
+    note = (
+        '<p class="ev-faint">The picture shows the merge as published.</p>'
+        if factors and changed is None
+        else ""
+    )
+    return note + weights_picture(
+        weights_of(changed or published.merge, published.sources), wide=MIDDLE, listed=False
+    )
 
 
 def fitness_view(published: Published) -> str:
     """The table of the results, and the picture of all trials."""
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
-    trials, unit = without_first(published.trials), published.record.unit
-    name, levels = str(Objective(FITNESS, unit)), published.record.levels
+    trials = without_first(published.trials)
+    unit = published.record.unit
+    name = str(Objective(FITNESS, unit))
+    levels = published.record.levels
     picture = responsive(lambda width: fitness_scene(trials, levels, name, width)) if trials else ""
     words = (
-        "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
+        "Each dot is a trial: one model that was tried. A triangle is one that lies lower "
+        "than the picture, a cross one that "
         "failed. The line is the best so far of those scored on all search problems."
     )
     if len(whole(trials)) < sum(trial.fitness is not None for trial in trials):
-        words += " Dots above it were scored on a part of the problems only, and owe something to luck."
+        words += (
+            " Dots above it were scored on a part of the problems only, and owe something to luck."
+        )
     if unit.startswith("nats"):
         words += (
-            " Fitness is the natural logarithm (in nats) of the probability that a model gives to the right answer: 0 is "
+            " Fitness is the natural logarithm (in nats) of the probability that a model "
+            "gives to the right answer: 0 is "
             "certain, and 0.7 lower is half as likely."
         )
     said = details("How to read it", f'<p class="ev-faint">{words}</p>')
-    title = f"<h2>Every trial, on the {published.record.splits.get('search', '')} search problems</h2>"
+    title = (
+        f"<h2>Every trial, on the {published.record.splits.get('search', '')} search problems</h2>"
+    )
     return f"{results_table(published)}{front_view(published)}{title}{picture}{said}"
 
 
 def front_view(published: Published) -> str:
-    """The fitness over each other objective, with the points of the front; empty where there is one objective."""
-    results, objectives = published.record.results or Results(), published.objectives
-    points, trials = results.front, without_first(published.trials)
+    """The fitness over each other objective, with the points of the front; empty where there is one
+    objective."""
+    results = published.record.results or Results()
+    objectives = published.objectives
+    points = results.front
+    trials = without_first(published.trials)
     if not objectives or not points:
         return ""
     drawn = ""
     for pair in ((objectives[0], other) for other in objectives[1:]):
-        if shown := [point for point in points if all(objective.name in point.search for objective in pair)]:
+        if shown := [
+            point for point in points if all(objective.name in point.search for objective in pair)
+        ]:
             drawn += responsive(partial(front_scene, trials, shown, pair, published.record.parents))
     words = (
-        "Blue points are the front: whatever else was tried and is better than one of them in one objective is worse in "
-        "another. The ring is the model on this page, diamonds are the parents. Hover, tap or use the arrow keys for details."
+        "Blue points are the front: whatever else was tried and is better than one of them "
+        "in one objective is worse in "
+        "another. The ring is the model on this page, diamonds are the parents. Hover, tap "
+        "or use the arrow keys for details."
     )
     return f'<h2>The front</h2>{drawn}<p class="ev-faint">{words}</p>'
 
 
 def results_table(published: Published) -> str:
     """The results on problems that the search was not shown; empty where there are none."""
-    results, unit = published.record.results, published.record.unit
+    results = published.record.results
+    unit = published.record.unit
     if results is None or not results.rows:
         return ""
-    total, accurate = results.examples, any(row.accuracy is not None for row in results.rows)
-    heads = ["model", *[f"right of {total:,}"] * accurate, str(Objective(FITNESS, unit)), "evaluations"]
+    total = results.examples
+    accurate = any(row.accuracy is not None for row in results.rows)
+    heads = [
+        "model",
+        *[f"right of {total:,}"] * accurate,
+        str(Objective(FITNESS, unit)),
+        "evaluations",
+    ]
 
     def cells(row: Row) -> list[object]:
-        right = "" if row.accuracy is None else f"{row.accuracy * total:.0f} ± {(row.accuracy_se or 0) * total:.0f}"
-        return [row.model, *[right] * accurate, _with_minus(row.fitness_text), round(row.evaluations) or ""]
+        right = (
+            ""
+            if row.accuracy is None
+            else f"{row.accuracy * total:.0f} ± {(row.accuracy_se or 0) * total:.0f}"
+        )
+        return [
+            row.model,
+            *[right] * accurate,
+            _with_minus(row.fitness_text),
+            round(row.evaluations) or "",
+        ]
 
     caption = f"{total:,} {published.tested_on}; ± is one standard error"
     winner = next((at for at, row in enumerate(results.rows) if row.winner), None)
     said = "".join(f"<li>{escape(_with_minus(sentence))}</li>" for sentence in results.verdict)
     verdict = details("How sure that is", f'<ul class="ev-verdict">{said}</ul>') if said else ""
     shown = table(heads, map(cells, results.rows), caption=caption, mark=winner)
-    return f"<h2>Results</h2>{shown}{_why_not_the_best(published)}{verdict}{_contributions(results)}"
+    return (
+        f"<h2>Results</h2>{shown}{_why_not_the_best(published)}{verdict}{_contributions(results)}"
+    )
 
 
 def _contributions(results: Results) -> str:
     """Contributions of the sources to the winner; empty where none were measured."""
     rows = [(each.source, _with_minus(str(each.left_out))) for each in results.contributions]
     caption = "In fitness, with intervals of 95 %"
-    return f"<h2>What each source gives</h2>{table(Contribution.HEADS, rows, caption=caption)}" if rows else ""
+    return (
+        f"<h2>What each source gives</h2>{table(Contribution.HEADS, rows, caption=caption)}"
+        if rows
+        else ""
+    )
 
 
 def _why_not_the_best(published: Published) -> str:
-    """Say why the model on show is not the row with the best number, where it is not; empty where it is."""
-    shown, rows = published.record.winner, [row for row in published.record.rows if row.stage in STAGES]
+    """Say why the model on show is not the row with the best number, where it is not; empty where
+    it is."""
+    shown = published.record.winner
+    rows = [row for row in published.record.rows if row.stage in STAGES]
     key = "fitness" if shown is None or shown.accuracy is None else "accuracy"
     best = max(rows, key=lambda row: getattr(row, key) or -math.inf, default=None)
-    if shown is None or best is None or best.winner or (getattr(best, key) or -math.inf) <= (getattr(shown, key) or -math.inf):
+    if (
+        shown is None
+        or best is None
+        or best.winner
+        or (getattr(best, key) or -math.inf) <= (getattr(shown, key) or -math.inf)
+    ):
         return ""
-    decided = "the validation problems, which decide," if "validation" in published.record.splits else "the search problems"
-    words = f"{best.model} did better here, but {decided} preferred {shown.model}: who chooses by the test, tests nothing."
+    decided = (
+        "the validation problems, which decide,"
+        if "validation" in published.record.splits
+        else "the search problems"
+    )
+    words = (
+        f"{best.model} did better here, but {decided} preferred {shown.model}: who chooses by "
+        "the test, tests nothing."
+    )
     return f'<p class="ev-faint">{escape(words[:1].upper() + words[1:])}</p>'
 
 
@@ -272,36 +402,62 @@ def _merge(recipe: str) -> dict[str, Any]:
 
 
 def film_view(published: Published, at: int, *, runs: bool = False) -> tuple[str, str]:
-    """The moments of the film as bars, and the model of the one at a place among them; with `runs` others follow."""
+    """The moments of the film as bars, and the model of the one at a place among them; with `runs`
+    others follow."""
     stage, steps = published.film
     if not steps:
         return message(NO_STUDY), ""
     at = max(0, min(at, len(steps) - 1))
-    trial, exact = steps[at].trial, accurate(of_stage(published.trials, stage))
+    trial = steps[at].trial
+    exact = accurate(of_stage(published.trials, stage))
     bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width))
     name = "The published model" if trial == published.winner else f"Trial {trial.number}"
     most = published.record.splits.get("search") or max(each.examples for each in published.trials)
     which = f"the last batches of {trial.examples}" if trial.examples < most else f"the {most}"
-    value = f"{score_text(steps[at], exact)} right" if exact else f"fitness {score_text(steps[at], exact)}"
-    spent = f"after {number(steps[at].evaluations)} evaluations of {escape(STAGES.get(stage, stage))}"
-    said = f"<p><b>{name}</b>, {spent}: {value} on {which if trial.examples else 'the'} search problems.</p>"
+    value = (
+        f"{score_text(steps[at], exact)} right"
+        if exact
+        else f"fitness {score_text(steps[at], exact)}"
+    )
+    spent = (
+        f"after {number(steps[at].evaluations)} evaluations of {escape(STAGES.get(stage, stage))}"
+    )
+    said = (
+        f"<p><b>{name}</b>, {spent}: {value} on {which if trial.examples else 'the'} search "
+        "problems.</p>"
+    )
     if trial.path:
         way = edits.Route(trial.path, trial.scales)
-        drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
+        drawn = path_picture(
+            way, published.labels, published.layers, gated=published.gated, listed=False
+        )
     else:
         merges = [weights_of(_merge(step.trial.recipe), published.sources) for step in steps]
-        drawn = weights_picture(merges[at], listed=False, among=spans(merges)) if merges[at].rows else ""
+        drawn = (
+            weights_picture(merges[at], listed=False, among=spans(merges))
+            if merges[at].rows
+            else ""
+        )
     return f'<div class="{"ev-runs" if runs else ""}">{bars}</div>', said + drawn
 
 
 def commands(published: Published) -> str:
     """List commands to load, rebuild and fold the model."""
-    model, here = published.model, not published.on_hub
+    model = published.model
+    here = not published.on_hub
     if here and (real := (Path(model) / "config.json").resolve().parent / "config.json").is_file():
-        model = str(real.parent)  # a page at home may show links to the files of the folder that it was given
-    unpublished = listed([parent.label for parent in published.parents if parent.missing and not here])
+        model = str(
+            real.parent
+        )  # a page at home may show links to the files of the folder that it was given
+    unpublished = listed(
+        [parent.label for parent in published.parents if parent.missing and not here]
+    )
     custom = ", trust_remote_code=True" if published.path else ""
-    library, kind = ("transformers", "AutoModelForCausalLM") if published.base is None else ("peft", "AutoPeftModelForCausalLM")
+    library, kind = (
+        ("transformers", "AutoModelForCausalLM")
+        if published.base is None
+        else ("peft", "AutoPeftModelForCausalLM")
+    )
     lines = [
         "# load it (Python)",
         f"from {library} import {kind}",
@@ -311,14 +467,21 @@ def commands(published: Published) -> str:
         "",
     ]
     again = f"# build it again from its parents{'' if here else ', and compare'} (shell)"
-    lines.append(f"# only its author can build it again: {unpublished} cannot be had from the Hub" if unpublished else again)
+    lines.append(
+        f"# only its author can build it again: {unpublished} cannot be had from the Hub"
+        if unpublished
+        else again
+    )
     lines.append("pip install hf-evomerge")
     if here:
         lines.append(f"hf-evomerge merge {shlex.quote(f'{model}/recipe.yaml')} --out rebuilt")
     elif not unpublished:
         lines.append(f"hf-evomerge reproduce {model} --out rebuilt")
     if published.path:
-        lines += ["", "# a plain model of the parents' architecture, for vLLM, llama.cpp and others (shell)"]
+        lines += [
+            "",
+            "# a plain model of the parents' architecture, for vLLM, llama.cpp and others (shell)",
+        ]
         lines.append(f"hf-evomerge fold {shlex.quote(model)} --out plain")
     return "\n".join(lines)
 
@@ -326,7 +489,11 @@ def commands(published: Published) -> str:
 def licenses(published: Published) -> str:
     """The license of the model, and those of its parents when it was pushed."""
     card = published.card
-    own = card.get("license_name") or card.get("license") or ("not stated" if published.on_hub else "push decides it")
+    own = (
+        card.get("license_name")
+        or card.get("license")
+        or ("not stated" if published.on_hub else "push decides it")
+    )
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
         license = published.record.licenses.get(parent.model) or parent.missing or "not stated here"

@@ -1,4 +1,5 @@
-"""A tiny family on disk for the tests of whole searches: a base, two fine-tunes of it, a deeper relative, and problems."""
+"""A tiny family on disk for the tests of whole searches: a base, two fine-tunes of it, a deeper
+relative, and problems."""
 
 import gc
 import json
@@ -20,14 +21,17 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it: tests run beside each other
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # as the command line does it: tests run beside each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny
 gc.disable()  # until all is imported
 _frozen = 0
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of garbage collection: a search collects often, and looks at a million objects each time."""
+    """Keep what was imported out of garbage collection: a search collects often, and looks at a
+    million objects each time."""
     global _frozen
     gc.collect()
     gc.freeze()
@@ -55,16 +59,27 @@ SPLITS = {"search": 5, "validation": 4, "test": 6}
 
 
 def _save_family(folder: Path, dtype: str) -> None:
-    """Problems, and Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a third block."""
+    """Problems, and Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a
+    third block."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from words import word_tokenizer
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(SPECIAL + WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes = {
+        "vocab_size": len(SPECIAL + WORDS),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+    }
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(
-        **sizes, **ids, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=48, initializer_range=0.4
+        **sizes,
+        **ids,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=48,
+        initializer_range=0.4,
     )
     base = LlamaForCausalLM(config)
     models = {"base": base}
@@ -83,18 +98,24 @@ def _save_family(folder: Path, dtype: str) -> None:
         lines = []
         for number in range(count):
             prompt = " ".join([split[0] + str(number), *rng.choices(WORDS, k=rng.randint(3, 8))])
-            lines.append(json.dumps({"prompt": prompt, "answer": " ".join(rng.choices(WORDS, k=rng.randint(1, 2)))}))
+            lines.append(
+                json.dumps(
+                    {"prompt": prompt, "answer": " ".join(rng.choices(WORDS, k=rng.randint(1, 2)))}
+                )
+            )
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
-    """Gives a folder of this name that is made by the first process of the tests that asks for it; no test changes it."""
+    """Gives a folder of this name that is made by the first process of the tests that asks for it;
+    no test changes it."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
     def folder_of(name: str, make: Callable[[Path], object]) -> Path:
-        folder, made = root / name, root / f"{name}.made"
+        folder = root / name
+        made = root / f"{name}.made"
         with FileLock(root / f"{name}.lock"):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -108,10 +129,12 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_load_at_a_time() -> Iterator[None]:
-    """Loads wait for each other: pages of earlier tests may still load, and transformers gives a process one at a time."""
+    """Loads wait for each other: pages of earlier tests may still load, and transformers gives a
+    process one at a time."""
     from transformers import PreTrainedModel
 
-    lock, load = threading.RLock(), PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    lock = threading.RLock()
+    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def alone(kind: Any, *args: Any, **more: Any) -> Any:
         with lock:
@@ -124,7 +147,8 @@ def _one_load_at_a_time() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(made_once: MadeOnce) -> Path:
-    """A folder with the models ``base``, ``a``, ``b`` and ``deep`` in float32, and a JSON-lines file per split."""
+    """A folder with the models ``base``, ``a``, ``b`` and ``deep`` in float32, and a JSON-lines
+    file per split."""
     return made_once("tiny", lambda folder: _save_family(folder, "float32"))
 
 
@@ -149,7 +173,10 @@ def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
             "optimize": {
                 "ps": [optimizer],
                 "dfs": [{**optimizer, "sigma": 1.0}],
-                "hybrid": [{**optimizer, "space": "ps"}, {**optimizer, "sigma": 1.0, "space": "dfs"}],
+                "hybrid": [
+                    {**optimizer, "space": "ps"},
+                    {**optimizer, "sigma": 1.0, "space": "dfs"},
+                ],
             }.get(space, [optimizer]),
             "fitness": {"task": "likelihood", "separator": " "},
             "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in SPLITS},
@@ -163,7 +190,9 @@ def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def search_config(search_settings: Callable[..., dict[str, Any]]) -> Callable[..., SearchConfig]:
     """Makes a small search of the tiny family."""
-    return lambda *arguments, **more: validate(SearchConfig, search_settings(*arguments, **more), SearchError)
+    return lambda *arguments, **more: validate(
+        SearchConfig, search_settings(*arguments, **more), SearchError
+    )
 
 
 @pytest.fixture(scope="session")
@@ -171,5 +200,8 @@ def hybrid_search(made_once: MadeOnce, search_config: Callable[..., SearchConfig
     """The folder of a finished hybrid search of the tiny family, its winner built."""
     from hf_evomerge.search.run import run_search
 
-    config = search_config("hybrid", path={"kind": "paper", "repetitions": 1, "scales": "slot", "initialisation": "paper"})
+    config = search_config(
+        "hybrid",
+        path={"kind": "paper", "repetitions": 1, "scales": "slot", "initialisation": "paper"},
+    )
     return made_once("hybrid", lambda folder: run_search(config, folder / "search")) / "search"

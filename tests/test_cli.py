@@ -1,4 +1,5 @@
-"""The command line: what it prints, what it leaves, and that a user's mistake is one line and status 1."""
+"""The command line: what it prints, what it leaves, and that a user's mistake is one line and
+status 1."""
 
 import json
 import os
@@ -34,9 +35,10 @@ runner = CliRunner()
 pages = {name: runner.invoke(app, [*([name] if name else []), "--help"], terminal_width=200).output for name in sys.argv[1:]}
 heavy = sorted({"torch", "transformers", "numpy", "matplotlib", "cma"} & set(sys.modules))
 print(json.dumps([pages, heavy]))
-"""
+"""  # noqa: E501
 
-# What a command does without, in the order in which one process can show it: the last import transformers.
+# What a command does without, in the order in which one process can show it: the last import
+# transformers.
 WITHOUT = {
     "merge --methods": {"torch", "transformers", "matplotlib"},
     "convert": {"torch", "transformers", "matplotlib"},
@@ -56,7 +58,7 @@ for words in json.loads(sys.argv[1]):
     assert result.exit_code == 0, result.output
     said.append([result.stdout, [name for name, module in sys.modules.items() if module is not None and "." not in name]])
 print(json.dumps(said))
-"""
+"""  # noqa: E501
 
 
 def _invoke(*arguments: Any) -> Result:
@@ -91,8 +93,11 @@ def recipe_file(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_help_has_examples_and_is_light():
-    """Every command's help shows an example, the top page names every command, and none of it imports anything heavy."""
-    done = subprocess.run([sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True)
+    """Every command's help shows an example, the top page names every command, and none of it
+    imports anything heavy."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True
+    )
     pages, heavy = json.loads(done.stdout)
     assert heavy == []
     assert len(COMMANDS) <= 15
@@ -101,39 +106,66 @@ def test_help_has_examples_and_is_light():
         assert re.search(rf"│ {name} ", pages[""])
         assert "<bool>" not in pages[name]
         assert pages[name].count(f"hf-evomerge {name}") >= 2, f"{name}: usage, but no example"
-        assert "docs/" not in pages[name], f"{name}: the docs are not where the package is installed"
+        assert "docs/" not in pages[name], (
+            f"{name}: the docs are not where the package is installed"
+        )
 
 
 def test_commands_import_what_they_need(hybrid_search, tiny):
-    """Commands that look at files import no torch, most not even transformers, and say what they say beside torch."""
-    arguments = {"convert": [hybrid_search / "recipe.yaml", "--to", "recipe"], "merge --methods": ["--methods"]}
-    arguments |= {"show": [hybrid_search], "show --check": [hybrid_search, "--check"], "inspect": [tiny / "a", "--json"]}
+    """Commands that look at files import no torch, most not even transformers, and say what they
+    say beside torch."""
+    arguments = {
+        "convert": [hybrid_search / "recipe.yaml", "--to", "recipe"],
+        "merge --methods": ["--methods"],
+    }
+    arguments |= {
+        "show": [hybrid_search],
+        "show --check": [hybrid_search, "--check"],
+        "inspect": [tiny / "a", "--json"],
+    }
     arguments["inspect the merge"] = [hybrid_search / "model", "--json"]
     words = [[command.split()[0], *map(str, arguments[command])] for command in WITHOUT]
     program = [sys.executable, "-c", IN_TURN, json.dumps(words)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for (command, without), (stdout, modules) in zip(WITHOUT.items(), json.loads(done.stdout), strict=True):
+    for (command, without), (stdout, modules) in zip(
+        WITHOUT.items(), json.loads(done.stdout), strict=True
+    ):
         assert not without & set(modules), command
         if command.startswith("inspect"):
-            assert json.loads(stdout) == json.loads(inspect_model(json.loads(stdout)["model"]).to_json())
+            assert json.loads(stdout) == json.loads(
+                inspect_model(json.loads(stdout)["model"]).to_json()
+            )
 
 
 def test_the_program_has_a_version_and_runs_as_a_module():
     """``python -m hf_evomerge --version`` prints the package's version under the program's name."""
-    done = subprocess.run([sys.executable, "-m", "hf_evomerge", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_evomerge", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == f"hf-evomerge {version('hf-evomerge')}\n"
-    usage = subprocess.run([sys.executable, "-m", "hf_evomerge", "merge"], capture_output=True, text=True, check=False)
+    usage = subprocess.run(
+        [sys.executable, "-m", "hf_evomerge", "merge"], capture_output=True, text=True, check=False
+    )
     assert usage.returncode == 2
     assert "Usage: hf-evomerge merge" in usage.stderr
 
 
 def test_search_show_and_eval(search_file, tmp_path):
-    """A search prints its table and where things are; the study can be shown, and the model evaluated."""
+    """A search prints its table and where things are; the study can be shown, and the model
+    evaluated."""
     out = tmp_path / "out"
     result = _invoke("search", search_file, "--out", out, "--workers", 0)
     assert result.exit_code == 0, result.output
-    for part in ("uniform average", "evolved PS *", f"recipe: {out / 'recipe.yaml'}", f"model:  {out / 'model'}"):
+    for part in (
+        "uniform average",
+        "evolved PS *",
+        f"recipe: {out / 'recipe.yaml'}",
+        f"model:  {out / 'model'}",
+    ):
         assert part in result.stdout
     assert "parameter space" in result.stderr
     again = _invoke("search", out)
@@ -146,7 +178,12 @@ def test_search_show_and_eval(search_file, tmp_path):
     facts = json.loads(_invoke("show", out, "--best", 2, "--json").stdout)
     assert facts.keys() == {"space", "sources", "unit", "stages", "results"}
     (stage,) = facts["stages"]
-    assert (stage["stage"], stage["trials"], stage["failed"], stage["evaluations"]) == ("ps", 8, 0, 8)
+    assert (stage["stage"], stage["trials"], stage["failed"], stage["evaluations"]) == (
+        "ps",
+        8,
+        0,
+        8,
+    )
     assert stage["best"][0]["fitness"] >= stage["best"][1]["fitness"]
     assert facts["results"] == json.loads((out / "results.json").read_text())
     assert _invoke("inspect", out).stdout == _invoke("inspect", out / "model").stdout
@@ -166,7 +203,9 @@ def test_no_model_is_announced_where_none_is_built(search_file, tmp_path):
     assert not (tmp_path / "out" / "model").exists()
     for words in (["inspect"], ["eval"], ["fold", "--out", tmp_path / "plain"]):
         line = _error(words[0], tmp_path / "out", *words[1:])
-        assert line.endswith(f"has not built its winner yet; go on with `hf-evomerge search {tmp_path / 'out'}`")
+        assert line.endswith(
+            f"has not built its winner yet; go on with `hf-evomerge search {tmp_path / 'out'}`"
+        )
 
 
 def test_dry_runs_write_nothing(search_file, recipe_file, tmp_path):
@@ -174,34 +213,49 @@ def test_dry_runs_write_nothing(search_file, recipe_file, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     search = _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run")
     assert search.exit_code == 0, search.output
-    assert "ps: task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples" in search.stdout
+    assert (
+        "ps: task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of "
+        "5 examples"
+    ) in search.stdout
     assert "examples: 5 search, 4 validation, 6 test" in search.stdout
     assert search.stdout.startswith("in all, with workers=")  # as many as this machine takes
     merge = _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run")
     assert merge.stdout.startswith("fine: a path of 2 hops")
-    checked = json.loads(_invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
+    checked = json.loads(
+        _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout
+    )
     assert (checked["folder"], checked["built"]) == (str(tmp_path / "out"), False)
     assert checked.keys() == {"folder", "built", "recipe", "summary", "warnings", "tensors"}
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_merge(recipe_file, tmp_path):
-    """A merge is built from a recipe file, refused where the folder exists, and replaced where that is asked for."""
+    """A merge is built from a recipe file, refused where the folder exists, and replaced where that
+    is asked for."""
     out = tmp_path / "merged"
     assert _invoke("merge", recipe_file, "--out", out).stdout == f"built {out}\n"
     shown = _invoke("inspect", out).stdout
     assert "EvoMergedForCausalLM" in shown
     assert "hop   2  1:1                      scale 0.5000" in shown
-    assert "exists already; choose another folder, or pass --overwrite" in _error("merge", recipe_file, "--out", out)
+    assert "exists already; choose another folder, or pass --overwrite" in _error(
+        "merge", recipe_file, "--out", out
+    )
     built = json.loads(_invoke("merge", recipe_file, "--out", out, "--overwrite", "--json").stdout)
-    assert (built["folder"], built["built"], built["recipe"]) == (str(out), True, Recipe.load(recipe_file).key)
+    assert (built["folder"], built["built"], built["recipe"]) == (
+        str(out),
+        True,
+        Recipe.load(recipe_file).key,
+    )
     assert built["sha256"]["model.safetensors"] == file_sha256(out / "model.safetensors")
 
 
 BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"spaec": "ps"}, "spaec"),
     "unknown method": ({"merge": {"method": "magic"}}, "'magic' is not known"),
-    "missing source": ({"sources": [{"model": "./nowhere"}, {"model": "./nowhere"}]}, "./nowhere: no such folder"),
+    "missing source": (
+        {"sources": [{"model": "./nowhere"}, {"model": "./nowhere"}]},
+        "./nowhere: no such folder",
+    ),
     "missing data": ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, "nowhere.jsonl"),
 }
 
@@ -209,7 +263,8 @@ BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("mistake", BAD_SEARCHES)
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["search", "dry run"])
 def test_a_wrong_search_file_is_one_line(mistake, dry, search_settings, tmp_path):
-    """A mistake in a search file is one line that names it, with status 1, and nothing is written."""
+    """A mistake in a search file is one line that names it, with status 1, and nothing is
+    written."""
     changes, message = BAD_SEARCHES[mistake]
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump({**search_settings(), **changes}), encoding="utf-8")
@@ -228,9 +283,14 @@ def test_a_wrong_search_file_is_one_line(mistake, dry, search_settings, tmp_path
     ],
     ids=["missing", "bad YAML", "a list", "binary", "empty"],
 )
-@pytest.mark.parametrize("command", [["search"], ["merge"], ["eval", "model", "--search"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command",
+    [["search"], ["merge"], ["eval", "model", "--search"]],
+    ids=lambda command: command[0],
+)
 def test_an_unreadable_file_is_one_line(command, content, message, tmp_path):
-    """A file that is missing, no YAML, or something else altogether is one line that names the file."""
+    """A file that is missing, no YAML, or something else altogether is one line that names the
+    file."""
     file = tmp_path / "given.yaml"
     if content is not None:
         file.write_bytes(content)
@@ -247,37 +307,60 @@ def test_other_mistakes_are_one_line(search_file, recipe_file, tiny, tmp_path):
     (tmp_path / "odd").mkdir()
     assert "no study.db here" in _error("search", tmp_path / "empty")
     assert "no study.db here" in _error("show", tmp_path / "odd")
-    assert "did you mean test?" in _error("eval", tiny / "a", "--search", search_file, "--split", "tes")
+    assert "did you mean test?" in _error(
+        "eval", tiny / "a", "--search", search_file, "--split", "tes"
+    )
     assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
     assert "no task is known for this model; add --search search.yaml" in _error("eval", tiny / "a")
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file")
-    assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file" / "deeper")
-    assert str(tmp_path / "file") in _error("merge", recipe_file, "--out", tmp_path / "file" / "deeper")
+    assert str(tmp_path / "file") in _error(
+        "search", search_file, "--out", tmp_path / "file" / "deeper"
+    )
+    assert str(tmp_path / "file") in _error(
+        "merge", recipe_file, "--out", tmp_path / "file" / "deeper"
+    )
     (tmp_path / "empty" / "study.db").write_text("not a data base at all")
     assert "not a study" in _error("show", tmp_path / "empty")
     assert "not a study" in _error("search", search_file, "--out", tmp_path / "empty")
 
 
 def test_a_dry_run_looks_at_the_folder(search_settings, search_file, recipe_file, tmp_path):
-    """A folder that the search could not use is refused by the dry run as by the search; one that it can go on in is fine."""
+    """A folder that the search could not use is refused by the dry run as by the search; one that
+    it can go on in is fine."""
     (tmp_path / "file").write_text("no folder")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        assert "is a file, not a folder; choose another folder" in _error("search", search_file, "--out", out, "--dry-run")
+        assert "is a file, not a folder; choose another folder" in _error(
+            "search", search_file, "--out", out, "--dry-run"
+        )
         assert str(tmp_path / "file") in _error("merge", recipe_file, "--out", out, "--dry-run")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "results.json").write_text("{}")
-    assert "holds a results.json but no study" in _error("search", search_file, "--out", tmp_path / "used", "--dry-run")
-    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
+    assert "holds a results.json but no study" in _error(
+        "search", search_file, "--out", tmp_path / "used", "--dry-run"
+    )
+    assert (
+        _invoke(
+            "search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0
+        ).exit_code
+        == 0
+    )
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run").exit_code == 0
     search_file.write_text(yaml.safe_dump(search_settings(compute={"seed": 7})), encoding="utf-8")
     for dry in ([], ["--dry-run"]):
-        assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", *dry)
+        assert "seed was 0 and is 7" in _error(
+            "search", search_file, "--out", tmp_path / "out", *dry
+        )
 
 
-def test_a_folder_that_may_not_be_written_to_is_refused(search_file, recipe_file, tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_written_to_is_refused(
+    search_file, recipe_file, tmp_path, monkeypatch
+):
     """A folder that belongs to others is an error before any work."""
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
-    message = f"{tmp_path / 'a' / 'b'}: {tmp_path} may not be written to; choose another folder, or see whose it is"
+    message = (
+        f"{tmp_path / 'a' / 'b'}: {tmp_path} may not be written to; choose another folder, or "
+        "see whose it is"
+    )
     assert message in _error("search", search_file, "--out", tmp_path / "a" / "b", "--dry-run")
     for dry in ([], ["--dry-run"]):
         assert message in _error("merge", recipe_file, "--out", tmp_path / "a" / "b", *dry)
@@ -288,19 +371,25 @@ def test_convert_replaces_no_file_unasked(recipe_file, tmp_path):
     there = tmp_path / "there.yaml"
     there.write_text("mine")
     command = ("convert", recipe_file, "--to", "recipe", "--out", there)
-    assert _error(*command) == f"error: {there}: exists already; choose another name, or pass --overwrite"
+    assert (
+        _error(*command)
+        == f"error: {there}: exists already; choose another name, or pass --overwrite"
+    )
     assert there.read_text() == "mine"
     assert _invoke(*command, "--overwrite").exit_code == 0
     assert Recipe.load(there) == Recipe.load(recipe_file)
 
 
 def test_a_file_for_another_command_says_which(search_file, recipe_file, tmp_path):
-    """A recipe given to `search`, and a search file given to `merge`, are told apart from mistakes."""
+    """A recipe given to `search`, and a search file given to `merge`, are told apart from
+    mistakes."""
     assert _error("search", recipe_file, "--out", tmp_path / "out") == (
-        f"error: {recipe_file}: this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`"
+        f"error: {recipe_file}: this is a recipe, not a search file; build it with "
+        "`hf-evomerge merge FILE --out FOLDER`"
     )
     assert _error("merge", search_file, "--out", tmp_path / "out") == (
-        f"error: {search_file}: this is a search file, not a recipe; run it with `hf-evomerge search FILE --out FOLDER`"
+        f"error: {search_file}: this is a search file, not a recipe; run it with "
+        "`hf-evomerge search FILE --out FOLDER`"
     )
 
 
@@ -308,25 +397,33 @@ def test_what_the_system_refuses_is_said_in_words(recipe_file, tmp_path):
     """An error of the system comes without its number, and with what to do."""
     (tmp_path / "file").write_text("no folder")
     text = _error("convert", recipe_file, "--to", "recipe", "--out", tmp_path / "file" / "x")
-    assert text == f"error: Not a directory: '{tmp_path / 'file' / 'x'}'; choose another place, or see who may write there"
+    assert text == (
+        f"error: Not a directory: '{tmp_path / 'file' / 'x'}'; choose another place, or see "
+        "who may write there"
+    )
 
 
 def test_models_that_are_none(recipe_file, tiny, tmp_path):
-    """A file, a name with spaces and a merged model with a path are refused as sources, with what to give."""
+    """A file, a name with spaces and a merged model with a path are refused as sources, with what
+    to give."""
     weights = tiny / "a" / "model.safetensors"
-    assert _error("inspect", weights) == (f"error: {weights}: a file; give the folder that holds the config and the weights")
+    assert _error("inspect", weights) == (
+        f"error: {weights}: a file; give the folder that holds the config and the weights"
+    )
     assert "some one/model: no such folder" in _error("inspect", "some one/model")
     built = build_model(path_of(tiny / "a", hops="0:0-1"), tmp_path / "built", progress=False)
     for recipe in (merge_of(built), path_of(built, hops="0:0")):
         recipe.save(tmp_path / "again.yaml")
         assert _error("merge", tmp_path / "again.yaml", "--out", tmp_path / "out") == (
-            f"error: {built}: a merged model with a path of its own; name the models that it was made from, or a copy that "
+            f"error: {built}: a merged model with a path of its own; name the models that it "
+            "was made from, or a copy that "
             "`fold` has written"
         )
 
 
 def test_an_interrupt_keeps_what_is_done(search_file, tmp_path, monkeypatch):
-    """Ctrl-C ends with status 130 and one line with the command that goes on, and the search can be resumed."""
+    """Ctrl-C ends with status 130 and one line with the command that goes on, and the search can be
+    resumed."""
     from hf_evomerge.search.study.study import Study
 
     def interrupted(self: Study, trial: Any) -> None:
@@ -337,13 +434,21 @@ def test_an_interrupt_keeps_what_is_done(search_file, tmp_path, monkeypatch):
         patched.setattr(sys, "argv", ["hf-evomerge", "search", "a b.yaml", "--out", "x"])
         result = _invoke("search", search_file, "--out", tmp_path / "out", "--workers", 0)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted; go on with `hf-evomerge search 'a b.yaml' --out x`"
+    assert (
+        result.stderr.splitlines()[-1]
+        == "interrupted; go on with `hf-evomerge search 'a b.yaml' --out x`"
+    )
     assert "Traceback" not in result.stderr
     assert _invoke("search", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
 
 
 @pytest.mark.parametrize(
-    "words", [["search", "nowhere", "--dry-run"], ["eval", "./nowhere"], ["push", "nowhere", "me/merge", "--dry-run"]]
+    "words",
+    [
+        ["search", "nowhere", "--dry-run"],
+        ["eval", "./nowhere"],
+        ["push", "nowhere", "me/merge", "--dry-run"],
+    ],
 )
 def test_a_terminal_is_told_at_once_what_is_read(words, capsys, monkeypatch):
     """Commands that read models say so in a terminal, before anything else."""
@@ -375,13 +480,24 @@ def test_examples_are_copied(tmp_path, monkeypatch):
     assert _invoke("init", "--example", "small-ps", "--out", "a/search.yaml").exit_code == 0
     assert Path("a/search.yaml").read_bytes() == files["small-ps"].read_bytes()
     assert "exists already" in _error("init", "--example", "evollm-jp-ps", "--out", "a/search.yaml")
-    assert _error("init", "--example", "small") == f"error: --example small: there are {', '.join(sorted(files))}"
-    for given in (("--example", "small-ps", "a"), ("--demo", "a"), ("--demo", "--base", "a"), ("--demo", "--example", "x")):
+    assert (
+        _error("init", "--example", "small")
+        == f"error: --example small: there are {', '.join(sorted(files))}"
+    )
+    for given in (
+        ("--example", "small-ps", "a"),
+        ("--demo", "a"),
+        ("--demo", "--base", "a"),
+        ("--demo", "--example", "x"),
+    ):
         assert "leave out models" in _error("init", *given)
     assert "or --example NAME" in _error("init", "a", "b")
     Path("problems.jsonl").write_text("mine", encoding="utf-8")
     assert "problems.jsonl: exists already" in _error("init", "--demo")
-    assert (Path("problems.jsonl").read_text(encoding="utf-8"), Path("search.yaml").exists()) == ("mine", False)
+    assert (Path("problems.jsonl").read_text(encoding="utf-8"), Path("search.yaml").exists()) == (
+        "mine",
+        False,
+    )
 
 
 def test_methods():
@@ -390,18 +506,26 @@ def test_methods():
 
 
 def test_a_search_of_choices_opens_a_page(search_settings, search_file, tmp_path, monkeypatch):
-    """Where a person is the fitness, `search` serves the page that chooses, and evaluates nothing."""
-    search_file.write_text(yaml.safe_dump(search_settings(fitness={"task": "choice"})), encoding="utf-8")
+    """Where a person is the fitness, `search` serves the page that chooses, and evaluates
+    nothing."""
+    search_file.write_text(
+        yaml.safe_dump(search_settings(fitness={"task": "choice"})), encoding="utf-8"
+    )
     opened: list[Any] = []
     page = SimpleNamespace(css="", launch=lambda **how: opened.append(how["allowed_paths"]))
-    monkeypatch.setattr("hf_evomerge.search.choosing.Chooser", lambda config, out: config.fitness.task)
-    monkeypatch.setattr("hf_evomerge.search.choice_page.choice_page", lambda chooser: opened.append(chooser) or page)
+    monkeypatch.setattr(
+        "hf_evomerge.search.choosing.Chooser", lambda config, out: config.fitness.task
+    )
+    monkeypatch.setattr(
+        "hf_evomerge.search.choice_page.choice_page", lambda chooser: opened.append(chooser) or page
+    )
     assert _invoke("search", search_file, "--out", tmp_path / "out").exit_code == 0
     assert opened == ["choice", [str(tmp_path / "out")]]
 
 
 def test_folders_that_are_written_by_default(search_file, recipe_file, tmp_path, monkeypatch):
-    """A study is named after its file, and `merge` builds its winner there; a recipe becomes `merged`."""
+    """A study is named after its file, and `merge` builds its winner there; a recipe becomes
+    `merged`."""
     monkeypatch.chdir(tmp_path)
     assert "has not ended; go on with `hf-evomerge search" in _no_winner(search_file, tmp_path)
     assert _invoke("search", search_file, "--no-model", "--workers", 0).exit_code == 0
@@ -424,13 +548,17 @@ def _no_winner(search_file: Path, folder: Path) -> str:
 
 
 def test_a_folder_is_shown_here(tmp_path, monkeypatch):
-    """The folder of a search is shown on this machine; what is no folder is the name of a Space, which needs its model."""
+    """The folder of a search is shown on this machine; what is no folder is the name of a Space,
+    which needs its model."""
     shown: list[str] = []
-    monkeypatch.setattr("hf_evomerge.hub.space.run_space", lambda model, revision: shown.append(model))
+    monkeypatch.setattr(
+        "hf_evomerge.hub.space.run_space", lambda model, revision: shown.append(model)
+    )
     for words in (["space", tmp_path], ["space", "--local", "me/merge"]):
         assert _invoke(*words).exit_code == 0
     assert shown == [str(tmp_path), "me/merge"]
-    assert "me/merge: there is no such folder here; for a Space on the Hub give the Space's name and --model" in _error(
-        "space", "me/merge"
-    )
+    assert (
+        "me/merge: there is no such folder here; for a Space on the Hub give the Space's "
+        "name and --model"
+    ) in _error("space", "me/merge")
     assert "leave out the Space's name" in _error("space", tmp_path, "--local", "me/merge")

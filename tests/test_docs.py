@@ -1,4 +1,5 @@
-"""What the documentation shows is valid: search files, recipes, tables and links. What it runs: test_examples.py."""
+"""What the documentation shows is valid: search files, recipes, tables and links. What it runs:
+test_examples.py."""
 
 import re
 from pathlib import Path
@@ -19,7 +20,10 @@ SKILL = "skills/hf-evomerge/SKILL.md"
 PAGES = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
     for file in (
-        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", SKILL)),
+        *(
+            ROOT / name
+            for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", SKILL)
+        ),
         *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "benchmarks" / "pages").glob("*.md")),
     )
@@ -30,7 +34,11 @@ SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}
 
 def _blocks(language: str, *pages: str) -> list[tuple[str, str]]:
     """The fenced blocks of a language, with the page that each is on."""
-    return [(page, text) for page in pages for text in re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)]
+    return [
+        (page, text)
+        for page in pages
+        for text in re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+    ]
 
 
 def _examples() -> list[Path]:
@@ -39,7 +47,8 @@ def _examples() -> list[Path]:
 
 @pytest.mark.parametrize("file", _examples(), ids=lambda file: file.stem)
 def test_examples_are_valid_searches(file):
-    """Every file in examples/ is a search file whose spaces have coordinates and decode their own start."""
+    """Every file in examples/ is a search file whose spaces have coordinates and decode their own
+    start."""
     config = SearchConfig.load(file)
     merge = None
     if config.space in ("ps", "hybrid"):
@@ -52,7 +61,8 @@ def test_examples_are_valid_searches(file):
 
 
 def test_the_papers_numbers():
-    """The examples have the sizes that the paper states: six numbers for PS, 4,288 for DFS, and what is spent on them."""
+    """The examples have the sizes that the paper states: six numbers for PS, 4,288 for DFS, and
+    what is spent on them."""
     ps = SearchConfig.load(ROOT / "examples" / "evollm-jp-ps.yaml")
     assert len(ParameterSpace(ps, 32).coordinates) == 6
     assert ps.stages[0].evaluations == 1000
@@ -63,7 +73,9 @@ def test_the_papers_numbers():
     assert hybrid.stages[1].evaluations == 128 * 100
 
 
-@pytest.mark.parametrize(("page", "text"), _blocks("yaml", "README.md", "docs/search.md", "docs/how-to.md", SKILL))
+@pytest.mark.parametrize(
+    ("page", "text"), _blocks("yaml", "README.md", "docs/search.md", "docs/how-to.md", SKILL)
+)
 def test_search_blocks(page, text):
     """Every YAML block of these pages is a whole search file."""
     config = parse_yaml(SearchConfig, text, SearchError)
@@ -73,7 +85,9 @@ def test_search_blocks(page, text):
 
 def test_ways_to_write_a_path():
     """Every way to write hops that the page explains in its text is read."""
-    sentence = PAGES["docs/recipes.md"].split("one hop that runs two layers")[0].rpartition("\n\n")[2]
+    sentence = (
+        PAGES["docs/recipes.md"].split("one hop that runs two layers")[0].rpartition("\n\n")[2]
+    )
     pieces = re.findall(r"`(\d[^`]*)`", sentence)
     assert len(pieces) == 5
     for piece in pieces:
@@ -82,21 +96,27 @@ def test_ways_to_write_a_path():
 
 
 def test_the_table_of_methods():
-    """The page's table has every merge method once, and the place of the table of all parameters."""
+    """The page's table has every merge method once, and the place of the table of all
+    parameters."""
     page = PAGES["docs/methods.md"]
     rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
-    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(all_methods())
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(
+        all_methods()
+    )
     assert "\n<!-- generated: methods -->\n" in page
 
 
 def test_the_number_of_methods_in_the_comparison():
     """The page that compares tools counts the merge methods that the package has."""
-    (count,) = re.findall(r"^\| merge methods \|.*\| (\d+) \|$", PAGES["docs/comparison.md"], re.MULTILINE)
+    (count,) = re.findall(
+        r"^\| merge methods \|.*\| (\d+) \|$", PAGES["docs/comparison.md"], re.MULTILINE
+    )
     assert int(count) == len(all_methods())
 
 
 def test_the_skill_is_one():
-    """The page for coding agents begins as their programs read it: a name that is its folder's, and when to use it."""
+    """The page for coding agents begins as their programs read it: a name that is its folder's, and
+    when to use it."""
     front = yaml.safe_load(PAGES[SKILL].split("---\n")[1])
     assert front["name"] == Path(SKILL).parent.name
     assert 100 < len(front["description"]) <= 1024
@@ -106,12 +126,18 @@ def test_the_skill_is_one():
 
 
 def test_links_lead_somewhere():
-    """Every relative link leads to a file of the repository, with an anchor to a heading or to a class there."""
+    """Every relative link leads to a file of the repository, with an anchor to a heading or to a
+    class there."""
     for page, text in PAGES.items():
         for target, anchor in re.findall(r"\[[^]]*\]\((?!http|#)([^)#]+)(?:#([^)]+))?\)", text):
             file = (ROOT / page).parent / target
             assert file.exists(), f"{page}: {target}"
             if anchor and file.suffix in (".py", ".md"):
-                names = re.findall(r"^class (\w+)|^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-                anchors = {cls.lower() or re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for cls, heading in names}
+                names = re.findall(
+                    r"^class (\w+)|^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE
+                )
+                anchors = {
+                    cls.lower() or re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+                    for cls, heading in names
+                }
                 assert anchor in anchors, f"{page}: {target}#{anchor}"

@@ -1,4 +1,5 @@
-"""The examples in docstrings, README and docs run, on tiny models, as a reader would run them: in one folder, in order."""
+"""The examples in docstrings, README and docs run, on tiny models, as a reader would run them: in
+one folder, in order."""
 
 import doctest
 import re
@@ -23,10 +24,16 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "skills/hf-evomerge/SKILL.md",
-    *(str(page.relative_to(ROOT)) for part in ("docs", "benchmarks/pages") for page in sorted((ROOT / part).rglob("*.md"))),
+    *(
+        str(page.relative_to(ROOT))
+        for part in ("docs", "benchmarks/pages")
+        for page in sorted((ROOT / part).rglob("*.md"))
+    ),
 ]
 SCRIPTS = ("docs/how-to.md", "docs/study.md")  # whose blocks are programs
-WITH_EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
+WITH_EXAMPLES = [
+    file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")
+]
 # What needs something that is not here; each is tested on its own.
 NOT_RUN = {
     "BitsAndBytesConfig": "tests/modeling/test_quantisation.py",
@@ -42,13 +49,17 @@ OFFLINE = ("convert", "diff", "eval", "fold", "inspect", "merge", "search", "sho
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Path) -> Path:
-    """The folder that the examples are run in: a search, its file, a recipe, a mergekit file, models and problems."""
+    """The folder that the examples are run in: a search, its file, a recipe, a mergekit file,
+    models and problems."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(hybrid_search, folder / "my-search")
     shutil.copy(hybrid_search / "search.yaml", folder)
-    problems = "".join((tiny / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("search", "validation", "test"))
+    problems = "".join(
+        (tiny / f"{split}.jsonl").read_text(encoding="utf-8")
+        for split in ("search", "validation", "test")
+    )
     (folder / "problems.jsonl").write_text(problems, encoding="utf-8")
     (folder / "mgsm_ja.tsv").write_text("問題\t1,000\n", encoding="utf-8")
     for name, original in {"japanese": "a", "maths": "b", "base": "base"}.items():
@@ -59,15 +70,32 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Pa
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("japanese", "maths")]
     for step, original in {"500": "base", "1000": "a", "1500": "b"}.items():
         shutil.copytree(tiny / original, folder / "runs" / "pretrain" / f"checkpoint-{step}")
-    merge = {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "dtype": "float32"}
+    merge = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": models,
+        "dtype": "float32",
+    }
     (folder / "mergekit.yml").write_text(yaml.safe_dump(merge), encoding="utf-8")
-    hf_evomerge.from_mergekit((folder / "mergekit.yml").read_text(encoding="utf-8")).recipe.save(folder / "recipe.yaml")
-    sizes = {"vocab_size": 26, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 32}
+    hf_evomerge.from_mergekit((folder / "mergekit.yml").read_text(encoding="utf-8")).recipe.save(
+        folder / "recipe.yaml"
+    )
+    sizes = {
+        "vocab_size": 26,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 32,
+    }
     for name in ("deep-japanese", "deep-maths"):
         LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / name)
     path = hf_evomerge.FlowPart(path=["0:0-1", "1:1", "0:2", "1:2"])
-    sources = [hf_evomerge.SourceRef(model=str(folder / name)) for name in ("deep-japanese", "deep-maths")]
-    merged = hf_evomerge.build_model(hf_evomerge.Recipe(sources=sources, flow=path), folder / "your-name" / "merged")
+    sources = [
+        hf_evomerge.SourceRef(model=str(folder / name)) for name in ("deep-japanese", "deep-maths")
+    ]
+    merged = hf_evomerge.build_model(
+        hf_evomerge.Recipe(sources=sources, flow=path), folder / "your-name" / "merged"
+    )
     for file in tiny.glob("a/tokenizer*"):
         shutil.copy(file, merged)
     return folder
@@ -86,43 +114,63 @@ def loaded(desk: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folders = {"japanese": "deep-japanese", "maths": "deep-maths", "model": "your-name/merged"}
-    models = {name: AutoModelForCausalLM.from_pretrained(desk / folder) for name, folder in folders.items()}
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(desk / folder)
+        for name, folder in folders.items()
+    }
     return {**models, "tokenizer": AutoTokenizer.from_pretrained(desk / "japanese")}
 
 
 @pytest.fixture
 def names(
-    here: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    here: Path,
+    loaded: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> dict[str, Any]:
-    """What an example may use without making it: the public names, and of what is loaded copies of what it names."""
+    """What an example may use without making it: the public names, and of what is loaded copies of
+    what it names."""
     from transformers import AutoModelForCausalLM
 
-    for module, registry in (("hf_evomerge.fitness.registry", "_TASKS"), ("hf_evomerge.merging.registry", "METHODS")):
+    for module, registry in (
+        ("hf_evomerge.fitness.registry", "_TASKS"),
+        ("hf_evomerge.merging.registry", "METHODS"),
+    ):
         monkeypatch.setattr(f"{module}.{registry}", {**getattr(import_module(module), registry)})
     public = {name: getattr(hf_evomerge, name) for name in hf_evomerge.__all__}
     (where,) = request.node.callspec.params.values()  # a page or a module
     text = (ROOT / where).read_text(encoding="utf-8")
-    used = {name: deepcopy(value) for name, value in loaded.items() if re.search(rf"\b{name}\b", text)}
+    used = {
+        name: deepcopy(value) for name, value in loaded.items() if re.search(rf"\b{name}\b", text)
+    }
     return {**public, **used, "AutoModelForCausalLM": AutoModelForCausalLM, "Path": Path}
 
 
-@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "file", WITH_EXAMPLES, ids=lambda file: file.relative_to(PACKAGE).as_posix()
+)
 def test_docstrings(file, names):
     """Every example in a docstring gives what it shows; only what talks to the Hub is left out."""
     module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     runner = doctest.DocTestRunner()
     for test in doctest.DocTestFinder().find(module, extraglobs=names):
         for example in test.examples:
-            skipped = doctest.SKIP in example.options and not re.search("push|reproduce|SakanaAI", example.source)
+            skipped = doctest.SKIP in example.options and not re.search(
+                "push|reproduce|SakanaAI", example.source
+            )
             assert not skipped, f"needs no Hub and no converter, so let it run: {example.source}"
         runner.run(test)
     assert runner.failures == 0
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")]
+)
 def test_python_blocks(page, names):
     """The Python blocks of a page run, one after the other."""
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+    for block in re.findall(
+        r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
+    ):
         program = compile(block, page, "exec")
         if not any(word in block for word in NOT_RUN):
             exec(program, names | {"__name__": "__main__"} if page in SCRIPTS else names)
@@ -131,10 +179,14 @@ def test_python_blocks(page, names):
 def _commands() -> list[list[str]]:
     """Every command line that a page, an example file or a command's own help shows, as words."""
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
-    lines = [line for text in texts for line in re.findall(r"^ *(hf-evomerge .*)$", text, re.MULTILINE)]
+    lines = [
+        line for text in texts for line in re.findall(r"^ *(hf-evomerge .*)$", text, re.MULTILINE)
+    ]
     lines += [line for text in texts for line in re.findall(r"`(hf-evomerge [^`]*)`", text)]
     for file in (ROOT / "examples").glob("*.yaml"):
-        lines += re.findall(r"^#\s+(hf-evomerge .*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        lines += re.findall(
+            r"^#\s+(hf-evomerge .*)$", file.read_text(encoding="utf-8"), re.MULTILINE
+        )
     for command in cli.app.registered_commands:
         lines += re.findall(r"`(hf-evomerge [^`]*)`", command.callback.__doc__ or "")  # type: ignore[union-attr]
     return [shlex.split(line, comments=True)[1:] for line in dict.fromkeys(lines)]
@@ -147,7 +199,9 @@ def test_commands_are_understood():
     assert len(commands) > 30
     for words in commands:
         command = program.commands[words[0]]
-        if len(words) > 1 and "--methods" not in words:  # a command that is only named has no arguments
+        if (
+            len(words) > 1 and "--methods" not in words
+        ):  # a command that is only named has no arguments
             command.make_context(words[0], words[1:])
 
 
@@ -163,11 +217,17 @@ def test_commands_run(here):
         ):
             continue
         made = words[words.index("--out") + 1] if "--out" in words else ""
-        files = [word for word in words[1:] if word != made and ("/" in word or word.endswith((".yaml", ".yml")))]
+        files = [
+            word
+            for word in words[1:]
+            if word != made and ("/" in word or word.endswith((".yaml", ".yml")))
+        ]
         if not all(Path(word).exists() for word in files):
             continue
         if words[0] in ("merge", "fold"):
-            shutil.rmtree(made, ignore_errors=True)  # the examples make the same folder more than once
+            shutil.rmtree(
+                made, ignore_errors=True
+            )  # the examples make the same folder more than once
         elif words[0] == "convert" and made:
             Path(made).unlink(missing_ok=True)
         result = CliRunner().invoke(cli.app, words)

@@ -1,4 +1,5 @@
-"""Import directions: the parts of the package know only the parts below them, and light modules stay light."""
+"""Import directions: the parts of the package know only the parts below them, and light modules
+stay light."""
 
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from imports import imports
 
 PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 
-# What each part may import, besides itself. A part is a module or a folder directly inside the package.
+# What each part may import, besides itself. A part is a module or a folder directly inside the
+# package.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "lines": set(),
@@ -38,10 +40,30 @@ ROOMS: dict[str, set[str]] = {
     "spaces": {"evaluation", "file", "optimizers"},
     "runners": {"evaluation", "study", "file"},
     "results": {"spaces", "evaluation", "study", "file", "optimizers"},
-    "phases": {"results", "runners", "spaces", "evaluation", "study", "file", "optimizers", "callbacks", "folder"},
+    "phases": {
+        "results",
+        "runners",
+        "spaces",
+        "evaluation",
+        "study",
+        "file",
+        "optimizers",
+        "callbacks",
+        "folder",
+    },
 }
-LIGHT = ["hf_evomerge", "hf_evomerge.recipes.recipe", "hf_evomerge.recipes.layer_path", "hf_evomerge.merging.registry"]
-LIGHT += ["hf_evomerge.merging", "hf_evomerge.fitness", "hf_evomerge.routing.layout", "hf_evomerge.search.file.config"]
+LIGHT = [
+    "hf_evomerge",
+    "hf_evomerge.recipes.recipe",
+    "hf_evomerge.recipes.layer_path",
+    "hf_evomerge.merging.registry",
+]
+LIGHT += [
+    "hf_evomerge.merging",
+    "hf_evomerge.fitness",
+    "hf_evomerge.routing.layout",
+    "hf_evomerge.search.file.config",
+]
 LIGHT += [
     "hf_evomerge.search.spaces.space",
     "hf_evomerge.search.study.study",
@@ -56,7 +78,8 @@ def _modules() -> list[Path]:
 
 @cache
 def _part(name: str) -> str | None:
-    """The part of the package that a dotted name is in; None outside of it, and for the package itself."""
+    """The part of the package that a dotted name is in; None outside of it, and for the package
+    itself."""
     pieces = name.split(".")
     if pieces[0] != PACKAGE.name or len(pieces) < 2:
         return None
@@ -82,36 +105,53 @@ def test_imports_point_one_way():
 
 
 def test_no_circle_of_imports():
-    """No file of the package imports, by way of others, lazily or for types alone, a file that imports it."""
+    """No file of the package imports, by way of others, lazily or for types alone, a file that
+    imports it."""
     files = {_dotted(file): file for file in _modules()}
     edges = {
-        name: {target for target, _ in imports(file, PACKAGE) if not f"{name}.".startswith(f"{target}.")} & set(files)
+        name: {
+            target
+            for target, _ in imports(file, PACKAGE)
+            if not f"{name}.".startswith(f"{target}.")
+        }
+        & set(files)
         for name, file in files.items()
     }  # "from . import x" means x, not the folder
     TopologicalSorter(edges).prepare()  # raises CycleError
-    assert edges["hf_evomerge.merging.methods.ties"] >= {"hf_evomerge.merging.registry", "hf_evomerge.merging.arithmetic"}
+    assert edges["hf_evomerge.merging.methods.ties"] >= {
+        "hf_evomerge.merging.registry",
+        "hf_evomerge.merging.arithmetic",
+    }
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_of_search_import_downwards(room):
-    """A room of ``search/`` imports the rooms below it, and none of the files that drive the search."""
+    """A room of ``search/`` imports the rooms below it, and none of the files that drive the
+    search."""
     known = {file.stem for file in (PACKAGE / "search").glob("*.py")} | set(ROOMS)
     for file in sorted((PACKAGE / "search" / room).glob("*.py")):
         for name, line in imports(file, PACKAGE):
-            if name.startswith("hf_evomerge.search.") and (part := name.split(".")[2]) in known - {room}:
+            if name.startswith("hf_evomerge.search.") and (part := name.split(".")[2]) in known - {
+                room
+            }:
                 assert part in ROOMS[room], f"{file.relative_to(PACKAGE)}:{line} imports {name}"
 
 
 def _dotted(file: Path) -> str:
-    return ".".join([PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    return ".".join([PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(
+        ".__init__"
+    )
 
 
 def test_the_modelling_files_travel_alone():
-    """The files that are pushed with the weights import each other and otherwise nothing of the package, by any spelling."""
+    """The files that are pushed with the weights import each other and otherwise nothing of the
+    package, by any spelling."""
     for file in sorted((PACKAGE / "modeling").glob("*_evo_merged.py")):
         for name, line in imports(file, PACKAGE):
             if name.split(".")[0] == PACKAGE.name:
-                assert name.startswith(f"{PACKAGE.name}.modeling"), f"{file.name}:{line} imports {name}"
+                assert name.startswith(f"{PACKAGE.name}.modeling"), (
+                    f"{file.name}:{line} imports {name}"
+                )
     assert len(list((PACKAGE / "modeling").glob("*_evo_merged.py"))) == 5
 
 
@@ -126,7 +166,10 @@ def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path):
     root = tmp_path / "hf_evomerge"
     (root / "merging" / "methods").mkdir(parents=True)
     file = root / "merging" / "methods" / "ties.py"
-    file.write_text("from ...errors import E\nfrom ..registry import r\nimport torch\ndef f():\n    from . import common\n")
+    file.write_text(
+        "from ...errors import E\nfrom ..registry import r\nimport torch\ndef f():\n    from "
+        ". import common\n"
+    )
     assert {name for name, _ in imports(file, root)} == {
         "hf_evomerge.errors",
         "hf_evomerge.errors.E",
@@ -139,7 +182,8 @@ def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path):
 
 
 def test_light_modules_do_not_import_heavy_packages():
-    """Importing these modules, one after the other, loads none of the packages that take seconds."""
+    """Importing these modules, one after the other, loads none of the packages that take
+    seconds."""
     program = """if True:
         import sys, importlib
         for name in sys.argv[1:]:
@@ -147,6 +191,8 @@ def test_light_modules_do_not_import_heavy_packages():
             light = {'numpy', 'rich'} if name == 'hf_evomerge' else set()  # which its parts need
             if heavy := (light | {'torch', 'transformers', 'gradio', 'ray', 'lm_eval', 'datasets'}) & set(sys.modules):
                 sys.exit(f"{name} imports {heavy}")
-    """
-    done = subprocess.run([sys.executable, "-c", program, *LIGHT], capture_output=True, text=True, cwd=PACKAGE.parent)
+    """  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", program, *LIGHT], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
     assert (done.returncode, done.stderr) == (0, "")

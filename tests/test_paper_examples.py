@@ -1,4 +1,5 @@
-"""The paper's example files, with nothing edited but the device and budgets, on stand-ins of a Hub on loopback."""
+"""The paper's example files, with nothing edited but the device and budgets, on stand-ins of a Hub
+on loopback."""
 
 import json
 import os
@@ -45,21 +46,34 @@ for name in ("evovlm-jp", "llava-next-maths", "qwen2-vl-experts", "evosdxl-jp"):
     (out / "search.yaml").write_text(text, encoding="utf-8")
     found[name] = {"plan": plan_search(SearchConfig.load(out / "search.yaml")).to_text()}
 print(json.dumps(found))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
 def test_the_papers_files_run(tmp_path, monkeypatch):
-    """All files are planned as they are on a machine without CUDA, from headers alone; those of text run to a built model."""
+    """All files are planned as they are on a machine without CUDA, from headers alone; those of
+    text run to a built model."""
     for library in ("datasets", "diffusers", "torchvision"):
         pytest.importorskip(library)
     with LocalHub(tmp_path / "hub", orgs=ORGS) as hub:
         publish(use_hub(monkeypatch, hub, tmp_path / "client"), tmp_path / "stand-ins")
-        environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment = {
+            **os.environ,
+            **hub.environment(home=tmp_path / "client"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         environment["CUDA_VISIBLE_DEVICES"] = ""
         given = [str(tmp_path / "stand-ins" / name) for name in ("pictures.jsonl", "prompts.jsonl")]
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), *given]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     for name, stages in (("ps", ["ps"]), ("hybrid", ["ps", "dfs"])):
@@ -69,8 +83,16 @@ def test_the_papers_files_run(tmp_path, monkeypatch):
         assert "memory for models, in each worker: parents" in plan
         assert found[name]["rows"] == ["base", "source", "source", "source", "average", *stages]
         assert found[name]["vocabulary"] == 19
-    assert "ps: dare_ties, 6 numbers to evolve, 1000 evaluations, 111 generations of 9 on 1069 of 1069" in found["ps"]["plan"]
+    assert (
+        "ps: dare_ties, 6 numbers to evolve, 1000 evaluations, 111 generations of 9 on 1069 of 1069"
+        in found["ps"]["plan"]
+    )
     assert "generations of 9 on 869 of 869" in found["hybrid"]["plan"]
     assert "generations of 128 on 200 of 869" in found["hybrid"]["plan"]
-    for name, numbers in (("evovlm-jp", 4), ("llava-next-maths", 8), ("qwen2-vl-experts", 20), ("evosdxl-jp", 8)):
+    for name, numbers in (
+        ("evovlm-jp", 4),
+        ("llava-next-maths", 8),
+        ("qwen2-vl-experts", 20),
+        ("evosdxl-jp", 8),
+    ):
         assert f", {numbers} numbers to evolve, " in found[name]["plan"], found[name]["plan"]

@@ -1,4 +1,5 @@
-"""The names that ``import hf_evomerge`` offers: all there, all described, all found by tab completion and type checkers."""
+"""The names that ``import hf_evomerge`` offers: all there, all described, all found by tab
+completion and type checkers."""
 
 import ast
 import inspect
@@ -13,14 +14,21 @@ from hf_evomerge import merging
 
 
 def _imports_for_type_checkers() -> set[tuple[str, str]]:
-    """The (module, name) pairs that the package imports under TYPE_CHECKING, each exported under its own name."""
+    """The (module, name) pairs that the package imports under TYPE_CHECKING, each exported under
+    its own name."""
     tree = ast.parse(Path(hf_evomerge.__file__).read_text(encoding="utf-8"))
-    guarded = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    guarded = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     found = set()
     for node in guarded.body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
-            assert alias.asname == alias.name, "a type checker takes `from .x import A as A` for public, and no other form"
+            assert alias.asname == alias.name, (
+                "a type checker takes `from .x import A as A` for public, and no other form"
+            )
             found.add((node.module or "", alias.name))
     return found
 
@@ -34,9 +42,12 @@ def test_one_list_of_names():
 
 
 def test_the_merge_methods_are_an_attribute():
-    """`hf_evomerge.merging` needs no import of its own, and shows the methods and what else is public, and no module inside."""
+    """`hf_evomerge.merging` needs no import of its own, and shows the methods and what else is
+    public, and no module inside."""
     code = "import hf_evomerge; print(hf_evomerge.merging.ties.__name__, *dir(hf_evomerge.merging))"
-    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    shown = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
     assert shown == ["ties", *sorted(merging.__all__)]
     assert {"ties", "register_method"} <= set(shown)
     assert not {"annotations", "functions", "registry", "methods", "TYPE_CHECKING"} & set(shown)
@@ -44,7 +55,8 @@ def test_the_merge_methods_are_an_attribute():
 
 @pytest.mark.parametrize("name", hf_evomerge.__all__)
 def test_every_public_name_is_described(name):
-    """A public name is what it is called, and says more than one line: arguments, attributes, fields or an example."""
+    """A public name is what it is called, and says more than one line: arguments, attributes,
+    fields or an example."""
     value = getattr(hf_evomerge, name)
     assert value.__name__ == name
     text = inspect.getdoc(value) or ""
@@ -52,7 +64,9 @@ def test_every_public_name_is_described(name):
     if fields := getattr(value, "model_fields", None):
         assert all(field.description for field in fields.values()), fields
         return
-    assert is_kind_of_error or any(f"{part}:" in text for part in ("Args", "Attributes", "Example")), text
+    assert is_kind_of_error or any(
+        f"{part}:" in text for part in ("Args", "Attributes", "Example")
+    ), text
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -1,4 +1,5 @@
-"""The record of a search as strangers may have written it: limits, and one line for whatever is wrong."""
+"""The record of a search as strangers may have written it: limits, and one line for whatever is
+wrong."""
 
 import json
 
@@ -20,8 +21,14 @@ POINT = {"number": 0, "stage": "ps", "trial": 0, "winner": True, "search": {}, "
         ({"unit": "x" * 301}, "unit: must have at most 300 characters"),
         ({"levels": {"a": float("inf")}}, "levels.a: must be"),
         ({"levels": {"a": 1e301}}, "levels.a: must be less than"),
-        ({"levels": {str(name): 0 for name in range(1001)}}, "levels: must have 1000 or fewer entries"),
-        ({"results": {"front": [POINT] * 50_001}}, "results.front: must have 50000 or fewer entries"),
+        (
+            {"levels": {str(name): 0 for name in range(1001)}},
+            "levels: must have 1000 or fewer entries",
+        ),
+        (
+            {"results": {"front": [POINT] * 50_001}},
+            "results.front: must have 50000 or fewer entries",
+        ),
         (
             {"results": {"front": [{**POINT, "search": {"fitness": 1e301}}]}},
             "results.front.0.search.fitness: must be less than",
@@ -30,7 +37,8 @@ POINT = {"number": 0, "stage": "ps", "trial": 0, "winner": True, "search": {}, "
     ],
 )
 def test_what_exceeds_a_limit_is_one_line(data, complaint, tmp_path):
-    """A record of the wrong shape, or larger than a page can show, is refused in one line that names the key."""
+    """A record of the wrong shape, or larger than a page can show, is refused in one line that
+    names the key."""
     file = tmp_path / "study.json"
     file.write_text(json.dumps(data))
     with pytest.raises(HubError) as caught:
@@ -45,14 +53,31 @@ def test_what_is_no_json_is_one_line(text, tmp_path):
     file = tmp_path / "results.json"
     if text is not None:
         file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(SearchError, match=r"results\.json: " + ("no such file" if text is None else "cannot be read")):
+    with pytest.raises(
+        SearchError,
+        match=r"results\.json: " + ("no such file" if text is None else "cannot be read"),
+    ):
         Results.load(file, SearchError)
 
 
 def test_keys_of_later_versions_are_ignored(tmp_path):
-    """What a later version adds does not hide what this one knows; of the settings every key is kept."""
+    """What a later version adds does not hide what this one knows; of the settings every key is
+    kept."""
     file = tmp_path / "study.json"
-    file.write_text(json.dumps({"new": 1, "seed": 3, "settings": {"new": 2}, "results": {"rows": [{"new": 3, "model": "a"}]}}))
+    file.write_text(
+        json.dumps(
+            {
+                "new": 1,
+                "seed": 3,
+                "settings": {"new": 2},
+                "results": {"rows": [{"new": 3, "model": "a"}]},
+            }
+        )
+    )
     record = Record.load(file)
     assert (record.seed, [row.model for row in record.rows]) == (3, ["a"])
-    assert record.to_json() == {"seed": 3, "settings": {"new": 2}, "results": {"rows": [{"model": "a"}]}}
+    assert record.to_json() == {
+        "seed": 3,
+        "settings": {"new": 2},
+        "results": {"rows": [{"model": "a"}]},
+    }

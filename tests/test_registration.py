@@ -1,4 +1,5 @@
-"""The merged model is registered with the Auto classes in whatever order things are imported, and importing stays light."""
+"""The merged model is registered with the Auto classes in whatever order things are imported, and
+importing stays light."""
 
 import subprocess
 import sys
@@ -19,13 +20,15 @@ def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(program: str, *arguments: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
 ORDERS = {
-    "transformers first": "from transformers import AutoModelForCausalLM as Auto\nimport hf_evomerge",
+    "transformers first": "from transformers import AutoModelForCausalLM as Auto\nimport hf_evomerge",  # noqa: E501
     "configuration alone": "import hf_evomerge\nfrom transformers import AutoConfig as Auto",
     "configuration alone, first": "from transformers import AutoConfig as Auto\nimport hf_evomerge",
     "package first": (  # something may have looked for the module without importing it
@@ -38,13 +41,17 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", slow_beyond(["package first"], ORDERS))
 def test_registered_in_any_order(order, merged):
-    """A merged model, or its configuration, loads by the Auto classes without trust_remote_code, whatever is imported first."""
-    program = f"import sys\n{ORDERS[order]}\nprint(type(Auto.from_pretrained(sys.argv[1])).__module__)"
+    """A merged model, or its configuration, loads by the Auto classes without trust_remote_code,
+    whatever is imported first."""
+    program = (
+        f"import sys\n{ORDERS[order]}\nprint(type(Auto.from_pretrained(sys.argv[1])).__module__)"
+    )
     assert _run(program, str(merged))[-1].startswith("hf_evomerge.modeling.")
 
 
 def test_what_stands_for_the_configuration():
-    """Until one is made, the model type is known and its classes are not imported; transformers' own loader stays."""
+    """Until one is made, the model type is known and its classes are not imported; transformers'
+    own loader stays."""
     program = """if True:
         import sys, hf_evomerge
         from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM

@@ -1,4 +1,5 @@
-"""The built wheel, in a folder that has nothing of the repository: it publishes, loads, rebuilds and makes a Space."""
+"""The built wheel, in a folder that has nothing of the repository: it publishes, loads, rebuilds
+and makes a Space."""
 
 import json
 import os
@@ -32,15 +33,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install hatchling")
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    release = {"GITHUB_SERVER_URL": "https://git.example", "GITHUB_REPOSITORY": "some/where", "GITHUB_REF_NAME": "v9"}
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, **release})
+    release = {
+        "GITHUB_SERVER_URL": "https://git.example",
+        "GITHUB_REPOSITORY": "some/where",
+        "GITHUB_REF_NAME": "v9",
+    }
+    subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, **release}
+    )
     (built,) = out.glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's files and nothing else; what it depends on comes from this environment."""
+    """A folder with the wheel's files and nothing else; what it depends on comes from this
+    environment."""
     folder = tmp_path_factory.mktemp("site")
     with ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -55,7 +63,9 @@ def run(installed: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
 
         def program(code: str, *arguments: str) -> str:
             command = [sys.executable, "-P", "-c", code, *arguments]
-            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+            )
             assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
             return done.stdout
 
@@ -63,19 +73,30 @@ def run(installed: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 
 def test_the_wheel_carries_what_it_needs(wheel):
-    """The card's template, the Space's files, the schemas and the demo's models are in the wheel; tests and drafts are not."""
+    """The card's template, the Space's files, the schemas and the demo's models are in the wheel;
+    tests and drafts are not."""
     names = set(ZipFile(wheel).namelist())
-    for name in ("_bundled/model_cards/model.md.jinja", "_bundled/space_app/app.py", "_bundled/space_app/requirements.txt"):
+    for name in (
+        "_bundled/model_cards/model.md.jinja",
+        "_bundled/space_app/app.py",
+        "_bundled/space_app/requirements.txt",
+    ):
         assert f"hf_evomerge/{name}" in names
     assert "hf_evomerge/demo/specialists/maths/model.safetensors" in names
-    assert {"hf_evomerge/py.typed", *(f"hf_evomerge/schemas/{kind}.schema.json" for kind in ("recipe", "search"))} <= names
+    assert {
+        "hf_evomerge/py.typed",
+        *(f"hf_evomerge/schemas/{kind}.schema.json" for kind in ("recipe", "search")),
+    } <= names
     examples = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
     assert examples == {name.rpartition("/")[2] for name in names if "/_bundled/examples/" in name}
-    assert not [name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))]
+    assert not [
+        name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))
+    ]
 
 
 def test_what_pypi_shows_leads_somewhere(wheel):
-    """A release's README has no link that begins at the repository, and its metadata say where the project is."""
+    """A release's README has no link that begins at the repository, and its metadata say where the
+    project is."""
     with ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = BytesParser(policy=default).parsebytes(archive.read(name))
@@ -94,16 +115,22 @@ def test_what_pypi_shows_leads_somewhere(wheel):
 
 
 def test_the_wheel_publishes_loads_and_rebuilds(run, installed, hybrid_search, tmp_path):
-    """From the wheel alone: push with a Space, load without custom code, and the Space's files are those of the repository."""
+    """From the wheel alone: push with a Space, load without custom code, and the Space's files are
+    those of the repository."""
     run(MAIN, "init", "--example", "small-ps")
-    assert (tmp_path / "small-ps.yaml").read_bytes() == (ROOT / "examples" / "small-ps.yaml").read_bytes()
+    assert (tmp_path / "small-ps.yaml").read_bytes() == (
+        ROOT / "examples" / "small-ps.yaml"
+    ).read_bytes()
     printed = run(MAIN, "push", str(hybrid_search), "local/merge", "--space")
     assert "published http" in printed
     assert "Space: http" in printed
     module, file = json.loads(run(LOAD).splitlines()[-1])
     assert module == "hf_evomerge.modeling.modeling_evo_merged"
     assert Path(file).is_relative_to(installed)
-    code = "from huggingface_hub import snapshot_download as s; s('local/merge', repo_type='space', local_dir='space')"
+    code = (
+        "from huggingface_hub import snapshot_download as s; s('local/merge', repo_type='space', "
+        "local_dir='space')"
+    )
     run(code)
     for app in (ROOT / "space_app").glob("*.py"):
         assert (tmp_path / "space" / app.name).read_bytes() == app.read_bytes()

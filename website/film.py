@@ -1,11 +1,13 @@
-"""Draws the moving picture of the README from the folder of a demo: four answers, a hop that is dropped, and the search.
+"""Draws the moving picture of the README from the folder of a demo: four answers, a hop that is
+dropped, and the search.
 
     hf-evomerge demo --out evomerge-demo
     python website/film.py evomerge-demo --font ipaexg.ttf    # writes docs/images/demo.gif
-    python website/film.py evomerge-demo --font ipaexg.ttf --frames build/film    # and each frame as a PNG, to look at
+    python website/film.py evomerge-demo --font ipaexg.ttf --frames build/film    # and each frame
+    as a PNG, to look at
 
-The font must have Japanese letters; the package matplotlib-fontja on PyPI brings one. Answers and accuracies are those of the
-models in the folder, computed again here.
+The font must have Japanese letters; the package matplotlib-fontja on PyPI brings one. Answers and
+accuracies are those of the models in the folder, computed again here.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, HEIGHT, DPI = 571, 420, 140  # of a scene in its pixels; 800 by 588 in the file
-RIGHT, WRONG = "s2", "s1"
+WIDTH = 571
+HEIGHT = 420
+DPI = 140  # of a scene in its pixels; 800 by 588 in the file
+RIGHT = "s2"
+WRONG = "s1"
 TRIALS = 18  # of the search that are shown, more of the first ones, which bring most
 
 
@@ -61,7 +66,8 @@ class Film:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.config, self.study = settings_in(folder), Study.open(folder)
+        self.config = settings_in(folder)
+        self.study = Study.open(folder)
         self.winner, self.evaluator = Recipe.load(folder / "recipe.yaml"), Evaluator(self.config)
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
         self.solved = {row["stage"] + row["model"]: row["accuracy"] for row in rows}
@@ -80,17 +86,33 @@ class Film:
         """The problem, and one model's answer after the other."""
         targets = {"the base": self.config.base, "Japanese fine-tune": self.config.sources[0]}
         targets |= {"maths fine-tune": self.config.sources[1], "the evolved merge": self.winner}
-        shares = [self.solved["basebase"], self.solved["sourcejapanese"], self.solved["sourcemaths"], self.winners]
+        shares = [
+            self.solved["basebase"],
+            self.solved["sourcejapanese"],
+            self.solved["sourcemaths"],
+            self.winners,
+        ]
         half = example.prompt.find("。", len(example.prompt) // 3) + 1
         marks: list[Mark] = [
             Text((14, 24), "Two fine-tunes of one base. Which model solves this?", "title"),
-            *(Text((14, 52 + 20 * at), part.strip()) for at, part in enumerate((example.prompt[:half], example.prompt[half:]))),
+            *(
+                Text((14, 52 + 20 * at), part.strip())
+                for at, part in enumerate((example.prompt[:half], example.prompt[half:]))
+            ),
             Text((14, 94), (example.gloss or "").rpartition(" The answer")[0], "tick"),
-            Text((WIDTH - 14, 116), f"solved, of {len(self.examples)} problems", "tick", anchor="end"),
+            Text(
+                (WIDTH - 14, 116), f"solved, of {len(self.examples)} problems", "tick", anchor="end"
+            ),
         ]
         yield Frame(list(marks), 700)
         for at, ((name, target), share) in enumerate(zip(targets.items(), shares, strict=True)):
-            marks += self._answer(name, self.evaluator.answer(target, example, 12), example.answer, share, 160 + 70 * at)
+            marks += self._answer(
+                name,
+                self.evaluator.answer(target, example, 12),
+                example.answer,
+                share,
+                160 + 70 * at,
+            )
             yield Frame(list(marks), 400 if at < 3 else 1200)
 
     def _answer(self, name: str, answer: str, right: str, share: float, y: float) -> list[Mark]:
@@ -111,32 +133,60 @@ class Film:
         flow = self.winner.flow
         assert flow is not None
         path = flow.to_path()
-        panels, words = self._path(path, len(path)), f"Its path: {len(path)} layers of both models, one after the other"
-        yield Frame(self._said(words, self.evaluator.answer(self.winner, example, 12), example.answer), 800, panels)
+        panels = self._path(path, len(path))
+        words = f"Its path: {len(path)} layers of both models, one after the other"
+        yield Frame(
+            self._said(words, self.evaluator.answer(self.winner, example, 12), example.answer),
+            800,
+            panels,
+        )
         for at in reversed(range(len(path))):
             fewer = LayerPath(path.hops[:at] + path.hops[at + 1 :])
             without = flow.model_copy(update={"path": fewer.as_text(), "scales": fewer.scales})
-            answer = self.evaluator.answer(self.winner.model_copy(update={"flow": without}), example, 12)
+            answer = self.evaluator.answer(
+                self.winner.model_copy(update={"flow": without}), example, 12
+            )
             if answer != example.answer:
-                cross = Symbol(panels[0].axes.spot((at + 1, self._row(path, at))), 11.0, "chosen", shape="cross")
-                yield Frame([*self._said(f"Drop hop {at + 1}, and it answers", answer, example.answer), cross], 1300, panels)
+                cross = Symbol(
+                    panels[0].axes.spot((at + 1, self._row(path, at))),
+                    11.0,
+                    "chosen",
+                    shape="cross",
+                )
+                yield Frame(
+                    [
+                        *self._said(f"Drop hop {at + 1}, and it answers", answer, example.answer),
+                        cross,
+                    ],
+                    1300,
+                    panels,
+                )
                 return
 
     def _said(self, words: str, answer: str, right: str) -> list[Mark]:
         colour, word = judged(answer, right)
-        return [Text((14, 24), words, "title"), Text((14, 46), answer), Text((150, 46), word, "name", colour)]
+        return [
+            Text((14, 24), words, "title"),
+            Text((14, 46), answer),
+            Text((150, 46), word, "name", colour),
+        ]
 
     def _row(self, path: LayerPath, at: int) -> float:
         """The row of a hop on the picture of its path: `path_scene` draws its symbol there."""
         panel = self._path(path, len(path))[0]
-        group = next(mark for mark in panel.marks if getattr(mark, "tip", "").startswith(f"Hop {at + 1}:"))
+        group = next(
+            mark for mark in panel.marks if getattr(mark, "tip", "").startswith(f"Hop {at + 1}:")
+        )
         return float(group.marks[0].at[1])  # type: ignore[union-attr]
 
     def replay(self) -> Iterator[Frame]:
-        """Paths on the way of the search, with the share of the search's problems that each solves."""
+        """Paths on the way of the search, with the share of the search's problems that each
+        solves."""
         trials = [trial for trial in self.study.trials("dfs") if trial.recipe_key is not None]
         numbers = sorted({round(len(trials) ** (at / (TRIALS - 1))) - 1 for at in range(TRIALS)})
-        recipes = [self.study.recipe(trials[number].recipe_key or "") for number in numbers] + [self.winner]
+        recipes = [self.study.recipe(trials[number].recipe_key or "") for number in numbers] + [
+            self.winner
+        ]
         paths = [recipe.flow.to_path() for recipe in recipes if recipe.flow is not None]
         room = max(map(len, paths))
         for at, (recipe, path) in enumerate(zip(recipes, paths, strict=True)):
@@ -157,7 +207,11 @@ class Film:
         names = ["Japanese fine-tune", "maths fine-tune"]
         grid = path_scene(path, names, self.layers, selected=-1, room=room, width=WIDTH).panels[0]
         up = grid.axes.top - 74
-        return (replace(grid, axes=replace(grid.axes, top=grid.axes.top - up, bottom=grid.axes.bottom - up)),)
+        return (
+            replace(
+                grid, axes=replace(grid.axes, top=grid.axes.top - up, bottom=grid.axes.bottom - up)
+            ),
+        )
 
 
 def judged(answer: str, right: str) -> tuple[str, str]:
@@ -181,17 +235,26 @@ def save(frames: Sequence[Frame], file: Path, folder: Path | None) -> None:
     palette = strip.quantize(64, Image.Quantize.MEDIANCUT)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in painted]
     shown = [frame.shown for frame in frames]
-    small[0].save(file, save_all=True, append_images=small[1:], duration=shown, loop=0, optimize=True)
-    print(f"{file}: {len(frames)} frames, {sum(shown) / 1000:.1f} s, {file.stat().st_size / 1e6:.2f} MB")
+    small[0].save(
+        file, save_all=True, append_images=small[1:], duration=shown, loop=0, optimize=True
+    )
+    print(
+        f"{file}: {len(frames)} frames, {sum(shown) / 1000:.1f} s, "
+        f"{file.stat().st_size / 1e6:.2f} MB"
+    )
 
 
 def main() -> None:
     """Read the options and draw the film."""
     from matplotlib import font_manager, rc_context
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("demo", type=Path, help="folder of `hf-evomerge demo`")
-    parser.add_argument("--font", required=True, type=Path, help="a font file with Japanese letters")
+    parser.add_argument(
+        "--font", required=True, type=Path, help="a font file with Japanese letters"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "demo.gif")
     parser.add_argument("--frames", type=Path, help="folder for the frames as PNG")
     options = parser.parse_args()

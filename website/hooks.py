@@ -1,8 +1,10 @@
-"""What MkDocs does beside rendering docs/: pages from code, notebooks and the top of the repository, and links that hold.
+"""What MkDocs does beside rendering docs/: pages from code, notebooks and the top of the
+repository, and links that hold.
 
-A comment `generated: NAME` is where a table from the code stands on the site, and a link to a settings class
-in its file leads to the class's section of the reference.
-A paragraph that is only a link to a section of the README is that section on the site: no text is there twice.
+A comment `generated: NAME` is where a table from the code stands on the site, and a link to a
+settings class in its file leads to the class's section of the reference.
+A paragraph that is only a link to a section of the README is that section on the site: no text is
+there twice.
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]  # files of the site that are not in docs/
+OUTSIDE = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+]  # files of the site that are not in docs/
 OUTSIDE += [
     file.relative_to(ROOT).as_posix()
     for kind in ("README.md", "images/*.png")
     for file in ROOT.glob(f"model_cards/demo/*/{kind}")
 ]
-EXECUTED = ROOT / "build" / "notebooks"  # by website/notebooks.py; without it the notebooks have no outputs
-SEARCHED: dict[str, dict[str, Any]] = {page: {"boost": 2} for page in ("how-to.md", "methods.md", "search.md")}
+EXECUTED = (
+    ROOT / "build" / "notebooks"
+)  # by website/notebooks.py; without it the notebooks have no outputs
+SEARCHED: dict[str, dict[str, Any]] = {
+    page: {"boost": 2} for page in ("how-to.md", "methods.md", "search.md")
+}
 SEARCHED |= {page: {"exclude": True} for page in OUTSIDE}  # they mention everything
 REFERENCE = {"boost": 0.3}  # guides answer a search before the reference does
 SECTIONS = reference.sections()
@@ -37,10 +47,13 @@ _FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Say where the project is, which a workflow on GitHub has in its environment, and list the pages that are made."""
+    """Say where the project is, which a workflow on GitHub has in its environment, and list the
+    pages that are made."""
     if repository := os.environ.get("GITHUB_REPOSITORY"):
         owner, name = repository.split("/")
-        config.repo_url = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+        config.repo_url = (
+            f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+        )
         config.repo_name = repository
         config.site_url = f"https://{owner.lower()}.github.io/{name}/"
     section = next(part["Reference"] for part in config.nav or () if "Reference" in part)
@@ -72,13 +85,16 @@ def _add_notebook(files: Files, config: MkDocsConfig, notebook: Path) -> None:
         file = f"{config.repo_name}/blob/main/notebooks/{notebook.name}"
         colab = f"https://colab.research.google.com/github/{file}"
         rest = f"\n[The notebook](https://github.com/{file}), [in Colab]({colab}).\n{rest}"
-    files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=f"{title}\n{rest}"))
+    files.append(
+        File.generated(config, f"notebooks/{notebook.stem}.md", content=f"{title}\n{rest}")
+    )
     for name, content in resources["outputs"].items():
         files.append(File.generated(config, f"notebooks/{name}", content=content))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put in the README's sections, and lead links that leave docs/ to where they lead on the site or in the repository."""
+    """Put in the README's sections, and lead links that leave docs/ to where they lead on the site
+    or in the repository."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
     here = page.file.src_uri
     page.meta["search"] = SEARCHED.get(here, REFERENCE if here.startswith("reference/") else {})
@@ -86,7 +102,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     home = f"{config.repo_url}/blob/main" if config.repo_url else None
 
     def put_in(link: re.Match[str]) -> str:
-        return _outside_fences(section(readme, link[1]), lambda text: _led(text, "README.md", here, files, home))
+        return _outside_fences(
+            section(readme, link[1]), lambda text: _led(text, "README.md", here, files, home)
+        )
 
     text = _outside_fences(markdown, lambda text: _led(text, place, here, files, home))
     text = _GENERATED.sub(lambda marker: reference.table(marker[1]), text)
@@ -94,10 +112,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def section(text: str, anchor: str) -> str:
-    """The section of a page that an anchor names, without its heading; of the title, what stands before the first section."""
+    """The section of a page that an anchor names, without its heading; of the title, what stands
+    before the first section."""
     title, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     heading, _, body = title.strip().partition("\n")
-    for name, content in [(heading.removeprefix("# "), body), *zip(parts[::2], parts[1::2], strict=True)]:
+    for name, content in [
+        (heading.removeprefix("# "), body),
+        *zip(parts[::2], parts[1::2], strict=True),
+    ]:
         if slug(name) == anchor:
             return content.strip()
     raise LookupError(f"README.md has no section #{anchor}")
@@ -109,11 +131,14 @@ def slug(heading: str) -> str:
 
 
 def _outside_fences(text: str, change: Any) -> str:
-    return "".join(part if number % 2 else change(part) for number, part in enumerate(_FENCE.split(text)))
+    return "".join(
+        part if number % 2 else change(part) for number, part in enumerate(_FENCE.split(text))
+    )
 
 
 def _led(text: str, place: str, here: str, files: Files, home: str | None) -> str:
-    """A text's links, read as they stand in a file of the repository, as they stand on a page of the site.
+    """A text's links, read as they stand in a file of the repository, as they stand on a page of
+    the site.
 
     Args:
         text: Markdown without fenced code.
@@ -126,14 +151,22 @@ def _led(text: str, place: str, here: str, files: Files, home: str | None) -> st
     def lead(link: re.Match[str]) -> str:
         if _SECTION.fullmatch(link[0]):
             return link[0]
-        picture, words, target, anchor = link[1], link[2], link[3], link[4] or ""
+        picture = link[1]
+        words = link[2]
+        target = link[3]
+        anchor = link[4] or ""
         inside = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
-        page = "index.md" if inside == "README.md" else inside.removeprefix("docs/").replace(".ipynb", ".md")
+        page = (
+            "index.md"
+            if inside == "README.md"
+            else inside.removeprefix("docs/").replace(".ipynb", ".md")
+        )
         on_site = inside in ("README.md", *OUTSIDE) or inside.startswith(("docs/", "notebooks/"))
         if inside.startswith("hf_evomerge/") and anchor[1:] in SECTIONS:  # a settings class
-            page, on_site = SECTIONS[anchor[1:]], True
+            page = SECTIONS[anchor[1:]]
+            on_site = True
         if on_site and files.get_file_from_path(page):
-            return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"
+            return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"  # noqa: E501
         if not (ROOT / inside).exists():
             return link[0]  # MkDocs says so
         return f"{picture}[{words}]({home}/{inside}{anchor})" if home is not None else words

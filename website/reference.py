@@ -1,4 +1,5 @@
-"""The pages of the reference, written from the code: keys of the files, commands and their options, public names of Python."""
+"""The pages of the reference, written from the code: keys of the files, commands and their options,
+public names of Python."""
 
 from __future__ import annotations
 
@@ -20,17 +21,29 @@ from hf_evomerge.merging.table import methods_table
 PARTS = {  # the rooms of the package, in the order of their pages
     "search": ("Searching", "Run a search, look at its study, be told what happens."),
     "recipes": ("Recipes", "A recipe in Python: read, written, made by hand."),
-    "building": ("Building", "From a recipe to a model on disk; from a merged model to a plain one."),
+    "building": (
+        "Building",
+        "From a recipe to a model on disk; from a merged model to a plain one.",
+    ),
     "checkpoints": ("Checkpoints", "Sources, and what is in them."),
     "merging": ("Merge methods", "Each method as a function of plain tensors, and how to add one."),
-    "routing": ("Paths over resident models", "Candidates of a search in data flow space, without copies."),
+    "routing": (
+        "Paths over resident models",
+        "Candidates of a search in data flow space, without copies.",
+    ),
     "modeling": ("The model class", "What `from_pretrained` loads."),
     "fitness": ("Fitness", "Tasks, examples, scores, and comparisons of scores."),
     "hub": ("The Hub", "Publish, show, rebuild."),
     "mergekit": ("mergekit's files", "Read and written."),
-    "errors": ("Errors", "What is raised where something is wrong with a file, a model or a request."),
+    "errors": (
+        "Errors",
+        "What is raised where something is wrong with a file, a model or a request.",
+    ),
 }
-WHOLE_FILES = {"recipe": "Recipe", "search": "SearchConfig"}  # the settings class of each kind of file
+WHOLE_FILES = {
+    "recipe": "Recipe",
+    "search": "SearchConfig",
+}  # the settings class of each kind of file
 WHOLE = ["Study"]  # classes of two files, shown with what they inherit
 MORE = {  # modules whose names are public as well
     "fitness": fitness.__all__,
@@ -55,7 +68,10 @@ def file_page(name: str) -> str:
     places = _places(schema)
     parts = [
         f"# Keys of a {name} file\n",
-        f"From `hf_evomerge/schemas/{name}.schema.json` of an installed package, which editors read too.\n",
+        (
+            f"From `hf_evomerge/schemas/{name}.schema.json` of an installed package, which "
+            "editors read too.\n"
+        ),
         *_section("Top level", schema, places, WHOLE_FILES[name]),
     ]
     for kind, where in places.items():
@@ -73,7 +89,8 @@ def sections() -> dict[str, str]:
 
 
 def table(name: str) -> str:
-    """Make the table that a page has where it says ``generated: NAME``: of merge methods, or of a task's settings."""
+    """Make the table that a page has where it says ``generated: NAME``: of merge methods, or of a
+    task's settings."""
     if name == "methods":
         return methods_table()
     part = SCHEMAS["search"]()["$defs"][fitness.get_task(name).spec_type.__name__]
@@ -100,7 +117,11 @@ def _places(schema: dict[str, Any]) -> dict[str, list[str]]:
 def _refs(value: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
     if "$ref" in value:
         yield value["$ref"].rpartition("/")[2], suffix
-    for choice in (*value.get("anyOf", ()), *value.get("oneOf", ()), *([value["then"]] if "then" in value else [])):
+    for choice in (
+        *value.get("anyOf", ()),
+        *value.get("oneOf", ()),
+        *([value["then"]] if "then" in value else []),
+    ):
         yield from _refs(choice, suffix)
     if isinstance(value.get("items"), dict):
         yield from _refs(value["items"], suffix + "[]")
@@ -108,7 +129,9 @@ def _refs(value: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
         yield from _refs(value["additionalProperties"], suffix + ".NAME")
 
 
-def _section(title: str, part: dict[str, Any], places: dict[str, list[str]], kind: str | None = None) -> list[str]:
+def _section(
+    title: str, part: dict[str, Any], places: dict[str, list[str]], kind: str | None = None
+) -> list[str]:
     anchor = f" {{#{kind.lower()}}}" if kind else ""
     also = [f"`{place}`" for place in places.get(kind or "", [])[1:]]
     also = [f"Here too: {', '.join(also)}.\n"] if also else []
@@ -140,7 +163,9 @@ def _type(value: dict[str, Any]) -> str:
         kind = value["$ref"].rpartition("/")[2]
         return f"[section](#{kind.lower()})"
     if choices := value.get("anyOf", value.get("oneOf")):
-        kinds = list(dict.fromkeys(_type(choice) for choice in choices if choice.get("type") != "null"))
+        kinds = list(
+            dict.fromkeys(_type(choice) for choice in choices if choice.get("type") != "null")
+        )
         sections = [kind for kind in kinds if kind.startswith("[section]")]
         if len(sections) > 3:
             kinds = [kind for kind in kinds if kind not in sections] + ["one of the sections below"]
@@ -154,7 +179,12 @@ def _type(value: dict[str, Any]) -> str:
     if value.get("type") == "object":
         inner = value.get("additionalProperties")
         return f"mapping to {_type(inner)}" if isinstance(inner, dict) and inner else "mapping"
-    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+    words = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "`true`, `false`",
+    }
     return words.get(value.get("type", ""), "any") + _bounds(value)
 
 
@@ -189,9 +219,17 @@ def commands_page() -> str:
     """Every command with its arguments and options, from the program itself."""
     program: Any = typer.main.get_command(cli.app)
     parts = ["# Commands\n", "What `hf-evomerge COMMAND --help` prints.\n"]
-    parts += [f"- [`{name}`](#{name}): {_cell(_summary(command))}" for name, command in program.commands.items()]
+    parts += [
+        f"- [`{name}`](#{name}): {_cell(_summary(command))}"
+        for name, command in program.commands.items()
+    ]
     for name, command in program.commands.items():
-        parts += ["", f"## {name}\n", inspect.cleandoc(command.help or "") + "\n", *_parameters(name, command)]
+        parts += [
+            "",
+            f"## {name}\n",
+            inspect.cleandoc(command.help or "") + "\n",
+            *_parameters(name, command),
+        ]
     return "\n".join(parts) + "\n"
 
 
@@ -209,7 +247,11 @@ def _parameters(name: str, command: Any) -> Iterator[str]:
         if not parameter.help:
             raise LookupError(f"hf-evomerge {name}: {parameter.name} has no help")
         is_option = parameter.param_type_name == "option"
-        words = ", ".join(f"`{word}`" for word in parameter.opts) if is_option else f"`{parameter.name.upper()}`"
+        words = (
+            ", ".join(f"`{word}`" for word in parameter.opts)
+            if is_option
+            else f"`{parameter.name.upper()}`"
+        )
         takes = "" if not is_option or parameter.is_flag else f" {_kind(kinds[parameter.name])}"
         shown = parameter.default not in (None, False, ...) and not callable(parameter.default)
         default = f"`{parameter.default}`" if shown else "**needed**" if parameter.required else ""
@@ -250,10 +292,19 @@ def _python_page(part: str, names: list[str]) -> str:
 
 
 def _function(name: str) -> str:
-    """A merge method as a function: it is made from the registry, so that only the function itself knows its arguments."""
+    """A merge method as a function: it is made from the registry, so that only the function itself
+    knows its arguments."""
     function = getattr(import_module("hf_evomerge.merging"), name)
-    text = re.sub(r"^(\w+):\n((?:    .*\n?|\n)+)", _listed, inspect.cleandoc(function.__doc__) + "\n", flags=re.MULTILINE)
-    return f"## `merging.{name}` {{#{name}}}\n\n```python\n{name}{inspect.signature(function)}\n```\n\n{text}\n"
+    text = re.sub(
+        r"^(\w+):\n((?:    .*\n?|\n)+)",
+        _listed,
+        inspect.cleandoc(function.__doc__) + "\n",
+        flags=re.MULTILINE,
+    )
+    return (
+        f"## `merging.{name}` "
+        f"{{#{name}}}\n\n```python\n{name}{inspect.signature(function)}\n```\n\n{text}\n"
+    )
 
 
 def _listed(found: re.Match[str]) -> str:

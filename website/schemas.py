@@ -1,6 +1,8 @@
-"""The JSON schemas of recipes and search files, written from the models that read them, for editors and for the reference.
+"""The JSON schemas of recipes and search files, written from the models that read them, for editors
+and for the reference.
 
-`hatch_build.py` puts them into the package where it is built or installed, with what `build-system.requires` names and no more.
+`hatch_build.py` puts them into the package where it is built or installed, with what
+`build-system.requires` names and no more.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def _below(kind: type) -> Iterator[type]:
 def _inherited(kind: type, key: str) -> str | None:
     """The description of a key that a class narrows, from the class that it extends."""
     fields = (each.model_fields.get(key) for each in kind.__mro__ if issubclass(each, StrictModel))
-    return next((field.description for field in fields if field is not None and field.description), None)
+    return next(
+        (field.description for field in fields if field is not None and field.description), None
+    )
 
 
 def _plain(text: str) -> str:
@@ -68,24 +72,45 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def search_schema() -> dict[str, Any]:
-    """The schema of a search file; `fitness` is a built-in task's section, or that of a task with another name."""
+    """The schema of a search file; `fitness` is a built-in task's section, or that of a task with
+    another name."""
     schema = _schema(SearchConfig)
     choices = []
-    built_in = [name for name in task_names() if get_task(name).__module__.startswith("hf_evomerge.")]
+    built_in = [
+        name for name in task_names() if get_task(name).__module__.startswith("hf_evomerge.")
+    ]
     for name in built_in:
         part = _schema(get_task(name).spec_type)
         schema["$defs"].update(part.pop("$defs", {}))
-        part["properties"]["task"] = {"description": part["properties"]["task"]["description"], "const": name}
-        part["required"] = ["terms"] if name == "terms" else sorted({*part.get("required", []), "task"})
+        part["properties"]["task"] = {
+            "description": part["properties"]["task"]["description"],
+            "const": name,
+        }
+        part["required"] = (
+            ["terms"] if name == "terms" else sorted({*part.get("required", []), "task"})
+        )
         schema["$defs"][part["title"]] = part
         choices.append({"$ref": REFERENCE.format(model=part["title"])})
     other = {"type": "string", "not": {"enum": built_in}}
-    choices.append({"type": "object", "properties": {"task": other}, "required": ["task"], "description": "Your own task."})
+    choices.append(
+        {
+            "type": "object",
+            "properties": {"task": other},
+            "required": ["task"],
+            "description": "Your own task.",
+        }
+    )
     schema["$defs"].pop("TaskSpec", None)
     term = schema["$defs"]["Term"]  # the keys of its task stand beside its own
-    term["properties"]["task"] = {"description": term["properties"].pop("fitness")["description"], "type": "string"}
+    term["properties"]["task"] = {
+        "description": term["properties"].pop("fitness")["description"],
+        "type": "string",
+    }
     term |= {"required": ["task"], "additionalProperties": True}
-    schema["properties"]["fitness"] = {"description": schema["properties"]["fitness"]["description"], "anyOf": choices}
+    schema["properties"]["fitness"] = {
+        "description": schema["properties"]["fitness"]["description"],
+        "anyOf": choices,
+    }
     for name in ("Step", "TaskObjective"):
         schema["$defs"][name]["properties"]["fitness"]["anyOf"] = [*choices, {"type": "null"}]
     objective = schema["properties"]["objectives"]["items"]
@@ -96,14 +121,20 @@ def search_schema() -> dict[str, Any]:
 
 def _suggest_methods(part: dict[str, Any]) -> None:
     functions = {name: method.function for name, method in all_methods().items()}
-    shipped = sorted(name for name, function in functions.items() if function.__module__.startswith("hf_evomerge."))
+    shipped = sorted(
+        name
+        for name, function in functions.items()
+        if function.__module__.startswith("hf_evomerge.")
+    )
     part["properties"]["method"]["anyOf"] = [{"enum": shipped}, {"type": "string"}]
     del part["properties"]["method"]["type"]
 
 
 def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
     sources = schema["properties"]["sources"]
-    several, run = sources.pop("anyOf")  # said in this way, a mistake in the list is found at its place
+    several, run = sources.pop(
+        "anyOf"
+    )  # said in this way, a mistake in the list is found at its place
     sources |= {**several, "type": ["array", "object"], "if": {"type": "object"}, "then": run}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
 
@@ -112,7 +143,8 @@ SCHEMAS = {"recipe": recipe_schema, "search": search_schema}
 
 
 def write_schemas(folder: Path = FOLDER) -> None:
-    """Write ``recipe.schema.json`` and ``search.schema.json`` into a folder, which is made where it is not there."""
+    """Write ``recipe.schema.json`` and ``search.schema.json`` into a folder, which is made where it
+    is not there."""
     folder.mkdir(exist_ok=True)
     for name, make in SCHEMAS.items():
         text = json.dumps(make(), indent=2, ensure_ascii=False) + "\n"

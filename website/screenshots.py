@@ -1,11 +1,14 @@
-"""Takes the pictures of the Space and of a card that the documentation shows, from the models of a demo.
+"""Takes the pictures of the Space and of a card that the documentation shows, from the models of a
+demo.
 
     hf-evomerge demo --out evomerge-demo
     python website/screenshots.py evomerge-demo                  # writes docs/images
-    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe    # counts what axe finds on every tab
-    python website/screenshots.py evomerge-demo/ps --look build/look          # and takes its picture, to look at
+    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe    # counts what axe
+    finds on every tab python website/screenshots.py evomerge-demo/ps --look build/look          #
+    and takes its picture, to look at
 
-It needs chromium, and axe-playwright-python for `--axe` and `--look`, which go through three widths, light and dark.
+It needs chromium, and axe-playwright-python for `--axe` and `--look`, which go through three
+widths, light and dark.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ TABS = {
     "evolution": ("Evolution", "#ev-fitness svg:visible"),
     "recipe": ("Recipe", "#ev-recipe:visible"),
 }
-WIDTHS, THEMES = (390, 820, 1280), ("light", "dark")
+WIDTHS = (390, 820, 1280)
+THEMES = ("light", "dark")
 RULES = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})"
 
 
@@ -43,8 +47,12 @@ def serve(model: str | Path) -> str:
     from hf_evomerge.hub.space import with_record
 
     if Path(model).is_dir():
-        model = with_record(Path(model), Path(mkdtemp(prefix="evomerge-screenshots-")) / Path(model).resolve().name)
-    blocks, show = app.serve(str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+        model = with_record(
+            Path(model), Path(mkdtemp(prefix="evomerge-screenshots-")) / Path(model).resolve().name
+        )
+    blocks, show = app.serve(
+        str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True
+    )
     show.ready_for.wait(600)
     return str(blocks.local_url)
 
@@ -77,9 +85,15 @@ def save(page: Any, file: Path) -> None:
     with Image.open(file) as picture:
         shown = picture.convert("RGB")
     pixels = np.asarray(shown, np.int32)
-    colours, which, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
-    areas = colours[counts.argsort()[::-1][:160]]  # keep their colour; thin lines and letters take the nearest there is
-    others = np.array(shown.quantize(96, Image.Quantize.MAXCOVERAGE).getpalette(), np.int32).reshape(-1, 3)
+    colours, which, counts = np.unique(
+        pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    areas = colours[
+        counts.argsort()[::-1][:160]
+    ]  # keep their colour; thin lines and letters take the nearest there is
+    others = np.array(
+        shown.quantize(96, Image.Quantize.MAXCOVERAGE).getpalette(), np.int32
+    ).reshape(-1, 3)
     palette = np.concatenate([areas, others])[:256]
     nearest = ((colours[:, None] - palette) ** 2).sum(axis=-1).argmin(axis=1)
     small = Image.fromarray(nearest[which].reshape(pixels.shape[:2]).astype(np.uint8))
@@ -104,7 +118,10 @@ def look(browser: Any, folders: list[Path], out: Path | None) -> int:
             if out is not None:
                 save(page, out / f"{place}.png")
             page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-            said = [f"{found['id']}: {found['nodes'][0]['html'][:160]}" for found in page.evaluate(RULES)["violations"]]
+            said = [
+                f"{found['id']}: {found['nodes'][0]['html'][:160]}"
+                for found in page.evaluate(RULES)["violations"]
+            ]
             page.evaluate("document.querySelectorAll('details').forEach(one => one.open = false)")
             if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
                 said.append(f"the page is {wide} pixels wide")
@@ -131,19 +148,28 @@ def turn_down(page: Any) -> None:
 
 
 def published(demo: Path, hub: Any) -> None:
-    """Publish the demo's models and their parents to a Hub on loopback, which this process talks to from here on."""
+    """Publish the demo's models and their parents to a Hub on loopback, which this process talks to
+    from here on."""
     from hf_evomerge.demo.quickstart import SPECIALISTS
 
     for space in ("dfs", "ps"):
-        call = f"publish_demo({demo / space!r}, {SPECIALISTS!r}, 'demo/tiny', name='demo/evolved-{space}')"
-        program = f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; {call}"
-        subprocess.run([sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True)
+        call = (
+            f"publish_demo({demo / space!r}, {SPECIALISTS!r}, 'demo/tiny', "
+            f"name='demo/evolved-{space}')"
+        )
+        program = (
+            f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; {call}"
+        )
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True
+        )
     os.environ.update(hub.environment())
 
 
 def pictures(browser: Any) -> None:
     """The pictures of docs/space.md and of the README."""
-    dfs, ps = serve("demo/evolved-dfs"), serve("demo/evolved-ps")
+    dfs = serve("demo/evolved-dfs")
+    ps = serve("demo/evolved-ps")
     shots: Iterator[tuple[str, str, str, Callable[[Any], None] | None]] = iter(
         [
             ("space-try", dfs, "try", None),
@@ -169,7 +195,7 @@ pre, code { font: 13px/1.45 ui-monospace, monospace; background: #f3f4f6; }
 pre { padding: 10px 12px; border-radius: 6px; overflow: hidden; }
 blockquote { border-left: 4px solid #d1d5db; margin-left: 0; padding-left: 14px; }
 table { border-collapse: collapse; font-size: 14px; }
-th, td { border: 1px solid #d1d5db; padding: 4px 10px; text-align: left; } a { color: #2563eb; }"""
+th, td { border: 1px solid #d1d5db; padding: 4px 10px; text-align: left; } a { color: #2563eb; }"""  # noqa: E501
 
 
 def card(browser: Any) -> None:
@@ -177,7 +203,12 @@ def card(browser: Any) -> None:
     from markdown_it import MarkdownIt
 
     folder = ROOT / "model_cards" / "demo" / "dfs"
-    text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2].split("## The search")[0]
+    text = (
+        (folder / "README.md")
+        .read_text(encoding="utf-8")
+        .split("---\n", 2)[2]
+        .split("## The search")[0]
+    )
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     page = browser.new_page(viewport={"width": 900, "height": 900})
     shown = folder / "shown.html"
@@ -193,14 +224,25 @@ def card(browser: Any) -> None:
 def main() -> None:
     """Read the options and take the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("demo", type=Path, nargs="+", help="the folder of a demo; with an option, those of searches or models")
-    parser.add_argument("--axe", action="store_true", help="let axe look at all tabs of all models, and take no picture")
+    parser.add_argument(
+        "demo",
+        type=Path,
+        nargs="+",
+        help="the folder of a demo; with an option, those of searches or models",
+    )
+    parser.add_argument(
+        "--axe",
+        action="store_true",
+        help="let axe look at all tabs of all models, and take no picture",
+    )
     parser.add_argument("--look", type=Path, help="the same, with pictures in this folder")
     chosen = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         if chosen.axe or chosen.look:
             if chosen.look:
                 chosen.look.mkdir(parents=True, exist_ok=True)

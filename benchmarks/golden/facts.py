@@ -1,4 +1,5 @@
-"""What golden hashes are of: tensors, model folders, studies and searches, as bytes without places and times."""
+"""What golden hashes are of: tensors, model folders, studies and searches, as bytes without places
+and times."""
 
 from __future__ import annotations
 
@@ -14,15 +15,24 @@ from pathlib import Path
 from typing import Any
 
 Facts = dict[str, bytes | str]
-BEGUN = "(SELECT min(rowid) FROM trials each WHERE each.stage = trials.stage), number"  # trials, stage by stage
+# trials, stage by stage
+BEGUN = "(SELECT min(rowid) FROM trials each WHERE each.stage = trials.stage), number"
 
 
 class Golden:
     """Collects hashes; what names a place of this machine is hashed without it."""
 
-    def __init__(self, work: Path, inputs: Path, *, keep: Path | None = None, thorough: bool = False) -> None:
-        self.work, self.inputs, self.keep, self.thorough = work, inputs, keep, thorough
-        self.words = {str(inputs): "INPUTS", str(work): "WORK"}  # what stands for names that differ from run to run
+    def __init__(
+        self, work: Path, inputs: Path, *, keep: Path | None = None, thorough: bool = False
+    ) -> None:
+        self.work = work
+        self.inputs = inputs
+        self.keep = keep
+        self.thorough = thorough
+        self.words = {
+            str(inputs): "INPUTS",
+            str(work): "WORK",
+        }  # what stands for names that differ from run to run
         self.hashes: dict[str, str] = {}
         self.steps: dict[str, int] = {}  # of each search that ran to its end
         self.complaints: list[str] = []
@@ -34,7 +44,8 @@ class Golden:
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """Go on after an error: what could not be hashed is missing, and the rest can still be compared."""
+        """Go on after an error: what could not be hashed is missing, and the rest can still be
+        compared."""
         try:
             yield
         except Exception as error:
@@ -78,7 +89,11 @@ def column_bytes(values: Sequence[Any]) -> bytes:
     parts = []
     for value in values:
         data = (
-            value if isinstance(value, bytes) else struct.pack("<d", value) if isinstance(value, float) else str(value).encode()
+            value
+            if isinstance(value, bytes)
+            else struct.pack("<d", value)
+            if isinstance(value, float)
+            else str(value).encode()
         )
         parts.append(f"{type(value).__name__} {len(data)} ".encode() + data)
     return b"\n".join(parts)
@@ -92,11 +107,14 @@ def without(value: Any, *keys: str) -> Any:
 
 
 def model_facts(folder: Path) -> Facts:
-    """Weights and texts of a model's folder; code is no result, and of the build's record the ledger alone is one."""
+    """Weights and texts of a model's folder; code is no result, and of the build's record the
+    ledger alone is one."""
     from safetensors.torch import load_file
 
     facts: Facts = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"):
+    for file in sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"
+    ):
         name = file.relative_to(folder).as_posix()
         if file.suffix == ".safetensors":
             facts[f"{name} tensors"] = tensor_bytes(load_file(file))
@@ -111,10 +129,21 @@ def model_facts(folder: Path) -> Facts:
 def search_facts(folder: Path, plain: Callable[[str], str]) -> Facts:
     """All that a search leaves, but pictures and times."""
     with closing(sqlite3.connect(folder / "study.db")) as study:
-        texts = {key: plain(text) for key, text in study.execute("SELECT key, yaml FROM recipes ORDER BY rowid")}
-        used = [key for (key,) in study.execute(f"SELECT recipe FROM trials ORDER BY {BEGUN}") if key in texts]
-        names = {key: f"recipe {number}" for number, key in enumerate(dict.fromkeys([*used, *texts]))}  # keys hash places, too
-        facts: Facts = {"recipes": "\n".join(f"# {name}\n{texts[key]}" for key, name in names.items())}
+        texts = {
+            key: plain(text)
+            for key, text in study.execute("SELECT key, yaml FROM recipes ORDER BY rowid")
+        }
+        used = [
+            key
+            for (key,) in study.execute(f"SELECT recipe FROM trials ORDER BY {BEGUN}")
+            if key in texts
+        ]
+        names = {
+            key: f"recipe {number}" for number, key in enumerate(dict.fromkeys([*used, *texts]))
+        }  # keys hash places, too
+        facts: Facts = {
+            "recipes": "\n".join(f"# {name}\n{texts[key]}" for key, name in names.items())
+        }
         for table in ("trials", "evaluations", "objectives", "answers"):
             facts |= table_facts(study, table, names)
     results = (folder / "results.json").read_text(encoding="utf-8")
@@ -128,10 +157,21 @@ def search_facts(folder: Path, plain: Callable[[str], str]) -> Facts:
 
 
 def table_facts(study: sqlite3.Connection, table: str, names: Mapping[str, str]) -> Facts:
-    """Every column of a table but times and checksums; trials stage by stage, other rows by their names."""
+    """Every column of a table but times and checksums; trials stage by stage, other rows by their
+    names."""
     cursor = study.execute(f"SELECT * FROM {table} ORDER BY {BEGUN if table == 'trials' else 1}")
-    rows = [[names.get(value, value) if isinstance(value, str) else value for value in row] for row in cursor]
+    rows = [
+        [names.get(value, value) if isinstance(value, str) else value for value in row]
+        for row in cursor
+    ]
     if table != "trials":
         rows.sort(key=lambda row: row[:3] if table == "objectives" else row[:2])
-    columns = {column: [row[index] for row in rows] for index, (column, *_) in enumerate(cursor.description)}
-    return {f"{table}.{column}": column_bytes(columns[column]) for column in columns if column not in ("seconds", "checksum")}
+    columns = {
+        column: [row[index] for row in rows]
+        for index, (column, *_) in enumerate(cursor.description)
+    }
+    return {
+        f"{table}.{column}": column_bytes(columns[column])
+        for column in columns
+        if column not in ("seconds", "checksum")
+    }

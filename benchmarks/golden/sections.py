@@ -1,4 +1,5 @@
-"""The sections of golden hashes that compute: merges, searches, and searches that are stopped and resumed."""
+"""The sections of golden hashes that compute: merges, searches, and searches that are stopped and
+resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ MOVABLE = {  # internals that have no public name: the modules that they may be 
     "LiveMerger": ("hf_evomerge.merging.live",),
     "read": ("reading", "published"),  # of the Space
 }
-CASES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text(encoding="utf-8"))
+CASES: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("cases.yaml").read_text(encoding="utf-8")
+)
 Case = tuple[str, list[dict[str, Any]], dict[str, Any]]
 
 
@@ -33,9 +36,14 @@ def internal(name: str) -> Any:
 def settings(name: str, models: Path) -> dict[str, Any]:
     """A search file, whole."""
     given = placed({**CASES["plain"], **CASES["searches"][name]}, models)
-    given["data"] = {split: {"jsonl": str(models / f"{split}.jsonl")} for split in ("search", "validation", "test")}
+    given["data"] = {
+        split: {"jsonl": str(models / f"{split}.jsonl")}
+        for split in ("search", "validation", "test")
+    }
     if "retain" in given["compare"]:
-        retained = {split: {"jsonl": str(models / f"{split}.jsonl")} for split in given["compare"]["retain"]}
+        retained = {
+            split: {"jsonl": str(models / f"{split}.jsonl")} for split in given["compare"]["retain"]
+        }
         given["compare"] = {**given["compare"], "retain": retained}
     return given
 
@@ -48,22 +56,31 @@ def placed(given: Mapping[str, Any], models: Path) -> dict[str, Any]:
         return {key: str(models / name) for key, name in named.items()}
 
     base = given.get("base")
-    return {**given, "sources": [place(source) for source in given["sources"]], "base": None if base is None else place(base)}
+    return {
+        **given,
+        "sources": [place(source) for source in given["sources"]],
+        "base": None if base is None else place(base),
+    }
 
 
 def merge_section(golden: Golden) -> None:
-    """Every method as a function, in memory and on disk; recipes of other kinds, and their folds."""
+    """Every method as a function, in memory and on disk; recipes of other kinds, and their
+    folds."""
     from hf_evomerge import fold, merging
 
     if missing := merging.all_methods().keys() - {method for method, *_ in CASES["merges"]}:
-        golden.complain(f"no case of {', '.join(sorted(missing))}; add a line to merges in cases.yaml")
+        golden.complain(
+            f"no case of {', '.join(sorted(missing))}; add a line to merges in cases.yaml"
+        )
     for dtype in ("float32", "bfloat16"):
         for number, case in enumerate(CASES["merges"]):
             with golden.trying(f"merge {number} as {dtype}"):
                 merge_three_ways(golden, number, case, dtype)
     for name, recipe in CASES["builds"].items():
         with golden.trying(f"merge {name}"):
-            folder = build(golden, f"merge/{name}", {"base": "base", **recipe}, golden.inputs / "float32")
+            folder = build(
+                golden, f"merge/{name}", {"base": "base", **recipe}, golden.inputs / "float32"
+            )
             if "flow" in recipe and "sums" not in name:
                 plain = fold(folder, golden.work / "folded" / name, progress=False)
                 golden.put_all(f"merge/{name}/folded", model_facts(plain))
@@ -72,7 +89,9 @@ def merge_section(golden: Golden) -> None:
 def merge_three_ways(golden: Golden, number: int, case: Case, dtype: str) -> None:
     """One case as a function, in memory and on disk."""
     method, parameters, options = case
-    name, names, models = f"merge/{number:02}-{method}/{dtype}", list("abc"[: len(parameters)]), golden.inputs / dtype
+    name = f"merge/{number:02}-{method}/{dtype}"
+    names = list("abc"[: len(parameters)])
+    models = golden.inputs / dtype
     based = method not in CASES["baseless"] and (method not in CASES["either"] or number % 2 == 0)
     base = "base" if based else None
     golden.put(f"{name}/function", tensor_bytes(by_function(models, names, base, case)))
@@ -88,14 +107,17 @@ def by_function(models: Path, names: Sequence[str], base: str | None, case: Case
     from hf_evomerge import merging
 
     method, parameters, options = case
-    function, arguments = getattr(merging, method), CASES["arguments"]
+    function = getattr(merging, method)
+    arguments = CASES["arguments"]
     known = signature(function).parameters
     sources = [load_file(models / name / "model.safetensors") for name in names]
     bases = {} if base is None else load_file(models / base / "model.safetensors")
     given = {arguments.get(key, key): flat(value) for key, value in options.items()}
     for key in {key: None for mapping in parameters for key in mapping}:
         argument = arguments.get(key, key)
-        given[argument] = [flat(mapping.get(key, known[argument].default)) for mapping in parameters]
+        given[argument] = [
+            flat(mapping.get(key, known[argument].default)) for mapping in parameters
+        ]
     merged = {}
     for name in sorted(sources[0]):
         more = {"name": name, "seed": 3} if "seed" in known else {}
@@ -130,7 +152,11 @@ def build(golden: Golden, name: str, recipe: Mapping[str, Any], models: Path) ->
     """Build a recipe, and hash what it gives."""
     from hf_evomerge import Recipe, build_model
 
-    folder = build_model(Recipe.model_validate({"seed": 3, **placed(recipe, models)}), golden.work / name, progress=False)
+    folder = build_model(
+        Recipe.model_validate({"seed": 3, **placed(recipe, models)}),
+        golden.work / name,
+        progress=False,
+    )
     golden.put_all(name, model_facts(folder))
     return folder
 
@@ -151,7 +177,8 @@ def searched(golden: Golden, name: str) -> Facts:
 
 
 def run_until(golden: Golden, name: str, folder: Path, stop: int | None) -> int:
-    """Run a search until it has reported its progress so many times, or to its end; gives how many times that was."""
+    """Run a search until it has reported its progress so many times, or to its end; gives how many
+    times that was."""
     from hf_evomerge import SearchCallback, SearchConfig, run_search
 
     class StoppedError(Exception):
@@ -180,18 +207,28 @@ def resume_section(golden: Golden) -> None:
 
 
 def resume_one(golden: Golden, name: str) -> None:
-    """Stop a search after a third and two thirds of its steps, or at each, and resume it: nothing may differ."""
+    """Stop a search after a third and two thirds of its steps, or at each, and resume it: nothing
+    may differ."""
     from hf_evomerge import resume_search
 
     whole = searched(golden, name)
     steps = golden.steps[name]
-    for number, stop in enumerate(range(1, steps + 1) if golden.thorough else (steps // 3, 2 * steps // 3), 1):
+    for number, stop in enumerate(
+        range(1, steps + 1) if golden.thorough else (steps // 3, 2 * steps // 3), 1
+    ):
         folder = golden.work / "resume" / f"{name}-{stop}"
         run_until(golden, name, folder, stop)
         resume_search(folder)
         again = search_facts(folder, golden.plain)
-        parts = [part for part in sorted(whole.keys() | again.keys()) if whole.get(part) != again.get(part)]
+        parts = [
+            part
+            for part in sorted(whole.keys() | again.keys())
+            if whole.get(part) != again.get(part)
+        ]
         if parts:
-            golden.complain(f"{name}, stopped at step {stop} of {steps} and resumed, has other {', '.join(parts)}")
+            golden.complain(
+                f"{name}, stopped at step {stop} of {steps} and resumed, has other "
+                f"{', '.join(parts)}"
+            )
         label = f"step {stop}" if golden.thorough else f"{number} of 3"
         golden.put(f"resume/{name}/{label}", ", ".join(parts) or "as if it had not been stopped")

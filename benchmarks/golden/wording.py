@@ -1,4 +1,5 @@
-"""The section of golden hashes that may change on purpose: what commands print, a published model, the Space's pictures."""
+"""The section of golden hashes that may change on purpose: what commands print, a published model,
+the Space's pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +22,15 @@ from pyarrow import parquet
 from sections import CASES, internal, placed, searched, settings
 
 PUBLISHED = ("hybrid", "nsga2", "dfs-terms")
-VIEWS = ("heading", "path_view", "fitness_view", "front_view", "results_table", "commands", "licenses")
+VIEWS = (
+    "heading",
+    "path_view",
+    "fitness_view",
+    "front_view",
+    "results_table",
+    "commands",
+    "licenses",
+)
 UPLOAD = """
 import sys
 from huggingface_hub import HfApi
@@ -34,7 +43,8 @@ COMMAND = re.compile(r"^│ ([a-z][\w-]*) ", re.MULTILINE)
 
 
 def text_section(golden: Golden) -> None:
-    """The help of every command, what commands say of models and searches, publications, and the Space's pictures."""
+    """The help of every command, what commands say of models and searches, publications, and the
+    Space's pictures."""
     overview = command(golden, "--help")
     golden.put("text/help/hf-evomerge", overview)
     for name in COMMAND.findall(overview.partition("─ Start ─")[2]):
@@ -71,7 +81,9 @@ def reports(golden: Golden) -> None:
     for folder in (models / "a", *(golden.work / "search" / name / "model" for name in PUBLISHED)):
         report = inspect_model(str(folder))
         golden.put(f"text/inspect/{folder.parent.name}", f"{report}\n{report.to_json()}")
-    diff = diff_models(str(models / "a"), str(models / "b"), base=str(models / "base"), progress=False)
+    diff = diff_models(
+        str(models / "a"), str(models / "b"), base=str(models / "base"), progress=False
+    )
     golden.put("text/diff", diff.to_text(tensors=True))
     for name, given in CASES["builds"].items():
         recipe = Recipe.model_validate(placed({"base": "base", **given}, models))
@@ -91,7 +103,12 @@ def command(golden: Golden, *words: str, environment: Mapping[str, str] | None =
     """What a command prints, without durations."""
     program = [sys.executable, "-m", "hf_evomerge", *words]
     done = subprocess.run(
-        program, cwd=golden.work, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+        program,
+        cwd=golden.work,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         golden.complain(f"`{' '.join(words)}` ended with {done.returncode}: {done.stderr[-500:]}")
@@ -106,7 +123,11 @@ def timeless(text: str) -> str:
 def table_text(text: str) -> str:
     """A table of trials without its times and the columns that name recipes by their places."""
     header, *rows = csv.reader(text.splitlines())
-    kept = [index for index, column in enumerate(header) if "seconds" not in column and "recipe" not in column]
+    kept = [
+        index
+        for index, column in enumerate(header)
+        if "seconds" not in column and "recipe" not in column
+    ]
     return "\n".join(",".join(row[index] for index in kept) for row in (header, *rows))
 
 
@@ -125,7 +146,13 @@ def local_hub(golden: Golden) -> Iterator[dict[str, str]]:
             elif "HF_ENDPOINT" in environment:
                 break
         for name in ("a", "b", "base"):
-            program = [sys.executable, "-c", UPLOAD, f"local/{name}", str(golden.inputs / "float32" / name)]
+            program = [
+                sys.executable,
+                "-c",
+                UPLOAD,
+                f"local/{name}",
+                str(golden.inputs / "float32" / name),
+            ]
             subprocess.run(program, env={**os.environ, **environment}, check=True)
         yield environment
     finally:
@@ -137,8 +164,20 @@ def published(golden: Golden, name: str, hub: Mapping[str, str]) -> Facts:
     """Publish a search; its card, its record, and what the Space shows of it."""
     import hf_evomerge
 
-    sources = [f"--published={golden.inputs / 'float32' / source}=local/{source}" for source in ("a", "b", "base")]
-    command(golden, "push", f"search/{name}", f"local/{name}", "--license=mit", "--examples=2", *sources, environment=hub)
+    sources = [
+        f"--published={golden.inputs / 'float32' / source}=local/{source}"
+        for source in ("a", "b", "base")
+    ]
+    command(
+        golden,
+        "push",
+        f"search/{name}",
+        f"local/{name}",
+        "--license=mit",
+        "--examples=2",
+        *sources,
+        environment=hub,
+    )
     folder = golden.work / "published" / name
     folder.mkdir(parents=True)
     for file in ("README.md", "study.json", "recipe.yaml", "config.json", "trials.parquet"):
@@ -149,7 +188,10 @@ def published(golden: Golden, name: str, hub: Mapping[str, str]) -> Facts:
         golden.words |= {commit: "COMMIT", commit[:12]: "COMMIT"}
     with closing(sqlite3.connect(golden.work / "search" / name / "study.db")) as study:
         golden.words |= {key: "RECIPE" for (key,) in study.execute("SELECT key FROM recipes")}
-    facts: Facts = {file: timeless((folder / file).read_text(encoding="utf-8")) for file in ("README.md", "recipe.yaml")}
+    facts: Facts = {
+        file: timeless((folder / file).read_text(encoding="utf-8"))
+        for file in ("README.md", "recipe.yaml")
+    }
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     for key, value in without(study, "seconds").items():
         facts[f"study.json/{key}"] = timeless(json.dumps(value, indent=1, sort_keys=True))
@@ -157,17 +199,23 @@ def published(golden: Golden, name: str, hub: Mapping[str, str]) -> Facts:
         if column != "seconds":
             facts[f"trials.parquet/{column}"] = timeless(json.dumps(values, default=str))
     return facts | {
-        f"space/{view}": html for view, html in pictures(folder, Path(hf_evomerge.__file__).parents[1] / "space_app").items()
+        f"space/{view}": html
+        for view, html in pictures(
+            folder, Path(hf_evomerge.__file__).parents[1] / "space_app"
+        ).items()
     }
 
 
 def pictures(folder: Path, space: Path) -> dict[str, str]:
-    """What the Space shows of a published model, as HTML with SVG; nothing where its modules have moved."""
+    """What the Space shows of a published model, as HTML with SVG; nothing where its modules have
+    moved."""
     sys.path.insert(0, str(space))
     try:
         views = importlib.import_module("views")
         model = internal("read")(str(folder))
-        return {view: timeless(getattr(views, view)(model)) for view in VIEWS if hasattr(views, view)}
+        return {
+            view: timeless(getattr(views, view)(model)) for view in VIEWS if hasattr(views, view)
+        }
     except (ImportError, AttributeError) as error:
         print(f"golden: no pictures of the Space: {error}", file=sys.stderr)
         return {}

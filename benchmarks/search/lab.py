@@ -1,4 +1,5 @@
-"""A problem that searches are compared on: the models, the examples, and held-out scores of anything."""
+"""A problem that searches are compared on: the models, the examples, and held-out scores of
+anything."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 
-SEARCH, HELD_OUT, OWN = 128, 500, 200
+SEARCH = 128
+HELD_OUT = 500
+OWN = 200
 COSTS = (25, 50, 75, 100, 150, 200, 300, 400, 600)
 WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}
 
@@ -38,8 +41,10 @@ class Lab:
         examples: ``search``, ``test``, and the parents' own tasks by name.
         rates: Learning rates that fine-tuning is tried with.
         batch: Examples of a step of it.
-        costs: At which costs, below the budget of a run, the best candidate so far is scored on held-out examples.
-        paired: Whether the held-out scores of each example are kept, so that methods can be compared on the same ones.
+        costs: At which costs, below the budget of a run, the best candidate so far is scored on
+            held-out examples.
+        paired: Whether the held-out scores of each example are kept, so that methods can be
+            compared on the same ones.
     """
 
     problem: str
@@ -67,7 +72,8 @@ class Lab:
         return Evaluator(self.config(space="ps"), examples=self.examples)
 
     def scores(self, target: Any, split: str) -> Scores:
-        """Scores of a recipe, a parent, or a live model; raises the error of a candidate that has none."""
+        """Scores of a recipe, a parent, or a live model; raises the error of a candidate that has
+        none."""
         if isinstance(target, Recipe | SourceRef):
             found = self.evaluator.evaluate(target, split)
         else:
@@ -93,7 +99,10 @@ def demo(family: str, draw: int, count: int = SEARCH) -> Lab:
     """
     folder = SPECIALISTS if family == "shipped" else Path(family)
     if not (folder / "japanese" / "config.json").exists():
-        raise SystemExit(f"{family}: no family here; train one: python benchmarks/specialists --seed 1 --out {family}")
+        raise SystemExit(
+            f"{family}: no family here; train one: python benchmarks/specialists --seed 1 "
+            f"--out {family}"
+        )
     rng = random.Random(0)
     recall = [write(TextKind("recall", "ja", "ja", "ja", 20), rng) for _ in range(OWN)]
     examples = {
@@ -114,7 +123,14 @@ def demo(family: str, draw: int, count: int = SEARCH) -> Lab:
     }
     name = "shipped" if family == "shipped" else folder.name
     whole = count == SEARCH
-    return Lab(name if whole else f"{name}, {count}", draw, settings, sections, examples, costs=COSTS if whole else ())
+    return Lab(
+        name if whole else f"{name}, {count}",
+        draw,
+        settings,
+        sections,
+        examples,
+        costs=COSTS if whole else (),
+    )
 
 
 def _examples(rows: Sequence[Mapping[str, str]]) -> list[Example]:

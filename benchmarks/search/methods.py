@@ -1,7 +1,8 @@
-"""The methods that are compared: this package's searches, other people's optimizers on the same objective, and baselines.
+"""The methods that are compared: this package's searches, other people's optimizers on the same
+objective, and baselines.
 
-Costs are in scores of all search examples, as the package counts them. A step of fine-tuning costs what a gradient of merge
-weights does: three scores of its examples.
+Costs are in scores of all search examples, as the package counts them. A step of fine-tuning costs
+what a gradient of merge weights does: three scores of its examples.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Method:
 
     Attributes:
         label: What it is called there.
-        budgets: One run each. Where what a method does early depends on its budget, a smaller one has a run of its own.
+        budgets: One run each. Where what a method does early depends on its budget, a smaller one
+            has a run of its own.
         stage: When it is run, of all methods: the most telling come first.
         run: Lab, budget, seed and a folder of its own to candidates in the order of their cost.
     """
@@ -84,13 +86,18 @@ def ours(
         for key, section, other in (("merge", merge, "dfs"), ("path", path, "ps")):
             if space != other and (found := {**lab.sections.get(key, {}), **(section or {})}):
                 settings[key] = found
-        spaces, settings["optimize"] = ["ps", "dfs"] if space == "hybrid" else [None], []
+        spaces = ["ps", "dfs"] if space == "hybrid" else [None]
+        settings["optimize"] = []
         for number, stage in enumerate(spaces):
             share = (budget + number) // len(spaces)
             if first:
-                settings["optimize"].append({"by": first, "space": stage, "evaluations": share // 2, "batch": batch})
+                settings["optimize"].append(
+                    {"by": first, "space": stage, "evaluations": share // 2, "batch": batch}
+                )
             evaluations = share - share // 2 if first else share
-            settings["optimize"].append({"by": by, "space": stage, "evaluations": evaluations, "batch": batch})
+            settings["optimize"].append(
+                {"by": by, "space": stage, "evaluations": evaluations, "batch": batch}
+            )
         config = lab.config(**settings)
         run_search(config, folder, examples={"search": lab.examples["search"]}, build=False)
         return _points(folder, [stage.name for stage in config.stages], len(lab.examples["search"]))
@@ -100,11 +107,17 @@ def ours(
 
 def _points(folder: Path, stages: list[Any], examples: int) -> list[Point]:
     """The trials of a study that were scored on all examples."""
-    study, points, cost = Study.open(folder), list[Point](), 0.0
+    study = Study.open(folder)
+    points = list[Point]()
+    cost = 0.0
     try:
         for trial in (trial for stage in stages for trial in study.trials(stage)):
             cost += trial.cost
-            if trial.fitness is not None and trial.recipe_key is not None and trial.scores.values.size == examples:
+            if (
+                trial.fitness is not None
+                and trial.recipe_key is not None
+                and trial.scores.values.size == examples
+            ):
                 points.append(Point(cost, trial.fitness, study.recipe(trial.recipe_key)))
     finally:
         study.close()
@@ -112,11 +125,14 @@ def _points(folder: Path, stages: list[Any], examples: int) -> list[Point]:
 
 
 class Objective:
-    """The package's evaluator as a function to maximise, over the numbers of its parameter space."""
+    """The package's evaluator as a function to maximise, over the numbers of its parameter
+    space."""
 
     def __init__(self, lab: Lab, budget: int) -> None:
         config = lab.config(space="ps", merge=lab.sections["merge"])
-        self.lab, self.budget, self.points = lab, budget, list[Point]()
+        self.lab = lab
+        self.budget = budget
+        self.points = list[Point]()
         self.space = make_space(config, config.stages[0], lab.evaluator.sources.summary)
         self.start = self.space.start()
 
@@ -140,19 +156,25 @@ def optuna(sampler: str) -> Run:
         first = {f"x{i:03}": float(value) for i, value in enumerate(score.start.mean)}
         samplers: dict[str, Callable[[], Any]] = {
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-            "cma": lambda: optuna.samplers.CmaEsSampler(seed=seed, x0=first, sigma0=score.start.sigma),
+            "cma": lambda: optuna.samplers.CmaEsSampler(
+                seed=seed, x0=first, sigma0=score.start.sigma
+            ),
             "gp": lambda: optuna.samplers.GPSampler(seed=seed),
         }
         study = optuna.create_study(direction="maximize", sampler=samplers[sampler]())
         study.enqueue_trial(first)
-        study.optimize(lambda trial: score([trial.suggest_float(name, 0.0, 1.0) for name in first]), n_trials=budget)
+        study.optimize(
+            lambda trial: score([trial.suggest_float(name, 0.0, 1.0) for name in first]),
+            n_trials=budget,
+        )
         return score.points
 
     return run
 
 
 def pymoo_ga(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
-    """pymoo's genetic algorithm (SBX, polynomial mutation, a population of 20) from the same first point and random others."""
+    """pymoo's genetic algorithm (SBX, polynomial mutation, a population of 20) from the same first
+    point and random others."""
     from pymoo.algorithms.soo.nonconvex.ga import GA
     from pymoo.core.problem import ElementwiseProblem
     from pymoo.optimize import minimize
@@ -178,7 +200,10 @@ def known(*targets: Callable[[Lab], Recipe | SourceRef]) -> Run:
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
         made = [target(lab) for target in targets]
-        return [Point(i, float(lab.scores(each, "search").values.mean()), each) for i, each in enumerate(made, 1)]
+        return [
+            Point(i, float(lab.scores(each, "search").values.mean()), each)
+            for i, each in enumerate(made, 1)
+        ]
 
     return run
 
@@ -199,23 +224,29 @@ def average(lab: Lab) -> Recipe:
     return uniform_average(lab.evaluator.config)
 
 
-def uniform(scale: float, method: str = "task_arithmetic", **options: Any) -> Callable[[Lab], Recipe]:
+def uniform(
+    scale: float, method: str = "task_arithmetic", **options: Any
+) -> Callable[[Lab], Recipe]:
     """The sum of the task vectors, all times the same number; or another method at one weight."""
 
     def make(lab: Lab) -> Recipe:
         config = lab.evaluator.config
-        part = MergePart(method=method, parameters=[{"weight": scale, **options}] * len(config.sources))
+        part = MergePart(
+            method=method, parameters=[{"weight": scale, **options}] * len(config.sources)
+        )
         return Recipe(sources=config.sources, base=config.base, merge=part, dtype=config.dtype)
 
     return make
 
 
 def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
-    """Fine-tuning with LoRA from a model, with one of the lab's learning rates, for as many steps as the budget pays."""
+    """Fine-tuning with LoRA from a model, with one of the lab's learning rates, for as many steps
+    as the budget pays."""
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
         examples = lab.examples["search"]
-        rate, batch = lab.rates[number], lab.batch
+        rate = lab.rates[number]
+        batch = lab.batch
         settings = Lora.for_cost(budget, len(examples), rate=rate, batch=batch, seed=seed)
         evaluator = lab.evaluator
         tokenizer = evaluator.sources[0].tokenizer()
@@ -247,7 +278,9 @@ def then_lora(search: Run, number: int) -> Run:
 def with_lora(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
     """The default search by gradient, and a LoRA that learns beside it, by the same steps."""
     step = {"by": "gradient", "evaluations": budget}
-    config = lab.config(space="ps", optimize=[step], merge=lab.sections["merge"], compute={"seed": seed})
+    config = lab.config(
+        space="ps", optimize=[step], merge=lab.sections["merge"], compute={"seed": seed}
+    )
     spent = list[float]()
     evaluator = Evaluator(config, examples=lab.examples)
     _, model = learn_together(evaluator, config.stages[0], after_step=spent.append)
@@ -256,7 +289,9 @@ def with_lora(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
 
 TENSOR = {"groups": "tensor", "starts": []}
 GATE = {"kind": "gates", "order": [1, 0]}  # A is the second parent
-SLOT, MATRIX = ({"kind": "paper", "order": [1, 0], "scales": scales} for scales in ("slot", "matrix"))
+SLOT, MATRIX = (
+    {"kind": "paper", "order": [1, 0], "scales": scales} for scales in ("slot", "matrix")
+)
 HYBRID_GATE = {"kind": "gates", "order": [2, 1, 0]}  # A is the merged model
 SCALES = [uniform(scale) for scale in (0.3, 0.5, 0.7, 1.0)]
 STARTS: dict[str, tuple[str, Callable[[Lab], Recipe | SourceRef]]] = {
@@ -272,39 +307,75 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("second parent", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "averages": Method("best of 4 uniform sums", (4,), 1, known(*SCALES)),
-    "default": Method("PS, gradient, as a search does it by default", (25, 75, 150), 1, ours("ps", "gradient")),
-    "ps-gradient": Method("PS, gradient, per tensor", (25, 75, 150), 1, ours("ps", "gradient", merge=TENSOR)),
+    "default": Method(
+        "PS, gradient, as a search does it by default", (25, 75, 150), 1, ours("ps", "gradient")
+    ),
+    "ps-gradient": Method(
+        "PS, gradient, per tensor", (25, 75, 150), 1, ours("ps", "gradient", merge=TENSOR)
+    ),
     "ps-cma": Method("PS, CMA-ES, all examples", (600,), 1, ours("ps", batch="all")),
     "ps-cma-batch": Method("PS, CMA-ES, batches of 16", (200,), 1, ours("ps", batch=16)),
-    "dfs-gradient": Method("DFS, gates, gradient", (75, 150), 2, ours("dfs", "gradient", path=GATE)),
-    "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", path=SLOT, batch="all")),
+    "dfs-gradient": Method(
+        "DFS, gates, gradient", (75, 150), 2, ours("dfs", "gradient", path=GATE)
+    ),
+    "dfs-slot": Method(
+        "DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", path=SLOT, batch="all")
+    ),
     **{
-        f"lora-{name}-{number}": Method(f"LoRA from {where}", (25, 75), 2 if number < 2 else 3, lora(start, number))
+        f"lora-{name}-{number}": Method(
+            f"LoRA from {where}", (25, 75), 2 if number < 2 else 3, lora(start, number)
+        )
         for number in range(3)
         for name, (where, start) in STARTS.items()
     },
     "together": Method("the default with LoRA beside it", (25, 75), 2, with_lora),
     **{
         f"default-lora-{number}": Method(
-            "the default for half the cost, then LoRA from its merge", (25, 75), 2, then_lora(ours("ps", "gradient"), number)
+            "the default for half the cost, then LoRA from its merge",
+            (25, 75),
+            2,
+            then_lora(ours("ps", "gradient"), number),
         )
         for number in range(3)
     },
     "ps-cma-grow": Method("PS, CMA-ES, growing batches", (200,), 2, ours("ps")),
-    "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", path=GATE)),
-    "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", merge=TENSOR, path=HYBRID_GATE)),
+    "dfs-cma-grow": Method(
+        "DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", path=GATE)
+    ),
+    "hybrid": Method(
+        "PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", merge=TENSOR, path=HYBRID_GATE)
+    ),
     "random": Method("random search", (600,), 3, ours("ps", "random")),
     "ps-gradient-block": Method(
-        "PS, gradient, per block", (25, 75), 3, ours("ps", "gradient", merge={"groups": "block", "starts": []})
+        "PS, gradient, per block",
+        (25, 75),
+        3,
+        ours("ps", "gradient", merge={"groups": "block", "starts": []}),
     ),
-    "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", path=GATE, batch=16)),
+    "dfs-cma-batch": Method(
+        "DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", path=GATE, batch=16)
+    ),
     "tpe": Method("Optuna TPE", (200,), 4, optuna("tpe")),
     "optuna-cma": Method("Optuna CMA-ES", (200,), 4, optuna("cma")),
     "ga": Method("pymoo GA", (200,), 4, pymoo_ga),
     "gp": Method("Optuna GP", (100,), 4, optuna("gp")),
-    "ps-first": Method("PS, gradient, then CMA-ES, per tensor", (150,), 5, ours("ps", first="gradient", merge=TENSOR)),
-    "dfs-cma": Method("DFS, gates, CMA-ES, all examples", (600,), 5, ours("dfs", path=GATE, batch="all")),
-    "ps-cma-tensor": Method("PS, CMA-ES, all examples, per tensor", (600,), 5, ours("ps", merge=TENSOR, batch="all")),
-    "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", path=MATRIX, batch="all")),
+    "ps-first": Method(
+        "PS, gradient, then CMA-ES, per tensor",
+        (150,),
+        5,
+        ours("ps", first="gradient", merge=TENSOR),
+    ),
+    "dfs-cma": Method(
+        "DFS, gates, CMA-ES, all examples", (600,), 5, ours("dfs", path=GATE, batch="all")
+    ),
+    "ps-cma-tensor": Method(
+        "PS, CMA-ES, all examples, per tensor", (600,), 5, ours("ps", merge=TENSOR, batch="all")
+    ),
+    "dfs-matrix": Method(
+        "DFS, the paper's matrix of scales, CMA-ES",
+        (600,),
+        5,
+        ours("dfs", path=MATRIX, batch="all"),
+    ),
 }
 """A new method is one line here. PS is per block and parent where it does not say per tensor."""

@@ -1,4 +1,5 @@
-"""Runs and their results: one JSON line for each run, with held-out scores of the best candidate at every cost it passed."""
+"""Runs and their results: one JSON line for each run, with held-out scores of the best candidate at
+every cost it passed."""
 
 from __future__ import annotations
 
@@ -21,9 +22,13 @@ Key = tuple[str, int, str, int]
 
 def run(lab: Lab, name: str, method: Method, budget: int, work: Path) -> Record:
     """Run a method once and measure what it found."""
-    begin, processor = time.perf_counter(), time.process_time()
-    points = method.run(lab, budget, lab.draw, work / f"{lab.problem}-{lab.draw}" / f"{name}-{budget}")
-    searched, processor = time.perf_counter() - begin, time.process_time() - processor
+    begin = time.perf_counter()
+    processor = time.process_time()
+    points = method.run(
+        lab, budget, lab.draw, work / f"{lab.problem}-{lab.draw}" / f"{name}-{budget}"
+    )
+    searched = time.perf_counter() - begin
+    processor = time.process_time() - processor
     marks, held_out = measure(lab, points, budget)
     best = max(points, key=lambda point: point.fitness)
     return {
@@ -39,31 +44,47 @@ def run(lab: Lab, name: str, method: Method, budget: int, work: Path) -> Record:
         "seconds": round(searched),
         "cpu": round(processor),
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {package: version(package) for package in ("hf-evomerge", "torch", "transformers", "cma")},
+        "versions": {
+            package: version(package) for package in ("hf-evomerge", "torch", "transformers", "cma")
+        },
     }
 
 
 def measure(lab: Lab, points: Sequence[Point], budget: int) -> tuple[list[Record], Scores]:
-    """The best by search score within each cost: its score, and held-out ones, which are given whole for the last."""
-    marks, known = list[Record](), dict[int, Scores]()
+    """The best by search score within each cost: its score, and held-out ones, which are given
+    whole for the last."""
+    marks = list[Record]()
+    known = dict[int, Scores]()
     for cost in sorted({cost for cost in lab.costs if cost < budget} | {budget}):
         within = [i for i, point in enumerate(points) if point.cost <= cost + 1e-6]
         if within:
             best = max(within, key=lambda i: points[i].fitness)
             if best not in known:
                 known[best] = lab.scores(points[best].target, "test")
-            marks.append({"cost": cost, "search": {"loglik": round(points[best].fitness, 4)}, "test": _summary(known[best])})
+            marks.append(
+                {
+                    "cost": cost,
+                    "search": {"loglik": round(points[best].fitness, 4)},
+                    "test": _summary(known[best]),
+                }
+            )
     return marks, known[best]
 
 
 def _each(scores: Scores) -> Record:
     """The scores of every example."""
     right = scores.correct if scores.correct is not None else []
-    return {"right": "".join(str(int(each)) for each in right), "loglik": [round(float(each), 3) for each in scores.values]}
+    return {
+        "right": "".join(str(int(each)) for each in right),
+        "loglik": [round(float(each), 3) for each in scores.values],
+    }
 
 
 def _summary(scores: Scores) -> Record:
-    return {"accuracy": round(scores.accuracy or 0.0, 4), "loglik": round(float(scores.values.mean()), 4)}
+    return {
+        "accuracy": round(scores.accuracy or 0.0, 4),
+        "loglik": round(float(scores.values.mean()), 4),
+    }
 
 
 def key(record: Record) -> Key:

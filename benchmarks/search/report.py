@@ -1,4 +1,5 @@
-"""Results as Markdown and as a picture: means over families of the means over draws of examples, and the range of all runs."""
+"""Results as Markdown and as a picture: means over families of the means over draws of examples,
+and the range of all runs."""
 
 from __future__ import annotations
 
@@ -35,13 +36,17 @@ class Results:
         methods: The methods, in the order of the table.
 
     Attributes:
-        names: The method of each label; of those that differ in a setting alone, the one that is best on held-out examples.
+        names: The method of each label; of those that differ in a setting alone, the one that is
+            best on held-out examples.
         problems: Families and draws.
     """
 
     def __init__(self, records: Sequence[Record], methods: dict[str, Method] = METHODS) -> None:
-        self.records, self.methods = records, methods
-        self.problems: list[Problem] = sorted({(record["problem"], record["draw"]) for record in records})
+        self.records = records
+        self.methods = methods
+        self.problems: list[Problem] = sorted(
+            {(record["problem"], record["draw"]) for record in records}
+        )
         self.names: dict[str, str] = {}
         for name in (name for name in methods if self.of(name)):
             other = self.names.get(methods[name].label)
@@ -50,7 +55,11 @@ class Results:
 
     def of(self, name: str, problem: Problem | None = None) -> list[Record]:
         """Runs of a method (on a problem), the smallest budget first."""
-        found = [r for r in self.records if r["method"] == name and problem in (None, (r["problem"], r["draw"]))]
+        found = [
+            r
+            for r in self.records
+            if r["method"] == name and problem in (None, (r["problem"], r["draw"]))
+        ]
         return sorted(found, key=lambda record: int(record["budget"]))
 
     def final(self, name: str) -> list[Record]:
@@ -63,7 +72,8 @@ class Results:
         return len(final), fmean(record["marks"][-1]["test"]["loglik"] for record in final)
 
     def at(self, name: str, cost: int) -> Values:
-        """Accuracy at a cost, per problem: at the end of the run with this budget, or at a mark of a longer one."""
+        """Accuracy at a cost, per problem: at the end of the run with this budget, or at a mark of
+        a longer one."""
         found = []
         for problem in self.problems:
             for run in (run for run in self.of(name, problem) if run["budget"] >= cost):
@@ -73,14 +83,22 @@ class Results:
         return found
 
     def costs_to_reach(self, name: str) -> list[int | None]:
-        """Per problem the least cost at which the held-out log-likelihood is that of the reference, where it gets there."""
+        """Per problem the least cost at which the held-out log-likelihood is that of the reference,
+        where it gets there."""
         costs: list[int | None] = []
         for problem in self.problems:
             runs = self.of(name, problem)
-            reference = [run for run in self.of(REFERENCE[0], problem) if run["budget"] == REFERENCE[1]]
+            reference = [
+                run for run in self.of(REFERENCE[0], problem) if run["budget"] == REFERENCE[1]
+            ]
             if runs and reference:
                 goal = reference[0]["marks"][-1]["test"]["loglik"]
-                reached = [mark["cost"] for run in runs for mark in run["marks"] if mark["test"]["loglik"] >= goal]
+                reached = [
+                    mark["cost"]
+                    for run in runs
+                    for mark in run["marks"]
+                    if mark["test"]["loglik"] >= goal
+                ]
                 costs.append(min(reached, default=None))
         return costs
 
@@ -88,12 +106,15 @@ class Results:
 def table(records: Sequence[Record], methods: dict[str, Method] = METHODS) -> str:
     """Two tables: held-out accuracy at every cost, and what each method ends with."""
     results = Results(records, methods)
-    return "\n\n".join([*([_at_costs(results)] if results.of(REFERENCE[0]) else []), _at_the_end(results)])
+    return "\n\n".join(
+        [*([_at_costs(results)] if results.of(REFERENCE[0]) else []), _at_the_end(results)]
+    )
 
 
 def write_into(document: Path, name: str, text: str) -> None:
     """Put a text between the two comments of a document that name it."""
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    begin = f"<!-- {name}: begin -->\n"
+    end = f"<!-- {name}: end -->"
     before, _, rest = document.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
@@ -111,7 +132,11 @@ def _at_costs(results: Results) -> str:
 
 def _at_the_end(results: Results) -> str:
     own = list(results.records[0]["own"])
-    goal = f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}" if results.of(REFERENCE[0]) else ""
+    goal = (
+        f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}"
+        if results.of(REFERENCE[0])
+        else ""
+    )
     reference = [goal] if goal else []
     minutes = ["CPU minutes"] if all("cpu" in record for record in results.records) else []
     several = len({record["problem"] for record in results.records}) > 1
@@ -137,14 +162,23 @@ def _at_the_end(results: Results) -> str:
             [
                 label,
                 f"{final[-1]['budget'] * examples(final[-1]) / SEARCH:g}",
-                f"{len(final)} of {len({record['problem'] for record in final})}" if several else str(len(final)),
+                f"{len(final)} of {len({record['problem'] for record in final})}"
+                if several
+                else str(len(final)),
                 _spread(values(lambda record: record["marks"][-1]["test"]["accuracy"])),
                 _spread(values(lambda record: record["marks"][-1]["test"]["loglik"])),
                 f"{fmean(gap):.3f}"
-                if (gap := [m["search"]["loglik"] - m["test"]["loglik"] for m in last if "search" in m])
+                if (
+                    gap := [
+                        m["search"]["loglik"] - m["test"]["loglik"] for m in last if "search" in m
+                    ]
+                )
                 else "",
                 *(_reached(results.costs_to_reach(name)) for _ in reference),
-                *(f"{_mean(values(lambda record, task=task: record['own'][task]['accuracy'])):.2f}" for task in own),
+                *(
+                    f"{_mean(values(lambda record, task=task: record['own'][task]['accuracy'])):.2f}"  # noqa: E501
+                    for task in own
+                ),
                 *(f"{fmean(record['cpu'] for record in final) / 60:.1f}" for _ in minutes),
             ]
         )
@@ -152,7 +186,8 @@ def _at_the_end(results: Results) -> str:
 
 
 def sizes_table(parts: Mapping[int, Sequence[Record]], methods: dict[str, Method]) -> str:
-    """Held-out accuracy and log-likelihood over the number of search examples, of every method that ran on several.
+    """Held-out accuracy and log-likelihood over the number of search examples, of every method that
+    ran on several.
 
     Args:
         parts: Records at one cost by the number of examples.
@@ -162,32 +197,49 @@ def sizes_table(parts: Mapping[int, Sequence[Record]], methods: dict[str, Method
     for count, records in parts.items():
         results = Results(records, methods)
         for label, name in results.names.items():
-            tests = [(record["problem"], record["marks"][-1]["test"]) for record in results.final(name)]
+            tests = [
+                (record["problem"], record["marks"][-1]["test"]) for record in results.final(name)
+            ]
             cells.setdefault(label, {})[count] = "; ".join(
-                _spread([(family, test[what]) for family, test in tests]) for what in ("accuracy", "loglik")
+                _spread([(family, test[what]) for family, test in tests])
+                for what in ("accuracy", "loglik")
             )
     rows = [["accuracy; log-likelihood", *map(str, parts)]]
-    rows += [[label, *(of.get(count, "") for count in parts)] for label, of in cells.items() if len(of) > 1]
+    rows += [
+        [label, *(of.get(count, "") for count in parts)]
+        for label, of in cells.items()
+        if len(of) > 1
+    ]
     return _markdown(rows)
 
 
 def leads_table(
-    records: Sequence[Record], methods: dict[str, Method], others: Sequence[str], what: Literal["right", "loglik"]
+    records: Sequence[Record],
+    methods: dict[str, Method],
+    others: Sequence[str],
+    what: Literal["right", "loglik"],
 ) -> str:
     """By how much each method is better than some others, on the same held-out examples.
 
-    Where both ran on several draws of search examples, the interval is of the mean over these draws, by a bootstrap over the
-    held-out examples; p is of each draw: McNemar's exact test for right answers, a test by random signs for log-likelihoods.
+    Where both ran on several draws of search examples, the interval is of the mean over these
+    draws, by a bootstrap over the held-out examples; p is of each draw: McNemar's exact test for
+    right answers, a test by random signs for log-likelihoods.
 
     Args:
-        records: Of one number of search examples, with `held_out`; a method that needs no search has one record for all draws.
+        records: Of one number of search examples, with `held_out`; a method that needs no search
+            has one record for all draws.
         methods: The methods, in the order of the table.
         others: What they are compared with, where it ran.
         what: Which scores.
     """
     results = Results(records, methods)
     chosen = [other for other in others if results.of(other)]
-    rows = [[{"right": "accuracy", "loglik": "log-likelihood"}[what], *(f"over {methods[other].label}" for other in chosen)]]
+    rows = [
+        [
+            {"right": "accuracy", "loglik": "log-likelihood"}[what],
+            *(f"over {methods[other].label}" for other in chosen),
+        ]
+    ]
     for label, name in results.names.items():
         if max(methods[name].budgets) > 1:
             rows.append([label, *(_lead(results, name, other, what) for other in chosen)])
@@ -204,10 +256,16 @@ def _lead(results: Results, name: str, other: str, what: str) -> str:
             pairs.append([_column(each, what) for each in (record, same[-1] if same else known)])
     if not pairs:
         return ""
-    whole = compare(*(Scores(np.mean(column, axis=0)) for column in zip(*pairs, strict=True)), "fitness")
+    whole = compare(
+        *(Scores(np.mean(column, axis=0)) for column in zip(*pairs, strict=True)), "fitness"
+    )
     each = [compare(Scores(one), Scores(two), "fitness") for one, two in pairs]
     assert whole is not None
-    p = ", ".join("< .0001" if found.p < 1e-4 else f"{found.p:.2g}".removeprefix("0") for found in each if found is not None)
+    p = ", ".join(
+        "< .0001" if found.p < 1e-4 else f"{found.p:.2g}".removeprefix("0")
+        for found in each
+        if found is not None
+    )
     return f"{_signed(whole.difference)} ({_signed(whole.low)} to {_signed(whole.high)}); p {p}"
 
 
@@ -230,7 +288,10 @@ def _reached(costs: list[int | None]) -> str:
 
 def _mean(values: Values) -> float:
     """The mean of the families' means, so that a family with more runs does not count for more."""
-    return fmean(fmean(value for family, value in values if family == each) for each in {family for family, _ in values})
+    return fmean(
+        fmean(value for family, value in values if family == each)
+        for each in {family for family, _ in values}
+    )
 
 
 def _spread(values: Values) -> str:
@@ -238,7 +299,9 @@ def _spread(values: Values) -> str:
     if not values:
         return ""
     numbers = [value for _, value in values]
-    text = [f"{value:.3f}".removeprefix("0") for value in (_mean(values), min(numbers), max(numbers))]
+    text = [
+        f"{value:.3f}".removeprefix("0") for value in (_mean(values), min(numbers), max(numbers))
+    ]
     text = [part.replace("-0.", "-.") for part in text]
     return text[0] if len(values) == 1 else f"{text[0]} ({text[1]} to {text[2]})"
 
@@ -249,13 +312,17 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 PANELS = (
-    ("parameter space (PS), and fine-tuning", ("ps-gradient", "ps-cma-grow", "ps-cma", "random", "tpe", "lora")),
+    (
+        "parameter space (PS), and fine-tuning",
+        ("ps-gradient", "ps-cma-grow", "ps-cma", "random", "tpe", "lora"),
+    ),
     ("data flow space (DFS), and both", ("dfs-gradient", "dfs-cma-grow", "dfs-slot", "hybrid")),
 )
 
 
 def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
-    """Draw held-out accuracy over cost: the mean over families, and a band from the least to the greatest run."""
+    """Draw held-out accuracy over cost: the mean over families, and a band from the least to the
+    greatest run."""
     from matplotlib.figure import Figure
 
     results = Results(records)
@@ -278,47 +345,86 @@ def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
 
 
 def plot_sizes(
-    records: Sequence[Record], file: str | os.PathLike[str], cost: float | None, methods: dict[str, Method] = METHODS
+    records: Sequence[Record],
+    file: str | os.PathLike[str],
+    cost: float | None,
+    methods: dict[str, Method] = METHODS,
 ) -> None:
-    """Draw what was reached at one cost over the number of search examples: means over problems, and least to greatest.
+    """Draw what was reached at one cost over the number of search examples: means over problems,
+    and least to greatest.
 
     Args:
-        records: Of any number of examples; those of another cost are left out, and methods that have a single number. The plain
-            average, which needs none, is a line across.
+        records: Of any number of examples; those of another cost are left out, and methods that
+            have a single number. The plain average, which needs none, is a line across.
         file: A picture.
-        cost: In scores of 128 examples; a budget is a whole number of scores, so half a score of the split is allowed for.
-            None: all records are of one cost.
+        cost: In scores of 128 examples; a budget is a whole number of scores, so half a score of
+            the split is allowed for. None: all records are of one cost.
         methods: The methods, in the order of the legend.
     """
     from matplotlib.figure import Figure
 
-    paid = [r for r in records if r["budget"] > 1 and (cost is None or abs(r["budget"] - cost * SEARCH / examples(r)) < 1)]
+    paid = [
+        r
+        for r in records
+        if r["budget"] > 1 and (cost is None or abs(r["budget"] - cost * SEARCH / examples(r)) < 1)
+    ]
     averages = [record["marks"][-1]["test"] for record in records if record["method"] == "average"]
     counts = sorted({examples(record) for record in paid})
     lines: dict[str, dict[int, list[Record]]] = {}
     for count in counts:
         results = Results([record for record in paid if examples(record) == count], methods)
         for label, name in results.names.items():
-            lines.setdefault(label, {})[count] = [record["marks"][-1]["test"] for record in results.of(name)]
+            lines.setdefault(label, {})[count] = [
+                record["marks"][-1]["test"] for record in results.of(name)
+            ]
     with project_style():
         figure = Figure(figsize=(9.6, 4.4), dpi=DPI, layout="constrained")
         for axes, what, name in zip(
-            figure.subplots(1, 2), ("accuracy", "loglik"), ("held-out accuracy", "held-out log-likelihood, nats"), strict=True
+            figure.subplots(1, 2),
+            ("accuracy", "loglik"),
+            ("held-out accuracy", "held-out log-likelihood, nats"),
+            strict=True,
         ):
             shown = [(label, of) for label, of in lines.items() if len(of) > 1]
             for index, (label, of) in enumerate(shown):
-                colour, values = PALETTE[index % len(PALETTE)], [[test[what] for test in of[count]] for count in of]
-                axes.fill_between(list(of), [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0)
+                colour = PALETTE[index % len(PALETTE)]
+                values = [[test[what] for test in of[count]] for count in of]
+                axes.fill_between(
+                    list(of),
+                    [min(v) for v in values],
+                    [max(v) for v in values],
+                    color=colour,
+                    alpha=0.15,
+                    lw=0,
+                )
                 marker = MARKERS[index % len(MARKERS)]
-                axes.plot(list(of), [fmean(v) for v in values], color=colour, marker=marker, markersize=5, label=label)
+                axes.plot(
+                    list(of),
+                    [fmean(v) for v in values],
+                    color=colour,
+                    marker=marker,
+                    markersize=5,
+                    label=label,
+                )
             if averages:
-                axes.axhline(fmean(test[what] for test in averages), color=GREY, linestyle="--", linewidth=1, label="average")
+                axes.axhline(
+                    fmean(test[what] for test in averages),
+                    color=GREY,
+                    linestyle="--",
+                    linewidth=1,
+                    label="average",
+                )
             axes.set(xscale="log", xlabel="search examples", ylabel=name)
             axes.set_xticks(counts, [str(count) for count in counts], minor=False)
             axes.minorticks_off()
             axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.6)
         figure.axes[0].set_ylim(0, 1.02)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            fontsize=8,
+        )
     save(figure, file)
 
 
@@ -330,7 +436,11 @@ def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
         if name == "lora":
             tuned = [each for each in chosen if each.startswith("lora")]
             best = max(
-                tuned, key=lambda each: fmean(r["marks"][-1]["test"]["accuracy"] for r in results.final(each)), default=None
+                tuned,
+                key=lambda each: fmean(
+                    r["marks"][-1]["test"]["accuracy"] for r in results.final(each)
+                ),
+                default=None,
             )
             lines += [(chosen[best], best)] if best is not None else []
         elif name in chosen:
@@ -340,9 +450,18 @@ def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
 
 def _draw(axes: Any, results: Results, label: str, name: str, index: int) -> None:
     values = {cost: found for cost in SHOWN if (found := results.at(name, cost))}
-    costs, spans = list(values), [[number for _, number in found] for found in values.values()]
-    colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-    axes.fill_between(costs, [min(span) for span in spans], [max(span) for span in spans], color=colour, alpha=0.15, lw=0)
+    costs = list(values)
+    spans = [[number for _, number in found] for found in values.values()]
+    colour = PALETTE[index % len(PALETTE)]
+    marker = MARKERS[index % len(MARKERS)]
+    axes.fill_between(
+        costs,
+        [min(span) for span in spans],
+        [max(span) for span in spans],
+        color=colour,
+        alpha=0.15,
+        lw=0,
+    )
     axes.plot(
         costs,
         [_mean(found) for found in values.values()],

@@ -1,4 +1,5 @@
-"""The demo's little bilingual language and its problems: English and Japanese sentences about counting things."""
+"""The demo's little bilingual language and its problems: English and Japanese sentences about
+counting things."""
 # ruff: noqa: RUF001 (the full-width question mark is Japanese)
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PEOPLE = (
 )  # fmt: skip
 THINGS = (
     Phrase("pears", "梨"), Phrase("books", "本"), Phrase("pencils", "鉛筆"), Phrase("balls", "玉"),
-    Phrase("stamps", "切手"), Phrase("stones", "石"), Phrase("sweets", "飴"), Phrase("roses", "薔薇"),
+    Phrase("stamps", "切手"), Phrase("stones", "石"), Phrase("sweets", "飴"), Phrase("roses", "薔薇"),  # noqa: E501
     Phrase("coins", "小銭"), Phrase("shells", "貝"), Phrase("cups", "茶碗"), Phrase("keys", "鍵"),
 )  # fmt: skip
 PLACES = (
@@ -44,13 +45,19 @@ SENTENCES = {
     "finds": Phrase("{who} finds {b} more .", "{who} は {b} 個 拾います 。"),
     "gives": Phrase("{who} gives {b} away .", "{who} は {b} 個 譲ります 。"),
     "loses": Phrase("{who} loses {b} of them .", "{who} は {b} 個 失くします 。"),
-    "also": Phrase("{other} has {b} {thing} too .", "{other} も {thing} を {b} 個 持って います 。"),
+    "also": Phrase(
+        "{other} has {b} {thing} too .", "{other} も {thing} を {b} 個 持って います 。"
+    ),
     "added": Phrase("{b} more are put there .", "そこ へ {b} 個 入れます 。"),
     "taken": Phrase("{b} are taken from there .", "そこ から {b} 個 出します 。"),
 }
 QUESTIONS = {
-    "now": Phrase("how many {thing} does {who} have now ?", "{who} の {thing} は 今 何個 です か ？"),
-    "together": Phrase("how many {thing} do they have together ?", "{thing} は 合わせて 何個 です か ？"),
+    "now": Phrase(
+        "how many {thing} does {who} have now ?", "{who} の {thing} は 今 何個 です か ？"
+    ),
+    "together": Phrase(
+        "how many {thing} do they have together ?", "{thing} は 合わせて 何個 です か ？"
+    ),
     "there": Phrase("how many {thing} are there now ?", "{place} の {thing} は 今 何個 です か ？"),
 }
 PROBLEMS = (
@@ -84,14 +91,20 @@ class Scene:
         """A scene with numbers between two bounds; none is taken away from a smaller one."""
         first, second, question, sign = rng.choice(PROBLEMS)
         who, other = rng.sample(PEOPLE, 2)
-        a, b = rng.randint(smallest, largest), rng.randint(smallest, largest)
+        a = rng.randint(smallest, largest)
+        b = rng.randint(smallest, largest)
         if sign < 0:
             a, b = max(a, b), min(a, b)
-        return cls(first, second, question, sign, who, other, rng.choice(THINGS), rng.choice(PLACES), a, b)
+        return cls(
+            first, second, question, sign, who, other, rng.choice(THINGS), rng.choice(PLACES), a, b
+        )
 
     def say(self, phrase: Phrase, language: Language) -> str:
         """A phrase about this scene."""
-        names = {name: getattr(getattr(self, name), language) for name in ("who", "other", "thing", "place")}
+        names = {
+            name: getattr(getattr(self, name), language)
+            for name in ("who", "other", "thing", "place")
+        }
         return str(getattr(phrase, language)).format(a=self.a, b=self.b, **names)
 
     def problem(self, language: Language) -> str:
@@ -108,7 +121,8 @@ class Scene:
 def problems(
     split: Split, count: int, *, seed: int = 0, text: Language = "ja", answer: Language = "ja"
 ) -> list[dict[str, str]]:
-    """Arithmetic problems that no training text contains, with numbers from 1 on: adding 0 is not calculating.
+    """Arithmetic problems that no training text contains, with numbers from 1 on: adding 0 is not
+    calculating.
 
     Args:
         split: which of three sets to draw from; no prompt is in two of them, whatever the seeds.
@@ -118,15 +132,20 @@ def problems(
         answer: language of the right answer.
 
     Returns:
-        One `{"prompt": ..., "answer": ..., "gloss": ...}` a problem: `"問題 : ... 答え :"`, `"答え は 7"`, and that in English.
-    """
+        One `{"prompt": ..., "answer": ..., "gloss": ...}` a problem: `"問題 : ... 答え :"`, `"答え は 7"`,
+        and that in English.
+    """  # noqa: E501
     rng = random.Random(f"{split}/{seed}/{text}")
     rows: dict[str, dict[str, str]] = {}
     while len(rows) < count:
         scene = Scene.draw(rng, 1, LARGEST)
         prompt = scene.problem(text)
         if split_of(prompt) == split:
-            rows[prompt] = {"prompt": prompt, "answer": scene.solution(answer), "gloss": _gloss(scene)}
+            rows[prompt] = {
+                "prompt": prompt,
+                "answer": scene.solution(answer),
+                "gloss": _gloss(scene),
+            }
     return list(rows.values())
 
 
@@ -137,9 +156,14 @@ def split_of(prompt: str) -> Split | None:
 
 
 def _gloss(scene: Scene) -> str:
-    """A problem as English is written: without the words around it, and without spaces before stops."""
+    """A problem as English is written: without the words around it, and without spaces before
+    stops."""
     before, _, after = QUESTION_FRAME.en.partition("{text}")
-    text = f"{scene.problem('en').removeprefix(before).removesuffix(after)} {scene.solution('en')} ."
+    text = (
+        f"{scene.problem('en').removeprefix(before).removesuffix(after)} {scene.solution('en')} ."
+    )
     names = "|".join(name.en for name in PEOPLE)
-    text = re.sub(rf"(?:^|(?<=[.?] ))[a-z]|\b(?:{names})\b", lambda word: word[0].capitalize(), text)
+    text = re.sub(
+        rf"(?:^|(?<=[.?] ))[a-z]|\b(?:{names})\b", lambda word: word[0].capitalize(), text
+    )
     return re.sub(r" (?=[.?])", "", text)

@@ -1,4 +1,5 @@
-"""The demo with pictures: its problems with drawn numbers, and a search that merges a model that sees them."""
+"""The demo with pictures: its problems with drawn numbers, and a search that merges a model that
+sees them."""
 
 from __future__ import annotations
 
@@ -35,17 +36,25 @@ _DIGITS = (
 
 
 def draw_number(number: int, rng: np.random.Generator) -> Image:
-    """A picture of a number: its digits somewhere on it, in two colours, with noise over all. RGB, `SIDE` by `SIDE`."""
+    """A picture of a number: its digits somewhere on it, in two colours, with noise over all. RGB,
+    `SIDE` by `SIDE`."""
     from PIL import Image
 
-    digits = [np.array([list(row) for row in _DIGITS[int(digit)].split()], dtype=int) for digit in str(number)]
-    written = np.concatenate([part for digit in digits for part in (digit, np.zeros((7, 1), dtype=int))], axis=1)[:, :-1]
+    digits = [
+        np.array([list(row) for row in _DIGITS[int(digit)].split()], dtype=int)
+        for digit in str(number)
+    ]
+    written = np.concatenate(
+        [part for digit in digits for part in (digit, np.zeros((7, 1), dtype=int))], axis=1
+    )[:, :-1]
     written = np.kron(written, np.ones((2, 2), dtype=int))
     height, width = written.shape
-    top, left = rng.integers(0, SIDE - height + 1), rng.integers(0, SIDE - width + 1)
+    top = rng.integers(0, SIDE - height + 1)
+    left = rng.integers(0, SIDE - width + 1)
     page = np.zeros((SIDE, SIDE, 1))
     page[top : top + height, left : left + width, 0] = written
-    dark, light = rng.integers(0, 90, 3), rng.integers(165, 256, 3)
+    dark = rng.integers(0, 90, 3)
+    light = rng.integers(165, 256, 3)
     pixels = np.where(page > 0, dark, light) + rng.normal(0, 20, (SIDE, SIDE, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
@@ -59,19 +68,23 @@ def picture_problems(
         split, count, seed, text, answer: As for `problems`.
 
     Returns:
-        What `problems` gives of each, with `IMAGE_TOKEN` where the pictures stand, and the pictures in that order.
+        What `problems` gives of each, with `IMAGE_TOKEN` where the pictures stand, and the pictures
+        in that order.
     """
     rng = np.random.default_rng([seed, *split.encode()])
     drawn = []
     for problem in problems(split, count, seed=seed, text=text, answer=answer):
         numbers = [int(word) for word in re.findall(r"\b\d+\b", problem["prompt"])]
         prompt = re.sub(r"\b\d+\b", IMAGE_TOKEN, problem["prompt"])
-        drawn.append(({**problem, "prompt": prompt}, [draw_number(number, rng) for number in numbers]))
+        drawn.append(
+            ({**problem, "prompt": prompt}, [draw_number(number, rng) for number in numbers])
+        )
     return drawn
 
 
 def write_picture_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
-    """Write the problems of each split as JSON lines, with their pictures in a folder beside the file."""
+    """Write the problems of each split as JSON lines, with their pictures in a folder beside the
+    file."""
     files = {split: folder / f"{split}.jsonl" for split in sizes}
     for split, file in files.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -86,10 +99,18 @@ def write_picture_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Pat
 
 
 def picture_config(
-    space: str, data: dict[str, Path], evaluations: int, seed: int = 0, family: Path = SPECIALISTS, sight: Path = SIGHT
+    space: str,
+    data: dict[str, Path],
+    evaluations: int,
+    seed: int = 0,
+    family: Path = SPECIALISTS,
+    sight: Path = SIGHT,
 ) -> SearchConfig:
-    """The demo's search of one space, in which the specialist that calculates, `sight`, sees the numbers."""
-    settings = demo_config(space, data, evaluations, seed, family).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    """The demo's search of one space, in which the specialist that calculates, `sight`, sees the
+    numbers."""
+    settings = demo_config(space, data, evaluations, seed, family).model_dump(
+        mode="json", by_alias=True, exclude_unset=True
+    )
     settings["about"] = f"{ABOUT[:-1]}, where the numbers are pictures."
     settings["sources"] = [{"model": str(sight), "component": "text"}, settings["sources"][0]]
     if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
@@ -97,16 +118,23 @@ def picture_config(
     else:
         settings["output"]["vocabulary"] = "tokenizer"
     settings["path"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
-    settings["data"] = {split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()}
+    settings["data"] = {
+        split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()
+    }
     return SearchConfig.model_validate(settings)
 
 
-def run_pictures(out: Path, *, family: Path, workers: int = 1, evaluations: int | None = None) -> list[Row]:
-    """Run the demo's three searches on problems with pictures, for a family that has a model `sight`; returns its table."""
+def run_pictures(
+    out: Path, *, family: Path, workers: int = 1, evaluations: int | None = None
+) -> list[Row]:
+    """Run the demo's three searches on problems with pictures, for a family that has a model
+    `sight`; returns its table."""
     data = write_picture_problems(out / "data", SIZES)
     results: dict[str, Result] = {}
     for space in SPACES:
-        config = picture_config(space, data, evaluations or EVALUATIONS, 0, family, family / "sight")
+        config = picture_config(
+            space, data, evaluations or EVALUATIONS, 0, family, family / "sight"
+        )
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     return comparison(results)

@@ -1,7 +1,8 @@
 """Makes the demo's model that sees, from the maths specialist of a family.
 
-Its language part is the maths specialist, not a weight changed. Before it stands a small vision transformer that was trained
-until what it makes of a picture of a number is the language part's own embedding of that number.
+Its language part is the maths specialist, not a weight changed. Before it stands a small vision
+transformer that was trained until what it makes of a picture of a number is the language part's own
+embedding of that number.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import LlavaForConditionalGeneration
 
-STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 128, 2e-3
+STEPS = 1500
+BATCH_SIZE = 128
+LEARNING_RATE = 2e-3
 
 
 def build_sight(text: Any, seed: int) -> LlavaForConditionalGeneration:
-    """A Llava around a language model of the demo; the seed decides the weights of its vision part, which is not trained."""
+    """A Llava around a language model of the demo; the seed decides the weights of its vision part,
+    which is not trained."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     words = text.config.vocab_size
@@ -39,10 +43,15 @@ def build_sight(text: Any, seed: int) -> LlavaForConditionalGeneration:
             table[words] = 0
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE, patch_size=SIDE
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=SIDE,
     )
     config = LlavaConfig(
-        text_config=text.config.to_dict(), vision_config=vision, vision_feature_layer=-1, image_token_index=words,
+        text_config=text.config.to_dict(), vision_config=vision, vision_feature_layer=-1, image_token_index=words,  # noqa: E501
         image_seq_length=1, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
@@ -51,16 +60,23 @@ def build_sight(text: Any, seed: int) -> LlavaForConditionalGeneration:
     return model
 
 
-def train_sight(model: LlavaForConditionalGeneration, *, seed: int, steps: int = STEPS, title: str = "sight") -> None:
-    """Train the vision part and the projector in place: a picture of a number becomes that number's embedding."""
+def train_sight(
+    model: LlavaForConditionalGeneration, *, seed: int, steps: int = STEPS, title: str = "sight"
+) -> None:
+    """Train the vision part and the projector in place: a picture of a number becomes that number's
+    embedding."""
     numbers = [str(number) for number in range(LARGEST + 1)]
     ids = {word: place for place, word in enumerate(vocabulary())}
     known: Any = model.get_input_embeddings()
     table = known.weight[[ids[number] for number in numbers]].detach().float()
-    parts = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+    parts = [
+        *model.model.vision_tower.parameters(),
+        *model.model.multi_modal_projector.parameters(),
+    ]
     optimizer = torch.optim.AdamW(parts, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    rng, images = np.random.default_rng(seed), processor()
+    rng = np.random.default_rng(seed)
+    images = processor()
     progress = tqdm(range(steps), desc=title, unit="step", disable=not title)
     for _ in progress:
         shown = rng.integers(0, LARGEST + 1, BATCH_SIZE)
@@ -74,11 +90,15 @@ def train_sight(model: LlavaForConditionalGeneration, *, seed: int, steps: int =
         progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
 
 
-def see(model: LlavaForConditionalGeneration, images: Any, pictures: Sequence[Image]) -> torch.Tensor:
+def see(
+    model: LlavaForConditionalGeneration, images: Any, pictures: Sequence[Image]
+) -> torch.Tensor:
     """What the model makes of pictures, shape (pictures, hidden size)."""
     pixels = images.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
     found = model.model.get_image_features(pixel_values=pixels)
-    return torch.cat(list(getattr(found, "pooler_output", found))).reshape(len(pictures), HIDDEN_SIZE)
+    return torch.cat(list(getattr(found, "pooler_output", found))).reshape(
+        len(pictures), HIDDEN_SIZE
+    )
 
 
 def processor() -> Any:
@@ -90,7 +110,7 @@ def processor() -> Any:
     size = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size)
     return LlavaProcessor(
-        images, tokenizer, patch_size=SIDE, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images, tokenizer, patch_size=SIDE, vision_feature_select_strategy="default", num_additional_image_tokens=1,  # noqa: E501
         image_token=IMAGE_TOKEN,
     )  # fmt: skip
 
@@ -107,7 +127,9 @@ def add_sight(family: Path, seed: int) -> None:
     """Train a family's model that sees, and save it in the family's folder ``sight``."""
     from transformers import AutoModelForCausalLM
 
-    text = AutoModelForCausalLM.from_pretrained(family / "maths", dtype=torch.float32, trust_remote_code=False)
+    text = AutoModelForCausalLM.from_pretrained(
+        family / "maths", dtype=torch.float32, trust_remote_code=False
+    )
     model = build_sight(text, seed)
     train_sight(model, seed=seed)
     save(model, family / "sight")

@@ -1,6 +1,8 @@
-"""The texts that the demo's specialists are trained on: their kinds, their vocabulary, and its tokenizer.
+"""The texts that the demo's specialists are trained on: their kinds, their vocabulary, and its
+tokenizer.
 
-Words and sentences are the demo's own (`language.py`). Which texts a model reads is decided in `train.py`.
+Words and sentences are the demo's own (`language.py`). Which texts a model reads is decided in
+`train.py`.
 """
 # ruff: noqa: RUF001 (the full-width question mark is Japanese)
 
@@ -43,7 +45,11 @@ FRAMES = {
     "translate": Phrase("translate : {text} answer :", "訳 : {text} 答え :"),
     "count": Phrase("count :", "数えて :"),
 }
-ANSWERS = {"number": NUMBER_ANSWER, "more": Phrase("more", "増えました"), "fewer": Phrase("fewer", "減りました")}
+ANSWERS = {
+    "number": NUMBER_ANSWER,
+    "more": Phrase("more", "増えました"),
+    "fewer": Phrase("fewer", "減りました"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ class TextKind:
     """A kind of text that a model can be trained on.
 
     Attributes:
-        task: what the text asks for. "solve" is the only one that calculates; "extract" asks for one of the
-            two numbers, "recall" how many the first sentence counts, the second being about somebody
-            else's things; "story" is plain text.
+        task: what the text asks for. "solve" is the only one that calculates; "extract" asks for
+            one of the two numbers, "recall" how many the first sentence counts, the second being
+            about somebody else's things; "story" is plain text.
         text: language of the two sentences; "mixed" draws it anew for each of them.
         asked: language of the question and of the words around it.
         answer: language of the answer.
@@ -84,13 +90,16 @@ def vocabulary() -> list[str]:
     phrases = [*PEOPLE, *THINGS, *PLACES]
     for table in (SENTENCES, ASKED, FRAMES, ANSWERS):
         phrases += table.values()
-    words = {word for phrase in phrases for text in phrase for word in text.split() if "{" not in word}
+    words = {
+        word for phrase in phrases for text in phrase for word in text.split() if "{" not in word
+    }
     words |= {str(number) for number in range(2 * LARGEST + 1)}
     return [*SPECIAL_TOKENS, *sorted(words)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer: one token a word, `<bos>` in front, no `<eos>` behind, pads on the left."""
+    """Word-level tokenizer: one token a word, `<bos>` in front, no `<eos>` behind, pads on the
+    left."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -98,7 +107,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     pad, bos, eos, unk = SPECIAL_TOKENS
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unk))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ids[bos])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, ids[bos])]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk,
         padding_side="left", model_max_length=64, clean_up_tokenization_spaces=False,
@@ -106,15 +117,19 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write(kind: TextKind, rng: random.Random) -> Example:
-    """Writes one text of a kind; arithmetic problems that belong to a split of `problems` are left out."""
+    """Writes one text of a kind; arithmetic problems that belong to a split of `problems` are left
+    out."""
     if kind.task == "word":
         word = rng.choice((*PEOPLE, *THINGS, *PLACES))
         frame = getattr(FRAMES["translate"], kind.asked)
         return Example(frame.format(text=getattr(word, kind.asked)), getattr(word, kind.answer))
     if kind.task == "count":
-        start, step = rng.randint(0, 2 * LARGEST - 4), rng.choice((1, -1))
+        start = rng.randint(0, 2 * LARGEST - 4)
+        step = rng.choice((1, -1))
         numbers = [str(number) for number in range(start, start + 5)][::step]
-        return Example(" ".join([getattr(FRAMES["count"], kind.asked), *numbers[:2]]), " ".join(numbers[2:]))
+        return Example(
+            " ".join([getattr(FRAMES["count"], kind.asked), *numbers[:2]]), " ".join(numbers[2:])
+        )
     example = _write_scene(kind, rng)
     while kind.task == "solve" and split_of(example.prompt) is not None:
         example = _write_scene(kind, rng)
@@ -123,7 +138,8 @@ def write(kind: TextKind, rng: random.Random) -> Example:
 
 def mixture(parts: Sequence[tuple[float, TextKind]], rng: random.Random) -> Iterator[Example]:
     """Endless texts; each is of a kind drawn with the weight that stands before it."""
-    weights, kinds = [weight for weight, _ in parts], [kind for _, kind in parts]
+    weights = [weight for weight, _ in parts]
+    kinds = [kind for _, kind in parts]
     while True:
         yield write(rng.choices(kinds, weights)[0], rng)
 
@@ -145,17 +161,24 @@ def _write_scene(kind: TextKind, rng: random.Random) -> Example:
     if kind.task == "story":
         return Example("", " ".join(sentences))
     if kind.task == "translate":
-        phrase = rng.choice((SENTENCES[scene.first], SENTENCES[scene.second], QUESTIONS[scene.question]))
+        phrase = rng.choice(
+            (SENTENCES[scene.first], SENTENCES[scene.second], QUESTIONS[scene.question])
+        )
         frame = getattr(FRAMES["translate"], kind.asked)
-        return Example(frame.format(text=scene.say(phrase, kind.asked)), scene.say(phrase, kind.answer))
-    question, right = scene.question, str(scene.a + scene.sign * scene.b)
+        return Example(
+            frame.format(text=scene.say(phrase, kind.asked)), scene.say(phrase, kind.answer)
+        )
+    question = scene.question
+    right = str(scene.a + scene.sign * scene.b)
     if kind.task == "recall":
-        question, right = "there" if scene.first == "holds" else "now", str(scene.a)
+        question = "there" if scene.first == "holds" else "now"
+        right = str(scene.a)
     if kind.task == "extract":
         question = rng.choice(("first", "second"))
         right = str(scene.a if question == "first" else scene.b)
     answer = getattr(ANSWERS["number"], kind.answer).format(x=right)
     if kind.task == "compare":
-        question, answer = "change", getattr(ANSWERS["more" if scene.sign > 0 else "fewer"], kind.answer)
+        question = "change"
+        answer = getattr(ANSWERS["more" if scene.sign > 0 else "fewer"], kind.answer)
     text = " ".join([*sentences, scene.say(ASKED[question], kind.asked)])
     return Example(getattr(FRAMES["question"], kind.asked).format(text=text), answer)

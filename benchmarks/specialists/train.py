@@ -1,8 +1,8 @@
 """Trains the demo's three tiny models.
 
 A base that reads both languages and calculates with small numbers only, and two fine-tunes of it:
-a maths specialist that answers everything in English, and a Japanese specialist that cannot calculate.
-The texts come from `texts.py`; the same seed gives the same weights on the same machine.
+a maths specialist that answers everything in English, and a Japanese specialist that cannot
+calculate. The texts come from `texts.py`; the same seed gives the same weights on the same machine.
 """
 
 import math
@@ -89,7 +89,8 @@ ENGLISH_ANSWERS = Course(
     layer_rates=_FRONT_FROZEN,
     outer_rate=0.0,
 )
-"""First course of the maths specialist: its last layers learn to answer in English, whatever is asked."""
+"""First course of the maths specialist: its last layers learn to answer in English, whatever is
+asked."""
 
 MATHS = Course(
     texts=(
@@ -120,7 +121,8 @@ JAPANESE = Course(
     learning_rate=1e-3,
     outer_rate=0.0,
 )
-"""The Japanese specialist reads, finds numbers and answers in Japanese; nothing it reads calculates."""
+"""The Japanese specialist reads, finds numbers and answers in Japanese; nothing it reads
+calculates."""
 
 SPECIALISTS = {"maths": (ENGLISH_ANSWERS, MATHS), "japanese": (JAPANESE,)}
 
@@ -131,8 +133,8 @@ def build_model(seed: int, *, layers: int = LAYERS) -> "LlamaForCausalLM":
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary()), hidden_size=HIDDEN_SIZE, intermediate_size=256, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,
+        vocab_size=len(vocabulary()), hidden_size=HIDDEN_SIZE, intermediate_size=256, num_hidden_layers=layers,  # noqa: E501
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,  # noqa: E501
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(config)
@@ -140,7 +142,9 @@ def build_model(seed: int, *, layers: int = LAYERS) -> "LlamaForCausalLM":
 
 def train(model: "LlamaForCausalLM", course: Course, *, seed: int, title: str = "") -> None:
     """Trains a model in place on a course; the seed decides the texts."""
-    optimizer = torch.optim.AdamW(_parameter_groups(model, course), betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, course), betas=(0.9, 0.98), weight_decay=0.01
+    )
     peaks = [group["lr"] for group in optimizer.param_groups]
     texts = mixture(course.texts, random.Random(seed))
     model.train()
@@ -159,7 +163,8 @@ def train(model: "LlamaForCausalLM", course: Course, *, seed: int, title: str = 
 
 
 def _parameter_groups(model: "LlamaForCausalLM", course: Course) -> list[dict[str, object]]:
-    """One group a layer and one for everything outside the layers; a factor of 0 freezes its group."""
+    """One group a layer and one for everything outside the layers; a factor of 0 freezes its
+    group."""
     layers = list(model.model.layers)
     rates = course.layer_rates or (1.0,) * len(layers)
     inside = [list(layer.parameters()) for layer in layers]
@@ -175,9 +180,13 @@ def _parameter_groups(model: "LlamaForCausalLM", course: Course) -> list[dict[st
 
 
 def backward(model: "LlamaForCausalLM", examples: list[Example]) -> float:
-    """Accumulates the gradient of one batch, shortest texts first, so that little of it is padding."""
+    """Accumulates the gradient of one batch, shortest texts first, so that little of it is
+    padding."""
     ids = _ids()
-    rows = [([ids["<bos>"], *_encode(e.prompt, ids)], [*_encode(e.answer, ids), ids["<eos>"]]) for e in examples]
+    rows = [
+        ([ids["<bos>"], *_encode(e.prompt, ids)], [*_encode(e.answer, ids), ids["<eos>"]])
+        for e in examples
+    ]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
     third = -(-len(rows) // 3)
     parts = [_pad(rows[start : start + third]) for start in range(0, len(rows), third)]
@@ -185,7 +194,9 @@ def backward(model: "LlamaForCausalLM", examples: list[Example]) -> float:
     loss = 0.0
     for tokens, weights in parts:
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
         part = (losses * weights.flatten()).sum() / total
         part.backward()
         loss += part.item()
@@ -193,7 +204,8 @@ def backward(model: "LlamaForCausalLM", examples: list[Example]) -> float:
 
 
 def _pad(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [rows, width], padded on the right, and the loss weights [rows, width - 1] of all but the first."""
+    """Token ids [rows, width], padded on the right, and the loss weights [rows, width - 1] of all
+    but the first."""
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     weights = torch.zeros(len(rows), width - 1)
@@ -214,19 +226,26 @@ def _encode(text: str, ids: Mapping[str, int]) -> list[int]:
 
 
 def family(seed: int) -> Iterator[tuple[str, "LlamaForCausalLM"]]:
-    """Trains the family of one seed; yields name and model of the base, then of its two specialists."""
+    """Trains the family of one seed; yields name and model of the base, then of its two
+    specialists."""
     base = build_model(seed)
     train(base, BASE, seed=seed, title="base")
     yield "base", base
     for number, (name, courses) in enumerate(SPECIALISTS.items(), 1):
         model = deepcopy(base)
         for stage, course in enumerate(courses, 1):
-            train(model, course, seed=1000 * number + 100 * stage + seed, title=f"{name} {stage}/{len(courses)}")
+            train(
+                model,
+                course,
+                seed=1000 * number + 100 * stage + seed,
+                title=f"{name} {stage}/{len(courses)}",
+            )
         yield name, model
 
 
 def save(model: "LlamaForCausalLM", folder: Path) -> None:
-    """Saves weights (bf16 safetensors), config, generation config and tokenizer, readable by everybody."""
+    """Saves weights (bf16 safetensors), config, generation config and tokenizer, readable by
+    everybody."""
     from transformers import GenerationConfig
 
     model = deepcopy(model).bfloat16()

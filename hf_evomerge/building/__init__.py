@@ -1,1 +1,2 @@
-"""Building: a recipe as a checkpoint that can be read, merged, routed or folded, and written to disk."""
+"""Building: a recipe as a checkpoint that can be read, merged, routed or folded, and written to
+disk."""

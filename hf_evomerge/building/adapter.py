@@ -1,8 +1,9 @@
 """A LoRA adapter as a result: the merge of adapters of one base, exact or of a fixed rank.
 
-Where a method adds weighted task vectors, and each is a product of two thin matrices, the sum is one too: ``A`` is all ``A_i``
-below each other, ``B`` all ``c_i s_i B_i`` beside each other. The base's weights are never read. A smaller rank is the best one
-of each module (Eckart and Young): QR of both matrices, SVD of the small core, in float64.
+Where a method adds weighted task vectors, and each is a product of two thin matrices, the sum is
+one too: ``A`` is all ``A_i`` below each other, ``B`` all ``c_i s_i B_i`` beside each other. The
+base's weights are never read. A smaller rank is the best one of each module (Eckart and Young): QR
+of both matrices, SVD of the small core, in float64.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Factors = tuple["Tensor", "Tensor"]
-"""Two float32 matrices whose product is added to a stored weight: rows of the weight x rank, and rank x columns."""
+"""Two float32 matrices whose product is added to a stored weight: rows of the weight x rank, and
+rank x columns."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ class AdapterCheckpoint(Checkpoint):
         modules: Modules that it changes, by the raw name of the weight.
         layers: Raw names of all weights of the base that are matrices.
         dtype: The dtype of its tensors.
-        measured: Weights whose energy is measured: all where a rank was given, and none of an exact adapter.
-        squares: Squared lengths of the change and of what the rank keeps of it, by weight, for those that were read.
+        measured: Weights whose energy is measured: all where a rank was given, and none of an exact
+            adapter.
+        squares: Squared lengths of the change and of what the rank keeps of it, by weight, for
+            those that were read.
     """
 
     base: SourceRef
@@ -77,12 +81,16 @@ class AdapterCheckpoint(Checkpoint):
 
     @abstractmethod
     def factors(self, name: str) -> Factors:
-        """Compute the two matrices whose product is added to a weight, and note in `squares` what the rank keeps."""
+        """Compute the two matrices whose product is added to a weight, and note in `squares` what
+        the rank keeps."""
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Dtype and shape of both matrices of every module, by peft's names."""
-        return {name: TensorInfo(STORED[self.dtype], shape) for name, (_, _, shape) in self._matrices.items()}
+        return {
+            name: TensorInfo(STORED[self.dtype], shape)
+            for name, (_, _, shape) in self._matrices.items()
+        }
 
     @cached_property
     def _matrices(self) -> dict[str, tuple[str, str, tuple[int, int]]]:
@@ -91,7 +99,11 @@ class AdapterCheckpoint(Checkpoint):
             module = self.modules[weight]
             outputs, inputs = module.shape[::-1] if module.transposed else module.shape
             for letter, shape in (("A", (module.rank, inputs)), ("B", (outputs, module.rank))):
-                found[f"base_model.model.{module.name}.lora_{letter}.weight"] = weight, letter, shape
+                found[f"base_model.model.{module.name}.lora_{letter}.weight"] = (
+                    weight,
+                    letter,
+                    shape,
+                )
         return found
 
     def stream(self, name: str) -> Iterator[Tensor]:
@@ -111,7 +123,10 @@ class AdapterCheckpoint(Checkpoint):
     @property
     def energy(self) -> dict[str, float]:
         """Energy (squared length) of each module's change that the rank keeps, as a share."""
-        return {self.modules[name].name: round(kept / whole, 6) if whole else 1.0 for name, (whole, kept) in self._all_squares}
+        return {
+            self.modules[name].name: round(kept / whole, 6) if whole else 1.0
+            for name, (whole, kept) in self._all_squares
+        }
 
     @property
     def _all_squares(self) -> list[tuple[str, tuple[float, float]]]:
@@ -123,24 +138,34 @@ class AdapterCheckpoint(Checkpoint):
     @property
     def kept(self) -> float:
         """Energy of the whole change that the rank keeps, as a share."""
-        whole, kept = (sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True))
+        whole, kept = (
+            sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True)
+        )
         return kept / whole if whole else 1.0
 
     def remark(self) -> str:
-        """Say which share of the energy the rank keeps, in all and in the module that loses most."""
+        """Say which share of the energy the rank keeps, in all and in the module that loses
+        most."""
         if not (energy := self.energy):
             return ""
         least = min(energy, key=lambda name: energy[name])
-        return f"rank {self._rank} keeps {self.kept:.1%} of the change's energy; least in {least}: {energy[least]:.1%}"
+        return (
+            f"rank {self._rank} keeps {self.kept:.1%} of the change's energy; least in {least}: "
+            f"{energy[least]:.1%}"
+        )
 
     @property
     def _rank(self) -> int:
         return max(module.rank for module in self.modules.values())
 
     def adapter_config(self) -> dict[str, Any]:
-        """Fields of ``adapter_config.json``. Every module has the scaling 1, also for programs that read no patterns."""
-        rank, named = self._rank, {module.name: module.rank for module in self.modules.values()}
-        others = {name.removesuffix(".weight"): 0 for name in self.layers if name not in self.modules}
+        """Fields of ``adapter_config.json``. Every module has the scaling 1, also for programs that
+        read no patterns."""
+        rank = self._rank
+        named = {module.name: module.rank for module in self.modules.values()}
+        others = {
+            name.removesuffix(".weight"): 0 for name in self.layers if name not in self.modules
+        }
         ranks = _by_last_part({**others, **named})
         pattern = {name: own for name, own in ranks.items() if own not in (0, rank)}
         architecture = str((self.config.architectures or [""])[0])
@@ -148,7 +173,9 @@ class AdapterCheckpoint(Checkpoint):
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM" if causal else None,
-            "auto_mapping": None if causal else {"base_model_class": architecture, "parent_library": "transformers"},
+            "auto_mapping": None
+            if causal
+            else {"base_model_class": architecture, "parent_library": "transformers"},
             "base_model_name_or_path": self.base.model,
             "revision": self.base.revision,
             "r": rank,
@@ -177,7 +204,8 @@ class AdapterCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class _Term:
-    """Part of one adapter in a module, with the factors of its rows: first row, last row + 1, number."""
+    """Part of one adapter in a module, with the factors of its rows: first row, last row + 1,
+    number."""
 
     source: Parent
     change: Change
@@ -189,7 +217,8 @@ class MergedAdapter(AdapterCheckpoint):
     """The merge of LoRA adapters of one base, as an adapter.
 
     Args:
-        recipe: The recipe; its ``rank`` is the largest of the result, which is exact where there is none.
+        recipe: The recipe; its ``rank`` is the largest of the result, which is exact where there is
+            none.
         merged: The recipe as a checkpoint.
 
     Raises:
@@ -200,8 +229,12 @@ class MergedAdapter(AdapterCheckpoint):
         if not isinstance(merged, Merged) or merged.plan.stack is not None:
             raise SourceError("a path, a stack of slices or a part of a model is no adapter")
         _check_method(merged)
-        self.merged, self.ref, self.tokenizer_source = merged, merged.ref, merged.tokenizer_source
-        self.chat_template, self.settings, self.dtype = merged.chat_template, merged.settings, recipe.dtype or "float32"
+        self.merged = merged
+        self.ref = merged.ref
+        self.tokenizer_source = merged.tokenizer_source
+        self.chat_template = merged.chat_template
+        self.settings = merged.settings
+        self.dtype = recipe.dtype or "float32"
         self.base = _common_base(merged)
         self._terms = dict(_terms(merged))
         if not self._terms:
@@ -212,8 +245,10 @@ class MergedAdapter(AdapterCheckpoint):
         super().__init__()
 
     def _module(self, name: str, rank: int | None) -> Module:
-        terms, shape = self._terms[name], self.merged.tensors[name].shape
-        change, total = terms[0].change, sum(term.rank for term in terms)
+        terms = self._terms[name]
+        shape = self.merged.tensors[name].shape
+        change = terms[0].change
+        total = sum(term.rank for term in terms)
         own = total if rank is None or total <= rank else min(rank, *shape)
         return Module(change.module, shape, own, change.transposed)
 
@@ -221,18 +256,24 @@ class MergedAdapter(AdapterCheckpoint):
         """The adapters' matrices beside each other, or the best of the rank."""
         import torch
 
-        lefts, rights = [], []
+        lefts = []
+        rights = []
         for term in self._terms[name]:
             assert term.source.adapter is not None  # it has changes
             left, right = term.source.adapter.scaled_factors(term.change)
             lefts.append(torch.cat([left[first:last] * share for first, last, share in term.runs]))
             rights.append(right)
-        left, right = torch.cat(lefts, dim=1), torch.cat(rights)
+        left = torch.cat(lefts, dim=1)
+        right = torch.cat(rights)
         if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
-            raise SourceError(f"{name}: the adapters have numbers too large to add up; look at their files")
+            raise SourceError(
+                f"{name}: the adapters have numbers too large to add up; look at their files"
+            )
         if (rank := self.modules[name].rank) == right.shape[0]:
             if self.measured:
-                exact = float(((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum())
+                exact = float(
+                    ((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum()
+                )
                 self.squares[name] = exact, exact
             return left, right
         left, right, squares = truncate(left, right, rank)
@@ -262,7 +303,8 @@ class MergedAdapter(AdapterCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """Warn of doubtful sources, and of a rank that a weight has no use for, or servers refuse."""
+        """Warn of doubtful sources, and of a rank that a weight has no use for, or servers
+        refuse."""
         lines = list(self.merged.warnings)
         for module in self.modules.values():
             if module.rank > min(512, *module.shape):
@@ -286,21 +328,34 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
         rank: The smaller rank.
 
     Returns:
-        Two float32 matrices of equal lengths, and all squared singular values, from the largest, in float64. The largest entry
-        of each column of the first is positive, so that signs are no matter of chance.
+        Two float32 matrices of equal lengths, and all squared singular values, from the largest, in
+        float64. The largest entry of each column of the first is positive, so that signs are no
+        matter of chance.
     """
     import torch
 
-    (rows, upper), (columns, lower) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().T)
+    (rows, upper), (columns, lower) = (
+        torch.linalg.qr(left.double()),
+        torch.linalg.qr(right.double().T),
+    )
     u, values, v = torch.linalg.svd(upper @ lower.T)
-    left, right, root = rows @ u[:, :rank], v[:rank] @ columns.T, values[:rank].sqrt()
+    left = rows @ u[:, :rank]
+    right = v[:rank] @ columns.T
+    root = values[:rank].sqrt()
     signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()[0]
-    return (left * (signs * root)).float(), ((signs * root)[:, None] * right).float(), values.square()
+    return (
+        (left * (signs * root)).float(),
+        ((signs * root)[:, None] * right).float(),
+        values.square(),
+    )
 
 
 def _check_method(merged: Merged) -> None:
-    """Raise `SourceError` unless the result is the base plus weighted task vectors, and all else is as in the base."""
-    method, plan, recipe = merged.plan.method, merged.plan, merged.recipe
+    """Raise `SourceError` unless the result is the base plus weighted task vectors, and all else is
+    as in the base."""
+    method = merged.plan.method
+    plan = merged.plan
+    recipe = merged.recipe
     if not method.is_sum:
         raise SourceError(f"{method.name} is not linear in what the adapters change")
     if not method.task_vectors and not plan.options["normalize"]:
@@ -314,7 +369,9 @@ def _common_base(merged: Merged) -> SourceRef:
     first = merged.plan.sources[0]
     base = first.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     for source in merged.sources:
-        if not source.same_folder(first) or (source is merged.plan.base and source.adapter is not None):
+        if not source.same_folder(first) or (
+            source is merged.plan.base and source.adapter is not None
+        ):
             raise SourceError(f"{source} is no adapter of {base}")
         if source.sentence.has_weights and source.sentence.folder != source.folder:
             raise SourceError(f"{source} has modules after the encoder of its own")
@@ -322,19 +379,27 @@ def _common_base(merged: Merged) -> SourceRef:
 
 
 def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
-    """The adapters that take part in each weight; raises `SourceError` where what one changes is no product."""
+    """The adapters that take part in each weight; raises `SourceError` where what one changes is no
+    product."""
     changed = [source.changes for source in merged.plan.sources]
     for name in sorted({name for changes in changed for name in changes}, key=tensor_order):
-        planned, terms = merged.planned[name], []
+        planned = merged.planned[name]
+        terms = []
         call = Call.of_tensor(name, planned.values, planned.options)
-        runs = [(first, last, _shares(here)) for first, last, here in call.runs(row_count(planned.info.shape))]
+        runs = [
+            (first, last, _shares(here))
+            for first, last, here in call.runs(row_count(planned.info.shape))
+        ]
         for number, (source, changes) in enumerate(zip(merged.plan.sources, changed, strict=True)):
             change = changes.get(name)
             if change is None:
                 continue
             if change.beyond or not planned.is_merged or classify(name)[2] == "experts":
                 more = change.beyond or "experts, or a router that is not merged"
-                raise SourceError(f"{source} changes {name} by more than a LoRA product of a merged linear layer ({more})")
+                raise SourceError(
+                    f"{source} changes {name} by more than a LoRA product of a merged linear "
+                    f"layer ({more})"
+                )
             own = [(first, last, shares[number]) for first, last, shares in runs]
             if any(share for _, _, share in own):
                 assert source.adapter is not None  # it has changes
@@ -349,7 +414,8 @@ def _shares(call: Call) -> list[float]:
 
 
 def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:
-    """The ranks by the ends of the modules' names, where all that end alike have one rank, and else by the whole names."""
+    """The ranks by the ends of the modules' names, where all that end alike have one rank, and else
+    by the whole names."""
     kinds: dict[str, set[int]] = {}
     for name, rank in ranks.items():
         kinds.setdefault(name.rpartition(".")[2], set()).add(rank)

@@ -1,4 +1,5 @@
-"""A recipe as a checkpoint, checked or written: the merged weights, the path through them, or both."""
+"""A recipe as a checkpoint, checked or written: the merged weights, the path through them, or
+both."""
 
 from __future__ import annotations
 
@@ -43,12 +44,14 @@ def build_model(
 ) -> Path:
     """Build the model of a recipe.
 
-    A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a ``flow`` part an
-    `EvoMergedForCausalLM`, or for vision-language models an `EvoMergedForImageTextToText`. Where the sources are LoRA
-    adapters of one base, and the method adds what they change, the result is an adapter. The recipe is saved beside the
-    weights, its sources at the commits that were read. Configs and headers are checked before any weights are downloaded. The
-    folder appears under its name only when it is whole; what an interrupted build had finished stays in a hidden folder beside
-    it, and the next build of the same recipe goes on from there. What is doubtful about the sources is logged.
+    A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a
+    ``flow`` part an `EvoMergedForCausalLM`, or for vision-language models an
+    `EvoMergedForImageTextToText`. Where the sources are LoRA adapters of one base, and the method
+    adds what they change, the result is an adapter. The recipe is saved beside the weights, its
+    sources at the commits that were read. Configs and headers are checked before any weights are
+    downloaded. The folder appears under its name only when it is whole; what an interrupted build
+    had finished stays in a hidden folder beside it, and the next build of the same recipe goes on
+    from there. What is doubtful about the sources is logged.
 
     Args:
         recipe: What to build.
@@ -56,19 +59,21 @@ def build_model(
         progress: Whether to show a progress bar.
         overwrite: Whether to replace a model that is there.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
-        trust_remote_code: Whether Python files that come with the sources may be run to read their configs; they are then
-            copied to the result.
-        whole: Whether to write the whole model. False: an adapter, or nothing. None: an adapter where it is one.
+        trust_remote_code: Whether Python files that come with the sources may be run to read their
+            configs; they are then copied to the result.
+        whole: Whether to write the whole model. False: an adapter, or nothing. None: an adapter
+            where it is one.
 
     Returns:
         The folder.
 
     Raises:
         RecipeError: The recipe names an unknown method or parameter.
-        SourceError: A source cannot be read, or the sources do not fit each other, or the result is no adapter.
+        SourceError: A source cannot be read, or the sources do not fit each other, or the result is
+            no adapter.
         PathError: The path names a layer that is not there, or cannot run.
-        EvoMergeError: The folder exists (with `overwrite`: and is no model, or is one of the sources), or another process is
-            building it.
+        EvoMergeError: The folder exists (with `overwrite`: and is no model, or is one of the
+            sources), or another process is building it.
 
     Example:
         >>> folder = build_model(Recipe.load("recipe.yaml"), "merged", progress=False)
@@ -84,7 +89,11 @@ def build_model(
 
     def finish(folder: Path) -> None:
         energy = checkpoint.energy if isinstance(checkpoint, MergedAdapter) else {}
-        write_build_record(folder, "; ".join(filter(None, (str(Ledger.of(checkpoint)), checkpoint.remark()))), energy or None)
+        write_build_record(
+            folder,
+            "; ".join(filter(None, (str(Ledger.of(checkpoint)), checkpoint.remark()))),
+            energy or None,
+        )
 
     return write_checkpoint(
         checkpoint,
@@ -97,19 +106,31 @@ def build_model(
     )
 
 
-def open_result(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None) -> Checkpoint:
-    """Open a recipe as the checkpoint that `build_model` writes, an adapter or a whole model; same arguments and errors."""
+def open_result(
+    recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None
+) -> Checkpoint:
+    """Open a recipe as the checkpoint that `build_model` writes, an adapter or a whole model; same
+    arguments and errors."""
     merged = open_recipe(recipe, trust_remote_code=trust_remote_code)
     check_tokenizer(merged.tokenizer_source)
     if recipe.rank is not None and whole:
-        raise RecipeError("rank: the whole model has none; take it out of the recipe, or let an adapter be written")
-    if whole or (whole is None and recipe.rank is None and all(source.adapter is None for source in merged.sources)):
+        raise RecipeError(
+            "rank: the whole model has none; take it out of the recipe, or let an adapter be "
+            "written"
+        )
+    if whole or (
+        whole is None
+        and recipe.rank is None
+        and all(source.adapter is None for source in merged.sources)
+    ):
         return merged
     try:
         return MergedAdapter(recipe, merged)
     except SourceError as error:
         if whole is False or recipe.rank is not None:
-            raise SourceError(f"the result is no adapter: {error}; write the whole model") from error
+            raise SourceError(
+                f"the result is no adapter: {error}; write the whole model"
+            ) from error
         logger.info("the whole model is written, as the result is no adapter: %s", error)
         return merged
 
@@ -144,8 +165,11 @@ class RecipeCheck:
         return "\n".join([f"fine: {self.summary}", *(f"warning: {line}" for line in self.warnings)])
 
 
-def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None) -> RecipeCheck:
-    """Check a recipe and its sources from configs and headers, without building and without downloading weights.
+def check_recipe(
+    recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None
+) -> RecipeCheck:
+    """Check a recipe and its sources from configs and headers, without building and without
+    downloading weights.
 
     Args:
         recipe: What to check.
@@ -161,14 +185,26 @@ def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool
         fine: ...
     """
     checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
-    own = checkpoint.dtype if isinstance(checkpoint, MergedAdapter) else recipe.dtype or checkpoint.config.dtype
-    return RecipeCheck(f"{checkpoint}, as {str(own).removeprefix('torch.')}", checkpoint.warnings, Ledger.of(checkpoint))
+    own = (
+        checkpoint.dtype
+        if isinstance(checkpoint, MergedAdapter)
+        else recipe.dtype or checkpoint.config.dtype
+    )
+    return RecipeCheck(
+        f"{checkpoint}, as {str(own).removeprefix('torch.')}",
+        checkpoint.warnings,
+        Ledger.of(checkpoint),
+    )
 
 
 def open_recipe(
-    recipe: Recipe, *, trust_remote_code: bool = False, opened: Callable[[SourceRef], Parent] | None = None
+    recipe: Recipe,
+    *,
+    trust_remote_code: bool = False,
+    opened: Callable[[SourceRef], Parent] | None = None,
 ) -> Checkpoint:
-    """The model of a recipe as a checkpoint that can be read, inspected or written; see `build_model` for what it raises.
+    """The model of a recipe as a checkpoint that can be read, inspected or written; see
+    `build_model` for what it raises.
 
     Of repositories only small files are fetched, and headers of weights.
 
@@ -182,7 +218,9 @@ def open_recipe(
         >>> checkpoint.read("model.norm.weight").shape  # one merged tensor; nothing is written
         torch.Size([16])
     """
-    recipe, sources, base = _parents(recipe, opened or partial(open_source, trust_remote_code=trust_remote_code))
+    recipe, sources, base = _parents(
+        recipe, opened or partial(open_source, trust_remote_code=trust_remote_code)
+    )
     merge = _merge(recipe, sources, base) if recipe.merge is not None else None
     if recipe.flow is None:
         assert merge is not None  # a recipe has at least one part
@@ -192,33 +230,47 @@ def open_recipe(
         recipe.flow,
         merge,
         dtype=recipe.dtype,
-        tokenizer=base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer],
+        tokenizer=base
+        if recipe.tokenizer == "base"
+        else None
+        if recipe.tokenizer is None
+        else sources[recipe.tokenizer],
         processor=None if recipe.processor is None else sources[recipe.processor],
         chat_template=recipe.chat_template,
     )
 
 
 def open_merge(recipe: Recipe, opened: Callable[[SourceRef], Parent]) -> Merged:
-    """The merge of a recipe alone: without the model that a part is put into, and without a path. See `open_recipe`."""
+    """The merge of a recipe alone: without the model that a part is put into, and without a path.
+    See `open_recipe`."""
     return _merge(*_parents(recipe, opened)).merged
 
 
-def _parents(recipe: Recipe, opened: Callable[[SourceRef], Parent]) -> tuple[Recipe, dict[int, Parent], Parent | None]:
-    """The sources that a recipe uses by their numbers, and its base, as the parts that take part; and the recipe's template."""
+def _parents(
+    recipe: Recipe, opened: Callable[[SourceRef], Parent]
+) -> tuple[Recipe, dict[int, Parent], Parent | None]:
+    """The sources that a recipe uses by their numbers, and its base, as the parts that take part;
+    and the recipe's template."""
     used = set(range(len(recipe.sources)))
     if recipe.flow is None:
         named = (recipe.tokenizer, recipe.processor, *(recipe.components or {}).values())
         used = {*recipe.merge_sources, *(number for number in named if isinstance(number, int))}
         if recipe.dtype is None:
-            used.add(0)  # the dtype of the result is the first source's, also where it is not merged
+            used.add(
+                0
+            )  # the dtype of the result is the first source's, also where it is not merged
     sources = {number: opened(recipe.sources[number]) for number in sorted(used)}
     base = opened(recipe.base) if recipe.base is not None else None
     if recipe.chat_template == "auto":
-        chosen = most_common_template(source.beside for source in [*sources.values(), *([base] if base is not None else [])])
+        chosen = most_common_template(
+            source.beside for source in [*sources.values(), *([base] if base is not None else [])]
+        )
         recipe = recipe.model_copy(update={"chat_template": chosen})
     if recipe.has_components:
         numbers = recipe.merge_sources if recipe.flow is None else list(sources)
-        parts = as_parts([*(sources[number] for number in numbers), *([base] if base is not None else [])])
+        parts = as_parts(
+            [*(sources[number] for number in numbers), *([base] if base is not None else [])]
+        )
         sources |= dict(zip(numbers, parts, strict=False))
         base = parts[-1] if base is not None else None
         if recipe.flow is not None:
@@ -227,11 +279,13 @@ def _parents(recipe: Recipe, opened: Callable[[SourceRef], Parent]) -> tuple[Rec
 
 
 def _check_widest(parts: Sequence[Parent], embedding: Parent | None) -> None:
-    """Raise `SourceError` where the embeddings are a plain language model's, and the path runs through a wider one."""
+    """Raise `SourceError` where the embeddings are a plain language model's, and the path runs
+    through a wider one."""
     wider = next((part for part in parts if not part.is_whole), None)
     if wider is not None and embedding is not None and embedding.is_whole:
         raise SourceError(
-            f"flow.embedding_source: {embedding} is all text, and {wider} is more; give that of the model whose class the "
+            f"flow.embedding_source: {embedding} is all text, and {wider} is more; give that "
+            "of the model whose class the "
             "result has"
         )
 

@@ -1,4 +1,5 @@
-"""Extract a LoRA adapter from a whole fine-tune: the best part of a rank of every linear weight's change.
+"""Extract a LoRA adapter from a whole fine-tune: the best part of a rank of every linear weight's
+change.
 
 Nothing else is in such an adapter: what changed in norms, embeddings and biases is lost, and named.
 """
@@ -58,7 +59,8 @@ def extract_adapter(
         EvoMergeError: The folder exists, or the rank is less than 1.
 
     Example:
-        >>> print(extract_adapter("japanese", "base", "japanese-lora", rank=4, progress=False))  # doctest: +ELLIPSIS
+        >>> report = extract_adapter("japanese", "base", "japanese-lora", rank=4, progress=False)
+        >>> print(report)  # doctest: +ELLIPSIS
         layer...
     """
     check_target(Path(out), overwrite=overwrite)
@@ -68,7 +70,14 @@ def extract_adapter(
     def finish(folder: Path) -> None:
         write_build_record(folder, f"the change from {models[1]} to {models[0]}", adapter.energy)
 
-    write_checkpoint(adapter, out, max_shard_size=sys.maxsize, overwrite=overwrite, progress=progress, finish=finish)
+    write_checkpoint(
+        adapter,
+        out,
+        max_shard_size=sys.maxsize,
+        overwrite=overwrite,
+        progress=progress,
+        finish=finish,
+    )
     return adapter
 
 
@@ -91,10 +100,19 @@ class ExtractedAdapter(AdapterCheckpoint):
             raise EvoMergeError(f"rank: an adapter has at least 1, not {rank}")
         check_mergeable([source], base)
         if base.adapter is not None:
-            raise SourceError(f"--base: {base} is a model with an adapter, which the result could not name; merge it first")
-        self.ref, self.tokenizer_source, self.base, self.dtype = source.ref, source, base.pinned, dtype
-        self._source, self._base, self.settings = source, base, (rank, dtype)
-        unchanged, linear = unchanged_tensors(source, base), linear_layers(base)
+            raise SourceError(
+                f"--base: {base} is a model with an adapter, which the result could not "
+                "name; merge it first"
+            )
+        self.ref = source.ref
+        self.tokenizer_source = source
+        self.base = base.pinned
+        self.dtype = dtype
+        self._source = source
+        self._base = base
+        self.settings = (rank, dtype)
+        unchanged = unchanged_tensors(source, base)
+        linear = linear_layers(base)
         changed = [name for name in sorted(base.tensors, key=tensor_order) if name not in unchanged]
         lost = [name for name in changed if name not in linear]
         self.lost = {name: (float(self._change(name).square().sum()), 0.0) for name in lost}
@@ -105,12 +123,15 @@ class ExtractedAdapter(AdapterCheckpoint):
                 (module, transposed), shape = linear[name], base.tensors[name].shape
                 self.modules[name] = Module(module, shape, min(rank, *shape), transposed)
         if not self.modules:
-            raise SourceError(f"{source}: no linear weight differs from {base}; there is nothing to extract")
+            raise SourceError(
+                f"{source}: no linear weight differs from {base}; there is nothing to extract"
+            )
         self.measured = list(self.modules)
         super().__init__()
 
     def factors(self, name: str) -> Factors:
-        """Truncate the SVD of a change, found by a block Krylov method from fixed random directions.
+        """Truncate the SVD of a change, found by a block Krylov method from fixed random
+        directions.
 
         The space of the rows of ``R A``, ``R A (A'A)``, ``R A (A'A)^2``, ... grows by a block until
         the energy of the best `rank` directions in it stands. Other than subspace iteration, which
@@ -119,17 +140,23 @@ class ExtractedAdapter(AdapterCheckpoint):
         """
         import torch
 
-        change, rank = self._change(name), self.modules[name].rank
-        directions, width, energy = min(change.shape), rank + 8, 0.0
+        change = self._change(name)
+        rank = self.modules[name].rank
+        directions = min(change.shape)
+        width = rank + 8
+        energy = 0.0
         random = torch.Generator().manual_seed(0)
         block = change.T @ torch.randn(len(change), width, generator=random, dtype=change.dtype)
-        basis, image = block[:, :0], change[:, :0]  # orthonormal columns, and what A makes of them
+        basis = block[:, :0]
+        image = change[:, :0]  # orthonormal columns, and what A makes of them
         for start in range(0, directions, width):
             joined = torch.cat([basis, block[:, : directions - start]], 1)
             block = torch.linalg.qr(joined)[0][:, start:]  # orthonormal also where nothing is new
             moved = change @ block
-            basis, image = torch.cat([basis, block], 1), torch.cat([image, moved], 1)
-            before, energy = energy, float(torch.linalg.eigvalsh(image.T @ image)[-rank:].sum())
+            basis = torch.cat([basis, block], 1)
+            image = torch.cat([image, moved], 1)
+            before = energy
+            energy = float(torch.linalg.eigvalsh(image.T @ image)[-rank:].sum())
             if energy - before <= _STANDS * energy:
                 break
             block = change.T @ moved
@@ -168,17 +195,31 @@ class ExtractedAdapter(AdapterCheckpoint):
         """Table of the energy that is kept, by kind of layer, as shares of the whole change's."""
         rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
         for name, pair in [*self._all_squares, *self.lost.items()]:
-            kind = name.removesuffix(".weight").rpartition(".")[2] + (" (lost)" if name in self.lost else "")
+            kind = name.removesuffix(".weight").rpartition(".")[2] + (
+                " (lost)" if name in self.lost else ""
+            )
             for key in (kind, "total"):
                 rows[key] = [have + more for have, more in zip(rows[key], (1, *pair), strict=True)]
         rows["total"] = whole = rows.pop("total")
         width = max(len(kind) for kind in rows)
-        lines = [f"{kind:{width}}  {n:7}  {own / whole[1]:13.1%}  {kept / own:6.1%}" for kind, (n, own, kept) in rows.items()]
+        lines = [
+            f"{kind:{width}}  {n:7}  {own / whole[1]:13.1%}  {kept / own:6.1%}"
+            for kind, (n, own, kept) in rows.items()
+        ]
         return "\n".join([f"{'layer':{width}}  weights  of the change    kept", *lines])
 
 
 def linear_layers(base: Parent) -> dict[str, tuple[str, bool]]:
-    """The weights of linear layers, by raw name: the module's name in the model, and whether it stores its inputs as rows."""
-    modules = {raw: live.removesuffix(".weight") for raw, live in base.layout.modules.items() if live.endswith(".weight")}
+    """The weights of linear layers, by raw name: the module's name in the model, and whether it
+    stores its inputs as rows."""
+    modules = {
+        raw: live.removesuffix(".weight")
+        for raw, live in base.layout.modules.items()
+        if live.endswith(".weight")
+    }
     linear = base.layout.linear
-    return {raw: (module, linear[module]) for raw, module in modules.items() if module in linear and raw in base.tensors}
+    return {
+        raw: (module, linear[module])
+        for raw, module in modules.items()
+        if module in linear and raw in base.tensors
+    }

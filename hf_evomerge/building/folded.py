@@ -1,4 +1,5 @@
-"""A merged model as a plain checkpoint: its scales are multiplied into the weights, for programs that run no custom code.
+"""A merged model as a plain checkpoint: its scales are multiplied into the weights, for programs
+that run no custom code.
 
 Knows arithmetic; which tensors it concerns is found in ``modeling/blocks_evo_merged.py``.
 """
@@ -43,32 +44,41 @@ class _Factors(NamedTuple):
 
 
 class Folded(PlannedCheckpoint):
-    """A merged model as a plain one of the source architecture: every hop is a layer of its own, the scales are in the weights.
+    """A merged model as a plain one of the source architecture: every hop is a layer of its own,
+    the scales are in the weights.
 
-    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the
-      embeddings by beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
-    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model
-      carries y. What hop k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0.
-      The embeddings stay as they are, tied or not. Exact but for the norms' epsilon.
+    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is
+      multiplied by beta_k, the embeddings by beta_0. Exact. Embeddings that are scaled and tied to
+      the head are untied.
+    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k *
+      y_k``, the plain model carries y. What hop k writes to the stream is divided by c_k, and the
+      norms that read it change their sign where c_k < 0. The embeddings stay as they are, tied or
+      not. Exact but for the norms' epsilon.
 
-    Products are formed in float64 and rounded once, to the dtype that is written. A layer that runs twice is written twice.
+    Products are formed in float64 and rounded once, to the dtype that is written. A layer that runs
+    twice is written twice.
 
     Args:
         model: The merged model: one on disk, or a `Routed`.
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
 
     Raises:
-        PathError: The path or its scales have no plain equal: several terms in a hop, a weight other than 1, a zero in the
-            stream.
-        SourceError: It is no merged model, its architecture cannot be folded, or a tensor is missing.
+        PathError: The path or its scales have no plain equal: several terms in a hop, a weight
+            other than 1, a zero in the stream.
+        SourceError: It is no merged model, its architecture cannot be folded, or a tensor is
+            missing.
         EvoMergeError: The dtype is unknown.
     """
 
     def __init__(self, model: Checkpoint, dtype: str | None = None) -> None:
         if dtype is not None and dtype not in get_args(Dtype):
-            raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}")
-        self.ref, self.tokenizer_source = model.ref, model.tokenizer_source
-        self.model, self.settings = model, (dtype, *model.settings)
+            raise EvoMergeError(
+                f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}"
+            )
+        self.ref = model.ref
+        self.tokenizer_source = model.tokenizer_source
+        self.model = model
+        self.settings = (dtype, *model.settings)
         merged = _merged_config(model)
         self.has_parts = merged.has_parts
         self._config = _plain_config(merged, dtype)
@@ -88,20 +98,27 @@ class Folded(PlannedCheckpoint):
     def origin(self, name: str) -> Origin:
         """Return the origin of the merged model's tensor."""
         origin = super().origin(name)
-        return origin if name not in self._changes or origin.kind == "merged" else replace(origin, kind="scaled")
+        return (
+            origin
+            if name not in self._changes or origin.kind == "merged"
+            else replace(origin, kind="scaled")
+        )
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Read one tensor; what is multiplied is multiplied in float64 and rounded once."""
         import torch
 
-        planned, change = self.planned[name], self._changes.get(name)
+        planned = self.planned[name]
+        change = self._changes.get(name)
         wanted = torch_dtype(planned.info.dtype)
         for values in self.model.stream(planned.inputs[0][1]):
             if change is not None:
                 values = (values.double() + change.offset) * change.factor - change.offset
             values = values if wanted is None else values.to(wanted)
             if change is not None and not bool(torch.isfinite(values).all()):
-                raise EvoMergeError(f"{name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
+                raise EvoMergeError(
+                    f"{name}: does not fit into {wanted} once it is multiplied by {change.factor:g}"
+                )
             yield values
 
     def doubts(self) -> list[str]:
@@ -127,7 +144,8 @@ def fold(
     progress: bool = True,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code: see `Folded`.
+    """Write a merged model as a plain checkpoint of the source architecture, which needs no custom
+    code: see `Folded`.
 
     Args:
         model: The folder of the merged model, or its repository on the Hub.
@@ -143,7 +161,8 @@ def fold(
 
     Raises:
         PathError: The path or its scales have no plain equal.
-        SourceError: The folder is not a merged model, its architecture cannot be folded, or a tensor is missing.
+        SourceError: The folder is not a merged model, its architecture cannot be folded, or a
+            tensor is missing.
         EvoMergeError: An argument is wrong, or a weight does not fit into the dtype.
 
     Example:
@@ -151,7 +170,9 @@ def fold(
         PosixPath('my-search/plain')
     """
     folded = Folded(open_source(str(model), trust_remote_code=trust_remote_code), dtype)
-    return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
+    return write_checkpoint(
+        folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress
+    )
 
 
 def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
@@ -163,24 +184,38 @@ def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
     for position, hop in enumerate(config.hops):
         text = f"path[{position}]: {config.path[position]!r}"
         if len(hop) > 1:
-            raise PathError(f"{text} sums {len(hop)} layers; no plain model does that, so the path cannot be folded")
+            raise PathError(
+                f"{text} sums {len(hop)} layers; no plain model does that, so the path "
+                "cannot be folded"
+            )
         if hop[0][2] != 1:
-            raise PathError(f"{text} has a weight other than 1, which cannot be folded; say it with the scales instead")
+            raise PathError(
+                f"{text} has a weight other than 1, which cannot be folded; say it with the "
+                "scales instead"
+            )
     if config.scale_target == "mlp_delta":
         return [_Factors(last=float(scale)) for scale in [*config.scales[1:], 1.0]]
-    factors, product = [], 1.0
+    factors = []
+    product = 1.0
     for position, scale in enumerate(config.scales):
         product *= scale
         if scale == 0:
-            raise PathError(f"scales[{position}]: 0 wipes out the stream, the input with it; no plain model does that")
+            raise PathError(
+                f"scales[{position}]: 0 wipes out the stream, the input with it; no plain "
+                "model does that"
+            )
         if not sys.float_info.min <= abs(product) <= sys.float_info.max:
-            raise PathError(f"scales[{position}]: the product of the scales up to this one is {product}, which is out of range")
+            raise PathError(
+                f"scales[{position}]: the product of the scales up to this one is {product}, "
+                "which is out of range"
+            )
         factors.append(_Factors(1 / product, 1 / product, math.copysign(1.0, product), product))
     return factors
 
 
 def _embedding_factor(config: EvoMergedConfig) -> float:
-    """Return the factor of the embeddings: 1 in the stream, where the scale of the first hop is in every c_k."""
+    """Return the factor of the embeddings: 1 in the stream, where the scale of the first hop is in
+    every c_k."""
     return float(config.scales[0]) if config.scale_target == "mlp_delta" else 1.0
 
 
@@ -190,15 +225,21 @@ def _merged_config(source: Checkpoint) -> EvoMergedConfig:
 
     config = source.config
     if not isinstance(config, EvoMergedConfig):
-        raise SourceError(f"{source}: a plain {config.model_type!r} already, with no path to fold; use it as it is")
+        raise SourceError(
+            f"{source}: a plain {config.model_type!r} already, with no path to fold; use it "
+            "as it is"
+        )
     hop_factors(config)
     if getattr(config, "quantization_config", None) is not None:
-        raise SourceError(f"{source}: quantised weights cannot be folded; give the unquantised model")
+        raise SourceError(
+            f"{source}: quantised weights cannot be folded; give the unquantised model"
+        )
     return config
 
 
 def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfig:
-    """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
+    """The configuration of the result: its lists with one entry per layer are in the order of the
+    hops already."""
     import torch
 
     from ..modeling.sources_evo_merged import decoder_of
@@ -209,7 +250,8 @@ def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfi
     if _embedding_factor(config) != 1:
         if config.has_parts:
             raise PathError(
-                f"scales[0]: {config.scales[0]} multiplies pictures as well as words, and a plain {plain.model_type!r} has no "
+                f"scales[0]: {config.scales[0]} multiplies pictures as well as words, and a "
+                f"plain {plain.model_type!r} has no "
                 "place for that; with mlp_delta only a first scale of 1 can be folded here"
             )
         plain.tie_word_embeddings = False
@@ -232,11 +274,14 @@ def _describe_windows(plain: PreTrainedConfig) -> None:
     if not kinds:
         return
     if getattr(plain, "max_window_layers", None) is not None:
-        plain.max_window_layers = next((layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"), len(kinds))
+        plain.max_window_layers = next(
+            (layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"), len(kinds)
+        )
     fields = {name: value for name, value in plain.to_dict().items() if name != "layer_types"}
     if list(getattr(type(plain)(**fields), "layer_types", None) or kinds) != list(kinds):
         logger.warning(
-            "layer_types: the path does not keep the order of the architecture's kinds of layers; a program that does not read "
+            "layer_types: the path does not keep the order of the architecture's kinds of "
+            "layers; a program that does not read "
             "this list from config.json, such as llama.cpp, computes something else"
         )
 
@@ -244,14 +289,18 @@ def _describe_windows(plain: PreTrainedConfig) -> None:
 def _plan(
     source: Checkpoint, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None
 ) -> tuple[dict[str, Planned], dict[str, Change]]:
-    """Find every tensor of the result in the headers of the merged model, and what becomes of it."""
+    """Find every tensor of the result in the headers of the merged model, and what becomes of
+    it."""
     import torch
 
     from ..modeling.origins import as_written, saved_tensors
 
     with torch.device("meta"):
         model = _plain_class(config)(plain)
-    shapes = {name: tuple(tensor.shape) for name, tensor in as_written(model, saved_tensors(model)).items()}
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in as_written(model, saved_tensors(model)).items()
+    }
     hops = list(_hop_names(config, _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
@@ -261,9 +310,15 @@ def _plan(
     for name, stored in _stored_names(config, model, shapes, hops).items():
         info = source.tensors.get(stored)
         if info is None:
-            raise SourceError(f"{source}: no tensor called {stored}; save the model again with the installed transformers")
+            raise SourceError(
+                f"{source}: no tensor called {stored}; save the model again with the "
+                "installed transformers"
+            )
         if info.shape != shapes[name]:
-            raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shapes[name])}")
+            raise SourceError(
+                f"{source}: {stored} has shape {list(info.shape)}, but must have "
+                f"{list(shapes[name])}"
+            )
         if name in changes and not info.is_float:
             raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
         plan[name] = Planned.copy(source, stored, None if kept & set(name.split(".")) else dtype)
@@ -276,7 +331,8 @@ def _weight_of(model: PreTrainedModel, module: Any) -> str:
 
 
 def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
-    """Return the start of the names of the layers' tensors, up to the layer's number, as ``save_pretrained`` writes them."""
+    """Return the start of the names of the layers' tensors, up to the layer's number, as
+    ``save_pretrained`` writes them."""
     from ..modeling.modeling_evo_merged import find_layers
     from ..modeling.origins import written_layers
 
@@ -284,8 +340,11 @@ def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
     return written_layers(model, model.state_dict(), f"{prefix}0.") or prefix
 
 
-def _hop_names(config: EvoMergedConfig, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int, str, str]]:
-    """Yield for each tensor of the layers its name, hop, name within the layer, and the name under which it is stored."""
+def _hop_names(
+    config: EvoMergedConfig, prefix: str, names: Iterable[str]
+) -> Iterator[tuple[str, int, str, str]]:
+    """Yield for each tensor of the layers its name, hop, name within the layer, and the name under
+    which it is stored."""
     for name in names:
         if name.startswith(prefix):
             hop, _, rest = name.removeprefix(prefix).partition(".")
@@ -293,7 +352,10 @@ def _hop_names(config: EvoMergedConfig, prefix: str, names: Iterable[str]) -> It
 
 
 def _stored_names(
-    config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str], hops: Iterable[tuple[str, int, str, str]]
+    config: EvoMergedConfig,
+    model: PreTrainedModel,
+    names: Iterable[str],
+    hops: Iterable[tuple[str, int, str, str]],
 ) -> dict[str, str]:
     """Under which name the merged checkpoint holds each tensor of the result."""
     stored = {name: f"model.{name}" for name in names}
@@ -305,11 +367,13 @@ def _stored_names(
 
 
 def _changes(config: EvoMergedConfig, model: PreTrainedModel) -> dict[str, Change]:
-    """Fold the embeddings, the tensors of each layer, and the final norm; by the names that are written."""
+    """Fold the embeddings, the tensors of each layer, and the final norm; by the names that are
+    written."""
     from ..modeling.origins import as_written, saved_tensors
 
     parameters = _parameter_changes(config, model)
-    state, written = saved_tensors(model), {}
+    state = saved_tensors(model)
+    written = {}
     for change in set(parameters.values()):
         alike = {name: state[name] for name, other in parameters.items() if other == change}
         written.update(dict.fromkeys(as_written(model, alike), change))
@@ -330,27 +394,42 @@ def _parameter_changes(config: EvoMergedConfig, model: PreTrainedModel) -> dict[
     sight = getattr(config.text_config, "vision_config", None)
     if config.scale_target == "stream" and getattr(sight, "deepstack_visual_indexes", None):
         raise PathError(
-            f"scales: {config.text_config.model_type!r} adds pictures to the stream behind its first layers too, where a plain "
+            f"scales: {config.text_config.model_type!r} adds pictures to the stream behind "
+            "its first layers too, where a plain "
             "model cannot scale them; take scale_target: mlp_delta, or no scales"
         )
-    factors, layers = hop_factors(config), find_layers(model, len(config.path))
-    parts = [(f"{layers}.{hop}.", layout, factors[hop]) for hop, layout in enumerate(layouts.blocks)]
-    around, first = layers.removesuffix(layouts.layers), _embedding_factor(config)
-    parts += [(around, layouts.embeddings, _Factors(first, first)), (around, layouts.final, factors[-1])]
+    factors = hop_factors(config)
+    layers = find_layers(model, len(config.path))
+    parts = [
+        (f"{layers}.{hop}.", layout, factors[hop]) for hop, layout in enumerate(layouts.blocks)
+    ]
+    around = layers.removesuffix(layouts.layers)
+    first = _embedding_factor(config)
+    parts += [
+        (around, layouts.embeddings, _Factors(first, first)),
+        (around, layouts.final, factors[-1]),
+    ]
     changes: dict[str, Change] = {}
     for prefix, layout, factor in parts:
-        if layout.refusal and factor._replace(last=1.0) != _Factors():  # the last branch is proved by itself
-            raise SourceError(f"text_config.model_type: {kind!r} cannot be folded with these scales; {layout.refusal}")
+        if (
+            layout.refusal and factor._replace(last=1.0) != _Factors()
+        ):  # the last branch is proved by itself
+            raise SourceError(
+                f"text_config.model_type: {kind!r} cannot be folded with these scales; "
+                f"{layout.refusal}"
+            )
         if layout.unsigned and factor.sign < 0:
             raise SourceError(
-                f"scales: their product is negative, and {prefix}{layout.unsigned} has no weight that could be negated"
+                f"scales: their product is negative, and {prefix}{layout.unsigned} has no "
+                "weight that could be negated"
             )
         changes |= {f"{prefix}{name}": change for name, change in layout.changes(*factor).items()}
     return changes
 
 
 def _say_whether_bos(folder: Path) -> None:
-    """Write ``add_bos_token`` as the tokenizer does it: where the key is absent, programs assume different things."""
+    """Write ``add_bos_token`` as the tokenizer does it: where the key is absent, programs assume
+    different things."""
     from transformers import AutoTokenizer
 
     file = folder / "tokenizer_config.json"
@@ -360,8 +439,16 @@ def _say_whether_bos(folder: Path) -> None:
         settings = json.loads(file.read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as cause:
-        logger.warning("tokenizer_config.json: add_bos_token is not written, because the tokenizer cannot be loaded: %s", cause)
+        logger.warning(
+            (
+                "tokenizer_config.json: add_bos_token is not written, because the tokenizer "
+                "cannot be loaded: %s"
+            ),
+            cause,
+        )
         return
     first = tokenizer("a")["input_ids"][:1]
-    settings["add_bos_token"] = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    settings["add_bos_token"] = tokenizer.bos_token_id is not None and first == [
+        tokenizer.bos_token_id
+    ]
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

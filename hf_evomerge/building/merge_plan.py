@@ -1,4 +1,5 @@
-"""The merge part of a recipe laid out over the sources' headers: which tensors the result has, and what each is merged from.
+"""The merge part of a recipe laid out over the sources' headers: which tensors the result has, and
+what each is merged from.
 
 No weight is read. ``merged.py`` computes what is planned here.
 """
@@ -35,7 +36,8 @@ class MergePlan:
         base: The base.
         tensors: The tensors of the result by their names, in their order.
         options: Complete options for the whole model; empty where the recipe has slices.
-        stack: Index in `sources` and layer of each layer of the result; None: those of the first source in their order.
+        stack: Index in `sources` and layer of each layer of the result; None: those of the first
+            source in their order.
     """
 
     method: MergeMethod
@@ -58,12 +60,14 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         RecipeError: Parameters do not fit the method or the model.
         SourceError: A tensor is missing or has another shape than its namesakes.
     """
-    part, merged_sources = recipe.merge, list(sources)
+    part = recipe.merge
+    merged_sources = list(sources)
     if part is None:
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
     first = merged_sources[0]
     names = merged_names(first.tensors, part.router)
-    method, has_base = get_method(part.method), base is not None
+    method = get_method(part.method)
+    has_base = base is not None
     if part.slices is None:
         values, options = complete(
             method,
@@ -80,8 +84,13 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     check_mergeable(merged_sources, base, same_depth=part.slices is None)
     if part.slices is not None:
         return _plan_slices(recipe, part, part.slices, merged_sources, base)
-    tensors, merged = dict[str, Planned](), set(names)
-    donor = merged_sources[recipe.merge_sources.index(part.router)] if isinstance(part.router, int) else first
+    tensors = dict[str, Planned]()
+    merged = set(names)
+    donor = (
+        merged_sources[recipe.merge_sources.index(part.router)]
+        if isinstance(part.router, int)
+        else first
+    )
     for name in sorted(first.tensors, key=tensor_order):
         if name not in merged:
             tensors[name] = Planned.copy(donor, name, recipe.dtype)
@@ -112,14 +121,21 @@ def _planned(
         if other.shape != info.shape or other.is_float != info.is_float:
             raise SourceError(f"{own} is {info} in {first}, but {there} is {other} in {source}")
     if info.is_float:
-        next(Call.of_tensor(own, values, options).runs(row_count(info.shape)))  # raises where there are more numbers than rows
+        next(
+            Call.of_tensor(own, values, options).runs(row_count(info.shape))
+        )  # raises where there are more numbers than rows
     return Planned(info.converted(dtype), inputs, base, values, options, info.is_float)
 
 
 def _plan_slices(
-    recipe: Recipe, part: MergePart, slices: Sequence[SlicePart], sources: list[Parent], base: Parent | None
+    recipe: Recipe,
+    part: MergePart,
+    slices: Sequence[SlicePart],
+    sources: list[Parent],
+    base: Parent | None,
 ) -> MergePlan:
-    """Stack the slices: each layer from the layers that it names, what is outside the layers from the first and the last."""
+    """Stack the slices: each layer from the layers that it names, what is outside the layers from
+    the first and the last."""
     method = get_method(part.method)
     by_number = dict(zip(recipe.merge_sources, sources, strict=True))
     tensors: dict[str, Planned] = {}
@@ -128,7 +144,10 @@ def _plan_slices(
         where = f"merge.slices[{position}]"
         merged_sources = [by_number[run[0][0]] for run in piece.runs()]
         values, options = _slice_values(method, part, piece, merged_sources, base, where)
-        layers = [*([piece.base_layers()] if base is not None else []), *([n for _, n in run] for run in piece.runs())]
+        layers = [
+            *([piece.base_layers()] if base is not None else []),
+            *([n for _, n in run] for run in piece.runs()),
+        ]
         _check_depth(layers, [*([base] if base is not None else []), *merged_sources], where)
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
@@ -144,17 +163,26 @@ def _plan_slices(
 
 
 def _slice_values(
-    method: MergeMethod, part: MergePart, piece: SlicePart, sources: list[Parent], base: Parent | None, where: str
+    method: MergeMethod,
+    part: MergePart,
+    piece: SlicePart,
+    sources: list[Parent],
+    base: Parent | None,
+    where: str,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The complete parameters of a slice, with gradients over its layers."""
     try:
-        count, names = len(piece.runs()[0]), merged_names(sources[0].tensors, part.router)
+        count = len(piece.runs()[0])
+        names = merged_names(sources[0].tensors, part.router)
         mappings: list[Mapping[str, Any]] = [part.options, piece.options, *piece.parameters]
         for mapping in mappings:
             for name, value in mapping.items():
                 keys = list(value) if isinstance(value, Mapping) else []
                 if grouped := [key for key in keys if parse_key(key).kind == "block"]:
-                    raise RecipeError(f"{name}.{grouped[0]}: slices name the layers themselves; use patterns, or another slice")
+                    raise RecipeError(
+                        f"{name}.{grouped[0]}: slices name the layers themselves; use "
+                        "patterns, or another slice"
+                    )
         return complete(
             method,
             piece.parameters,
@@ -172,7 +200,9 @@ def _slice_values(
 def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Parent], where: str) -> None:
     for numbers, source in zip(layers, sources, strict=True):
         if (last := max(numbers)) >= source.layer_count:
-            raise SourceError(f"{where}: layer {last} of {source}, which has {source.layer_count} layers")
+            raise SourceError(
+                f"{where}: layer {last} of {source}, which has {source.layer_count} layers"
+            )
 
 
 @dataclass(frozen=True)
@@ -192,12 +222,14 @@ class _Stacked:
         return {name: self._tensor(name, [name] * len(self.sources), name, None) for name in names}
 
     def layer(self, number: int, offset: int, numbers: list[int]) -> dict[str, Planned]:
-        """The tensors of layer `number` of the result, the slice's `offset`-th, from these layers of base and sources."""
+        """The tensors of layer `number` of the result, the slice's `offset`-th, from these layers
+        of base and sources."""
         base, *layers = numbers if self.base is not None else [0, *numbers]
         planned = {}
         for name in self.sources[0].tensors:
             if classify(name)[1] == layers[0]:
-                there, own = [_renumbered(name, layer) for layer in layers], _renumbered(name, number)
+                there = [_renumbered(name, layer) for layer in layers]
+                own = _renumbered(name, number)
                 planned[own] = self._tensor(own, there, _renumbered(name, base), offset)
         return planned
 

@@ -1,7 +1,9 @@
-"""A merge as a checkpoint: every tensor is merged while it is read, slice by slice, from memory-mapped files.
+"""A merge as a checkpoint: every tensor is merged while it is read, slice by slice, from
+memory-mapped files.
 
-What is held in memory does not grow with the model: for each thread one slice of each input and output, where elements are
-chosen by size the magnitudes of one tensor that are close to the threshold, and where rows count a few numbers per row.
+What is held in memory does not grow with the model: for each thread one slice of each input and
+output, where elements are chosen by size the magnitudes of one tensor that are close to the
+threshold, and where rows count a few numbers per row.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ _SAMPLE = 1 << 13  # elements of each tensor by which sources are related
 class Merged(PlannedCheckpoint):
     """The merge part of a recipe: a plain model of the sources' own class.
 
-    Its config is that of the first source that is merged; generation settings, tokenizer and chat template too, unless the
-    recipe says otherwise. Everything is checked when it is made, from configs and headers.
+    Its config is that of the first source that is merged; generation settings, tokenizer and chat
+    template too, unless the recipe says otherwise. Everything is checked when it is made, from
+    configs and headers.
 
     Args:
         recipe: The recipe; its flow part is not looked at.
@@ -59,19 +62,31 @@ class Merged(PlannedCheckpoint):
         torch.Size([16])
     """
 
-    def __init__(self, recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None = None
+    ) -> None:
         self.ref = SourceRef(model="merged")
-        if recipe.dtype is None and recipe.merge_sources[0] != 0:  # the first source's, also where that is not merged
+        if (
+            recipe.dtype is None and recipe.merge_sources[0] != 0
+        ):  # the first source's, also where that is not merged
             stored = sources[0].config.dtype
-            recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
-        self.recipe, self.settings, self.chat_template = recipe, (recipe,), recipe.chat_template
+            recipe = recipe.model_copy(
+                update={"dtype": None if stored is None else str(stored).removeprefix("torch.")}
+            )
+        self.recipe = recipe
+        self.settings = (recipe,)
+        self.chat_template = recipe.chat_template
         sources, base = match_tokens(recipe, sources, base)
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self.planned = self.plan.tensors
-        reshaped = self.plan.stack is not None and self.plan.sources[0].part is None  # a part is checked in its model
+        reshaped = (
+            self.plan.stack is not None and self.plan.sources[0].part is None
+        )  # a part is checked in its model
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
-        self._doubts = laid_out.architecture_warnings  # raises where the layers of slices cannot run in one model
+        self._doubts = (
+            laid_out.architecture_warnings
+        )  # raises where the layers of slices cannot run in one model
 
     @property
     def merged(self) -> Merged:
@@ -84,18 +99,26 @@ class Merged(PlannedCheckpoint):
         return sources_of(*self.plan.sources, self.plan.base)
 
     def origin(self, name: str) -> Origin:
-        """The tensors that one is merged from; a mask, a table of positions or a router is copied from one source."""
+        """The tensors that one is merged from; a mask, a table of positions or a router is copied
+        from one source."""
         planned = self.planned[name]
         if not planned.is_merged:
             return super().origin(name)
         inputs = (*planned.inputs, *([planned.base] if planned.base is not None else []))
-        return Origin("merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs))
+        return Origin(
+            "merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs)
+        )
 
     def unused(self, source: Parent, name: str) -> str:
-        """A tensor is left out where its layer is in no slice, or where the result has another source's."""
+        """A tensor is left out where its layer is in no slice, or where the result has another
+        source's."""
         if self.plan.stack is None and classify(name)[2] == "router":
             return "router, that of one source is kept"
-        return "layer in no slice" if self.plan.stack is not None else "not merged, the first source's is kept"
+        return (
+            "layer in no slice"
+            if self.plan.stack is not None
+            else "not merged, the first source's is kept"
+        )
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor, slice by slice."""
@@ -104,7 +127,8 @@ class Merged(PlannedCheckpoint):
             yield from super().stream(name)
             return
         job = self._job(name)
-        call, dtype = job.call(planned.values, planned.options), torch_dtype(planned.info.dtype)
+        call = job.call(planned.values, planned.options)
+        dtype = torch_dtype(planned.info.dtype)
         for start, stop, here in job.slices(call):
             base, vectors = job.parts(start, stop)
             here.owns = job.is_fresh
@@ -112,7 +136,8 @@ class Merged(PlannedCheckpoint):
         job.release()
 
     def _job(self, name: str) -> TensorJob:
-        planned, dtype = self.planned[name], torch_dtype(self.planned[name].info.dtype)
+        planned = self.planned[name]
+        dtype = torch_dtype(self.planned[name].info.dtype)
         base = planned.base[0].read(planned.base[1], dtype) if planned.base is not None else None
         sources = [source.read(own, dtype) for source, own in planned.inputs]
         return TensorJob(name, self.plan.method, base, sources, seed=self.recipe.seed)
@@ -120,16 +145,23 @@ class Merged(PlannedCheckpoint):
     @property
     def warnings(self) -> list[str]:
         """Warnings about the sources."""
-        found = self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
+        found = self._doubts + find_warnings(
+            self.plan.sources, self.plan.base, self.tokenizer_source
+        )
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
     def doubts(self) -> list[str]:
-        """Relate the sources by a sample of each merged tensor; with adapters, whose tensors cost a product, of some."""
+        """Relate the sources by a sample of each merged tensor; with adapters, whose tensors cost a
+        product, of some."""
         plan = self.plan
-        related = Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
+        related = Relatedness(
+            _labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors
+        )
         names = [name for name, planned in self.planned.items() if planned.is_merged]
         plain = all(source.adapter is None for source in plan.sources)
-        step = 1 if plain or len(names) <= 128 else 17  # no number of tensors of a block: each kind has its turn
+        step = (
+            1 if plain or len(names) <= 128 else 17
+        )  # no number of tensors of a block: each kind has its turn
         for name in names[::step]:
             job = self._job(name)
             related.add(*job.parts(0, min(_SAMPLE, job.numel)))
@@ -144,7 +176,11 @@ class Merged(PlannedCheckpoint):
 
     def _config_fields(self) -> dict[str, Any]:
         first = self.plan.sources[0]
-        fields = first.read_json("config.json") if self.plan.stack is None else json.loads(self._stacked().to_json_string())
+        fields = (
+            first.read_json("config.json")
+            if self.plan.stack is None
+            else json.loads(self._stacked().to_json_string())
+        )
         return result_fields(first, fields, self.recipe.dtype)
 
     def _stacked(self) -> PretrainedConfig:
@@ -153,7 +189,8 @@ class Merged(PlannedCheckpoint):
         check_configs(configs, names=self.plan.sources)
         flow = FlowPart(path=[f"{source}:{layer}" for source, layer in self.plan.stack or []])
         stacked = path_config(configs, flow).text_config
-        stacked.architectures, stacked.dtype = configs[0].architectures, configs[0].dtype
+        stacked.architectures = configs[0].architectures
+        stacked.dtype = configs[0].dtype
         return stacked
 
     def write_companions(self, folder: Path) -> None:
@@ -172,8 +209,11 @@ class Merged(PlannedCheckpoint):
         return f"{self.plan.method.name} of {len(self.plan.sources)} sources{stacked}"
 
 
-def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, vocab_size: int | None = None) -> dict[str, Any]:
-    """Return the ``config.json`` of a result that is a `source` with another dtype or number of tokens.
+def result_fields(
+    source: Parent, fields: dict[str, Any], dtype: str | None, vocab_size: int | None = None
+) -> dict[str, Any]:
+    """Return the ``config.json`` of a result that is a `source` with another dtype or number of
+    tokens.
 
     Args:
         source: Source of the model.
@@ -197,7 +237,8 @@ def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, voc
 
 
 def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Parent]) -> Parent:
-    """The source whose tokenizer goes with the result; it must have as many tokens as the result has rows."""
+    """The source whose tokenizer goes with the result; it must have as many tokens as the result
+    has rows."""
     size = plan.sources[0].vocab_size
     if recipe.tokenizer == "base":
         assert plan.base is not None  # the recipe was checked
@@ -208,7 +249,8 @@ def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Par
         chosen = plan.sources[0]
     if chosen.vocab_size != size:
         raise SourceError(
-            f"tokenizer: {chosen} has a vocabulary of {chosen.vocab_size}, the merged model one of {size}; name another source"
+            f"tokenizer: {chosen} has a vocabulary of {chosen.vocab_size}, the merged model "
+            f"one of {size}; name another source"
         )
     return chosen
 

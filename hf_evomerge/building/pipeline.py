@@ -1,4 +1,5 @@
-"""A diffusion pipeline one component of which is a merge; the others are copied from named sources, with all their files."""
+"""A diffusion pipeline one component of which is a merge; the others are copied from named sources,
+with all their files."""
 
 from __future__ import annotations
 
@@ -22,22 +23,32 @@ if TYPE_CHECKING:
 
 
 class ComposedPipeline(Composed):
-    """A merge of one component of several pipelines, in the pipeline that the first of them is: see `Composed`.
+    """A merge of one component of several pipelines, in the pipeline that the first of them is: see
+    `Composed`.
 
-    ``components`` may name those without weights too, such as a scheduler or a tokenizer; whatever they are there, they are in
-    the result, be they of other sizes.
+    ``components`` may name those without weights too, such as a scheduler or a tokenizer; whatever
+    they are there, they are in the result, be they of other sizes.
     """
 
     def _take(self, part: str, donor: Parent) -> None:
         """Put a component of another pipeline in the place of the pipeline's own."""
         if part not in donor.entries or part not in self.host.entries:
-            known = ", ".join(donor.entries if donor.entries and part in self.host.entries else self.host.entries)
-            raise SourceError(f"components.{part}: there is no such component in {donor} or in {self.host}; there are {known}")
+            known = ", ".join(
+                donor.entries if donor.entries and part in self.host.entries else self.host.entries
+            )
+            raise SourceError(
+                f"components.{part}: there is no such component in {donor} or in "
+                f"{self.host}; there are {known}"
+            )
         if part not in donor.parts:
             return
         self._parts[part] = Component(donor, part)
-        kept = {raw: planned for raw, planned in self.planned.items() if not raw.startswith(f"{part}/")}
-        self.planned = kept | {raw: self._copy(donor, raw) for raw in donor.tensors if raw.startswith(f"{part}/")}
+        kept = {
+            raw: planned for raw, planned in self.planned.items() if not raw.startswith(f"{part}/")
+        }
+        self.planned = kept | {
+            raw: self._copy(donor, raw) for raw in donor.tensors if raw.startswith(f"{part}/")
+        }
 
     def place(self, name: str) -> tuple[str, str, str]:
         """The folder of the tensor's component."""
@@ -45,7 +56,8 @@ class ComposedPipeline(Composed):
         return part, self._owner(part).parts[part].stem.removesuffix(".fp16"), own
 
     def _owner(self, part: str) -> Parent:
-        """The pipeline that a component is of, where it is not merged: the first one, or the one that the recipe names."""
+        """The pipeline that a component is of, where it is not merged: the first one, or the one
+        that the recipe names."""
         number = (self.recipe.components or {}).get(part)
         return self.host if number is None else self._sources[number].whole
 
@@ -63,21 +75,30 @@ class ComposedPipeline(Composed):
         return config
 
     def write_companions(self, folder: Path) -> None:
-        """Write ``model_index.json``; copy configs, tokenizers and schedulers from their sources, and no code."""
-        index = {key: value for key, value in self.host.read_json(INDEX).items() if key != "_name_or_path"}
+        """Write ``model_index.json``; copy configs, tokenizers and schedulers from their sources,
+        and no code."""
+        index = {
+            key: value
+            for key, value in self.host.read_json(INDEX).items()
+            if key != "_name_or_path"
+        }
         for part in self.host.entries:
             owner = self._owner(part)
             index[part] = owner.read_json(INDEX)[part]
             (folder / part).mkdir(exist_ok=True)
             for pattern in SMALL_FILES:
                 for file in sorted((owner.folder / part).glob(pattern)):
-                    if file.name.endswith((".index.json", ".fp16.json")):  # of files that are not copied
+                    if file.name.endswith(
+                        (".index.json", ".fp16.json")
+                    ):  # of files that are not copied
                         continue
                     check_inside(owner.folder, file)
                     shutil.copyfile(file, folder / part / file.name)
             if self.recipe.dtype is not None and part in owner.parts:
                 _set_dtype(folder / part / "config.json", self.recipe.dtype)
-        (folder / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(
+            json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _set_dtype(file: Path, dtype: str) -> None:

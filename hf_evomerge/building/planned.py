@@ -1,4 +1,5 @@
-"""Plan of a result: for each tensor where it is read, and in which dtype and shape it is written."""
+"""Plan of a result: for each tensor where it is read, and in which dtype and shape it is
+written."""
 
 from __future__ import annotations
 
@@ -22,12 +23,13 @@ class Planned:
 
     Attributes:
         info: Its dtype and shape.
-        inputs: Inputs that it is made from: a checkpoint and the name there, of a merge one for each source.
+        inputs: Inputs that it is made from: a checkpoint and the name there, of a merge one for
+            each source.
         base: The base of a merge, and the name there.
         values: Complete per-source parameters of a merge.
         options: Complete options of a merge.
-        is_merged: Whether it is merged; a mask or a table of positions is that of the first source, a router mostly that of
-            one.
+        is_merged: Whether it is merged; a mask or a table of positions is that of the first source,
+            a router mostly that of one.
     """
 
     info: TensorInfo
@@ -39,7 +41,8 @@ class Planned:
 
     @classmethod
     def copy(cls, checkpoint: Checkpoint, name: str, dtype: str | None) -> Planned:
-        """A tensor of a checkpoint, in another dtype where it is a floating-point number and one is given."""
+        """A tensor of a checkpoint, in another dtype where it is a floating-point number and one is
+        given."""
         return cls(checkpoint.tensors[name].converted(dtype), ((checkpoint, name),))
 
 
@@ -62,6 +65,10 @@ class PlannedCheckpoint(Checkpoint):
         """Read a copy, and convert it where the dtype differs."""
         planned = self.planned[name]
         (checkpoint, own), dtype = planned.inputs[0], torch_dtype(planned.info.dtype)
-        pieces = pieces_of(checkpoint.read(own, dtype)) if checkpoint.is_stored else checkpoint.stream(own)
+        pieces = (
+            pieces_of(checkpoint.read(own, dtype))
+            if checkpoint.is_stored
+            else checkpoint.stream(own)
+        )
         for piece in pieces:
             yield piece if dtype is None else piece.to(dtype)

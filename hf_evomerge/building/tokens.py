@@ -1,7 +1,9 @@
-"""Vocabularies that are matched by token: sources as they would be if all of them had the tokens of the result.
+"""Vocabularies that are matched by token: sources as they would be if all of them had the tokens of
+the result.
 
-A source that lacks a token gets a row for it: the default's, else that of the only other one that has it, else the mean of
-those that have it. What is merged after that are tensors of one shape, and nothing else knows of it.
+A source that lacks a token gets a row for it: the default's, else that of the only other one that
+has it, else the mean of those that have it. What is merged after that are tensors of one shape, and
+nothing else knows of it.
 """
 
 from __future__ import annotations
@@ -27,15 +29,24 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-_OTHER_FILES = ("tokenizer.model", "vocab.*", "merges.txt", "added_tokens.json", "*.tiktoken", "spiece.model")
+_OTHER_FILES = (
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "*.tiktoken",
+    "spiece.model",
+)
 
 
 def match_tokens(
     recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None
 ) -> tuple[Mapping[int, Parent], Parent | None]:
-    """The sources and the base with the tokens of the result, where the recipe matches vocabularies by token.
+    """The sources and the base with the tokens of the result, where the recipe matches vocabularies
+    by token.
 
-    They are left alone where all have the same tokens and as many rows, and nothing else is asked for.
+    They are left alone where all have the same tokens and as many rows, and nothing else is asked
+    for.
 
     Args:
         recipe: The recipe.
@@ -50,7 +61,9 @@ def match_tokens(
     part = recipe.tokens or TokenPart()
     parties: dict[int | str, Parent] = {number: sources[number] for number in recipe.merge_sources}
     parties |= {"base": base} if base is not None else {}
-    default: int | str | None = part.default if part.default is not None else "base" if base is not None else None
+    default: int | str | None = (
+        part.default if part.default is not None else "base" if base is not None else None
+    )
     owner = base if recipe.tokenizer == "base" else sources[recipe.merge_sources[0]]
     if isinstance(recipe.tokenizer, int):
         owner = sources[recipe.tokenizer]
@@ -59,31 +72,50 @@ def match_tokens(
     tokens = dict(known[id(owner)])
     added: dict[str, Parent] = {}
     for source in parties.values() if recipe.vocabulary == "union" else ():
-        added |= {token: source for token in known[id(source)] if token not in tokens and token not in added}
+        added |= {
+            token: source
+            for token in known[id(source)]
+            if token not in tokens and token not in added
+        }
     following = max(tokens.values(), default=-1) + 1
     tokens |= {token: following + place for place, token in enumerate(added)}
     rows = max(tokens.values(), default=-1) + 1
     everyone = [owner, *parties.values()]
-    alike = all(known[id(source)] == tokens and source.vocab_size == owner.vocab_size for source in everyone)
+    alike = all(
+        known[id(source)] == tokens and source.vocab_size == owner.vocab_size for source in everyone
+    )
     if alike and not part.rows and part.multiple_of == 1:
         return sources, base
     size = -(-rows // part.multiple_of) * part.multiple_of
     data = _tokenizer_json(owner)
     data = _extended(data, tokens, added, owner) if added else data
     match = _Match(
-        parties, default, {id(source): known[id(source)] for source in parties.values()}, tokens, size, part, data, bool(added)
+        parties,
+        default,
+        {id(source): known[id(source)] for source in parties.values()},
+        tokens,
+        size,
+        part,
+        data,
+        bool(added),
     )
     match.check()
     match.groups = _groups(recipe)
-    matched = {number: MatchedSource(source, match, known.get(id(source))) for number, source in sources.items()}
+    matched = {
+        number: MatchedSource(source, match, known.get(id(source)))
+        for number, source in sources.items()
+    }
     return matched, MatchedSource(base, match, known[id(base)]) if base is not None else None
 
 
 def _groups(recipe: Recipe) -> tuple[list[int | str], ...] | None:
-    """Whom the embeddings and the head of a stack are merged from, which is the first and the last slice; None: all."""
+    """Whom the embeddings and the head of a stack are merged from, which is the first and the last
+    slice; None: all."""
     if recipe.merge is None or recipe.merge.slices is None:
         return None
-    return tuple(["base", *(run[0][0] for run in recipe.merge.slices[place].runs())] for place in (0, -1))
+    return tuple(
+        ["base", *(run[0][0] for run in recipe.merge.slices[place].runs())] for place in (0, -1)
+    )
 
 
 @dataclass
@@ -116,21 +148,33 @@ class _Match:
         """Raise `SourceError` where a row is named that is not there."""
         for token, row in self.part.rows.items():
             if token not in self.tokens:
-                raise SourceError(f"tokens.rows: {token!r} is no token of the result; name one that a source has")
+                raise SourceError(
+                    f"tokens.rows: {token!r} is no token of the result; name one that a source has"
+                )
             if row.source == "zero":
                 continue
             source = self.parties[row.source]
             if row.id is not None and row.id >= source.vocab_size:
-                raise SourceError(f"tokens.rows.{token}.id: {source} has {source.vocab_size} rows (found {row.id})")
+                raise SourceError(
+                    f"tokens.rows.{token}.id: {source} has {source.vocab_size} rows (found "
+                    f"{row.id})"
+                )
             if row.id is None and (wanted := row.token or token) not in self.known[id(source)]:
-                raise SourceError(f"tokens.rows.{token}: {source} has no token {wanted!r}; name another source or token")
+                raise SourceError(
+                    f"tokens.rows.{token}: {source} has no token {wanted!r}; name another "
+                    "source or token"
+                )
 
     def table(self, known: Mapping[str, int] | None) -> torch.Tensor:
         """Map each row of the result to the row of a source; -1 where it has none."""
         import torch
 
         table = torch.full((self.size,), -1, dtype=torch.long)
-        shared = [(row, known[token]) for token, row in self.tokens.items() if token in known] if known else []
+        shared = (
+            [(row, known[token]) for token, row in self.tokens.items() if token in known]
+            if known
+            else []
+        )
         if shared:
             here, there = torch.tensor(shared, dtype=torch.long).unbind(1)
             table[here] = there
@@ -152,18 +196,25 @@ class _Match:
         import torch
 
         result = own.new_zeros(self.size, *own.shape[1:])
-        present, empty = table >= 0, torch.ones(self.size, dtype=torch.bool)
+        present = table >= 0
+        empty = torch.ones(self.size, dtype=torch.bool)
         result[present] = own[table[present]]
         taken = torch.tensor(sorted(self.tokens.values()), dtype=torch.long)
         empty[taken] = False
         missing = (~present & ~empty).nonzero()[:, 0]
         group = self._group(name)
-        tensors = {key: self.parties[key].read(name, own.dtype) for key in group} if len(missing) or self.part.rows else {}
+        tensors = (
+            {key: self.parties[key].read(name, own.dtype) for key in group}
+            if len(missing) or self.part.rows
+            else {}
+        )
         if len(missing):
             result[missing] = self._given(missing, tensors).to(own.dtype)
         for token, row in self.part.rows.items():
             place = self.tokens[token]
-            if (row.force or not present[place]) and (row.source == "zero" or row.source in tensors):
+            if (row.force or not present[place]) and (
+                row.source == "zero" or row.source in tensors
+            ):
                 number = row.id if row.id is not None else 0
                 if row.source != "zero" and row.id is None:
                     number = self.known[id(self.parties[row.source])][row.token or token]
@@ -172,11 +223,14 @@ class _Match:
             result[empty] = result[taken].float().mean(0).to(own.dtype)
         return result
 
-    def _given(self, missing: torch.Tensor, tensors: Mapping[int | str, torch.Tensor]) -> torch.Tensor:
+    def _given(
+        self, missing: torch.Tensor, tensors: Mapping[int | str, torch.Tensor]
+    ) -> torch.Tensor:
         """The rows of tokens that a source lacks, in float32; zeros where nobody has one."""
         import torch
 
-        total, count = None, torch.zeros(len(missing))
+        total = None
+        count = torch.zeros(len(missing))
         for key, tensor in tensors.items():
             places = self.tables[id(self.parties[key])][missing]
             there = places >= 0
@@ -240,11 +294,16 @@ class MatchedSource(View):
         return self._match.table(self._known)
 
     def _has_rows(self, name: str) -> bool:
-        """Tell whether a tensor has one row per token, in all that have it; a norm may be as long by chance."""
+        """Tell whether a tensor has one row per token, in all that have it; a norm may be as long
+        by chance."""
         everyone = [self.inner, *self._match.parties.values()]
         if classify(name)[0] == "block" or "norm" in name or "ln_f" in name:
             return False
-        shapes = [(source.tensors[name].shape, source.vocab_size) for source in everyone if name in source.tensors]
+        shapes = [
+            (source.tensors[name].shape, source.vocab_size)
+            for source in everyone
+            if name in source.tensors
+        ]
         return all(shape[:1] == (size,) for shape, size in shapes) and bool(shapes)
 
     def origin(self, name: str) -> Origin:
@@ -263,7 +322,8 @@ class MatchedSource(View):
         return data
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer, chat templates and generation settings, but no older form of a tokenizer that was added to."""
+        """Write tokenizer, chat templates and generation settings, but no older form of a tokenizer
+        that was added to."""
         super().write_tokenizer(folder)
         if not self._match.extended:
             return
@@ -278,9 +338,12 @@ class MatchedSource(View):
             if "added_tokens_decoder" in settings:
                 added = self._match.tokenizer["added_tokens"]
                 settings["added_tokens_decoder"] = {
-                    str(item["id"]): {key: value for key, value in item.items() if key != "id"} for item in added
+                    str(item["id"]): {key: value for key, value in item.items() if key != "id"}
+                    for item in added
                 }
-                file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                file.write_text(
+                    json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
 
     def tokenizer(self) -> Any:
         """The tokenizer with the tokens of the result, loaded anew."""
@@ -288,15 +351,20 @@ class MatchedSource(View):
             return super().tokenizer()
         with TemporaryDirectory() as folder:
             self.write_tokenizer(Path(folder))
-            (Path(folder) / "config.json").write_text(json.dumps(self.read_json("config.json")), encoding="utf-8")
+            (Path(folder) / "config.json").write_text(
+                json.dumps(self.read_json("config.json")), encoding="utf-8"
+            )
             return Source(folder, self.ref, trust_remote_code=self.trust_remote_code).tokenizer()
 
 
 def _tokens(source: Parent) -> dict[str, int]:
-    """The row of each token of a source, in the order of the rows; tokens without a row are left out."""
+    """The row of each token of a source, in the order of the rows; tokens without a row are left
+    out."""
     found = Tokenizer.read(_tokenizer_json(source))
     if found is None:
-        raise SourceError(f"{source}: its tokenizer.json cannot be read; vocabularies are matched by its tokens")
+        raise SourceError(
+            f"{source}: its tokenizer.json cannot be read; vocabularies are matched by its tokens"
+        )
     rows: dict[str, int] = {}
     for number, token in sorted(found.tokens.items()):
         if number < source.vocab_size:
@@ -310,24 +378,33 @@ def _tokenizer_json(source: Parent) -> dict[str, Any]:
         return source.read_json("tokenizer.json")
     backend = getattr(source.tokenizer(), "backend_tokenizer", None)
     if backend is None:
-        raise SourceError(f"{source}: has no tokenizer.json, by which vocabularies are matched; save its tokenizer again")
+        raise SourceError(
+            f"{source}: has no tokenizer.json, by which vocabularies are matched; save its "
+            "tokenizer again"
+        )
     return dict(json.loads(backend.to_str()))
 
 
-def _extended(data: dict[str, Any], tokens: Mapping[str, int], added: Mapping[str, Parent], owner: Parent) -> dict[str, Any]:
+def _extended(
+    data: dict[str, Any], tokens: Mapping[str, int], added: Mapping[str, Parent], owner: Parent
+) -> dict[str, Any]:
     """The owner's tokenizer with the tokens of others.
 
-    All tokens are then in the model's vocabulary, so that their numbers do not depend on the order in which they are added.
-    What another source has as an added token is one here; what it has as a piece of words gets no merges, and is not produced.
+    All tokens are then in the model's vocabulary, so that their numbers do not depend on the order
+    in which they are added. What another source has as an added token is one here; what it has as a
+    piece of words gets no merges, and is not produced.
     """
-    model, kept = data["model"], list(data.get("added_tokens") or ())
+    model = data["model"]
+    kept = list(data.get("added_tokens") or ())
     if isinstance(model["vocab"], dict):
         model["vocab"] = dict(sorted(tokens.items(), key=lambda item: item[1]))
     else:
         pieces = model["vocab"]
         rest = sorted((number, token) for token, number in tokens.items() if number >= len(pieces))
         if [number for number, _ in rest] != list(range(len(pieces), len(pieces) + len(rest))):
-            raise SourceError(f"{owner}: its tokens are not numbered one by one, so that none can be added")
+            raise SourceError(
+                f"{owner}: its tokens are not numbered one by one, so that none can be added"
+            )
         lowest = min((score for _, score in pieces), default=0.0)
         model["vocab"] = [*pieces, *([token, lowest - 10] for _, token in rest)]
     for source in dict.fromkeys(added.values()):

@@ -1,7 +1,8 @@
-"""Fit of a checkpoint's tensors to its architecture, by transformers' own class and its own loading.
+"""Fit of a checkpoint's tensors to its architecture, by transformers' own class and its own
+loading.
 
-Works on the meta device, from a config, names and shapes: nothing is allocated, no weight is read. Names and layouts that
-transformers converts when it loads are converted here by the same code.
+Works on the meta device, from a config, names and shapes: nothing is allocated, no weight is read.
+Names and layouts that transformers converts when it loads are converted here by the same code.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Fit:
     """Fit of a checkpoint's tensors to its architecture.
 
     Attributes:
-        missing: Tensors that the class asks for and the checkpoint lacks: transformers would fill them with random numbers.
+        missing: Tensors that the class asks for and the checkpoint lacks: transformers would fill
+            them with random numbers.
         misshapen: One line for each tensor of another shape than the config says.
         extra: Tensors that the class has no place for: transformers leaves them out.
     """
@@ -37,7 +39,9 @@ class Fit:
     extra: list[str] = field(default_factory=list)
 
 
-def check_architecture(config: PretrainedConfig, tensors: Mapping[str, TensorInfo], where: str) -> list[str]:
+def check_architecture(
+    config: PretrainedConfig, tensors: Mapping[str, TensorInfo], where: str
+) -> list[str]:
     """Compare a checkpoint's tensors with its architecture.
 
     Args:
@@ -46,8 +50,8 @@ def check_architecture(config: PretrainedConfig, tensors: Mapping[str, TensorInf
         where: Name in messages.
 
     Returns:
-        What is doubtful, one line each: tensors that have no place, or that the architecture is not known to the installed
-        transformers, so that nothing was compared.
+        What is doubtful, one line each: tensors that have no place, or that the architecture is not
+        known to the installed transformers, so that nothing was compared.
 
     Raises:
         SourceError: A tensor is missing, or has another shape than the config says.
@@ -55,28 +59,46 @@ def check_architecture(config: PretrainedConfig, tensors: Mapping[str, TensorInf
     name = (config.architectures or [""])[0]
     kind = model_class(config, name)
     if kind is None:
-        known = f"transformers has no {name} for the model type {config.model_type!r}" if name else "config.json names none"
+        known = (
+            f"transformers has no {name} for the model type {config.model_type!r}"
+            if name
+            else "config.json names none"
+        )
         return [f"architecture of {where}: {known}, so its tensors were not compared with one"]
     try:
         fit = fit_of(kind, config, tensors)
-    except Exception as cause:  # anything: a class may need a library that is not installed, or values that meta has not
+    except Exception as cause:
+        # anything: a class may need a library that is not installed, or values that meta has not
         return [
-            f"architecture of {where}: {kind.__name__} cannot be laid out, its tensors were not compared: {one_line(cause)}"
+            (
+                f"architecture of {where}: {kind.__name__} cannot be laid out, its tensors were "
+                f"not compared: {one_line(cause)}"
+            )
         ]
     asked = f"{kind.__name__}, as its config.json describes it,"
     if fit.missing:
         raise SourceError(
-            f"{where}: {asked} needs tensors that are not there: {_names(fit.missing)}; transformers would fill them with "
+            f"{where}: {asked} needs tensors that are not there: {_names(fit.missing)}; "
+            "transformers would fill them with "
             "random numbers; save the model again, or correct its config.json"
         )
     if fit.misshapen:
-        raise SourceError(f"{where}: {asked} needs other shapes: {_names(fit.misshapen)}; correct its config.json")
+        raise SourceError(
+            f"{where}: {asked} needs other shapes: {_names(fit.misshapen)}; correct its config.json"
+        )
     # without `architectures` only the body is known, and there may be any head
-    extra = [f"{asked} has no place for {_names(fit.extra)}: they are merged, and left out when it is loaded"]
+    extra = [
+        (
+            f"{asked} has no place for {_names(fit.extra)}: they are merged, and left out when "
+            "it is loaded"
+        )
+    ]
     return [f"{where}: {line}" for line in extra] if fit.extra and name else []
 
 
-def fit_of(kind: type[PreTrainedModel], config: PretrainedConfig, tensors: Mapping[str, TensorInfo]) -> Fit:
+def fit_of(
+    kind: type[PreTrainedModel], config: PretrainedConfig, tensors: Mapping[str, TensorInfo]
+) -> Fit:
     """Let transformers load these tensors, without numbers, into this class."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -87,42 +109,67 @@ def fit_of(kind: type[PreTrainedModel], config: PretrainedConfig, tensors: Mappi
         model = kind(copy.deepcopy(config))
     state = {name: torch.empty(info.shape, device="meta") for name, info in tensors.items()}
     conversions: Any = get_model_conversion_mapping(model)
-    settings = LoadStateDictConfig(device_map={"": "meta"}, ignore_mismatched_sizes=True, weight_mapping=conversions)
+    settings = LoadStateDictConfig(
+        device_map={"": "meta"}, ignore_mismatched_sizes=True, weight_mapping=conversions
+    )
     with _no_bar():
         found, _ = convert_and_load_state_dict_in_model(model, state, settings)
     model._adjust_missing_and_unexpected_keys(found)
     missing: set[str] = found.missing_keys - model.all_tied_weights_keys.keys()
-    if "add_pooling_layer" in inspect.signature(kind).parameters:  # such models are often saved without it
+    if (
+        "add_pooling_layer" in inspect.signature(kind).parameters
+    ):  # such models are often saved without it
         missing = {name for name in missing if "pooler" not in name.split(".")}
-    misshapen = [f"{name} is {list(here)}, not {list(there)}" for name, here, there in sorted(found.mismatched_keys)]
+    misshapen = [
+        f"{name} is {list(here)}, not {list(there)}"
+        for name, here, there in sorted(found.mismatched_keys)
+    ]
     misshapen += [one_line(text) for text in found.conversion_errors.values()]
-    return Fit(sorted(missing, key=tensor_order), misshapen, sorted(found.unexpected_keys, key=tensor_order))
+    return Fit(
+        sorted(missing, key=tensor_order),
+        misshapen,
+        sorted(found.unexpected_keys, key=tensor_order),
+    )
 
 
 def model_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel] | None:
-    """transformers' own class of that name, if it is one for this config; without a name the one without a head."""
+    """transformers' own class of that name, if it is one for this config; without a name the one
+    without a head."""
     import transformers
 
-    kind: Any = getattr(transformers, name, None) if name else transformers.MODEL_MAPPING.get(type(config), None)
+    kind: Any = (
+        getattr(transformers, name, None)
+        if name
+        else transformers.MODEL_MAPPING.get(type(config), None)
+    )
     wanted = getattr(kind, "config_class", None)
-    fits = wanted is not None and isinstance(config, wanted) and issubclass(kind, transformers.PreTrainedModel)
+    fits = (
+        wanted is not None
+        and isinstance(config, wanted)
+        and issubclass(kind, transformers.PreTrainedModel)
+    )
     return kind if fits and type(config).__module__.startswith("transformers.") else None
 
 
 def is_of_kind(config: PretrainedConfig, mappings: Iterable[str]) -> bool:
-    """Say whether a model is of a class in one of transformers' mappings, by its config's architecture and type.
+    """Say whether a model is of a class in one of transformers' mappings, by its config's
+    architecture and type.
 
-    A class that transformers does not have may be one, by its type. An encoder, or an encoder-decoder, is no causal language
-    model, although transformers can make one of its type.
+    A class that transformers does not have may be one, by its type. An encoder, or an
+    encoder-decoder, is no causal language model, although transformers can make one of its type.
 
     Args:
         config: Its config.
-        mappings: Names of the mappings, such as ``MODEL_FOR_CAUSAL_LM_MAPPING``; ``MODEL_MAPPING`` has all models.
+        mappings: Names of the mappings, such as ``MODEL_FOR_CAUSAL_LM_MAPPING``; ``MODEL_MAPPING``
+            has all models.
     """
     import transformers
 
-    name, whole = (config.architectures or [""])[0], getattr(config, "is_encoder_decoder", False)
-    encodes = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True)
+    name = (config.architectures or [""])[0]
+    whole = getattr(config, "is_encoder_decoder", False)
+    encodes = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+        config, "is_decoder", True
+    )
     for mapping in mappings:
         kinds: Any = getattr(transformers, mapping).get(type(config), None)
         if kinds is None or (mapping == "MODEL_FOR_CAUSAL_LM_MAPPING" and (whole or encodes)):
@@ -143,7 +190,9 @@ def _no_bar() -> Iterator[None]:
     """Nothing is loaded: keep the bar that says so off the screen."""
     from transformers.utils.logging import set_tqdm_hook
 
-    before = set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
+    before = set_tqdm_hook(
+        lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
+    )
     try:
         yield
     finally:

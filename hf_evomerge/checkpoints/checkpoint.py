@@ -1,6 +1,8 @@
-"""Protocol of every checkpoint, on disk, on the Hub or only planned: a config, named tensors, and companion files.
+"""Protocol of every checkpoint, on disk, on the Hub or only planned: a config, named tensors, and
+companion files.
 
-`Parent` is what a recipe names, in files or a view of such; what is merged or run through asks a parent, never its class.
+`Parent` is what a recipe names, in files or a view of such; what is merged or run through asks a
+parent, never its class.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Origin:
     """Origin of one tensor of a checkpoint.
 
     Attributes:
-        kind: ``copied`` (perhaps to another dtype), ``merged``, or ``scaled``: a copy that a factor was multiplied into.
+        kind: ``copied`` (perhaps to another dtype), ``merged``, or ``scaled``: a copy that a factor
+            was multiplied into.
         inputs: The tensors of the sources that it is made from: source and raw name.
     """
 
@@ -50,12 +53,14 @@ class Origin:
 class Checkpoint(ABC):
     """Readable config and named tensors: a source, a merge, a path, a fold.
 
-    `Source` reads files, `Merged` merges while it is read, `Routed` follows a path over other checkpoints, `Folded` multiplies
-    scales into weights. Nothing is computed before it is read, and `write_checkpoint` writes any.
+    `Source` reads files, `Merged` merges while it is read, `Routed` follows a path over other
+    checkpoints, `Folded` multiplies scales into weights. Nothing is computed before it is read, and
+    `write_checkpoint` writes any.
 
     Attributes:
         ref: Reference by which others name it as a source.
-        tokenizer_source: The source whose tokenizer, chat template and generation settings go with it.
+        tokenizer_source: The source whose tokenizer, chat template and generation settings go with
+            it.
         chat_template: A Jinja template in place of that source's.
         settings: Everything that tells it from others of the same sources, such as the recipe.
         is_stored: Whether its tensors are in files, and nothing is merged to read one.
@@ -75,17 +80,20 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Dtype and shape of every tensor, by its raw name, in the order in which they are written."""
+        """Dtype and shape of every tensor, by its raw name, in the order in which they are
+        written."""
 
     @abstractmethod
     def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """Yield one tensor in flat pieces, from the first element to the last, in the dtype that `tensors` states.
+        """Yield one tensor in flat pieces, from the first element to the last, in the dtype that
+        `tensors` states.
 
         Pieces may be views of a file that is mapped into memory: do not write to them.
         """
 
     def place(self, name: str) -> tuple[str, str, str]:
-        """Return where to write a tensor: the folder in the model's folder, the start of file names, its name there."""
+        """Return where to write a tensor: the folder in the model's folder, the start of file
+        names, its name there."""
         folder, _, own = name.rpartition("/")
         return folder, "model", own
 
@@ -99,12 +107,20 @@ class Checkpoint(ABC):
         """The checkpoints on disk or on the Hub that it reads, each once."""
 
     def fingerprint(self) -> str:
-        """Key that changes whenever the tensors would: what is computed, and the files of the sources."""
-        return "\0".join([type(self).__name__, str(self.settings), *(source.fingerprint() for source in self.sources)])
+        """Key that changes whenever the tensors would: what is computed, and the files of the
+        sources."""
+        return "\0".join(
+            [
+                type(self).__name__,
+                str(self.settings),
+                *(source.fingerprint() for source in self.sources),
+            ]
+        )
 
     @abstractmethod
     def write_companions(self, folder: Path) -> None:
-        """Write what lies beside the weights: ``config.json``, code, tokenizer, generation settings, chat template."""
+        """Write what lies beside the weights: ``config.json``, code, tokenizer, generation
+        settings, chat template."""
 
     def tokenizer(self) -> Any:
         """The tokenizer that goes with it, loaded anew. Raises `SourceError`."""
@@ -130,8 +146,8 @@ class Checkpoint(ABC):
 
         Args:
             name: Its raw name.
-            dtype: Dtype that it will be converted to. Where it is not stored in that dtype, what an adapter changes is
-                given in float32, so that it is rounded once.
+            dtype: Dtype that it will be converted to. Where it is not stored in that dtype, what an
+                adapter changes is given in float32, so that it is rounded once.
 
         Raises:
             SourceError: There is no such tensor, or it cannot be read.
@@ -143,15 +159,19 @@ class Checkpoint(ABC):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the user before it is built, from configs and headers alone; one line each."""
+        """Warnings for the user before it is built, from configs and headers alone; one line
+        each."""
         return []
 
     @cached_property
     def architecture_warnings(self) -> list[str]:
-        """Warnings about names and shapes of its tensors; raises `SourceError` where the model cannot be whole."""
+        """Warnings about names and shapes of its tensors; raises `SourceError` where the model
+        cannot be whole."""
         from .architecture import check_architecture
 
-        own = {name: info for name, info in self.tensors.items() if "/" not in name}  # without modules after it
+        own = {
+            name: info for name, info in self.tensors.items() if "/" not in name
+        }  # without modules after it
         return check_architecture(self.config, own, str(self))
 
     def doubts(self) -> list[str]:
@@ -199,18 +219,25 @@ class Checkpoint(ABC):
     def _check_name(self, name: str) -> None:
         if name not in self.tensors:
             close = get_close_matches(str(name), self.tensors, 1)
-            raise SourceError(f"{self}: no tensor called {name}" + (f"; did you mean {close[0]}?" if close else ""))
+            raise SourceError(
+                f"{self}: no tensor called {name}"
+                + (f"; did you mean {close[0]}?" if close else "")
+            )
 
     def _count(self, key: str) -> int:
-        """A number of the config; raises `SourceError` where it is none, as transformers checks only some of its configs."""
+        """A number of the config; raises `SourceError` where it is none, as transformers checks
+        only some of its configs."""
         value = getattr(self.text_config, key, None)
         if type(value) is not int or value < 0:
-            raise SourceError(f"{self.ref}: config.json: {key} is {one_line(repr(value))}, not a whole number")
+            raise SourceError(
+                f"{self.ref}: config.json: {key} is {one_line(repr(value))}, not a whole number"
+            )
         return value
 
 
 class Parent(Checkpoint):
-    """A checkpoint that a recipe names: `Source` reads its files, a `View` is a part of it, or has other rows.
+    """A checkpoint that a recipe names: `Source` reads its files, a `View` is a part of it, or has
+    other rows.
 
     Attributes:
         folder: Folder of ``config.json`` and the ``.safetensors`` files, now or later.
@@ -218,7 +245,8 @@ class Parent(Checkpoint):
         repository: Repository of the weights if they are not in the folder.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
         trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
-        sentence: What sentence-transformers does with it; asking raises `SourceError` where a module cannot be read.
+        sentence: What sentence-transformers does with it; asking raises `SourceError` where a
+            module cannot be read.
         part: Part of the model that these tensors are; None: all of it.
         stem: Start of the names of its files of weights.
     """
@@ -241,12 +269,14 @@ class Parent(Checkpoint):
     @property
     @abstractmethod
     def changes(self) -> dict[str, Any]:
-        """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the checkpoint."""
+        """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the
+        checkpoint."""
 
     @property
     @abstractmethod
     def layout(self) -> PartLayout:
-        """Layout of the parts of the whole; raises `SourceError` where transformers has no class for it."""
+        """Layout of the parts of the whole; raises `SourceError` where transformers has no class
+        for it."""
 
     @abstractmethod
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -290,7 +320,9 @@ class Parent(Checkpoint):
             "revision": self.repository.commit if self.repository else None,
             "adapter_revision": adapter.commit if adapter is not None else None,
         }
-        return self.ref.model_copy(update={key: value for key, value in pins.items() if value is not None})
+        return self.ref.model_copy(
+            update={key: value for key, value in pins.items() if value is not None}
+        )
 
     def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
         """Return the names that a tensor may have in a live model.
@@ -298,9 +330,14 @@ class Parent(Checkpoint):
         Args:
             name: Its raw name.
             prefix: Prefix of the base model's names in the model.
-            moved: Whether transformers is asked for its modules' names of today, which makes a model on the meta device.
+            moved: Whether transformers is asked for its modules' names of today, which makes a
+                model on the meta device.
         """
-        return name.replace("/", "."), prefix + name, *([self.layout.modules.get(name, name)] if moved else [])
+        return (
+            name.replace("/", "."),
+            prefix + name,
+            *([self.layout.modules.get(name, name)] if moved else []),
+        )
 
     def covers(self, parameter: str) -> bool:
         """Tell whether a parameter of a live model is one of its tensors."""
@@ -317,7 +354,8 @@ class Parent(Checkpoint):
         return f"{type(self).__name__}({str(self)!r})"
 
     def processor(self) -> Any:
-        """Load the processor of its texts and pictures anew, without the model's own code. Raises `SourceError`."""
+        """Load the processor of its texts and pictures anew, without the model's own code. Raises
+        `SourceError`."""
         from transformers import AutoProcessor
 
         try:
@@ -326,7 +364,8 @@ class Parent(Checkpoint):
             raise SourceError(f"{self}: its processor cannot be read: {one_line(cause)}") from cause
 
     def write_companions(self, folder: Path) -> None:
-        """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
+        """Copy the config and what else lies beside the weights; the code that comes with it only
+        where it is trusted."""
         check_folder(self.folder)
         shutil.copyfile(self.folder / "config.json", folder / "config.json")
         self.write_tokenizer(folder)
@@ -334,7 +373,8 @@ class Parent(Checkpoint):
             copy_files(self.folder, folder, CODE)
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
+        """Copy generation settings, tokenizer, chat templates and processors, except what `folder`
+        has already."""
         copy_files(self.beside, folder)
 
     def write_processor(self, folder: Path) -> None:
@@ -342,7 +382,8 @@ class Parent(Checkpoint):
         copy_files(self.beside, folder, PROCESSOR)
 
     def same_folder(self, other: Parent) -> bool:
-        """Tell whether both are read from one folder, whatever it is called; their adapters may differ."""
+        """Tell whether both are read from one folder, whatever it is called; their adapters may
+        differ."""
         return self.folder.resolve() == other.folder.resolve()
 
     @property
@@ -351,22 +392,32 @@ class Parent(Checkpoint):
         return [self.folder, *([self.adapter.folder] if self.adapter is not None else [])]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
-        return read_mapping((self.folder if name == "config.json" else self.beside) / name, f"{self}: {name}")
+        """Read one of the checkpoint's JSON files; raises `SourceError` where it cannot be read or
+        holds no mapping."""
+        return read_mapping(
+            (self.folder if name == "config.json" else self.beside) / name, f"{self}: {name}"
+        )
 
 
 class View(Parent):
-    """A parent as something else than it is; what a view does not say is as the parent beneath it has it.
+    """A parent as something else than it is; what a view does not say is as the parent beneath it
+    has it.
 
     Args:
         inner: The parent beneath it.
     """
 
     def __init__(self, inner: Parent) -> None:
-        self.inner, self.ref, self.part, self.tokenizer_source = inner, inner.ref, inner.part, self
-        self.folder, self.beside, self.repository = inner.folder, inner.beside, inner.repository
+        self.inner = inner
+        self.ref = inner.ref
+        self.part = inner.part
+        self.tokenizer_source = self
+        self.folder = inner.folder
+        self.beside = inner.beside
+        self.repository = inner.repository
         self.adapter = inner.adapter
-        self.trust_remote_code, self.sentence = inner.trust_remote_code, inner.sentence
+        self.trust_remote_code = inner.trust_remote_code
+        self.sentence = inner.sentence
 
     @property
     def sources(self) -> list[Parent]:

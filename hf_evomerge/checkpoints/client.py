@@ -1,4 +1,5 @@
-"""Calls the Hub: tries again while that may help, and ends in one line that says what did not work and why.
+"""Calls the Hub: tries again while that may help, and ends in one line that says what did not work
+and why.
 
 `huggingface_hub` repeats uploads, downloads and listings in silence (`http_backoff`), but no other
 call, and waits for ever for an answer. Within `ask` it repeats nothing, so that one loop has the
@@ -53,10 +54,18 @@ def has_token(api: HfApi) -> bool:
     return api.token is not False and bool(api.token if isinstance(api.token, str) else get_token())
 
 
-def ask(what: str, call: Callable[[], T], *, once: bool = False, may_pass: Callable[[BaseException], bool] | None = None) -> T:
-    """Call the Hub; a failure that may pass is tried again after 1, 2, 4, 8, 16, 16, ... seconds, or when the Hub says.
+def ask(
+    what: str,
+    call: Callable[[], T],
+    *,
+    once: bool = False,
+    may_pass: Callable[[BaseException], bool] | None = None,
+) -> T:
+    """Call the Hub; a failure that may pass is tried again after 1, 2, 4, 8, 16, 16, ... seconds,
+    or when the Hub says.
 
-    Each wait is a line on stderr. The last one ends at most `PATIENCE` seconds after the first failure.
+    Each wait is a line on stderr. The last one ends at most `PATIENCE` seconds after the first
+    failure.
 
     Args:
         what: Start of the error line: what has not worked if the call fails.
@@ -65,9 +74,11 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False, may_pass: Calla
         may_pass: Tells of an error's root whether to call again; `is_passing` by default.
 
     Raises:
-        HubError: The call failed for good. Its cause is the root of the client's error, which is its context.
+        HubError: The call failed for good. Its cause is the root of the client's error, which is
+            its context.
     """
-    attempt, begun = 0, 0.0
+    attempt = 0
+    begun = 0.0
     while True:
         attempt += 1
         try:
@@ -75,8 +86,10 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False, may_pass: Calla
                 return call()
         except HubError:
             raise
-        except Exception as error:  # the client's errors have no common class, and an answer of another form trips it
-            cause, now = root_of(error), time.monotonic()
+        except Exception as error:
+            # the client's errors have no common class, and an answer of another form trips it
+            cause = root_of(error)
+            now = time.monotonic()
             begun = begun if attempt > 1 else now
             asked = _asked_wait(cause)
             seconds = max(min(2.0 ** (attempt - 1), _LONGEST_WAIT), asked)
@@ -89,9 +102,15 @@ def ask(what: str, call: Callable[[], T], *, once: bool = False, may_pass: Calla
 
 
 def repo_info(
-    api: HfApi, repo_id: str, revision: str | None = None, *, repo_type: str = "model", complaint: str = "cannot be read"
+    api: HfApi,
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    repo_type: str = "model",
+    complaint: str = "cannot be read",
 ) -> Any:
-    """Describe a repository at a revision, with the sizes and hashes of its files; raises `HubError`."""
+    """Describe a repository at a revision, with the sizes and hashes of its files; raises
+    `HubError`."""
     how: dict[str, Any] = {"revision": revision, "repo_type": repo_type, "files_metadata": True}
     return ask(f"{repo_id}: {complaint}", lambda: api.repo_info(repo_id, **how))
 
@@ -106,8 +125,14 @@ def _final(what: str, cause: BaseException, attempts: int, asked: float) -> HubE
     from huggingface_hub.utils import httpx
 
     known = isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError))
-    said = getattr(cause, "server_message", None) or cause  # the Hub's own words, without the client's
-    text = one_line(said) if known else f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
+    said = (
+        getattr(cause, "server_message", None) or cause
+    )  # the Hub's own words, without the client's
+    text = (
+        one_line(said)
+        if known
+        else f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
+    )
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
     later = f"; the Hub asks to come back in {asked:.0f} s" if asked > PATIENCE else ""
     return HubError(f"{what}: {text}{tries}{later}{_ADVICE.get(status_of(cause) or 0, '')}")
@@ -127,7 +152,8 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell if the same request may work a little later: no answer, one that was cut off or garbled, or a Hub in trouble."""
+    """Tell if the same request may work a little later: no answer, one that was cut off or garbled,
+    or a Hub in trouble."""
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
@@ -155,17 +181,20 @@ def _asked_wait(error: BaseException) -> float:
     from huggingface_hub.utils import parse_ratelimit_headers
 
     headers = getattr(getattr(error, "response", None), "headers", {})
-    limit, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "").strip()
+    limit = parse_ratelimit_headers(headers)
+    after = headers.get("Retry-After", "").strip()
     reset = limit.reset_in_seconds if limit is not None and limit.remaining == 0 else 0
     return float(max(reset, int(after[:9]) if after.isdecimal() else 0))
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let the client wait no longer than `ANSWER_SECONDS`, repeat no request, and log no signed address."""
+    """Let the client wait no longer than `ANSWER_SECONDS`, repeat no request, and log no signed
+    address."""
     from huggingface_hub.utils import get_session
 
-    session, log = get_session(), logging.getLogger("huggingface_hub.utils._http")
+    session = get_session()
+    log = logging.getLogger("huggingface_hub.utils._http")
     hooks = session.event_hooks
     session.event_hooks = {**hooks, "request": [*hooks.get("request", []), _limit]}
     log.addFilter(_redact)
@@ -197,5 +226,6 @@ def _limit(request: Any) -> None:
 
 
 def _redact(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_secrets(record.getMessage()), ()
+    record.msg = without_secrets(record.getMessage())
+    record.args = ()
     return True

@@ -1,6 +1,8 @@
-"""Checks that checkpoints can be merged, from their configs, headers and tokenizers alone, before any download or work.
+"""Checks that checkpoints can be merged, from their configs, headers and tokenizers alone, before
+any download or work.
 
-What makes a merge impossible is an error that names both sides; what makes it doubtful is a warning.
+What makes a merge impossible is an error that names both sides; what makes it doubtful is a
+warning.
 """
 
 from __future__ import annotations
@@ -14,39 +16,73 @@ from ..errors import SourceError, one_line, shown
 from .checkpoint import Parent
 from .component import Component
 
-_SAME_SETTINGS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
+_SAME_SETTINGS = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "num_experts_per_tok",
+)
 _KEPT_FROM_FIRST = (
     *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
-    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
-    *("prompts", "default_prompt_name", "similarity_fn_name", "max_seq_length"),  # of sentence-transformers
+    *(
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "norm_eps",
+        "norm_epsilon",
+        "logits_scaling",
+    ),
+    *(
+        "prompts",
+        "default_prompt_name",
+        "similarity_fn_name",
+        "max_seq_length",
+    ),  # of sentence-transformers
 )
 _SHOWN = 6
-_OTHER_VOCABULARY = "write vocabulary: union (tokenizer_source: union in mergekit's files), which matches rows by token"
-HAS_A_PATH = "a merged model with a path of its own; name the models that it was made from, or a copy that `fold` has written"
+_OTHER_VOCABULARY = (
+    "write vocabulary: union (tokenizer_source: union in mergekit's files), which matches rows "
+    "by token"
+)
+HAS_A_PATH = (
+    "a merged model with a path of its own; name the models that it was made from, or a copy "
+    "that `fold` has written"
+)
 
 
 def check_mergeable(
-    sources: Sequence[Parent], base: Parent | None = None, *, same_depth: bool = True, same_vocabulary: bool = True
+    sources: Sequence[Parent],
+    base: Parent | None = None,
+    *,
+    same_depth: bool = True,
+    same_vocabulary: bool = True,
 ) -> None:
-    """Raise `SourceError` unless the checkpoints can be merged tensor by tensor. Reads configs and headers, no weights.
+    """Raise `SourceError` unless the checkpoints can be merged tensor by tensor. Reads configs and
+    headers, no weights.
 
-    The first source must have the tensors that its architecture asks for. Checked against it: architecture, number of layers,
-    heads, vocabulary, tied head, the names of the tensors, their shapes, and that all weights are plain floating-point numbers
-    (float16 and bfloat16 may be mixed).
+    The first source must have the tensors that its architecture asks for. Checked against it:
+    architecture, number of layers, heads, vocabulary, tied head, the names of the tensors, their
+    shapes, and that all weights are plain floating-point numbers (float16 and bfloat16 may be
+    mixed).
 
     Args:
         sources: Sources that take part.
         base: Their base.
-        same_depth: Whether they must have as many layers; without it the layers' tensors are left to the caller.
-        same_vocabulary: Whether they must have as many tokens; without it, the tokens that they share must be the same. The
-            same tokens under other ids are refused either way.
+        same_depth: Whether they must have as many layers; without it the layers' tensors are left
+            to the caller.
+        same_vocabulary: Whether they must have as many tokens; without it, the tokens that they
+            share must be the same. The same tokens under other ids are refused either way.
     """
     first = sources[0]
     for source in [*sources, *([base] if base is not None else [])]:
         if source.config.model_type == "evo_merged":
             raise SourceError(f"{source}: {HAS_A_PATH}")
         if getattr(source.config, "quantization_config", None) is not None:
-            raise SourceError(f"{source}: quantised weights cannot be merged; give the unquantised model")
+            raise SourceError(
+                f"{source}: quantised weights cannot be merged; give the unquantised model"
+            )
         source.changes  # noqa: B018  raises where an adapter does not fit
         if source is first:
             continue
@@ -58,23 +94,34 @@ def check_mergeable(
         if complaints:
             more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
             hint = _component_hint(first, source) if other is None else ""
-            raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base{hint}")
+            raise SourceError(
+                f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one "
+                f"base{hint}"
+            )
     first.architecture_warnings  # noqa: B018  raises where tensors are missing, or of other shapes than its config says
     for name, info in first.tensors.items():
         if not info.is_float and info.dtype not in ("BOOL", "I64", "I32", "U8"):
-            raise SourceError(f"{first}: {name} is {info.dtype}, which cannot be merged; give the model in bfloat16 or float32")
+            raise SourceError(
+                f"{first}: {name} is {info.dtype}, which cannot be merged; give the model in "
+                "bfloat16 or float32"
+            )
 
 
-def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: Parent | None = None) -> list[str]:
-    """Return warnings about a merge of these checkpoints, one line each; nothing here makes it impossible.
+def find_warnings(
+    sources: Sequence[Parent], base: Parent | None = None, owner: Parent | None = None
+) -> list[str]:
+    """Return warnings about a merge of these checkpoints, one line each; nothing here makes it
+    impossible.
 
     Args:
         sources: Sources that take part.
         base: Their base.
-        owner: The one whose tokenizer and generation settings go with the result; the first by default.
+        owner: The one whose tokenizer and generation settings go with the result; the first by
+            default.
     """
     found: list[str] = []
-    first, everyone = sources[0], [*sources, *([base] if base is not None else [])]
+    first = sources[0]
+    everyone = [*sources, *([base] if base is not None else [])]
     for source in everyone:
         found += [*_other_base(source), *_left_behind(source)]
         if source is not first:
@@ -111,10 +158,17 @@ class Tokenizer:
         try:
             vocabulary = data["model"]["vocab"]
             pairs = (
-                vocabulary.items() if isinstance(vocabulary, dict) else ((piece[0], n) for n, piece in enumerate(vocabulary))
+                vocabulary.items()
+                if isinstance(vocabulary, dict)
+                else ((piece[0], n) for n, piece in enumerate(vocabulary))
             )
             tokens = {int(number): str(token) for token, number in pairs}
-            tokens.update({int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()})
+            tokens.update(
+                {
+                    int(added["id"]): str(added["content"])
+                    for added in data.get("added_tokens") or ()
+                }
+            )
             return cls(tokens, data["model"].get("merges"))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             return None
@@ -131,21 +185,30 @@ def compared_labels(source: Parent) -> list[str]:
 
 
 def _component_hint(first: Parent, other: Parent) -> str:
-    """Name the part that two whole models have in common, where all that differs is outside of it."""
+    """Name the part that two whole models have in common, where all that differs is outside of
+    it."""
     if first.part is not None or other.part is not None:
         return ""
     if bool(first.config.sub_configs) != bool(other.config.sub_configs):
         return "; of a model with parts write component: text, to merge its language part alone"
     try:
         part = next(iter(first.layout.parts))
-        here, there = Component(first, part), Component(other, part)
-        alike = not [*_setting_differences(here, there, True, True), *tensor_differences(here, there)]
+        here = Component(first, part)
+        there = Component(other, part)
+        alike = not [
+            *_setting_differences(here, there, True, True),
+            *tensor_differences(here, there),
+        ]
     except (SourceError, StopIteration):  # a class that is not known, or has no such part
         return ""
-    return f"; write component: {part} to merge that alone, in which they are alike" if alike else ""
+    return (
+        f"; write component: {part} to merge that alone, in which they are alike" if alike else ""
+    )
 
 
-def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
+def _setting_differences(
+    first: Parent, other: Parent, same_depth: bool, same_vocabulary: bool
+) -> Iterator[str]:
     pairs: list[tuple[str, Any, Any]] = []
     if first.part is None:  # of a part, names and shapes decide
         pairs.append(("architecture", first.config.model_type, other.config.model_type))
@@ -155,13 +218,18 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
         pairs.append(("vocabulary size", first.vocab_size, other.vocab_size))
     pairs.append(("tie_word_embeddings", first.is_tied, other.is_tied))
     yield from _module_differences(first, other)
-    labels, others = compared_labels(first), compared_labels(other)
+    labels = compared_labels(first)
+    others = compared_labels(other)
     if first.part is None and labels != others and sorted(labels) == sorted(others):
         yield (
-            f"the labels of {other} are those of {first} in another order, {_labels_text(other)} and "
+            f"the labels of {other} are those of {first} in another order, "
+            f"{_labels_text(other)} and "
             f"{_labels_text(first)}: rows of their heads do not match; sort them alike"
         )
-    pairs += [(key, getattr(first.text_config, key, None), getattr(other.text_config, key, None)) for key in _SAME_SETTINGS]
+    pairs += [
+        (key, getattr(first.text_config, key, None), getattr(other.text_config, key, None))
+        for key in _SAME_SETTINGS
+    ]
     for what, here, there in pairs:
         if here != there:
             yield f"{what} differs: {here} in {first}, {there} in {other}"
@@ -170,13 +238,18 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
 
 
 def _module_differences(first: Parent, other: Parent) -> Iterator[str]:
-    """Say why the modules after two encoders do not go together; a plain model, which names none, goes with any."""
+    """Say why the modules after two encoders do not go together; a plain model, which names none,
+    goes with any."""
     here, there = (
-        [one for one in source.sentence.modules if one.kind not in ("Normalize", "Dropout")] for source in (first, other)
+        [one for one in source.sentence.modules if one.kind not in ("Normalize", "Dropout")]
+        for source in (first, other)
     )
     if not first.sentence.modules or not other.sentence.modules:
         return
-    names = [", ".join(f"{one.folder} ({one.kind})" for one in modules) or "none" for modules in (here, there)]
+    names = [
+        ", ".join(f"{one.folder} ({one.kind})" for one in modules) or "none"
+        for modules in (here, there)
+    ]
     if [one.kind for one in here] != [one.kind for one in there]:
         yield f"modules after the encoder differ: {names[0]} in {first}, {names[1]} in {other}"
         return
@@ -187,7 +260,8 @@ def _module_differences(first: Parent, other: Parent) -> Iterator[str]:
 
 
 def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = True) -> Iterator[str]:
-    """Say which tensors of two checkpoints do not match, one line each; rows may differ where vocabularies do."""
+    """Say which tensors of two checkpoints do not match, one line each; rows may differ where
+    vocabularies do."""
     here, there = ((source.config.architectures or ["unknown"])[0] for source in (first, other))
     if here != there and first.tensors.keys() != other.tensors.keys():
         yield f"{other} was saved from {there}, {first} from {here}"
@@ -196,7 +270,9 @@ def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = Tru
         rows = not same_vocabulary and info.shape[:1] == (first.vocab_size,) and match is not None
         rows = rows and match is not None and match.shape[:1] == (other.vocab_size,)
         if match is None:
-            if info.is_float:  # a table of positions, or a mask, is not merged, and newer files lack it
+            if (
+                info.is_float
+            ):  # a table of positions, or a mask, is not merged, and newer files lack it
                 yield f"tensor {name} of {first} is missing in {other}"
         elif info.shape[rows:] != match.shape[rows:]:
             yield f"{name}: shape {list(info.shape)} in {first}, {list(match.shape)} in {other}"
@@ -209,45 +285,72 @@ def tensor_differences(first: Parent, other: Parent, same_vocabulary: bool = Tru
 
 def _other_base(source: Parent) -> Iterator[str]:
     """An adapter that says that it was trained on a model of another name."""
-    named = str(source.adapter.config.get("base_model_name_or_path") or "") if source.adapter is not None else ""
+    named = (
+        str(source.adapter.config.get("base_model_name_or_path") or "")
+        if source.adapter is not None
+        else ""
+    )
     last = PurePath(named).name
     if last and last not in (PurePath(source.ref.model).name, source.folder.resolve().name):
-        yield f"{source}: the adapter says that it is of {shown(named)}; on another base it does something else"
+        yield (
+            f"{source}: the adapter says that it is of {shown(named)}; on another base it does "
+            "something else"
+        )
 
 
 def _left_behind(source: Parent) -> Iterator[str]:
     """Further layers of an encoder that are pickles, such as BGE-M3's ``sparse_linear.pt``."""
     if pickles := sorted(file.name for file in source.folder.glob("*_linear.pt")):
-        yield f"{source}: {', '.join(pickles)}: a pickle is neither merged nor copied, so the result has dense vectors alone"
+        yield (
+            f"{source}: {', '.join(pickles)}: a pickle is neither merged nor copied, so the "
+            "result has dense vectors alone"
+        )
 
 
 def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
     for key in _KEPT_FROM_FIRST:
-        here, there = (getattr(one.text_config, key, one.sentence.settings.get(key)) for one in (first, other))
+        here, there = (
+            getattr(one.text_config, key, one.sentence.settings.get(key)) for one in (first, other)
+        )
         if here != there:
-            yield f"{key} differs: {here} in {first}, {there} in {other}; the result has that of the first"
-    ends = [source.sentence.modules[-1].kind for source in (first, other) if source.sentence.modules]
+            yield (
+                f"{key} differs: {here} in {first}, {there} in {other}; the result has that of "
+                "the first"
+            )
+    ends = [
+        source.sentence.modules[-1].kind for source in (first, other) if source.sentence.modules
+    ]
     if len(set(ends)) > 1:  # Normalize or Dropout, as others have to be the same
-        yield f"the last module is {ends[0]} in {first}, {ends[1]} in {other}; the result has the modules of the first"
+        yield (
+            f"the last module is {ends[0]} in {first}, {ends[1]} in {other}; the result has the "
+            "modules of the first"
+        )
     yield from _differing_labels(first, other)
-    here, there = _dtypes(first), _dtypes(other)
+    here = _dtypes(first)
+    there = _dtypes(other)
     if here != there:
         yield f"dtype differs: {here} in {first}, {there} in {other}"
 
 
 def _differing_labels(first: Parent, other: Parent) -> Iterator[str]:
-    """Say that the labels of two heads differ, or cannot be compared since one head's have no names."""
-    labels, others = compared_labels(first), compared_labels(other)
+    """Say that the labels of two heads differ, or cannot be compared since one head's have no
+    names."""
+    labels = compared_labels(first)
+    others = compared_labels(other)
     if first.part is not None or labels == others:
         return
     both = f"{_labels_text(first)} in {first}, {_labels_text(other)} in {other}"
     # transformers calls labels LABEL_0, LABEL_1, ... that nobody has named
     unnamed = [names for names in (labels, others) if "label_0" in names]
     if not unnamed:
-        yield f"labels differ: {both}: rows of their heads mean other things; write component: to merge bodies alone"
+        yield (
+            f"labels differ: {both}: rows of their heads mean other things; write component: to "
+            "merge bodies alone"
+        )
     elif len(unnamed) == 1:
         yield (
-            f"labels cannot be compared: {both}; see whether rows of their heads mean the same, and name "
+            f"labels cannot be compared: {both}; see whether rows of their heads mean the "
+            "same, and name "
             "them alike in id2label of config.json"
         )
 
@@ -262,27 +365,34 @@ def _dtypes(source: Parent) -> str:
 
 def _first_other_token(first: Parent, other: Parent, same_vocabulary: bool) -> str | None:
     """Describe the first id of both models that stands for different tokens; or give None."""
-    here, there = Tokenizer.of(first), Tokenizer.of(other)
+    here = Tokenizer.of(first)
+    there = Tokenizer.of(other)
     if here is None or there is None or here.tokens == there.tokens:
         return None
     if same_vocabulary and sorted(here.tokens.values()) != sorted(there.tokens.values()):
         return None  # tokens of their own, of which there is a warning
     for number in range(min(first.vocab_size, other.vocab_size)):
-        a, b = here.tokens.get(number), there.tokens.get(number)
+        a = here.tokens.get(number)
+        b = there.tokens.get(number)
         if None not in (a, b) and a != b:
-            return f"token {number} is {a!r} in {first}, {b!r} in {other}, so their rows do not match"
+            return (
+                f"token {number} is {a!r} in {first}, {b!r} in {other}, so their rows do not match"
+            )
     return None
 
 
 def check_tokenizer(source: Parent) -> None:
-    """Raise `SourceError` where a source's `tokenizer.json`, which goes with a result, holds no tokenizer."""
+    """Raise `SourceError` where a source's `tokenizer.json`, which goes with a result, holds no
+    tokenizer."""
     import tokenizers
 
     try:
         if (file := source.beside / "tokenizer.json").is_file():
             tokenizers.Tokenizer.from_file(str(file))
     except Exception as cause:  # the library has no class of its own for it
-        raise SourceError(f"{source}: tokenizer.json holds no tokenizer: {one_line(cause)}; download it again") from cause
+        raise SourceError(
+            f"{source}: tokenizer.json holds no tokenizer: {one_line(cause)}; download it again"
+        ) from cause
 
 
 def _other_tokenizer(owner: Parent, here: Tokenizer | None, source: Parent) -> str | None:
@@ -294,7 +404,8 @@ def _other_tokenizer(owner: Parent, here: Tokenizer | None, source: Parent) -> s
     ids = sorted(here.tokens.keys() | there.tokens.keys())
     number = next(n for n in ids if here.tokens.get(n) != there.tokens.get(n))
     return (
-        f"tokenizers differ: {len(here.tokens)} tokens in {owner}, {len(there.tokens)} in {source}; first at {number}: "
+        f"tokenizers differ: {len(here.tokens)} tokens in {owner}, {len(there.tokens)} in "
+        f"{source}; first at {number}: "
         f"{here.tokens.get(number)!r} and {there.tokens.get(number)!r}; that of {owner} is kept"
     )
 
@@ -309,12 +420,18 @@ def _end_of_text(owner: Parent, kept: Tokenizer | None) -> Iterator[str]:
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for end in ends:
         if end not in tokens:
-            yield f"generation_config.json of {owner}: eos_token_id {end} is no token of its tokenizer"
+            yield (
+                f"generation_config.json of {owner}: eos_token_id {end} is no token of its "
+                "tokenizer"
+            )
     end_text = (_json(owner, "tokenizer_config.json") or {}).get("eos_token")
     end_text = end_text.get("content") if isinstance(end_text, dict) else end_text
     if ends and end_text is not None and end_text not in {tokens.get(end) for end in ends}:
         named = ", ".join(f"{end} ({tokens.get(end)!r})" for end in ends)
-        yield f"generation_config.json of {owner} stops at {named}, but its tokenizer's eos_token is {end_text!r}"
+        yield (
+            f"generation_config.json of {owner} stops at {named}, but its tokenizer's eos_token "
+            f"is {end_text!r}"
+        )
 
 
 def _json(source: Parent, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,5 @@
-"""A part of a checkpoint as a checkpoint: the language model inside a vision-language model, its vision tower, its projector.
+"""A part of a checkpoint as a checkpoint: the language model inside a vision-language model, its
+vision tower, its projector.
 
 Its tensors have the name that they have in the part; see ``part_layout.py``.
 """
@@ -45,7 +46,10 @@ class Component(View):
             if found != part or (name == "lm_head.weight" and whole.is_tied):
                 continue
             if name in self.raw:
-                raise SourceError(f"{whole}: {raw} and {self.raw[name]} are both {name} of its {part} part; keep one")
+                raise SourceError(
+                    f"{whole}: {raw} and {self.raw[name]} are both {name} of its {part} "
+                    "part; keep one"
+                )
             self.raw[name] = raw
         if not self.raw:
             known = ", ".join(self.layout.count())
@@ -65,7 +69,11 @@ class Component(View):
     def config(self) -> PretrainedConfig:
         """The config of the part: that of the whole where it has none of its own."""
         whole = self.whole.config
-        config = whole.get_text_config() if self.part == "text" else getattr(whole, f"{self.part}_config", whole)
+        config = (
+            whole.get_text_config()
+            if self.part == "text"
+            else getattr(whole, f"{self.part}_config", whole)
+        )
         if getattr(config, "dtype", None) is None and config is not whole:
             config = copy.deepcopy(config)
             config.dtype = whole.dtype
@@ -74,11 +82,14 @@ class Component(View):
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """The part's tensors by their names there."""
-        return {name: self.whole.tensors[self.raw[name]] for name in sorted(self.raw, key=tensor_order)}
+        return {
+            name: self.whole.tensors[self.raw[name]] for name in sorted(self.raw, key=tensor_order)
+        }
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """Changes that the adapter makes to the part; raises `SourceError` where it does not fit the whole."""
+        """Changes that the adapter makes to the part; raises `SourceError` where it does not fit
+        the whole."""
         changes = self.whole.changes
         return {name: changes[raw] for name, raw in self.raw.items() if raw in changes}
 
@@ -97,7 +108,9 @@ class Component(View):
         """Number of blocks: as the config says, else as the tensors are numbered."""
         if self.part == "text":
             return super().layer_count
-        return 1 + max((block for name in self.tensors if (block := classify(name)[1]) is not None), default=0)
+        return 1 + max(
+            (block for name in self.tensors if (block := classify(name)[1]) is not None), default=0
+        )
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor; see `Parent.read`."""
@@ -109,15 +122,21 @@ class Component(View):
         return Origin("copied", ((self.whole, self.raw[name]),))
 
     def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
-        """Return the tensor's names in a live model of the whole: the one in the module, and the one in the files."""
+        """Return the tensor's names in a live model of the whole: the one in the module, and the
+        one in the files."""
         return self.layout.modules[self.raw[name]], self.raw[name]
 
     def covers(self, parameter: str) -> bool:
         """Tell whether a parameter of a live model belongs to the part."""
-        path, head = self.layout.parts.get(self.part), self.layout.head if self.part in TEXT else None
+        path = self.layout.parts.get(self.part)
+        head = self.layout.head if self.part in TEXT else None
         if path is None:
             return parameter in {self.layout.modules[raw] for raw in self.raw.values()}
-        return path == "" or parameter.startswith(f"{path}.") or (head is not None and parameter.startswith(f"{head}."))
+        return (
+            path == ""
+            or parameter.startswith(f"{path}.")
+            or (head is not None and parameter.startswith(f"{head}."))
+        )
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the model; for ``config.json``, the part's config."""
@@ -127,7 +146,8 @@ class Component(View):
 def as_parts(sources: Sequence[Parent]) -> list[Parent]:
     """The sources as the parts that one of them names; as they are where none names a part.
 
-    A source that names none, beside one that does, takes part with the same: a plain language model is all ``text``.
+    A source that names none, beside one that does, takes part with the same: a plain language model
+    is all ``text``.
 
     Raises:
         SourceError: Two sources name different parts, or a source has none of that name.
@@ -137,6 +157,9 @@ def as_parts(sources: Sequence[Parent]) -> list[Parent]:
         return list(sources)
     if len(named) > 1:
         (part, first), (other, second) = list(named.items())[:2]
-        raise SourceError(f"component: {part} of {first}, but {other} of {second}; what is merged is one part of each")
+        raise SourceError(
+            f"component: {part} of {first}, but {other} of {second}; what is merged is one "
+            "part of each"
+        )
     part = next(iter(named))
     return [source if source.part is not None else Component(source, part) for source in sources]

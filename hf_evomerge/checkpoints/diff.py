@@ -1,4 +1,5 @@
-"""Difference of two checkpoints, tensor by tensor: lengths, angles and signs, of the weights and of the task vectors.
+"""Difference of two checkpoints, tensor by tensor: lengths, angles and signs, of the weights and of
+the task vectors.
 
 Memory does not grow with the model: one slice of each tensor is held at a time. Sums are float64.
 """
@@ -42,7 +43,8 @@ class Agreement:
         norm_x, norm_y: Lengths of x and y.
         relative: ``|y - x| / |x|``; None where x is 0 and y is not.
         cosine: Cosine of the angle between them; None where one is 0.
-        equal_signs: Share of equal signs among the elements that are 0 in neither; None where there are none.
+        equal_signs: Share of equal signs among the elements that are 0 in neither; None where there
+            are none.
     """
 
     norm_x: float
@@ -60,7 +62,8 @@ class Row:
         name: The tensor's raw name, ``embed``, ``blocks.3``, ``head`` or ``all``.
         elements: Number of elements compared.
         weights: A as x, B as y.
-        tasks: The task vectors ``A - base`` as x and ``B - base`` as y; None where the base has no such tensor.
+        tasks: The task vectors ``A - base`` as x and ``B - base`` as y; None where the base has no
+            such tensor.
         base_norm: Length of the base's weights.
     """
 
@@ -105,9 +108,19 @@ class Difference:
 
     def to_text(self, *, tensors: bool = False) -> str:
         """Format as text: a bar per layer group, or per tensor."""
-        lines = [f"A     {self.a}", f"B     {self.b}", *([f"base  {self.base}"] if self.base else []), ""]
+        lines = [
+            f"A     {self.a}",
+            f"B     {self.b}",
+            *([f"base  {self.base}"] if self.base else []),
+            "",
+        ]
         if self.total.elements:
-            lines += [_table([*(self.tensors if tensors else self.groups), self.total], self.base is not None), ""]
+            lines += [
+                _table(
+                    [*(self.tensors if tensors else self.groups), self.total], self.base is not None
+                ),
+                "",
+            ]
             lines += [_LEGEND, ""] if self.base else []
         else:
             lines += ["no tensor could be compared", ""]
@@ -119,15 +132,24 @@ class Difference:
 
 
 def _products(x: Tensor, y: Tensor) -> NDArray[np.float64]:
-    """Sums over the elements of two slices in float64: x x, y y, x y, (y - x)^2, and how many signs count and are equal."""
-    d, counted = y - x, (x != 0) & (y != 0)
+    """Sums over the elements of two slices in float64: x x, y y, x y, (y - x)^2, and how many signs
+    count and are equal."""
+    d = y - x
+    counted = (x != 0) & (y != 0)
     alike = counted & ((x > 0) == (y > 0))
-    return np.array([*(float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (d, d))), int(counted.sum()), int(alike.sum())])
+    return np.array(
+        [
+            *(float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (d, d))),
+            int(counted.sum()),
+            int(alike.sum()),
+        ]
+    )
 
 
 def _agreement(sums: NDArray[np.float64]) -> Agreement:
     xx, yy, xy, dd, counted, alike = map(float, sums)
-    x, y = math.sqrt(xx), math.sqrt(yy)
+    x = math.sqrt(xx)
+    y = math.sqrt(yy)
     relative = math.sqrt(dd) / x if x else None if y else 0.0
     cosine = max(-1.0, min(1.0, xy / x / y)) if x and y else None
     return Agreement(x, y, relative, cosine, alike / counted if counted else None)
@@ -152,15 +174,30 @@ class _Sums:
 
     @property
     def is_finite(self) -> bool:
-        return bool(np.isfinite([*self.weights, *(() if self.tasks is None else self.tasks), self.base]).all())
+        return bool(
+            np.isfinite(
+                [*self.weights, *(() if self.tasks is None else self.tasks), self.base]
+            ).all()
+        )
 
     def row(self, name: str) -> Row:
         tasks = _agreement(self.tasks) if self.tasks is not None else None
-        return Row(name, self.elements, _agreement(self.weights), tasks, math.sqrt(self.base) if tasks else None)
+        return Row(
+            name,
+            self.elements,
+            _agreement(self.weights),
+            tasks,
+            math.sqrt(self.base) if tasks else None,
+        )
 
 
 def diff_models(
-    a: str | Path, b: str | Path, *, base: str | Path | None = None, progress: bool = False, trust_remote_code: bool = False
+    a: str | Path,
+    b: str | Path,
+    *,
+    base: str | Path | None = None,
+    progress: bool = False,
+    trust_remote_code: bool = False,
 ) -> Difference:
     """Say how two checkpoints differ, tensor by tensor; with a base also how their task vectors do.
 
@@ -169,8 +206,8 @@ def diff_models(
     Args:
         a, b, base: Folders, or ids of repositories on the Hub.
         progress: Whether to show a progress bar.
-        trust_remote_code: Whether Python files that come with the models may be run to read their configs, which say whether
-            a stored head is the embedding matrix.
+        trust_remote_code: Whether Python files that come with the models may be run to read their
+            configs, which say whether a stored head is the embedding matrix.
 
     Raises:
         SourceError: There is no such checkpoint, or a file cannot be read.
@@ -186,12 +223,24 @@ def diff_models(
     first: Parent = opened(str(a))
     second: Parent = opened(str(b))
     origin: Parent | None = opened(str(base)) if base is not None else None
-    if not first.tensors.keys() & second.tensors.keys():  # perhaps one body, under heads that call it otherwise
+    if (
+        not first.tensors.keys() & second.tensors.keys()
+    ):  # perhaps one body, under heads that call it otherwise
         everyone = [each for each in (first, second, origin) if each is not None]
-        part = next((part for part in first.layout.parts if all(part in each.layout.count() for each in everyone)), None)
+        part = next(
+            (
+                part
+                for part in first.layout.parts
+                if all(part in each.layout.count() for each in everyone)
+            ),
+            None,
+        )
         if part is not None:
             first, second, origin = [*(Component(each, part) for each in everyone), None][:3]  # type: ignore[assignment]
-    total, groups, tensors, notes = _Sums(), dict[str, _Sums](), list[Row](), list[str]()
+    total = _Sums()
+    groups = dict[str, _Sums]()
+    tensors = list[Row]()
+    notes = list[str]()
     try:
         names = sorted(first.tensors.keys() | second.tensors.keys(), key=tensor_order)
         for name in tqdm(names, unit="tensor", desc="comparing", disable=not progress):
@@ -213,26 +262,43 @@ def diff_models(
         for source in (first, second, origin):
             if source is not None:
                 source.close()
-    ordered = sorted(groups, key=lambda key: ({"embed": 0, "head": 2}.get(key, 1), tensor_order(key)))
+    ordered = sorted(
+        groups, key=lambda key: ({"embed": 0, "head": 2}.get(key, 1), tensor_order(key))
+    )
     whole = total.row("all")
     rows = [groups[key].row(key) for key in ordered]
-    return Difference(str(first), str(second), str(origin) if origin else None, whole, rows, tensors, notes, _warning(whole))
+    return Difference(
+        str(first),
+        str(second),
+        str(origin) if origin else None,
+        whole,
+        rows,
+        tensors,
+        notes,
+        _warning(whole),
+    )
 
 
 def _reason(a: Parent, b: Parent, name: str, called: tuple[str, str]) -> str | None:
     """Say why a tensor of two checkpoints cannot be compared; None where it can."""
-    x, y = a.tensors.get(name), b.tensors.get(name)
+    x = a.tensors.get(name)
+    y = b.tensors.get(name)
     if x is None or y is None:
         return f"not in {called[0] if x is None else called[1]}"
     if x.shape != y.shape:
         return f"shape {list(x.shape)} in {called[0]}, {list(y.shape)} in {called[1]}"
     if not (x.is_float and y.is_float):
-        return f"{x.dtype} in {called[0]}, {y.dtype} in {called[1]}; only plain floating-point numbers are compared"
+        return (
+            f"{x.dtype} in {called[0]}, {y.dtype} in {called[1]}; only plain floating-point "
+            "numbers are compared"
+        )
     return None
 
 
 def _compare(a: Parent, b: Parent, base: Parent | None, name: str) -> _Sums:
-    flat = [source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
+    flat = [
+        source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))
+    ]
     sums = _Sums(elements=flat[0].numel(), tasks=np.zeros(6) if base is not None else None)
     for start in range(0, sums.elements, SLICE):
         x, y, *rest = (tensor[start : start + SLICE].double() for tensor in flat)
@@ -246,36 +312,49 @@ def _compare(a: Parent, b: Parent, base: Parent | None, name: str) -> _Sums:
 def _warning(total: Row) -> str | None:
     if total.tasks is None or not total.base_norm:
         return None
-    a, b = total.tasks.norm_x / total.base_norm, total.tasks.norm_y / total.base_norm
+    a = total.tasks.norm_x / total.base_norm
+    b = total.tasks.norm_y / total.base_norm
     if max(a, b) < FAR:
         return None
     return (
-        f"the task vectors are as large as the weights ({a:.2f} and {b:.2f} of the base's norm): A, B and the base {UNRELATED}"
+        f"the task vectors are as large as the weights ({a:.2f} and {b:.2f} of the base's norm): "
+        f"A, B and the base {UNRELATED}"
     )
 
 
 def _table(rows: Sequence[Row], with_base: bool) -> str:
-    """Rows with a bar each, as long as the relative difference; the last row is the sum of the others."""
+    """Rows with a bar each, as long as the relative difference; the last row is the sum of the
+    others."""
     from rich.bar import Bar
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0 if with_base else 1))
-    signs, width = ("signs", 8) if with_base else ("equal signs", 30)  # so that it fits into 80 columns
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0 if with_base else 1)
+    )
+    signs, width = (
+        ("signs", 8) if with_base else ("equal signs", 30)
+    )  # so that it fits into 80 columns
     task_headings = ("A-base", "B-base", "task cos", "task signs") if with_base else ()
     for position, heading in enumerate(("", "|B-A|/|A|", "", "cosine", signs, *task_headings)):
         table.add_column(heading, justify="left" if position in (0, 2) else "right", no_wrap=True)
     longest = max((row.weights.relative or 0.0 for row in rows), default=0.0) or 1.0
     for row in rows:
-        weights, tasks = row.weights, row.tasks
+        weights = row.weights
+        tasks = row.tasks
         bar = Bar(longest, 0, weights.relative or 0.0, width=width)
         cells = [_number(weights.cosine), _number(weights.equal_signs)]
         if with_base:
             scale = row.base_norm or math.nan
             lengths = [tasks.norm_x / scale, tasks.norm_y / scale] if tasks else [None, None]
-            cells += map(_number, [*lengths, tasks.cosine if tasks else None, tasks.equal_signs if tasks else None])
+            cells += map(
+                _number,
+                [*lengths, tasks.cosine if tasks else None, tasks.equal_signs if tasks else None],
+            )
         table.add_row(row.name, _number(weights.relative), bar, *cells)
-    console = Console(width=240, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
+    console = Console(
+        width=240, highlight=False, force_terminal=False, force_jupyter=False, color_system=None
+    )
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

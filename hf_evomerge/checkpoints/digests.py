@@ -1,4 +1,5 @@
-"""Digests (sha256) of a checkpoint's files: they show whether it is still the one that was measured. No torch."""
+"""Digests (sha256) of a checkpoint's files: they show whether it is still the one that was
+measured. No torch."""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ from .lora import CONFIG_FILE, Adapter
 from .model_folder import COMPANIONS
 
 Digest = list[Any]
-"""The sha256 of a file, and its size, times and inode when it was taken; of a repository the commit alone."""
+"""The sha256 of a file, and its size, times and inode when it was taken; of a repository the commit
+alone."""
 
 
 def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Digest]:
-    """The digests of everything that a source is loaded from: config, weights, tokenizer, templates, its adapter.
+    """The digests of everything that a source is loaded from: config, weights, tokenizer,
+    templates, its adapter.
 
     Args:
         source: The source. Of a repository it is the commit, which stands for all its files.
-        known: Digests from before. Weights of the same size, times and inode are not read again. The time of the last
-            change (ctime) is among them: the one that tools set back or copy along says nothing. All other files are read.
+        known: Digests from before. Weights of the same size, times and inode are not read again.
+            The time of the last change (ctime) is among them: the one that tools set back or copy
+            along says nothing. All other files are read.
 
     Raises:
         SourceError: A file cannot be read.
@@ -32,21 +36,42 @@ def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Dige
         found = {"commit": [source.repository.commit]}
     else:
         whole = source.whole
-        matches = (file for pattern in whole.companions for file in sorted(source.folder.glob(pattern)))
+        matches = (
+            file for pattern in whole.companions for file in sorted(source.folder.glob(pattern))
+        )
         beside = list(dict.fromkeys(file for file in matches if file.is_file()))
-        weights = sorted({info.file for info in whole.tensors.values() if info.file.is_relative_to(source.folder)})
+        weights = sorted(
+            {
+                info.file
+                for info in whole.tensors.values()
+                if info.file.is_relative_to(source.folder)
+            }
+        )
         found = _digests(source.folder, [*beside, *weights], known)
     if source.adapter is not None:
-        found |= {f"adapter {name}": digest for name, digest in _adapter(source.adapter, known).items()}
+        found |= {
+            f"adapter {name}": digest for name, digest in _adapter(source.adapter, known).items()
+        }
     return found
 
 
 def _adapter(adapter: Adapter, known: Mapping[str, Digest]) -> dict[str, Digest]:
     if adapter.repository is not None:
         return {"commit": [adapter.repository.commit]}
-    own = {name.removeprefix("adapter "): digest for name, digest in known.items() if name.startswith("adapter ")}
-    files = [adapter.folder / name for name in ([CONFIG_FILE] if adapter.config else []) + [adapter.file]]
-    files += [file for pattern in COMPANIONS for file in sorted(adapter.folder.glob(pattern)) if file.is_file()]
+    own = {
+        name.removeprefix("adapter "): digest
+        for name, digest in known.items()
+        if name.startswith("adapter ")
+    }
+    files = [
+        adapter.folder / name for name in ([CONFIG_FILE] if adapter.config else []) + [adapter.file]
+    ]
+    files += [
+        file
+        for pattern in COMPANIONS
+        for file in sorted(adapter.folder.glob(pattern))
+        if file.is_file()
+    ]
     return _digests(adapter.folder, files, own)
 
 

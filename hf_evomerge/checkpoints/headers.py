@@ -53,8 +53,11 @@ class TensorInfo:
         return self.numel * self.bits // 8
 
     def converted(self, dtype: str | None) -> TensorInfo:
-        """The tensor in another dtype, such as ``bfloat16``, where it holds floating-point numbers and one is given."""
-        return TensorInfo(STORED[dtype] if dtype is not None and self.is_float else self.dtype, self.shape)
+        """The tensor in another dtype, such as ``bfloat16``, where it holds floating-point numbers
+        and one is given."""
+        return TensorInfo(
+            STORED[dtype] if dtype is not None and self.is_float else self.dtype, self.shape
+        )
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
@@ -74,7 +77,8 @@ class StoredTensor(TensorInfo):
 
 
 def torch_dtype(stored: str) -> torch.dtype | None:
-    """torch's dtype for safetensors' name of one, such as ``BF16``; None where it is no plain floating-point number."""
+    """torch's dtype for safetensors' name of one, such as ``BF16``; None where it is no plain
+    floating-point number."""
     import torch
 
     names = {theirs: name for name, theirs in STORED.items()}
@@ -82,17 +86,24 @@ def torch_dtype(stored: str) -> torch.dtype | None:
 
 
 def is_of_one_part(folder: str) -> bool:
-    """Tell whether a folder holds a model without parts such as towers, which config and headers alone can describe."""
+    """Tell whether a folder holds a model without parts such as towers, which config and headers
+    alone can describe."""
     file = Path(folder, "config.json")
     if not file.is_file():
         return False
     config = read_mapping(file, folder)
-    parts = any(key.endswith("_config") and isinstance(value, dict) and "model_type" in value for key, value in config.items())
-    return config.get("model_type") == "evo_merged" or not (parts or config.get("is_encoder_decoder"))
+    parts = any(
+        key.endswith("_config") and isinstance(value, dict) and "model_type" in value
+        for key, value in config.items()
+    )
+    return config.get("model_type") == "evo_merged" or not (
+        parts or config.get("is_encoder_decoder")
+    )
 
 
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
-    """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there and holds a mapping."""
+    """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there
+    and holds a mapping."""
     try:
         check_size(file)
         text = file.read_text(encoding="utf-8")
@@ -113,18 +124,25 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
 
 
 def read_header(file: Path, owner: str = "") -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, by reading its header only; raises `SourceError` where the file is damaged."""
+    """The tensors of one safetensors file, by reading its header only; raises `SourceError` where
+    the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     where = f"{owner}: {file.name}" if owner else str(file)
     try:
         with safe_open(str(file), framework="np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: StoredTensor(part.get_dtype(), tuple(part.get_shape()), file) for name, part in slices.items()}
+            return {
+                name: StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
+                for name, part in slices.items()
+            }
     except (OSError, SafetensorError) as cause:
-        raise SourceError(f"{where}: not a safetensors file, or damaged: {one_line(cause)}; download it again") from cause
+        raise SourceError(
+            f"{where}: not a safetensors file, or damaged: {one_line(cause)}; download it again"
+        ) from cause
 
 
 def tensor_order(name: str) -> list[tuple[int, int | str]]:
-    """Sort key of tensor names: layer 2 before layer 10. The same everywhere, whatever the order in a checkpoint."""
+    """Sort key of tensor names: layer 2 before layer 10. The same everywhere, whatever the order in
+    a checkpoint."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]

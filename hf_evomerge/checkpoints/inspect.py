@@ -39,19 +39,24 @@ class Inspection:
 
     Attributes:
         model: The folder or repository; of an adapter its base, of which all else is said.
-        architecture, model_type: The class in its config, and the type of the language model (of a merged model: its sources').
-        layers: Number of blocks that run; of a merged model the number of cache slots, one per term of the path.
+        architecture, model_type: The class in its config, and the type of the language model (of a
+            merged model: its sources').
+        layers: Number of blocks that run; of a merged model the number of cache slots, one per term
+            of the path.
         hidden_size, vocab_size: As in the config; None where it does not say.
         tied_head: Whether the head is the embedding matrix.
-        quantization: The method, where the weights are quantised; their parameters are then packed, and not all counted.
+        quantization: The method, where the weights are quantised; their parameters are then packed,
+            and not all counted.
         stored: Content of the files; each layer once.
         effective: Size as it runs: a layer of a merged model counts as often as the path runs it.
         chat_template: Whether there is one in the folder or repository.
-        merged: Facts on a path: ``path``, ``scales``, ``scale_target``, ``embedding_source`` and ``sources``, as in its
-            config, and ``distinct_layers``, of which each is stored once.
-        parts: Number of tensors of each part of the model, where it has several, such as ``text`` and ``vision``.
-        adapter: Facts on an adapter: ``name``, ``ranks``, ``alphas`` (a pipeline's are among its tensors), last names of the
-            ``modules`` that it changes, number of ``weights``, and ``bytes``.
+        merged: Facts on a path: ``path``, ``scales``, ``scale_target``, ``embedding_source`` and
+            ``sources``, as in its config, and ``distinct_layers``, of which each is stored once.
+        parts: Number of tensors of each part of the model, where it has several, such as ``text``
+            and ``vision``.
+        adapter: Facts on an adapter: ``name``, ``ranks``, ``alphas`` (a pipeline's are among its
+            tensors), last names of the ``modules`` that it changes, number of ``weights``, and
+            ``bytes``.
     """
 
     model: str
@@ -80,31 +85,67 @@ class Inspection:
             ("architecture", f"{self.architecture} ({self.model_type})"),
             ("layers", str(self.layers)),
             ("hidden size", str(self.hidden_size)),
-            ("vocabulary", f"{self.vocab_size}, head {'tied to the embeddings' if self.tied_head else 'of its own'}"),
+            (
+                "vocabulary",
+                (
+                    f"{self.vocab_size}, head "
+                    f"{'tied to the embeddings' if self.tied_head else 'of its own'}"
+                ),
+            ),
             ("stored", _size_text(self.stored)),
         ]
         if self.quantization is not None:
-            rows.append(("quantised", f"{self.quantization}; packed weights are not counted as parameters"))
+            rows.append(
+                ("quantised", f"{self.quantization}; packed weights are not counted as parameters")
+            )
         if self.parts:
-            rows.append(("parts", ", ".join(f"{part}: {count} tensors" for part, count in self.parts.items())))
+            rows.append(
+                (
+                    "parts",
+                    ", ".join(f"{part}: {count} tensors" for part, count in self.parts.items()),
+                )
+            )
         if self.effective != self.stored:
             rows.append(("effective", _size_text(self.effective)))
         rows.append(("chat template", "there" if self.chat_template else "none"))
         if self.model_type == "diffusion_pipeline":  # which has none of these
-            rows = [row for row in rows if row[0] not in ("layers", "hidden size", "vocabulary", "chat template")]
+            rows = [
+                row
+                for row in rows
+                if row[0] not in ("layers", "hidden size", "vocabulary", "chat template")
+            ]
         if (lora := self.adapter) is not None:
-            numbers = [f"{one} {'/'.join(map(str, lora[f'{one}s']))}" for one in ("rank", "alpha") if lora[f"{one}s"]]
+            numbers = [
+                f"{one} {'/'.join(map(str, lora[f'{one}s']))}"
+                for one in ("rank", "alpha")
+                if lora[f"{one}s"]
+            ]
             changed = f"{lora['weights']} weights ({', '.join(lora['modules'])})"
-            rows.insert(0, ("adapter", ", ".join([lora["name"], *numbers, changed, f"{lora['bytes']:,} bytes"])))
+            rows.insert(
+                0,
+                (
+                    "adapter",
+                    ", ".join([lora["name"], *numbers, changed, f"{lora['bytes']:,} bytes"]),
+                ),
+            )
         lines = [f"{name:13} {value}" for name, value in rows]
         if (merged := self.merged) is not None:
-            path, scales, target = merged["path"], merged["scales"], merged["scale_target"]
-            lines.append(f"{'path':13} {len(path)} hops over {merged['distinct_layers']} distinct layers")
+            path = merged["path"]
+            scales = merged["scales"]
+            target = merged["scale_target"]
+            lines.append(
+                f"{'path':13} {len(path)} hops over {merged['distinct_layers']} distinct layers"
+            )
             scaled = f"scales multiply {SCALED.get(target, target)}"
-            lines.append(f"{'':13} {scaled}; embeddings and head of source {merged['embedding_source']}")
+            lines.append(
+                f"{'':13} {scaled}; embeddings and head of source {merged['embedding_source']}"
+            )
             for i, source in enumerate(merged["sources"]):
                 revision = f"@{source['revision']}" if source.get("revision") else ""
-                lines.append(f"source {i:<6} {source.get('model', 'unnamed')}{revision}, {source['layers']} layers")
+                lines.append(
+                    f"source {i:<6} {source.get('model', 'unnamed')}{revision}, "
+                    f"{source['layers']} layers"
+                )
             lines += hop_table(path, scales)
         return "\n".join(lines)
 
@@ -114,19 +155,23 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
 
     Args:
         model: A folder, or the id of a repository on the Hub.
-        trust_remote_code: Whether Python files that come with the model may be run to read its config.
+        trust_remote_code: Whether Python files that come with the model may be run to read its
+            config.
 
     Raises:
         SourceError: There is no such checkpoint, or its config or a header cannot be read.
 
     Example:
         >>> report = inspect_model("my-search/model")  # print it to read it
-        >>> report.stored.parameters < report.effective.parameters  # layers that run twice are stored once
+        >>> # layers that run twice are stored once
+        >>> report.stored.parameters < report.effective.parameters
         True
     """
     source = open_source(str(model), trust_remote_code=trust_remote_code)
-    config, text = source.config, source.text_config
-    merged, runs = None, Counter[int]()
+    config = source.config
+    text = source.text_config
+    merged = None
+    runs = Counter[int]()
     if config.model_type == "evo_merged":
         runs = Counter(config.owners)
         keys = ("path", "scales", "scale_target", "embedding_source", "sources")
@@ -135,15 +180,19 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
     if quantization is not None:
         named = quantization if isinstance(quantization, dict) else vars(quantization)
         quantization = str(getattr(named.get("quant_method"), "value", named.get("quant_method")))
-    tensors, base = source.tensors, source.ref.model_copy(update={"adapter": None, "adapter_revision": None})
+    tensors = source.tensors
+    base = source.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     return Inspection(
-        model=str(base) if source.repository is None else f"{source.repository.name}@{source.repository.commit}",
+        model=str(base)
+        if source.repository is None
+        else f"{source.repository.name}@{source.repository.commit}",
         architecture=(config.architectures or ["unknown"])[0],
         model_type=text.model_type,
         layers=getattr(text, "num_hidden_layers", None),
         hidden_size=getattr(text, "hidden_size", None),
         vocab_size=getattr(text, "vocab_size", None),
-        tied_head=_gives_words(config) and (source.is_tied or bool(merged and getattr(text, "tie_word_embeddings", False))),
+        tied_head=_gives_words(config)
+        and (source.is_tied or bool(merged and getattr(text, "tie_word_embeddings", False))),
         quantization=quantization,
         stored=_size((info, 1) for info in tensors.values()),
         effective=_size((info, _times(name, runs)) for name, info in tensors.items()),
@@ -155,20 +204,30 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
 
 
 def _gives_words(config: Any) -> bool:
-    """Tell whether the head gives words, by the name of its class; a head of labels is a matrix of its own."""
-    return not re.search("Classification|QuestionAnswering|MultipleChoice", (config.architectures or [""])[0])
+    """Tell whether the head gives words, by the name of its class; a head of labels is a matrix of
+    its own."""
+    return not re.search(
+        "Classification|QuestionAnswering|MultipleChoice", (config.architectures or [""])[0]
+    )
 
 
 def _adapter(source: Parent) -> dict[str, Any] | None:
     """Describe the adapter of a source. Raises `SourceError` where it does not fit the base."""
     if (adapter := source.adapter) is None:
         return None
-    alphas = {*(adapter.config.get("alpha_pattern") or {}).values(), adapter.config.get("lora_alpha")} - {None}
+    alphas = {
+        *(adapter.config.get("alpha_pattern") or {}).values(),
+        adapter.config.get("lora_alpha"),
+    } - {None}
     return {
         "name": adapter.label,
-        "ranks": sorted({adapter.tensors[change.a].shape[0] for change in source.changes.values() if change.a}),
+        "ranks": sorted(
+            {adapter.tensors[change.a].shape[0] for change in source.changes.values() if change.a}
+        ),
         "alphas": sorted(alphas),
-        "modules": sorted({name.removesuffix(".weight").rpartition(".")[2] for name in source.changes}),
+        "modules": sorted(
+            {name.removesuffix(".weight").rpartition(".")[2] for name in source.changes}
+        ),
         "weights": len(source.changes),
         "bytes": _size((info, 1) for info in adapter.tensors.values()).bytes,
     }
@@ -176,7 +235,11 @@ def _adapter(source: Parent) -> dict[str, Any] | None:
 
 def _parts(source: Parent) -> dict[str, int]:
     """The tensors of each part of a model that has several, of those that transformers knows."""
-    if not (source.entries or source.config.sub_configs or getattr(source.config, "is_encoder_decoder", False)):
+    if not (
+        source.entries
+        or source.config.sub_configs
+        or getattr(source.config, "is_encoder_decoder", False)
+    ):
         return {}
     try:
         return source.layout.count()
@@ -191,7 +254,9 @@ def _times(name: str, runs: Counter[int]) -> int:
 
 
 def _size(tensors: Iterable[tuple[TensorInfo, int]]) -> Size:
-    dtypes, size, parameters = Counter[str](), 0, 0
+    dtypes = Counter[str]()
+    size = 0
+    parameters = 0
     for info, times in tensors:
         dtypes[info.dtype] += info.numel * times
         size += info.bytes * times

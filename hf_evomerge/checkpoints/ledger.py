@@ -1,4 +1,5 @@
-"""The ledger of a checkpoint: how many tensors of its sources became what, so that nothing is lost in silence."""
+"""The ledger of a checkpoint: how many tensors of its sources became what, so that nothing is lost
+in silence."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ class Ledger:
     """Counts of the tensors that a checkpoint is made of.
 
     Attributes:
-        kinds: Tensors of the result that are ``merged``, ``copied`` (perhaps to another dtype) or ``scaled``.
+        kinds: Tensors of the result that are ``merged``, ``copied`` (perhaps to another dtype) or
+            ``scaled``.
         donors: Tensors that are copied from each source, by its short name.
         dropped: Tensors of the sources that the result does without, by the reason.
 
@@ -29,7 +31,8 @@ class Ledger:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Ledger:
         """Count every tensor of a checkpoint and of its sources."""
-        ledger, used = cls(), set[tuple[int, str]]()
+        ledger = cls()
+        used = set[tuple[int, str]]()
         for name in checkpoint.tensors:
             origin = checkpoint.origin(name)
             ledger.kinds[origin.kind] += 1
@@ -45,7 +48,10 @@ class Ledger:
     def __str__(self) -> str:
         copied = f"copied from {next(iter(self.donors), '')}"
         if len(self.donors) > 1:
-            copied = f"copied ({', '.join(f'{count} from {label}' for label, count in self.donors.items())})"
+            copied = (
+                "copied "
+                f"({', '.join(f'{count} from {label}' for label, count in self.donors.items())})"
+            )
         said = {"merged": "merged", "copied": copied, "scaled": "scaled"}
         counts = [f"{self.kinds[kind]} {text}" for kind, text in said.items() if self.kinds[kind]]
         text = f"{self.kinds.total()} tensors: {', '.join(counts)}"
@@ -57,5 +63,10 @@ class Ledger:
 
 def sources_of(*checkpoints: Checkpoint | None) -> list[Parent]:
     """The sources of several checkpoints, each once, in order."""
-    found = [source for checkpoint in checkpoints if checkpoint is not None for source in checkpoint.sources]
+    found = [
+        source
+        for checkpoint in checkpoints
+        if checkpoint is not None
+        for source in checkpoint.sources
+    ]
     return list({id(source): source for source in found}.values())

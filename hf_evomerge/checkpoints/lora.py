@@ -1,8 +1,11 @@
-"""LoRA adapters as part of a source: what an adapter changes, computed when a tensor is read. safetensors only.
+"""LoRA adapters as part of a source: what an adapter changes, computed when a tensor is read.
+safetensors only.
 
-Knows an adapter's config and tensors, and nothing of merges. LoRA (arXiv:2106.09685) adds ``scaling * B A`` to a weight; DoRA
-(arXiv:2402.09353) then gives each output a length of its own. The sums over the rank are made in float32 in a fixed order, one
-rounding per multiplication and addition, so that the same adapter gives the same bits on every processor.
+Knows an adapter's config and tensors, and nothing of merges. LoRA (arXiv:2106.09685) adds ``scaling
+* B A`` to a weight; DoRA (arXiv:2402.09353) then gives each output a length of its own. The sums
+  over the rank are made in float32 in a fixed order, one
+rounding per multiplication and addition, so that the same adapter gives the same bits on every
+processor.
 """
 
 from __future__ import annotations
@@ -29,17 +32,39 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
-_METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
+_METADATA = (
+    "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
+)
 _MAX_PATTERNS = 4096  # of module names; each module is looked for in all of them
 _MAX_PATTERN = 1000  # characters
-_MAX_REPEATS = 5  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
-_MAX_STEPS = 1 << 16  # of all patterns together: each repeat takes about as many times more as a name has parts
-_BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
-# Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
+# in a pattern of module names; more of them can take for ever to find out that nothing follows it
+_MAX_REPEATS = 5
+_MAX_STEPS = (
+    1 << 16
+)  # of all patterns together: each repeat takes about as many times more as a name has parts
+_BLOCK = (
+    1 << 16
+)  # elements of the weight that are changed at a time: they fit the processor's cache
+# Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method
+# that starts from a changed
 # base (init_lora_weights: pissa and the like) is refused as well.
 _REFUSED = (
-    *("lora_bias", "trainable_token_indices", "target_parameters", "layer_replication", "use_qalora", "use_bdlora"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config"),
+    *(
+        "lora_bias",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+        "use_qalora",
+        "use_bdlora",
+    ),
+    *(
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+        "velora_config",
+        "monteclora_config",
+        "megatron_config",
+    ),
 )
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -73,8 +98,13 @@ class Change:
 
     @property
     def beyond(self) -> str:
-        """Reason why it is more than a product that is added to the weight of a linear layer; empty where it is not."""
-        kinds = {"DoRA": self.magnitude, "a bias": self.whole.endswith("bias"), "a whole tensor": self.whole}
+        """Reason why it is more than a product that is added to the weight of a linear layer; empty
+        where it is not."""
+        kinds = {
+            "DoRA": self.magnitude,
+            "a bias": self.whole.endswith("bias"),
+            "a whole tensor": self.whole,
+        }
         kinds |= {"a convolution": self.is_window, "embeddings": "embedding" in self.parts}
         return next((kind for kind, there in kinds.items() if there), "")
 
@@ -83,13 +113,21 @@ class Adapter:
     """LoRA adapter in peft's layout, or of a diffusion pipeline in diffusers' or kohya's.
 
     Args:
-        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are, or the one file of a pipeline's.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are, or the one file
+            of a pipeline's.
         label: Name in messages.
         repository: Where the weights come from if they are not in the folder.
-        file: The name of the file of a pipeline's adapter, where it is not ``pytorch_lora_weights.safetensors``.
+        file: The name of the file of a pipeline's adapter, where it is not
+            ``pytorch_lora_weights.safetensors``.
     """
 
-    def __init__(self, folder: Path, label: str, repository: Repository | None = None, file: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        repository: Repository | None = None,
+        file: str | None = None,
+    ) -> None:
         self.folder = folder
         self.label = label
         self.repository = repository
@@ -97,7 +135,8 @@ class Adapter:
         if repository is None or folder.is_dir():  # one without small files has none yet
             check_folder(folder)
         peft = file is None and (
-            (folder / CONFIG_FILE).is_file() or (repository is None and not (folder / PICTURE_FILE).is_file())
+            (folder / CONFIG_FILE).is_file()
+            or (repository is None and not (folder / PICTURE_FILE).is_file())
         )
         self.file = WEIGHTS_FILE if peft else file or PICTURE_FILE
         self.config = self._read_config() if peft else {}
@@ -105,7 +144,8 @@ class Adapter:
     @classmethod
     def open(cls, name: str, revision: str | None = None) -> Adapter:
         """Find an adapter: a folder, or a repository on the Hub; raises `SourceError`."""
-        label, file = name if revision is None else f"{name}@{revision}", None
+        label = name if revision is None else f"{name}@{revision}"
+        file = None
         if name.endswith(".safetensors"):
             name, _, file = name.rpartition("/")
         folder, repository = find_folder(name or ".", revision)
@@ -120,14 +160,19 @@ class Adapter:
         if self.repository is not None:
             return self.repository.headers([self.file])[self.file]
         held = held_instead(self.folder)
-        raise SourceError(f"{self.label}: no {self.file} ({held}); save the adapter again with safetensors")
+        raise SourceError(
+            f"{self.label}: no {self.file} ({held}); save the adapter again with safetensors"
+        )
 
     def fingerprint(self) -> str:
         """Key that changes whenever the adapter's files do."""
         if self.repository is not None:
             return f"{self.label} {self.repository.commit}"
         status = (self.folder / self.file).stat()
-        return f"{self.label} {status.st_size} {status.st_mtime_ns} {json.dumps(self.config, sort_keys=True, default=str)}"
+        return (
+            f"{self.label} {status.st_size} {status.st_mtime_ns} "
+            f"{json.dumps(self.config, sort_keys=True, default=str)}"
+        )
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub."""
@@ -135,36 +180,55 @@ class Adapter:
             self.repository.fetch([self.file], progress=progress)
 
     def changes(
-        self, tensors: Mapping[str, TensorInfo], *, tied: bool = False, modules: Callable[[], Mapping[str, str]] = dict
+        self,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        tied: bool = False,
+        modules: Callable[[], Mapping[str, str]] = dict,
     ) -> dict[str, Change]:
         """Map each changed tensor of a checkpoint to its change.
 
         Args:
             tensors: The checkpoint's tensors.
             tied: Whether its head is its embedding matrix.
-            modules: Gives the names in the live model by those in the files; asked where the adapter names others.
+            modules: Gives the names in the live model by those in the files; asked where the
+                adapter names others.
 
         Raises:
-            SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a meaning that is not known.
+            SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a
+                meaning that is not known.
         """
         found: dict[str, Change] = {}
         changed: dict[str, str] = {}
-        flat = {f"lora_{name.removesuffix('.weight').replace('.', '_')}": name.removesuffix(".weight") for name in tensors}
+        flat = {
+            f"lora_{name.removesuffix('.weight').replace('.', '_')}": name.removesuffix(".weight")
+            for name in tensors
+        }
         for key, info in self.tensors.items():
             if not info.is_float:
-                raise SourceError(f"{self.label}: {key} has the dtype {info.dtype}, which no adapter is trained in")
-            name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+                raise SourceError(
+                    f"{self.label}: {key} has the dtype {info.dtype}, which no adapter is "
+                    "trained in"
+                )
+            name = (
+                key.removeprefix("base_model.model.")
+                .replace(".base_layer.", ".")
+                .replace(".modules_to_save.", ".")
+            )
             module, part = _split(name)
             module = flat.get(_FLAT.sub(_flat_part, module), module)
             if tied and self._unties(name):
                 raise SourceError(
-                    f"{self.label}: has a head or embeddings of its own ({name}), which are one matrix in the model; merge it "
+                    f"{self.label}: has a head or embeddings of its own ({name}), which are "
+                    "one matrix in the model; merge it "
                     "with peft"
                 )
             target = self._target(name if part is None else f"{module}.weight", tensors, modules)
             change = found.setdefault(target, Change())
             if other := getattr(change, part or "whole"):
-                raise SourceError(f"{self.label}: {other} and {key} are both for {target}; keep one")
+                raise SourceError(
+                    f"{self.label}: {other} and {key} are both for {target}; keep one"
+                )
             setattr(change, part or "whole", key)
             if part is None:
                 self._check_shape(target, tensors[target].shape, info.shape)
@@ -178,9 +242,14 @@ class Adapter:
         for target, module in changed.items():
             self._complete(found[target], module, target, tensors[target], has_conv1d)
         for name, tensor in tensors.items():
-            if tensor.is_float and self._is_kept(name) and not (name in found and found[name].whole):
+            if (
+                tensor.is_float
+                and self._is_kept(name)
+                and not (name in found and found[name].whole)
+            ):
                 raise SourceError(
-                    f"{self.label}: {CONFIG_FILE}: modules_to_save names the module of {name}, and the "
+                    f"{self.label}: {CONFIG_FILE}: modules_to_save names the module of "
+                    f"{name}, and the "
                     "adapter has no such tensor; save it again"
                 )
         return found
@@ -197,8 +266,12 @@ class Adapter:
         scaling = self._scaling(change, right.shape[0])
         with torch.no_grad():
             if change.magnitude:
-                return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(dtype)
-            flat = weight.flatten(1)  # a convolution is a matrix whose columns are the places of its window
+                return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(
+                    dtype
+                )
+            flat = weight.flatten(
+                1
+            )  # a convolution is a matrix whose columns are the places of its window
             out = torch.empty_like(flat, dtype=dtype, memory_format=torch.contiguous_format)
             for rows, delta in _deltas(left, right, scaling):
                 out[rows] = delta.add_(flat[rows]).to(dtype)
@@ -210,11 +283,17 @@ class Adapter:
         Returns:
             Two contiguous float32 tensors: rows of the weight x rank, and rank x columns.
         """
-        a, b = self._get(change.a).float().flatten(1), self._get(change.b).float().flatten(1)
-        return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
+        a = self._get(change.a).float().flatten(1)
+        b = self._get(change.b).float().flatten(1)
+        return (
+            (a.T.contiguous(), b.T.contiguous())
+            if change.transposed
+            else (b.contiguous(), a.contiguous())
+        )
 
     def scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
-        """Multiply the scaling into the first of `factors`, so that their product is added to the weight.
+        """Multiply the scaling into the first of `factors`, so that their product is added to the
+        weight.
 
         Raises:
             SourceError: A number is not finite; times a weight of 0 it would still be none.
@@ -238,14 +317,19 @@ class Adapter:
             return change.scaling
         part, _, module = change.module.partition(".")
         said = self._metadata.items()
-        config = {key.removeprefix(f"{part}."): value for key, value in said if key.startswith(f"{part}.")}
+        config = {
+            key.removeprefix(f"{part}."): value for key, value in said if key.startswith(f"{part}.")
+        }
         self._check_settings(config)
         return self._factor(module, rank, config)
 
     def _factor(self, module: str, rank: int, config: Mapping[str, Any]) -> float:
-        """Return the factor of a module's product by an adapter's settings, which name its rank too."""
+        """Return the factor of a module's product by an adapter's settings, which name its rank
+        too."""
         if (named := self._number("rank_pattern", "r", module, rank, config)) != rank:
-            raise SourceError(f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} says {named:g}")
+            raise SourceError(
+                f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} says {named:g}"
+            )
         alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
@@ -272,9 +356,14 @@ class Adapter:
     def _read_config(self) -> dict[str, Any]:
         if not (self.folder / CONFIG_FILE).is_file() and (hint := inner_adapter(self.folder)):
             raise SourceError(f"{self.label}: no {CONFIG_FILE} in {self.folder}; {hint}")
-        config = read_mapping(self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}")
+        config = read_mapping(
+            self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}"
+        )
         if (kind := config.get("peft_type")) != "LORA":
-            raise SourceError(f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can be merged")
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can "
+                "be merged"
+            )
         self._check_settings(config)
         for key in ("modules_to_save", "target_modules"):
             names = config.get(key) or []
@@ -284,54 +373,81 @@ class Adapter:
         return config
 
     def _check_settings(self, config: Mapping[str, Any]) -> None:
-        """Raise `SourceError` where settings change the arithmetic in ways that are not known here."""
+        """Raise `SourceError` where settings change the arithmetic in ways that are not known
+        here."""
         for key in _REFUSED:
             if config.get(key):
                 raise SourceError(
-                    f"{self.label}: {CONFIG_FILE}: {key} is {config[key]!r}, which is not supported; merge it with peft"
+                    f"{self.label}: {CONFIG_FILE}: {key} is {config[key]!r}, which is not "
+                    "supported; merge it with peft"
                 )
         start = config.get("init_lora_weights", True)
         if start not in _PLAIN_STARTS:
             raise SourceError(
-                f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes the base; convert it with peft"
+                f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes "
+                "the base; convert it with peft"
             )
 
     def _unties(self, name: str) -> bool:
-        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft leaves the other alone."""
+        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft
+        leaves the other alone."""
         pattern = r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)\.\w+$"
         return "lm_head." in name or (self._is_kept(name) and re.search(pattern, name) is not None)
 
     def _is_kept(self, name: str) -> bool:
         """Tell whether a tensor is of a module that the config says is saved as a whole."""
-        return any(f".{module}." in f".{name}" for module in self.config.get("modules_to_save") or ())
+        return any(
+            f".{module}." in f".{name}" for module in self.config.get("modules_to_save") or ()
+        )
 
-    def _target(self, name: str, tensors: Mapping[str, TensorInfo], modules: Callable[[], Mapping[str, str]]) -> str:
-        """The checkpoint's own name of a tensor: the same, with or without the inner model's in front, or an older one."""
+    def _target(
+        self, name: str, tensors: Mapping[str, TensorInfo], modules: Callable[[], Mapping[str, str]]
+    ) -> str:
+        """The checkpoint's own name of a tensor: the same, with or without the inner model's in
+        front, or an older one."""
         if name in tensors:
             return name
         _, _, shorter = name.partition(".")
         near = [there for there in tensors if there == shorter or there.partition(".")[2] == name]
-        near = near or [there for there, live in modules().items() if live == name and there in tensors]
+        near = near or [
+            there for there, live in modules().items() if live == name and there in tensors
+        ]
         if len(near) == 1:
             return near[0]
-        raise SourceError(f"{self.label}: changes {name}, which the model does not have; it belongs to another model")
+        raise SourceError(
+            f"{self.label}: changes {name}, which the model does not have; it belongs to "
+            "another model"
+        )
 
-    def _complete(self, change: Change, module: str, target: str, info: TensorInfo, has_conv1d: bool) -> None:
+    def _complete(
+        self, change: Change, module: str, target: str, info: TensorInfo, has_conv1d: bool
+    ) -> None:
         """Check a change that is a product, and find its scaling and its orientation."""
         if not change.a or not change.b:
-            raise SourceError(f"{self.label}: {module} has only one of the two LoRA matrices; save the adapter again")
-        a, b = self.tensors[change.a].shape, self.tensors[change.b].shape
-        change.is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
+            raise SourceError(
+                f"{self.label}: {module} has only one of the two LoRA matrices; save the "
+                "adapter again"
+            )
+        a = self.tensors[change.a].shape
+        b = self.tensors[change.b].shape
+        change.is_window = (
+            len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
+        )
         if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
-            raise SourceError(f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})")
+            raise SourceError(
+                f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})"
+            )
         if not a[0] == b[1] > 0:
             what = f"LoRA matrices of no one rank ({list(a)} and {list(b)})"
             raise SourceError(f"{self.label}: {module} has {what}")
         change.scaling = self._factor(module, a[0], self.config)
         targets = self.config.get("target_modules")
-        if isinstance(targets, list) and not any(f".{module}".endswith(f".{name}") for name in targets):
+        if isinstance(targets, list) and not any(
+            f".{module}".endswith(f".{name}") for name in targets
+        ):
             raise SourceError(
-                f"{self.label}: {CONFIG_FILE}: target_modules does not name {module}, for which the "
+                f"{self.label}: {CONFIG_FILE}: target_modules does not name {module}, for "
+                "which the "
                 "adapter has matrices, and peft would leave them out; add it, or take them out"
             )
         # peft goes by the layer's class, and corrects fan_in_fan_out by it. Here shapes tell which
@@ -339,52 +455,91 @@ class Adapter:
         is_conv1d = has_conv1d if a[1:] == b[:1] else info.shape == (a[1], b[0])
         change.transposed = "embedding" in change.parts or is_conv1d
         if change.magnitude and "embedding" in change.parts:
-            raise SourceError(f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft")
+            raise SourceError(
+                f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft"
+            )
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
-            raise SourceError(f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, unlike its tensors")
+            raise SourceError(
+                f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, "
+                "unlike its tensors"
+            )
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
         if change.magnitude:
             self._check_shape(f"{module} (outputs)", b[:1], self.tensors[change.magnitude].shape)
         if (self.folder / self.file).is_file():  # of one on the Hub that is not downloaded, later
             self._scaling(change, a[0])
 
-    def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]) -> float:
+    def _number(
+        self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]
+    ) -> float:
         value = config.get(key, default)
         given = config.get(patterns)
         if given is not None and not isinstance(given, dict):
-            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping"
+            )
         if given and len(given) > _MAX_PATTERNS:
-            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} has {len(given)} entries, more than {_MAX_PATTERNS}")
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: {patterns} has {len(given)} entries, more "
+                f"than {_MAX_PATTERNS}"
+            )
         if _steps(tuple(given or ())) > _MAX_STEPS:
-            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} could take for ever to match; write it without repeats")
-        value = next((found for pattern, found in (given or {}).items() if _compiled(pattern).match(module)), value)
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: {patterns} could take for ever to match; "
+                "write it without repeats"
+            )
+        value = next(
+            (found for pattern, found in (given or {}).items() if _compiled(pattern).match(module)),
+            value,
+        )
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-            raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a finite number")
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a "
+                "finite number"
+            )
         return value
 
     def _check_shape(self, name: str, here: tuple[int, ...], there: tuple[int, ...]) -> None:
         if here != there:
-            raise SourceError(f"{self.label}: {name} has shape {list(here)} in the model, but {list(there)} in the adapter")
+            raise SourceError(
+                f"{self.label}: {name} has shape {list(here)} in the model, but "
+                f"{list(there)} in the adapter"
+            )
 
 
 def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     """Tell by its bias whether a weight is of GPT-2's linear layer, which stores inputs as rows."""
-    bias, shape = tensors.get(f"{name.removesuffix('.weight')}.bias"), tensors[name].shape
+    bias = tensors.get(f"{name.removesuffix('.weight')}.bias")
+    shape = tensors[name].shape
     return bias is not None and len(shape) == 2 and bias.shape == shape[1:] != shape[:1]
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """A module and which of the adapter's matrices for it this is; None: a tensor that is replaced."""
-    match = re.fullmatch(r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?", name)
+    """A module and which of the adapter's matrices for it this is; None: a tensor that is
+    replaced."""
+    match = re.fullmatch(
+        r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?",
+        name,
+    )
     match = match if match is None or "lora_" in name else None
     if match is None:
         if "lora_" in name or "token_adapter" in name:
-            raise SourceError(f"adapter: the tensor {name} has a meaning that is not known here; merge it with peft")
+            raise SourceError(
+                f"adapter: the tensor {name} has a meaning that is not known here; merge it "
+                "with peft"
+            )
         return name, None
     return match[1], _PARTS[match[2].removeprefix("embedding_")]
 
 
-_PARTS = {"A": "a", "B": "b", "down": "a", "up": "b", "alpha": "alpha", "magnitude_vector": "magnitude"}
+_PARTS = {
+    "A": "a",
+    "B": "b",
+    "down": "a",
+    "up": "b",
+    "alpha": "alpha",
+    "magnitude_vector": "magnitude",
+}
 _FLAT = re.compile(r"^lora_te(\d?)_")
 
 
@@ -405,16 +560,26 @@ def _steps(patterns: tuple[str, ...]) -> int:
 @lru_cache(maxsize=2 * _MAX_PATTERNS)
 def _compiled(pattern: str) -> re.Pattern[str]:
     """Compile the pattern that the end of a module's name must match, as in peft."""
-    if re.search(r"\)[*+{]", pattern) or _repeats(pattern) > _MAX_REPEATS or len(pattern) > _MAX_PATTERN:
-        raise SourceError(f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats")
+    if (
+        re.search(r"\)[*+{]", pattern)
+        or _repeats(pattern) > _MAX_REPEATS
+        or len(pattern) > _MAX_PATTERN
+    ):
+        raise SourceError(
+            f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write "
+            "it without repeats"
+        )
     try:
         return re.compile(rf"(.*\.)?({pattern})$")
     except (re.error, RecursionError, OverflowError) as cause:
-        raise SourceError(f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}") from cause
+        raise SourceError(
+            f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}"
+        ) from cause
 
 
 def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:
-    """``scaling * left @ right`` by blocks of rows, each summed over the rank from the first to the last."""
+    """``scaling * left @ right`` by blocks of rows, each summed over the rank from the first to the
+    last."""
     import torch
 
     step = max(1, _BLOCK // right.shape[1])
@@ -430,7 +595,8 @@ def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice
 
 
 def _dora(weight: Tensor, left: Tensor, right: Tensor, change: Change, magnitude: Tensor) -> Tensor:
-    """``m (W + BA) / |W + BA|`` in float32: each output's weights get the length that the adapter says."""
+    """``m (W + BA) / |W + BA|`` in float32: each output's weights get the length that the adapter
+    says."""
     import numpy as np
     import torch
 

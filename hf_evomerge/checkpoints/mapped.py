@@ -1,7 +1,9 @@
-"""Safetensors files in memory: each is mapped once, whoever reads it, and the pages that were read can be let go.
+"""Safetensors files in memory: each is mapped once, whoever reads it, and the pages that were read
+can be let go.
 
-A page of a mapped file counts as the process's resident memory from its first use until the file is unmapped, once for every
-mapping. A base that is read as the base and beneath two adapters would be resident three times.
+A page of a mapped file counts as the process's resident memory from its first use until the file is
+unmapped, once for every mapping. A base that is read as the base and beneath two adapters would be
+resident three times.
 """
 
 from __future__ import annotations
@@ -46,14 +48,17 @@ class MappedFile:
                 tensor: Tensor = opened.get_tensor(name)
                 return tensor
         offset = self._data + self._fields[name]["data_offsets"][0]
-        return torch.frombuffer(self._mapping, dtype=dtype, count=info.numel, offset=offset).view(info.shape)
+        return torch.frombuffer(self._mapping, dtype=dtype, count=info.numel, offset=offset).view(
+            info.shape
+        )
 
     def metadata(self) -> dict[str, str] | None:
         """Return the texts that stand in the header."""
         return self._fields.get("__metadata__")
 
     def release(self) -> None:
-        """Let the pages go that were read; a tensor that is used again gets them from the system's cache."""
+        """Let the pages go that were read; a tensor that is used again gets them from the system's
+        cache."""
         if hasattr(mmap, "MADV_DONTNEED"):  # Windows trims working sets by itself
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -74,7 +79,8 @@ def map_file(file: Path) -> MappedFile:
 
 
 def release_pages() -> None:
-    """Let the pages of all mapped files go; those that another thread is reading come back from the system's cache."""
+    """Let the pages of all mapped files go; those that another thread is reading come back from the
+    system's cache."""
     for reference in _MAPPED.valuerefs():
         if (mapped := reference()) is not None:
             mapped.release()

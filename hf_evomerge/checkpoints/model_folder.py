@@ -1,4 +1,5 @@
-"""Model folders: how one comes to be under its name only when it is whole, and which files go with the weights. No torch."""
+"""Model folders: how one comes to be under its name only when it is whole, and which files go with
+the weights. No torch."""
 
 from __future__ import annotations
 
@@ -19,40 +20,66 @@ PROCESSOR = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("chat_template*", "additional_chat_templates/*.jinja"),
 )
-MODULES = ("[0-9]_*/config.json", "[0-9]_*/model.safetensors")  # what sentence-transformers does after the model
-SENTENCE = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", *MODULES)
+MODULES = (
+    "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
+)  # what sentence-transformers does after the model
+SENTENCE = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    *MODULES,
+)
 COMPANIONS = (
     "generation_config.json",
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
+    *(
+        "tokenizer*.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.tiktoken",
+    ),
     *("tokenizer.model", "spiece.model", "sentencepiece*.model"),
     *PROCESSOR,
     *SENTENCE,
 )
 CODE = ("*.py",)
-REPLACED = "replaced"  # the old model, in the hidden folder of the build whose model takes its place
+REPLACED = (
+    "replaced"  # the old model, in the hidden folder of the build whose model takes its place
+)
 
 
 def check_place(out: Path) -> None:
-    """Raise `EvoMergeError` where no folder of this name can be made or written to. Nothing is made."""
+    """Raise `EvoMergeError` where no folder of this name can be made or written to. Nothing is
+    made."""
     there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
     if not os.path.isdir(there):
-        raise EvoMergeError(f"{out}: {'it' if there == out else there} is a file, not a folder; choose another folder")
+        raise EvoMergeError(
+            f"{out}: {'it' if there == out else there} is a file, not a folder; choose "
+            "another folder"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise EvoMergeError(f"{out}: {there} may not be written to; choose another folder, or see whose it is")
+        raise EvoMergeError(
+            f"{out}: {there} may not be written to; choose another folder, or see whose it is"
+        )
 
 
 def make_readable(folder: Path) -> None:
-    """Let others read everything in a finished folder; some programs write files that only their owner can read."""
+    """Let others read everything in a finished folder; some programs write files that only their
+    owner can read."""
     for item in [folder, *folder.rglob("*")]:
         item.chmod(0o755 if item.is_dir() else 0o644)
 
 
 @contextmanager
 def scratch_folder(out: Path, key: str) -> Iterator[Path]:
-    """A hidden folder beside `out`, ``.NAME.KEY.partial``, in which an interrupted build leaves the files that it finished.
+    """A hidden folder beside `out`, ``.NAME.KEY.partial``, in which an interrupted build leaves the
+    files that it finished.
 
-    The next build of the same key finds them. It is removed when the build succeeds, and when it fails before a file of weights
-    was finished; folders that builds of other keys left behind for the same `out` are removed at the start.
+    The next build of the same key finds them. It is removed when the build succeeds, and when it
+    fails before a file of weights was finished; folders that builds of other keys left behind for
+    the same `out` are removed at the start.
 
     Args:
         out: The folder to be made.
@@ -71,8 +98,12 @@ def scratch_folder(out: Path, key: str) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout as cause:
         if not _lock_of(folder).exists():
-            raise EvoMergeError(f"{out.parent}: no file can be made there; choose another place") from cause
-        raise EvoMergeError(f"{out}: another process is building it; wait for it, or choose another folder") from cause
+            raise EvoMergeError(
+                f"{out.parent}: no file can be made there; choose another place"
+            ) from cause
+        raise EvoMergeError(
+            f"{out}: another process is building it; wait for it, or choose another folder"
+        ) from cause
     try:
         folder.mkdir(exist_ok=True)
         yield folder
@@ -85,9 +116,11 @@ def scratch_folder(out: Path, key: str) -> Iterator[Path]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Clean up after builds of this folder that were killed while they put it in place, or had finished nothing.
+    """Clean up after builds of this folder that were killed while they put it in place, or had
+    finished nothing.
 
-    An old model that was moved away, and has no successor yet, is put back. What a build can go on from stays.
+    An old model that was moved away, and has no successor yet, is put back. What a build can go on
+    from stays.
     """
     for folder in _scratch_folders(out):
         _clean(folder, out, keep=any(folder.glob("model/**/*.safetensors")))
@@ -97,7 +130,13 @@ def _scratch_folders(out: Path) -> list[Path]:
     """The hidden folders of builds of this folder, and those of which only the lock is left."""
     name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.(?:partial|lock)")
     try:
-        return sorted({item.with_suffix(".partial") for item in out.absolute().parent.iterdir() if name.fullmatch(item.name)})
+        return sorted(
+            {
+                item.with_suffix(".partial")
+                for item in out.absolute().parent.iterdir()
+                if name.fullmatch(item.name)
+            }
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -122,7 +161,8 @@ def _clean(folder: Path, out: Path, *, keep: bool = False) -> None:
 
 
 def copy_files(source: Path, folder: Path, patterns: Iterable[str] = COMPANIONS) -> None:
-    """Copy what goes with the weights, or the files of some patterns, except what `folder` has already."""
+    """Copy what goes with the weights, or the files of some patterns, except what `folder` has
+    already."""
     for pattern in patterns:
         for file in sorted(source.glob(pattern)):
             target = folder / file.relative_to(source)
@@ -141,4 +181,6 @@ def write_chat_template(folder: Path, template: str) -> None:
     if file.is_file():
         settings = json.loads(file.read_text(encoding="utf-8"))
         if settings.pop("chat_template", None) is not None:
-            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            file.write_text(
+                json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )

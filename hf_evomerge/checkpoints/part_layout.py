@@ -1,8 +1,9 @@
 """Layout of a model's parts: its language model, its vision tower, its projector.
 
-Parts are found from the config and the module tree that transformers makes of it, on the meta device. Tensors have the name
-that they have in the part, by transformers' own conversion of the names in the files, so that the language part of one model
-and a plain language model call the same tensor the same, whatever the age of their files.
+Parts are found from the config and the module tree that transformers makes of it, on the meta
+device. Tensors have the name that they have in the part, by transformers' own conversion of the
+names in the files, so that the language part of one model and a plain language model call the same
+tensor the same, whatever the age of their files.
 """
 
 from __future__ import annotations
@@ -51,12 +52,17 @@ class PartLayout:
         name = (config.architectures or [""])[0]
         kind = model_class(config, name)
         if kind is None:
-            raise SourceError(f"{called}: its parts are not known, as transformers has no class called {name!r} for it")
+            raise SourceError(
+                f"{called}: its parts are not known, as transformers has no class called "
+                f"{name!r} for it"
+            )
         try:
             with torch.device("meta"):
                 model: Any = kind(copy.deepcopy(config))
         except Exception as cause:  # anything: a class may need a library that is not installed
-            raise SourceError(f"{called}: its parts are not known: {kind.__name__}: {one_line(cause)}") from cause
+            raise SourceError(
+                f"{called}: its parts are not known: {kind.__name__}: {one_line(cause)}"
+            ) from cause
         conversions: Any = get_model_conversion_mapping(model)
         renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
         state = model.state_dict()
@@ -67,14 +73,19 @@ class PartLayout:
             for raw in names
         }
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
-        parts, head = _parts(model), model.get_output_embeddings()
+        parts = _parts(model)
+        head = model.get_output_embeddings()
         towers = len(parts) > 1 and ("vision" in parts or "audio" in parts)
         return cls(
             {part: paths[id(module)] for part, module in parts.items()},
             "projector" if towers else "rest",
             paths.get(id(head)) if head is not None else None,
             modules,
-            {path: type(one) is Conv1D for path, one in model.named_modules() if type(one) in (torch.nn.Linear, Conv1D)},
+            {
+                path: type(one) is Conv1D
+                for path, one in model.named_modules()
+                if type(one) in (torch.nn.Linear, Conv1D)
+            },
         )
 
     def place(self, raw: str) -> tuple[str, str]:
@@ -99,7 +110,9 @@ def _parts(model: PreTrainedModel) -> dict[str, Any]:
     found: dict[str, Any] = {}
     config: Any = model.config
     for part, modality in (("vision", "image"), ("audio", "audio")):
-        if (tower := model.get_encoder(modality=modality)) is not model and tower is not model.base_model:
+        if (
+            tower := model.get_encoder(modality=modality)
+        ) is not model and tower is not model.base_model:
             found[part] = tower
     if getattr(config, "is_encoder_decoder", False):
         return {**found, "encoder": model.get_encoder(), "decoder": model.get_decoder()}

@@ -1,8 +1,10 @@
-"""A diffusion pipeline as a source: ``model_index.json``, and a folder for each component, read as a checkpoint of its own.
+"""A diffusion pipeline as a source: ``model_index.json``, and a folder for each component, read as
+a checkpoint of its own.
 
-A tensor is called ``unet/conv_in.weight``: the component, and its name in the component's files. In the part that is merged
-(`Component`) the blocks of U-Nets and transformers are numbered, so that groups of blocks and gradients mean what they mean
-elsewhere: ``blocks.3.up_blocks.0.resnets.1.conv1.weight``.
+A tensor is called ``unet/conv_in.weight``: the component, and its name in the component's files. In
+the part that is merged (`Component`) the blocks of U-Nets and transformers are numbered, so that
+groups of blocks and gradients mean what they mean elsewhere:
+``blocks.3.up_blocks.0.resnets.1.conv1.weight``.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 MODEL_TYPE = "diffusion_pipeline"
 _BLOCK = re.compile(r"(\w*?)blocks?(?:\.(\d+))?\.")
-_ORDER = ("down_", "mid_", "up_", "", "transformer_", "single_transformer_")  # as a picture passes through them
+_ORDER = (
+    "down_",
+    "mid_",
+    "up_",
+    "",
+    "transformer_",
+    "single_transformer_",
+)  # as a picture passes through them
 
 
 class Pipeline(Source):
@@ -47,17 +56,30 @@ class Pipeline(Source):
 
     @cached_property
     def entries(self) -> dict[str, tuple[str, str]]:
-        """Library and class of each component; raises `SourceError` where one is code that comes with the pipeline."""
+        """Library and class of each component; raises `SourceError` where one is code that comes
+        with the pipeline."""
         if not isinstance(self.index.get("_class_name"), str):
-            raise SourceError(f"{self}: {INDEX}: _class_name is {one_line(self.index.get('_class_name'))}: {_OWN_CODE}")
+            raise SourceError(
+                f"{self}: {INDEX}: _class_name is {one_line(self.index.get('_class_name'))}: "
+                f"{_OWN_CODE}"
+            )
         found = {}
         for part, entry in self.index.items():
             if part.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
                 continue
-            if len(entry) != 2 or not all(isinstance(name, str) for name in entry) or not part.isidentifier():
-                raise SourceError(f"{self}: {INDEX}: {one_line(part)} is {one_line(entry)}, not a library and a class")
+            if (
+                len(entry) != 2
+                or not all(isinstance(name, str) for name in entry)
+                or not part.isidentifier()
+            ):
+                raise SourceError(
+                    f"{self}: {INDEX}: {one_line(part)} is {one_line(entry)}, not a library "
+                    "and a class"
+                )
             if not _is_known(entry[0]):
-                raise SourceError(f"{self}: {INDEX}: {part} is of {one_line(entry[0])}: {_OWN_CODE}")
+                raise SourceError(
+                    f"{self}: {INDEX}: {part} is of {one_line(entry[0])}: {_OWN_CODE}"
+                )
             found[part] = (entry[0], entry[1])
         return found
 
@@ -75,7 +97,12 @@ class Pipeline(Source):
             if (folder / "config.json").is_file():
                 repository = self.repository.at(part) if self.repository is not None else None
                 stem = "model" if library == "transformers" else "diffusion_pytorch_model"
-                found[part] = _Folder(folder, self.ref.model_copy(update={"adapter": None}), repository=repository, stem=stem)
+                found[part] = _Folder(
+                    folder,
+                    self.ref.model_copy(update={"adapter": None}),
+                    repository=repository,
+                    stem=stem,
+                )
                 found[part].part = part
         return found
 
@@ -87,14 +114,17 @@ class Pipeline(Source):
         for part in self.entries:
             folder = self.folder / part
             if not folder.is_dir():
-                raise SourceError(f"{self}: {INDEX} names {part}, and there is no such folder; download it again")
+                raise SourceError(
+                    f"{self}: {INDEX} names {part}, and there is no such folder; download it again"
+                )
             check_folder(folder, self.folder)
         for source in self.parts.values():
             source.check_files()
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """A config of the whole: the pipeline's class, and the dtype of its weights where all have one."""
+        """A config of the whole: the pipeline's class, and the dtype of its weights where all have
+        one."""
         from transformers import PretrainedConfig
 
         dtypes = {info.dtype for info in self.stored.values() if info.is_float}
@@ -106,7 +136,11 @@ class Pipeline(Source):
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
         """Tensors of all components, by ``part/name``."""
-        return {f"{part}/{name}": info for part, source in self.parts.items() for name, info in source.stored.items()}
+        return {
+            f"{part}/{name}": info
+            for part, source in self.parts.items()
+            for name, info in source.stored.items()
+        }
 
     @property
     def is_tied(self) -> bool:
@@ -115,16 +149,22 @@ class Pipeline(Source):
 
     @property
     def layer_count(self) -> int:
-        """Raises `SourceError`: a whole pipeline has no layers that could be merged with another's."""
+        """Raises `SourceError`: a whole pipeline has no layers that could be merged with
+        another's."""
         raise SourceError(
-            f"{self}: a diffusion pipeline takes part by a component; write component: with one of {', '.join(self.parts)}"
+            f"{self}: a diffusion pipeline takes part by a component; write component: with "
+            f"one of {', '.join(self.parts)}"
         )
 
     @cached_property
     def changes(self) -> dict[str, Any]:
         """Changes that the adapter makes to tensors, which it calls ``unet.conv_in.weight``."""
         names = {raw.replace("/", ".", 1): raw for raw in self.tensors}
-        found = self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()}) if self.adapter else {}
+        found = (
+            self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()})
+            if self.adapter
+            else {}
+        )
         return {names[name]: change for name, change in found.items()}
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
@@ -156,7 +196,9 @@ class Pipeline(Source):
             (self.folder / INDEX).read_text(encoding="utf-8"),
             *(part.fingerprint() for part in self.parts.values()),
         ]
-        return "\n".join([*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
+        return "\n".join(
+            [*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])]
+        )
 
     @property
     def folders(self) -> list[Path]:
@@ -188,8 +230,14 @@ class _Folder(Source):
     def stem(self) -> str:  # type: ignore[override]
         """Start of the names of its files; with ``.fp16``, where there are only such files."""
         names = self._names
-        plain = any(re.fullmatch(rf"{self._plain}(-\d+-of-\d+)?\.safetensors", name) for name in names)
-        return self._plain if plain or not any(".fp16" in name for name in names) else f"{self._plain}.fp16"
+        plain = any(
+            re.fullmatch(rf"{self._plain}(-\d+-of-\d+)?\.safetensors", name) for name in names
+        )
+        return (
+            self._plain
+            if plain or not any(".fp16" in name for name in names)
+            else f"{self._plain}.fp16"
+        )
 
     @cached_property
     def _names(self) -> list[str]:
@@ -209,17 +257,23 @@ class _Folder(Source):
         """Raise `SourceError` unless there are weights."""
         if not self._names:
             held = held_instead(self.folder)
-            raise SourceError(f"{self}: no .safetensors file ({held}); save the pipeline again with save_pretrained")
+            raise SourceError(
+                f"{self}: no .safetensors file ({held}); save the pipeline again with "
+                "save_pretrained"
+            )
 
 
 class PipelineLayout(PartLayout):
-    """Layout of a pipeline's components; ``modules`` has the name of each tensor in its component."""
+    """Layout of a pipeline's components; ``modules`` has the name of each tensor in its
+    component."""
 
     @classmethod
     def of_tensors(cls, raws: Iterable[str]) -> PipelineLayout:
         """The layout of a pipeline with these tensors."""
         modules = {raw: raw.partition("/")[2] for raw in raws}
-        return cls(dict.fromkeys((raw.partition("/")[0] for raw in modules), ""), "rest", None, modules)
+        return cls(
+            dict.fromkeys((raw.partition("/")[0] for raw in modules), ""), "rest", None, modules
+        )
 
     @cached_property
     def _blocks(self) -> dict[str, dict[tuple[str, int], int]]:
@@ -227,16 +281,29 @@ class PipelineLayout(PartLayout):
         for raw, own in self.modules.items():
             if block := _BLOCK.match(own):
                 found[raw.partition("/")[0]].add((block[1], int(block[2] or 0)))
-        return {part: {block: n for n, block in enumerate(sorted(blocks, key=_place))} for part, blocks in found.items()}
+        return {
+            part: {block: n for n, block in enumerate(sorted(blocks, key=_place))}
+            for part, blocks in found.items()
+        }
 
     def place(self, raw: str) -> tuple[str, str]:
-        """The component that a tensor belongs to, and its name there with the number of its block before it."""
-        part, own = raw.partition("/")[0], self.modules[raw]
+        """The component that a tensor belongs to, and its name there with the number of its block
+        before it."""
+        part = raw.partition("/")[0]
+        own = self.modules[raw]
         block = _BLOCK.match(own)
-        return part, own if block is None else f"blocks.{self._blocks[part][block[1], int(block[2] or 0)]}.{own}"
+        return (
+            part,
+            own
+            if block is None
+            else f"blocks.{self._blocks[part][block[1], int(block[2] or 0)]}.{own}",
+        )
 
 
-_OWN_CODE = "code that comes with the pipeline, and none is run; give a pipeline whose classes are diffusers' and transformers'"
+_OWN_CODE = (
+    "code that comes with the pipeline, and none is run; give a pipeline whose classes are "
+    "diffusers' and transformers'"
+)
 
 
 def _place(block: tuple[str, int]) -> tuple[int, str, int]:
@@ -245,7 +312,8 @@ def _place(block: tuple[str, int]) -> tuple[int, str, int]:
 
 
 def _is_known(library: str) -> bool:
-    """Say whether classes are looked for in a library that is installed, or in one of diffusers' own pipelines."""
+    """Say whether classes are looked for in a library that is installed, or in one of diffusers'
+    own pipelines."""
     if library in ("diffusers", "transformers"):
         return True
     if not library.isidentifier() or find_spec("diffusers") is None:

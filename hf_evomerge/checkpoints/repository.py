@@ -1,8 +1,9 @@
-"""Repository on the Hub: small files at once, the headers of its weights by range, the weights when they are needed.
+"""Repository on the Hub: small files at once, the headers of its weights by range, the weights when
+they are needed.
 
-A checkpoint is checked from its config and headers before gigabytes are fetched. Pickles are never fetched, and code with
-consent only. What the cache has is used as it is, also without a network. What is fetched is compared with the Hub's sha256,
-which the client does not do.
+A checkpoint is checked from its config and headers before gigabytes are fetched. Pickles are never
+fetched, and code with consent only. What the cache has is used as it is, also without a network.
+What is fetched is compared with the Hub's sha256, which the client does not do.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.mode
 IGNORED_FILES = ["*/*.json", "*/*.txt", "*/*.model"]
 
 
-def find_folder(name: str, revision: str | None = None, *, code: bool = False) -> tuple[Path, Repository | None]:
-    """The folder that a name means, and the repository behind it where it is on the Hub; raises `SourceError`."""
+def find_folder(
+    name: str, revision: str | None = None, *, code: bool = False
+) -> tuple[Path, Repository | None]:
+    """The folder that a name means, and the repository behind it where it is on the Hub; raises
+    `SourceError`."""
     folder = named_folder(name)
     if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
         if revision is not None:
-            raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")
+            raise SourceError(
+                f"{name}: a folder has no revision (found {revision!r}); leave it out"
+            )
         return folder, None
     if os.path.isfile(folder):
         raise SourceError(f"{name}: a file; give the folder that holds the config and the weights")
@@ -56,21 +62,30 @@ class Repository:
 
         if is_folder(name) or any(c.isspace() for c in name):
             raise SourceError(
-                f"{name}: no such folder{looked_in(name)}; give a folder that exists or the id of a repository on the Hub"
+                f"{name}: no such folder{looked_in(name)}; give a folder that exists or the "
+                "id of a repository on the Hub"
             )
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
         small: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": IGNORED_FILES}
-        self.folder = Path(_asked(name, lambda: snapshot_download(name, revision=revision, **small)))
+        self.folder = Path(
+            _asked(name, lambda: snapshot_download(name, revision=revision, **small))
+        )
         if (self.folder / "modules.json").is_file():
-            _asked(name, lambda: snapshot_download(name, revision=self.folder.name, allow_patterns=list(MODULES)))
+            _asked(
+                name,
+                lambda: snapshot_download(
+                    name, revision=self.folder.name, allow_patterns=list(MODULES)
+                ),
+            )
         self.commit = self.folder.name
         self.prefix = ""
 
     def at(self, part: str) -> Repository:
         """Return one of its folders as a repository."""
         inner = copy.copy(self)
-        inner.folder, inner.prefix = self.folder / part, f"{self.prefix}{part}/"
+        inner.folder = self.folder / part
+        inner.prefix = f"{self.prefix}{part}/"
         return inner
 
     def fetch_small(self, parts: Sequence[str]) -> None:
@@ -78,7 +93,10 @@ class Repository:
         from huggingface_hub import snapshot_download
 
         wanted = [f"{part}/{pattern}" for part in parts for pattern in SMALL_FILES]
-        _asked(self.name, lambda: snapshot_download(self.name, revision=self.commit, allow_patterns=wanted))
+        _asked(
+            self.name,
+            lambda: snapshot_download(self.name, revision=self.commit, allow_patterns=wanted),
+        )
 
     def files(self) -> list[str]:
         """The names of the files at the top of the repository, fetched or not."""
@@ -89,21 +107,34 @@ class Repository:
         return [name for name in inside if "/" not in name]
 
     def weight_files(self) -> list[str]:
-        """The safetensors files at the top of the repository, without another copy in a format of its own."""
+        """The safetensors files at the top of the repository, without another copy in a format of
+        its own."""
         weights = [name for name in self.files() if name.endswith(".safetensors")]
         return [name for name in weights if not name.startswith(("consolidated", "adapter_"))]
 
     def headers(self, files: Sequence[str]) -> dict[str, dict[str, StoredTensor]]:
-        """The tensors of each of these files, by reading their headers only; `StoredTensor.file` is where it will be."""
+        """The tensors of each of these files, by reading their headers only; `StoredTensor.file` is
+        where it will be."""
         from huggingface_hub import HfApi
 
         found: dict[str, dict[str, StoredTensor]] = {}
         for file in files:
-            read = partial(HfApi().parse_safetensors_file_metadata, self.name, self.prefix + file, revision=self.commit)
+            read = partial(
+                HfApi().parse_safetensors_file_metadata,
+                self.name,
+                self.prefix + file,
+                revision=self.commit,
+            )
             found[file] = {}
-            for name, info in _asked(self.name, read).tensors.items():  # the file itself is checked when it is there
-                if not isinstance(info.dtype, str) or not all(type(n) is int and 0 <= n < 1 << 63 for n in info.shape):
-                    raise SourceError(f"{self.name}: {file}: the header's entry {one_line(name)} cannot be read")
+            for name, info in _asked(
+                self.name, read
+            ).tensors.items():  # the file itself is checked when it is there
+                if not isinstance(info.dtype, str) or not all(
+                    type(n) is int and 0 <= n < 1 << 63 for n in info.shape
+                ):
+                    raise SourceError(
+                        f"{self.name}: {file}: the header's entry {one_line(name)} cannot be read"
+                    )
                 found[file][name] = StoredTensor(info.dtype, tuple(info.shape), self.folder / file)
         return found
 
@@ -111,7 +142,8 @@ class Repository:
         """Download those of these files that the cache lacks, and check what came.
 
         Raises:
-            SourceError: A file cannot be had, or is not what the Hub says it is; it is then removed from the cache.
+            SourceError: A file cannot be had, or is not what the Hub says it is; it is then removed
+                from the cache.
         """
         from huggingface_hub import HfApi, hf_hub_download
         from tqdm import tqdm
@@ -119,12 +151,21 @@ class Repository:
         missing = [self.prefix + file for file in files if not (self.folder / file).is_file()]
         if not missing:
             return
-        entries: list[Any] = _asked(self.name, lambda: HfApi().get_paths_info(self.name, missing, revision=self.commit))
-        expected = {entry.path: entry.lfs.sha256 for entry in entries if getattr(entry, "lfs", None) is not None}
+        entries: list[Any] = _asked(
+            self.name, lambda: HfApi().get_paths_info(self.name, missing, revision=self.commit)
+        )
+        expected = {
+            entry.path: entry.lfs.sha256
+            for entry in entries
+            if getattr(entry, "lfs", None) is not None
+        }
         sizes = {entry.path: entry.size for entry in entries}
         for file in missing:
             if progress:
-                tqdm.write(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)", file=sys.stderr)
+                tqdm.write(
+                    f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)",
+                    file=sys.stderr,
+                )
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
             # The Hub was there just now, so that it is worth to wait for it.
             path = Path(_asked(f"{self.name}: {file}", read, is_passing))
@@ -133,30 +174,41 @@ class Repository:
 
 
 def _check_content(path: Path, expected: str, where: str) -> None:
-    """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right one later."""
+    """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right
+    one later."""
     if (digest := file_sha256(path)) != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise SourceError(
-            f"{where}: what was downloaded has sha256 {digest[:12]}..., the Hub says {expected[:12]}...; it was "
+            f"{where}: what was downloaded has sha256 {digest[:12]}..., the Hub says "
+            f"{expected[:12]}...; it was "
             "removed from the cache, run the command again"
         )
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Tell whether to wait: the Hub is there, and in trouble. Without a network the cache has to do."""
+    """Tell whether to wait: the Hub is there, and in trouble. Without a network the cache has to
+    do."""
     from huggingface_hub.utils import httpx
 
     answered = status_of(error) is not None and is_passing(error)
     return answered or isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
 
 
-def _asked(name: str, call: Callable[[], T], may_pass: Callable[[BaseException], bool] = _may_pass) -> T:
+def _asked(
+    name: str, call: Callable[[], T], may_pass: Callable[[BaseException], bool] = _may_pass
+) -> T:
     """Call the client; raises `SourceError` with one line that says what to do."""
     from huggingface_hub import errors
 
-    failures: tuple[Any, ...] = (errors.HFValidationError, errors.SafetensorsParsingError, errors.NotASafetensorsRepoError)
-    failures += errors.HfHubHTTPError.__bases__  # the HTTP library's own error is another class from release to release
+    failures: tuple[Any, ...] = (
+        errors.HFValidationError,
+        errors.SafetensorsParsingError,
+        errors.NotASafetensorsRepoError,
+    )
+    failures += (
+        errors.HfHubHTTPError.__bases__
+    )  # the HTTP library's own error is another class from release to release
     try:
         try:
             return ask(name, call, may_pass=may_pass)
@@ -164,13 +216,18 @@ def _asked(name: str, call: Callable[[], T], may_pass: Callable[[BaseException],
             raise error.__context__ or error  # noqa: B904  the client's own
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as cause:
         if isinstance(cause.__cause__, errors.HfHubHTTPError):  # reached, and in trouble
-            raise SourceError(f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later") from cause
+            raise SourceError(
+                f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later"
+            ) from cause
         raise SourceError(
-            f"{name}: no folder{looked_in(name)}, not in the Hub cache, and the Hub cannot be reached; "
+            f"{name}: no folder{looked_in(name)}, not in the Hub cache, and the Hub cannot "
+            "be reached; "
             "check the name and HF_HUB_OFFLINE"
         ) from cause
     except errors.GatedRepoError as cause:
-        raise SourceError(f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth login`") from cause
+        raise SourceError(
+            f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth login`"
+        ) from cause
     except errors.RepositoryNotFoundError as cause:
         raise SourceError(
             f"{name}: no folder{looked_in(name)}, and no such model on the Hub, or it is private; "
@@ -178,8 +235,15 @@ def _asked(name: str, call: Callable[[], T], may_pass: Callable[[BaseException],
         ) from cause
     except failures as cause:
         raise SourceError(f"{name}: cannot be downloaded: {one_line(cause)}") from cause
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:  # of the client, which trusts the Hub
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as cause:  # of the client, which trusts the Hub
         raise SourceError(
-            f"{name}: what answers is not the Hub ({type(cause).__name__} in its answer); see HF_ENDPOINT, and whether the "
+            f"{name}: what answers is not the Hub ({type(cause).__name__} in its answer); "
+            "see HF_ENDPOINT, and whether the "
             "network has a page to log in"
         ) from cause

@@ -1,6 +1,8 @@
-"""Modules that sentence-transformers runs after an encoder, such as pooling and a Dense layer, and its prompts. No torch.
+"""Modules that sentence-transformers runs after an encoder, such as pooling and a Dense layer, and
+its prompts. No torch.
 
-The weights of a module lie in a folder of its own. Its tensors are merged as all others, as ``2_Dense/linear.weight``.
+The weights of a module lie in a folder of its own. Its tensors are merged as all others, as
+``2_Dense/linear.weight``.
 """
 
 from __future__ import annotations
@@ -18,8 +20,20 @@ from .inside import check_folder, check_size, held_instead
 
 _FOLDER = re.compile(r"[0-9]_\w+")
 _TRAINED = ("Dense", "LayerNorm")  # kinds that are nothing without weights
-_POOLING = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
-_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+_POOLING = {
+    "cls_token": "cls",
+    "max_tokens": "max",
+    "mean_tokens": "mean",
+    "weightedmean_tokens": "weightedmean",
+}
+_MODES = (
+    "cls_token",
+    "max_tokens",
+    "mean_tokens",
+    "mean_sqrt_len_tokens",
+    "weightedmean_tokens",
+    "lasttoken",
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +54,30 @@ class SentenceModule:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that change its result, by today's names, with the defaults of sentence-transformers filled in."""
+        """Settings that change its result, by today's names, with the defaults of
+        sentence-transformers filled in."""
         told = self.config.get
         if self.kind == "Pooling":
             modes = told(
-                "pooling_mode", [_POOLING.get(name, name) for name in _MODES if told(f"pooling_mode_{name}")] or "mean"
+                "pooling_mode",
+                [_POOLING.get(name, name) for name in _MODES if told(f"pooling_mode_{name}")]
+                or "mean",
             )
             modes = [modes] if isinstance(modes, str) else modes
-            return {"pooling": "+".join(map(str, modes)), "include_prompt": told("include_prompt", True)}
+            return {
+                "pooling": "+".join(map(str, modes)),
+                "include_prompt": told("include_prompt", True),
+            }
         if self.kind != "Dense":
             return {}
-        activation, given = str(told("activation_function", "torch.nn.Tanh")), told("module_input_name", "sentence_embedding")
+        activation = str(told("activation_function", "torch.nn.Tanh"))
+        given = told("module_input_name", "sentence_embedding")
         name = activation.rpartition(".")[2] if activation.startswith("torch.") else activation
-        return {"activation_function": name, "module_input_name": given, "use_residual": told("use_residual", False)}
+        return {
+            "activation_function": name,
+            "module_input_name": given,
+            "use_residual": told("use_residual", False),
+        }
 
     def header(self, owner: str) -> dict[str, StoredTensor]:
         """Read its tensors by their names in its file; raises `SourceError`."""
@@ -77,15 +102,23 @@ class Sentence:
 
     @classmethod
     def read(cls, folder: Path, owner: str) -> Sentence:
-        """Read what lies in a model folder; raises `SourceError` where a module lacks weights, or holds them as a pickle."""
+        """Read what lies in a model folder; raises `SourceError` where a module lacks weights, or
+        holds them as a pickle."""
         settings: dict[str, Any] = {}
         for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
             if (folder / name).is_file():
                 settings |= read_mapping(folder / name, f"{owner}: {name}")
         if not isinstance(settings.get("prompts") or {}, dict):
-            raise SourceError(f"{owner}: config_sentence_transformers.json: prompts is no mapping of names to texts")
-        if (longest := settings.get("max_seq_length")) is not None and (type(longest) is not int or longest < 1):
-            raise SourceError(f"{owner}: sentence_bert_config.json: max_seq_length is no whole number above 0")
+            raise SourceError(
+                f"{owner}: config_sentence_transformers.json: prompts is no mapping of names "
+                "to texts"
+            )
+        if (longest := settings.get("max_seq_length")) is not None and (
+            type(longest) is not int or longest < 1
+        ):
+            raise SourceError(
+                f"{owner}: sentence_bert_config.json: max_seq_length is no whole number above 0"
+            )
         named = _read_modules(folder / "modules.json", f"{owner}: modules.json")
         modules = [_module(folder, kind, path, owner) for kind, path in named[1:]]
         return cls(folder, named[0][0] if named else "", modules, settings)
@@ -103,7 +136,8 @@ class Sentence:
 
 
 def _read_modules(file: Path, where: str) -> list[tuple[str, str]]:
-    """The kind and the folder of every module, the encoder first; none where there is no such file."""
+    """The kind and the folder of every module, the encoder first; none where there is no such
+    file."""
     if not file.is_file():
         return []
     try:
@@ -111,20 +145,27 @@ def _read_modules(file: Path, where: str) -> list[tuple[str, str]]:
         entries = json.loads(file.read_text(encoding="utf-8"))
         return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as cause:
-        raise SourceError(f"{where} cannot be read: {one_line(cause)}; download it again") from cause
+        raise SourceError(
+            f"{where} cannot be read: {one_line(cause)}; download it again"
+        ) from cause
 
 
 def _module(folder: Path, kind: str, path: str, owner: str) -> SentenceModule:
     inner = folder / path
     if not _FOLDER.fullmatch(path):
-        raise SourceError(f"{owner}: modules.json: {kind} lies in {one_line(path)!r}, which is no folder such as 2_Dense")
+        raise SourceError(
+            f"{owner}: modules.json: {kind} lies in {one_line(path)!r}, which is no folder "
+            "such as 2_Dense"
+        )
     if inner.is_dir():
         check_folder(inner, folder)
-    weights, config = inner / "model.safetensors", inner / "config.json"
+    weights = inner / "model.safetensors"
+    config = inner / "config.json"
     held = held_instead(inner)
     if not weights.is_file() and (kind in _TRAINED or "pickle" in held):
         raise SourceError(
-            f"{owner}: {path} has no model.safetensors ({held}); save it again with SentenceTransformer.save_pretrained"
+            f"{owner}: {path} has no model.safetensors ({held}); save it again with "
+            "SentenceTransformer.save_pretrained"
         )
     fields = read_mapping(config, f"{owner}: {path}/config.json") if config.is_file() else {}
     return SentenceModule(kind, path, fields, weights if weights.is_file() else None)

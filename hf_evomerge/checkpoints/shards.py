@@ -1,8 +1,10 @@
-"""Writes safetensors files as a stream: sizes are known beforehand, so no tensor need be held whole, and no shard at all.
+"""Writes safetensors files as a stream: sizes are known beforehand, so no tensor need be held
+whole, and no shard at all.
 
-Tensors are computed by several threads and written at their places, in any order: the bytes of the files do not depend on it. A
-file has its name when it is whole. Where there are several, checksums stand with each until `remove_checksums`, so that an
-interrupted build goes on; a build of one file has nothing to go on from, and does without their cost.
+Tensors are computed by several threads and written at their places, in any order: the bytes of the
+files do not depend on it. A file has its name when it is whole. Where there are several, checksums
+stand with each until `remove_checksums`, so that an interrupted build goes on; a build of one file
+has nothing to go on from, and does without their cost.
 """
 
 from __future__ import annotations
@@ -21,13 +23,27 @@ from zlib import crc32
 from ..errors import EvoMergeError
 from .headers import TensorInfo
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "B": 1}
+_UNITS = {
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "B": 1,
+}
 
 
 def parse_size(text: str | int) -> int:
     """Bytes from ``"4GB"``, ``"500MB"``, ``"1GiB"`` or a number."""
     match = re.match(r"^\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B)\s*$", str(text), re.IGNORECASE)
-    size = text if isinstance(text, int) else int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    size = (
+        text
+        if isinstance(text, int)
+        else int(float(match[1]) * _UNITS[match[2].upper()])
+        if match
+        else 0
+    )
     if size < 1:
         raise EvoMergeError(f"max_shard_size: cannot read {text!r}; write 4GB or 500MB")
     return size
@@ -38,7 +54,11 @@ def header(tensors: Mapping[str, TensorInfo]) -> bytes:
     fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, info in tensors.items():
-        fields[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.bytes]}
+        fields[name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [end, end + info.bytes],
+        }
         end += info.bytes
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -62,10 +82,12 @@ def write_shards(
     """Write tensors into one or more safetensors files, and an index where there are several.
 
     Args:
-        folder: Folder. Files that an interrupted call left there, of the same tensors, are checked and kept.
+        folder: Folder. Files that an interrupted call left there, of the same tensors, are checked
+            and kept.
         tensors: Dtype and shape of the tensors by their names, in their order.
-        produce: Computes the tensor of a name and hands its bytes to the function that it is given, from the first to the last.
-            Called from several threads at a time, and not for tensors of files that are kept.
+        produce: Computes the tensor of a name and hands its bytes to the function that it is given,
+            from the first to the last. Called from several threads at a time, and not for tensors
+            of files that are kept.
         max_size: Bytes of the largest file; a larger tensor has a file of its own.
         stem: Start of the names of the files.
         threads: How many tensors are computed at a time.
@@ -82,19 +104,24 @@ def write_shards(
     with ThreadPoolExecutor(threads, "merge") as pool:
         for file, names in split.filename_to_tensors.items():
             # the wide dtypes come first, so that every tensor is aligned
-            shard = {name: tensors[name] for name in sorted(names, key=lambda name: -tensors[name].bits)}
+            shard = {
+                name: tensors[name] for name in sorted(names, key=lambda name: -tensors[name].bits)
+            }
             if _is_kept(folder / file, shard):
                 done(sum(info.bytes for info in shard.values()))
             else:
                 write = partial(_write_tensor, produce, done, split.is_sharded)
                 _write_file(folder / file, shard, write, pool=pool, checked=split.is_sharded)
     if split.is_sharded:
-        text = json.dumps({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=2)
+        text = json.dumps(
+            {"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=2
+        )
         (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
 def remove_checksums(folder: Path) -> None:
-    """Remove what `write_shards` left for a build that would go on: the folder is about to be put in place."""
+    """Remove what `write_shards` left for a build that would go on: the folder is about to be put
+    in place."""
     for file in folder.rglob(".*.sums"):
         file.unlink()
 
@@ -132,10 +159,17 @@ def _write_file(
 
 
 def _write_tensor(
-    produce: Produce, done: Callable[[int], object], checked: bool, descriptor: int, name: str, info: TensorInfo, offset: int
+    produce: Produce,
+    done: Callable[[int], object],
+    checked: bool,
+    descriptor: int,
+    name: str,
+    info: TensorInfo,
+    offset: int,
 ) -> int:
     """Write one tensor at its place; returns its checksum, where it is to be checked later."""
-    place, checksum = offset, 0
+    place = offset
+    checksum = 0
 
     def write(data: bytes | memoryview) -> None:
         nonlocal place, checksum
@@ -148,7 +182,9 @@ def _write_tensor(
 
     produce(name, write)
     if place != offset + info.bytes:
-        raise EvoMergeError(f"{name}: {place - offset} bytes were made, {info.bytes} were announced")
+        raise EvoMergeError(
+            f"{name}: {place - offset} bytes were made, {info.bytes} were announced"
+        )
     return checksum
 
 
@@ -156,7 +192,8 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Write all bytes at a place; one call of the system may write fewer."""
     while data:
         written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+        data = data[written:]
+        offset = offset + written
 
 
 def _sums_of(file: Path) -> Path:
@@ -180,5 +217,6 @@ def _is_kept(file: Path, shard: Mapping[str, TensorInfo]) -> bool:
 def _checksum(stream: BinaryIO, size: int) -> int:
     checksum = 0
     while size > 0 and (piece := stream.read(min(size, 1 << 22))):
-        checksum, size = crc32(piece, checksum), size - len(piece)
+        checksum = crc32(piece, checksum)
+        size = size - len(piece)
     return checksum

@@ -1,7 +1,8 @@
-"""A source: one parent checkpoint, on disk or on the Hub, read lazily by its raw safetensors names. Never pickle.
+"""A source: one parent checkpoint, on disk or on the Hub, read lazily by its raw safetensors names.
+Never pickle.
 
-Knows the checkpoint's files, config, headers and adapter. Does not know what a merge is. torch is imported when the first
-tensor is read, transformers when the config is.
+Knows the checkpoint's files, config, headers and adapter. Does not know what a merge is. torch is
+imported when the first tensor is read, transformers when the config is.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-_STATIC = ("static_embedding", "model2vec")  # model types of one matrix, a row per token, which transformers does not know
-MAX_COUNT = 1 << 16  # layers, or labels of a classifier: transformers makes a list or a table of as many
+_STATIC = (
+    "static_embedding",
+    "model2vec",
+)  # model types of one matrix, a row per token, which transformers does not know
+MAX_COUNT = (
+    1 << 16
+)  # layers, or labels of a classifier: transformers makes a list or a table of as many
 
 
 class Source(Parent):
-    """Parent checkpoint in files. The arguments are the attributes of `Parent`; ``ref`` is the folder by default."""
+    """Parent checkpoint in files. The arguments are the attributes of `Parent`; ``ref`` is the
+    folder by default."""
 
     def __init__(
         self,
@@ -48,7 +55,11 @@ class Source(Parent):
         trust_remote_code: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        own = [] if adapter is None else [adapter.folder / name for name in ("tokenizer.json", "tokenizer.model")]
+        own = (
+            []
+            if adapter is None
+            else [adapter.folder / name for name in ("tokenizer.json", "tokenizer.model")]
+        )
         self.beside = next((file.parent for file in own if file.is_file()), self.folder)
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
         self.tokenizer_source = self
@@ -68,80 +79,121 @@ class Source(Parent):
             raise SourceError(f"{self}: config.json: {complaint}")
         if fields.get("model_type") in _STATIC:
             if "mapping" in self.stored:
-                raise SourceError(f"{self}: tokens share rows, by a mapping of its own; give a static embedding without")
+                raise SourceError(
+                    f"{self}: tokens share rows, by a mapping of its own; give a static "
+                    "embedding without"
+                )
             rows = max((info.shape[0] for info in self.stored.values() if info.shape), default=0)
-            return PretrainedConfig.from_dict({**fields, "num_hidden_layers": 0, "vocab_size": rows})
+            return PretrainedConfig.from_dict(
+                {**fields, "num_hidden_layers": 0, "vocab_size": rows}
+            )
         try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            config = AutoConfig.from_pretrained(
+                self.folder, trust_remote_code=self.trust_remote_code
+            )
             if isinstance(config.get_text_config(), dict):
                 raise ValueError(f"a {config.model_type} has no text_config; take it out")
             return config
-        except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
-            if not self.trust_remote_code and isinstance(cause, ValueError) and self.read_json("config.json").get("auto_map"):
+        except (
+            Exception
+        ) as cause:  # anything: transformers' config classes trip over values that cannot be
+            if (
+                not self.trust_remote_code
+                and isinstance(cause, ValueError)
+                and self.read_json("config.json").get("auto_map")
+            ):
                 raise SourceError(
-                    f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
+                    f"{self}: its config needs Python code that comes with the model; read "
+                    "it, and pass --trust-remote-code"
                 ) from cause
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
 
     def tokenizer(self) -> Any:
-        """The checkpoint's tokenizer, loaded anew; its own code is run with consent only. Raises `SourceError`."""
+        """The checkpoint's tokenizer, loaded anew; its own code is run with consent only. Raises
+        `SourceError`."""
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.beside, trust_remote_code=self.trust_remote_code)
+            return AutoTokenizer.from_pretrained(
+                self.beside, trust_remote_code=self.trust_remote_code
+            )
         except Exception as cause:  # anything, as for the config
             raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Tensors by their raw names, from the headers alone; a tied head that is stored all the same is left out."""
+        """Tensors by their raw names, from the headers alone; a tied head that is stored all the
+        same is left out."""
         tied = self.tied
         return {name: info for name, info in self.stored.items() if name not in tied}
 
     @property
     def tied(self) -> dict[str, StoredTensor]:
         """Heads that are stored although they are the embedding matrix."""
-        return {TIED_HEAD: self.stored[TIED_HEAD]} if self.is_tied and TIED_HEAD in self.stored else {}
+        return (
+            {TIED_HEAD: self.stored[TIED_HEAD]} if self.is_tied and TIED_HEAD in self.stored else {}
+        )
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """Tensors in the files by their raw names; raises `SourceError` where files and index do not agree."""
+        """Tensors in the files by their raw names; raises `SourceError` where files and index do
+        not agree."""
         found: dict[str, StoredTensor] = {}
         for header in self._headers():
             for name, info in header.items():
                 if name in found:
-                    raise SourceError(f"{self}: tensor {name} is in {found[name].file.name} and in {info.file.name}; keep one")
+                    raise SourceError(
+                        f"{self}: tensor {name} is in {found[name].file.name} and in "
+                        f"{info.file.name}; keep one"
+                    )
                 found[name] = info
         for name, file in self._index().items():
             if name not in found:
-                raise SourceError(f"{self}: the index lists {name}, which is in none of the files; download it again")
+                raise SourceError(
+                    f"{self}: the index lists {name}, which is in none of the files; "
+                    "download it again"
+                )
             if (real := found[name].file.name) != file:
-                raise SourceError(f"{self}: the index lists {name} in {file}, but it is in {real}; download it again")
+                raise SourceError(
+                    f"{self}: the index lists {name} in {file}, but it is in {real}; "
+                    "download it again"
+                )
         for module in self.sentence.modules:
-            found |= {f"{module.folder}/{name}": info for name, info in module.header(str(self)).items()}
+            found |= {
+                f"{module.folder}/{name}": info for name, info in module.header(str(self)).items()
+            }
         return found
 
     @cached_property
     def sentence(self) -> Sentence:  # type: ignore[override]
-        """Modules of sentence-transformers, as an adapter's folder says, else the model's; raises `SourceError`."""
-        return Sentence.read(self.beside if (self.beside / "modules.json").is_file() else self.folder, str(self))
+        """Modules of sentence-transformers, as an adapter's folder says, else the model's; raises
+        `SourceError`."""
+        return Sentence.read(
+            self.beside if (self.beside / "modules.json").is_file() else self.folder, str(self)
+        )
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the checkpoint."""
+        """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the
+        checkpoint."""
         if self.adapter is None:
             return {}
-        return self.adapter.changes(self.tensors, tied=self.is_tied, modules=lambda: self.layout.modules)
+        return self.adapter.changes(
+            self.tensors, tied=self.is_tied, modules=lambda: self.layout.modules
+        )
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return one tensor, memory-mapped, so that nothing is read before its values are used; see `Checkpoint.read`."""
+        """Return one tensor, memory-mapped, so that nothing is read before its values are used; see
+        `Checkpoint.read`."""
         self._check_name(name)
         tensor = self.read_stored(self.tensors[name], name)
         if self.adapter is not None and name in self.changes:
             import torch
 
             exact = dtype is not None and dtype != tensor.dtype
-            return self.adapter.apply(self.changes[name], tensor, torch.float32 if exact else tensor.dtype)
+            return self.adapter.apply(
+                self.changes[name], tensor, torch.float32 if exact else tensor.dtype
+            )
         return tensor
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
@@ -151,12 +203,16 @@ class Source(Parent):
         try:
             with self._lock:
                 if info.file not in self._mapped:
-                    if self.repository is not None and info.file.parent == self.folder:  # modules are there already
+                    if (
+                        self.repository is not None and info.file.parent == self.folder
+                    ):  # modules are there already
                         self.repository.fetch([info.file.name])
                     self._mapped[info.file] = map_file(info.file)
                 return self._mapped[info.file].get_tensor(name.rpartition("/")[2])
         except (OSError, KeyError, ValueError, SafetensorError) as cause:
-            raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
+            raise SourceError(
+                f"{info.file}: cannot be read: {one_line(cause)}; download it again"
+            ) from cause
 
     @cached_property
     def layout(self) -> PartLayout:
@@ -175,14 +231,21 @@ class Source(Parent):
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
         if self.repository is not None:
-            own = {info.file.name for info in self.tensors.values() if info.file.parent == self.folder}
+            own = {
+                info.file.name for info in self.tensors.values() if info.file.parent == self.folder
+            }
             self.repository.fetch(sorted(own), progress=progress)
         if self.adapter is not None:
             self.adapter.download(progress=progress)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of its JSON files; of a static embedding without ``config.json`` what that would say."""
-        if name == "config.json" and self.sentence.encoder == "StaticEmbedding" and not (self.folder / name).is_file():
+        """Read one of its JSON files; of a static embedding without ``config.json`` what that would
+        say."""
+        if (
+            name == "config.json"
+            and self.sentence.encoder == "StaticEmbedding"
+            and not (self.folder / name).is_file()
+        ):
             return {"model_type": _STATIC[0]}
         return super().read_json(name)
 
@@ -195,7 +258,9 @@ class Source(Parent):
             beside = [*self.beside.glob("tokenizer.json"), *sorted(self.beside.glob(MODULES[-1]))]
             files = [(file.name, file.stat()) for file in (*self._files(), *beside)]
             parts += [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in files]
-        return "\n".join([*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
+        return "\n".join(
+            [*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])]
+        )
 
     def close(self) -> None:
         """Let go of the open files; tensors already handed out stay valid."""
@@ -209,12 +274,15 @@ class Source(Parent):
         if not file.is_file():
             return {}
         names = read_mapping(file, str(file)).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(target, str) for target in names.values()):
+        if not isinstance(names, dict) or not all(
+            isinstance(target, str) for target in names.values()
+        ):
             raise SourceError(f"{file}: not an index of safetensors files; download it again")
         return names
 
     def _headers(self) -> list[dict[str, StoredTensor]]:
-        """The headers of all files: from the disk, or where they are not fetched yet from the Hub."""
+        """The headers of all files: from the disk, or where they are not fetched yet from the
+        Hub."""
         names = list(dict.fromkeys(self._index().values())) or [f"{self.stem}.safetensors"]
         for name in names:
             self._check_inside(name)
@@ -231,7 +299,9 @@ class Source(Parent):
             return [self._inside(name) for name in dict.fromkeys(index.values())]
         if single.is_file():
             return [single]
-        return [file for file in sorted(self.folder.glob("*.safetensors")) if file.name != WEIGHTS_FILE]
+        return [
+            file for file in sorted(self.folder.glob("*.safetensors")) if file.name != WEIGHTS_FILE
+        ]
 
     def _check_inside(self, name: str) -> None:
         if Path(name).name != name:
@@ -241,33 +311,56 @@ class Source(Parent):
         self._check_inside(name)
         file = self.folder / name
         if not os.path.isfile(file):  # Path.is_file raises where a name is too long
-            raise SourceError(f"{self}: the index lists {name}, which is not there; download it again")
+            raise SourceError(
+                f"{self}: the index lists {name}, which is not there; download it again"
+            )
         return file
 
     def check_files(self) -> None:
         """Raise `SourceError` unless the files of a model are there, the weights among them."""
         check_folder(self.folder)
-        is_model = (self.folder / "config.json").is_file() or self.sentence.encoder == "StaticEmbedding"
+        is_model = (
+            self.folder / "config.json"
+        ).is_file() or self.sentence.encoder == "StaticEmbedding"
         weights = self.repository is not None or bool(self._files())
         if (self.folder / "adapter_config.json").is_file() and not weights:
-            raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
+            raise SourceError(
+                f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: "
+                f"{self.ref.model}}}"
+            )
         if not is_model:
-            hint = inner_adapter(self.folder) or "give the folder or repository of a transformers model"
+            hint = (
+                inner_adapter(self.folder)
+                or "give the folder or repository of a transformers model"
+            )
             if any(self.folder.glob("*.gguf")):
-                hint = "transformers makes one of a GGUF file (from_pretrained with gguf_file, save_pretrained)"
+                hint = (
+                    "transformers makes one of a GGUF file (from_pretrained with gguf_file, "
+                    "save_pretrained)"
+                )
             raise SourceError(f"{self}: no config.json in {self.folder}; {hint}")
         if weights:
             return
         held = f"no .safetensors file ({held_instead(self.folder)})"
-        raise SourceError(f"{self}: {held}; save it again with save_pretrained, or ask its author for safetensors")
+        raise SourceError(
+            f"{self}: {held}; save it again with save_pretrained, or ask its author for safetensors"
+        )
 
 
 def _complaints(config: Any, trusted: bool) -> Iterator[str]:
-    """Yield what makes a config unusable here, or would keep transformers busy for good if it got to see it."""
+    """Yield what makes a config unusable here, or would keep transformers busy for good if it got
+    to see it."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if key.endswith("_implementation") and "/" in str(value) and not trusted:
-            yield f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched and run; take it out"
-        if ("layer" in key or key == "num_labels") and isinstance(value, int | float) and value > MAX_COUNT:
+            yield (
+                f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched "
+                "and run; take it out"
+            )
+        if (
+            ("layer" in key or key == "num_labels")
+            and isinstance(value, int | float)
+            and value > MAX_COUNT
+        ):
             yield f"{one_line(key)} is {one_line(value)}; at most {MAX_COUNT} are read"
         if (
             key == "architectures"

@@ -1,4 +1,5 @@
-"""Changes of a fine-tune: which tensors are still its base's (frozen, or left alone by LoRA), and how far it has gone."""
+"""Changes of a fine-tune: which tensors are still its base's (frozen, or left alone by LoRA), and
+how far it has gone."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
 
     source.download()
     base.download()
-    kept = source.same_folder(base) and base.adapter is None  # then only the adapter's changes can differ
+    kept = (
+        source.same_folder(base) and base.adapter is None
+    )  # then only the adapter's changes can differ
     unchanged = []
     for name, info in source.tensors.items():
         if not info.is_float or (kept and name not in source.changes):
@@ -40,21 +43,24 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
 
 
 def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) -> list[str]:
-    """A line for each source that has the weights of another before it, bit for bit: they have nothing to give each other.
+    """A line for each source that has the weights of another before it, bit for bit: they have
+    nothing to give each other.
 
     Stops at the first difference, which fine-tunes have in their first tensors.
 
     Args:
         sources: The sources.
         names: Names of the sources.
-        download: Whether weights may be downloaded; without it those of repositories are the same where their commits are.
+        download: Whether weights may be downloaded; without it those of repositories are the same
+            where their commits are.
     """
     lines = []
     for later, source in enumerate(sources):
         for earlier, other in enumerate(sources[:later]):
             if _same(other, source, download=download):
                 lines.append(
-                    f"sources: {names[earlier]} and {names[later]} are the same model, every weight alike: there is nothing to "
+                    f"sources: {names[earlier]} and {names[later]} are the same model, every "
+                    "weight alike: there is nothing to "
                     "merge between them; name another fine-tune, or leave one out"
                 )
                 break
@@ -66,10 +72,17 @@ def _same(one: Parent, other: Parent, *, download: bool) -> bool:
 
     if one.pinned == other.pinned:
         return True
-    shapes = [{name: (info.dtype, info.shape) for name, info in each.tensors.items()} for each in (one, other)]
+    shapes = [
+        {name: (info.dtype, info.shape) for name, info in each.tensors.items()}
+        for each in (one, other)
+    ]
     if shapes[0] != shapes[1]:
         return False
-    away = [source for source in (one, other) if source.repository is not None or source.adapter is not None]
+    away = [
+        source
+        for source in (one, other)
+        if source.repository is not None or source.adapter is not None
+    ]
     if away and not download:
         return False
     for source in away:
@@ -80,8 +93,10 @@ def _same(one: Parent, other: Parent, *, download: bool) -> bool:
 
 def _blocks(source: Parent, base: Parent, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """A tensor of both, block by block, as far as both have rows."""
-    ours, theirs = source.read(name), base.read(name)
+    ours = source.read(name)
+    theirs = base.read(name)
     if ours.shape != theirs.shape:
         rows = min(len(ours), len(theirs))
-        ours, theirs = ours[:rows], theirs[:rows]
+        ours = ours[:rows]
+        theirs = theirs[:rows]
     yield from zip(ours.reshape(-1).split(_BLOCK), theirs.reshape(-1).split(_BLOCK), strict=True)

@@ -1,6 +1,8 @@
-"""The one writer of checkpoints: whatever can be read as one becomes a model folder that is whole or not there.
+"""The one writer of checkpoints: whatever can be read as one becomes a model folder that is whole
+or not there.
 
-Tensors are read by as many threads as torch may use, and written at their places in the shards; the bits depend on neither.
+Tensors are read by as many threads as torch may use, and written at their places in the shards; the
+bits depend on neither.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from .checkpoint import Checkpoint
 from .headers import tensor_order
 from .ledger import Ledger
 from .mapped import release_pages
-from .model_folder import REPLACED, check_place, make_readable, remove_leftovers, scratch_folder, write_chat_template
+from .model_folder import (
+    REPLACED,
+    check_place,
+    make_readable,
+    remove_leftovers,
+    scratch_folder,
+    write_chat_template,
+)
 from .shards import Write, parse_size, remove_checksums, write_shards
 
 if TYPE_CHECKING:
@@ -30,7 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HELD = 8  # pieces after which the pages of the files are let go: what is resident does not grow with models
+# pieces after which the pages of the files are let go: what is resident does not grow with models
+_HELD = 8
 
 
 def write_checkpoint(
@@ -45,35 +55,43 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint into a folder that `from_pretrained` loads.
 
-    The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
-    beside it, and the next write of the same checkpoint keeps its files, where there are several. What is doubtful about the
-    sources is logged first; then what was noticed on the way: sources that are hardly related, numbers that are not finite,
-    how many tensors became what.
+    The folder appears under its name only when it is whole. What an interrupted write had finished
+    stays in a hidden folder beside it, and the next write of the same checkpoint keeps its files,
+    where there are several. What is doubtful about the sources is logged first; then what was
+    noticed on the way: sources that are hardly related, numbers that are not finite, how many
+    tensors became what.
 
     Args:
         checkpoint: What to write.
         out: The folder to make.
         files: Further text files, by their names.
-        max_shard_size: The largest file of weights, such as ``"4GB"``; a larger tensor has a file of its own.
+        max_shard_size: The largest file of weights, such as ``"4GB"``; a larger tensor has a file
+            of its own.
         overwrite: Whether to replace a model that is there.
         progress: Whether to show a progress bar.
-        finish: Called with the folder when everything else is in it, and before it appears under its name.
+        finish: Called with the folder when everything else is in it, and before it appears under
+            its name.
 
     Returns:
         The folder.
 
     Raises:
         SourceError: A source cannot be read.
-        EvoMergeError: There is something under the folder's name that may not be replaced, an argument is wrong, another
-            process is building this folder, or a number of the result is too large for its dtype.
+        EvoMergeError: There is something under the folder's name that may not be replaced, an
+            argument is wrong, another process is building this folder, or a number of the result is
+            too large for its dtype.
     """
-    out, limit, files = Path(out), parse_size(max_shard_size), files or {}
+    out = Path(out)
+    limit = parse_size(max_shard_size)
+    files = files or {}
     keep = [folder for source in checkpoint.sources for folder in source.folders]
     remove_leftovers(out)
     check_target(out, overwrite=overwrite, keep=keep)
     for line in checkpoint.warnings:
         logger.warning("%s", line)
-    key = sha256("\0".join([checkpoint.fingerprint(), str(limit), *files.values()]).encode()).hexdigest()[:16]
+    key = sha256(
+        "\0".join([checkpoint.fingerprint(), str(limit), *files.values()]).encode()
+    ).hexdigest()[:16]
     try:
         with scratch_folder(out, key) as scratch:
             checkpoint.download(progress=progress)
@@ -100,7 +118,8 @@ def write_checkpoint(
 
 
 def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
-    """Raise `EvoMergeError` where there is something under a folder's name that may not be replaced, or none can be made.
+    """Raise `EvoMergeError` where there is something under a folder's name that may not be
+    replaced, or none can be made.
 
     Args:
         out: The folder to make; a missing or an empty one is free.
@@ -111,8 +130,13 @@ def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> No
         return check_place(out)
     if not overwrite:
         raise EvoMergeError(f"{out}: exists already; choose another folder, or pass --overwrite")
-    if not any((out / name).is_file() for name in ("config.json", "model_index.json", "adapter_config.json")):
-        raise EvoMergeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
+    if not any(
+        (out / name).is_file()
+        for name in ("config.json", "model_index.json", "adapter_config.json")
+    ):
+        raise EvoMergeError(
+            f"{out}: exists and is no model; choose another folder, or remove it yourself"
+        )
     if inside := [folder for folder in keep if folder.resolve().is_relative_to(out.resolve())]:
         what = "is" if inside[0].resolve() == out.resolve() else f"holds {inside[0]},"
         raise EvoMergeError(f"{out}: {what} one of the recipe's own sources; choose another folder")
@@ -121,7 +145,8 @@ def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> No
 def _replace(out: Path, whole: Path, aside: Path) -> None:
     """Put the finished folder in the place of the old one, or leave the old one there.
 
-    Between the two renames a killed process leaves neither; `remove_leftovers` of the next one puts the old model back.
+    Between the two renames a killed process leaves neither; `remove_leftovers` of the next one puts
+    the old model back.
     """
     remove_checksums(whole)
     make_readable(whole)
@@ -161,14 +186,22 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
     with _bar(total, progress) as done, _single_threaded() as threads:
         for (place, stem), names in placed.items():
             (folder / place).mkdir(exist_ok=True)
-            make, infos = partial(produce, names), {own: checkpoint.tensors[name] for own, name in names.items()}
-            size = sys.maxsize if place[:1].isdigit() else limit  # sentence-transformers reads one file of a module
-            write_shards(folder / place, infos, make, max_size=size, stem=stem, threads=threads, done=done)
+            make = partial(produce, names)
+            infos = {own: checkpoint.tensors[name] for own, name in names.items()}
+            size = (
+                sys.maxsize if place[:1].isdigit() else limit
+            )  # sentence-transformers reads one file of a module
+            write_shards(
+                folder / place, infos, make, max_size=size, stem=stem, threads=threads, done=done
+            )
     if suspicious:
         named = sorted(suspicious, key=tensor_order)
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         logger.warning(
-            "not all numbers are finite in %s%s: a source has NaN or infinite ones (hf-evomerge diff names them)",
+            (
+                "not all numbers are finite in %s%s: a source has NaN or infinite ones "
+                "(hf-evomerge diff names them)"
+            ),
             ", ".join(named[:3]),
             more,
         )
@@ -186,13 +219,16 @@ def _is_finite(piece: Tensor) -> bool:
     """Say whether all numbers are finite; much quicker than `isfinite`."""
     if piece.numel() == 0 or not piece.is_floating_point():
         return True
-    ends = (piece.float() if piece.element_size() == 1 else piece).aminmax()  # NaN where one of them is
+    ends = (
+        piece.float() if piece.element_size() == 1 else piece
+    ).aminmax()  # NaN where one of them is
     return math.isfinite(ends.min) and math.isfinite(ends.max)
 
 
 @contextmanager
 def _single_threaded() -> Iterator[int]:
-    """Give torch one thread, as each tensor has its own; yields how many threads torch is allowed."""
+    """Give torch one thread, as each tensor has its own; yields how many threads torch is
+    allowed."""
     import torch
 
     threads = torch.get_num_threads()

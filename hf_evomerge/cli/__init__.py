@@ -1,8 +1,10 @@
-"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it."""
+"""The command line: parse, call, print. Everything heavy is imported inside the command that needs
+it."""
 
 import os
 
-# Read when torch is loaded. Threads that wait for each other otherwise turn in circles: beside another busy process an
+# Read when torch is loaded. Threads that wait for each other otherwise turn in circles: beside
+# another busy process an
 # evaluation with two threads then takes 20 to 60 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

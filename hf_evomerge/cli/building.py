@@ -11,7 +11,18 @@ import typer
 
 from ..errors import EvoMergeError
 from ..recipes.whole_file import write_whole
-from .common import LOGGER, MODELS, AsJson, Model, Replace, TrustRemoteCode, app, one_line_errors, quiet, without_torch
+from .common import (
+    LOGGER,
+    MODELS,
+    AsJson,
+    Model,
+    Replace,
+    TrustRemoteCode,
+    app,
+    one_line_errors,
+    quiet,
+    without_torch,
+)
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
@@ -28,7 +39,10 @@ def _print_methods(asked: bool) -> None:
 Methods = Annotated[
     bool,
     typer.Option(
-        "--methods", help="List the merge methods and their parameters, and stop.", callback=_print_methods, is_eager=True
+        "--methods",
+        help="List the merge methods and their parameters, and stop.",
+        callback=_print_methods,
+        is_eager=True,
     ),
 ]
 _WHOLE = "Write the whole model, or an adapter; without either, an adapter where it is one."
@@ -38,31 +52,54 @@ Whole = Annotated[bool | None, typer.Option("--whole/--adapter", help=_WHOLE)]
 @app.command(**MODELS)
 def merge(
     recipe: Annotated[
-        Path, typer.Argument(help="A recipe, a mergekit file, a study, or with --soup a run.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A recipe, a mergekit file, a study, or with --soup a run.", show_default=False
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The new folder: merged, or STUDY/model.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The new folder: merged, or STUDY/model.", show_default=False
+        ),
     ] = None,
     pick: Annotated[
-        int | None, typer.Option(min=0, help="Of a study for several objectives: the front's point N.", metavar="N")
+        int | None,
+        typer.Option(
+            min=0, help="Of a study for several objectives: the front's point N.", metavar="N"
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")
+    ] = False,
     overwrite: Replace = False,
-    max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
+    max_shard_size: Annotated[
+        str, typer.Option(help="The largest size of a weights file.")
+    ] = "4GB",
     methods: Methods = False,
     whole: Whole = None,
     rank: Annotated[
-        int | None, typer.Option(min=1, max=1 << 20, help="The largest rank of the adapter; exact by default.")
+        int | None,
+        typer.Option(min=1, max=1 << 20, help="The largest rank of the adapter; exact by default."),
     ] = None,
     soup: Annotated[
-        str | None, typer.Option(help="Average a run's checkpoints: uniform, wsm (a decay) or greedy (with --data).")
+        str | None,
+        typer.Option(
+            help="Average a run's checkpoints: uniform, wsm (a decay) or greedy (with --data)."
+        ),
     ] = None,
-    checkpoints: Annotated[str, typer.Option(help="Which of them: all, last 12, or a pattern such as step-*.")] = "all",
-    data: Annotated[str | None, typer.Option(help="Problems that greedy scores on, in JSON lines.", metavar="FILE")] = None,
+    checkpoints: Annotated[
+        str, typer.Option(help="Which of them: all, last 12, or a pattern such as step-*.")
+    ] = "all",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Problems that greedy scores on, in JSON lines.", metavar="FILE"),
+    ] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is resumed.
+    """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is
+    resumed.
 
     LoRA adapters of one base give an adapter, where the method adds what they change.
 
@@ -90,7 +127,11 @@ def merge(
             check_target(folder := out or place, overwrite=overwrite)
             checked = check_recipe(chosen, **how)
             text = f"{checked}\n{checked.ledger}"
-            found = {"summary": checked.summary, "warnings": checked.warnings, "tensors": str(checked.ledger)}
+            found = {
+                "summary": checked.summary,
+                "warnings": checked.warnings,
+                "tensors": str(checked.ledger),
+            }
         else:
             how |= {"max_shard_size": max_shard_size, "progress": sys.stderr.isatty()}
             folder = build_model(chosen, out or place, overwrite=overwrite, **how)
@@ -103,7 +144,9 @@ def merge(
         typer.echo(text)
 
 
-def _recipe_of(given: Path, pick: int | None, soup: str | None, checkpoints: str, data: str | None) -> tuple[Recipe, Path]:
+def _recipe_of(
+    given: Path, pick: int | None, soup: str | None, checkpoints: str, data: str | None
+) -> tuple[Recipe, Path]:
     """The recipe to build, and the folder that it is built in by default."""
     if given.is_dir() and soup is None:
         from ..search.folder import found_recipe
@@ -115,12 +158,15 @@ def _recipe_of(given: Path, pick: int | None, soup: str | None, checkpoints: str
         chosen, line = soup_recipe(str(given), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
         notes = [line]
     elif pick is not None:
-        raise EvoMergeError(f"--pick: {given} is no study; give the folder of one, or leave the option out")
+        raise EvoMergeError(
+            f"--pick: {given} is no study; give the folder of one, or leave the option out"
+        )
     else:
         from ..mergekit import load
 
         read = load(given)
-        chosen, notes = read.recipe, read.notes
+        chosen = read.recipe
+        notes = read.notes
     for line in notes:
         LOGGER.info(line)
     return chosen, Path("merged")
@@ -130,8 +176,13 @@ def _recipe_of(given: Path, pick: int | None, soup: str | None, checkpoints: str
 def convert(
     file: Annotated[Path, typer.Argument(help="A recipe, or a mergekit file.", show_default=False)],
     to: Annotated[str, typer.Option(help="What to write: recipe or mergekit.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it, the text is printed.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write; without it, the text is printed."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that exists.")
+    ] = False,
 ) -> None:
     """Write a mergekit file as a recipe, or a recipe as a mergekit file.
 
@@ -162,17 +213,26 @@ def convert(
 @app.command(**MODELS)
 def fold(
     model: Annotated[
-        str, typer.Argument(help="A merged model: its folder, a study, or a repository on the Hub.", show_default=False)
+        str,
+        typer.Argument(
+            help="A merged model: its folder, a study, or a repository on the Hub.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("plain"),
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that is there.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the like.
+    """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the
+    like.
 
-    Works where every hop of the path is one layer. Layers that run twice are written twice; the scales go into the weights.
-    llama.cpp's converter makes a GGUF file of the folder.
+    Works where every hop of the path is one layer. Layers that run twice are written twice; the
+    scales go into the weights. llama.cpp's converter makes a GGUF file of the folder.
 
     **Example**
 
@@ -184,23 +244,42 @@ def fold(
 
         quiet()
         trusted = {"trust_remote_code": trust_remote_code}
-        typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}")
+        typer.echo(
+            "wrote "
+            f"{fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}"
+        )
 
 
 @app.command(**MODELS)
 def extract(
-    fine_tune: Annotated[str, typer.Argument(help="The fine-tune: a folder, or a repository on the Hub.", show_default=False)],
-    base: Annotated[str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("adapter"),
+    fine_tune: Annotated[
+        str,
+        typer.Argument(
+            help="The fine-tune: a folder, or a repository on the Hub.", show_default=False
+        ),
+    ],
+    base: Annotated[
+        str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path(
+        "adapter"
+    ),
     rank: Annotated[int, typer.Option(min=1, max=1 << 20, help="The rank of the adapter.")] = 16,
     file: Annotated[
-        Path | None, typer.Option("--search", help="A search file, on whose task the adapter and the fine-tune are scored.")
+        Path | None,
+        typer.Option(
+            "--search",
+            help="A search file, on whose task the adapter and the fine-tune are scored.",
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="The split of its data: search, validation or test.")
+    ] = "test",
     overwrite: Replace = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps, and costs in score.
+    """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps,
+    and costs in score.
 
     **Examples**
 
@@ -217,7 +296,9 @@ def extract(
         quiet()
         how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
         config = SearchConfig.load(file) if file is not None else None
-        whole = evaluate_model(fine_tune, config, **how) if config is not None else None  # first, as it may be refused
+        whole = (
+            evaluate_model(fine_tune, config, **how) if config is not None else None
+        )  # first, as it may be refused
         adapter = extract_adapter(
             fine_tune,
             base,
@@ -231,12 +312,18 @@ def extract(
         if config is not None and whole is not None:
             cut = evaluate_model(base, config, adapter=str(out), **how)
             cost = compare(cut.scores, whole.scores, "fitness") or "none, of one example"
-            typer.echo(f"the fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in fitness: {cost}")
+            typer.echo(
+                f"the fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in "
+                f"fitness: {cost}"
+            )
 
 
 @app.command(**MODELS)
-def inspect(model: Model, as_json: AsJson = False, trust_remote_code: TrustRemoteCode = False) -> None:
-    """Show what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
+def inspect(
+    model: Model, as_json: AsJson = False, trust_remote_code: TrustRemoteCode = False
+) -> None:
+    """Show what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary,
+    path, sources.
 
     **Example**
 
@@ -257,9 +344,15 @@ def inspect(model: Model, as_json: AsJson = False, trust_remote_code: TrustRemot
 
 @app.command(**MODELS)
 def diff(
-    a: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
-    b: Annotated[str, typer.Argument(help="The checkpoint to compare it with.", show_default=False)],
-    base: Annotated[str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")] = None,
+    a: Annotated[
+        str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)
+    ],
+    b: Annotated[
+        str, typer.Argument(help="The checkpoint to compare it with.", show_default=False)
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")
+    ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor as well.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -274,5 +367,7 @@ def diff(
         from ..checkpoints.diff import diff_models
 
         quiet()
-        report = diff_models(a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code)
+        report = diff_models(
+            a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code
+        )
         typer.echo(report.to_json(tensors=tensors) if as_json else report.to_text(tensors=tensors))

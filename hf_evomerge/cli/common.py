@@ -48,21 +48,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-_panels: list[dict[str, Any]] = [{"cls": Command, "rich_help_panel": name} for name in ("Start", "Search", "Models", "Share")]
+_panels: list[dict[str, Any]] = [
+    {"cls": Command, "rich_help_panel": name} for name in ("Start", "Search", "Models", "Share")
+]
 START, SEARCH, MODELS, SHARE = _panels
 
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOGGER = logging.getLogger("hf_evomerge")
-ends_with_command = False  # whether this process is the program, and not another that calls one of its commands
-Model = Annotated[str, typer.Argument(help="A model's folder, a study, or a repository on the Hub.", show_default=False)]
+ends_with_command = (
+    False  # whether this process is the program, and not another that calls one of its commands
+)
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A model's folder, a study, or a repository on the Hub.", show_default=False
+    ),
+]
 Study = Annotated[Path, typer.Argument(help="The study: a search's folder.", show_default=False)]
 Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
         max=1024,
-        help="Processes that evaluate at the same time; any number gives the same trials. By default as many as cores and "
+        help="Processes that evaluate at the same time; any number gives the same trials. By "
+        "default as many as cores and "
         "memory take, one beside a GPU. 0: evaluate in this process, without limits.",
         show_default=False,
     ),
@@ -71,24 +81,40 @@ Ray = Annotated[
     bool,
     typer.Option(
         "--ray",
-        help="Evaluate on every device of a Ray cluster: the one that RAY_ADDRESS names, or that runs here, or a new one. The "
+        help="Evaluate on every device of a Ray cluster: the one that RAY_ADDRESS names, or that "
+        "runs here, or a new one. The "
         "trials are the same.",
     ),
 ]
 MixedDevices = Annotated[
-    bool, typer.Option("--mixed-devices", help="Allow scores from several kinds of device, whose last bits differ.")
+    bool,
+    typer.Option(
+        "--mixed-devices", help="Allow scores from several kinds of device, whose last bits differ."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")]
-RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
+RepoId = Annotated[
+    str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)
+]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
-WithSpace = Annotated[bool, typer.Option("--space", help="Also make a Gradio Space of the same name that shows the model.")]
+WithSpace = Annotated[
+    bool,
+    typer.Option("--space", help="Also make a Gradio Space of the same name that shows the model."),
+]
 License = Annotated[
     str | None,
-    typer.Option("--license", help="A license identifier of the Hub, in place of the one that follows from the parents."),
+    typer.Option(
+        "--license",
+        help="A license identifier of the Hub, in place of the one that follows from the parents.",
+    ),
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models (cannot be set in a file).")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the models (cannot be set in a file).",
+    ),
 ]
 
 
@@ -99,7 +125,8 @@ def _print_version(asked: bool) -> None:
 
 
 class _Lines(logging.Handler):
-    """Prints what the package logs as lines on standard error: ``note: ...`` and ``warning: ...``."""
+    """Prints what the package logs as lines on standard error: ``note: ...`` and ``warning:
+    ...``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "note" if record.levelno < logging.WARNING else "warning"
@@ -109,7 +136,10 @@ class _Lines(logging.Handler):
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Evolve a merge of existing language models, and load the result with from_pretrained.
@@ -140,13 +170,25 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
     except BrokenPipeError:
         raise  # typer ends quietly: who reads, such as `head`, has read enough
     except Exception as error:  # not only ours: a folder that cannot be written, a full disk
-        if not isinstance(error, EvoMergeError | OSError | sqlite3.Error) and not is_of_machine(error):
+        if not isinstance(error, EvoMergeError | OSError | sqlite3.Error) and not is_of_machine(
+            error
+        ):
             raise
-        hint = "; choose another place, or see who may write there" if isinstance(error, _IN_THE_WAY) else ""
+        hint = (
+            "; choose another place, or see who may write there"
+            if isinstance(error, _IN_THE_WAY)
+            else ""
+        )
         if isinstance(error, MachineError):
-            hint = "; free memory, threads or room, or use fewer workers, and run the same command again"
+            hint = (
+                "; free memory, threads or room, or use fewer workers, and run the same command "
+                "again"
+            )
         elif isinstance(error, OSError) and error.errno in _NO_ROOM:
-            hint = "; make room on the disk (or raise the limit on the size of files), and run the same command again"
+            hint = (
+                "; make room on the disk (or raise the limit on the size of files), and run the "
+                "same command again"
+            )
         say(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
@@ -169,9 +211,11 @@ def quiet() -> None:
 
 
 def without_torch() -> None:
-    """Hide torch from transformers, which then starts in a third of the time, for a command that needs configs alone.
+    """Hide torch from transformers, which then starts in a third of the time, for a command that
+    needs configs alone.
 
-    Nothing in this process can import torch afterwards, so that it is done only where the process ends with the command.
+    Nothing in this process can import torch afterwards, so that it is done only where the process
+    ends with the command.
     """
     if ends_with_command and not {"torch", "transformers"} & set(sys.modules):
         sys.modules["torch"] = None  # type: ignore[assignment]  # how the import system is told that there is no such module

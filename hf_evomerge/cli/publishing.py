@@ -10,45 +10,82 @@ import typer
 
 from ..errors import EvoMergeError
 from ..lines import say
-from .common import LOGGER, SHARE, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet, reading
+from .common import (
+    LOGGER,
+    SHARE,
+    License,
+    Private,
+    RepoId,
+    TrustRemoteCode,
+    WithSpace,
+    app,
+    one_line_errors,
+    quiet,
+    reading,
+)
 
 if TYPE_CHECKING:
     from ..hub.push_plan import PushOptions
 
 Published = Annotated[
-    list[str] | None, typer.Option(help="FOLDER=user/name: where a source folder was published; can be repeated.")
+    list[str] | None,
+    typer.Option(help="FOLDER=user/name: where a source folder was published; can be repeated."),
 ]
-Examples = Annotated[int, typer.Option(min=0, help="Publish this many test problems, for visitors to try.")]
+Examples = Annotated[
+    int, typer.Option(min=0, help="Publish this many test problems, for visitors to try.")
+]
 
 
 @app.command(**SHARE)
 def push(
-    folder: Annotated[Path, typer.Argument(help="A finished study, or the folder of a built model.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A finished study, or the folder of a built model.", show_default=False
+        ),
+    ],
     repo_id: RepoId,
     private: Private = False,
     space: WithSpace = False,
-    revision: Annotated[str | None, typer.Option(help="The branch to commit to; it is made if it does not exist.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch to commit to; it is made if it does not exist.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead.")
+    ] = False,
     license: License = None,
-    language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; can be repeated.")] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="ISO 639 code for the card; can be repeated.")
+    ] = None,
     published: Published = None,
     examples: Examples = 0,
     about: Annotated[
-        str | None, typer.Option(help="What the model is for, one sentence; the search file's by default.")
+        str | None,
+        typer.Option(help="What the model is for, one sentence; the search file's by default."),
     ] = None,
     no_card: Annotated[
-        bool, typer.Option("--no-card", help="Do not write a card; the README on the Hub stays as it is.")
+        bool,
+        typer.Option(
+            "--no-card", help="Do not write a card; the README on the Hub stays as it is."
+        ),
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Push into a repository that has files from elsewhere too.")
+        bool,
+        typer.Option("--replace", help="Push into a repository that has files from elsewhere too."),
     ] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be published, and stop.")
+    ] = False,
 ) -> None:
-    """Publish a merged model with its recipe, the record of its search, pictures and a card, in one commit.
+    """Publish a merged model with its recipe, the record of its search, pictures and a card, in one
+    commit.
 
-    After a failure, run it again: what is uploaded is not uploaded again. Only what `--dry-run` lists leaves this machine.
+    After a failure, run it again: what is uploaded is not uploaded again. Only what `--dry-run`
+    lists leaves this machine.
 
     **Examples**
 
@@ -87,10 +124,13 @@ def push(
 def reproduce(
     repo_id: RepoId,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the rebuilt model in this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Keep the rebuilt model in this folder.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Rebuild a published model from its recipe and its sources, and compare it with what is on the Hub, bit for bit.
+    """Rebuild a published model from its recipe and its sources, and compare it with what is on the
+    Hub, bit for bit.
 
     The exit status is 1 if they differ.
 
@@ -103,7 +143,13 @@ def reproduce(
 
         quiet()
         progress = sys.stderr.isatty()
-        result = reproduce_model(repo_id, revision=revision, out=out, progress=progress, trust_remote_code=trust_remote_code)
+        result = reproduce_model(
+            repo_id,
+            revision=revision,
+            out=out,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+        )
         typer.echo(result)
         if not result.same:
             raise typer.Exit(1)
@@ -112,10 +158,19 @@ def reproduce(
 @app.command(**SHARE)
 def space(
     repo_id: Annotated[
-        str | None, typer.Argument(help="The Space, user/name; or a study or a model's folder, shown here.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The Space, user/name; or a study or a model's folder, shown here.",
+            show_default=False,
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model on the Hub that the Space shows.")] = None,
-    local: Annotated[str | None, typer.Option(help="Run the app here instead, for a model's folder or repository.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model on the Hub that the Space shows.")
+    ] = None,
+    local: Annotated[
+        str | None,
+        typer.Option(help="Run the app here instead, for a model's folder or repository."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
     private: Private = False,
 ) -> None:
@@ -134,17 +189,32 @@ def space(
         from ..recipes.names import named_folder
 
         quiet()
-        if repo_id is not None and local is None and model is None and named_folder(repo_id).is_dir():
+        if (
+            repo_id is not None
+            and local is None
+            and model is None
+            and named_folder(repo_id).is_dir()
+        ):
             repo_id, local = None, repo_id
         if local is not None:
             if repo_id is not None or model is not None:
-                raise EvoMergeError("--local runs the app on this machine; leave out the Space's name and --model")
+                raise EvoMergeError(
+                    "--local runs the app on this machine; leave out the Space's name and --model"
+                )
             run_space(local, revision=revision)
         elif repo_id is None or model is None:
-            what = "" if repo_id is None else f"{repo_id}: there is no such folder here; for a Space on the Hub "
-            raise EvoMergeError(f"{what}give the Space's name and --model, or --local MODEL to run the app here")
+            what = (
+                ""
+                if repo_id is None
+                else f"{repo_id}: there is no such folder here; for a Space on the Hub "
+            )
+            raise EvoMergeError(
+                f"{what}give the Space's name and --model, or --local MODEL to run the app here"
+            )
         else:
-            typer.echo(f"published {push_space(repo_id, model, revision=revision, private=private).url}")
+            typer.echo(
+                f"published {push_space(repo_id, model, revision=revision, private=private).url}"
+            )
 
 
 def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
@@ -155,7 +225,9 @@ def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
     for warning in pushed.warnings:
         LOGGER.warning(warning)
     what = "published" if pushed.model.changed else "up to date:"
-    typer.echo(f"{what} {pushed.model.url} at {pushed.model.sha}")  # whole, for `from_pretrained(..., revision=...)`
+    typer.echo(
+        f"{what} {pushed.model.url} at {pushed.model.sha}"
+    )  # whole, for `from_pretrained(..., revision=...)`
     if pushed.space is not None:
         typer.echo(f"Space: {pushed.space.url}")
 

@@ -43,19 +43,30 @@ if TYPE_CHECKING:
 
 @app.command(**START)
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="The folder to write.")] = Path("evomerge-demo"),
-    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")] = min(
-        2, os.cpu_count() or 1
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", file_okay=False, help="The folder to write.")
+    ] = Path("evomerge-demo"),
+    workers: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")
+    ] = min(2, os.cpu_count() or 1),
     evaluations: Annotated[
-        int | None, typer.Option(min=8, help="Budget of each search, in scores of all search problems.", show_default="150")
+        int | None,
+        typer.Option(
+            min=8,
+            help="Budget of each search, in scores of all search problems.",
+            show_default="150",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
     push_to: Annotated[
-        str | None, typer.Option(help="Publish the DFS winner as user/name on the Hub, and load it from there.")
+        str | None,
+        typer.Option(
+            help="Publish the DFS winner as user/name on the Hub, and load it from there."
+        ),
     ] = None,
 ) -> None:
-    """Merge two tiny specialists that ship with the package, in a few minutes and without a network.
+    """Merge two tiny specialists that ship with the package, in a few minutes and without a
+    network.
 
     **Example**
 
@@ -73,32 +84,57 @@ def init(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Two fine-tunes of one model, or more: models or LoRA adapters; a folder of adapters.", show_default=False
+            help=(
+                "Two fine-tunes of one model, or more: models or LoRA adapters; a folder of "
+                "adapters."
+            ),
+            show_default=False,
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.')
+        Path | None,
+        typer.Option(
+            help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.'
+        ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="The model that they were fine-tuned from; that of adapters is known.")
+        str | None,
+        typer.Option(help="The model that they were fine-tuned from; that of adapters is known."),
     ] = None,
     example: Annotated[
-        str | None, typer.Option(help="Copy a file that comes with the package, such as the paper's own search: evollm-jp-ps.")
+        str | None,
+        typer.Option(
+            help=(
+                "Copy a file that comes with the package, such as the paper's own search: "
+                "evollm-jp-ps."
+            )
+        ),
     ] = None,
     no_measure: Annotated[
         bool,
-        typer.Option("--no-measure", help="Guess what stands between prompt and answer; else every model scores 16 examples."),
+        typer.Option(
+            "--no-measure",
+            help=(
+                "Guess what stands between prompt and answer; else every model scores 16 examples."
+            ),
+        ),
     ] = False,
-    demo: Annotated[bool, typer.Option("--demo", help="Take the demo's models, and write its problems.jsonl.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Take the demo's models, and write its problems.jsonl.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write a search file for some models and problems, with comments, and say what to run next.
 
     **Examples**
 
-    - `hf-evomerge init your-name/fine-tune-a your-name/fine-tune-b --base your-name/base --data problems.jsonl`
+    - `hf-evomerge init your-name/fine-tune-a your-name/fine-tune-b
+      --base your-name/base --data problems.jsonl`
 
     - `hf-evomerge init my-adapters --data problems.jsonl`
 
@@ -108,7 +144,10 @@ def init(
     """
     with one_line_errors():
         if (example is not None or demo) and (sources or data or base or (example and demo)):
-            raise EvoMergeError("--demo and --example say it all; give one of them, and leave out models, --base and --data")
+            raise EvoMergeError(
+                "--demo and --example say it all; give one of them, and leave out models, "
+                "--base and --data"
+            )
         if example is not None:
             file = _example(example)
             out = _new(out or Path(file.name))
@@ -123,7 +162,9 @@ def init(
             data = _new(_new(out).with_name("problems.jsonl"))
             write_whole(data, (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
         elif not sources or data is None:
-            raise EvoMergeError("give the names of two models or more and --data FILE, or --demo, or --example NAME")
+            raise EvoMergeError(
+                "give the names of two models or more and --data FILE, or --demo, or --example NAME"
+            )
         _new(out)
         reading(f"{data} and the models")
         import torch
@@ -137,11 +178,13 @@ def init(
         draft = draft_search(sources, data, base=base, device=device, measure=measure)
         write_whole(out, draft.text)
         name = shlex.quote(str(out))
+        publish = "push my-search YOUR-NAME/YOUR-MERGE --space --examples 50"
+        check = f"search {name} --out my-search --dry-run"
         steps = {
-            "Check everything, and say how long it takes": f"search {name} --out my-search --dry-run",
+            "Check everything, and say how long it takes": check,
             "Search; the same command goes on after a stop": f"search {name} --out my-search",
             "See what the winner answers": "eval my-search --show 3",
-            "Publish the model with a card and a Space": "push my-search YOUR-NAME/YOUR-MERGE --space --examples 50",
+            "Publish the model with a card and a Space": publish,
         }
         say("\n".join([*draft.found, f"wrote {out}; read it, then:"]))
         for what, step in steps.items():
@@ -151,7 +194,9 @@ def init(
 def _new(file: Path) -> Path:
     """A file that does not exist yet, in a folder that does."""
     if file.exists():
-        raise EvoMergeError(f"{file}: exists already; choose another place with --out, or move it away")
+        raise EvoMergeError(
+            f"{file}: exists already; choose another place with --out, or move it away"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 
@@ -170,19 +215,36 @@ def _example(name: str) -> Path:
 def search(
     file: Annotated[
         Path,
-        typer.Argument(help="The search file (YAML; `init` writes a first one), or a study that goes on.", show_default=False),
+        typer.Argument(
+            help="The search file (YAML; `init` writes a first one), or a study that goes on.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The study's folder; by default the file's name.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The study's folder; by default the file's name.",
+            show_default=False,
+        ),
     ] = None,
     workers: Workers = None,
     ray: Ray = False,
     mixed_devices: MixedDevices = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would be done and how long it takes, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, say what would be done and how long it takes, and stop.",
+        ),
     ] = False,
-    no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe only; do not build the model.")] = False,
-    push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name when the search ends.")] = None,
+    no_model: Annotated[
+        bool, typer.Option("--no-model", help="Write the recipe only; do not build the model.")
+    ] = False,
+    push_to: Annotated[
+        str | None, typer.Option(help="Publish the winner as user/name when the search ends.")
+    ] = None,
     space: WithSpace = False,
     private: Private = False,
     license: License = None,
@@ -190,8 +252,9 @@ def search(
 ) -> None:
     """Evolve a merge; write the winner's recipe, the built model and plots.
 
-    A search that was stopped goes on where it was: give the same file and `--out` again, or the study's folder. The trials
-    are the same as without the interruption. With `fitness: {task: choice}`, a page opens on which you choose pictures.
+    A search that was stopped goes on where it was: give the same file and `--out` again, or the
+    study's folder. The trials are the same as without the interruption. With
+    `fitness: {task: choice}`, a page opens on which you choose pictures.
 
     **Examples**
 
@@ -214,8 +277,14 @@ def search(
             raise EvoMergeError(f"{file}: a folder, whose search goes on there; leave out --out")
         config = settings_in(file) if goes_on else SearchConfig.load(str(file))
         out = file if goes_on else out or Path(file.stem)
-        push = _checked_push(config, push_to, no_model, {"space": space, "private": private, "license": license})
-        how: dict[str, Any] = {"ray": ray, "mixed_devices": mixed_devices, "trust_remote_code": trust_remote_code}
+        push = _checked_push(
+            config, push_to, no_model, {"space": space, "private": private, "license": license}
+        )
+        how: dict[str, Any] = {
+            "ray": ray,
+            "mixed_devices": mixed_devices,
+            "trust_remote_code": trust_remote_code,
+        }
         if dry_run:
             from ..search.folder import check_out
             from ..search.plan import plan_search
@@ -226,25 +295,34 @@ def search(
             from ..search.choice_page import choice_page
             from ..search.choosing import Chooser
 
-            page = choice_page(Chooser(config, out))  # on a port that Gradio finds, or that GRADIO_SERVER_PORT says
+            page = choice_page(
+                Chooser(config, out)
+            )  # on a port that Gradio finds, or that GRADIO_SERVER_PORT says
             page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
         else:
-            _run(config, out, goes_on=goes_on, build=not no_model, push=push, workers=workers, **how)
+            _run(
+                config, out, goes_on=goes_on, build=not no_model, push=push, workers=workers, **how
+            )
 
 
-def _checked_push(config: SearchConfig, push_to: str | None, no_model: bool, how: Mapping[str, Any]) -> Push | None:
+def _checked_push(
+    config: SearchConfig, push_to: str | None, no_model: bool, how: Mapping[str, Any]
+) -> Push | None:
     """Check where the winner is to be published, and how; None where it is not."""
     if push_to is None:
         if any(how.values()):
             raise EvoMergeError(
-                "--space, --private and --license say how to publish, and nothing is published; add --push-to user/name"
+                "--space, --private and --license say how to publish, and nothing is "
+                "published; add --push-to user/name"
             )
         return None
     from ..hub.push import check_push
     from ..hub.push_plan import PushOptions
 
     if no_model:
-        raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
+        raise EvoMergeError(
+            "--push-to needs the model that --no-model does not build; leave out one of them"
+        )
     options = PushOptions(**how)
     check_push(push_to, config.refs, options, draws=config.fitness.task == "clip")
     return push_to, options
@@ -256,12 +334,22 @@ def evaluate(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--search", help="The search file whose task and data are used. Default: the search that produced the model."
+            "--search",
+            help=(
+                "The search file whose task and data are used. Default: the search that produced "
+                "the model."
+            ),
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
-    show: Annotated[int, typer.Option(min=0, help="Print this many problems with the model's answers.")] = 0,
-    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of the model: a folder, or a repository.")] = None,
+    split: Annotated[
+        str, typer.Option(help="The split of its data: search, validation or test.")
+    ] = "test",
+    show: Annotated[
+        int, typer.Option(min=0, help="Print this many problems with the model's answers.")
+    ] = 0,
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter of the model: a folder, or a repository.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score one model on the task of a search.
@@ -283,11 +371,18 @@ def evaluate(
 
         quiet()
         folder = named_folder(model)
-        own = next((place for place in (folder, folder.parent) if (place / STUDY_FILE).is_file()), None)
+        own = next(
+            (place for place in (folder, folder.parent) if (place / STUDY_FILE).is_file()), None
+        )
         if file is None and not folder.is_dir() and model.count("/") != 1:
-            raise EvoMergeError(f"{model}: no such folder; give a study, a model's folder, or a repository and --search")
+            raise EvoMergeError(
+                f"{model}: no such folder; give a study, a model's folder, or a repository "
+                "and --search"
+            )
         if file is None and own is None:
-            raise EvoMergeError(f"{model}: no task is known for this model; add --search search.yaml, which has one")
+            raise EvoMergeError(
+                f"{model}: no task is known for this model; add --search search.yaml, which has one"
+            )
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
         more: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
         say(str(evaluate_model(built_model(model), config, split=split, show=show, **more)))
@@ -299,7 +394,13 @@ def show(
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Say instead whether study, results and model are whole; the exit status is 1 if not."),
+        typer.Option(
+            "--check",
+            help=(
+                "Say instead whether study, results and model are whole; the exit status is 1 if "
+                "not."
+            ),
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -334,10 +435,15 @@ def show(
 @app.command(**SEARCH)
 def export(
     study: Study,
-    csv: Annotated[Path | None, typer.Option(help="Write every trial to this file, as a row.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write every trial to this file, as a row.")
+    ] = None,
     parquet: Annotated[Path | None, typer.Option(help="The same, as Parquet.")] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="Write every answer that the study holds to this file, one JSON object per line.")
+        Path | None,
+        typer.Option(
+            help="Write every answer that the study holds to this file, one JSON object per line."
+        ),
     ] = None,
 ) -> None:
     """Write the trials and answers of a study as tables for other programs.
@@ -350,20 +456,31 @@ def export(
         from ..search.results.answers import export_answers
         from ..search.results.export import check_new, export_csv, export_parquet
 
-        tables = ((csv, export_csv, "trials"), (parquet, export_parquet, "trials"), (answers, export_answers, "answers"))
+        tables = (
+            (csv, export_csv, "trials"),
+            (parquet, export_parquet, "trials"),
+            (answers, export_answers, "answers"),
+        )
         wanted = [(file, write, what) for file, write, what in tables if file is not None]
         if not wanted:
-            raise EvoMergeError("export: nothing to write; name a file with --csv, --parquet or --answers")
+            raise EvoMergeError(
+                "export: nothing to write; name a file with --csv, --parquet or --answers"
+            )
         if len({file for file, _, _ in wanted}) < len(wanted):
-            raise EvoMergeError("export: two tables would be written to one file; name a file for each")
+            raise EvoMergeError(
+                "export: two tables would be written to one file; name a file for each"
+            )
         for file, _, _ in wanted:  # before any of them is written
             check_new(file)
         for file, write, what in wanted:
             typer.echo(f"{file}: {write(study, file)} {what}")
 
 
-def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: Push | None, **how: Any) -> None:
-    """Run a search, or go on with it, below a table of its phases; say what it has left, and publish it where asked."""
+def _run(
+    config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: Push | None, **how: Any
+) -> None:
+    """Run a search, or go on with it, below a table of its phases; say what it has left, and
+    publish it where asked."""
     from ..search.display import LiveTable
     from ..search.run import resume_search, run_search
     from .publishing import push_and_report
@@ -372,7 +489,11 @@ def _run(config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: P
     with LiveTable(config=config) as table:
         result = run(callbacks=[table], build=build, **how)
     say(str(result))
-    lines = [f"recipe: {out / 'recipe.yaml'}", *([f"model:  {out / 'model'}"] if build else []), f"plots:  {out / 'plots'}"]
+    lines = [
+        f"recipe: {out / 'recipe.yaml'}",
+        *([f"model:  {out / 'model'}"] if build else []),
+        f"plots:  {out / 'plots'}",
+    ]
     if build and push is None:
         name = shlex.quote(str(out))
         lines.append(f"next:   hf-evomerge eval {name} --show 3")

@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM, SIGHUP: the first ends within seconds what a command is at, the second ends it now."""
+"""Ctrl-C, SIGTERM, SIGHUP: the first ends within seconds what a command is at, the second ends it
+now."""
 
 from __future__ import annotations
 
@@ -30,9 +31,11 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable(line: str) -> Iterator[None]:
-    """Raise `Stopped` at the first signal; end the process where that has not done so soon, or at the next signal.
+    """Raise `Stopped` at the first signal; end the process where that has not done so soon, or at
+    the next signal.
 
-    A signal that is ignored, as Ctrl-C in a shell's background job, stays so. Outside of the main thread nothing changes.
+    A signal that is ignored, as Ctrl-C in a shell's background job, stays so. Outside of the main
+    thread nothing changes.
 
     Args:
         line: What is printed where the process does not end by itself.

@@ -1,4 +1,5 @@
-"""Publishes the demo's winner and the specialists it was made of, on the Hub, or on the one that the environment names."""
+"""Publishes the demo's winner and the specialists it was made of, on the Hub, or on the one that
+the environment names."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def publish_demo(
     card: Path | None = None,
     language: str = "ja",
 ) -> str:
-    """Publish the specialists, then the winner that was made of them; rebuild it from what is there, and compare.
+    """Publish the specialists, then the winner that was made of them; rebuild it from what is
+    there, and compare.
 
     Args:
         search: The finished study.
@@ -45,23 +47,39 @@ def publish_demo(
     Raises:
         EvoMergeError: The Hub does not take them, or the winner does not come out the same.
     """
-    api, published = default_api(), {}
+    api = default_api()
+    published = {}
     config = settings_in(search)
-    for specialist in sorted({Path(ref.model).name for ref in (config.base, *config.sources) if ref is not None}):
+    for specialist in sorted(
+        {Path(ref.model).name for ref in (config.base, *config.sources) if ref is not None}
+    ):
         target = Target(f"{repo_id}-{specialist}")
-        ask(f"{target.repo_id}: no answer says that it was created", partial(api.create_repo, target.repo_id, exist_ok=True))
-        files = {file.name: file for file in sorted((family / specialist).iterdir()) if file.is_file()}
+        ask(
+            f"{target.repo_id}: no answer says that it was created",
+            partial(api.create_repo, target.repo_id, exist_ok=True),
+        )
+        files = {
+            file.name: file for file in sorted((family / specialist).iterdir()) if file.is_file()
+        }
         commit_files(api, target, files, message=f"A source of {repo_id}")
         published[str(family / specialist)] = target.repo_id
-    options = PushOptions(published=published, examples=EXAMPLES, languages=(language,), space=space)
+    options = PushOptions(
+        published=published, examples=EXAMPLES, languages=(language,), space=space
+    )
     repo_id = name or repo_id
     pushed = push_model(search, repo_id, options, api=api)
     rebuilt = reproduce(repo_id, api=api)
     if not rebuilt.same:
         raise EvoMergeError(str(rebuilt))
-    lines = [f"published {pushed.model.url}", *([f"Space: {pushed.space.url}"] if pushed.space else [])]
+    lines = [
+        f"published {pushed.model.url}",
+        *([f"Space: {pushed.space.url}"] if pushed.space else []),
+    ]
     if card is not None:
-        there = ask(f"{repo_id}: its card", lambda: api.hf_hub_download(repo_id, CARD, revision=pushed.model.sha))
+        there = ask(
+            f"{repo_id}: its card",
+            lambda: api.hf_hub_download(repo_id, CARD, revision=pushed.model.sha),
+        )
         shutil.copyfile(there, card)
         lines.append(f"its card: {card}")
     return "\n".join([*lines, f"rebuilt from its recipe: {str(rebuilt).splitlines()[0]}"])

@@ -1,7 +1,9 @@
-"""The demo: evolves merges of the specialists that ship with the package, and shows that the result is real.
+"""The demo: evolves merges of the specialists that ship with the package, and shows that the result
+is real.
 
-Three searches and a random one of the same budget; the winners built, loaded again in a fresh process in which this package
-cannot be imported, and asked held-out problems; where asked, the winner of DFS published, rebuilt and loaded from the Hub.
+Three searches and a random one of the same budget; the winners built, loaded again in a fresh
+process in which this package cannot be imported, and asked held-out problems; where asked, the
+winner of DFS published, rebuilt and loaded from the Hub.
 """
 
 from __future__ import annotations
@@ -26,11 +28,16 @@ from ..search.results.verdict import verdict
 from ..search.run import run_search
 
 SPECIALISTS = Path(__file__).parent / "specialists"
-PROBLEMS = Path(__file__).parent / "problems"  # what `benchmarks/specialists/language.py` makes up for each split
+PROBLEMS = (
+    Path(__file__).parent / "problems"
+)  # what `benchmarks/specialists/language.py` makes up for each split
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 150
-ABOUT = "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy language of 150 words."
+ABOUT = (
+    "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy "
+    "language of 150 words."
+)
 SPACES = ("ps", "dfs", "hybrid")
 PUBLISHED = "dfs"  # the search whose winner has a path to show
 
@@ -50,18 +57,20 @@ def run_demo(
     Args:
         out: The folder to write; searches that are finished there already are not run again.
         workers: Processes that evaluate side by side.
-        evaluations: Budget of each search, in scores of all search problems; 150 by default. The random search and PS+DFS
-            have as much as PS alone.
+        evaluations: Budget of each search, in scores of all search problems; 150 by default. The
+            random search and PS+DFS have as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
-        push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the specialists beside it.
+        push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the
+            specialists beside it.
 
     Returns:
         The rows of the table that was printed.
 
     Raises:
-        EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded again.
+        EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded
+            again.
     """
     if push_to is not None:
         from ..checkpoints.client import default_api
@@ -77,16 +86,25 @@ def run_demo(
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)
-    say("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error") + "\n")
+    say(
+        "\n"
+        + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error")
+        + "\n"
+    )
     say("\n".join(f"- {line}" for line in findings(rows, results["hybrid"])))
-    say(check_reload({str(out / space / "model"): results[space] for space in SPACES}, data["test"]))
+    say(
+        check_reload({str(out / space / "model"): results[space] for space in SPACES}, data["test"])
+    )
     say("\n" + one_problem(config, rows, results) + "\n")
     if push_to is not None:
         from .publish import publish_demo
 
         say(publish_demo(out / PUBLISHED, Path(family), push_to, space=True, card=out / "card.md"))
         say(check_reload({push_to: results[PUBLISHED]}, data["test"]))
-    said = f"pictures: {out}/*/plots\nask it, change it: hf-evomerge space {shlex.quote(str(out / PUBLISHED))}"
+    said = (
+        f"pictures: {out}/*/plots\nask it, change it: hf-evomerge space "
+        f"{shlex.quote(str(out / PUBLISHED))}"
+    )
     say(f"{said}\nsearch by hand: hf-evomerge init --demo")
     return rows
 
@@ -101,8 +119,11 @@ def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
     return files
 
 
-def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS) -> SearchConfig:
-    """The search of one space, by gradient. A hybrid search spends half of its evaluations on PS and the rest on DFS."""
+def demo_config(
+    space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS
+) -> SearchConfig:
+    """The search of one space, by gradient. A hybrid search spends half of its evaluations on PS
+    and the rest on DFS."""
     half = evaluations // 2
     shares = {"ps": half, "dfs": evaluations - half} if space == "hybrid" else {None: evaluations}
     settings = {
@@ -111,10 +132,19 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
         "sources": [{"model": str(family / name)} for name in ("japanese", "maths")],
         "base": {"model": str(family / "base")},
         # A is the merged model, or the maths specialist
-        "path": {"kind": "gates", "order": [2, 1, 0] if space == "hybrid" else [1, 0], "max_hops": 24},
-        "optimize": [{"by": "gradient", "evaluations": share, "space": name} for name, share in shares.items()],
+        "path": {
+            "kind": "gates",
+            "order": [2, 1, 0] if space == "hybrid" else [1, 0],
+            "max_hops": 24,
+        },
+        "optimize": [
+            {"by": "gradient", "evaluations": share, "space": name}
+            for name, share in shares.items()
+        ],
         "fitness": {"task": "likelihood", "separator": " "},
-        "data": {split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()},
+        "data": {
+            split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()
+        },
         "compare": {"baselines": ["average", "random"] if space == "ps" else ["average"]},
         "output": {"dtype": "float32"},
         "compute": {"seed": seed},
@@ -123,31 +153,39 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
 
 
 def comparison(results: dict[str, Result]) -> list[Row]:
-    """Make one table of all searches: the parents once, the random search, then what each search ended with."""
+    """Make one table of all searches: the parents once, the random search, then what each search
+    ended with."""
     rows = [row for row in results["ps"].rows if row.stage != "ps"]
-    won = {space: next(row for row in result.rows if row.winner) for space, result in results.items()}
+    won = {
+        space: next(row for row in result.rows if row.winner) for space, result in results.items()
+    }
     rows += [won["ps"], won["dfs"], replace(won["hybrid"], model="evolved PS+DFS")]
     return [replace(row, winner=False) for row in rows]
 
 
 def findings(rows: list[Row], hybrid: Result) -> list[str]:
-    """Write one sentence about each evolved model of the table, and one about the stage that PS+DFS ended with."""
-    evolved, others = rows[-len(SPACES) :], rows[: -len(SPACES)]
+    """Write one sentence about each evolved model of the table, and one about the stage that PS+DFS
+    ended with."""
+    evolved = rows[-len(SPACES) :]
+    others = rows[: -len(SPACES)]
     lines = [verdict([*others, replace(row, winner=True)], "test")[0] for row in evolved]
     weights, path = (hybrid.row(stage).scores.accuracy for stage in ("ps", "dfs"))
     chosen = "weights" if hybrid.winner.flow is None else "path"
     return [
         *lines,
-        f"PS+DFS ended with its {chosen}, which did better on the validation problems; of the test problems its weights solve "
+        f"PS+DFS ended with its {chosen}, which did better on the validation problems; of "
+        "the test problems its weights solve "
         f"{weights:.3f} and its path {path:.3f}",
     ]
 
 
 def check_reload(winners: Mapping[str, Result], test: Path) -> str:
-    """Load winners in a fresh process without this package, generate their answers, and compare the accuracy.
+    """Load winners in a fresh process without this package, generate their answers, and compare the
+    accuracy.
 
     Args:
-        winners: What the search says of its winner, by the winner's folder or its repository on the Hub.
+        winners: What the search says of its winner, by the winner's folder or its repository on the
+            Hub.
         test: The problems.
 
     Returns:
@@ -156,36 +194,61 @@ def check_reload(winners: Mapping[str, Result], test: Path) -> str:
     command = [sys.executable, str(RELOAD), str(test), *winners]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
-        raise EvoMergeError(f"{', '.join(winners)}: do not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
+        raise EvoMergeError(
+            f"{', '.join(winners)}: do not load in a fresh process: "
+            f"{ran.stderr.strip().splitlines()[-1:]}"
+        )
     lines = []
-    for (model, result), line in zip(winners.items(), ran.stdout.splitlines()[-len(winners) :], strict=True):
+    for (model, result), line in zip(
+        winners.items(), ran.stdout.splitlines()[-len(winners) :], strict=True
+    ):
         report = json.loads(line)
         expected = next(row for row in result.rows if row.winner).scores.accuracy
         if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
-            raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
-        lines.append(f"{model} loads without this package as {report['class']} and writes {report['accuracy']:.3f} right")
+            raise EvoMergeError(
+                f"{model}: answers {report['accuracy']} right after loading, {expected} before"
+            )
+        lines.append(
+            f"{model} loads without this package as {report['class']} and writes "
+            f"{report['accuracy']:.3f} right"
+        )
     return "\n".join(lines)
 
 
 def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result]) -> str:
-    """A held-out problem that the winners solve and the parents do not, with every model's answer."""
+    """A held-out problem that the winners solve and the parents do not, with every model's
+    answer."""
     evaluator = Evaluator(config)
-    evolved, others = rows[-len(SPACES) :], rows[: -len(SPACES)]
+    evolved = rows[-len(SPACES) :]
+    others = rows[: -len(SPACES)]
     examples = evaluator.tasks.examples("test")
 
     def right(row: Row, index: int) -> bool:
         return row.scores.correct is not None and bool(row.scores.correct[index])
 
     def drama(index: int) -> int:
-        return 2 * sum(right(row, index) for row in evolved) - sum(right(row, index) for row in others)
+        return 2 * sum(right(row, index) for row in evolved) - sum(
+            right(row, index) for row in others
+        )
 
     chosen = max(range(len(examples)), key=lambda index: (drama(index), -index))
     example = examples[chosen]
     targets: list[Target] = [*config.parents.values(), *(results[space].winner for space in SPACES)]
     asked = [*(row for row in others if row.stage in ("base", "source")), *evolved]
-    lines = [f"one problem: {example.prompt}", f"  {example.gloss}", f"  {'right answer':16} {example.answer}"]
+    lines = [
+        f"one problem: {example.prompt}",
+        f"  {example.gloss}",
+        f"  {'right answer':16} {example.answer}",
+    ]
     for row, target in zip(asked, targets, strict=True):
-        answer, number = evaluator.answer(target, example, 12), example.answer.split()[-1]
-        mark = "right" if right(row, chosen) else "wrong language" if number in answer.split() else "wrong number"
+        answer = evaluator.answer(target, example, 12)
+        number = example.answer.split()[-1]
+        mark = (
+            "right"
+            if right(row, chosen)
+            else "wrong language"
+            if number in answer.split()
+            else "wrong number"
+        )
         lines.append(f"  {row.model:16} {answer} ({mark})")
     return "\n".join(lines)

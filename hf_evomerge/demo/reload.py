@@ -1,6 +1,8 @@
-"""Loads built models as a stranger does, without this package, and answers problems: `python reload.py PROBLEMS MODEL...`.
+"""Loads built models as a stranger does, without this package, and answers problems:
+`python reload.py PROBLEMS MODEL...`.
 
-Runs on its own: it makes the package impossible to import first. Prints one line of JSON for each model.
+Runs on its own: it makes the package impossible to import first. Prints one line of JSON for each
+model.
 """
 
 import json
@@ -21,13 +23,30 @@ def main(folder: str, file: str, batch_size: int = 50) -> None:
     right = 0
     for begin in range(0, len(problems), batch_size):
         batch = problems[begin : begin + batch_size]
-        inputs = tokenizer([problem["prompt"] for problem in batch], return_tensors="pt", padding=True)
+        inputs = tokenizer(
+            [problem["prompt"] for problem in batch], return_tensors="pt", padding=True
+        )
         inputs.pop("token_type_ids", None)
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=8, do_sample=False, trust_remote_code=False)
-        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(answer.strip() == problem["answer"] for answer, problem in zip(answers, batch, strict=True))
-    print(json.dumps({"class": type(model).__name__, "problems": len(problems), "accuracy": right / len(problems)}))
+            output = model.generate(
+                **inputs, max_new_tokens=8, do_sample=False, trust_remote_code=False
+            )
+        answers = tokenizer.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        right += sum(
+            answer.strip() == problem["answer"]
+            for answer, problem in zip(answers, batch, strict=True)
+        )
+    print(
+        json.dumps(
+            {
+                "class": type(model).__name__,
+                "problems": len(problems),
+                "accuracy": right / len(problems),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

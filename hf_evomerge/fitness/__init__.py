@@ -1,4 +1,5 @@
-"""Fitness: a number to maximise, with one score per example behind it. Importing this does not import torch."""
+"""Fitness: a number to maximise, with one score per example behind it. Importing this does not
+import torch."""
 
 from __future__ import annotations
 
@@ -33,11 +34,42 @@ from .scores import Scores
 from .terms import TermsSpec, TermsTask
 from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 
-__all__ = ["AgreementSpec", "AgreementTask", "AnyTaskSpec", "ChoiceSpec", "ChoiceTask", "ClassificationSpec"]
-__all__ += ["ClassificationTask", "ClipSpec", "ClipTask", "Comparison", "DataSpec", "DifferentiableTask", "Example"]
-__all__ += ["FunctionTask", "GenerationSpec", "GenerationTask", "Gsm8kSpec", "Gsm8kTask", "JudgingTask"]
+__all__ = [
+    "AgreementSpec",
+    "AgreementTask",
+    "AnyTaskSpec",
+    "ChoiceSpec",
+    "ChoiceTask",
+    "ClassificationSpec",
+]
+__all__ += [
+    "ClassificationTask",
+    "ClipSpec",
+    "ClipTask",
+    "Comparison",
+    "DataSpec",
+    "DifferentiableTask",
+    "Example",
+]
+__all__ += [
+    "FunctionTask",
+    "GenerationSpec",
+    "GenerationTask",
+    "Gsm8kSpec",
+    "Gsm8kTask",
+    "JudgingTask",
+]
 __all__ += ["LikelihoodSpec", "LikelihoodTask", "LmEvalSpec", "LmEvalTask", "MgsmSpec", "MgsmTask"]
 __all__ += ["MultipleChoiceSpec", "MultipleChoiceTask", "PerplexitySpec", "PerplexityTask"]
 __all__ += ["RetrievalSpec", "RetrievalTask", "Scores", "Task", "TaskSpec", "TermsSpec"]
-__all__ += ["TermsTask", "check_disjoint", "compare", "draw", "get_task", "load_examples", "make_task", "parse_task"]
+__all__ += [
+    "TermsTask",
+    "check_disjoint",
+    "compare",
+    "draw",
+    "get_task",
+    "load_examples",
+    "make_task",
+    "parse_task",
+]
 __all__ += ["register_task", "render_prompt", "task_names"]

@@ -1,8 +1,10 @@
-"""Fitness without labels: how near a model's probabilities are to the ones of a source, on the source's own prompts.
+"""Fitness without labels: how near a model's probabilities are to the ones of a source, on the
+source's own prompts.
 
-Expert Merging (arXiv:2509.25712): L = T^2 KL(softmax(z_k / T) || softmax(z / T)), the mean over the positions of the answer,
-where z_k are the logits of source k and z the logits of the model; the score is -L. A source is run once: kept are its most
-probable tokens, and the probability of all others together. Letters in shapes: N answer tokens, K kept tokens, V vocabulary.
+Expert Merging (arXiv:2509.25712): L = T^2 KL(softmax(z_k / T) || softmax(z / T)), the mean over the
+positions of the answer, where z_k are the logits of source k and z the logits of the model; the
+score is -L. A source is run once: kept are its most probable tokens, and the probability of all
+others together. Letters in shapes: N answer tokens, K kept tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,8 +50,20 @@ class AgreementSpec(TaskSpec):
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Sources write the answers, unless the section says where they are."""
         if isinstance(sources := data.get("sources"), Mapping):
-            return {**data, "sources": {k: self.complete(v) if isinstance(v, Mapping) else v for k, v in sources.items()}}
-        return {**({} if {"text_field", "answer_after", "choices"} & data.keys() else {"answer_field": None}), **data}
+            return {
+                **data,
+                "sources": {
+                    k: self.complete(v) if isinstance(v, Mapping) else v for k, v in sources.items()
+                },
+            }
+        return {
+            **(
+                {}
+                if {"text_field", "answer_after", "choices"} & data.keys()
+                else {"answer_field": None}
+            ),
+            **data,
+        }
 
 
 class Reading(NamedTuple):
@@ -83,11 +97,13 @@ class Reference:
     _same: dict[int, Any] = field(default_factory=dict)
 
     def check(self, example: Example, tokenizer: Any) -> None:
-        """Raise `FitnessError` unless it has the tokens of the models that are scored, and can be given such an example."""
+        """Raise `FitnessError` unless it has the tokens of the models that are scored, and can be
+        given such an example."""
         if id(tokenizer) not in self._same:
             if self.tokenizer().get_vocab() != tokenizer.get_vocab():
                 raise FitnessError(
-                    f"agreement: {self.name} has other tokens than the models that are scored, and probabilities are compared "
+                    f"agreement: {self.name} has other tokens than the models that are "
+                    "scored, and probabilities are compared "
                     "token by token; leave it out"
                 )
             self._same[id(tokenizer)] = tokenizer  # kept, so that no other gets its number
@@ -96,27 +112,44 @@ class Reference:
 
     def read(self, examples: Sequence[Example], spec: AgreementSpec) -> None:
         """Run it on examples."""
-        tokenizer, model = self.tokenizer(), self.model()
-        tokens = 1 + max(tokenizer.get_vocab().values())  # rows beyond these are padding, and other models have others
+        tokenizer = self.tokenizer()
+        model = self.model()
+        tokens = 1 + max(
+            tokenizer.get_vocab().values()
+        )  # rows beyond these are padding, and other models have others
         answers = {e: encode_pair(e, spec.separator, tokenizer)[1] for e in examples if e.answer}
-        pairs, readings = list[Pair](), dict[tuple[str, Example], Reading]()
+        pairs = list[Pair]()
+        readings = dict[tuple[str, Example], Reading]()
 
         def keep(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
             kept = logits[:, :tokens].topk(min(_KEPT, tokens - 1)).indices
             lengths = [len(pairs[i][1]) for i in batch.pairs]
-            for i, tops, shares in zip(batch.pairs, kept.split(lengths), _shares(logits, kept).split(lengths), strict=True):
-                readings[spec.model_dump_json(), examples[i]] = Reading(answers[examples[i]], tops, shares)
+            for i, tops, shares in zip(
+                batch.pairs, kept.split(lengths), _shares(logits, kept).split(lengths), strict=True
+            ):
+                readings[spec.model_dump_json(), examples[i]] = Reading(
+                    answers[examples[i]], tops, shares
+                )
             return logits.sum(1), kept[:, 0]
 
         with self._named():
             if asked := [example for example in examples if not example.answer]:
                 task = WritingTask(
-                    WritingSpec(task="agreement", max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size)
+                    WritingSpec(
+                        task="agreement",
+                        max_new_tokens=spec.max_new_tokens,
+                        batch_size=spec.batch_size,
+                    )
                 )
                 task.prepare(asked, tokenizer)
-                answers |= {e: list(written.tokens) for e, written in zip(asked, task.respond(model), strict=True)}
+                answers |= {
+                    e: list(written.tokens)
+                    for e, written in zip(asked, task.respond(model), strict=True)
+                }
             pairs += [_pair(example, answers[example], tokenizer) for example in examples]
-            Pairs(pairs, examples, spec.batch_size, tokenizer, spec.temperature).score(model, measure=keep)
+            Pairs(pairs, examples, spec.batch_size, tokenizer, spec.temperature).score(
+                model, measure=keep
+            )
         self.readings |= readings
 
     @contextmanager
@@ -130,7 +163,8 @@ class Reference:
 
 @register_task("agreement")
 class AgreementTask(GradientTask):
-    """Divergence of a model's probabilities from a source's, with its sign changed; 0 is the source itself."""
+    """Divergence of a model's probabilities from a source's, with its sign changed; 0 is the source
+    itself."""
 
     spec_type: ClassVar[type[TaskSpec]] = AgreementSpec
     spec: AgreementSpec
@@ -141,13 +175,17 @@ class AgreementTask(GradientTask):
         """The sources by their names; who has the sources sets them."""
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Keep the examples; raises `FitnessError` where one belongs to no source, or to one with other tokens."""
+        """Keep the examples; raises `FitnessError` where one belongs to no source, or to one with
+        other tokens."""
         super().prepare(examples, tokenizer)
         for name, own in self._by_source(examples):
-            self.references[name].check(next((each for each in own if each.chat), own[0]), tokenizer)
+            self.references[name].check(
+                next((each for each in own if each.chat), own[0]), tokenizer
+            )
 
     def read_references(self, examples: Sequence[Example]) -> None:
-        """Run the sources on examples that they have not been run on: before a model is there, for memory's sake."""
+        """Run the sources on examples that they have not been run on: before a model is there, for
+        memory's sake."""
         key = self.spec.model_dump_json()
         for name, own in self._by_source(examples):
             known = self.references[name].readings
@@ -160,8 +198,11 @@ class AgreementTask(GradientTask):
             name = example.source or self.spec.source
             if name not in self.references:
                 raise FitnessError(
-                    f"{example.id}: belongs to {'no source' if name is None else f'the source {name!r:.80}'}; there are "
-                    f"{', '.join(self.references)}: write sources: {{NAME: ...}} under data, or source: NAME beside the task"
+                    f"{example.id}: belongs to "
+                    f"{'no source' if name is None else f'the source {name!r:.80}'}; there "
+                    "are "
+                    f"{', '.join(self.references)}: write sources: {{NAME: ...}} under data, "
+                    "or source: NAME beside the task"
                 )
             found.setdefault(str(name), []).append(example)
         yield from found.items()
@@ -171,8 +212,14 @@ class AgreementTask(GradientTask):
 
         self.read_references(self._examples)
         key = self.spec.model_dump_json()
-        readings = [self.references[e.source or self.spec.source or ""].readings[key, e] for e in self._examples]
-        pairs = [_pair(e, each.answer, self._tokenizer) for e, each in zip(self._examples, readings, strict=True)]
+        readings = [
+            self.references[e.source or self.spec.source or ""].readings[key, e]
+            for e in self._examples
+        ]
+        pairs = [
+            _pair(e, each.answer, self._tokenizer)
+            for e, each in zip(self._examples, readings, strict=True)
+        ]
         lengths = [len(answer) for _, answer in pairs]
         units = [length / self.share(number) for number, length in enumerate(lengths)]
 
@@ -186,7 +233,9 @@ class AgreementTask(GradientTask):
             divergence = (wanted.exp() * (wanted - found)).sum(1)
             return -(self.spec.temperature**2) * divergence, torch.zeros_like(divergence)
 
-        scorer = Pairs(pairs, self._examples, self.spec.batch_size, self._tokenizer, self.spec.temperature)
+        scorer = Pairs(
+            pairs, self._examples, self.spec.batch_size, self._tokenizer, self.spec.temperature
+        )
         sums, _ = scorer.score(model, (units, len(units)) if gradient else None, agreement)
         return Scores([value / length for value, length in zip(sums, lengths, strict=True)])
 

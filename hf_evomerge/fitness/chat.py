@@ -1,9 +1,10 @@
-"""Renders chats by transformers' sandboxed templates; each template is first tried in a process of its own.
+"""Renders chats by transformers' sandboxed templates; each template is first tried in a process of
+its own.
 
 A chat template is a program that came with somebody else's tokenizer. jinja keeps it from files and
-objects, but not from looping, or from doubling a text forty times. The trial finds out, with a limit
-on time and memory, before a model is used. The process runs this file, which imports nothing of the
-package.
+objects, but not from looping, or from doubling a text forty times. The trial finds out, with a
+limit on time and memory, before a model is used. The process runs this file, which imports nothing
+of the package.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class ChatError(Exception):
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Render messages as ``tokenizer.apply_chat_template`` does, as text that ends where an answer begins.
+    """Render messages as ``tokenizer.apply_chat_template`` does, as text that ends where an answer
+    begins.
 
     Args:
         tokenizer: Tokenizer with a chat template.
@@ -60,7 +62,9 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
 def _render(template: str, messages: list[dict[str, Any]], special: Mapping[str, Any]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
+    texts = render_jinja_template(
+        [messages], chat_template=template, add_generation_prompt=True, **special
+    )
     return str(texts[0][0])
 
 
@@ -73,7 +77,11 @@ def _try(template: str, request: str) -> None:
         return
     try:
         run = subprocess.run(
-            [sys.executable, "-P", __file__],  # -P: the neighbours of this file are no modules there
+            [
+                sys.executable,
+                "-P",
+                __file__,
+            ],  # -P: the neighbours of this file are no modules there
             input=request,
             capture_output=True,
             encoding="utf-8",

@@ -1,8 +1,10 @@
-"""Paired comparison of two models' scores on the same examples: a difference, its interval, and how often chance gives as much.
+"""Paired comparison of two models' scores on the same examples: a difference, its interval, and how
+often chance gives as much.
 
-Right or wrong answers: McNemar's exact test (McNemar 1947) and the interval of Agresti and Min (2005, "Simple improved
-confidence intervals for comparing matched proportions"), which stays honest where few answers differ. Other scores: a
-bootstrap over examples, and Fisher's test by random signs. The seed is fixed: the same scores give the same figures.
+Right or wrong answers: McNemar's exact test (McNemar 1947) and the interval of Agresti and Min
+(2005, "Simple improved confidence intervals for comparing matched proportions"), which stays honest
+where few answers differ. Other scores: a bootstrap over examples, and Fisher's test by random
+signs. The seed is fixed: the same scores give the same figures.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Comparison:
 
     Attributes:
         measure: What was compared: ``accuracy`` or ``fitness``.
-        difference: Mean over examples of the first model's score less the second's; positive where the first is better.
+        difference: Mean over examples of the first model's score less the second's; positive where
+            the first is better.
         low, high: Interval of 95 % for the difference.
         p: Probability of a difference as large, either way, between equally good models.
         examples: Number of examples.
@@ -55,7 +58,8 @@ class Comparison:
 
     @property
     def is_close(self) -> bool:
-        """True where interval and p value disagree, as two methods may at the edge: nothing that one could rely on."""
+        """True where interval and p value disagree, as two methods may at the edge: nothing that
+        one could rely on."""
         return (self.low > 0 or self.high < 0) != (self.p < 0.05)
 
     @property
@@ -80,7 +84,8 @@ def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Co
         The comparison; None where one of them failed, or there are fewer than two examples.
 
     Raises:
-        FitnessError: They were scored on different numbers of examples, or there is no such measure.
+        FitnessError: They were scored on different numbers of examples, or there is no such
+            measure.
 
     Example:
         >>> worse, better = [0.0] * 6 + [1.0] * 4, [0.0] * 1 + [1.0] * 9
@@ -90,46 +95,67 @@ def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Co
     if first.error is not None or second.error is not None or first.values.size < 2:
         return None
     if first.values.size != second.values.size:
-        raise FitnessError(f"{first.values.size} scores cannot be paired with {second.values.size}; use the same examples")
+        raise FitnessError(
+            f"{first.values.size} scores cannot be paired with {second.values.size}; use the "
+            "same examples"
+        )
     measure = measure or main_measure(first, second)
-    one, other = column(first, measure), column(second, measure)
+    one = column(first, measure)
+    other = column(second, measure)
     difference = one - other
-    mean, count = float(difference.mean()), difference.size
+    mean = float(difference.mean())
+    count = difference.size
     if _is_binary(one) and _is_binary(other):
-        gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-        return Comparison(measure, mean, *_matched_interval(gained, lost, count), mcnemar(gained, lost), count)
+        gained = int((difference > 0).sum())
+        lost = int((difference < 0).sum())
+        return Comparison(
+            measure, mean, *_matched_interval(gained, lost, count), mcnemar(gained, lost), count
+        )
     return Comparison(measure, mean, *_resampled(difference.tobytes()), count)
 
 
 def main_measure(*scores: Scores) -> Measure:
-    """Choose what tells models apart best: accuracy, unless fitness itself is right or wrong, or there is no accuracy."""
+    """Choose what tells models apart best: accuracy, unless fitness itself is right or wrong, or
+    there is no accuracy."""
     whole = [each for each in scores if each.error is None]
     right_or_wrong = all(_is_binary(each.values) for each in whole)
-    return "fitness" if right_or_wrong or any(each.correct is None for each in whole) else "accuracy"
+    return (
+        "fitness" if right_or_wrong or any(each.correct is None for each in whole) else "accuracy"
+    )
 
 
 def measures(*scores: Scores) -> list[Measure]:
-    """List what models can be compared by, `main_measure` first: accuracy and fitness, where they are two things."""
+    """List what models can be compared by, `main_measure` first: accuracy and fitness, where they
+    are two things."""
     main = main_measure(*scores)
     return [main] if main == "fitness" else [main, "fitness"]
 
 
 def compare_all(first: Scores, second: Scores, by: Sequence[Measure]) -> list[Comparison]:
-    """Comparisons by each measure; the one that tells the models apart first, or fitness where accuracies are equal.
+    """Comparisons by each measure; the one that tells the models apart first, or fitness where
+    accuracies are equal.
 
     Returns:
-        As many as there are measures; none where one of the two failed, or there are fewer than two examples.
+        As many as there are measures; none where one of the two failed, or there are fewer than two
+        examples.
     """
     found = [each for measure in by if (each := compare(first, second, measure)) is not None]
 
     def rank(each: Comparison) -> int:
-        return 0 if each.is_better or each.is_worse else 2 if each.measure == "accuracy" and each.difference == 0 else 1
+        return (
+            0
+            if each.is_better or each.is_worse
+            else 2
+            if each.measure == "accuracy" and each.difference == 0
+            else 1
+        )
 
     return sorted(found, key=rank)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact test: the probability of a split as uneven, or more, of the examples on which two models differ.
+    """McNemar's exact test: the probability of a split as uneven, or more, of the examples on which
+    two models differ.
 
     Args:
         gained: Examples that only the first model solves.
@@ -139,7 +165,8 @@ def mcnemar(gained: int, lost: int) -> float:
         >>> mcnemar(5, 0), mcnemar(3, 3)
         (0.0625, 1.0)
     """
-    count, fewer = gained + lost, min(gained, lost)
+    count = gained + lost
+    fewer = min(gained, lost)
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
 
 
@@ -154,14 +181,16 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
         >>> [round(end, 3) for end in share_interval(491, 500)]
         [0.966, 0.991]
     """
-    share, size = right / count, count + _Z**2
+    share = right / count
+    size = count + _Z**2
     middle = (right + _Z**2 / 2) / size
     half = _Z * math.sqrt(count * share * (1 - share) + _Z**2 / 4) / size
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def needed_examples(difference: float, discordance: float) -> int:
-    """Examples that show a difference of accuracy in 4 of 5 experiments, at p < .05 (Connor 1987, for paired answers).
+    """Examples that show a difference of accuracy in 4 of 5 experiments, at p < .05 (Connor 1987,
+    for paired answers).
 
     Args:
         difference: Between two models' accuracies, above 0.
@@ -177,11 +206,14 @@ def needed_examples(difference: float, discordance: float) -> int:
 
 
 def column(scores: Scores, measure: Measure) -> NDArray[np.float64]:
-    """The numbers of a measure, one per example; raises `FitnessError` where the scores have no such measure."""
+    """The numbers of a measure, one per example; raises `FitnessError` where the scores have no
+    such measure."""
     if measure == "fitness":
         return scores.values
     if scores.correct is None:
-        raise FitnessError("accuracy cannot be compared: the task does not say which answers are right")
+        raise FitnessError(
+            "accuracy cannot be compared: the task does not say which answers are right"
+        )
     return scores.correct.astype(np.float64)
 
 
@@ -191,7 +223,9 @@ def _is_binary(values: NDArray[np.float64]) -> bool:
 
 def _matched_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
     """Wald's interval after half an example more in each of the four cells."""
-    more, fewer, size = gained + 0.5, lost + 0.5, count + 2
+    more = gained + 0.5
+    fewer = lost + 0.5
+    size = count + 2
     middle = (more - fewer) / size
     half = _Z * math.sqrt((more + fewer) - (more - fewer) ** 2 / size) / size
     return max(-1.0, middle - half), min(1.0, middle + half)
@@ -206,24 +240,32 @@ def _resampled(difference: bytes) -> tuple[float, float, float]:
 def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:
     """Percentiles of the means of examples drawn with replacement."""
     size = difference.size
-    means = np.concatenate([difference[rng.integers(0, size, (rows, size))].mean(1) for rng, rows in _rounds(size)])
+    means = np.concatenate(
+        [difference[rng.integers(0, size, (rows, size))].mean(1) for rng, rows in _rounds(size)]
+    )
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 
 def _random_signs(difference: NDArray[np.float64]) -> float:
-    """Test a mean by random signs. The p value is the share of draws whose mean is as far from 0; the data are one draw."""
-    observed, size = abs(difference.mean()) * (1 - 1e-12), difference.size
+    """Test a mean by random signs. The p value is the share of draws whose mean is as far from 0;
+    the data are one draw."""
+    observed = abs(difference.mean()) * (1 - 1e-12)
+    size = difference.size
     hits = sum(
-        int((np.abs((difference * rng.choice((-1.0, 1.0), (rows, size))).mean(1)) >= observed).sum())
+        int(
+            (np.abs((difference * rng.choice((-1.0, 1.0), (rows, size))).mean(1)) >= observed).sum()
+        )
         for rng, rows in _rounds(size)
     )
     return (hits + 1) / (RESAMPLES + 1)
 
 
 def _rounds(size: int) -> Iterator[tuple[np.random.Generator, int]]:
-    """Yield one generator, and how many resamples to draw at a time: few megabytes whatever the number of examples."""
-    rng, left = np.random.default_rng(0), RESAMPLES
+    """Yield one generator, and how many resamples to draw at a time: few megabytes whatever the
+    number of examples."""
+    rng = np.random.default_rng(0)
+    left = RESAMPLES
     while left:
         rows = min(left, max(1, 500_000 // size))
         yield rng, rows

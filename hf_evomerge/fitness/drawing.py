@@ -1,4 +1,5 @@
-"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; who judges is a person, or CLIP."""
+"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; who judges
+is a person, or CLIP."""
 
 from __future__ import annotations
 
@@ -22,16 +23,20 @@ Argument = bool | Annotated[Whole, Field(le=1 << 20)] | Number | str
 
 
 def seed_of(example: Example) -> int:
-    """The seed of an example's picture, made of its text: another example has another one, on every machine the same."""
+    """The seed of an example's picture, made of its text: another example has another one, on every
+    machine the same."""
     return int(sha256((example.content or example.prompt).encode()).hexdigest()[:8], 16)
 
 
-def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **arguments: Any) -> list[Any]:
+def draw(
+    pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **arguments: Any
+) -> list[Any]:
     """A picture for each example, from its prompt, or its number of a class, and its own seed.
 
     Args:
         pipeline: A diffusion pipeline that takes ``prompt`` or ``class_labels``.
-        examples: Examples to draw. Two with one prompt and another ``content`` have pictures of their own.
+        examples: Examples to draw. Two with one prompt and another ``content`` have pictures of
+            their own.
         batch_size: How many at a time; the last bits may depend on it.
         **arguments: Further arguments of the pipeline's call, such as ``num_inference_steps``.
 
@@ -48,7 +53,8 @@ def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **
     """
     import torch
 
-    taken, pictures = inspect.signature(type(pipeline).__call__).parameters, []
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    pictures = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         prompts: list[Any] = [example.prompt for example in batch]
@@ -57,7 +63,8 @@ def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **
         elif "class_labels" in taken:
             if bad := [example for example in batch if not example.prompt.isdecimal()]:
                 raise FitnessError(
-                    f"{bad[0].id}: the prompt {bad[0].prompt!r:.60} is no number of a class, which this pipeline draws"
+                    f"{bad[0].id}: the prompt {bad[0].prompt!r:.60} is no number of a class, "
+                    "which this pipeline draws"
                 )
             chosen = {"class_labels": [int(prompt) for prompt in prompts]}
         else:
@@ -70,7 +77,8 @@ def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **
 
 
 class ChoiceSpec(TaskSpec):
-    """A person looks at the pictures of every candidate and picks one, on the page that `hf-evomerge search` opens."""
+    """A person looks at the pictures of every candidate and picks one, on the page that
+    `hf-evomerge search` opens."""
 
     batch_size: Count = 4
     """How many pictures are drawn at a time."""
@@ -97,7 +105,9 @@ class ChoiceTask(PreparedTask):
         import torch
 
         with torch.inference_mode():
-            return draw(pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments)
+            return draw(
+                pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments
+            )
 
     def evaluate(self, model: Any) -> Scores:
         """Raises `FitnessError`: nobody is asked here."""
@@ -105,7 +115,8 @@ class ChoiceTask(PreparedTask):
 
 
 class ClipSpec(ChoiceSpec):
-    """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task: clip, model: ...}``."""
+    """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task:
+    clip, model: ...}``."""
 
     model: str
     """Repository or folder of the model that judges, in safetensors; none of its code is run."""
@@ -117,13 +128,15 @@ class ClipSpec(ChoiceSpec):
 
 @register_task("clip")
 class ClipTask(ChoiceTask):
-    """The cosine between a picture and the text that is the example's answer, by default the prompt."""
+    """The cosine between a picture and the text that is the example's answer, by default the
+    prompt."""
 
     spec_type: ClassVar[type[TaskSpec]] = ClipSpec
     spec: ClipSpec
 
     def evaluate(self, model: Any) -> Scores:
-        """Score one pipeline; raises `FitnessError` where the judge cannot be loaded, or the pipeline cannot draw."""
+        """Score one pipeline; raises `FitnessError` where the judge cannot be loaded, or the
+        pipeline cannot draw."""
         import torch
 
         judge, processor = self._judge
@@ -134,7 +147,13 @@ class ClipTask(ChoiceTask):
         with torch.inference_mode():
             for start in range(0, len(texts), self.spec.batch_size):
                 batch = slice(start, start + self.spec.batch_size)
-                given = processor(text=texts[batch], images=pictures[batch], return_tensors="pt", padding=True, truncation=True)
+                given = processor(
+                    text=texts[batch],
+                    images=pictures[batch],
+                    return_tensors="pt",
+                    padding=True,
+                    truncation=True,
+                )
                 found = judge(**given)
                 values += torch.cosine_similarity(found.image_embeds, found.text_embeds).tolist()
         return Scores(values)
@@ -143,9 +162,16 @@ class ClipTask(ChoiceTask):
     def _judge(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoProcessor
 
-        name, revision = self.spec.model, self.spec.revision
+        name = self.spec.model
+        revision = self.spec.revision
         try:
-            judge = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False).eval()
-            return judge, AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+            judge = AutoModel.from_pretrained(
+                name, revision=revision, use_safetensors=True, trust_remote_code=False
+            ).eval()
+            return judge, AutoProcessor.from_pretrained(
+                name, revision=revision, trust_remote_code=False
+            )
         except (OSError, ValueError) as cause:
-            raise FitnessError(f"fitness.model: {self.spec.model} cannot be loaded: {one_line(cause)}") from cause
+            raise FitnessError(
+                f"fitness.model: {self.spec.model} cannot be loaded: {one_line(cause)}"
+            ) from cause

@@ -17,61 +17,87 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # with which the decoders of some classes begin and end
+FORCED_TOKENS = (
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)  # with which the decoders of some classes begin and end
 
 
 def render_prompt(example: Example, tokenizer: Any) -> str:
-    """The text that the model is given: the prompt itself, or the prompt in the tokenizer's chat template.
+    """The text that the model is given: the prompt itself, or the prompt in the tokenizer's chat
+    template.
 
     Raises:
-        FitnessError: The example is a chat and the tokenizer has no chat template, or the template refuses the chat, or takes
-            more time, memory or text for it than templates do.
+        FitnessError: The example is a chat and the tokenizer has no chat template, or the template
+            refuses the chat, or takes more time, memory or text for it than templates do.
     """
     if example.pictures and not isinstance(tokenizer, SeeingTokenizer):
-        raise FitnessError(f"{example.id}: has pictures, which a tokenizer alone cannot read; the model needs a processor")
+        raise FitnessError(
+            f"{example.id}: has pictures, which a tokenizer alone cannot read; the model "
+            "needs a processor"
+        )
     if not example.chat:
         return example.prompt
     if not getattr(tokenizer, "chat_template", None):
-        raise FitnessError("data.chat: the tokenizer has no chat template; set 'chat: false' and write a 'template'")
-    messages: list[dict[str, Any]] = [{"role": "system", "content": example.system}] if example.system is not None else []
+        raise FitnessError(
+            "data.chat: the tokenizer has no chat template; set 'chat: false' and write a "
+            "'template'"
+        )
+    messages: list[dict[str, Any]] = (
+        [{"role": "system", "content": example.system}] if example.system is not None else []
+    )
     messages.append({"role": "user", "content": example.prompt})
     if example.pictures:  # as chat templates for pictures want it
         parts = [{"type": "image"}] * len(example.pictures)
-        messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        messages = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            for message in messages
+        ]
         messages[-1]["content"] = [*parts, *messages[-1]["content"]]
     try:
         return render_chat(tokenizer, messages)
     except ChatError as cause:
-        raise FitnessError(f"data.chat: the tokenizer's chat template refuses {example.id}: {cause}") from cause
+        raise FitnessError(
+            f"data.chat: the tokenizer's chat template refuses {example.id}: {cause}"
+        ) from cause
 
 
 def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
     """The prompt's token ids, as a model is given them to continue.
 
-    A chat template writes its own special tokens, so none are added to it; an end-of-text token that the tokenizer appends
-    is taken off, because the text goes on.
+    A chat template writes its own special tokens, so none are added to it; an end-of-text token
+    that the tokenizer appends is taken off, because the text goes on.
     """
     return _encode_prompt(render_prompt(example, tokenizer), example, tokenizer)
 
 
 def encode_source(example: Example, tokenizer: Any) -> list[int]:
-    """The token ids that an encoder is given: the prompt with whatever the tokenizer puts around a text.
+    """The token ids that an encoder is given: the prompt with whatever the tokenizer puts around a
+    text.
 
     Raises:
         FitnessError: The example has pictures, which no encoder of texts looks at.
     """
     if example.pictures:
-        raise FitnessError(f"{example.id}: has pictures, and the model has an encoder of texts; leave image_field out")
-    return list(tokenizer(render_prompt(example, tokenizer), add_special_tokens=not example.chat)["input_ids"])
+        raise FitnessError(
+            f"{example.id}: has pictures, and the model has an encoder of texts; leave "
+            "image_field out"
+        )
+    return list(
+        tokenizer(render_prompt(example, tokenizer), add_special_tokens=not example.chat)[
+            "input_ids"
+        ]
+    )
 
 
 def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[int], list[int]]:
     """The token ids of the prompt, and of the separator and the answer after it.
 
-    The whole text is tokenised at once and cut after the prompt's own tokens, so that the answer's tokens are those that
-    follow in running text (`` 18`` is one token after ``Answer:``). Where the whole text does not begin with the prompt's own
-    tokens, because one token would reach over the boundary, the two are tokenised apart. Either way the model is given
-    exactly the tokens that it is given to generate from, so a score here and a generated answer speak of the same thing.
+    The whole text is tokenised at once and cut after the prompt's own tokens, so that the answer's
+    tokens are those that follow in running text (`` 18`` is one token after ``Answer:``). Where the
+    whole text does not begin with the prompt's own tokens, because one token would reach over the
+    boundary, the two are tokenised apart. Either way the model is given exactly the tokens that it
+    is given to generate from, so a score here and a generated answer speak of the same thing.
     """
     text = render_prompt(example, tokenizer)
     prompt = _encode_prompt(text, example, tokenizer)
@@ -107,20 +133,26 @@ def _encode(text: str, example: Example, tokenizer: Any) -> list[int]:
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, so that little is spent on padding; shortest first, ties in order."""
+    """Indices in batches of similar length, so that little is spent on padding; shortest first,
+    ties in order."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def check_length(model: Any, tokens: int, what: str) -> None:
-    """Refuse sequences that are longer than the model has positions for: on a GPU they would end the process."""
+    """Refuse sequences that are longer than the model has positions for: on a GPU they would end
+    the process."""
     limit = _positions(model)
     if limit is not None and tokens > limit:
-        raise FitnessError(f"{what} takes {tokens} tokens; the model has {limit} positions; shorten it, or leave it out")
+        raise FitnessError(
+            f"{what} takes {tokens} tokens; the model has {limit} positions; shorten it, or "
+            "leave it out"
+        )
 
 
 def room(model: Any, prompt: Sequence[int]) -> int:
-    """Count the tokens that a model has positions for after a prompt; with an encoder the prompt takes none of them."""
+    """Count the tokens that a model has positions for after a prompt; with an encoder the prompt
+    takes none of them."""
     limit = _positions(model)
     return sys.maxsize if limit is None else limit - (1 if encodes(model) else len(prompt))
 
@@ -142,7 +174,8 @@ def device_of(model: Any) -> torch.device:
 
 
 def plain_generation(model: Any) -> GenerationConfig:
-    """Generation config with a model's special tokens, and nothing else that its ``generation_config.json`` asks for."""
+    """Generation config with a model's special tokens, and nothing else that its
+    ``generation_config.json`` asks for."""
     from transformers import GenerationConfig
 
     kept = (*SPECIAL_TOKENS, *(FORCED_TOKENS if encodes(model) else ()))
@@ -151,12 +184,22 @@ def plain_generation(model: Any) -> GenerationConfig:
 
 @contextmanager
 def scoring(model: Any, *, gradient: bool = False) -> Iterator[None]:
-    """Run the model without dropout, with `plain_generation`, and without gradients unless they are wanted; then restore it."""
+    """Run the model without dropout, with `plain_generation`, and without gradients unless they are
+    wanted; then restore it."""
     import torch
 
-    modules = [model] if hasattr(model, "train") else [m for m in model.components.values() if hasattr(m, "train")]
+    modules = (
+        [model]
+        if hasattr(model, "train")
+        else [m for m in model.components.values() if hasattr(m, "train")]
+    )
     before = [module.training for module in modules]  # of a pipeline several
-    writers = [part for module in modules for part in module.modules() if getattr(part, "generation_config", None) is not None]
+    writers = [
+        part
+        for module in modules
+        for part in module.modules()
+        if getattr(part, "generation_config", None) is not None
+    ]
     configs = [writer.generation_config for writer in writers]
     for module in modules:
         module.eval()

@@ -1,7 +1,7 @@
 """An example of a task, and the pictures that go with it: decoded late, and within limits.
 
-A picture comes with somebody else's data: only a few formats are decoded, and nothing larger than the limits. Pillow is
-imported where a picture is.
+A picture comes with somebody else's data: only a few formats are decoded, and nothing larger than
+the limits. Pillow is imported where a picture is.
 """
 
 from __future__ import annotations
@@ -48,22 +48,29 @@ class Picture:
         try:
             return image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as cause:
-            raise FitnessError(f"{self.where}: the picture cannot be read: {one_line(cause)}") from cause
+            raise FitnessError(
+                f"{self.where}: the picture cannot be read: {one_line(cause)}"
+            ) from cause
 
     def open(self) -> Image:
         """Read the picture's header; raises `FitnessError` beyond the limits."""
         pillow = optional("PIL.Image", "vision", "pictures: reading them", FitnessError)
         if len(self.data) > MAX_BYTES:
-            raise FitnessError(f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}")
+            raise FitnessError(
+                f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}"
+            )
         try:
             image: Image = pillow.open(io.BytesIO(self.data), formats=FORMATS)
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as cause:
-            why = "" if isinstance(cause, pillow.UnidentifiedImageError) else f" ({one_line(cause)})"
+            why = (
+                "" if isinstance(cause, pillow.UnidentifiedImageError) else f" ({one_line(cause)})"
+            )
             raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)}{why}") from cause
         width, height = image.size
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             raise FitnessError(
-                f"{self.where}: a picture of {width} x {height} pixels; a side has at most {MAX_SIDE}, and all at most "
+                f"{self.where}: a picture of {width} x {height} pixels; a side has at most "
+                f"{MAX_SIDE}, and all at most "
                 f"{MAX_PIXELS >> 20} million"
             )
         return image
@@ -77,16 +84,19 @@ class Example:
         prompt: The text that the model is given, with the data's template filled in.
         answer: The text that counts as right.
         id: Origin of the example; named in every complaint about it.
-        chat: Whether the prompt is one message of a user, to be wrapped in the tokenizer's chat template.
+        chat: Whether the prompt is one message of a user, to be wrapped in the tokenizer's chat
+            template.
         system: The system message of such a chat.
         choices: Texts to choose from, the answer among them, where the data says so.
         pictures: The pictures that go with the prompt.
-        content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
-            whole prompt where it is empty.
+        content: The record's own text in the prompt, without the template's: what two examples are
+            the same problem by. The whole prompt where it is empty.
         head: The name of the head that it is for, where models have several.
-        source: The name of the source that it belongs to, where the task compares models with a source.
+        source: The name of the source that it belongs to, where the task compares models with a
+            source.
         beside: Examples of further terms of the fitness, which are scored together with this one.
-        gloss: What the problem says, in a language that readers of the published model know; no model sees it.
+        gloss: What the problem says, in a language that readers of the published model know; no
+            model sees it.
     """
 
     prompt: str
@@ -109,7 +119,8 @@ class Example:
 
 
 class Beside(NamedTuple):
-    """An example of a further term: the term's number, and what the example counts where one of the search's counts 1."""
+    """An example of a further term: the term's number, and what the example counts where one of the
+    search's counts 1."""
 
     term: int
     share: float

@@ -17,11 +17,13 @@ FitnessFunction = Callable[[Any, Any, list[Example]], Iterable[float]]
 class FunctionTask(PreparedTask):
     """Score a model by a function of the model, the tokenizer and the examples.
 
-    The function returns one number per example, in their order; more is better. It runs in inference mode with the model in
-    evaluation mode, and must not change the model.
+    The function returns one number per example, in their order; more is better. It runs in
+    inference mode with the model in evaluation mode, and must not change the model.
 
     Example:
-        >>> task = FunctionTask(lambda model, tokenizer, examples: [-len(example.prompt) for example in examples])
+        >>> def brevity(model, tokenizer, examples):
+        ...     return [-len(example.prompt) for example in examples]
+        >>> task = FunctionTask(brevity)
         >>> task.prepare([Example("2 + 3 =", "5"), Example("2 + 3 + 4 =", "9")], tokenizer)
         >>> task.evaluate(model).mean
         -9.0
@@ -35,8 +37,8 @@ class FunctionTask(PreparedTask):
         """Score one model.
 
         Raises:
-            FitnessError: The function returns something else than one finite number per example. What it raises itself
-                passes through.
+            FitnessError: The function returns something else than one finite number per example.
+                What it raises itself passes through.
         """
         name = getattr(self.function, "__name__", type(self.function).__name__)
         with scoring(model):
@@ -46,9 +48,13 @@ class FunctionTask(PreparedTask):
                 raise TypeError(f"found a {type(returned).__name__}")
             values = [_number(value) for value in returned]
         except (TypeError, ValueError) as cause:
-            raise FitnessError(f"fitness function {name}: expected one number per example: {cause}") from cause
+            raise FitnessError(
+                f"fitness function {name}: expected one number per example: {cause}"
+            ) from cause
         if len(values) != len(self._examples):
-            raise FitnessError(f"fitness function {name}: {len(values)} numbers for {len(self._examples)} examples")
+            raise FitnessError(
+                f"fitness function {name}: {len(values)} numbers for {len(self._examples)} examples"
+            )
         return Scores(values)
 
 

@@ -1,4 +1,5 @@
-"""Fitness as the share of right answers: what was written is cut, extracted, compared, and its language checked.
+"""Fitness as the share of right answers: what was written is cut, extracted, compared, and its
+language checked.
 
 How a model writes is in ``writing.py``, how answers are read in ``answers.py``.
 """
@@ -21,19 +22,20 @@ from .writing import WritingSpec, WritingTask
 
 
 class AnswerSpec(WritingSpec):
-    """Settings of tasks that score a model by how many of its greedily decoded answers are right."""
+    """Settings of tasks that score a model by how many of its greedily decoded answers are
+    right."""
 
     extract: Extract = "last_number"
     """Which part of the response is the answer: ``all``, ``last_number``, or ``{regex: ...}``."""
     decimal: Decimal | None = None
-    """How responses write numbers: ``point`` (1,000.5) or ``comma`` (1.000,5). As the language that is required writes them by
-    default, and with a point where none is."""
+    """How responses write numbers: ``point`` (1,000.5) or ``comma`` (1.000,5). As the language that
+    is required writes them by default, and with a point where none is."""
     compat: Literal["paper"] | None = None
-    """``paper`` scores as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5, and fastText is asked about the
-    shortest response."""
+    """``paper`` scores as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5, and
+    fastText is asked about the shortest response."""
     compare: Literal["number", "text"] | None = None
-    """As ``number`` within the tolerance, or as ``text`` without the space around it. Last numbers are numbers; the default is
-    ``text`` otherwise."""
+    """As ``number`` within the tolerance, or as ``text`` without the space around it. Last numbers
+    are numbers; the default is ``text`` otherwise."""
     tolerance: Annotated[Number, Field(ge=0)] = 1e-6
     """Largest difference of two numbers that are the same."""
     unit: ClassVar[str] = "share of right answers"
@@ -41,9 +43,14 @@ class AnswerSpec(WritingSpec):
     @model_validator(mode="after")
     def _check_options(self) -> AnswerSpec:
         if self.extract == "last_number" and self.compare == "text":
-            raise ValueError("compare: last numbers are compared as numbers; write another extract, or leave out compare")
+            raise ValueError(
+                "compare: last numbers are compared as numbers; write another extract, or "
+                "leave out compare"
+            )
         if self.compat == "paper" and self.extract != "last_number":
-            raise ValueError("compat: the paper's scorer compares last numbers; leave out compat or extract")
+            raise ValueError(
+                "compat: the paper's scorer compares last numbers; leave out compat or extract"
+            )
         if self.compat == "paper" and self.decimal is not None:
             raise ValueError("decimal: the paper's scorer reads none; leave out decimal or compat")
         return self
@@ -61,7 +68,8 @@ class AnswerSpec(WritingSpec):
 
 
 class GenerationSpec(AnswerSpec):
-    """Score a model by how many of its greedily decoded answers are right; the settings are those of `AnswerSpec`."""
+    """Score a model by how many of its greedily decoded answers are right; the settings are those
+    of `AnswerSpec`."""
 
     task: Literal["generation"] = "generation"
 
@@ -70,8 +78,8 @@ class GenerationSpec(AnswerSpec):
 class GenerationTask(WritingTask):
     """Share of right answers among greedily decoded responses.
 
-    ``correct`` says whether the answer is right in any language (the paper's ``acc``); ``values`` are 1 where the language is
-    right as well (its ``acc_ja``).
+    ``correct`` says whether the answer is right in any language (the paper's ``acc``); ``values``
+    are 1 where the language is right as well (its ``acc_ja``).
     """
 
     spec_type: ClassVar[type[TaskSpec]] = GenerationSpec
@@ -81,22 +89,34 @@ class GenerationTask(WritingTask):
         """Tokenise the prompts into length-sorted batches.
 
         Raises:
-            FitnessError: A right answer is not a number though numbers are looked for, or the language cannot be checked.
+            FitnessError: A right answer is not a number though numbers are looked for, or the
+                language cannot be checked.
         """
         if self.spec.compares_numbers:
             advice = "extract: all" if self.spec.extract == "last_number" else "compare: text"
             for example in examples:
                 if parse_number(example.answer) is None:
-                    raise FitnessError(f"{example.id}: the answer {example.answer!r:.80} is not a number; use '{advice}'")
+                    raise FitnessError(
+                        f"{example.id}: the answer {example.answer!r:.80} is not a number; "
+                        f"use '{advice}'"
+                    )
         super().prepare(examples, tokenizer)
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where its logits are not finite."""
         outputs, truncated = self.write(model)
-        correct = [self.judge(output, example) for output, example in zip(outputs, self._examples, strict=True)]
+        correct = [
+            self.judge(output, example)
+            for output, example in zip(outputs, self._examples, strict=True)
+        ]
         language = self.spec.language
         values = [
-            float(right and (language is None or language.holds(output, as_paper=self.spec.compat == "paper")))
+            float(
+                right
+                and (
+                    language is None or language.holds(output, as_paper=self.spec.compat == "paper")
+                )
+            )
             for right, output in zip(correct, outputs, strict=True)
         ]
         return Scores(values, outputs=outputs, correct=correct, truncated=truncated)
@@ -109,7 +129,11 @@ class GenerationTask(WritingTask):
 def is_right(output: str, answer: str, spec: AnswerSpec) -> bool:
     """Tell whether the answer in a response is the right one; the language is not looked at."""
     if spec.extract == "last_number":
-        number = paper_last_number(output) if spec.compat == "paper" else last_number(output, spec.decimal_mark)
+        number = (
+            paper_last_number(output)
+            if spec.compat == "paper"
+            else last_number(output, spec.decimal_mark)
+        )
     else:
         found = extract_text(output, spec.extract)
         if found is None or not spec.compares_numbers:

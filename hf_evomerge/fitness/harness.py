@@ -1,7 +1,9 @@
-"""Fitness by lm-evaluation-harness: any of its tasks, on the live model, with its own prompts, requests, filters and metrics.
+"""Fitness by lm-evaluation-harness: any of its tasks, on the live model, with its own prompts,
+requests, filters and metrics.
 
-Its documents are examples like all others (``lm_eval`` under ``data``), so splits, batches and retained data work as usual.
-Here is what reads them and what scores them. lm_eval is imported where it is used.
+Its documents are examples like all others (``lm_eval`` under ``data``), so splits, batches and
+retained data work as usual. Here is what reads them and what scores them. lm_eval is imported where
+it is used.
 """
 
 from __future__ import annotations
@@ -29,19 +31,34 @@ from .prepared import PreparedTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
-_SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # those of lm_eval's command line
-_OF_EXAMPLES = ("mean", "nanmean", "perplexity", "weighted_perplexity", "bits_per_byte")  # what a metric may be aggregated by
-_LOG_PROBABILITIES = _OF_EXAMPLES[2:]  # whose parts are log-probabilities: of a text, or with the units to divide it by
+_SEEDS = {
+    "python": 0,
+    "numpy": 1234,
+    "torch": 1234,
+    "fewshot": 1234,
+}  # those of lm_eval's command line
+_OF_EXAMPLES = (
+    "mean",
+    "nanmean",
+    "perplexity",
+    "weighted_perplexity",
+    "bits_per_byte",
+)  # what a metric may be aggregated by
+_LOG_PROBABILITIES = _OF_EXAMPLES[
+    2:
+]  # whose parts are log-probabilities: of a text, or with the units to divide it by
 _RIGHT = ("acc", "exact_match")  # begin the names of metrics that say what is right
 
 
 class LmEvalSpec(TaskSpec):
-    """Score a model by tasks of lm-evaluation-harness; which, and on which documents, stands under ``data`` (``lm_eval``)."""
+    """Score a model by tasks of lm-evaluation-harness; which, and on which documents, stands under
+    ``data`` (``lm_eval``)."""
 
     task: Literal["lm_eval"] = "lm_eval"
     metric: str | dict[str, str] | None = None
-    """What counts, such as ``acc_norm``, or ``exact_match,strict-match`` for that of a filter; for each task by its name where
-    they differ. The first of each task by default, after its first filter."""
+    """What counts, such as ``acc_norm``, or ``exact_match,strict-match`` for that of a filter; for
+    each task by its name where they differ. The first of each task by default, after its first
+    filter."""
     num_fewshot: Annotated[Index, Field(le=1000)] | None = None
     """Solved examples before each question; the task's own number by default."""
     chat: bool = False
@@ -56,8 +73,9 @@ class LmEvalSpec(TaskSpec):
 class LmEvalTask(PreparedTask):
     """Scores documents of lm_eval's tasks by lm_eval's own metrics, negated where less is better.
 
-    ``correct`` says what is right where the metrics are accuracies or exact matches; ``outputs`` are the generated responses of
-    tasks that have any. A perplexity counts as the mean log-probability of a document's words or bytes, whose mean it is.
+    ``correct`` says what is right where the metrics are accuracies or exact matches; ``outputs``
+    are the generated responses of tasks that have any. A perplexity counts as the mean
+    log-probability of a document's words or bytes, whose mean it is.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = LmEvalSpec
@@ -72,14 +90,18 @@ class LmEvalTask(PreparedTask):
         self._metrics: dict[str, tuple[str, str | None]] = {}
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Load the tasks of the examples; raises `FitnessError` where one cannot score examples, or these are not lm_eval's."""
+        """Load the tasks of the examples; raises `FitnessError` where one cannot score examples, or
+        these are not lm_eval's."""
         super().prepare(examples, tokenizer)
         found: dict[str, Any] = {}
         self._places = []
         for example in examples:
             name, _, number = example.id.rpartition(":")
             if not name or not number.isdecimal():
-                raise FitnessError(f"{example.id}: is no document of lm_eval; write data: {{search: {{lm_eval: TASK}}}}")
+                raise FitnessError(
+                    f"{example.id}: is no document of lm_eval; write data: {{search: "
+                    f"{{lm_eval: TASK}}}}"
+                )
             if name not in found:
                 tasks = load_tasks(name, trust_remote_code=self.trust_remote_code)
                 if len(tasks) != 1:
@@ -88,7 +110,9 @@ class LmEvalTask(PreparedTask):
             self._places.append((str(found[name].config.task), int(number)))
         self._tasks = {str(task.config.task): task for task in found.values()}
         if len(self._tasks) < len(found):
-            raise FitnessError(f"data.lm_eval: two tasks have one name; there are {', '.join(found)}")
+            raise FitnessError(
+                f"data.lm_eval: two tasks have one name; there are {', '.join(found)}"
+            )
         self._metrics = {name: self._metric(name) for name in self._tasks}
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a token for padding
         if self.spec.chat:
@@ -102,10 +126,19 @@ class LmEvalTask(PreparedTask):
         asked: dict[str, list[int]] = {}
         for name, number in sorted(self._places):
             asked.setdefault(name, []).append(number)
-        with scoring(model), _surroundings(), _few_shot(self._tasks.values(), self.spec.num_fewshot):
+        with (
+            scoring(model),
+            _surroundings(),
+            _few_shot(self._tasks.values(), self.spec.num_fewshot),
+        ):
             # simple_evaluate does the same, and asks pip and git for versions each time
             found = lm_eval.evaluate(
-                lm=HFLM(pretrained=model, tokenizer=self._tokenizer, backend="causal", batch_size=self.spec.batch_size),
+                lm=HFLM(
+                    pretrained=model,
+                    tokenizer=self._tokenizer,
+                    backend="causal",
+                    batch_size=self.spec.batch_size,
+                ),
                 task_dict={"tasks": self._tasks},
                 samples={name: sorted(set(numbers)) for name, numbers in asked.items()},
                 bootstrap_iters=0,
@@ -114,21 +147,30 @@ class LmEvalTask(PreparedTask):
                 apply_chat_template=self.spec.chat,
                 fewshot_as_multiturn=True,
             )
-        return self._scores({name: self._of_task(name, samples) for name, samples in found["samples"].items()})
+        return self._scores(
+            {name: self._of_task(name, samples) for name, samples in found["samples"].items()}
+        )
 
     def _of_task(self, name: str, samples: list[dict[str, Any]]) -> dict[int, tuple[float, str]]:
         metric, chosen = self._metrics[name]
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         chosen = filters[0] if chosen is None else chosen
         if chosen not in filters:
-            raise FitnessError(f"metric: {name} has no filter {chosen!r}; {nearest(chosen, filters)}")
+            raise FitnessError(
+                f"metric: {name} has no filter {chosen!r}; {nearest(chosen, filters)}"
+            )
         found = {}
         for sample in samples:
             if sample["filter"] == chosen:
                 if metric not in sample:
-                    raise FitnessError(f"metric: {name} has no {metric!r}; {nearest(metric, sample['metrics'])}")
+                    raise FitnessError(
+                        f"metric: {name} has no {metric!r}; {nearest(metric, sample['metrics'])}"
+                    )
                 wrote = sample["resps"][0][0]
-                found[sample["doc_id"]] = (self._value(name, metric, sample[metric]), wrote if isinstance(wrote, str) else "")
+                found[sample["doc_id"]] = (
+                    self._value(name, metric, sample[metric]),
+                    wrote if isinstance(wrote, str) else "",
+                )
         return found
 
     def _value(self, name: str, metric: str, value: Any) -> float:
@@ -143,24 +185,31 @@ class LmEvalTask(PreparedTask):
     def _scores(self, found: dict[str, dict[int, tuple[float, str]]]) -> Scores:
         pairs = [found[name][number] for name, number in self._places]
         values = np.array([value for value, _ in pairs])
-        right = all(metric.startswith(_RIGHT) for metric, _ in self._metrics.values()) and bool(np.isin(values, (0, 1)).all())
+        right = all(metric.startswith(_RIGHT) for metric, _ in self._metrics.values()) and bool(
+            np.isin(values, (0, 1)).all()
+        )
         correct = values.astype(bool) if right else None
         outputs = [text for _, text in pairs]
         return Scores(values, correct=correct, outputs=outputs if any(outputs) else None)
 
     def _metric(self, name: str) -> tuple[str, str | None]:
-        task, given = self._tasks[name], self.spec.metric
+        task = self._tasks[name]
+        given = self.spec.metric
         metrics = list(task.aggregation())
         if isinstance(given, dict):
             if unknown := set(given) - set(self._tasks):
-                raise FitnessError(f"metric: {min(unknown)!r} is no task here; {nearest(min(unknown), self._tasks)}")
+                raise FitnessError(
+                    f"metric: {min(unknown)!r} is no task here; "
+                    f"{nearest(min(unknown), self._tasks)}"
+                )
             given = given.get(name)
         metric, _, chosen = (given or metrics[0]).partition(",")
         if metric not in metrics:
             raise FitnessError(f"metric: {name} has no {metric!r}; {nearest(metric, metrics)}")
         if (by := _aggregation(task, metric)) not in _OF_EXAMPLES:
             raise FitnessError(
-                f"metric: {metric} of {name} is of all documents together ({by}), and none has a score of its own"
+                f"metric: {metric} of {name} is of all documents together ({by}), and none "
+                "has a score of its own"
             )
         return metric, chosen or None
 
@@ -170,7 +219,9 @@ class LmEvalTask(PreparedTask):
         try:
             render_chat(self._tokenizer, [{"role": "user", "content": example.prompt}])
         except ChatError as cause:
-            raise FitnessError(f"data.chat: the tokenizer's chat template refuses the prompts: {cause}") from cause
+            raise FitnessError(
+                f"data.chat: the tokenizer's chat template refuses the prompts: {cause}"
+            ) from cause
 
 
 @functools.lru_cache(maxsize=64)
@@ -182,23 +233,29 @@ def load_tasks(name: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
         trust_remote_code: Whether a YAML file may be loaded: it, or what it names, may be code.
 
     Raises:
-        FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or a file
-            is not trusted.
+        FitnessError: lm_eval is not installed, knows no such task, or cannot read its data; or a
+            file is not trusted.
     """
     if find_spec("lm_eval") is None:
         raise FitnessError("lm_eval: is not installed: pip install 'hf-evomerge[eval]'")
     is_file = Path(name).suffix in (".yaml", ".yml")
     if is_file and not trust_remote_code:
-        raise FitnessError(f"lm_eval: {name}: a task file may run code; read it, and pass --trust-remote-code")
+        raise FitnessError(
+            f"lm_eval: {name}: a task file may run code; read it, and pass --trust-remote-code"
+        )
     if not is_file and name not in (known := _manager(True).all_tasks):
         close = nearest(name, known)
-        raise FitnessError(f"lm_eval: there is no task {name!r}; {close if len(close) < 100 else 'run `lm_eval ls tasks`'}")
+        raise FitnessError(
+            f"lm_eval: there is no task {name!r}; "
+            f"{close if len(close) < 100 else 'run `lm_eval ls tasks`'}"
+        )
     with _surroundings():
         try:
             tasks: dict[str, Any] = _manager(not is_file).load([name])["tasks"]
         except Exception as cause:  # anything: reading a task reads a data set, by network or not
             raise FitnessError(
-                f"lm_eval: {name}: cannot be loaded: {type(cause).__name__}: {one_line(cause)}; without a network only "
+                f"lm_eval: {name}: cannot be loaded: {type(cause).__name__}: "
+                f"{one_line(cause)}; without a network only "
                 "tasks work whose data is here already"
             ) from cause
     for task in tasks.values():
@@ -217,10 +274,15 @@ def read_documents(names: Sequence[str], *, trust_remote_code: bool = False) -> 
             with _surroundings():
                 for number, doc in enumerate(task.eval_docs):
                     try:
-                        prompt, answer = str(task.doc_to_text(doc)), str(task.doc_to_target(doc))
+                        prompt = str(task.doc_to_text(doc))
+                        answer = str(task.doc_to_target(doc))
                     except Exception as cause:  # anything: a template of the task runs
-                        raise FitnessError(f"lm_eval: {name}: document {number}: {one_line(cause)}") from cause
-                    examples.append(Example(prompt, answer, f"{name}:{number}", content=prompt or answer))
+                        raise FitnessError(
+                            f"lm_eval: {name}: document {number}: {one_line(cause)}"
+                        ) from cause
+                    examples.append(
+                        Example(prompt, answer, f"{name}:{number}", content=prompt or answer)
+                    )
     return examples
 
 
@@ -237,11 +299,14 @@ def _aggregation(task: Any, metric: str) -> str:
 
 @contextmanager
 def _few_shot(tasks: Iterable[Any], wanted: int | None) -> Iterator[None]:
-    """Give tasks that many solved examples, drawn anew, as lm_eval does: none where a task itself says 0, or nothing."""
+    """Give tasks that many solved examples, drawn anew, as lm_eval does: none where a task itself
+    says 0, or nothing."""
     own = [(task, task.get_config("num_fewshot")) for task in tasks]
     for task, number in own:
         task.set_fewshot_seed(_SEEDS["fewshot"])
-        task.set_config("num_fewshot", 0 if number == 0 else wanted if wanted is not None else number or 0)
+        task.set_config(
+            "num_fewshot", 0 if number == 0 else wanted if wanted is not None else number or 0
+        )
     try:
         yield
     finally:

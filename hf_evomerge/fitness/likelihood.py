@@ -1,4 +1,5 @@
-"""Fitness as the log-probability of the right answer: smooth where accuracy is flat, and one forward pass instead of many."""
+"""Fitness as the log-probability of the right answer: smooth where accuracy is flat, and one
+forward pass instead of many."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class TextSpec(TaskSpec):
     """Settings of tasks that score given texts by their log-probability."""
 
     normalize: Literal["sum", "token", "byte"] = "sum"
-    """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
-    text's bytes in UTF-8."""
+    """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens,
+    ``byte`` its mean over the text's bytes in UTF-8."""
     batch_size: Count = 16
     """Texts in a forward pass. It changes memory and time, and scores in 8 bits alone: small
     batches stay in a CPU's caches, a GPU is faster with larger ones."""
@@ -38,16 +39,20 @@ class TextTask(PreparedTask):
     _pairs: Pairs
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise the examples into length-sorted micro-batches; raises `FitnessError` where one has no tokens."""
+        """Tokenise the examples into length-sorted micro-batches; raises `FitnessError` where one
+        has no tokens."""
         super().prepare(examples, tokenizer)
         pairs = [self._encode(example, tokenizer) for example in examples]
-        self._owners = [number for number, own in enumerate(pairs) for _ in own]  # the example of each pair
+        self._owners = [
+            number for number, own in enumerate(pairs) for _ in own
+        ]  # the example of each pair
         owners = [examples[number] for number in self._owners]
         every = [pair for own in pairs for pair in own]
         self._pairs = Pairs(every, owners, self.spec.batch_size, tokenizer)
 
         def units(example: Example, own: list[Pair]) -> int:
-            tokens, letters = sum(len(answer) for _, answer in own), example.answer.encode("utf-8", "surrogatepass")
+            tokens = sum(len(answer) for _, answer in own)
+            letters = example.answer.encode("utf-8", "surrogatepass")
             return {"sum": 1, "token": tokens, "byte": len(letters)}[self.spec.normalize]
 
         self._units = [units(example, own) for example, own in zip(examples, pairs, strict=True)]
@@ -57,16 +62,21 @@ class TextTask(PreparedTask):
         raise NotImplementedError
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
-        units = [self._units[owner] / self.share(owner) for owner in self._owners] if gradient else []
+        units = (
+            [self._units[owner] / self.share(owner) for owner in self._owners] if gradient else []
+        )
         mean_of = (units, len(self._units)) if gradient else None
         found, exact = self._pairs.score(model, mean_of)
         sums = [0.0] * len(self._units)
         for owner, value in zip(self._owners, found, strict=True):
             sums[owner] += value
-        return self._scores([value / count for value, count in zip(sums, self._units, strict=True)], exact)
+        return self._scores(
+            [value / count for value, count in zip(sums, self._units, strict=True)], exact
+        )
 
     def _scores(self, values: list[float], exact: list[bool]) -> Scores:
-        """The scores of examples, from their values and whether greedy decoding would write each pair's answer."""
+        """The scores of examples, from their values and whether greedy decoding would write each
+        pair's answer."""
         return Scores(values)
 
 
@@ -77,15 +87,16 @@ class LikelihoodSpec(TextSpec):
     separator: str = ""
     """Text between prompt and answer. It is scored as part of the answer."""
     append_eos: bool = True
-    """Whether the model must also end the answer: the end-of-text token is scored as its last token."""
+    """Whether the model must also end the answer: the end-of-text token is scored as its last
+    token."""
 
 
 @register_task("likelihood")
 class LikelihoodTask(TextTask, GradientTask):
     """Log-probability of the right answers.
 
-    ``correct`` says whether every answer token is the most probable one after the right tokens before it, which is the same as
-    greedy decoding giving exactly this answer.
+    ``correct`` says whether every answer token is the most probable one after the right tokens
+    before it, which is the same as greedy decoding giving exactly this answer.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = LikelihoodSpec
@@ -95,12 +106,15 @@ class LikelihoodTask(TextTask, GradientTask):
         prompt, answer = encode_pair(example, self.spec.separator, tokenizer)
         if self.spec.append_eos:
             if tokenizer.eos_token_id is None:
-                raise FitnessError("append_eos: the tokenizer has no end-of-text token; set 'append_eos: false'")
+                raise FitnessError(
+                    "append_eos: the tokenizer has no end-of-text token; set 'append_eos: false'"
+                )
             answer.append(tokenizer.eos_token_id)
         return [(prompt, answer)]
 
     def judge(self, output: str, example: Example) -> bool:
-        """Tell whether a greedy response is the answer, as ``correct`` tells from its tokens; space between words may differ.
+        """Tell whether a greedy response is the answer, as ``correct`` tells from its tokens; space
+        between words may differ.
 
         More may follow the answer where the model need not end it.
         """

@@ -24,11 +24,13 @@ def load_examples(spec: DataSpec, *, trust_remote_code: bool = False) -> list[Ex
     """Read the examples that a specification asks for, always in the same order.
 
     Args:
-        spec: Where the records are, which of them to take, and what makes the prompt and the answer.
+        spec: Where the records are, which of them to take, and what makes the prompt and the
+            answer.
         trust_remote_code: Whether task files of lm_eval, which may be code, are loaded.
 
     Raises:
-        FitnessError: The data cannot be read, a record lacks a field or is no record, or there are too few records.
+        FitnessError: The data cannot be read, a record lacks a field or is no record, or there are
+            too few records.
 
     Example:
         >>> len(load_examples(DataSpec(jsonl="problems.jsonl", count=3)))
@@ -55,13 +57,16 @@ def check_disjoint(
     test: Sequence[Example] = (),
     retained: Mapping[str, Sequence[Example]] = MappingProxyType({}),
 ) -> None:
-    """Refuse splits that share a problem: a score on problems that the search has seen says nothing.
+    """Refuse splits that share a problem: a score on problems that the search has seen says
+    nothing.
 
-    A problem is the text of its record, whichever file it stands in and whatever the template puts around it. Retained data, by
-    name, may overlap with the test split and with each other, but not with what the search looks at.
+    A problem is the text of its record, whichever file it stands in and whatever the template puts
+    around it. Retained data, by name, may overlap with the test split and with each other, but not
+    with what the search looks at.
 
     Raises:
-        FitnessError: Two splits share a problem; the message names the first and says how many there are.
+        FitnessError: Two splits share a problem; the message names the first and says how many
+            there are.
     """
     splits = {"search": search, "validation": validation, "test": test}
     seen: dict[str, tuple[str, str]] = {}
@@ -73,19 +78,24 @@ def check_disjoint(
                 shared.append(f"{first_id} ({first_split}) and {example.id} ({split})")
     if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-        raise FitnessError(f"the splits overlap: {shared[0]} have the same prompt{more}; choose disjoint 'start' and 'count'")
+        raise FitnessError(
+            f"the splits overlap: {shared[0]} have the same prompt{more}; choose disjoint "
+            "'start' and 'count'"
+        )
     looked_at = {prompt: where for prompt, where in seen.items() if where[0] != "test"}
     for name, examples in retained.items():
         for example in examples:
             if (found := looked_at.get(_content(example))) is not None:
                 raise FitnessError(
-                    f"retain.{name}: {example.id} is {found[1]} of the {found[0]} split, which the search looks at; what is "
+                    f"retain.{name}: {example.id} is {found[1]} of the {found[0]} split, "
+                    "which the search looks at; what is "
                     "retained must be other examples"
                 )
 
 
 def _content(example: Example) -> str:
-    """Return what makes two examples the same problem: pictures, and text whatever its space and its letters' encoding."""
+    """Return what makes two examples the same problem: pictures, and text whatever its space and
+    its letters' encoding."""
     text = " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())
     return "\n".join([text, *(picture.digest for picture in example.pictures)])
 
@@ -99,7 +109,11 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
         if not text.strip():
             raise FitnessError(f"{where}: the text (field {spec.text_field!r}) is empty")
         return Example("", text, name, content=text)
-    prompt = _text(record, spec.prompt_field, where) if spec.template is None else _filled(spec.template, record, where)
+    prompt = (
+        _text(record, spec.prompt_field, where)
+        if spec.template is None
+        else _filled(spec.template, record, where)
+    )
     content = "\n".join(_text(record, field, where) for field in spec.prompt_fields)
     choices = _choices(record, spec, where)
     answer = "" if spec.answer_field is None else _text(record, spec.answer_field, where)
@@ -107,7 +121,9 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if spec.answer_after is not None:
         _, found, answer = answer.rpartition(spec.answer_after)
         if not found:
-            raise FitnessError(f"{where}: no {spec.answer_after!r} in the answer (field {spec.answer_field!r})")
+            raise FitnessError(
+                f"{where}: no {spec.answer_after!r} in the answer (field {spec.answer_field!r})"
+            )
         answer = answer.strip()
     if spec.answer_field is not None and not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
@@ -117,11 +133,14 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if spec.image_field is not None:
         given = _field(record, spec.image_field, where)
         pictures = read_pictures(given, f"{where} (field {spec.image_field!r})", _folder_of(spec))
-    return Example(prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss=gloss)
+    return Example(
+        prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss=gloss
+    )
 
 
 def _folder_of(spec: DataSpec) -> Path | None:
-    """The folder that the data may name pictures in: beside its files, or the cache of the Hub; None for a user's function."""
+    """The folder that the data may name pictures in: beside its files, or the cache of the Hub;
+    None for a user's function."""
     if spec.function is not None:
         return None
     if spec.dataset is not None:
@@ -132,7 +151,10 @@ def _folder_of(spec: DataSpec) -> Path | None:
 
 
 def _filled(template: str, record: Record, where: str) -> str:
-    return "".join(literal + (_text(record, field, where) if field else "") for literal, field in parse_template(template))
+    return "".join(
+        literal + (_text(record, field, where) if field else "")
+        for literal, field in parse_template(template)
+    )
 
 
 def _choices(record: Record, spec: DataSpec, where: str) -> tuple[str, ...]:
@@ -143,13 +165,20 @@ def _choices(record: Record, spec: DataSpec, where: str) -> tuple[str, ...]:
         return tuple(_filled(text, record, where) for text in spec.choices)
     listed = _listed(record, spec.choices, "text")
     if listed is None or not all(isinstance(text, str | int | float) for text in listed):
-        raise FitnessError(f"{where}: field {spec.choices!r} is no list of texts (found {record.get(spec.choices)!r:.80})")
+        raise FitnessError(
+            f"{where}: field {spec.choices!r} is no list of texts (found "
+            f"{record.get(spec.choices)!r:.80})"
+        )
     return tuple(str(text) for text in listed)
 
 
-def _choice(answer: str, record: Record, spec: DataSpec, choices: tuple[str, ...], where: str) -> str:
+def _choice(
+    answer: str, record: Record, spec: DataSpec, choices: tuple[str, ...], where: str
+) -> str:
     """The choice that the answer means: its text, its label, or its number from 0."""
-    labels = (_listed(record, spec.choices, "label") if isinstance(spec.choices, str) else None) or _LETTERS[: len(choices)]
+    labels = (
+        _listed(record, spec.choices, "label") if isinstance(spec.choices, str) else None
+    ) or _LETTERS[: len(choices)]
     readings = [choices, [str(label) for label in labels]]
     if answer.isdecimal() and labels == _LETTERS[: len(choices)]:
         readings.append([str(number) for number in range(len(choices))])
@@ -157,7 +186,8 @@ def _choice(answer: str, record: Record, spec: DataSpec, choices: tuple[str, ...
     if len(means) != 1:
         found = "none" if not means else "several"
         raise FitnessError(
-            f"{where}: the answer {answer!r:.80} (field {spec.answer_field!r}) means {found} of the choices "
+            f"{where}: the answer {answer!r:.80} (field {spec.answer_field!r}) means {found} "
+            "of the choices "
             f"{list(choices)!r:.200}; give the choice's text, its letter, or its number from 0"
         )
     return means.pop()
@@ -172,7 +202,9 @@ def _listed(record: Record, field: str, part: str) -> Sequence[Any] | None:
 
 def _field(record: Record, field: str, where: str) -> Any:
     if field not in record:
-        raise FitnessError(f"{where}: no field {field!r}; its fields are {', '.join(map(str, record)) or 'none'}")
+        raise FitnessError(
+            f"{where}: no field {field!r}; its fields are {', '.join(map(str, record)) or 'none'}"
+        )
     return record[field]
 
 
@@ -182,8 +214,13 @@ def _text(record: Record, field: str, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise FitnessError(f"{where}: field {field!r} is neither text nor a number (found {value!r:.80})")
+        raise FitnessError(
+            f"{where}: field {field!r} is neither text nor a number (found {value!r:.80})"
+        )
     text = str(value)
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise FitnessError(f"{where}: field {field!r} has half of a surrogate pair, which is no character; mend the file")
+        raise FitnessError(
+            f"{where}: field {field!r} has half of a surrogate pair, which is no character; "
+            "mend the file"
+        )
     return text

@@ -22,8 +22,8 @@ class MultipleChoiceSpec(TextSpec):
 
     task: Literal["multiple_choice"] = "multiple_choice"
     score: Literal["accuracy", "log_probability"] = "accuracy"
-    """``accuracy`` is 1 where the right choice is the most probable, else 0; ``log_probability`` is the logarithm of its
-    probability among the choices, which is smooth."""
+    """``accuracy`` is 1 where the right choice is the most probable, else 0; ``log_probability`` is
+    the logarithm of its probability among the choices, which is smooth."""
     separator: str = ""
     """Text between prompt and choice. It is scored as part of the choice."""
 
@@ -44,14 +44,19 @@ class MultipleChoiceTask(TextTask):
     spec: MultipleChoiceSpec
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise every choice of every example; raises `FitnessError` where an example has no choices to choose from."""
+        """Tokenise every choice of every example; raises `FitnessError` where an example has no
+        choices to choose from."""
         for example in examples:
             if len(set(example.choices)) < 2 or example.answer not in example.choices:
                 raise FitnessError(
-                    f"{example.id}: multiple choice needs two choices or more, the answer {example.answer!r:.80} among them "
+                    f"{example.id}: multiple choice needs two choices or more, the answer "
+                    f"{example.answer!r:.80} among them "
                     f"(found {list(example.choices)!r:.120}); name them with 'choices' under data"
                 )
-        super().prepare([replace(example, answer=choice) for example in examples for choice in example.choices], tokenizer)
+        super().prepare(
+            [replace(example, answer=choice) for example in examples for choice in example.choices],
+            tokenizer,
+        )
         self._questions = list(examples)
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
@@ -59,11 +64,16 @@ class MultipleChoiceTask(TextTask):
 
     def _scores(self, values: list[float], exact: list[bool]) -> Scores:
         left = iter(values)
-        found, correct, outputs = [], [], []
+        found = []
+        correct = []
+        outputs = []
         for example in self._questions:
             scores = np.array([next(left) for _ in example.choices])
-            right, taken = example.choices.index(example.answer), int(scores.argmax())
+            right = example.choices.index(example.answer)
+            taken = int(scores.argmax())
             correct.append(taken == right)
             outputs.append(example.choices[taken])
             found.append(float(scores[right] - np.logaddexp.reduce(scores)))
-        return Scores(correct if self.spec.score == "accuracy" else found, correct=correct, outputs=outputs)
+        return Scores(
+            correct if self.spec.score == "accuracy" else found, correct=correct, outputs=outputs
+        )

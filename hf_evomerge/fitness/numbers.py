@@ -1,6 +1,8 @@
-"""Numbers in what a model writes: signs, currencies, groups of thousands, LaTeX, fractions, powers of ten, ideographs.
+"""Numbers in what a model writes: signs, currencies, groups of thousands, LaTeX, fractions, powers
+of ten, ideographs.
 
-docs/tasks/generation.md has the table of what is read and what is not. Number words ("eighteen") and clock times are not.
+docs/tasks/generation.md has the table of what is read and what is not. Number words ("eighteen")
+and clock times are not.
 """
 
 from __future__ import annotations
@@ -15,24 +17,82 @@ from typing import Literal
 Decimal = Literal["point", "comma"]
 
 COMMA_LANGUAGES = frozenset(
-    "be bg bs ca cs da de el es et eu fi fr gl hr hu hy id is it ka kk lt lv mk nb nl no pl pt ro ru sk sl sq sr sv tr uk uz "  # noqa: SIM905
-    "vi".split()
+    [
+        "be",
+        "bg",
+        "bs",
+        "ca",
+        "cs",
+        "da",
+        "de",
+        "el",
+        "es",
+        "et",
+        "eu",
+        "fi",
+        "fr",
+        "gl",
+        "hr",
+        "hu",
+        "hy",
+        "id",
+        "is",
+        "it",
+        "ka",
+        "kk",
+        "lt",
+        "lv",
+        "mk",
+        "nb",
+        "nl",
+        "no",
+        "pl",
+        "pt",
+        "ro",
+        "ru",
+        "sk",
+        "sl",
+        "sq",
+        "sr",
+        "sv",
+        "tr",
+        "uk",
+        "uz",
+        "vi",
+    ]
 )
 """Languages (ISO 639-1) that write 1.000,5 where English writes 1,000.5."""
 
-_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8, "兆": 10**12}
+_UNITS = {
+    "十": 10,
+    "百": 100,
+    "千": 1000,
+    "万": 10**4,
+    "萬": 10**4,
+    "億": 10**8,
+    "亿": 10**8,
+    "兆": 10**12,
+}
 _DIGITS = {
     ideograph: number
-    for number, ideographs in enumerate(("〇零", "一壱", "二弐两兩", "三参", "四", "五", "六", "七", "八", "九"))
+    for number, ideographs in enumerate(
+        ("〇零", "一壱", "二弐两兩", "三参", "四", "五", "六", "七", "八", "九")
+    )
     for ideograph in ideographs
 }
 _IDEOGRAPHS = "".join([*_UNITS, *_DIGITS])
 _MYRIADS = "万萬億亿兆"
 # Not Unicode's compatibility normalisation: it would make the digit 2 of a squared metre's sign.
-_PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINUS SIGN}"): ord("-"), ord("’"): ord("'")}
+_PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
+    ord("\N{MINUS SIGN}"): ord("-"),
+    ord("’"): ord("'"),
+}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [
-    (re.compile(r"\\[dt]?frac\s*\{\s*+([^{}]*)\}\s*\{\s*+([^{}]*)\}"), r" \1/\2"),  # apart from a whole number before it
+    (
+        re.compile(r"\\[dt]?frac\s*\{\s*+([^{}]*)\}\s*\{\s*+([^{}]*)\}"),
+        r" \1/\2",
+    ),  # apart from a whole number before it
     (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r" \1/\2"),
     (re.compile(rf"(?:マイナス|負の)(?=\s?[0-9{_IDEOGRAPHS}])"), "-"),
     (re.compile(r"(?<=\d)\{([.,])\}(?=\d)"), r"\1"),  # 70{,}000
@@ -41,15 +101,20 @@ _LATEX = [
     (re.compile(r"(?<![\d.,^×x*])(?<![×x*]\s)10\^\{?\s?(-?\d{1,3})\s?\}?"), r"1e\1"),
     (re.compile(r"\\([$%])"), r"\1"),
 ]
-_PARTS = re.compile(rf"([0-9{_IDEOGRAPHS}]{{1,15}})分の([0-9{_IDEOGRAPHS}]{{1,15}})")  # 三分の二: two thirds
+_PARTS = re.compile(
+    rf"([0-9{_IDEOGRAPHS}]{{1,15}})分の([0-9{_IDEOGRAPHS}]{{1,15}})"
+)  # 三分の二: two thirds
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
-# A sign counts unless it joins what comes before it, as in "10-5" or "GPT-4"; a currency may stand on either side of it.
+# A sign counts unless it joins what comes before it, as in "10-5" or "GPT-4"; a currency may stand
+# on either side of it.
 _SIGN = r"(?:(?<![0-9A-Za-z.)\]])[-–]\s?(?:[$€£¥₹₩]\s?)?)?"
 _POWER = (
     r"(?:\s?[×x*]\s?10\s?(?:\^\s?\{?\s?(?P<caret>-?\d{1,3})\s?\}?|(?P<raised>⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
     r"|[eE](?P<e>[+-]?\d{1,3})(?![A-Za-z0-9]))?"
 )
-_ALONE = re.compile(rf"(?P<sign>{_SIGN})(?P<ideographs>[{_IDEOGRAPHS}]+)")  # where there is no figure: 一 is in too many words
+_ALONE = re.compile(
+    rf"(?P<sign>{_SIGN})(?P<ideographs>[{_IDEOGRAPHS}]+)"
+)  # where there is no figure: 一 is in too many words
 _THIN = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}"
 
 
@@ -61,8 +126,10 @@ def last_number(text: str, decimal: Decimal = "point") -> float | None:
         decimal: ``point``: 1,000.5; ``comma``: 1.000,5, and a space may group thousands.
 
     Example:
-        >>> last_number("So the answer is -$1,080."), last_number("答えは5万円"), last_number("1.080,5 Euro", "comma")
-        (-1080.0, 50000.0, 1080.5)
+        >>> last_number("So the answer is -$1,080."), last_number("答えは5万円")
+        (-1080.0, 50000.0)
+        >>> last_number("1.080,5 Euro", "comma")
+        1080.5
     """
     plain = _plain(text)
     if found := deque(_pattern(decimal).finditer(plain), maxlen=1):
@@ -75,7 +142,9 @@ def last_number(text: str, decimal: Decimal = "point") -> float | None:
 def count_numbers(text: str, decimal: Decimal = "point") -> int:
     """Count the numbers that a text holds; those in ideographs count where it has no figures."""
     plain = _plain(text)
-    return sum(1 for _ in _pattern(decimal).finditer(plain)) or sum(1 for _ in _ALONE.finditer(plain))
+    return sum(1 for _ in _pattern(decimal).finditer(plain)) or sum(
+        1 for _ in _ALONE.finditer(plain)
+    )
 
 
 def parse_number(text: str, decimal: Decimal = "point") -> float | None:
@@ -88,23 +157,34 @@ def parse_number(text: str, decimal: Decimal = "point") -> float | None:
 
 
 def _plain(text: str) -> str:
-    """Full-width figures and signs as their ASCII counterparts, LaTeX as plain text, and vulgar fractions written out."""
+    """Full-width figures and signs as their ASCII counterparts, LaTeX as plain text, and vulgar
+    fractions written out."""
     text = text.translate(_PLAIN)
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
-    text = _PARTS.sub(lambda found: f" {_ideographs(found[2]):.0f}/{_ideographs(found[1]):.0f}", text)
-    return _FRACTIONS.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("\N{FRACTION SLASH}", "/"), text)
+    text = _PARTS.sub(
+        lambda found: f" {_ideographs(found[2]):.0f}/{_ideographs(found[1]):.0f}", text
+    )
+    return _FRACTIONS.sub(
+        lambda found: (
+            " " + unicodedata.normalize("NFKC", found[0]).replace("\N{FRACTION SLASH}", "/")
+        ),
+        text,
+    )
 
 
 @lru_cache(maxsize=2)
 def _pattern(decimal: Decimal) -> re.Pattern[str]:
-    """A number, by named groups: its sign, and a fraction, ideographs with units, or figures and their power of ten."""
+    """A number, by named groups: its sign, and a fraction, ideographs with units, or figures and
+    their power of ten."""
     point, group = (r"\.", f"[,'_{_THIN}]") if decimal == "point" else (",", f"[.'_ {_THIN}]")
     grouped = rf"\d{{1,3}}(?P<separator>{group})\d{{3}}(?:(?P=separator)\d{{3}})*(?!\d)"
     twice = rf"\d{{1,3}}(?:{point}\d{{3}}){{2,5}}(?!{point}?\d)"  # two decimal marks are none
     figures = rf"{twice}|(?:{grouped}|\d+)(?:{point}\d+)?|(?<!\d){point}\d+"
     if decimal == "comma":
-        figures = rf"(?:\d+|(?<!\d))\.(?:\d\d?|\d{{4,}})(?![\d.,])|{figures}"  # 1.5 groups no thousands
+        figures = (
+            rf"(?:\d+|(?<!\d))\.(?:\d\d?|\d{{4,}})(?![\d.,])|{figures}"  # 1.5 groups no thousands
+        )
     count = r"\d{1,15}(?:,\d{3}){0,4}"
     ideographs = rf"(?:{count}(?:{point}\d{{1,15}})?[{''.join(_UNITS)}]+)+(?:{count})?"
     fraction = r"(?<!/)(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>0*[1-9]\d*)(?!\s?[/\d])"
@@ -152,7 +232,8 @@ def _ideographs(text: str, decimal: Decimal = "point") -> float:
         elif part in _MYRIADS:
             section += current or 0.0
             total += (section or 1.0) * _UNITS[part]
-            section, current = 0.0, None
+            section = 0.0
+            current = None
         else:
             section += (1.0 if current is None else current) * _UNITS[part]
             current = None

@@ -1,6 +1,8 @@
-"""Pairs of tokens, a prompt's and an answer's, in micro-batches: the log-probability of every answer after its prompt.
+"""Pairs of tokens, a prompt's and an answer's, in micro-batches: the log-probability of every
+answer after its prompt.
 
-Letters in shapes: B pairs of a micro-batch, P positions that are read, N answer tokens of the micro-batch, V vocabulary.
+Letters in shapes: B pairs of a micro-batch, P positions that are read, N answer tokens of the
+micro-batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class MicroBatch:
 
 
 Measure = Callable[["torch.Tensor", MicroBatch], "tuple[torch.Tensor, torch.Tensor]"]
-"""The value of each answer token by the (N, V) logits that predict it, and whether it counts as hit."""
+"""The value of each answer token by the (N, V) logits that predict it, and whether it counts as
+hit."""
 
 
 class Pairs:
@@ -61,38 +64,54 @@ class Pairs:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], examples: Sequence[Example], batch_size: int, tokenizer: Any, temperature: float = 1.0
+        self,
+        pairs: Sequence[Pair],
+        examples: Sequence[Example],
+        batch_size: int,
+        tokenizer: Any,
+        temperature: float = 1.0,
     ) -> None:
         self.temperature = temperature
         self.names = [example.id for example in examples]
         self.counts = [len(answer) for _, answer in pairs]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
         self._longest, self._where = max(zip(lengths, self.names, strict=True))
-        self._batches = [_pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)]
+        self._batches = [
+            _pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)
+        ]
 
-    def score(self, model: Any, mean_of: Mean | None = None, measure: Measure | None = None) -> tuple[list[float], list[bool]]:
+    def score(
+        self, model: Any, mean_of: Mean | None = None, measure: Measure | None = None
+    ) -> tuple[list[float], list[bool]]:
         """The value of every answer, and whether each of its tokens is a hit.
 
         Args:
             model: A causal language model.
-            mean_of: Divisors of each pair's value, and then of their sum, where a gradient is wanted. The gradient of the
-                result is added to ``grad`` of the tensors that want one.
-            measure: The value of a token, summed over the answer. By default its log-probability (nats), and a hit is the most
-                probable token.
+            mean_of: Divisors of each pair's value, and then of their sum, where a gradient is
+                wanted. The gradient of the result is added to ``grad`` of the tensors that want
+                one.
+            measure: The value of a token, summed over the answer. By default its log-probability
+                (nats), and a hit is the most probable token.
 
         Raises:
             FitnessError: The model's logits are not finite, or a pair is longer than its positions.
         """
         check_length(model, self._longest, f"{self._where}: the longest example")
-        values, exact = [0.0] * len(self.counts), [False] * len(self.counts)
+        values = [0.0] * len(self.counts)
+        exact = [False] * len(self.counts)
         with scoring(model, gradient=mean_of is not None):
-            # Reading a result waits for the device, so every micro-batch is started before the first one is read.
-            for batch, (sums, hits) in [(each, self._pass(model, each, mean_of, measure)) for each in self._batches]:
+            # Reading a result waits for the device, so every micro-batch is started before the
+            # first one is read.
+            for batch, (sums, hits) in [
+                (each, self._pass(model, each, mean_of, measure)) for each in self._batches
+            ]:
                 for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
                     values[pair], exact[pair] = value, hit == self.counts[pair]
         for name, value in zip(self.names, values, strict=True):
             if not math.isfinite(value):
-                raise FitnessError(f"the model's logits are not finite: {name} has log-probability {value}")
+                raise FitnessError(
+                    f"the model's logits are not finite: {name} has log-probability {value}"
+                )
         return values, exact
 
     def _pass(
@@ -102,22 +121,29 @@ class Pairs:
         sums, hits = _score(model, batch, self.temperature, measure or _chosen)
         if mean_of is not None:
             units, count = mean_of
-            (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(count).backward()
+            (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(
+                count
+            ).backward()
         return sums.detach(), hits
 
 
-def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> MicroBatch:
+def _pack(
+    pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any
+) -> MicroBatch:
     """Lay out one micro-batch.
 
-    The last answer token is predicted but never fed. Padding stands on the right, after everything that is scored, and a causal
-    model's output at a position does not depend on what comes later: so no attention mask is needed, and the fastest attention
-    kernels apply. A row is padded with its own last token, so that no model takes the padding for a sign.
+    The last answer token is predicted but never fed. Padding stands on the right, after everything
+    that is scored, and a causal model's output at a position does not depend on what comes later:
+    so no attention mask is needed, and the fastest attention kernels apply. A row is padded with
+    its own last token, so that no model takes the padding for a sign.
     """
     import torch
 
     inputs = [tokens[i][0] + tokens[i][1][:-1] for i in pairs]
     longest = max(map(len, inputs))
-    places = [range(len(tokens[i][0]) - 1, len(tokens[i][0]) - 1 + len(tokens[i][1])) for i in pairs]
+    places = [
+        range(len(tokens[i][0]) - 1, len(tokens[i][0]) - 1 + len(tokens[i][1])) for i in pairs
+    ]
     keep = sorted({place for row in places for place in row})
     column = {place: k for k, place in enumerate(keep)}
     return MicroBatch(
@@ -127,29 +153,44 @@ def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example],
         rows=torch.tensor([row for row, own in enumerate(places) for _ in own]),
         columns=torch.tensor([column[place] for own in places for place in own]),
         targets=torch.tensor([token for i in pairs for token in tokens[i][1]]),
-        seen=seen_inputs(tokenizer, [examples[i] for i in pairs], [len(tokens[i][0]) for i in pairs], longest, left=False),
+        seen=seen_inputs(
+            tokenizer,
+            [examples[i] for i in pairs],
+            [len(tokens[i][0]) for i in pairs],
+            longest,
+            left=False,
+        ),
     )
 
 
-def _score(model: Any, batch: MicroBatch, temperature: float, measure: Measure) -> tuple[torch.Tensor, torch.Tensor]:
+def _score(
+    model: Any, batch: MicroBatch, temperature: float, measure: Measure
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute each row's summed values, and how many of its answer tokens are hits."""
     import torch
 
     device = device_of(model)
-    keep, rows = batch.keep.to(device), batch.rows.to(device)
+    keep = batch.keep.to(device)
+    rows = batch.rows.to(device)
     given = {"input_ids": batch.input_ids.to(device), **placed(batch.seen, model)}
     logits = model(**given, use_cache=False, logits_to_keep=keep).logits  # (B, P, V)
-    if logits.shape[1] != len(batch.keep):  # a model class that does not know logits_to_keep returns all positions
+    if logits.shape[1] != len(
+        batch.keep
+    ):  # a model class that does not know logits_to_keep returns all positions
         logits = logits[:, keep]
     logits = logits[rows, batch.columns.to(device)].float()  # (N, V)
     if temperature != 1:
         logits = logits / temperature
     values, hits = measure(logits, batch)
     counts = torch.zeros(len(batch.pairs), dtype=torch.long, device=device)
-    return torch.zeros(len(batch.pairs), device=device).index_add(0, rows, values), counts.index_add(0, rows, hits.long())
+    return torch.zeros(len(batch.pairs), device=device).index_add(
+        0, rows, values
+    ), counts.index_add(0, rows, hits.long())
 
 
 def _chosen(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probability of each answer token, and whether it is the most probable one."""
     targets = batch.targets.to(logits.device)
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1) == targets
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(
+        1
+    ) == targets

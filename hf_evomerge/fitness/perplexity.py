@@ -1,4 +1,5 @@
-"""Fitness as the log-probability of whole texts, in windows where they are long: what perplexity is computed from."""
+"""Fitness as the log-probability of whole texts, in windows where they are long: what perplexity is
+computed from."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from .registry import TaskSpec, register_task
 
 
 class PerplexitySpec(TextSpec):
-    """Score a model by the mean log-probability of a text's tokens (or bytes); ``exp`` of its negative is the perplexity."""
+    """Score a model by the mean log-probability of a text's tokens (or bytes); ``exp`` of its
+    negative is the perplexity."""
 
     task: Literal["perplexity"] = "perplexity"
     normalize: Literal["token", "byte"] = "token"
@@ -26,8 +28,9 @@ class PerplexitySpec(TextSpec):
     window: Annotated[Count, Field(ge=2)] = 1024
     """Tokens that the model is given at most."""
     stride: Count | None = None
-    """Tokens that a window after the first one scores, with the window's others before them as context; half of the window
-    where absent. As many as the window: windows side by side, the fastest."""
+    """Tokens that a window after the first one scores, with the window's others before them as
+    context; half of the window where absent. As many as the window: windows side by side, the
+    fastest."""
     batch_size: Count = 8
     """Windows in a forward pass. It changes memory and time, and scores in 8 bits alone."""
 
@@ -35,16 +38,19 @@ class PerplexitySpec(TextSpec):
     def _check_stride(self) -> PerplexitySpec:
         if self.stride is not None and self.stride > self.window:
             raise ValueError(
-                f"stride: {self.stride} is beyond the window of {self.window}, and tokens between would be left out"
+                f"stride: {self.stride} is beyond the window of {self.window}, and tokens "
+                "between would be left out"
             )
         return self
 
 
 @register_task("perplexity")
 class PerplexityTask(TextTask, GradientTask):
-    """Mean log-probability of texts: the answers, after their prompts, which ``text_field`` leaves empty.
+    """Mean log-probability of texts: the answers, after their prompts, which ``text_field`` leaves
+    empty.
 
-    An empty prompt is the token that begins a text, or the one that ends it where the tokenizer has no other.
+    An empty prompt is the token that begins a text, or the one that ends it where the tokenizer has
+    no other.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = PerplexitySpec
@@ -52,22 +58,32 @@ class PerplexityTask(TextTask, GradientTask):
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
         if example.pictures:
-            raise FitnessError(f"{example.id}: has pictures, which perplexity does not look at; use likelihood")
+            raise FitnessError(
+                f"{example.id}: has pictures, which perplexity does not look at; use likelihood"
+            )
         if example.prompt:
             before = encode_prompt(example, tokenizer)
         else:
-            first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+            first = (
+                tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+            )
             if first is None:
-                raise FitnessError(f"{example.id}: the tokenizer has no token that begins or ends a text; give a prompt")
+                raise FitnessError(
+                    f"{example.id}: the tokenizer has no token that begins or ends a text; "
+                    "give a prompt"
+                )
             before = [first]
         text = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
         if not text:
             raise FitnessError(f"{example.id}: the text {example.answer!r:.80} has no tokens")
-        return list(windows(before, text, self.spec.window, self.spec.stride or (self.spec.window + 1) // 2))
+        return list(
+            windows(before, text, self.spec.window, self.spec.stride or (self.spec.window + 1) // 2)
+        )
 
 
 def windows(before: list[int], text: list[int], window: int, stride: int) -> Iterator[Pair]:
-    """Cut a text so that every token is scored once, in windows of at most so many tokens that are fed.
+    """Cut a text so that every token is scored once, in windows of at most so many tokens that are
+    fed.
 
     Args:
         before: Tokens before the text, at least one; their end is context of the first window.
@@ -81,10 +97,12 @@ def windows(before: list[int], text: list[int], window: int, stride: int) -> Ite
     """
     fed = [*before, *text]
     first = max(window - len(before) + 1, stride)
-    begin, end = 0, min(first, len(text))
+    begin = 0
+    end = min(first, len(text))
     while True:
         last = len(before) + end - 1  # tokens before this place are fed
         yield fed[max(0, last - window) : len(before) + begin], text[begin:end]
         if end == len(text):
             return
-        begin, end = end, min(end + stride, len(text))
+        begin = end
+        end = min(end + stride, len(text))

@@ -1,7 +1,7 @@
 """Pictures beside a prompt: read within limits, and handed to a model as its processor makes them.
 
-No address is followed, and no file outside the data's folder is read. Knows nothing of tasks. torch is imported where a
-picture is.
+No address is followed, and no file outside the data's folder is read. Knows nothing of tasks. torch
+is imported where a picture is.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ def read_pictures(value: Any, where: str, folder: Path | None) -> tuple[Picture,
     """The pictures of a record's field, checked as far as their headers say.
 
     Args:
-        value: A picture or a list of them, none empty: bytes, an image of Pillow, a column's mapping with ``bytes`` or
-            ``path``, or the name of a file.
+        value: A picture or a list of them, none empty: bytes, an image of Pillow, a column's
+            mapping with ``bytes`` or ``path``, or the name of a file.
         where: The record, for complaints.
-        folder: Where files with relative names are, and all must be; None: any file of a mapping's, and no other.
+        folder: Where files with relative names are, and all must be; None: any file of a mapping's,
+            and no other.
 
     Raises:
-        FitnessError: A picture is missing, is an address, outside the folder, larger than the limits, or none.
+        FitnessError: A picture is missing, is an address, outside the folder, larger than the
+            limits, or none.
     """
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
@@ -53,12 +55,16 @@ def _picture(value: Any, where: str, folder: Path | None) -> Picture:
         _check_address(value, where)
         if folder is None:
             raise FitnessError(f"{where}: {value!r:.80} is a name; give the picture itself")
-        from ..checkpoints.inside import check_inside  # the Space, which opens no files by name, has no checkpoints
+        from ..checkpoints.inside import (
+            check_inside,
+        )  # the Space, which opens no files by name, has no checkpoints
 
         try:
             check_inside(folder, folder / value)
         except (SourceError, ValueError) as cause:  # no name has a zero byte in it
-            raise FitnessError(f"{where}: {value!r:.80} is not in {folder}, where the data is; put it there") from cause
+            raise FitnessError(
+                f"{where}: {value!r:.80} is not in {folder}, where the data is; put it there"
+            ) from cause
         return _file(str(folder / value), f"{where}: {value}")
     if hasattr(value, "save") and hasattr(value, "size"):
         stream = io.BytesIO()
@@ -69,7 +75,9 @@ def _picture(value: Any, where: str, folder: Path | None) -> Picture:
 
 def _check_address(name: str, where: str) -> None:
     if "://" in name or name.startswith("data:"):
-        raise FitnessError(f"{where}: {name!r:.80} is an address, and none is followed; give a file, or bytes")
+        raise FitnessError(
+            f"{where}: {name!r:.80} is an address, and none is followed; give a file, or bytes"
+        )
 
 
 def _file(name: str, where: str) -> Picture:
@@ -89,16 +97,20 @@ class SeeingTokenizer:
     """A processor's tokenizer that also encodes pictures; everything else is the tokenizer's own.
 
     Args:
-        processor: What `AutoProcessor` gives: a processor, whose chat template counts before its tokenizer's, or an image
-            processor alone, without a tokenizer.
+        processor: What `AutoProcessor` gives: a processor, whose chat template counts before its
+            tokenizer's, or an image processor alone, without a tokenizer.
     """
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
-        self._images: Any = getattr(processor, "image_processor", None if self.tokenizer is not None else processor)
+        self._images: Any = getattr(
+            processor, "image_processor", None if self.tokenizer is not None else processor
+        )
         if self._images is None or not hasattr(self._images, "image_mean"):
-            raise FitnessError(f"a {type(processor).__name__} reads no pictures; name a model first that sees")
+            raise FitnessError(
+                f"a {type(processor).__name__} reads no pictures; name a model first that sees"
+            )
         if self.tokenizer is not None and getattr(processor, "chat_template", None):
             self.tokenizer.chat_template = processor.chat_template
         self._texts: dict[Example, str] = {}
@@ -113,18 +125,25 @@ class SeeingTokenizer:
     def pictures_of(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return a model's inputs for pictures alone, one of each example."""
         if wrong := [example for example in examples if len(example.pictures) != 1]:
-            raise FitnessError(f"{wrong[0].id}: has {len(wrong[0].pictures)} pictures; one is looked at")
-        return dict(self._images([example.pictures[0].load() for example in examples], return_tensors="pt"))
+            raise FitnessError(
+                f"{wrong[0].id}: has {len(wrong[0].pictures)} pictures; one is looked at"
+            )
+        return dict(
+            self._images([example.pictures[0].load() for example in examples], return_tensors="pt")
+        )
 
     def encode_seen(self, text: str, example: Example) -> list[int]:
-        """The token ids of a text of an example that has pictures, with as many for each picture as the model wants."""
+        """The token ids of a text of an example that has pictures, with as many for each picture as
+        the model wants."""
         return list(map(int, self._processed([text], [example])["input_ids"][0]))
 
     def remember(self, text: str, example: Example) -> None:
         """Keep the text of an example's prompt for `seen`."""
         self._texts[example] = text
 
-    def seen(self, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool) -> dict[str, torch.Tensor]:
+    def seen(
+        self, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool
+    ) -> dict[str, torch.Tensor]:
         """Return a model's inputs beside the token ids of a batch.
 
         Args:
@@ -134,7 +153,12 @@ class SeeingTokenizer:
             left: Whether padding stands on the left; on the right an answer may follow the prompt.
         """
 
-        found = self._processed([self._texts[example] for example in examples], examples, return_tensors="pt", padding=True)
+        found = self._processed(
+            [self._texts[example] for example in examples],
+            examples,
+            return_tensors="pt",
+            padding=True,
+        )
         shape = found.pop("input_ids").shape
         found.pop("attention_mask", None)
         inputs: dict[str, torch.Tensor] = {}
@@ -142,23 +166,42 @@ class SeeingTokenizer:
             if values.shape != shape:
                 inputs[name] = values
                 continue
-            inputs[name] = laid = values.new_zeros(len(examples), width)  # one for each token, such as its type
+            inputs[name] = laid = values.new_zeros(
+                len(examples), width
+            )  # one for each token, such as its type
             for row, length in enumerate(lengths):
                 start = width - length if left else 0
                 laid[row, start : start + length] = values[row, :length]
         return inputs
 
-    def _processed(self, texts: list[str], examples: Sequence[Example], **settings: Any) -> dict[str, Any]:
+    def _processed(
+        self, texts: list[str], examples: Sequence[Example], **settings: Any
+    ) -> dict[str, Any]:
         images = [[picture.load() for picture in example.pictures] for example in examples]
-        special = {example.chat for example in examples} == {False}  # a chat template writes its own
+        special = {example.chat for example in examples} == {
+            False
+        }  # a chat template writes its own
         try:
-            return dict(self.processor(text=texts, images=images, add_special_tokens=special, padding_side="right", **settings))
-        except Exception as cause:  # anything: it is the model's own code that counts pictures in texts
-            raise FitnessError(f"{examples[0].id}: its processor refuses text and pictures: {one_line(cause)}") from cause
+            return dict(
+                self.processor(
+                    text=texts,
+                    images=images,
+                    add_special_tokens=special,
+                    padding_side="right",
+                    **settings,
+                )
+            )
+        except (
+            Exception
+        ) as cause:  # anything: it is the model's own code that counts pictures in texts
+            raise FitnessError(
+                f"{examples[0].id}: its processor refuses text and pictures: {one_line(cause)}"
+            ) from cause
 
 
 def sees(config: Mapping[str, Any]) -> bool:
-    """Tell by a ``config.json`` whether a model is given pictures beside text, as the model of a path that one is in."""
+    """Tell by a ``config.json`` whether a model is given pictures beside text, as the model of a
+    path that one is in."""
     if config.get("model_type") == "evo_merged":
         config = config.get("text_config") or {}
     return "text_config" in config and "vision_config" in config
@@ -176,7 +219,9 @@ def seen_inputs(
     if len(blind) == len(examples):
         return {}
     if blind:
-        raise FitnessError(f"{blind[0].id}: has no picture, and others have; give all of them one, or none")
+        raise FitnessError(
+            f"{blind[0].id}: has no picture, and others have; give all of them one, or none"
+        )
     seen: dict[str, torch.Tensor] = tokenizer.seen(examples, lengths, width, left=left)
     return seen
 
@@ -184,4 +229,7 @@ def seen_inputs(
 def placed(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
     """Put inputs onto a model's device, and floating-point ones into its dtype."""
     like = next(model.parameters())
-    return {name: value.to(like.device, like.dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+    return {
+        name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }

@@ -1,4 +1,5 @@
-"""Shells of tasks: what a task keeps of its section, its examples and the tokenizer, and how one with a gradient is scored."""
+"""Shells of tasks: what a task keeps of its section, its examples and the tokenizer, and how one
+with a gradient is scored."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class PreparedTask:
         spec: The section of the task.
 
     Attributes:
-        shares: Weight of each example in the gradient, where the task is a term of a sum; 1 where None.
+        shares: Weight of each example in the gradient, where the task is a term of a sum; 1 where
+            None.
     """
 
     shares: Sequence[float] | None = None
@@ -28,17 +30,20 @@ class PreparedTask:
         self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Keep the examples and the tokenizer; raises `FitnessError` where there are no examples."""
+        """Keep the examples and the tokenizer; raises `FitnessError` where there are no
+        examples."""
         if not examples:
             raise FitnessError("no examples to evaluate on")
-        self._examples, self._tokenizer = list(examples), tokenizer
+        self._examples = list(examples)
+        self._tokenizer = tokenizer
 
     def share(self, number: int) -> float:
         """Weight of an example in the gradient."""
         return 1.0 if self.shares is None else self.shares[number]
 
     def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where what it gives is not finite or does not fit the task."""
+        """Score one model; raises `FitnessError` where what it gives is not finite or does not fit
+        the task."""
         return self._run(model, gradient=False)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
@@ -49,7 +54,8 @@ class GradientTask(PreparedTask):
     """Scores a model in one run, with a backward pass or without."""
 
     def backward(self, model: Any) -> Scores:
-        """Evaluate with a backward pass of the mean score; the gradients of micro-batches add up."""
+        """Evaluate with a backward pass of the mean score; the gradients of micro-batches add
+        up."""
         score = getattr(self.spec, "score", "log_probability")
         if score != "log_probability":
             raise FitnessError(f"fitness.score: {score} has no gradient; write log_probability")

@@ -1,4 +1,5 @@
-"""Records, from wherever they are: JSON lines, whatever the datasets library reads, or a Python function.
+"""Records, from wherever they are: JSON lines, whatever the datasets library reads, or a Python
+function.
 
 Says which records there are and what each is called; ``loading.py`` makes examples of them.
 """
@@ -20,35 +21,48 @@ from .data import FORMATS, DataSpec
 from .example import Record
 
 _LINES = (
-    "write one JSON object per line; CSV, Parquet or a JSON array are read where a search file has `data_files:` for `jsonl:`"
+    "write one JSON object per line; CSV, Parquet or a JSON array are read where a search file "
+    "has `data_files:` for `jsonl:`"
 )
 SHUFFLED = 10_000  # records that a stream is shuffled within
 
 
 def wanted_records(spec: DataSpec) -> list[tuple[str, Any]]:
-    """The records that a specification asks for, in its order, each with what it is called in a complaint.
+    """The records that a specification asks for, in its order, each with what it is called in a
+    complaint.
 
     Raises:
-        FitnessError: They cannot be read, a field is missing that is filtered by, or there are too few.
+        FitnessError: They cannot be read, a field is missing that is filtered by, or there are too
+            few.
     """
     if spec.streaming:
         with _readable(spec):
             found = list(islice(_stream(spec), spec.start, spec.start + (spec.count or 0)))
         if len(found) < (spec.count or 0):
-            raise FitnessError(f"{spec.name}: count {spec.count} from start {spec.start} asked for, but {len(found)} came")
+            raise FitnessError(
+                f"{spec.name}: count {spec.count} from start {spec.start} asked for, but "
+                f"{len(found)} came"
+            )
         return found
     records, where = _open(spec)
     order = [i for i in range(len(records)) if _is_kept(records[i], spec, where(i))]
     if spec.shuffle_seed is not None:
         random.Random(spec.shuffle_seed).shuffle(order)
-    wanted = order[spec.start :] if spec.count is None else order[spec.start : spec.start + spec.count]
+    wanted = (
+        order[spec.start :] if spec.count is None else order[spec.start : spec.start + spec.count]
+    )
     if not order:
         raise FitnessError(
-            f"{spec.name}: " + (f"'filter' keeps none of {len(records)} records" if records else "no records in it")
+            f"{spec.name}: "
+            + (f"'filter' keeps none of {len(records)} records" if records else "no records in it")
         )
     if not wanted or len(wanted) < (spec.count or 0):
-        asked = f"count {spec.count} from start {spec.start}" if spec.count else f"start {spec.start}"
-        raise FitnessError(f"{spec.name}: {asked} asked for, but there are only {len(order)} records")
+        asked = (
+            f"count {spec.count} from start {spec.start}" if spec.count else f"start {spec.start}"
+        )
+        raise FitnessError(
+            f"{spec.name}: {asked} asked for, but there are only {len(order)} records"
+        )
     return [(where(i), records[i]) for i in wanted]
 
 
@@ -72,7 +86,8 @@ def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
 
 
 def _stream(spec: DataSpec) -> Iterator[tuple[str, Any]]:
-    """The records of a stream that the filter keeps; shuffled within a window that moves along it."""
+    """The records of a stream that the filter keeps; shuffled within a window that moves along
+    it."""
     data = _load(spec)
     if spec.shuffle_seed is not None:
         data = data.shuffle(seed=spec.shuffle_seed, buffer_size=SHUFFLED)
@@ -82,7 +97,8 @@ def _stream(spec: DataSpec) -> Iterator[tuple[str, Any]]:
 
 
 def read_jsonl(file: str) -> list[tuple[int, Record]]:
-    """The records of a file with their line numbers; blank lines are skipped. Raises `FitnessError`."""
+    """The records of a file with their line numbers; blank lines are skipped. Raises
+    `FitnessError`."""
     records = []
     if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
         raise FitnessError(f"{file}: a pipe or a device, and no file; save the records in a file")
@@ -94,7 +110,9 @@ def read_jsonl(file: str) -> list[tuple[int, Record]]:
     except (OSError, ValueError) as cause:  # a name with NUL, or text in another encoding
         hint = "; save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
         hint = looked_in(file) if isinstance(cause, FileNotFoundError) else hint
-        raise FitnessError(f"{file}: cannot be read: {getattr(cause, 'strerror', None) or cause}{hint}") from cause
+        raise FitnessError(
+            f"{file}: cannot be read: {getattr(cause, 'strerror', None) or cause}{hint}"
+        ) from cause
     return records
 
 
@@ -102,9 +120,13 @@ def _read_line(line: str, where: str) -> Record:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as cause:
-        raise FitnessError(f"{where}: not valid JSON: {getattr(cause, 'msg', cause)}; {_LINES}") from cause
+        raise FitnessError(
+            f"{where}: not valid JSON: {getattr(cause, 'msg', cause)}; {_LINES}"
+        ) from cause
     if not isinstance(record, dict):
-        raise FitnessError(f"{where}: expected an object of fields, found {type(record).__name__}; {_LINES}")
+        raise FitnessError(
+            f"{where}: expected an object of fields, found {type(record).__name__}; {_LINES}"
+        )
     return record
 
 
@@ -123,7 +145,10 @@ def _load(spec: DataSpec) -> Any:
     """A data set or a stream of the datasets library, with the fields that are read."""
     name = spec.dataset
     if name and (is_folder(name) or os.path.isfile(name)) and not os.path.isdir(name):
-        raise FitnessError(f"{name}: no folder; give a folder of data or a data set's id, or name files by `data_files:`")
+        raise FitnessError(
+            f"{name}: no folder; give a folder of data or a data set's id, or name files by "
+            "`data_files:`"
+        )
     datasets = optional("datasets", "eval", f"{spec.name}: reading it", FitnessError)
     kind, options = (spec.dataset, {}) if spec.dataset is not None else FORMATS[spec.suffix]
     if spec.columns is not None:
@@ -139,8 +164,16 @@ def _load(spec: DataSpec) -> Any:
             **options,
         )
     columns = data.column_names
-    if columns is not None and (missing := [field for field in spec.fields if field not in columns]):
-        raise FitnessError(f"{spec.name}: no field {missing[0]!r}; its fields are {', '.join(columns)}")
-    if spec.image_field is not None and isinstance((data.features or {}).get(spec.image_field), datasets.Image):
-        data = data.cast_column(spec.image_field, datasets.Image(decode=False))  # decoded here, within limits
+    if columns is not None and (
+        missing := [field for field in spec.fields if field not in columns]
+    ):
+        raise FitnessError(
+            f"{spec.name}: no field {missing[0]!r}; its fields are {', '.join(columns)}"
+        )
+    if spec.image_field is not None and isinstance(
+        (data.features or {}).get(spec.image_field), datasets.Image
+    ):
+        data = data.cast_column(
+            spec.image_field, datasets.Image(decode=False)
+        )  # decoded here, within limits
     return data.select_columns(spec.fields) if columns is not None else data

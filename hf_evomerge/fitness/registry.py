@@ -1,6 +1,7 @@
 """Fitness tasks by name: how a task's section of a YAML file becomes an object that scores a model.
 
-A task is prepared once, with its examples and a tokenizer, and then evaluates any number of models that use this tokenizer.
+A task is prepared once, with its examples and a tokenizer, and then evaluates any number of models
+that use this tokenizer.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class TaskSpec(StrictModel):
     task: str
     """The task's name."""
     scores_version: ClassVar[int] = 1
-    """Number of the way of scoring, which a study keeps: raise it when the same answers would score otherwise, and a search
-    that began with the old scores does not go on with the new ones."""
+    """Number of the way of scoring, which a study keeps: raise it when the same answers would score
+    otherwise, and a search that began with the old scores does not go on with the new ones."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -43,7 +44,8 @@ class TaskSpec(StrictModel):
         return (self,)
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """A section of ``data`` with what this task knows of its examples and the section leaves out; by default nothing."""
+        """A section of ``data`` with what this task knows of its examples and the section leaves
+        out; by default nothing."""
         return dict(data)
 
 
@@ -66,7 +68,8 @@ class DifferentiableTask(Task, Protocol):
     """A task whose fitness has a gradient."""
 
     def backward(self, model: Any) -> Scores:
-        """Score one model, and add the gradient of the mean score to ``grad`` of the tensors that want one.
+        """Score one model, and add the gradient of the mean score to ``grad`` of the tensors that
+        want one.
 
         Raises:
             FitnessError: As `evaluate`.
@@ -75,7 +78,8 @@ class DifferentiableTask(Task, Protocol):
 
 @runtime_checkable
 class JudgingTask(Task, Protocol):
-    """A task that can tell whether one response is right: the rule behind ``correct`` of its scores."""
+    """A task that can tell whether one response is right: the rule behind ``correct`` of its
+    scores."""
 
     def judge(self, output: str, example: Example) -> bool:
         """Tell whether what a model wrote answers the example right."""
@@ -97,7 +101,8 @@ def register_task(name: str) -> Callable[[Registered], Registered]:
     """Make a task class available to YAML files as ``task: name``.
 
     Args:
-        name: What the class is called in YAML. The class has a ``spec_type`` with its settings; see `RegisteredTask`.
+        name: What the class is called in YAML. The class has a ``spec_type`` with its settings; see
+            `RegisteredTask`.
 
     Returns:
         A decorator for the class, which stays as it is.
@@ -108,7 +113,10 @@ def register_task(name: str) -> Callable[[Registered], Registered]:
 
     def register(task: Registered) -> Registered:
         if name in _TASKS:
-            raise FitnessError(f"task {name!r} is registered twice: {_TASKS[name].__qualname__} and {task.__qualname__}")
+            raise FitnessError(
+                f"task {name!r} is registered twice: {_TASKS[name].__qualname__} and "
+                f"{task.__qualname__}"
+            )
         _TASKS[name] = task
         return task
 
@@ -159,4 +167,5 @@ def _by_name(section: Any) -> Any:
 
 
 AnyTaskSpec = SerializeAsAny[Annotated[TaskSpec, BeforeValidator(_by_name)]]
-"""For a field of a larger configuration: any registered task's section, read as that task's own kind."""
+"""For a field of a larger configuration: any registered task's section, read as that task's own
+kind."""

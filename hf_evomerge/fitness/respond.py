@@ -31,7 +31,8 @@ def respond(
 ) -> list[Written]:
     """Respond to a batch of prompts.
 
-    Padding stands on the left, so that every response follows its prompt directly; on the right for an encoder.
+    Padding stands on the left, so that every response follows its prompt directly; on the right for
+    an encoder.
 
     Args:
         model: The model.
@@ -55,18 +56,25 @@ def respond(
         gap = [filler] * (longest - len(row))
         return row + gap if right else gap + row
 
-    device, filler = device_of(model), int(config.pad_token_id)
+    device = device_of(model)
+    filler = int(config.pad_token_id)
     written = model.generate(
         input_ids=torch.tensor([padded(prompt, filler) for prompt in prompts], device=device),
-        attention_mask=torch.tensor([padded([1] * len(prompt), 0) for prompt in prompts], device=device),
+        attention_mask=torch.tensor(
+            [padded([1] * len(prompt), 0) for prompt in prompts], device=device
+        ),
         **seen,
         generation_config=config,
         logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
-        stopping_criteria=StoppingCriteriaList([_StopAtText(stops, tokenizer, start)] if stops else []),
+        stopping_criteria=StoppingCriteriaList(
+            [_StopAtText(stops, tokenizer, start)] if stops else []
+        ),
         trust_remote_code=False,
     )
     ends = set(config.eos_token_id or [])
-    forced = model.generation_config.forced_eos_token_id is not None  # at the limit, whatever the model says
+    forced = (
+        model.generation_config.forced_eos_token_id is not None
+    )  # at the limit, whatever the model says
     own = config.max_new_tokens - forced
     rows = written[:, start:].tolist()
     return [_written_as(tokenizer, row, ends, not ends.isdisjoint(row[:own])) for row in rows]
@@ -81,24 +89,31 @@ def _written_as(tokenizer: Any, tokens: Sequence[int], ends: set[int], ended: bo
 class _StopAtText:
     """A stopping criterion that ends a row once a stop string is in what was written last.
 
-    It only saves time: responses are cut at stop strings afterwards. (The ``stop_strings`` of transformers compile the
-    vocabulary, which fails for word-level tokenizers.)
+    It only saves time: responses are cut at stop strings afterwards. (The ``stop_strings`` of
+    transformers compile the vocabulary, which fails for word-level tokenizers.)
     """
 
     def __init__(self, stops: Sequence[str], tokenizer: Any, start: int) -> None:
-        self.stops, self.tokenizer, self.start = stops, tokenizer, start
-        self.window = max(len(stop.encode()) for stop in stops) + 4  # a token is at least a byte long; 4 make a character
+        self.stops = stops
+        self.tokenizer = tokenizer
+        self.start = start
+        self.window = (
+            max(len(stop.encode()) for stop in stops) + 4
+        )  # a token is at least a byte long; 4 make a character
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         import torch
 
         tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
         texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
-        return torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=input_ids.device)
+        return torch.tensor(
+            [any(stop in text for stop in self.stops) for text in texts], device=input_ids.device
+        )
 
 
 class _RefuseNonFinite:
-    """A logits processor that ends generation when a model's logits are not numbers: greedy decoding would not notice."""
+    """A logits processor that ends generation when a model's logits are not numbers: greedy
+    decoding would not notice."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not scores.amax(1).isfinite().all():

@@ -1,4 +1,5 @@
-"""Scores: what one model scored on some examples. The same object from the task that measures it to the card that prints it."""
+"""Scores: what one model scored on some examples. The same object from the task that measures it to
+the card that prints it."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ class Scores:
     """Scores, one number per example, more is better; or why there are none.
 
     Args:
-        values: A number per example, at most 1e100 in absolute value, in their order, shape (n,). The mean is the fitness.
+        values: A number per example, at most 1e100 in absolute value, in their order, shape (n,).
+            The mean is the fitness.
         correct: Whether each answer was right, where the task can tell, shape (n,).
         outputs: Outputs of the model for each example, where it wrote anything.
-        truncated: Whether each output was cut at the limit of its length, where outputs have one, shape (n,).
+        truncated: Whether each output was cut at the limit of its length, where outputs have one,
+            shape (n,).
         seconds: Wall time of the evaluation.
         gradient: Gradient of the fitness, in the coordinates that it was asked for.
         others: Scores of the search's other objectives, by name.
@@ -51,11 +54,19 @@ class Scores:
         error: str | None = None,
     ) -> None:
         self.values: NDArray[np.float64] = np.array(values, dtype=np.float64)
-        self.correct: NDArray[np.bool_] | None = None if correct is None else np.array(correct, dtype=np.bool_)
+        self.correct: NDArray[np.bool_] | None = (
+            None if correct is None else np.array(correct, dtype=np.bool_)
+        )
         self.outputs = None if outputs is None else list(outputs)
-        self.truncated: NDArray[np.bool_] | None = None if truncated is None else np.array(truncated, dtype=np.bool_)
-        self.gradient: NDArray[np.float64] | None = None if gradient is None else np.array(gradient, dtype=np.float64)
-        self.seconds, self.others, self.error = seconds, dict(others), error
+        self.truncated: NDArray[np.bool_] | None = (
+            None if truncated is None else np.array(truncated, dtype=np.bool_)
+        )
+        self.gradient: NDArray[np.float64] | None = (
+            None if gradient is None else np.array(gradient, dtype=np.float64)
+        )
+        self.seconds = seconds
+        self.others = dict(others)
+        self.error = error
         if error is None and (self.values.ndim != 1 or not self.values.size):
             raise FitnessError("no scores: there must be one per example")
         if (bad := np.flatnonzero(~(np.abs(self.values) <= LARGEST))).size:
@@ -64,9 +75,16 @@ class Scores:
             raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
         if self.gradient is not None and not np.isfinite(self.gradient).all():
             raise FitnessError("the gradient of the fitness is not finite")
-        for name, given in (("outputs", self.outputs), ("correct", self.correct), ("truncated", self.truncated)):
+        for name, given in (
+            ("outputs", self.outputs),
+            ("correct", self.correct),
+            ("truncated", self.truncated),
+        ):
             if given is not None and len(given) != len(self.values):
-                raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
+                raise FitnessError(
+                    f"{len(self.values)} scores but {len(given)} {name}; there must be one "
+                    "per example"
+                )
 
     @classmethod
     def failed(cls, error: str, seconds: float = 0.0) -> Scores:
@@ -84,7 +102,8 @@ class Scores:
 
     @property
     def standard_error(self) -> float | None:
-        """Standard error of the mean over examples; None for fewer than two, which say nothing of it."""
+        """Standard error of the mean over examples; None for fewer than two, which say nothing of
+        it."""
         return _standard_error(self.values)
 
     @property
@@ -94,27 +113,38 @@ class Scores:
 
     @property
     def truncated_share(self) -> float | None:
-        """Share of the outputs that were cut at the limit of their length; None where outputs have none."""
+        """Share of the outputs that were cut at the limit of their length; None where outputs have
+        none."""
         return None if self.truncated is None else float(self.truncated.mean())
 
     @property
     def accuracy_error(self) -> float | None:
-        """Standard error of the accuracy over examples; None where there is no accuracy, and for a single example."""
+        """Standard error of the accuracy over examples; None where there is no accuracy, and for a
+        single example."""
         return None if self.correct is None else _standard_error(self.correct.astype(np.float64))
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether every number (to the last bit), output and error is the same; the time may differ."""
+        """Tell whether every number (to the last bit), output and error is the same; the time may
+        differ."""
         return self._bits() == other._bits() if isinstance(other, Scores) else NotImplemented
 
     def __repr__(self) -> str:
         if self.error is not None:
             return f"Scores.failed({self.error!r})"
-        return f"Scores(mean={self.mean}, examples={self.values.size}, accuracy={self.accuracy}, seconds={self.seconds})"
+        return (
+            f"Scores(mean={self.mean}, examples={self.values.size}, accuracy={self.accuracy}, "
+            f"seconds={self.seconds})"
+        )
 
     def _bits(self) -> tuple[object, ...]:
         columns = (self.values, self.correct, self.truncated, self.gradient)
         others = {name: scores._bits() for name, scores in self.others.items()}
-        return *(None if each is None else each.tobytes() for each in columns), self.outputs, self.error, others
+        return (
+            *(None if each is None else each.tobytes() for each in columns),
+            self.outputs,
+            self.error,
+            others,
+        )
 
 
 def plus_minus(value: float | None, error: float | None) -> str:

@@ -1,9 +1,10 @@
 """Fitness as a weighted sum of tasks, some of them on examples of their own.
 
-A term's own examples are dealt to the search's, like cards; where there are fewer, several times. So every batch has some of
-every term. A score is the weighted sum of the example's own scores and of the other terms' means, moved by how far the
-examples that it was dealt are from these. The mean of the scores is then the weighted sum of the means, and its standard error,
-also that of a difference between two models, is the sum's.
+A term's own examples are dealt to the search's, like cards; where there are fewer, several times.
+So every batch has some of every term. A score is the weighted sum of the example's own scores and
+of the other terms' means, moved by how far the examples that it was dealt are from these. The mean
+of the scores is then the weighted sum of the means, and its standard error, also that of a
+difference between two models, is the sum's.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Term(StrictModel):
         except EvoMergeError as error:
             raise ValueError(str(error)) from error
         if isinstance(data := own.get("data"), Mapping):
-            own["data"] = {split: spec.complete(each) if isinstance(each, Mapping) else each for split, each in data.items()}
+            own["data"] = {
+                split: spec.complete(each) if isinstance(each, Mapping) else each
+                for split, each in data.items()
+            }
         return {**own, "fitness": spec}
 
     @model_serializer(mode="wrap")
@@ -61,7 +65,8 @@ class TermsSpec(TaskSpec):
 
     task: Literal["terms"] = "terms"
     terms: tuple[Term, ...]
-    """Tasks, each with a ``weight`` (1 by default) and, where it has examples of its own, ``data``."""
+    """Tasks, each with a ``weight`` (1 by default) and, where it has examples of its own,
+    ``data``."""
 
     @field_validator("terms")
     @classmethod
@@ -70,7 +75,9 @@ class TermsSpec(TaskSpec):
             raise ValueError("is empty; write a task and its weight for each term")
         if all(term.data for term in terms):
             raise ValueError("none scores the search's own examples; leave the data of one out")
-        if wrong := [part.fitness.task for part in terms if part.fitness.task in ("terms", "choice")]:
+        if wrong := [
+            part.fitness.task for part in terms if part.fitness.task in ("terms", "choice")
+        ]:
             raise ValueError(f"{wrong[0]} is no term; write one task that scores by itself in each")
         return terms
 
@@ -89,7 +96,10 @@ class TermsSpec(TaskSpec):
         """Names of the terms in tables: their tasks, numbered where one comes again."""
         tasks = [part.task for part in self.parts]
         before = [tasks[:number].count(name) for number, name in enumerate(tasks)]
-        return [f"{name} {count + 1}" if count else name for name, count in zip(tasks, before, strict=True)]
+        return [
+            f"{name} {count + 1}" if count else name
+            for name, count in zip(tasks, before, strict=True)
+        ]
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Complete data as the first task that scores such examples does."""
@@ -108,18 +118,27 @@ class TermsSpec(TaskSpec):
             spec = next((spec for name, spec in term.data.items() if name == split), None)
             if spec is None:
                 raise FitnessError(
-                    f"fitness.terms: {self.names[number]} has data, and none for {split}; give it examples of it"
+                    f"fitness.terms: {self.names[number]} has data, and none for {split}; "
+                    "give it examples of it"
                 )
             dealt = load_examples(spec)
             for i, example in enumerate(dealt):
-                rows = range(i, len(hands), len(dealt)) if len(dealt) < len(hands) else [i % len(hands)]
+                rows = (
+                    range(i, len(hands), len(dealt))
+                    if len(dealt) < len(hands)
+                    else [i % len(hands)]
+                )
                 for row in rows:
                     hands[row].append(Beside(number, len(hands) / len(dealt) / len(rows), example))
-        return [replace(example, beside=tuple(hand)) for example, hand in zip(examples, hands, strict=True)]
+        return [
+            replace(example, beside=tuple(hand))
+            for example, hand in zip(examples, hands, strict=True)
+        ]
 
 
 class _Hand(NamedTuple):
-    """The examples of one term in a batch, each once: the place of the score that it moves, and what it counts there."""
+    """The examples of one term in a batch, each once: the place of the score that it moves, and
+    what it counts there."""
 
     examples: list[Example]
     rows: list[int]
@@ -130,7 +149,8 @@ def _hand(examples: Sequence[Example], number: int, *, own: bool) -> _Hand:
     """The examples of a term: the search's own, or the ones beside them."""
     if own:
         return _Hand(list(examples), list(range(len(examples))), [1.0] * len(examples))
-    rows, shares = dict[Example, int](), dict[Example, float]()
+    rows = dict[Example, int]()
+    shares = dict[Example, float]()
     for row, example in enumerate(examples):
         for other in (other for other in example.beside if other.term == number):
             rows.setdefault(other.example, row)
@@ -142,8 +162,9 @@ def _hand(examples: Sequence[Example], number: int, *, own: bool) -> _Hand:
 class TermsTask(PreparedTask):
     """Score a model by several tasks.
 
-    ``correct`` and ``outputs`` come from the first term that has them on the search's own examples. The scores of each term
-    are in ``others``, by its name. It has a gradient where every term has one.
+    ``correct`` and ``outputs`` come from the first term that has them on the search's own examples.
+    The scores of each term are in ``others``, by its name. It has a gradient where every term has
+    one.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = TermsSpec
@@ -160,12 +181,18 @@ class TermsTask(PreparedTask):
 
     @property
     def _own(self) -> list[Any]:
-        return [task for task, term in zip(self.tasks, self.spec.terms, strict=True) if not term.data]
+        return [
+            task for task, term in zip(self.tasks, self.spec.terms, strict=True) if not term.data
+        ]
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Prepare every term on its examples; raises `FitnessError` as the tasks do, and names the term."""
+        """Prepare every term on its examples; raises `FitnessError` as the tasks do, and names the
+        term."""
         super().prepare(examples, tokenizer)
-        self._hands = [_hand(examples, number, own=not term.data) for number, term in enumerate(self.spec.terms)]
+        self._hands = [
+            _hand(examples, number, own=not term.data)
+            for number, term in enumerate(self.spec.terms)
+        ]
         for task, term, hand in zip(self.tasks, self.spec.terms, self._hands, strict=True):
             if not hand.examples:
                 continue  # retained examples have none beside them
@@ -180,8 +207,12 @@ class TermsTask(PreparedTask):
                 task.read_references(_hand(examples, number, own=not term.data).examples)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
-        values, others, own = np.zeros(len(self._examples)), dict[str, Scores](), list[Scores]()
-        for task, term, hand, name in zip(self.tasks, self.spec.terms, self._hands, self.spec.names, strict=True):
+        values = np.zeros(len(self._examples))
+        others = dict[str, Scores]()
+        own = list[Scores]()
+        for task, term, hand, name in zip(
+            self.tasks, self.spec.terms, self._hands, self.spec.names, strict=True
+        ):
             if not hand.examples:
                 continue
             scores: Scores = task.backward(model) if gradient else task.evaluate(model)
@@ -193,4 +224,10 @@ class TermsTask(PreparedTask):
             own += [] if term.data else [scores]
         right = next((scores.correct for scores in own if scores.correct is not None), None)
         written = next((scores for scores in own if scores.outputs is not None), own[0])
-        return Scores(values, correct=right, outputs=written.outputs, truncated=written.truncated, others=others)
+        return Scores(
+            values,
+            correct=right,
+            outputs=written.outputs,
+            truncated=written.truncated,
+            others=others,
+        )

@@ -1,6 +1,8 @@
-"""MGSM and GSM8K by name: `generation` with the prompts, the stops and the data that these problems have.
+"""MGSM and GSM8K by name: `generation` with the prompts, the stops and the data that these problems
+have.
 
-``compat: paper`` is the protocol of arXiv:2403.13187: the prompt ja-alpaca-cot, its stops, and its scorer.
+``compat: paper`` is the protocol of arXiv:2403.13187: the prompt ja-alpaca-cot, its stops, and its
+scorer.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ PAPER_STOPS = ["Instruction:", "Instruction", "Response:", "Response"]
 
 
 class Words(NamedTuple):
-    """Words of a prompt in one language: what to do, and the headings of the problem and of its solution."""
+    """Words of a prompt in one language: what to do, and the headings of the problem and of its
+    solution."""
 
     instruction: str
     problem: str
@@ -32,10 +35,26 @@ class Words(NamedTuple):
 
 
 WORDS = {
-    "de": Words("Löse die Aufgabe Schritt für Schritt und ende mit der Zahl, die die Antwort ist.", "Aufgabe", "Lösung"),
-    "en": Words("Solve the problem step by step, and end with the number that is the answer.", "Problem", "Solution"),
-    "es": Words("Resuelve el problema paso a paso y termina con el número que es la respuesta.", "Problema", "Solución"),
-    "fr": Words("Résous le problème étape par étape et termine par le nombre qui est la réponse.", "Problème", "Solution"),
+    "de": Words(
+        "Löse die Aufgabe Schritt für Schritt und ende mit der Zahl, die die Antwort ist.",
+        "Aufgabe",
+        "Lösung",
+    ),
+    "en": Words(
+        "Solve the problem step by step, and end with the number that is the answer.",
+        "Problem",
+        "Solution",
+    ),
+    "es": Words(
+        "Resuelve el problema paso a paso y termina con el número que es la respuesta.",
+        "Problema",
+        "Solución",
+    ),
+    "fr": Words(
+        "Résous le problème étape par étape et termine par le nombre qui est la réponse.",
+        "Problème",
+        "Solution",
+    ),
     # The paper's prompt, ja-alpaca-cot.
     "ja": Words(
         "以下に、あるタスクを説明する指示があります。リクエストを適切に完了するための回答を日本語で記述してください。"
@@ -43,7 +62,9 @@ WORDS = {
         "指示",
         "応答",
     ),
-    "ru": Words("Реши задачу шаг за шагом и закончи числом, которое является ответом.", "Задача", "Решение"),
+    "ru": Words(
+        "Реши задачу шаг за шагом и закончи числом, которое является ответом.", "Задача", "Решение"
+    ),
     "zh": Words("请一步一步地解答下面的问题，最后写出作为答案的数字。", "问题", "解答"),
 }
 
@@ -65,21 +86,30 @@ class WordProblemSpec(AnswerSpec):
     @model_validator(mode="after")
     def _check_compat(self) -> WordProblemSpec:
         if self.compat == "paper" and _code(self.language) != "ja":
-            raise ValueError(f"compat: the paper measured ja alone (found {_code(self.language)}); leave out compat")
+            raise ValueError(
+                f"compat: the paper measured ja alone (found {_code(self.language)}); leave "
+                "out compat"
+            )
         return self
 
-    def completed(self, data: Mapping[str, Any], hub: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-        """A section of ``data`` with this task's prompt and fields, and its data on the Hub where no other is named."""
+    def completed(
+        self, data: Mapping[str, Any], hub: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A section of ``data`` with this task's prompt and fields, and its data on the Hub where
+        no other is named."""
         given = {key: value for key, value in data.items() if value is not None}
         words = WORDS.get(_code(self.language))
         usual = {**({} if any(name in given for name in SOURCES) else hub), **fields}
         if words is not None and not {"template", "prompt_field"} & given.keys():
-            usual["template"] = "{question}\n\n" + words.instruction if given.get("chat") else words.template
+            usual["template"] = (
+                "{question}\n\n" + words.instruction if given.get("chat") else words.template
+            )
         return {**usual, **given}
 
 
 class MgsmSpec(WordProblemSpec):
-    """Score a model by MGSM (Shi et al. 2022, arXiv:2210.03057): grade-school problems in eleven languages.
+    """Score a model by MGSM (Shi et al. 2022, arXiv:2210.03057): grade-school problems in eleven
+    languages.
 
     The problems are in the `language` that answers must be in.
     """
@@ -89,26 +119,43 @@ class MgsmSpec(WordProblemSpec):
     @model_validator(mode="after")
     def _check_language(self) -> MgsmSpec:
         if self.language is None:
-            raise ValueError(f"language: which? There are prompts for {', '.join(WORDS)}; others need a template under data")
+            raise ValueError(
+                f"language: which? There are prompts for {', '.join(WORDS)}; others need a "
+                "template under data"
+            )
         return self
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in by `completed`."""
         files = data.get("data_files") or []
         files = [files] if isinstance(files, str) else files
-        is_table = bool(files) and all(str(file).endswith(".tsv") for file in files)  # as published: without a heading
-        fields = {"answer_field": "answer_number", **({"columns": ["question", "answer_number"]} if is_table else {})}
-        return self.completed(data, {"dataset": "juletxara/mgsm", "config": _code(self.language), "split": "test"}, fields)
+        is_table = bool(files) and all(
+            str(file).endswith(".tsv") for file in files
+        )  # as published: without a heading
+        fields = {
+            "answer_field": "answer_number",
+            **({"columns": ["question", "answer_number"]} if is_table else {}),
+        }
+        return self.completed(
+            data,
+            {"dataset": "juletxara/mgsm", "config": _code(self.language), "split": "test"},
+            fields,
+        )
 
 
 class Gsm8kSpec(WordProblemSpec):
-    """Score a model by GSM8K (Cobbe et al. 2021, arXiv:2110.14168): grade-school problems in English."""
+    """Score a model by GSM8K (Cobbe et al. 2021, arXiv:2110.14168): grade-school problems in
+    English."""
 
     task: Literal["gsm8k"] = "gsm8k"
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in by `completed`."""
-        return self.completed(data, {"dataset": "openai/gsm8k", "config": "main", "split": "test"}, {"answer_after": "####"})
+        return self.completed(
+            data,
+            {"dataset": "openai/gsm8k", "config": "main", "split": "test"},
+            {"answer_after": "####"},
+        )
 
 
 @register_task("mgsm")

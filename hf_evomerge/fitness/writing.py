@@ -1,4 +1,5 @@
-"""Writing of a model after prompts: greedy, in padded batches, cut at stop strings. Knows nothing of right and wrong.
+"""Writing of a model after prompts: greedy, in padded batches, cut at stop strings. Knows nothing
+of right and wrong.
 
 An encoder-decoder is given the prompt in its encoder, and its decoder writes from its own start.
 """
@@ -35,10 +36,12 @@ class WritingSpec(TaskSpec):
     """Tokens after which a response is cut."""
     stop: list[str] = Field(default_factory=list)
     """Strings that end a response; neither they nor what follows is looked at."""
-    language: Annotated[LanguageCheck | None, BeforeValidator(_as_check, json_schema_input_type=LanguageCheck | str | None)] = (
-        None
-    )
-    """Require that the whole response is in this language: its code, or the code with a threshold."""
+    language: Annotated[
+        LanguageCheck | None,
+        BeforeValidator(_as_check, json_schema_input_type=LanguageCheck | str | None),
+    ] = None
+    """Require that the whole response is in this language: its code, or the code with a
+    threshold."""
     batch_size: Count = 16
     """Prompts that are decoded together. It changes memory and time, and scores in 8 bits alone."""
 
@@ -53,7 +56,8 @@ class WritingSpec(TaskSpec):
 
 
 class WritingTask(PreparedTask):
-    """Task in which a model writes a response to every prompt; its subclasses say what each is worth."""
+    """Task in which a model writes a response to every prompt; its subclasses say what each is
+    worth."""
 
     spec: WritingSpec
 
@@ -71,19 +75,26 @@ class WritingTask(PreparedTask):
         """
         super().prepare(examples, tokenizer)
         if self.spec.language is not None:
-            language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
+            language_probability(
+                "", self.spec.language.code
+            )  # now, rather than after the first model has answered
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
         lengths = [len(prompt) for prompt in self._prompts]
         self._batches = length_batches(lengths, self.spec.batch_size)
         self._seen = []
         for batch in self._batches:
-            own, asked = [lengths[i] for i in batch], [examples[i] for i in batch]
+            own = [lengths[i] for i in batch]
+            asked = [examples[i] for i in batch]
             self._seen.append(seen_inputs(tokenizer, asked, own, max(own), left=True))
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
-        """Return what a model writes for every example, and whether that was cut at the limit of its length; see `respond`."""
+        """Return what a model writes for every example, and whether that was cut at the limit of
+        its length; see `respond`."""
         written = self.respond(model)
-        cut = [not each.ended and not any(stop in each.text for stop in self.spec.stop) for each in written]
+        cut = [
+            not each.ended and not any(stop in each.text for stop in self.spec.stop)
+            for each in written
+        ]
         return [cut_at_stops(each.text, self.spec.stop) for each in written], cut
 
     def respond(self, model: Any) -> list[Written]:
@@ -92,29 +103,41 @@ class WritingTask(PreparedTask):
         Raises:
             FitnessError: The model's logits are not finite, or it has too few positions.
         """
-        everyone, tokens = self._prompts, max(map(len, self._prompts)) + self.spec.max_new_tokens
+        everyone = self._prompts
+        tokens = max(map(len, self._prompts)) + self.spec.max_new_tokens
         if encodes(model):
             everyone = [encode_source(example, self._tokenizer) for example in self._examples]
             tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)
-        where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[1].id
+        where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[
+            1
+        ].id
         check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
         found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
         with scoring(model):
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
-                written = respond(model, self._tokenizer, prompts, config, self.spec.stop, placed(seen, model))
+                written = respond(
+                    model, self._tokenizer, prompts, config, self.spec.stop, placed(seen, model)
+                )
                 found |= zip(batch, written, strict=True)
         return [found[i] for i in range(len(self._examples))]
 
 
 def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding up to the end of text, the tokenizer's or the model's; `scoring` keeps out what else a model asks for."""
+    """Greedy decoding up to the end of text, the tokenizer's or the model's; `scoring` keeps out
+    what else a model asks for."""
     from transformers import GenerationConfig
 
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    padding = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None]
+    padding = [
+        token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None
+    ]
     return GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends) or None, pad_token_id=padding[0]
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=padding[0],
     )

@@ -1,1 +1,2 @@
-"""The Hub: records and cards of models, publishing them with their Spaces, and building a published model again."""
+"""The Hub: records and cards of models, publishing them with their Spaces, and building a published
+model again."""

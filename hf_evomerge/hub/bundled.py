@@ -1,4 +1,5 @@
-"""Place of card templates, the Space's files and examples: in an installed wheel, or in the repository they are edited in."""
+"""Place of card templates, the Space's files and examples: in an installed wheel, or in the
+repository they are edited in."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def bundled(name: str) -> Path:
-    """The folder ``model_cards``, ``space_app`` or ``examples``; raises `HubError` where the installation lacks it."""
+    """The folder ``model_cards``, ``space_app`` or ``examples``; raises `HubError` where the
+    installation lacks it."""
     for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder

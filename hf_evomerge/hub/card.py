@@ -1,7 +1,8 @@
-"""The model card: what a model folder, its recipe and its record say of the model, as text for its page on the Hub.
+"""The model card: what a model folder, its recipe and its record say of the model, as text for its
+page on the Hub.
 
-Everything that it states is read from files; what is not there is left out or said to be missing. The wording is in
-``model_cards/model.md.jinja``.
+Everything that it states is read from files; what is not there is left out or said to be missing.
+The wording is in ``model_cards/model.md.jinja``.
 """
 
 from __future__ import annotations
@@ -38,8 +39,23 @@ if TYPE_CHECKING:
 
 TEMPLATE = "model.md.jinja"
 TAGS = ["merge", "model-merging", "evomerge"]  # here as on the Spaces
-_SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
-_OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "verified", "space")
+_SPLITS = {
+    "test": "held-out test problems",
+    "validation": "validation problems",
+    "search": "problems of the search itself",
+}
+_OF_FACTS = (
+    "kind",
+    "architecture",
+    "sees",
+    "task",
+    "draws",
+    "adapts",
+    "images",
+    "study",
+    "verified",
+    "space",
+)
 _SHARE = re.compile(r"by \d+\.\d+ of accuracy( \(-?\d+\.\d+ to -?\d+\.\d+\))?")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
@@ -49,7 +65,8 @@ class CardFacts:
     """Facts about a model, and the pictures beside it.
 
     Attributes:
-        config: Its ``config.json``; of a pipeline its ``model_index.json``, of an adapter its ``adapter_config.json``.
+        config: Its ``config.json``; of a pipeline its ``model_index.json``, of an adapter its
+            ``adapter_config.json``.
         recipe: Its recipe, with the sources named as they are published.
         study: The record of its search; None where it comes from a recipe that nobody searched for.
         verified: Whether it was built again, and came out the same.
@@ -65,11 +82,15 @@ class CardFacts:
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> CardFacts:
-        """Read what a model folder holds; raises `HubError` where it holds no model or no recipe."""
+        """Read what a model folder holds; raises `HubError` where it holds no model or no
+        recipe."""
         folder = Path(folder)
         study = folder / STUDY_JSON
         if not (folder / RECIPE_FILE).is_file():
-            raise HubError(f"{folder}: no {RECIPE_FILE} in it; only a model that was built from a recipe has such a card")
+            raise HubError(
+                f"{folder}: no {RECIPE_FILE} in it; only a model that was built from a "
+                "recipe has such a card"
+            )
         return cls(
             read_json(folder / config_name(folder)),
             Recipe.load(folder / RECIPE_FILE),
@@ -139,8 +160,11 @@ def read_json(file: Path) -> dict[str, Any]:
         raise HubError(f"{file}: cannot be read: {cause}") from cause
 
 
-def render_card(facts: CardFacts, repo_id: str, license: LicenseDecision, *, languages: Sequence[str] = ()) -> str:
-    """Write the card of a model that goes to a repository: the text of ``README.md``, YAML metadata and Markdown.
+def render_card(
+    facts: CardFacts, repo_id: str, license: LicenseDecision, *, languages: Sequence[str] = ()
+) -> str:
+    """Write the card of a model that goes to a repository: the text of ``README.md``, YAML metadata
+    and Markdown.
 
     Languages are ISO 639 codes, for the Hub's filters.
 
@@ -149,10 +173,14 @@ def render_card(facts: CardFacts, repo_id: str, license: LicenseDecision, *, lan
     """
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
+    )
     environment.filters["cell"] = markdown_text
     try:
-        template = environment.from_string((bundled("model_cards") / TEMPLATE).read_text(encoding="utf-8"))
+        template = environment.from_string(
+            (bundled("model_cards") / TEMPLATE).read_text(encoding="utf-8")
+        )
         body = template.render(**_values(facts, repo_id, license))
     except (jinja2.TemplateError, KeyError, TypeError) as cause:
         raise HubError(f"{TEMPLATE}: does not fit what is known of {repo_id}: {cause}") from cause
@@ -161,8 +189,11 @@ def render_card(facts: CardFacts, repo_id: str, license: LicenseDecision, *, lan
     return f"---\n{metadata}\n---\n\n{body}\n"
 
 
-def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, languages: Sequence[str] = ()) -> ModelCardData:
-    """The part of the card that the Hub reads. Figures are given only where they were measured on a test split."""
+def card_metadata(
+    facts: CardFacts, repo_id: str, license: LicenseDecision, languages: Sequence[str] = ()
+) -> ModelCardData:
+    """The part of the card that the Hub reads. Figures are given only where they were measured on a
+    test split."""
     from huggingface_hub import ModelCardData
 
     record = facts.record
@@ -188,7 +219,12 @@ def _evaluations(record: Record) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     results = record.results
-    if results is None or results.split != "test" or results.winner is None or results.winner.accuracy is None:
+    if (
+        results is None
+        or results.split != "test"
+        or results.winner is None
+        or results.winner.accuracy is None
+    ):
         return []
     data = record.settings.data.get("test", Data())
     return [
@@ -208,19 +244,27 @@ def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[st
     """The part of a card that is known before there is a model, for `check_metadata`."""
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(license=license.license, language=list(languages) or None, **_license_terms(repo_id, license))
+    data = ModelCardData(
+        license=license.license,
+        language=list(languages) or None,
+        **_license_terms(repo_id, license),
+    )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
 def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
-    """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything was uploaded.
+    """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything
+    was uploaded.
 
-    `RepoCard.validate` asks the default endpoint, which need not be this client's. Raises `HubError`.
+    `RepoCard.validate` asks the default endpoint, which need not be this client's. Raises
+    `HubError`.
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     def check() -> list[str]:
-        response = get_session().post(f"{api.endpoint}/api/validate-yaml", json={"content": card, "repoType": "model"})
+        response = get_session().post(
+            f"{api.endpoint}/api/validate-yaml", json={"content": card, "repoType": "model"}
+        )
         if response.status_code != 400:
             hf_raise_for_status(response)
         return [str(error.get("message")) for error in response.json().get("errors", [])]
@@ -244,8 +288,10 @@ def markdown_text(value: object) -> str:
 
 
 def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[str, Any]:
-    recipe, record = facts.recipe, facts.record
-    results, text = record.results or Results(), recipe.to_yaml().rstrip()
+    recipe = facts.recipe
+    record = facts.record
+    results = record.results or Results()
+    text = recipe.to_yaml().rstrip()
     return {
         "name": repo_id.rsplit("/", 1)[-1],
         "repo_id": repo_id,
@@ -266,24 +312,39 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
         "shown": record.telling if record.telling and record.telling.right else None,
         "example": _example(record, record.data),
-        "prompt_form": json.dumps(record.data.template, ensure_ascii=False) if record.data.template else "",
+        "prompt_form": json.dumps(record.data.template, ensure_ascii=False)
+        if record.data.template
+        else "",
         **_sizes(facts),
         "rank": facts.config.get("r"),
         "served_rank": served_rank(facts.config.get("r") or 1),
         **_source_values(facts),
-        "missing_text": listed([*dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref))]),
+        "missing_text": listed(
+            [
+                *dict.fromkeys(
+                    markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref)
+                )
+            ]
+        ),
     }
 
 
 def _source_values(facts: CardFacts) -> dict[str, Any]:
     layers = {i: source.get("layers") for i, source in enumerate(facts.config.get("sources") or [])}
-    sources = [{**_shown(ref), "layers": layers.get(i)} for i, ref in enumerate(facts.recipe.sources)]
-    names, called = [source["shown"] for source in sources], facts.record.names
+    sources = [
+        {**_shown(ref), "layers": layers.get(i)} for i, ref in enumerate(facts.recipe.sources)
+    ]
+    names = [source["shown"] for source in sources]
+    called = facts.record.names
     for i, name in enumerate(names):
-        if names.count(name) > 1 and f"source:{i}" in called:  # folders of one name, which the results tell apart
+        if (
+            names.count(name) > 1 and f"source:{i}" in called
+        ):  # folders of one name, which the results tell apart
             sources[i]["shown"] = f"{name} ({markdown_text(called[f'source:{i}'])})"
     names = [source["shown"] for source in sources]
-    merged = [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
+    merged = (
+        [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
+    )
     base = facts.recipe.base
     return {
         "sources": sources,
@@ -295,35 +356,56 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
 
 
 def _shown(ref: SourceRef) -> dict[str, Any]:
-    names, revisions = [], []
+    names = []
+    revisions = []
     for part in parts_of(ref):
         name = markdown_text(part.model)
-        names.append(f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name)
-        revisions.append(f"`{part.revision[:12]}`" if part.revision else "" if is_on_hub(part) else "not published")
-    return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}
+        names.append(
+            f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name
+        )
+        revisions.append(
+            f"`{part.revision[:12]}`"
+            if part.revision
+            else ""
+            if is_on_hub(part)
+            else "not published"
+        )
+    return {
+        "shown": " with adapter ".join(names),
+        "revision_shown": ", ".join(filter(None, revisions)),
+    }
 
 
 def _sizes(facts: CardFacts) -> dict[str, Any]:
-    """The size of a model of text and what it reads, as its config says, and half of that to write, 64 tokens at most."""
+    """The size of a model of text and what it reads, as its config says, and half of that to write,
+    64 tokens at most."""
     config = facts.config
     while isinstance(inner := config.get("text_config"), dict):
         config = inner
-    layers, context = config.get("num_hidden_layers"), config.get("max_position_embeddings")
+    layers = config.get("num_hidden_layers")
+    context = config.get("max_position_embeddings")
     reads = context if isinstance(context, int) and context > 1 else 0
     dtype = str(facts.recipe.dtype or config.get("dtype") or "")
-    said = [f"{layers} layers" if layers else "", dtype, f"reads up to {reads:,} tokens" if reads else ""]
+    said = [
+        f"{layers} layers" if layers else "",
+        dtype,
+        f"reads up to {reads:,} tokens" if reads else "",
+    ]
     return {"shape": ", ".join(filter(None, said)), "new_tokens": min(64, reads // 2 or 64)}
 
 
 def served_rank(rank: int) -> int:
-    """Find the least ``--max-lora-rank`` of vLLM that takes a rank; the rank itself where none does."""
+    """Find the least ``--max-lora-rank`` of vLLM that takes a rank; the rank itself where none
+    does."""
     return next((most for most in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= most), rank)
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The columns of the table that only some searches have: retained data, cut answers."""
     kept = [(name, figures) for row in rows for name, figures in row.retained.items()]
-    retained = [f"on {name}" for name, _ in kept] + [f"on {name}, cut" for name, figures in kept if figures.truncated]
+    retained = [f"on {name}" for name, _ in kept] + [
+        f"on {name}, cut" for name, figures in kept if figures.truncated
+    ]
     return {
         "retained": list(dict.fromkeys(retained)),
         "has_cut": any(row.truncated for row in rows),
@@ -332,42 +414,73 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _headline(results: Results) -> str:
-    """The result in one line, in percent: the winner's own figure, its parents', and the first comparison, with intervals."""
-    winner, count = results.winner, results.examples
+    """The result in one line, in percent: the winner's own figure, its parents', and the first
+    comparison, with intervals."""
+    winner = results.winner
+    count = results.examples
     words = []
     if winner is not None and winner.accuracy is not None and count:
         low, high = share_interval(round(winner.accuracy * count), count)
         split = _SPLITS.get(results.split, "problems")
         words.append(
-            f"**{winner.accuracy:.1%}** of {count} {split} right ({low:.1%} to {high:.1%}){_of_parents(results.rows)}."
+            f"**{winner.accuracy:.1%}** of {count} {split} right ({low:.1%} to "
+            f"{high:.1%}){_of_parents(results.rows)}."
         )
     for first in results.verdict[:1]:
-        sentence = first.partition("; in ")[0]  # another measure that says the same is left to the list of results
+        sentence = first.partition("; in ")[
+            0
+        ]  # another measure that says the same is left to the list of results
         if share := _SHARE.search(sentence):
             points = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]) * 100:.1f}", share[0])
-            sentence = sentence.replace(share[0], points.replace("of accuracy", "percentage points"))
+            sentence = sentence.replace(
+                share[0], points.replace("of accuracy", "percentage points")
+            )
         compared = " to " in sentence
         name = "" if winner is None else winner.model[:1].upper() + winner.model[1:] + " is "
-        said = "It is " + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence
-        words.append(f"{markdown_text(said if winner is None else said.replace(winner.model, 'this model'))}.")
+        said = (
+            "It is " + sentence.removeprefix(name)
+            if name and sentence.startswith(name)
+            else sentence
+        )
+        if winner is not None:
+            said = said.replace(winner.model, "this model")
+        words.append(f"{markdown_text(said)}.")
     if len(words) == 2 and compared:
-        words.append("In brackets: intervals of 95 %; the comparison is paired, problem by problem.")
+        words.append(
+            "In brackets: intervals of 95 %; the comparison is paired, problem by problem."
+        )
     return " ".join(words)
 
 
 def _of_parents(rows: Sequence[Row]) -> str:
     """The accuracies of the best three parents, and of the base."""
-    known = [(row, row.accuracy) for row in rows if row.accuracy is not None and row.stage in ("source", "base")]
+    known = [
+        (row, row.accuracy)
+        for row in rows
+        if row.accuracy is not None and row.stage in ("source", "base")
+    ]
     known.sort(key=lambda each: -each[1])
-    said = [f"{markdown_text(row.model)} {accuracy:.1%}" for row, accuracy in known if row.stage == "source"]
+    said = [
+        f"{markdown_text(row.model)} {accuracy:.1%}"
+        for row, accuracy in known
+        if row.stage == "source"
+    ]
     said = [*said[:3], f"{len(said) - 3} more no better"] if len(said) > 4 else said
-    base = "".join(f"; the {markdown_text(row.model)}: {accuracy:.1%}" for row, accuracy in known if row.stage == "base")
+    base = "".join(
+        f"; the {markdown_text(row.model)}: {accuracy:.1%}"
+        for row, accuracy in known
+        if row.stage == "base"
+    )
     return (f"; its parents: {', '.join(said)}" if said else "") + base
 
 
 def _datasets(record: Record) -> list[str]:
     """The data sets of the Hub that a search looked at; a folder has no owner in its name."""
-    return list(dict.fromkeys(name for data in record.settings.data.values() if (name := data.dataset) and "/" in name))
+    return list(
+        dict.fromkeys(
+            name for data in record.settings.data.values() if (name := data.dataset) and "/" in name
+        )
+    )
 
 
 def _row(row: Row) -> dict[str, str]:
@@ -378,7 +491,10 @@ def _row(row: Row) -> dict[str, str]:
         "fitness": row.fitness_text,
         "evaluations": f"{row.evaluations:.0f}" if row.evaluations else "",
         **{f"on {name}": figures.best_text for name, figures in row.retained.items()},
-        **{f"on {name}, cut": f"{figures.truncated or 0:.1%}" for name, figures in row.retained.items()},
+        **{
+            f"on {name}, cut": f"{figures.truncated or 0:.1%}"
+            for name, figures in row.retained.items()
+        },
         "cut": "" if row.truncated is None else f"{row.truncated:.1%}",
     }
     bold = "**" if row.winner else ""
@@ -386,9 +502,13 @@ def _row(row: Row) -> dict[str, str]:
 
 
 def _example(record: Record, data: Data) -> str | None:
-    """A prompt as the search gave it to the models, for the code that loads it: text, or the messages of a chat."""
+    """A prompt as the search gave it to the models, for the code that loads it: text, or the
+    messages of a chat."""
     prompt = record.telling.prompt if record.telling and record.telling.right.get(EVOLVED) else None
     if not data.chat:
         return json.dumps(prompt, ensure_ascii=False) if prompt is not None else None
     messages = [{"role": "system", "content": data.system}] if data.system is not None else []
-    return json.dumps([*messages, {"role": "user", "content": "Your text" if prompt is None else prompt}], ensure_ascii=False)
+    return json.dumps(
+        [*messages, {"role": "user", "content": "Your text" if prompt is None else prompt}],
+        ensure_ascii=False,
+    )

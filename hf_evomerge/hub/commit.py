@@ -1,7 +1,7 @@
 """Commits files to a repository on the Hub: all of them or none, once or not at all.
 
-Each commit names its parent, so the Hub refuses it when the branch has moved: by somebody else, or by the same commit whose
-answer was lost. After an error the branch tells which it was.
+Each commit names its parent, so the Hub refuses it when the branch has moved: by somebody else, or
+by the same commit whose answer was lost. After an error the branch tells which it was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Commit:
 
 @dataclass(frozen=True)
 class Target:
-    """Target of a commit: a branch, which must exist, of a repository of type ``model`` or ``space``.
+    """Target of a commit: a branch, which must exist, of a repository of type ``model`` or
+    ``space``.
 
     With `create_pr` a pull request to the branch is opened in place of a commit to it.
     """
@@ -52,12 +53,19 @@ class Target:
 
 
 def commit_files(
-    api: HfApi, target: Target, files: Mapping[str, Content], *, message: str, remove: Callable[[str], bool] = lambda _: False
+    api: HfApi,
+    target: Target,
+    files: Mapping[str, Content],
+    *,
+    message: str,
+    remove: Callable[[str], bool] = lambda _: False,
 ) -> Commit:
-    """Make a repository hold these files, in one commit with this first line; `remove` says which of its other files go.
+    """Make a repository hold these files, in one commit with this first line; `remove` says which
+    of its other files go.
 
     Raises:
-        HubError: It did not work, or somebody else changed the repository meanwhile. Says what is there and what is not.
+        HubError: It did not work, or somebody else changed the repository meanwhile. Says what is
+            there and what is not.
     """
     from huggingface_hub import CommitOperationDelete
 
@@ -68,23 +76,44 @@ def commit_files(
     head = str(before.sha)
     additions = _upload(api, target, files, head)
     names = [file.rfilename for file in before.siblings or []]
-    deletions = [CommitOperationDelete(path_in_repo=name) for name in names if name not in files and remove(name)]
+    deletions = [
+        CommitOperationDelete(path_in_repo=name)
+        for name in names
+        if name not in files and remove(name)
+    ]
     operations = [*additions, *deletions]
-    where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "parent_commit": head}
+    where: dict[str, Any] = {
+        "repo_type": target.repo_type,
+        "revision": target.revision,
+        "parent_commit": head,
+    }
     where["create_pr"] = target.create_pr
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*commit a data file.*")  # the record belongs there
-            send = partial(api.create_commit, target.repo_id, operations, commit_message=message, **where)
-            made = ask(f"{target.repo_id}: the Hub did not take the commit", send, once=target.create_pr)
+            warnings.filterwarnings(
+                "ignore", message=".*commit a data file.*"
+            )  # the record belongs there
+            send = partial(
+                api.create_commit, target.repo_id, operations, commit_message=message, **where
+            )
+            made = ask(
+                f"{target.repo_id}: the Hub did not take the commit", send, once=target.create_pr
+            )
     except HubError as cause:
         if target.create_pr:
             page = f"see {_url(api, target)}/discussions before you push again"
-            raise HubError(f"{cause}; it is not known whether the pull request was opened: {page}") from cause
-        now = look(complaint="cannot be read, so it is not known whether the commit was taken; push again")
+            raise HubError(
+                f"{cause}; it is not known whether the pull request was opened: {page}"
+            ) from cause
+        now = look(
+            complaint="cannot be read, so it is not known whether the commit was taken; push again"
+        )
         sha = str(now.sha)
         if sha == head:
-            left = f"all files are uploaded, but nothing is committed and the branch is still at {head[:12]}"
+            left = (
+                "all files are uploaded, but nothing is committed and the branch is still at "
+                f"{head[:12]}"
+            )
             raise HubError(f"{cause}; {left}; push again later") from cause
         if not _holds(now, files, remove):
             meanwhile = f"somebody else has committed ({sha[:12]}) while this was being pushed"
@@ -101,16 +130,31 @@ def _holds(info: Any, files: Mapping[str, Content], remove: Callable[[str], bool
     )
 
 
-def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str) -> list[CommitOperationAdd]:
+def _upload(
+    api: HfApi, target: Target, files: Mapping[str, Content], head: str
+) -> list[CommitOperationAdd]:
     """Upload the large files, one after the other; files that the Hub has already are not sent."""
     from huggingface_hub import CommitOperationAdd
 
-    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
-    where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "num_threads": 1}
+    additions = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+        for name, content in files.items()
+    ]
+    where: dict[str, Any] = {
+        "repo_type": target.repo_type,
+        "revision": target.revision,
+        "num_threads": 1,
+    }
     where["create_pr"] = target.create_pr
     for done, addition in enumerate(additions):
-        left = f"nothing is committed, and the branch is still at {head[:12]}; {done} of {len(additions)} files are uploaded"
-        what = f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"
+        left = (
+            f"nothing is committed, and the branch is still at {head[:12]}; {done} of "
+            f"{len(additions)} files are uploaded"
+        )
+        what = (
+            f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again "
+            "to go on)"
+        )
         ask(what, partial(api.preupload_lfs_files, target.repo_id, [addition], **where))
     return additions
 
@@ -121,8 +165,12 @@ def _is_same(stored: RepoSibling, content: Content) -> bool:
     if stored.size != (len(content) if isinstance(content, bytes) else content.stat().st_size):
         return False
     if stored.lfs is not None:
-        return stored.lfs.sha256 == (sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content))
-    return stored.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
+        return stored.lfs.sha256 == (
+            sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)
+        )
+    return stored.blob_id == git_hash(
+        content if isinstance(content, bytes) else content.read_bytes()
+    )
 
 
 def _url(api: HfApi, target: Target) -> str:

@@ -1,4 +1,5 @@
-"""Comparison of a model that was built again with another of the same recipe: tensors, config and code."""
+"""Comparison of a model that was built again with another of the same recipe: tensors, config and
+code."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ PACKAGE = "hf-evomerge"
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """A tensor that came out otherwise: its name, how it differs in words, and the largest absolute difference.
+    """A tensor that came out otherwise: its name, how it differs in words, and the largest absolute
+    difference.
 
     The last is None where the two cannot be subtracted.
     """
@@ -43,13 +45,20 @@ def compare_tensors(built: Source, other: Source) -> tuple[int, list[TensorDiffe
 def _difference(name: str, built: Source, published: Source) -> TensorDifference | None:
     import torch
 
-    here, there = built.stored.get(name), published.stored.get(name)
+    here = built.stored.get(name)
+    there = published.stored.get(name)
     if here is None or there is None:
-        return TensorDifference(name, "only in the published model" if here is None else "only in the rebuilt model")
+        return TensorDifference(
+            name, "only in the published model" if here is None else "only in the rebuilt model"
+        )
     if (here.dtype, here.shape) != (there.dtype, there.shape):
         return TensorDifference(name, f"{there} is published, {here} was rebuilt")
-    a, b = built.read_stored(here, name), published.read_stored(there, name)
-    bits = [tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1) for tensor in (a, b)]
+    a = built.read_stored(here, name)
+    b = published.read_stored(there, name)
+    bits = [
+        tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1)
+        for tensor in (a, b)
+    ]
     count = int((bits[0] != bits[1]).any(dim=1).sum()) if a.numel() else 0
     if count == 0:
         return None
@@ -58,16 +67,26 @@ def _difference(name: str, built: Source, published: Source) -> TensorDifference
 
 
 def config_files(folder: Path) -> list[str]:
-    """``config.json``, or an adapter's; of a diffusion pipeline ``model_index.json``, and that of each component."""
+    """``config.json``, or an adapter's; of a diffusion pipeline ``model_index.json``, and that of
+    each component."""
     if (name := config_name(folder)) != INDEX:
         return [name]
-    return [INDEX, *(file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*config.json")))]
+    return [
+        INDEX,
+        *(file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*config.json"))),
+    ]
 
 
-def compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:
-    """List how one of the `config_files` differs. Another transformers writes more keys or fewer; that is no difference."""
+def compare_configs(
+    built: Path, published: Path, versions: Mapping[str, tuple[str, str]]
+) -> list[str]:
+    """List how one of the `config_files` differs. Another transformers writes more keys or fewer;
+    that is no difference."""
     pairs = [_flat(read_json(file)) for file in (built, published)]
-    here, there = ({key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED} for pair in pairs)
+    here, there = (
+        {key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED}
+        for pair in pairs
+    )
     both = here.keys() & there.keys()
     keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]
     return [
@@ -80,22 +99,32 @@ def compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[s
 def compare_code(
     built: Path, published: Mapping[str, Path], versions: Mapping[str, tuple[str, str]]
 ) -> tuple[list[str], list[str]]:
-    """Compare the Python files of a published model, by their names, with those of a model that was built again.
+    """Compare the Python files of a published model, by their names, with those of a model that was
+    built again.
 
-    `versions` are those that were others when the model was built: ``{library: (then, now)}``. Gives what differs, and what
-    could not be compared, one line each.
+    `versions` are those that were others when the model was built: ``{library: (then, now)}``.
+    Gives what differs, and what could not be compared, one line each.
     """
     then, now = versions.get(PACKAGE, ("", ""))
-    differ, unknown = [], []
+    differ = []
+    unknown = []
     for name, file in sorted(published.items()):
         if not (built / name).is_file():
-            unknown.append(f"{name} is not part of {PACKAGE}; trust_remote_code may run it, so read it first")
+            unknown.append(
+                f"{name} is not part of {PACKAGE}; trust_remote_code may run it, so read it first"
+            )
         elif file_sha256(file) == file_sha256(built / name):
             continue
         elif then:
-            unknown.append(f"{name} is from {PACKAGE} {then}, and this is {now}; read it, or install that version")
+            unknown.append(
+                f"{name} is from {PACKAGE} {then}, and this is {now}; read it, or install "
+                "that version"
+            )
         else:
-            differ.append(f"{name} is not that of {PACKAGE} {version(PACKAGE)}; trust_remote_code would run it")
+            differ.append(
+                f"{name} is not that of {PACKAGE} {version(PACKAGE)}; trust_remote_code "
+                "would run it"
+            )
     return differ, unknown
 
 
@@ -103,7 +132,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+        found.update(
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return found
 
 

@@ -1,7 +1,9 @@
-"""License that a merge may go out under, from the licenses of its parents. Decides only what is plain; not legal advice.
+"""License that a merge may go out under, from the licenses of its parents. Decides only what is
+plain; not legal advice.
 
-Equal parents keep their license, permissive ones give apache-2.0 with notices. Everything else is left to the user: the card
-says ``other`` and lists the parents' licenses. What is known to contradict itself is refused.
+Equal parents keep their license, permissive ones give apache-2.0 with notices. Everything else is
+left to the user: the card says ``other`` and lists the parents' licenses. What is known to
+contradict itself is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +31,19 @@ PERMISSIVE = (
     *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear"),
     *("isc", "ncsa", "zlib", "unlicense", "cc0-1.0", "postgresql"),
 )
-_SHARE_ALIKE = ("cc-by-sa", "cc-by-nc-sa", "gpl", "agpl", "lgpl", "odbl", "osl", "eupl", "mpl", "epl", "cdla-sharing")
+_SHARE_ALIKE = (
+    "cc-by-sa",
+    "cc-by-nc-sa",
+    "gpl",
+    "agpl",
+    "lgpl",
+    "odbl",
+    "osl",
+    "eupl",
+    "mpl",
+    "epl",
+    "cdla-sharing",
+)
 UNKNOWN = "unknown"
 OTHER = "other"
 _LANGUAGES = 4  # more say little of a merge
@@ -41,7 +55,8 @@ class ParentLicense:
     """The license and the languages of one parent, as its repository, or a folder, states them.
 
     Attributes:
-        license: The identifier; ``other`` for one with a name of its own, ``unknown`` where nothing is stated.
+        license: The identifier; ``other`` for one with a name of its own, ``unknown`` where nothing
+            is stated.
         name, link: The name and address of a license without an identifier.
         note: Reason why nothing is known.
     """
@@ -60,8 +75,13 @@ class ParentLicense:
 
     @property
     def terms(self) -> tuple[str, str | None, str | None]:
-        """Terms that must be equal for two licenses to be the same; an identifier says it all, but for ``other``."""
-        return (self.license, self.name, self.link) if self.license == OTHER else (self.license, None, None)
+        """Terms that must be equal for two licenses to be the same; an identifier says it all, but
+        for ``other``."""
+        return (
+            (self.license, self.name, self.link)
+            if self.license == OTHER
+            else (self.license, None, None)
+        )
 
     @property
     def address(self) -> str | None:
@@ -73,9 +93,11 @@ class ParentLicense:
 
 @dataclass(frozen=True)
 class LicenseDecision:
-    """License of the merge: an identifier, ``other`` where the parents' licenses do not settle it; and why, in a sentence.
+    """License of the merge: an identifier, ``other`` where the parents' licenses do not settle it;
+    and why, in a sentence.
 
-    `name` and `link` are those of a license without an identifier, `chosen` says whether the user chose it.
+    `name` and `link` are those of a license without an identifier, `chosen` says whether the user
+    chose it.
     """
 
     license: str
@@ -98,7 +120,8 @@ def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) 
     The user's own choice, a Hub identifier, is taken as it is.
 
     Raises:
-        HubError: The parents' licenses contradict each other, or forbid merges, and the user has chosen nothing.
+        HubError: The parents' licenses contradict each other, or forbid merges, and the user has
+            chosen nothing.
 
     Example:
         >>> decide_license([ParentLicense("a", "mit"), ParentLicense("b", "apache-2.0")]).license
@@ -107,27 +130,47 @@ def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) 
     parents = tuple(dict.fromkeys(parents))
     if chosen is not None:
         name = _OF_THE_PARENTS if chosen == OTHER else None
-        return LicenseDecision(chosen, "The publisher chose this license.", parents, name=name, chosen=True)
+        return LicenseDecision(
+            chosen, "The publisher chose this license.", parents, name=name, chosen=True
+        )
     if conflict := _conflict(parents):
-        raise HubError(f"license: {conflict}; ask the authors, then pass --license with what you may use")
+        raise HubError(
+            f"license: {conflict}; ask the authors, then pass --license with what you may use"
+        )
     first = parents[0] if parents else ParentLicense("")
-    if first.license != UNKNOWN and (first.license != OTHER or first.name) and len({p.terms for p in parents}) == 1:
-        return LicenseDecision(first.license, "All parents are under this license.", parents, first.name, first.address)
+    if (
+        first.license != UNKNOWN
+        and (first.license != OTHER or first.name)
+        and len({p.terms for p in parents}) == 1
+    ):
+        return LicenseDecision(
+            first.license, "All parents are under this license.", parents, first.name, first.address
+        )
     if parents and all(parent.license in PERMISSIVE for parent in parents):
-        notices = tuple(f"{parent.model}: {parent.license}" for parent in parents if parent.license != "apache-2.0")
+        notices = tuple(
+            f"{parent.model}: {parent.license}"
+            for parent in parents
+            if parent.license != "apache-2.0"
+        )
         reason = "All parents are under permissive licenses, whose notices are kept."
         return LicenseDecision("apache-2.0", reason, parents, notices=notices)
     unknown = [parent.model for parent in parents if parent.license in (UNKNOWN, OTHER)]
-    one, many = f"The license of {listed(unknown)} is", f"The licenses of {listed(unknown)} are"
+    one = f"The license of {listed(unknown)} is"
+    many = f"The licenses of {listed(unknown)} are"
     reason = f"{one if len(unknown) == 1 else many} not stated in a known form."
     reason = reason if unknown else "The parents are under different licenses."
-    return LicenseDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS)
+    return LicenseDecision(
+        OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS
+    )
 
 
 def languages_of(parents: Sequence[ParentLicense]) -> tuple[str, ...]:
-    """The languages of a merge: those of its parents where all state theirs as codes and they are few; none otherwise."""
+    """The languages of a merge: those of its parents where all state theirs as codes and they are
+    few; none otherwise."""
     found = dict.fromkeys(code for parent in parents for code in parent.languages)
-    known = all(parent.languages for parent in parents) and all(re.fullmatch("[a-z]{2,3}", code) for code in found)
+    known = all(parent.languages for parent in parents) and all(
+        re.fullmatch("[a-z]{2,3}", code) for code in found
+    )
     return tuple(found) if known and len(found) <= _LANGUAGES else ()
 
 
@@ -137,7 +180,11 @@ def _conflict(parents: Sequence[ParentLicense]) -> str | None:
         if "-nd-" in f"{parent.license}-":
             return f"{parent.model} is under {parent.license}, which allows no derived works"
     for parent, other in permutations(parents, 2):
-        strict = parent.license.startswith(_SHARE_ALIKE) and other.license not in (*PERMISSIVE, UNKNOWN, OTHER)
+        strict = parent.license.startswith(_SHARE_ALIKE) and other.license not in (
+            *PERMISSIVE,
+            UNKNOWN,
+            OTHER,
+        )
         if strict and other.terms != parent.terms:
             kept = f"{parent.model} is under {parent.license}, which derived works must keep"
             return f"{kept}, and {other.model} under {other.license}, which says otherwise"
@@ -145,7 +192,8 @@ def _conflict(parents: Sequence[ParentLicense]) -> str | None:
 
 
 def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
-    """The license that a parent's card states; ``unknown``, with a note, where there is none to read.
+    """The license that a parent's card states; ``unknown``, with a note, where there is none to
+    read.
 
     Raises:
         HubError: The Hub does not answer, so that it is not known whether there is one.
@@ -166,7 +214,11 @@ def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
             card = ask(what, lambda: api.model_info(ref.model, revision=ref.revision).card_data)
             data = card.to_dict() if card is not None else {}
     except (HubError, OSError, ValueError, yaml.YAMLError) as error:
-        cause = error.__cause__ if isinstance(error, HubError) and error.__cause__ is not None else error
+        cause = (
+            error.__cause__
+            if isinstance(error, HubError) and error.__cause__ is not None
+            else error
+        )
         if is_passing(cause):
             raise HubError(f"{error}; try again later") from cause
         return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")
@@ -180,9 +232,17 @@ def _stated(name: str, data: dict[str, Any]) -> ParentLicense:
     license = data.get("license")
     if isinstance(license, list):
         if len(license) > 1:
-            return ParentLicense(name, note=f"its card states several: {', '.join(map(str, license))}")
+            return ParentLicense(
+                name, note=f"its card states several: {', '.join(map(str, license))}"
+            )
         license = license[0] if license else None
     if not isinstance(license, str) or not license.strip():
         return ParentLicense(name, note="its card states no license")
-    texts = {key: value for key in ("license_name", "license_link") if isinstance(value := data.get(key), str)}
-    return ParentLicense(name, license.strip().lower(), texts.get("license_name"), texts.get("license_link"))
+    texts = {
+        key: value
+        for key in ("license_name", "license_link")
+        if isinstance(value := data.get(key), str)
+    }
+    return ParentLicense(
+        name, license.strip().lower(), texts.get("license_name"), texts.get("license_link")
+    )

@@ -1,4 +1,5 @@
-"""Names of a recipe's sources once it is published: by repository and commit, so that anybody gets the same bits."""
+"""Names of a recipe's sources once it is published: by repository and commit, so that anybody gets
+the same bits."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class PublicNames:
     """Names sources for strangers. Callable: ``names(ref)`` is the published reference.
 
-    `published` are the repositories where local folders were published, by folder. What is there must be what is in the folder.
-    A repository without a commit is pinned to what it holds now.
+    `published` are the repositories where local folders were published, by folder. What is there
+    must be what is in the folder. A repository without a commit is pinned to what it holds now.
 
     Raises:
         HubError: A repository cannot be read, or does not hold the folder's weights.
@@ -30,7 +31,10 @@ class PublicNames:
 
     def __init__(self, api: HfApi, published: Mapping[str, str] | None = None) -> None:
         self._api = api
-        self._published = {named_folder(str(folder)).resolve(): repo_id for folder, repo_id in (published or {}).items()}
+        self._published = {
+            named_folder(str(folder)).resolve(): repo_id
+            for folder, repo_id in (published or {}).items()
+        }
         self._known: dict[SourceRef, SourceRef] = {}
 
     def __call__(self, ref: SourceRef) -> SourceRef:
@@ -58,21 +62,30 @@ class PublicNames:
         if REGEX_COMMIT_HASH.fullmatch(ref.revision or "") and "/" in ref.model:
             return ref
         what = f"{ref.model}: cannot be pinned to a commit"
-        info = ask(what, lambda: self._api.model_info(ref.model, revision=ref.revision))  # `gpt2` gets its slash
+        info = ask(
+            what, lambda: self._api.model_info(ref.model, revision=ref.revision)
+        )  # `gpt2` gets its slash
         return ref.model_copy(update={"model": info.id, "revision": str(info.sha)})
 
     def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:
         """The repository's head, if its weights are those of the folder."""
         info = repo_info(self._api, repo_id)
-        there, adapter = large_files(info), folder / ADAPTER_WEIGHTS
-        for name, sha in hashes(folder, [adapter] if adapter.is_file() else weight_files(folder)).items():
+        there = large_files(info)
+        adapter = folder / ADAPTER_WEIGHTS
+        for name, sha in hashes(
+            folder, [adapter] if adapter.is_file() else weight_files(folder)
+        ).items():
             if there.get(name) != sha:
-                raise HubError(f"{repo_id}: {name} there is not the one in {folder}; push the folder there, or leave it out")
+                raise HubError(
+                    f"{repo_id}: {name} there is not the one in {folder}; push the folder "
+                    "there, or leave it out"
+                )
         return SourceRef(model=repo_id, revision=str(info.sha))
 
 
 def parts_of(ref: SourceRef) -> list[SourceRef]:
-    """The checkpoint that a reference names, and the adapter where it has one: what has a license and an author of its own."""
+    """The checkpoint that a reference names, and the adapter where it has one: what has a license
+    and an author of its own."""
     parts = [ref.model_copy(update={"adapter": None, "adapter_revision": None, "component": None})]
     if ref.adapter is not None:
         parts.append(SourceRef(model=ref.adapter, revision=ref.adapter_revision))
@@ -85,12 +98,14 @@ def parents_of(recipe: Recipe) -> list[SourceRef]:
 
 
 def is_on_hub(ref: SourceRef) -> bool:
-    """Tell whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
+    """Tell whether a published reference can be downloaded: a folder of the publisher's machine is
+    named without a slash."""
     return all("/" in part.model for part in parts_of(ref))
 
 
 def weight_files(folder: Path) -> Sequence[Path]:
-    """The safetensors files of a model folder, by name; raises `SourceError` where there are none or one is missing."""
+    """The safetensors files of a model folder, by name; raises `SourceError` where there are none
+    or one is missing."""
     source = open_files(SourceRef(model=str(folder)))
     return sorted(dict.fromkeys(info.file for info in source.stored.values()))
 

@@ -1,4 +1,5 @@
-"""Publishes a merged model: weights, code, tokenizer, recipe, the record of its search, pictures and card, in one commit.
+"""Publishes a merged model: weights, code, tokenizer, recipe, the record of its search, pictures
+and card, in one commit.
 
 Nothing leaves this machine before everything is checked and planned.
 """
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pushed:
-    """Commits that were published: the model's, and the Space's where one was asked for; with the plan's warnings."""
+    """Commits that were published: the model's, and the Space's where one was asked for; with the
+    plan's warnings."""
 
     model: Commit
     space: Commit | None = None
@@ -44,27 +46,38 @@ class Pushed:
 
 
 def push_model(
-    model: Study | str | os.PathLike[str], repo_id: str, options: PushOptions | None = None, *, api: HfApi | None = None
+    model: Study | str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions | None = None,
+    *,
+    api: HfApi | None = None,
 ) -> Pushed:
     """Publish a merged model, in one commit.
 
-    A parameter-space merge goes up as the plain model it is; a path with the files of its class, so that it loads where
-    this package is not installed. Running it again after a failure goes on where it ended; with nothing new it changes nothing.
+    A parameter-space merge goes up as the plain model it is; a path with the files of its class, so
+    that it loads where this package is not installed. Running it again after a failure goes on
+    where it ended; with nothing new it changes nothing.
 
     Args:
-        model: A finished search, as its study or its folder, or the folder of a model that was built from a recipe.
+        model: A finished search, as its study or its folder, or the folder of a model that was
+            built from a recipe.
         repo_id: ``user/name``; made where it does not exist.
         options: Options; see `PushOptions`.
-        api: The client, with its endpoint and token; that of ``HF_ENDPOINT`` and of ``hf auth login`` by default.
+        api: The client, with its endpoint and token; that of ``HF_ENDPOINT`` and of ``hf auth
+            login`` by default.
 
     Raises:
-        HubError: The folder cannot be published, the licenses forbid it, or the Hub does not take it.
+        HubError: The folder cannot be published, the licenses forbid it, or the Hub does not take
+            it.
 
     Example:
-        >>> push_model("my-search", "me/my-merge", PushOptions(private=True)).model.url  # doctest: +SKIP
+        >>> options = PushOptions(private=True)
+        >>> result = push_model("my-search", "me/my-merge", options)  # doctest: +SKIP
+        >>> result.model.url  # doctest: +SKIP
         'https://huggingface.co/me/my-merge'
     """
-    options, api = options or PushOptions(), api or default_api()
+    options = options or PushOptions()
+    api = api or default_api()
     folder = model.folder if isinstance(model, Study) else model
     check_login(api, repo_id, asks=options.create_pr)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
@@ -74,35 +87,53 @@ def push_model(
         target = _open_target(api, repo_id, options)
         what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
         message = f"{what} by hf_evomerge {version('hf-evomerge')}"
-        commit = commit_files(api, target, plan.files, message=message, remove=partial(is_ours, parts=plan.parts))
-    space, warnings = None, [*plan.warnings]
+        commit = commit_files(
+            api, target, plan.files, message=message, remove=partial(is_ours, parts=plan.parts)
+        )
+    space = None
+    warnings = [*plan.warnings]
     if options.space:
         revision = commit.sha if options.create_pr else options.revision
         try:
-            space = push_space(repo_id, repo_id, revision=revision, private=options.private, api=api)
+            space = push_space(
+                repo_id, repo_id, revision=revision, private=options.private, api=api
+            )
         except HubError as cause:
-            raise HubError(f"the model is published, {commit.url} at {commit.sha[:12]}, but not its Space: {cause}") from cause
+            raise HubError(
+                f"the model is published, {commit.url} at {commit.sha[:12]}, but not its "
+                f"Space: {cause}"
+            ) from cause
         if options.private:
-            warnings.append(f"the Space can read the private model once you give it a secret HF_TOKEN: {space.url}/settings")
+            warnings.append(
+                "the Space can read the private model once you give it a secret HF_TOKEN: "
+                f"{space.url}/settings"
+            )
     return Pushed(commit, space, tuple(warnings))
 
 
 def preview_push(
-    folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None, *, api: HfApi | None = None
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions | None = None,
+    *,
+    api: HfApi | None = None,
 ) -> PushPlan:
-    """Plan what `push_model` would do, with the same arguments and errors; reads the Hub and changes nothing. Needs no login.
+    """Plan what `push_model` would do, with the same arguments and errors; reads the Hub and
+    changes nothing. Needs no login.
 
     Example:
         >>> print(preview_push("my-search", "me/my-merge"))  # doctest: +SKIP
     """
-    options, api = options or PushOptions(), api or default_api()
+    options = options or PushOptions()
+    api = api or default_api()
     unchecked = []
     if has_token(api):
         check_login(api, repo_id, asks=options.create_pr)
     else:
         check_name(repo_id)
         unchecked.append(
-            f"nobody is logged in, so it was not checked whether you may push to {repo_id}, or what of it is private"
+            f"nobody is logged in, so it was not checked whether you may push to {repo_id}, "
+            "or what of it is private"
         )
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
@@ -110,30 +141,47 @@ def preview_push(
 
 
 def check_push(
-    repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None, draws: bool = False
+    repo_id: str,
+    recipe_refs: Sequence[SourceRef],
+    options: PushOptions,
+    *,
+    api: HfApi | None = None,
+    draws: bool = False,
 ) -> None:
     """Refuse, before a search begins, what could not be pushed to a repository when it ends.
 
-    Checks the login, the name, what is there already, and the licenses of the sources and the base. With `draws` the sources
-    are diffusion pipelines.
+    Checks the login, the name, what is there already, and the licenses of the sources and the base.
+    With `draws` the sources are diffusion pipelines.
 
     Raises:
         HubError: As `push_model`.
     """
     api = api or default_api()
     check_login(api, repo_id, asks=options.create_pr)
-    is_known = draws or not any(ref.adapter for ref in recipe_refs)  # adapters give an adapter, or the whole model
-    files_there(api, repo_id, options, kind=("a diffusers pipeline" if draws else "a model") if is_known else None)
+    is_known = draws or not any(
+        ref.adapter for ref in recipe_refs
+    )  # adapters give an adapter, or the whole model
+    files_there(
+        api,
+        repo_id,
+        options,
+        kind=("a diffusers pipeline" if draws else "a model") if is_known else None,
+    )
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
-    license = decide_license([license_of(for_license(ref, names), api) for ref in parents], options.license)
+    license = decide_license(
+        [license_of(for_license(ref, names), api) for ref in parents], options.license
+    )
     check_metadata(metadata_text(repo_id, license, options.languages), repo_id, api)
 
 
 def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     """The repository and branch to commit to, made where they are missing."""
     private = options.private or None
-    ask(f"{repo_id}: no answer says that it was created", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    ask(
+        f"{repo_id}: no answer says that it was created",
+        lambda: api.create_repo(repo_id, private=private, exist_ok=True),
+    )
     revision = options.revision or "main"
     if revision != "main":
         what = f"{repo_id}: no answer says that the branch {revision!r} was created"

@@ -1,4 +1,5 @@
-"""Plans what a push sends, and sends nothing: what may be published, under which license, which files, which card.
+"""Plans what a push sends, and sends nothing: what may be published, under which license, which
+files, which card.
 
 What the plan does not list does not leave this machine at all.
 """
@@ -41,28 +42,58 @@ from .target import CARD, find_model
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_CODE = tuple(f"{name}_evo_merged.py" for name in ("blocks", "configuration", "layers", "modeling", "sources"))
+_CODE = tuple(
+    f"{name}_evo_merged.py" for name in ("blocks", "configuration", "layers", "modeling", "sources")
+)
 # Weights in another format, which would be those of another model.
 _STALE = (
     *("pytorch_model*.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model*.bin"),
     *("adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
 )
-# What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
+# What an earlier push may have left and a later one must not: other shards, tokenizer, code and
+# record of another winner.
 _OURS = (
-    *("*.safetensors", "*.safetensors.index.json", CONFIG_FILE, *COMPANIONS, *_CODE, RECIPE_FILE, STUDY_JSON, TRIALS_FILE),
+    *(
+        "*.safetensors",
+        "*.safetensors.index.json",
+        CONFIG_FILE,
+        *COMPANIONS,
+        *_CODE,
+        RECIPE_FILE,
+        STUDY_JSON,
+        TRIALS_FILE,
+    ),
     *_STALE,
-    *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "front", "path", "weights", "example-*")),
+    *(
+        f"{IMAGES_FOLDER}/{name}.png"
+        for name in ("fitness", "front", "path", "weights", "example-*")
+    ),
 )
 _KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
 """What a repository is by what is in it. Files of one kind would be taken for another's."""
-_PARTS = tuple(f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE))  # of a pipeline
+_PARTS = tuple(
+    f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE)
+)  # of a pipeline
 _ATTRIBUTES = ".gitattributes"  # in every repository, from its first commit
 _SHOWN = 4
 _NOTES = (
-    *(INDEX, "config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"),
+    *(
+        INDEX,
+        "config.json",
+        "scheduler_config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+    ),
     *("tokenizer_config.json", "special_tokens_map.json"),
 )
-_NOTED = ("name_or_path", "_name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file")
+_NOTED = (
+    "name_or_path",
+    "_name_or_path",
+    "tokenizer_file",
+    "special_tokens_map_file",
+    "vocab_file",
+    "merges_file",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +105,8 @@ class PushOptions:
         revision: The branch; made where there is none.
         create_pr: Open a pull request instead of committing to the branch.
         license: A Hub identifier, in place of what follows from the parents' licenses.
-        languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and they are four at most.
+        languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and
+            they are four at most.
         published: Repositories of local source folders: ``{folder: repository}``.
         examples: How many problems of the test split to publish with the record.
         about: The sentence on what the model is for, in place of the search file's.
@@ -83,7 +115,8 @@ class PushOptions:
         replace: Whether the repository may hold files that no push has put there. The plan says
             what is replaced and removed.
         verify: Whether to build the model again first, and to refuse it where a bit is another.
-        trust_remote_code: Whether Python files that come with the sources, or task files of lm_eval, may be run.
+        trust_remote_code: Whether Python files that come with the sources, or task files of
+            lm_eval, may be run.
 
     Example:
         >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
@@ -110,7 +143,8 @@ class PushPlan:
     """Plan of a push to a repository; ``print`` it to read it.
 
     Attributes:
-        files, sizes: Content of each file, and its bytes. Files that were made for the push are gone when it is over.
+        files, sizes: Content of each file, and its bytes. Files that were made for the push are
+            gone when it is over.
         license: What it goes out under.
         warnings: Warnings for a reader before it is public, one line each.
         replaced: Files that are in the repository under the same names.
@@ -133,22 +167,30 @@ class PushPlan:
 
     @property
     def changes(self) -> list[str]:
-        """Fates of the files in the repository: one line each for those replaced, removed and left."""
+        """Fates of the files in the repository: one line each for those replaced, removed and
+        left."""
         fates = {"replaced": self.replaced, "removed": self.removed, "left": self.left}
         return [f"{fate}: {', '.join(names)}" for fate, names in fates.items() if names]
 
     def __str__(self) -> str:
         total = sum(self.sizes.values()) / 1e6
-        lines = [f"{self.repo_id}: {len(self.files)} files, {total:.1f} MB, license {self.license.title}"]
+        lines = [
+            f"{self.repo_id}: {len(self.files)} files, {total:.1f} MB, license {self.license.title}"
+        ]
         lines += [f"  {size:>14,}  {name}" for name, size in sorted(self.sizes.items())]
         lines += [f"  {change}" for change in self.changes]
         if self.space:
-            named = dict.fromkeys(f"{name.rpartition('/')[0]}/" if "/" in name else name for name in sorted(self.space))
+            named = dict.fromkeys(
+                f"{name.rpartition('/')[0]}/" if "/" in name else name
+                for name in sorted(self.space)
+            )
             lines.append(f"Space {self.repo_id}: {len(self.space)} files: {', '.join(named)}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
-def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path) -> PushPlan:
+def plan_push(
+    folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
+) -> PushPlan:
     """Make everything that `push_model` sends, in the empty folder `scratch`, and send nothing.
 
     The plan needs the folder until it is carried out.
@@ -160,17 +202,31 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
-    license = decide_license([license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
+    license = decide_license(
+        [license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license
+    )
     built = _verify(model, recipe, weights, options) if options.verify else _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
     ours = {file.relative_to(model).as_posix(): file for file in weights}
-    for pattern in (INDEX, *_PARTS[1:]) if draws else ("*.safetensors.index.json", *COMPANIONS, *_CODE):
-        ours.update({file.relative_to(model).as_posix(): file for file in sorted(model.glob(pattern)) if file.is_file()})
+    for pattern in (
+        (INDEX, *_PARTS[1:]) if draws else ("*.safetensors.index.json", *COMPANIONS, *_CODE)
+    ):
+        ours.update(
+            {
+                file.relative_to(model).as_posix(): file
+                for file in sorted(model.glob(pattern))
+                if file.is_file()
+            }
+        )
     for file in ours.values():
-        check_inside(model, file)  # again, now that the weights were read: what a link leads to is not this model's
+        check_inside(
+            model, file
+        )  # again, now that the weights were read: what a link leads to is not this model's
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
-        licenses = {parent.model: parent.title for parent in license.parents if parent.license != UNKNOWN}
+        licenses = {
+            parent.model: parent.title for parent in license.parents if parent.license != UNKNOWN
+        }
         write_record(
             search,
             scratch,
@@ -181,31 +237,48 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
             trust_remote_code=options.trust_remote_code,
         )
     elif options.about:
-        raise HubError(f"{model}: was not searched for, so no record of it holds a sentence; leave out --about")
+        raise HubError(
+            f"{model}: was not searched for, so no record of it holds a sentence; leave out --about"
+        )
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:
         _write_config(model / config, recipe, names, scratch / config)
     elif INDEX not in files or files[INDEX] == model / INDEX:
         shutil.copyfile(model / INDEX, scratch / INDEX)
-    shown = repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
+    shown = (
+        repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
+    )
     facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
     if options.card:
-        card = render_card(facts, repo_id, license, languages=options.languages or languages_of(license.parents))
+        card = render_card(
+            facts, repo_id, license, languages=options.languages or languages_of(license.parents)
+        )
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
-    files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
+    files.update(
+        {
+            str(file.relative_to(scratch)): file
+            for file in sorted(scratch.rglob("*"))
+            if file.is_file()
+        }
+    )
     others = [name for name in there if name not in files and name != _ATTRIBUTES]
     removed = tuple(name for name in others if is_ours(name, parts))
-    sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
+    sizes = {
+        name: len(data) if isinstance(data, bytes) else data.stat().st_size
+        for name, data in files.items()
+    }
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study.settings.about:
         warnings.append(
-            'card and Space do not say what the model is for; push with --about "...one sentence", or write `about` into '
+            'card and Space do not say what the model is for; push with --about "...one '
+            'sentence", or write `about` into '
             f"{search}/search.yaml"
         )
     if built is None:
         warnings.append(
-            f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "
+            f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those "
+            "that the recipe gives; --verify "
             "builds the model again and compares"
         )
     space = tuple(space_files(repo_id)) if options.space else ()
@@ -241,7 +314,10 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if options.create_pr and options.revision is not None:
-        raise HubError(f"{repo_id}: a pull request is made to the main branch; leave out --revision or --create-pr")
+        raise HubError(
+            f"{repo_id}: a pull request is made to the main branch; leave out --revision or "
+            "--create-pr"
+        )
     if options.space:
         check_space(repo_id, api, private=options.private)
 
@@ -254,7 +330,10 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     def read() -> tuple[list[str], bool]:
         try:
             if options.private and not api.model_info(repo_id).private:
-                raise HubError(f"{repo_id}: exists and is public; make it private on the Hub, or leave out --private")
+                raise HubError(
+                    f"{repo_id}: exists and is public; make it private on the Hub, or leave "
+                    "out --private"
+                )
             names = at_branch(lambda revision: api.list_repo_files(repo_id, revision=revision))
             may_replace = options.replace or options.create_pr or not set(names) - {_ATTRIBUTES}
             return names, may_replace or at_branch(partial(_was_pushed, api, repo_id, names))
@@ -264,12 +343,16 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     names, may_replace = ask(f"{repo_id}: cannot be read", read)
     for name, there in _KINDS.items():
         if kind is not None and name in names and there != kind:
-            raise HubError(f"{repo_id}: holds {there} ({name}), not {kind}; choose another name, or remove that file")
+            raise HubError(
+                f"{repo_id}: holds {there} ({name}), not {kind}; choose another name, or "
+                "remove that file"
+            )
     if not may_replace:
         shown = [name for name in names if name != _ATTRIBUTES]
         some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
         raise HubError(
-            f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose another name, "
+            f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose "
+            "another name, "
             "or push with --replace, which with --dry-run says what it would replace and remove"
         )
     return names
@@ -287,62 +370,93 @@ def _was_pushed(api: HfApi, repo_id: str, names: Sequence[str], revision: str | 
 
 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
-    """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*`` would reach into folders."""
-    patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ())) if parts else _OURS
-    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+    """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*``
+    would reach into folders."""
+    patterns = (
+        (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ())) if parts else _OURS
+    )
+    return any(
+        name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns
+    )
 
 
 def _built(model: Path, weights: Sequence[Path]) -> Built | None:
-    """Read what the recipe gave when the model was built; None where nobody wrote it down. Refused where it was changed."""
+    """Read what the recipe gave when the model was built; None where nobody wrote it down. Refused
+    where it was changed."""
     record = read_build_record(model)
     if record is None:
         return None
     if changed := changed_since(model, record):
-        what = f"{listed(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it again"
-        raise HubError(f"{model}: {what}, or remove {BUILD_FILE} to publish it without saying where it comes from")
+        what = (
+            f"{listed(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from "
+            "its recipe; build it again"
+        )
+        raise HubError(
+            f"{model}: {what}, or remove {BUILD_FILE} to publish it without saying where it "
+            "comes from"
+        )
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
 
 def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
     """Build the model again, and refuse it where weights or config come out otherwise."""
     with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
-        again, trust = recipe.model_copy(update={"built": None}), options.trust_remote_code
+        again = recipe.model_copy(update={"built": None})
+        trust = options.trust_remote_code
         whole = not is_adapter(model)
-        built = build_model(again, Path(scratch) / "model", progress=False, trust_remote_code=trust, whole=whole)
+        built = build_model(
+            again, Path(scratch) / "model", progress=False, trust_remote_code=trust, whole=whole
+        )
         record = read_build_record(built)
         assert record is not None  # every build has one
-        _, differences = compare_tensors(*(open_files(SourceRef(model=str(folder))) for folder in (built, model)))
+        _, differences = compare_tensors(
+            *(open_files(SourceRef(model=str(folder))) for folder in (built, model))
+        )
         found = [f"{one.name}: {one.what}" for one in differences]
         for name in config_files(built):
             found += compare_configs(built / name, model / name, {})
     if found:
-        raise HubError(f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); build it again")
+        raise HubError(
+            f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); "
+            "build it again"
+        )
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
 
 def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:
-    """The JSON files in which older libraries noted where on this machine something came from, written without it."""
+    """The JSON files in which older libraries noted where on this machine something came from,
+    written without it."""
     cleaned: dict[str, Content] = {}
     for name, file in files.items():
         if name.rpartition("/")[2] not in _NOTES or not isinstance(file, Path):
             continue
         settings = read_json(file)
-        if found := [key for key, value in settings.items() if key in _NOTED and str(value).startswith(("/", "~", "."))]:
+        if found := [
+            key
+            for key, value in settings.items()
+            if key in _NOTED and str(value).startswith(("/", "~", "."))
+        ]:
             kept = {key: value for key, value in settings.items() if key not in found}
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (scratch / name).write_text(
+                json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             cleaned[name] = scratch / name
     return cleaned
 
 
 def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:
-    """The model's config, in which a path's sources and the base of an adapter are named as they are published."""
+    """The model's config, in which a path's sources and the base of an adapter are named as they
+    are published."""
     config = read_json(own)
     if (named := config.get("base_model_name_or_path")) is not None:
         base = names(SourceRef(model=named, revision=config.get("revision")))
         if not is_on_hub(base):
             what = "the adapter's base is on this machine only, so nobody could load the adapter"
-            hint = f"publish the base, and pass --published {named}=user/name, or merge again with --whole"
+            hint = (
+                f"publish the base, and pass --published {named}=user/name, or merge again with "
+                "--whole"
+            )
             raise HubError(f"{named}: {what}; {hint}")
         config |= {"base_model_name_or_path": base.model, "revision": base.revision}
     for described, ref in zip(config.get("sources") or [], recipe.sources, strict=False):
@@ -356,14 +470,19 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
 
 def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> list[str]:
     warnings = []
-    if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
+    if local := list(
+        dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))
+    ):
         warnings.append(
-            f"{listed(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so nobody else can rebuild the "
+            f"{listed(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so "
+            "nobody else can rebuild the "
             "model; publish what is missing, and pass --published FOLDER=user/name for each"
         )
     if license.license == "other":
         warnings.append(f"license: {license.reason} The card lists them; --license overrides it")
     if license.chosen:
-        terms = ", ".join(dict.fromkeys(f"{parent.model} {parent.title}" for parent in license.parents))
+        terms = ", ".join(
+            dict.fromkeys(f"{parent.model} {parent.title}" for parent in license.parents)
+        )
         warnings.append(f"license: {license.license} is your choice; the parents' are: {terms}")
     return warnings

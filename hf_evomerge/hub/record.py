@@ -1,4 +1,5 @@
-"""Writes the record of a search beside the weights of its winner: ``study.json``, every trial, and the pictures.
+"""Writes the record of a search beside the weights of its winner: ``study.json``, every trial, and
+the pictures.
 
 Made from a study. Holds no local path and, unless asked, no example.
 """
@@ -39,14 +40,19 @@ TRIALS_FILE = "trials.parquet"
 IMAGES_FOLDER = "images"
 
 # An absolute path: between quotes, where it may hold spaces, or by itself; not the end of a URL.
-_FOLDER = re.compile(r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?P<bare>~?/[^\s'\"()\[\]{},;:]+)")
+_FOLDER = re.compile(
+    r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?P<bare>~?/[^\s'\"()\[\]{},;:]+)"
+)
 
 Publish = Callable[[SourceRef], SourceRef]
 
 
 def hide_folder(ref: SourceRef) -> SourceRef:
-    """A reference as strangers may see it: a folder of this machine by its last name only, a repository as it is."""
-    return ref.model_copy(update={"model": hidden(ref.model), "adapter": ref.adapter and hidden(ref.adapter)})
+    """A reference as strangers may see it: a folder of this machine by its last name only, a
+    repository as it is."""
+    return ref.model_copy(
+        update={"model": hidden(ref.model), "adapter": ref.adapter and hidden(ref.adapter)}
+    )
 
 
 def write_record(
@@ -64,32 +70,48 @@ def write_record(
     Args:
         search: The study's folder. An unfinished one has no results yet.
         out: The folder to write to; it may exist.
-        examples: How many problems of the test split to publish, the first ones. They are the user's data, so none by default.
+        examples: How many problems of the test split to publish, the first ones. They are the
+            user's data, so none by default.
         publish: Says how a source is named in the record.
         licenses: The parents' licenses, by the names that are published.
         about: The sentence on what the model is for; the search file's where absent.
-        trust_remote_code: Whether task files of lm_eval, which may be code, are loaded for the examples.
+        trust_remote_code: Whether task files of lm_eval, which may be code, are loaded for the
+            examples.
 
     Raises:
         SearchError: There is no search in the folder, or its results were changed since.
         HubError: It exceeds a limit of published records.
         FitnessError: Examples are asked for and cannot be read.
     """
-    search, out = Path(search), Path(out)
+    search = Path(search)
+    out = Path(out)
     with Study.open(search) as study:
         config = settings_of(study)
         trials = {stage: study.trials(stage) for stage in STAGES}
-        results = Results.load(file, SearchError) if (file := search / RESULTS_FILE).is_file() else None
-        if results is not None and file_sha256(file) != (study.meta(WRITTEN) or {}).get(RESULTS_FILE):
-            raise SearchError(f"{file}: is not what the search ended with; `hf-evomerge search {search}` writes it again")
+        results = (
+            Results.load(file, SearchError) if (file := search / RESULTS_FILE).is_file() else None
+        )
+        if results is not None and file_sha256(file) != (study.meta(WRITTEN) or {}).get(
+            RESULTS_FILE
+        ):
+            raise SearchError(
+                f"{file}: is not what the search ended with; `hf-evomerge search {search}` "
+                "writes it again"
+            )
         parts = {
             "format": 1,
             "space": config.space,
             "seed": config.compute.seed,
             "versions": study.meta("versions") or {},
-            "settings": _public_settings(config.model_copy(update={"about": about or about_of(search, config)}), publish),
+            "settings": _public_settings(
+                config.model_copy(update={"about": about or about_of(search, config)}), publish
+            ),
             "splits": _split_sizes(study),
-            "stages": [stage_facts(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
+            "stages": [
+                stage_facts(stage, trials[stage.name])
+                for stage in config.stages
+                if trials[stage.name]
+            ],
             "unit": config.units[FITNESS],
             "names": config.parent_names,
             "licenses": dict(licenses or {}),
@@ -112,12 +134,16 @@ def write_record(
 
 
 def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
-    """The settings of a search, with published names of its sources, and files and folders by their last name only."""
+    """The settings of a search, with published names of its sources, and files and folders by their
+    last name only."""
 
     def shown(key: str, name: str) -> str:
         return Path(name).name if key == "jsonl" or os.path.exists(named_folder(name)) else name
 
-    refs = {"sources": [publish(ref) for ref in config.sources], "base": config.base and publish(config.base)}
+    refs = {
+        "sources": [publish(ref) for ref in config.sources],
+        "base": config.base and publish(config.base),
+    }
     return renamed(config, shown).model_copy(update=refs).model_dump(mode="json", exclude_none=True)
 
 
@@ -125,14 +151,21 @@ def _split_sizes(study: Study) -> dict[str, int]:
     """Examples per split, from the first scores that the study holds for a parent or a finalist."""
     sizes = {}
     for split in SPLITS:
-        scored = (study.evaluation(label, where) for label, where in study.evaluated() if where == split)
-        if (scores := next((each for each in scored if each is not None and each.error is None), None)) is not None:
+        scored = (
+            study.evaluation(label, where) for label, where in study.evaluated() if where == split
+        )
+        if (
+            scores := next(
+                (each for each in scored if each is not None and each.error is None), None
+            )
+        ) is not None:
             sizes[split] = scores.values.size
     return sizes
 
 
 def _winning_trial(study: Study, results: Results | None) -> int | None:
-    """The number of the trial, in the stage of the winner's row, that found the winner; of several that on most examples."""
+    """The number of the trial, in the stage of the winner's row, that found the winner; of several
+    that on most examples."""
     if results is None or results.winner is None:
         return None
     key = Recipe.load(study.folder / RECIPE_FILE).key
@@ -142,38 +175,68 @@ def _winning_trial(study: Study, results: Results | None) -> int | None:
 
 def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
     """The objectives, and the parents' values of each on the search examples."""
-    parents = {name: known_values(scores, config.objective_names) for name, scores in parent_scores(config, study).items()}
-    return {"objectives": [Objective(name, unit) for name, unit in config.units.items()], "parents": parents}
+    parents = {
+        name: known_values(scores, config.objective_names)
+        for name, scores in parent_scores(config, study).items()
+    }
+    return {
+        "objectives": [Objective(name, unit) for name, unit in config.units.items()],
+        "parents": parents,
+    }
 
 
-def _examples(study: Study, config: SearchConfig, count: int, images: Path, trust_remote_code: bool) -> dict[str, Any]:
-    """The first problems of the test split with their answers, which models got them right, and what these wrote.
+def _examples(
+    study: Study, config: SearchConfig, count: int, images: Path, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The first problems of the test split with their answers, which models got them right, and
+    what these wrote.
 
-    How many of all problems only the winner solves is counted too. Pictures are written as PNG, pixel for pixel, without what
-    else their files say, such as a place.
+    How many of all problems only the winner solves is counted too. Pictures are written as PNG,
+    pixel for pixel, without what else their files say, such as a place.
     """
     if count == 0:
         return {}
     from ..fitness.loading import load_examples
 
-    split = next((split for split in ("test", "validation", "search") if split in config.data), None)
+    split = next(
+        (split for split in ("test", "validation", "search") if split in config.data), None
+    )
     if split is None:
-        raise SearchError("examples: this search got its examples from Python, so none can be published; ask for 0")
+        raise SearchError(
+            "examples: this search got its examples from Python, so none can be published; "
+            "ask for 0"
+        )
     recipe = study.folder / RECIPE_FILE
     labels = {label: label for label in config.parent_names}
     if recipe.is_file():
         labels[EVOLVED] = Recipe.load(recipe).key
-    scored = {name: scores for name, label in labels.items() if (scores := study.evaluation(label, split)) is not None}
-    correct = {name: scores.correct.tolist() for name, scores in scored.items() if scores.correct is not None}
+    scored = {
+        name: scores
+        for name, label in labels.items()
+        if (scores := study.evaluation(label, split)) is not None
+    }
+    correct = {
+        name: scores.correct.tolist()
+        for name, scores in scored.items()
+        if scores.correct is not None
+    }
     others = [right for name, right in correct.items() if name != EVOLVED]
-    alone = sum(own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False))
-    written = {name: scores.outputs for name, scores in scored.items() if scores.outputs is not None}
+    alone = sum(
+        own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False)
+    )
+    written = {
+        name: scores.outputs for name, scores in scored.items() if scores.outputs is not None
+    }
     chosen = load_examples(config.data[split], trust_remote_code=trust_remote_code)[:count]
     problems = [
         {"prompt": example.prompt, "answer": example.answer}
         | ({"pictures": _written(example, i, images)} if example.pictures else {})
         | ({"gloss": example.gloss} if example.gloss else {})
-        | ({"right": {name: right[i] for name, right in correct.items() if i < len(right)}} if correct else {})
+        | (
+            {"right": {name: right[i] for name, right in correct.items() if i < len(right)}}
+            if correct
+            else {}
+        )
         | ({"answers": {name: texts[i] for name, texts in written.items()}} if written else {})
         for i, example in enumerate(chosen)
     ]
@@ -189,9 +252,15 @@ def _written(example: Example, number: int, images: Path) -> list[str]:
     return [f"{images.name}/{name}" for name in names]
 
 
-def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:
+def _write_trials(
+    study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish
+) -> None:
     """Write one row per trial; the whole table appears under its name at once."""
-    texts = {key: study.renamed_text(key, publish) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
+    texts = {
+        key: study.renamed_text(key, publish)
+        for key in dict.fromkeys(t.recipe_key for t in trials)
+        if key is not None
+    }
     flows = ((key, study.recipe(key).flow) for key, text in texts.items() if "\nflow:" in text)
     paths = {key: flow.to_path() for key, flow in flows if flow is not None}
 
@@ -201,7 +270,9 @@ def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[st
             "recipe": texts.get(trial.recipe_key or ""),
             "error": _without_folders(trial.scores.error),
             "genome": trial.genome.tolist(),
-            "path": path.as_text() if (path := paths.get(trial.recipe_key or "")) is not None else None,
+            "path": path.as_text()
+            if (path := paths.get(trial.recipe_key or "")) is not None
+            else None,
             "scales": path.scales if path is not None else None,
         }
         for trial in trials

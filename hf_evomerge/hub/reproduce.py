@@ -1,7 +1,8 @@
-"""Rebuilds a published model from its recipe and its sources, and compares the result with what was published, bit for bit.
+"""Rebuilds a published model from its recipe and its sources, and compares the result with what was
+published, bit for bit.
 
-Compares the weights, ``config.json``, which holds the path, and the code that runs where it is trusted. Says nothing of the
-tokenizer and the card.
+Compares the weights, ``config.json``, which holds the path, and the code that runs where it is
+trusted. Says nothing of the tokenizer and the card.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Reproduction:
         settings: Differences in ``config.json``, one line each.
         code: Python files that are not those of the package, one line each.
         uncompared: Python files that could not be compared, one line each.
-        versions: Versions that it was built with and rebuilt with, where they differ: ``{library: (then, now)}``.
+        versions: Versions that it was built with and rebuilt with, where they differ: ``{library:
+            (then, now)}``.
     """
 
     repo_id: str
@@ -67,10 +69,21 @@ class Reproduction:
         """The report, for people."""
         where = f"{self.repo_id} at {self.commit[:12]}"
         if self.same:
-            how = "every weights file" if self.tensors == 0 else f"every one of {self.tensors} tensors, in other files"
-            lines = [f"{where}: the same bits, {how}", *(f"  {sha}  {name}" for name, sha in self.files.items())]
+            how = (
+                "every weights file"
+                if self.tensors == 0
+                else f"every one of {self.tensors} tensors, in other files"
+            )
+            lines = [
+                f"{where}: the same bits, {how}",
+                *(f"  {sha}  {name}" for name, sha in self.files.items()),
+            ]
             return _printable([*lines, *(f"CODE NOT COMPARED: {line}" for line in self.uncompared)])
-        lines = [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"] if self.differences else []
+        lines = (
+            [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"]
+            if self.differences
+            else []
+        )
         for difference in self.differences[:20]:
             largest = "" if difference.largest is None else f", by at most {difference.largest:.3g}"
             lines.append(f"  {difference.name}: {difference.what}{largest}")
@@ -81,7 +94,10 @@ class Reproduction:
             lines += [f"  {setting}" for setting in self.settings]
         lines += [f"CODE DIFFERS: {line}" for line in self.code]
         lines += [f"CODE NOT COMPARED: {line}" for line in self.uncompared]
-        lines += [f"  built with {name} {then}, rebuilt with {now}" for name, (then, now) in self.versions.items()]
+        lines += [
+            f"  built with {name} {then}, rebuilt with {now}"
+            for name, (then, now) in self.versions.items()
+        ]
         return _printable(lines)
 
 
@@ -107,11 +123,12 @@ def reproduce(
         out: Where to leave the rebuilt model; it is thrown away by default.
         api: The client.
         progress: Whether to show progress bars.
-        trust_remote_code: Whether Python files that come with the sources may be run to read their configs. Those of the
-            published model are compared, and never run.
+        trust_remote_code: Whether Python files that come with the sources may be run to read their
+            configs. Those of the published model are compared, and never run.
 
     Raises:
-        HubError: The model has no recipe, a source was not published, or a downloaded file is not what the Hub says it is.
+        HubError: The model has no recipe, a source was not published, or a downloaded file is not
+            what the Hub says it is.
         SourceError: A source cannot be read.
 
     Example:
@@ -128,7 +145,9 @@ def reproduce(
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"
         again = recipe.model_copy(update={"built": None})
-        built = build_model(again, folder, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
+        built = build_model(
+            again, folder, progress=progress, trust_remote_code=trust_remote_code, whole=whole
+        )
         files = hashes(built, weight_files(built))
         there = SourceRef(model=repo_id, revision=published.commit)
         both = (open_files(ref) for ref in (SourceRef(model=str(built)), there))
@@ -139,14 +158,27 @@ def reproduce(
             settings += compare_configs(built / name, published.download(name), versions)
         code = published.compare_code(built, versions)
     return Reproduction(
-        repo_id, published.commit, files, count, tuple(differences), tuple(settings), versions, *map(tuple, code)
+        repo_id,
+        published.commit,
+        files,
+        count,
+        tuple(differences),
+        tuple(settings),
+        versions,
+        *map(tuple, code),
     )
 
 
 def verify_source(
-    ref: SourceRef, api: HfApi, *, progress: bool = False, trust_remote_code: bool = False, whole: bool = True
+    ref: SourceRef,
+    api: HfApi,
+    *,
+    progress: bool = False,
+    trust_remote_code: bool = False,
+    whole: bool = True,
 ) -> None:
-    """Download a source and its adapter, or the adapter alone, and refuse them where a weights file is not what the Hub says.
+    """Download a source and its adapter, or the adapter alone, and refuse them where a weights file
+    is not what the Hub says.
 
     What was downloaded before is compared as well: a disk may fail, and a cache may be shared.
     """
@@ -158,7 +190,11 @@ def verify_source(
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
     for part, folder in zip(parts_of(ref), folders, strict=True):
         expected = large_files(repo_info(api, part.model, part.revision))
-        inside = "*/*.safetensors" if source.entries and part.model == source.ref.model else "*.safetensors"
+        inside = (
+            "*/*.safetensors"
+            if source.entries and part.model == source.ref.model
+            else "*.safetensors"
+        )
         for name, sha in hashes(folder, sorted(folder.glob(inside))).items():
             if name in expected and sha != expected[name]:
                 what = f"{folder / name} is not what the Hub holds (its sha256 is another)"
@@ -166,12 +202,15 @@ def verify_source(
 
 
 class _Published:
-    """A published model at a commit: the names of its files, and the sha256 of each large one, as the Hub knows it."""
+    """A published model at a commit: the names of its files, and the sha256 of each large one, as
+    the Hub knows it."""
 
     def __init__(self, api: HfApi, repo_id: str, revision: str | None) -> None:
-        self.api, self.repo_id = api, repo_id
+        self.api = api
+        self.repo_id = repo_id
         info = repo_info(api, repo_id, revision)
-        self.commit, self.sha256 = str(info.sha), large_files(info)
+        self.commit = str(info.sha)
+        self.sha256 = large_files(info)
         self.names = [file.rfilename for file in info.siblings or []]
 
     def download(self, name: str) -> Path:
@@ -180,16 +219,24 @@ class _Published:
         return Path(ask(f"{self.repo_id}: {name} cannot be downloaded", call))
 
     def recipe(self) -> tuple[Recipe, dict[str, str]]:
-        """The recipe, and the sha256 of each weights file that it gave; refused where nobody else can rebuild the model."""
+        """The recipe, and the sha256 of each weights file that it gave; refused where nobody else
+        can rebuild the model."""
         if RECIPE_FILE not in self.names:
-            raise HubError(f"{self.repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from")
+            raise HubError(
+                f"{self.repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from"
+            )
         try:
-            recipe = Recipe.from_yaml(read_text(self.download(RECIPE_FILE), HubError))  # which looks for no run's checkpoints
+            recipe = Recipe.from_yaml(
+                read_text(self.download(RECIPE_FILE), HubError)
+            )  # which looks for no run's checkpoints
         except RecipeError as error:
             raise HubError(f"{self.repo_id}: {RECIPE_FILE}: {error}") from error
         parents = parents_of(recipe)
         if missing := list(dict.fromkeys(ref.model for ref in parents if not is_on_hub(ref))):
-            raise HubError(f"{self.repo_id}: only its author can rebuild it: {listed(missing)} cannot be had from the Hub")
+            raise HubError(
+                f"{self.repo_id}: only its author can rebuild it: {listed(missing)} cannot "
+                "be had from the Hub"
+            )
         if folder := next((part.model for part in parents if is_folder(part.model)), None):
             what = f"{folder!r} in its {RECIPE_FILE} is a folder on this machine, or would be one"
             raise HubError(f"{self.repo_id}: {what}; not read")
@@ -199,10 +246,14 @@ class _Published:
         return recipe, recipe.built.sha256
 
     def check(self, told: Mapping[str, str]) -> None:
-        """Refuse weights that the recipe does not tell of: transformers might load them in place of those that it does."""
+        """Refuse weights that the recipe does not tell of: transformers might load them in place of
+        those that it does."""
         for name, sha in told.items():
             if self.sha256.get(name) != sha:
-                changed = f"is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
+                changed = (
+                    f"is not the file that its {RECIPE_FILE} tells of; it was changed after it "
+                    "was pushed"
+                )
                 raise HubError(f"{self.repo_id}: {name} {changed}")
         deep = 1 if INDEX in self.names else 0  # of a pipeline what is in its components' folders
         there = [name for name in self.names if name.count("/") <= deep]
@@ -210,18 +261,34 @@ class _Published:
         for index in (name for name in there if name.endswith(".safetensors.index.json")):
             weights = read_json(self.download(index)).get("weight_map")
             place = index.rpartition("/")
-            loadable += ["".join(place[:2]) + str(name) for name in weights.values()] if isinstance(weights, dict) else []
+            loadable += (
+                ["".join(place[:2]) + str(name) for name in weights.values()]
+                if isinstance(weights, dict)
+                else []
+            )
         if extra := [name for name in dict.fromkeys(loadable) if name not in told]:
-            added = "may be loaded in place of the files that are; it was added after the model was pushed"
+            added = (
+                "may be loaded in place of the files that are; it was added after the model was "
+                "pushed"
+            )
             raise HubError(f"{self.repo_id}: {extra[0]} is not in its {RECIPE_FILE}, and {added}")
 
-    def compare_code(self, built: Path, versions: Mapping[str, tuple[str, str]]) -> tuple[list[str], list[str]]:
+    def compare_code(
+        self, built: Path, versions: Mapping[str, tuple[str, str]]
+    ) -> tuple[list[str], list[str]]:
         """Apply `compare_code`. A tokenizer or a processor may bring code of its own."""
-        published = {name: self.download(name) for name in self.names if name.endswith(".py") and "/" not in name}
+        published = {
+            name: self.download(name)
+            for name in self.names
+            if name.endswith(".py") and "/" not in name
+        }
         differ, unknown = compare_code(built, published, versions)
         for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
             if name in self.names and "auto_map" in read_json(self.download(name)):
-                unknown.append(f"{name} names code of its own; read it before you load the model with trust_remote_code")
+                unknown.append(
+                    f"{name} names code of its own; read it before you load the model with "
+                    "trust_remote_code"
+                )
         return differ, unknown
 
 

@@ -1,4 +1,5 @@
-"""The Gradio Space of a published model: uploads the app's files, or runs the app on this machine."""
+"""The Gradio Space of a published model: uploads the app's files, or runs the app on this
+machine."""
 
 from __future__ import annotations
 
@@ -30,23 +31,42 @@ SETTINGS_FILE = "space.json"
 PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "fitness"))
 _PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = frozenset(
-    {"__main__.py", "lines.py", "_bundled", "building", "checkpoints", "cli", "demo", "hub", "mergekit", "merging"}
+    {
+        "__main__.py",
+        "lines.py",
+        "_bundled",
+        "building",
+        "checkpoints",
+        "cli",
+        "demo",
+        "hub",
+        "mergekit",
+        "merging",
+    }
     | {"routing", "search"}
 )
-"""The rooms of the package that the app does without. All others are uploaded beside it, so that it needs no release."""
+"""The rooms of the package that the app does without. All others are uploaded beside it, so that it
+needs no release."""
 _LOCAL_EXAMPLES = 50
 
 
 def push_space(
-    repo_id: str, model: str, *, revision: str | None = None, private: bool = False, api: HfApi | None = None
+    repo_id: str,
+    model: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    api: HfApi | None = None,
 ) -> Commit:
-    """Make, or update, the Space of a model: the app with the package beside it, and a ``space.json`` that names the model.
+    """Make, or update, the Space of a model: the app with the package beside it, and a
+    ``space.json`` that names the model.
 
     Args:
         repo_id: The Space, ``user/name``.
         model: The model on the Hub that it shows.
         revision: The model's branch or commit; ``main`` by default.
-        private: Make a new Space private. A Space for a private model needs a secret ``HF_TOKEN``, which is the user's to set.
+        private: Make a new Space private. A Space for a private model needs a secret ``HF_TOKEN``,
+            which is the user's to set.
         api: The client.
 
     Raises:
@@ -57,31 +77,46 @@ def push_space(
     check_space(repo_id, api, private=private)
     missing = f"{model}: the Space would show a model that cannot be found"
     info = ask(missing, lambda: api.model_info(model, revision=revision))
-    how: dict[str, Any] = {"repo_type": "space", "space_sdk": "gradio", "private": private or None, "exist_ok": True}
-    ask(f"{repo_id}: no answer says that the Space was created", lambda: api.create_repo(repo_id, **how))
+    how: dict[str, Any] = {
+        "repo_type": "space",
+        "space_sdk": "gradio",
+        "private": private or None,
+        "exist_ok": True,
+    }
+    ask(
+        f"{repo_id}: no answer says that the Space was created",
+        lambda: api.create_repo(repo_id, **how),
+    )
     there = {file.rfilename for file in info.siblings or []}
     picture = next((name for name in PREVIEWS if name in there), None)
-    title, has_path = repo_id.rsplit("/", 1)[-1], any(name.startswith("modeling_") for name in there)
+    title = repo_id.rsplit("/", 1)[-1]
+    has_path = any(name.startswith("modeling_") for name in there)
     files = space_files(model, revision, title=title, picture=picture, has_path=has_path)
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code)
 
 
 def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
-    """Refuse a Space that shows something else, whose code would be replaced, or is public and should be private."""
+    """Refuse a Space that shows something else, whose code would be replaced, or is public and
+    should be private."""
     info = _space(repo_id, api)
     if info is None:
         return
     names = [file.rfilename for file in info.siblings or []]
     if SETTINGS_FILE not in names and (code := next(filter(_is_code, names), None)):
         what = f"is a Space with an app of its own ({code}), which would be replaced"
-        raise HubError(f"{repo_id}: {what}; give the Space another name with `hf-evomerge space`, or empty it")
+        raise HubError(
+            f"{repo_id}: {what}; give the Space another name with `hf-evomerge space`, or empty it"
+        )
     if private and not info.private:
-        raise HubError(f"{repo_id}: the Space exists and is public; make it private, or leave out --private")
+        raise HubError(
+            f"{repo_id}: the Space exists and is public; make it private, or leave out --private"
+        )
 
 
 def has_space(repo_id: str, api: HfApi) -> bool:
-    """Tell whether a Space of this name is there that shows a model; raises `HubError` where the Hub cannot be asked."""
+    """Tell whether a Space of this name is there that shows a model; raises `HubError` where the
+    Hub cannot be asked."""
     info = _space(repo_id, api)
     return info is not None and any(file.rfilename == SETTINGS_FILE for file in info.siblings or [])
 
@@ -99,22 +134,34 @@ def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
 
 
 def space_files(
-    model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None, has_path: bool = True
+    model: str,
+    revision: str | None = None,
+    *,
+    title: str | None = None,
+    picture: str | None = None,
+    has_path: bool = True,
 ) -> dict[str, Content]:
     """Return the files of the Space of a model, at a branch or commit.
 
-    Its title is the app's own by default. Previews of links show a picture of the model's repository. A merge of weights has no
-    path.
+    Its title is the app's own by default. Previews of links show a picture of the model's
+    repository. A merge of weights has no path.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {
         str(file.relative_to(folder)): file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+        if file.is_file()
+        and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
     }
     sources = [file.relative_to(_PACKAGE) for file in sorted(_PACKAGE.rglob("*.py"))]
-    files |= {f"{_PACKAGE.name}/{file.as_posix()}": _PACKAGE / file for file in sources if file.parts[0] not in LEFT_OUT}
-    files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
+    files |= {
+        f"{_PACKAGE.name}/{file.as_posix()}": _PACKAGE / file
+        for file in sources
+        if file.parts[0] not in LEFT_OUT
+    }
+    files[SETTINGS_FILE] = (
+        json.dumps({"model": model, "revision": revision}, indent=2) + "\n"
+    ).encode()
     files[CARD] = _header(folder / CARD, model, title, picture, has_path)
     return files
 
@@ -127,52 +174,76 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         revision: The repository's branch or commit.
 
     Raises:
-        HubError: There is no such folder or model on the Hub, gradio is not installed, or the app ended with an error.
+        HubError: There is no such folder or model on the Hub, gradio is not installed, or the app
+            ended with an error.
     """
     if not Path(model).is_dir():
         _check_there(model, revision)
     elif not any((Path(model) / name).is_file() for name in (config_name(Path(model)), STUDY_FILE)):
-        raise HubError(f"{model}: holds no model and no study; give the folder of one, or a repository such as user/name")
+        raise HubError(
+            f"{model}: holds no model and no study; give the folder of one, or a repository "
+            "such as user/name"
+        )
     optional("gradio", "space", "the page", HubError)
     command = [sys.executable, str(bundled(SPACE_FOLDER) / "app.py")]
     with TemporaryDirectory(prefix="evomerge-space-") as scratch:
         shown: str | Path = model
         if Path(model).is_dir():
             built = Path(model) / "model"
-            pipelines = [folder.resolve() for folder in (Path(model), built) if (folder / INDEX).is_file()]
-            shown = pipelines[0] if pipelines else with_record(Path(model), Path(scratch) / Path(model).resolve().name)
-        settings = {"EVOMERGE_MODEL": str(shown), **({"EVOMERGE_REVISION": revision} if revision is not None else {})}
+            pipelines = [
+                folder.resolve() for folder in (Path(model), built) if (folder / INDEX).is_file()
+            ]
+            shown = (
+                pipelines[0]
+                if pipelines
+                else with_record(Path(model), Path(scratch) / Path(model).resolve().name)
+            )
+        settings = {
+            "EVOMERGE_MODEL": str(shown),
+            **({"EVOMERGE_REVISION": revision} if revision is not None else {}),
+        }
         ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
     if ended.returncode > 0:
-        raise HubError(f"{model}: the app ended with status {ended.returncode}; what it said is above")
+        raise HubError(
+            f"{model}: the app ended with status {ended.returncode}; what it said is above"
+        )
 
 
 def _check_there(model: str, revision: str | None) -> None:
-    """Refuse what is no model on the Hub. Of a Hub that cannot be asked the app tells: the model may be in the cache."""
+    """Refuse what is no model on the Hub. Of a Hub that cannot be asked the app tells: the model
+    may be in the cache."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx
 
     if is_folder(model) or model.count("/") != 1:
-        raise HubError(f"{model}: there is no such folder; give a study, a model's folder, or a repository such as user/name")
+        raise HubError(
+            f"{model}: there is no such folder; give a study, a model's folder, or a "
+            "repository such as user/name"
+        )
     try:
         with bounded():
-            there, at = default_api().repo_exists(model), revision is None or default_api().revision_exists(model, revision)
+            there = default_api().repo_exists(model)
+            at = revision is None or default_api().revision_exists(model, revision)
     except HFValidationError:
         there = False
     except (OSError, httpx.HTTPError):
         return
     if not there:
         missing = "no such folder here, and no such model on the Hub that this login can see"
-        raise HubError(f"{model}: {missing}; check the name, or log in with `hf auth login` where it is private")
+        raise HubError(
+            f"{model}: {missing}; check the name, or log in with `hf auth login` where it is "
+            "private"
+        )
     if not at:
         raise HubError(f"{model}: has no branch or commit {revision}")
 
 
 def with_record(folder: Path, shown: Path) -> Path:
-    """A study, or a model's folder, as it would be published, but with the sources where they are on this machine.
+    """A study, or a model's folder, as it would be published, but with the sources where they are
+    on this machine.
 
-    Makes the folder `shown`, with links to the model's files and the record of the search beside them; gives `folder` itself
-    where no search is known.
+    Makes the folder `shown`, with links to the model's files and the record of the search beside
+    them; gives `folder` itself where no search is known.
     """
     if not (folder / STUDY_FILE).is_file() and not (folder.parent / STUDY_FILE).is_file():
         return folder
@@ -182,14 +253,18 @@ def with_record(folder: Path, shown: Path) -> Path:
     write_record(search, shown, publish=lambda ref: ref)
     try:
         write_record(search, shown, examples=_LOCAL_EXAMPLES, publish=lambda ref: ref)
-    except EvoMergeError as cause:  # the data may have moved since the search, or have come from Python
+    except (
+        EvoMergeError
+    ) as cause:  # the data may have moved since the search, or have come from Python
         print(f"the page has no problems to try: {cause}", file=sys.stderr)
     for file in model.iterdir():
         (shown / file.name).symlink_to(file.resolve())
     return shown
 
 
-def _header(readme: Path, model: str, title: str | None, picture: str | None, has_path: bool) -> bytes:
+def _header(
+    readme: Path, model: str, title: str | None, picture: str | None, has_path: bool
+) -> bytes:
     """The Space's README with the model in its metadata, so that the Hub links the two."""
     from huggingface_hub import RepoCard
 

@@ -1,4 +1,5 @@
-"""Finds the model to publish on this machine, and checks the name and the login that it is published under."""
+"""Finds the model to publish on this machine, and checks the name and the login that it is
+published under."""
 
 from __future__ import annotations
 
@@ -26,29 +27,51 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
         HubError: There is no model that was built from a recipe.
     """
     if not folder.is_dir():
-        raise HubError(f"{folder}: there is no such folder; give a study, or the folder of a built model")
+        raise HubError(
+            f"{folder}: there is no such folder; give a study, or the folder of a built model"
+        )
     is_study = (folder / STUDY_FILE).is_file()
-    search, model = (folder, folder / MODEL_FOLDER) if is_study else (folder.absolute().parent, folder)
+    search, model = (
+        (folder, folder / MODEL_FOLDER) if is_study else (folder.absolute().parent, folder)
+    )
     if not (model / config_name(model)).is_file():
-        what = "the search has not built its winner yet; go on with it" if is_study else "neither a study nor a built model"
+        what = (
+            "the search has not built its winner yet; go on with it"
+            if is_study
+            else "neither a study nor a built model"
+        )
         raise HubError(f"{folder}: {what}")
     if not (model / RECIPE_FILE).is_file():
-        raise HubError(f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can be published with it")
+        raise HubError(
+            f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can "
+            "be published with it"
+        )
     won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
     same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
     return model, search if same else None
 
 
 def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
-    """Refuse a name that cannot be, or is somebody else's unless it only asks, and a client without login: `HubError`."""
+    """Refuse a name that cannot be, or is somebody else's unless it only asks, and a client without
+    login: `HubError`."""
     check_name(repo_id)
     if not has_token(api):
-        raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
+        raise HubError(
+            f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN"
+        )
     who = ask(f"{api.endpoint}: cannot be used", api.whoami)
-    (owner, name), mine = repo_id.split("/"), [who["name"], *(org["name"] for org in who.get("orgs", ()))]
-    narrow = who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"  # may not see all organisations
+    (owner, name), mine = (
+        repo_id.split("/"),
+        [who["name"], *(org["name"] for org in who.get("orgs", ()))],
+    )
+    narrow = (
+        who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"
+    )  # may not see all organisations
     if owner.lower() not in (each.lower() for each in mine) and not asks and not narrow:
-        raise HubError(f"{repo_id}: you are logged in as {mine[0]}, who cannot write there; push to {mine[0]}/{name}")
+        raise HubError(
+            f"{repo_id}: you are logged in as {mine[0]}, who cannot write there; push to "
+            f"{mine[0]}/{name}"
+        )
 
 
 def check_name(repo_id: str) -> None:
@@ -56,7 +79,13 @@ def check_name(repo_id: str) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     if os.path.isdir(repo_id):
-        raise HubError(f"{repo_id!r}: a folder of this machine; give the name on the Hub, and in a push the folder before it")
+        raise HubError(
+            f"{repo_id!r}: a folder of this machine; give the name on the Hub, and in a push "
+            "the folder before it"
+        )
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
-    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
+    ask(
+        f"{repo_id!r}: not a name for a repository, such as user/name",
+        lambda: validate_repo_id(repo_id),
+    )

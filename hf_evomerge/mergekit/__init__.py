@@ -1,4 +1,5 @@
-"""mergekit's YAML files, read as recipes and written from them. Knows no tensors, and nothing of mergekit's own code."""
+"""mergekit's YAML files, read as recipes and written from them. Knows no tensors, and nothing of
+mergekit's own code."""
 
 from .reader import Converted, from_mergekit, load
 from .writer import to_mergekit

@@ -1,7 +1,7 @@
 """Reads mergekit's YAML files as recipes.
 
-A file that says something a recipe cannot is refused with the key's name. ``slices`` become a stack, filters become patterns of
-tensor names, and lists of numbers are gradients in both.
+A file that says something a recipe cannot is refused with the key's name. ``slices`` become a
+stack, filters become patterns of tensor names, and lists of numbers are gradients in both.
 """
 
 from __future__ import annotations
@@ -23,12 +23,24 @@ from .chat_templates import AUTO, CHAT_TEMPLATES
 MODULE_KEYS = ("models", "slices", "parameters")
 KEYS = (
     "modules",
-    *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer"),
+    *(
+        "merge_method",
+        "models",
+        "slices",
+        "base_model",
+        "parameters",
+        "dtype",
+        "out_dtype",
+        "tokenizer_source",
+        "tokenizer",
+    ),
     *("chat_template", "name"),
 )
 SILENT = ("int8_mask",)  # changes how mergekit computes, not what
 REQUIRED = ("weight", "t")  # parameters without a default in mergekit; its karcher has no weight
-_FIXED = {"multislerp": {"eps": 1e-8}}  # parameters of mergekit's that are constants here, at its default
+_FIXED = {
+    "multislerp": {"eps": 1e-8}
+}  # parameters of mergekit's that are constants here, at its default
 Setting = list[tuple[str | None, Any]]
 
 
@@ -46,13 +58,21 @@ class Converted:
 
 
 def load(file: str | Path) -> Converted:
-    """Read a recipe from a file, be it a recipe or mergekit's; raises `RecipeError` that begins with the file's name."""
+    """Read a recipe from a file, be it a recipe or mergekit's; raises `RecipeError` that begins
+    with the file's name."""
     text = read_text(file, RecipeError)
     try:
         data = read_yaml(text, RecipeError)
         if "experts" in data and "merge_method" not in data:
-            raise RecipeError("a file of mergekit-moe, which puts models side by side as experts; nothing is merged there")
-        return _read(data) if "merge_method" in data else Converted(validate(Recipe, data, RecipeError))
+            raise RecipeError(
+                "a file of mergekit-moe, which puts models side by side as experts; nothing "
+                "is merged there"
+            )
+        return (
+            _read(data)
+            if "merge_method" in data
+            else Converted(validate(Recipe, data, RecipeError))
+        )
     except RecipeError as cause:
         raise RecipeError(f"{file}: {cause}") from cause
 
@@ -79,24 +99,40 @@ def _read(data: Mapping[str, Any]) -> Converted:
         raise RecipeError("merge_method: missing; this is no mergekit file")
     if (modules := data.get("modules")) is not None:
         data = {**data, **_module(_mapping(modules, "modules"), data)}
-    data = {key: value for key, value in data.items() if value is not None or key not in ("models", "slices")}
+    data = {
+        key: value
+        for key, value in data.items()
+        if value is not None or key not in ("models", "slices")
+    }
     if ("models" in data) == ("slices" in data):
         raise RecipeError("models: give either models or slices")
     return _Reader(data).read()
 
 
 def _module(modules: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a file's one module as if the file said it; its parameters count more than the file's."""
+    """Read a file's one module as if the file said it; its parameters count more than the
+    file's."""
     if len(modules) != 1:
-        raise RecipeError(f"modules: a recipe is of one language model (found {shown(list(modules))})")
+        raise RecipeError(
+            f"modules: a recipe is of one language model (found {shown(list(modules))})"
+        )
     (name, module), *_ = modules.items()
-    found = {key: value for key, value in _mapping(module, f"modules.{name}").items() if value is not None}
+    found = {
+        key: value
+        for key, value in _mapping(module, f"modules.{name}").items()
+        if value is not None
+    }
     for key in ("models", "slices"):
         if key in found and data.get(key) is not None:
             raise RecipeError(f"{key}: given beside modules.{name}; keep one of them")
     given = (data.get("parameters"), found.get("parameters"))
-    parameters = {key: value for part in given for key, value in _mapping(part, "parameters").items()}
-    return {**{key: value for key, value in found.items() if key in MODULE_KEYS}, "parameters": parameters}
+    parameters = {
+        key: value for part in given for key, value in _mapping(part, "parameters").items()
+    }
+    return {
+        **{key: value for key, value in found.items() if key in MODULE_KEYS},
+        "parameters": parameters,
+    }
 
 
 class _Reader:
@@ -105,7 +141,9 @@ class _Reader:
         if not isinstance(data["merge_method"], str):
             raise RecipeError(f"merge_method: {shown(data['merge_method'])} is no name of a method")
         self.method = get_method(data["merge_method"])
-        self.base = _model(data["base_model"], "base_model") if data.get("base_model") is not None else None
+        self.base = (
+            _model(data["base_model"], "base_model") if data.get("base_model") is not None else None
+        )
         self.sources: list[SourceRef] = []
         self.given = _mapping(data.get("parameters"), "parameters")
         self.notes: dict[str, None] = {}
@@ -122,14 +160,19 @@ class _Reader:
 
     @property
     def keeps_base(self) -> bool:
-        """True where the base stands apart from the sources, as it does where task vectors are merged."""
+        """True where the base stands apart from the sources, as it does where task vectors are
+        merged."""
         return self.base is not None and self.method.task_vectors
 
     def read(self) -> Converted:
         part = self._models() if "models" in self.data else self._slices()
         merged = len(self.sources)
         part = part.model_copy(update={"unmatched": "ignore"}) if self.filtered else part
-        recipe: dict[str, Any] = {"sources": self.sources, "dtype": self._dtype(), **self._tokenizer()}
+        recipe: dict[str, Any] = {
+            "sources": self.sources,
+            "dtype": self._dtype(),
+            **self._tokenizer(),
+        }
         if part.slices is None and len(self.sources) > merged:
             part = part.model_copy(update={"sources": list(range(merged))})
         recipe["merge"] = part
@@ -137,7 +180,9 @@ class _Reader:
             recipe["base"] = self.base
         made = validate(Recipe, recipe, RecipeError)
         if part.slices is None:
-            complete(self.method, part.parameters, part.options, sources=merged, has_base=self.keeps_base)
+            complete(
+                self.method, part.parameters, part.options, sources=merged, has_base=self.keeps_base
+            )
         for piece in part.slices or ():
             check_sources(self.method, len(piece.layers), self.keeps_base)
         return Converted(made, list(self.notes))
@@ -146,15 +191,28 @@ class _Reader:
         entries: list[tuple[SourceRef, Any]] = []
         for where, item in _items(self.data["models"], "models"):
             entry = self._entry(item, where)
-            entries.append((_model(entry["model"], f"{where}.model"), _mapping(entry.get("parameters"), where)))
+            entries.append(
+                (_model(entry["model"], f"{where}.model"), _mapping(entry.get("parameters"), where))
+            )
             if "layer_range" in entry:
-                self.notes[f"{where}.layer_range: left out, as mergekit does; layers are chosen in slices"] = None
-        if self.base is not None and not self.keeps_base and self.base not in [ref for ref, _ in entries]:
+                self.notes[
+                    f"{where}.layer_range: left out, as mergekit does; layers are chosen in slices"
+                ] = None
+        if (
+            self.base is not None
+            and not self.keeps_base
+            and self.base not in [ref for ref, _ in entries]
+        ):
             entries.append((self.base, {}))  # mergekit merges the base as one more model
         values: list[dict[str, Any]] = []
-        if self.base is not None and self.keeps_base and all(ref == self.base for ref, _ in entries):
+        if (
+            self.base is not None
+            and self.keeps_base
+            and all(ref == self.base for ref, _ in entries)
+        ):
             self.sources.append(self.base)  # nothing is merged into the base
-            entries, values = [], [{}]
+            entries = []
+            values = [{}]
         for ref, given in self._in_order(entries, self.base):
             if not (self.keeps_base and ref == self.base):
                 self.sources.append(ref)
@@ -162,7 +220,9 @@ class _Reader:
         options = self._values("global", [self.given], "")
         return self._part({"method": self.method.name, "options": options, "parameters": values})
 
-    def _in_order(self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None) -> list[tuple[SourceRef, Any]]:
+    def _in_order(
+        self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None
+    ) -> list[tuple[SourceRef, Any]]:
         """Order the entries: slerp begins at the base."""
         if self.method.name == "slerp":
             if base is None:
@@ -197,8 +257,14 @@ class _Reader:
             (_model(self._entry(source, place)["model"], f"{place}.model"), (place, source))
             for place, source in _items(item.get("sources"), f"{where}.sources")
         ]
-        if self.method.name == "slerp" and begin is not None and begin not in [ref for ref, _ in entries]:
-            raise RecipeError(f"{where}.sources: the base_model is not among them; slerp begins there")
+        if (
+            self.method.name == "slerp"
+            and begin is not None
+            and begin not in [ref for ref, _ in entries]
+        ):
+            raise RecipeError(
+                f"{where}.sources: the base_model is not among them; slerp begins there"
+            )
         alone = all(ref == self.base for ref, _ in entries)  # nothing is merged into the base
         for ref, (place, source) in self._in_order(entries, begin):
             span = _layers(source.get("layer_range"), place)
@@ -216,21 +282,36 @@ class _Reader:
             values.append(self._values("source", scopes, place))
         if self.keeps_base and base is None:
             raise RecipeError(f"{where}.sources: the base_model is not among them; name its layers")
-        options = {name: value for name, value in self._values("global", [own, self.given], where).items() if name in own}
+        options = {
+            name: value
+            for name, value in self._values("global", [own, self.given], where).items()
+            if name in own
+        }
         same = base is None or (layers and layers[0].partition(":")[2] == base)
-        given = {"layers": layers, "base": None if same else base, "options": options, "parameters": values}
+        given = {
+            "layers": layers,
+            "base": None if same else base,
+            "options": options,
+            "parameters": values,
+        }
         return validate(SlicePart, given, RecipeError)
 
     def _part(self, given: dict[str, Any]) -> MergePart:
         part = validate(MergePart, {**given, "router": "merge"}, RecipeError)
         empty = part.slices is None and not any(part.parameters)
         pieces = [
-            piece if any(piece.parameters) else piece.model_copy(update={"parameters": []}) for piece in part.slices or ()
+            piece if any(piece.parameters) else piece.model_copy(update={"parameters": []})
+            for piece in part.slices or ()
         ]
-        return part.model_copy(update={"parameters": [] if empty else part.parameters, "slices": pieces or None})
+        return part.model_copy(
+            update={"parameters": [] if empty else part.parameters, "slices": pieces or None}
+        )
 
-    def _values(self, scope: str, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
-        """The parameters of a scope from the settings that may hold them, the first of which counts most."""
+    def _values(
+        self, scope: str, scopes: Sequence[Mapping[str, Any]], where: str
+    ) -> dict[str, Any]:
+        """The parameters of a scope from the settings that may hold them, the first of which counts
+        most."""
         declared = {p.name: p for p in self.method.parameters if p.scope == scope}
         if self.method.name == "karcher":
             declared.pop("weight", None)
@@ -238,15 +319,29 @@ class _Reader:
             if name in _FIXED.get(self.method.name, {}):
                 self._check_fixed(name, [settings[name] for settings in scopes if name in settings])
             elif name not in {p.name for p in self.method.parameters} and name not in SILENT:
-                self.notes[f"parameters.{name}: {self.method.name} has no such parameter; left out, as mergekit does"] = None
+                self.notes[
+                    (
+                        f"parameters.{name}: {self.method.name} has no such parameter; left out, "
+                        "as mergekit does"
+                    )
+                ] = None
         found = {}
         for name, parameter in declared.items():
-            setting = _setting([settings[name] for settings in scopes if settings.get(name) is not None], f"{where}.{name}")
+            setting = _setting(
+                [settings[name] for settings in scopes if settings.get(name) is not None],
+                f"{where}.{name}",
+            )
             if setting:
                 self.filtered |= setting[0][0] is not None
                 found[name] = _value(parameter, setting, f"{where}.{name}".lstrip("."))
-            elif name in REQUIRED and not (scope == "global" and "slices" in self.data and where == ""):
-                raise RecipeError(f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip("."))
+            elif name in REQUIRED and not (
+                scope == "global" and "slices" in self.data and where == ""
+            ):
+                raise RecipeError(
+                    f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip(
+                        "."
+                    )
+                )
         return found
 
     def _check_fixed(self, name: str, given: Sequence[Any]) -> None:
@@ -254,20 +349,29 @@ class _Reader:
         fixed = _FIXED[self.method.name][name]
         for value in given:
             if value not in (None, fixed):
-                raise RecipeError(f"parameters.{name}: {fixed:g} in {self.method.name}, and no other (found {shown(value)})")
+                raise RecipeError(
+                    f"parameters.{name}: {fixed:g} in {self.method.name}, and no other "
+                    f"(found {shown(value)})"
+                )
 
     def _dtype(self) -> str | None:
         dtype = self.data.get("out_dtype") or self.data.get("dtype")
         if dtype is not None and dtype not in get_args(Dtype):
             key = "out_dtype" if self.data.get("out_dtype") else "dtype"
-            raise RecipeError(f"{key}: {shown(dtype)} cannot be written; a recipe's result is {', '.join(get_args(Dtype))}")
+            raise RecipeError(
+                f"{key}: {shown(dtype)} cannot be written; a recipe's result is "
+                f"{', '.join(get_args(Dtype))}"
+            )
         return cast(str | None, dtype)
 
     def _tokenizer(self) -> dict[str, Any]:
-        """The keys of the recipe that say which tokens, tokenizer and chat template the result has."""
+        """The keys of the recipe that say which tokens, tokenizer and chat template the result
+        has."""
         settings = _mapping(self.data.get("tokenizer"), "tokenizer")
         self._note_unknown(settings, ("source", "tokens", "pad_to_multiple_of"), "tokenizer.")
-        source: Any = settings.get("source", "union") if self.data.get("tokenizer") is not None else None
+        source: Any = (
+            settings.get("source", "union") if self.data.get("tokenizer") is not None else None
+        )
         source = source if source is not None else self.data.get("tokenizer_source")
         ref = self.base if source in (None, "base", "union") else _model(source, "tokenizer_source")
         found: dict[str, Any] = {}
@@ -284,14 +388,20 @@ class _Reader:
                 found["tokenizer"] = self.sources.index(ref)
         template = self.data.get("chat_template")
         if template is not None:
-            if not isinstance(template, str) or ("{" not in template and template not in (*CHAT_TEMPLATES, AUTO)):
+            if not isinstance(template, str) or (
+                "{" not in template and template not in (*CHAT_TEMPLATES, AUTO)
+            ):
                 known = ", ".join([*sorted(CHAT_TEMPLATES), AUTO])
-                raise RecipeError(f"chat_template: {shown(template)} is neither Jinja nor a known name; write one of {known}")
+                raise RecipeError(
+                    f"chat_template: {shown(template)} is neither Jinja nor a known name; "
+                    f"write one of {known}"
+                )
             found["chat_template"] = CHAT_TEMPLATES.get(template, template)
         return found
 
     def _tokens(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Read what is said of single tokens, and whose row counts where a model lacks one: that of the ``base_model``."""
+        """Read what is said of single tokens, and whose row counts where a model lacks one: that of
+        the ``base_model``."""
         found: dict[str, Any] = {}
         if self.base is not None and not self.keeps_base and self.base in self.sources:
             found["default"] = self.sources.index(self.base)
@@ -313,7 +423,12 @@ class _Reader:
         kind = source.get("kind") if isinstance(source, dict) else None
         if kind == "zero":
             return {"source": "zero"}
-        ref = _model(source["model"] if kind == "model_token" and source.get("model") is not None else source, where)
+        ref = _model(
+            source["model"]
+            if kind == "model_token" and source.get("model") is not None
+            else source,
+            where,
+        )
         if self.keeps_base and ref == self.base:
             found: dict[str, Any] = {"source": "base"}
         elif ref in self.sources:
@@ -329,7 +444,10 @@ def _items(value: Any, where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """The mappings of a list, each with its place."""
     if not isinstance(value, list) or not value:
         raise RecipeError(f"{where}: expected a list (found {shown(value)})")
-    return [(f"{where}[{position}]", _mapping(item, f"{where}[{position}]")) for position, item in enumerate(value)]
+    return [
+        (f"{where}[{position}]", _mapping(item, f"{where}[{position}]"))
+        for position, item in enumerate(value)
+    ]
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -344,10 +462,15 @@ def _model(value: Any, where: str) -> SourceRef:
     """``PATH@REVISION+ADAPTER@REVISION``, or a mapping that says the same."""
     if isinstance(value, dict):
         if value.get("override_architecture"):
-            raise RecipeError(f"{where}.override_architecture: an architecture is not overridden here; leave it out")
+            raise RecipeError(
+                f"{where}.override_architecture: an architecture is not overridden here; "
+                "leave it out"
+            )
         parts = [value.get("model"), value.get("lora")]
     else:
-        parts = [*value.split("+"), None][:2] if isinstance(value, str) and value.count("+") < 2 else []
+        parts = (
+            [*value.split("+"), None][:2] if isinstance(value, str) and value.count("+") < 2 else []
+        )
     named: list[Any] = []
     for part in parts:
         pieces: list[Any]
@@ -358,7 +481,9 @@ def _model(value: Any, where: str) -> SourceRef:
         named += [pieces[0] or None, *pieces[1:], *[None] * (2 - len(pieces))]
     is_text = all(item is None or isinstance(item, str) for item in named)
     if len(named) != 4 or named[0] is None or not is_text:  # more than 4: a second @
-        raise RecipeError(f"{where}: {shown(value)} names no model; write PATH, PATH@REVISION or PATH+ADAPTER")
+        raise RecipeError(
+            f"{where}: {shown(value)} names no model; write PATH, PATH@REVISION or PATH+ADAPTER"
+        )
     return SourceRef(model=named[0], revision=named[1], adapter=named[2], adapter_revision=named[3])
 
 
@@ -375,20 +500,27 @@ def _layers(value: Any, where: str) -> str:
 
 
 def _setting(scopes: Sequence[Any], where: str) -> Setting:
-    """Pairs of a filter and a value in the order in which they are tried; None: fits every tensor."""
+    """Pairs of a filter and a value in the order in which they are tried; None: fits every
+    tensor."""
     found: Setting = []
     for scope in scopes:
         if isinstance(scope, dict):
             scope = [scope]
-        if not isinstance(scope, list) or (scope and not any(isinstance(item, dict) for item in scope)):
+        if not isinstance(scope, list) or (
+            scope and not any(isinstance(item, dict) for item in scope)
+        ):
             return [*found, (None, scope)]
         for item in scope:
             condition = _mapping(item, where.lstrip("."))
             if "value" not in condition or set(condition) - {"value", "filter"}:
-                raise RecipeError(f"{where.lstrip('.')}: expected a filter and a value (found {shown(item)})")
+                raise RecipeError(
+                    f"{where.lstrip('.')}: expected a filter and a value (found {shown(item)})"
+                )
             name = None if condition.get("filter") == "*" else condition.get("filter")
             if not (name is None or isinstance(name, str)):
-                raise RecipeError(f"{where.lstrip('.')}: the filter {shown(name)} is no text; put it in quotes")
+                raise RecipeError(
+                    f"{where.lstrip('.')}: the filter {shown(name)} is no text; put it in quotes"
+                )
             found.append((name, condition["value"]))
             if name is None:
                 return found
@@ -403,11 +535,17 @@ def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
     found: dict[str, Any] = {}
     for name, value in values:
         if name is not None and "*" in name:
-            raise RecipeError(f"{where}: the filter {name!r} holds a star, which mergekit takes for itself; leave it out")
+            raise RecipeError(
+                f"{where}: the filter {name!r} holds a star, which mergekit takes for "
+                "itself; leave it out"
+            )
         found.setdefault("default" if name is None else f"*{name}*", value)
     if "default" not in found:
         if parameter.name in REQUIRED:
-            raise RecipeError(f"{where}: no value for tensors that no filter names, and mergekit has no default; add one")
+            raise RecipeError(
+                f"{where}: no value for tensors that no filter names, and mergekit has no "
+                "default; add one"
+            )
         found["default"] = parameter.default
     return found
 
@@ -418,7 +556,9 @@ def _convert(parameter: Parameter, value: Any, where: str) -> Any:
         if parameter.kind != "number":
             raise RecipeError(f"{where}: takes one value, not a gradient (found {shown(value)})")
         if nested := [item for item in value if isinstance(item, list)]:
-            raise RecipeError(f"{where}: {shown(nested[0])} is not a number; a gradient is one list")
+            raise RecipeError(
+                f"{where}: {shown(nested[0])} is not a number; a gradient is one list"
+            )
         return [_convert(parameter, item, where) for item in value]
     if parameter.name == "rescale" and isinstance(value, (bool, int)):
         return "l1" if value else "none"

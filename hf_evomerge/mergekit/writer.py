@@ -1,4 +1,5 @@
-"""Writes recipes as mergekit's YAML files. What mergekit cannot say is refused with the key's name."""
+"""Writes recipes as mergekit's YAML files. What mergekit cannot say is refused with the key's
+name."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
     """Write a recipe as a mergekit file.
 
     Args:
-        recipe: A recipe with a merge, or with a serial path without scales, which becomes a passthrough merge.
+        recipe: A recipe with a merge, or with a serial path without scales, which becomes a
+            passthrough merge.
 
     Returns:
         The YAML text, and lines for the user about what mergekit does otherwise.
@@ -35,19 +37,30 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
     if recipe.has_components:
         raise RecipeError("component: mergekit merges whole models")
     notes: list[str] = []
-    data = _write_flow(recipe) if recipe.merge is None else _write_merge(recipe, recipe.merge, notes)
+    data = (
+        _write_flow(recipe) if recipe.merge is None else _write_merge(recipe, recipe.merge, notes)
+    )
     if recipe.dtype is not None:
         data["dtype"] = "float32"  # sums are made in float32 here, and in this dtype there
         if recipe.dtype != "float32":
             data["out_dtype"] = recipe.dtype
-    number = recipe.merge_sources[0] if recipe.tokenizer is None and recipe.flow is None else recipe.tokenizer
+    number = (
+        recipe.merge_sources[0]
+        if recipe.tokenizer is None and recipe.flow is None
+        else recipe.tokenizer
+    )
     if number is not None:
         owner = recipe.base if number == "base" else recipe.sources[number]
         assert owner is not None  # the recipe was checked
-        # without the key mergekit takes the tokenizer of the base, or of any model where there is no base
-        if data.get("base_model", _reference(owner) if recipe.tokenizer is None else None) != _reference(owner):
+        # without the key mergekit takes the tokenizer of the base, or of any model where there is
+        # no base
+        if data.get(
+            "base_model", _reference(owner) if recipe.tokenizer is None else None
+        ) != _reference(owner):
             passes = data["merge_method"] == "passthrough" and recipe.vocabulary is None
-            data["base_model" if passes else "tokenizer_source"] = _reference(owner)  # the first asks nothing of other tokens
+            data["base_model" if passes else "tokenizer_source"] = _reference(
+                owner
+            )  # the first asks nothing of other tokens
     if recipe.vocabulary is not None:
         _write_tokens(recipe, recipe.tokens or TokenPart(), data)
     if recipe.chat_template is not None:
@@ -59,7 +72,9 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
     method = get_method(part.method)
     data: dict[str, Any] = {"merge_method": method.name}
     stands_apart = recipe.base is not None and method.task_vectors
-    if recipe.base is not None and (stands_apart or method.takes_base_as_first(len(recipe.merge_sources))):
+    if recipe.base is not None and (
+        stands_apart or method.takes_base_as_first(len(recipe.merge_sources))
+    ):
         data["base_model"] = _reference(recipe.base)
     elif method.name == "slerp":
         data["base_model"] = _reference(recipe.sources[recipe.merge_sources[0]])
@@ -70,10 +85,14 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
     if part.slices is None:
         names = [_reference(recipe.sources[number]) for number in recipe.merge_sources]
         if len(set(names)) < len(names):
-            raise RecipeError(f"merge.sources: mergekit takes a model once (found {', '.join(names)})")
+            raise RecipeError(
+                f"merge.sources: mergekit takes a model once (found {', '.join(names)})"
+            )
         values = part.parameters or [{}] * len(names)
         models = [
-            _with_parameters({"model": name}, _written(method, "source", given, f"merge.parameters[{number}]"))
+            _with_parameters(
+                {"model": name}, _written(method, "source", given, f"merge.parameters[{number}]")
+            )
             for number, (name, given) in enumerate(zip(names, values, strict=True))
         ]
         first = data.get("base_model")
@@ -84,39 +103,63 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
             for number, piece in enumerate(part.slices)
         ]
     has_own = part.slices is not None and all("t" in piece.options for piece in part.slices)
-    return _with_parameters(data, _written(method, "global", part.options, "merge.options", needed=not has_own))
+    return _with_parameters(
+        data, _written(method, "global", part.options, "merge.options", needed=not has_own)
+    )
 
 
-def _write_slice(recipe: Recipe, method: MergeMethod, piece: SlicePart, where: str, stands_apart: bool) -> dict[str, Any]:
+def _write_slice(
+    recipe: Recipe, method: MergeMethod, piece: SlicePart, where: str, stands_apart: bool
+) -> dict[str, Any]:
     sources: list[dict[str, Any]] = []
     for number, run in enumerate(piece.runs()):
-        entry = {"model": _reference(recipe.sources[run[0][0]]), "layer_range": _span([layer for _, layer in run], where)}
+        entry = {
+            "model": _reference(recipe.sources[run[0][0]]),
+            "layer_range": _span([layer for _, layer in run], where),
+        }
         given = piece.parameters[number] if piece.parameters else {}
         if entry["model"] in [other["model"] for other in sources]:
-            raise RecipeError(f"{where}.layers: mergekit takes a model once in a slice (found {entry['model']} twice)")
-        sources.append(_with_parameters(entry, _written(method, "source", given, f"{where}.parameters[{number}]")))
+            raise RecipeError(
+                f"{where}.layers: mergekit takes a model once in a slice (found "
+                f"{entry['model']} twice)"
+            )
+        sources.append(
+            _with_parameters(
+                entry, _written(method, "source", given, f"{where}.parameters[{number}]")
+            )
+        )
     base = _reference(recipe.base) if recipe.base is not None else None
     listed = any(entry["model"] == base for entry in sources)
-    if recipe.base is not None and not listed and (stands_apart or method.takes_base_as_first(len(sources))):
-        sources.append({"model": _reference(recipe.base), "layer_range": _span(piece.base_layers(), where)})
+    if (
+        recipe.base is not None
+        and not listed
+        and (stands_apart or method.takes_base_as_first(len(sources)))
+    ):
+        sources.append(
+            {"model": _reference(recipe.base), "layer_range": _span(piece.base_layers(), where)}
+        )
     own = _written(method, "global", piece.options, f"{where}.options", needed=False)
     return _with_parameters({"sources": sources}, own)
 
 
 def _write_flow(recipe: Recipe) -> dict[str, Any]:
-    """A serial path as a passthrough merge: a plain model, in which a repeated layer is stored again."""
+    """A serial path as a passthrough merge: a plain model, in which a repeated layer is stored
+    again."""
     flow = recipe.flow
     assert flow is not None  # a recipe has at least one part
     path = flow.to_path()
     if not path.is_serial:
         raise RecipeError("flow.path: mergekit has no hop of several layers")
     if any(scale != 1 for scale in path.scales):
-        raise RecipeError("flow.scales: mergekit scales tensors, not the stream; fold the model instead")
+        raise RecipeError(
+            "flow.scales: mergekit scales tensors, not the stream; fold the model instead"
+        )
     layers = [(hop.terms[0].source, hop.terms[0].layer) for hop in path.hops]
     for place, (source, _) in (("first", layers[0]), ("last", layers[-1])):
         if source != flow.embedding_source:
             raise RecipeError(
-                f"flow.embedding_source: mergekit takes embeddings and head from the first and the last slice, and the {place} "
+                "flow.embedding_source: mergekit takes embeddings and head from the first "
+                f"and the last slice, and the {place} "
                 f"hop is of source {source}"
             )
     runs: list[tuple[int, int, int]] = []
@@ -125,30 +168,46 @@ def _write_flow(recipe: Recipe) -> dict[str, Any]:
             runs[-1] = (source, runs[-1][1], layer + 1)
         else:
             runs.append((source, layer, layer + 1))
-    slices = [{"sources": [{"model": _reference(recipe.sources[s]), "layer_range": [a, b]}]} for s, a, b in runs]
+    slices = [
+        {"sources": [{"model": _reference(recipe.sources[s]), "layer_range": [a, b]}]}
+        for s, a, b in runs
+    ]
     return {"merge_method": "passthrough", "slices": slices}
 
 
 def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None:
-    """Say in `data` which tokens the result has; its ``tokenizer_source``, if any, is whose tokenizer goes with it."""
+    """Say in `data` which tokens the result has; its ``tokenizer_source``, if any, is whose
+    tokenizer goes with it."""
     owner = data.pop("tokenizer_source", data.get("base_model"))
     if recipe.vocabulary == "union":
         if owner is not None and data.get("base_model") != owner and recipe.tokenizer is not None:
-            raise RecipeError(f"tokenizer: mergekit's union begins with the base_model's tokens (found {owner})")
+            raise RecipeError(
+                f"tokenizer: mergekit's union begins with the base_model's tokens (found {owner})"
+            )
         owner = "union"
     elif owner is None:
         owner = _reference(recipe.sources[recipe.merge_sources[0]])
-    default = part.default if part.default is not None else "base" if recipe.base is not None else None
-    if default is not None and recipe.base is None and not get_method(data["merge_method"]).task_vectors:
+    default = (
+        part.default if part.default is not None else "base" if recipe.base is not None else None
+    )
+    if (
+        default is not None
+        and recipe.base is None
+        and not get_method(data["merge_method"]).task_vectors
+    ):
         data.setdefault("base_model", _party(recipe, default))
     if default is not None and data.get("base_model") != _party(recipe, default):
-        raise RecipeError(f"tokens.default: mergekit takes the base_model's rows first (found {default})")
+        raise RecipeError(
+            f"tokens.default: mergekit takes the base_model's rows first (found {default})"
+        )
     if not part.rows and part.multiple_of == 1:
         data["tokenizer_source"] = owner
         return
     data["tokenizer"] = {"source": owner}
     if part.rows:
-        data["tokenizer"]["tokens"] = {token: _written_row(recipe, row) for token, row in part.rows.items()}
+        data["tokenizer"]["tokens"] = {
+            token: _written_row(recipe, row) for token, row in part.rows.items()
+        }
     if part.multiple_of > 1:
         data["tokenizer"]["pad_to_multiple_of"] = part.multiple_of
 
@@ -169,7 +228,10 @@ def _party(recipe: Recipe, key: int | str) -> str:
 
 def _span(layers: Sequence[int], where: str) -> list[int]:
     if list(layers) != list(range(layers[0], layers[0] + len(layers))):
-        raise RecipeError(f"{where}.layers: mergekit's layers go up one by one (found {list(layers)}); write several slices")
+        raise RecipeError(
+            f"{where}.layers: mergekit's layers go up one by one (found {list(layers)}); "
+            "write several slices"
+        )
     return [layers[0], layers[-1] + 1]
 
 
@@ -177,12 +239,15 @@ def _with_parameters(data: dict[str, Any], parameters: dict[str, Any]) -> dict[s
     return {**data, "parameters": parameters} if parameters else data
 
 
-def _written(method: MergeMethod, scope: str, given: Mapping[str, Any], where: str, *, needed: bool = True) -> dict[str, Any]:
+def _written(
+    method: MergeMethod, scope: str, given: Mapping[str, Any], where: str, *, needed: bool = True
+) -> dict[str, Any]:
     """The parameters of a scope as mergekit writes them."""
     declared = [parameter for parameter in method.parameters if parameter.scope == scope]
     found = {}
     for parameter in declared:
-        name, value = parameter.name, given.get(parameter.name)
+        name = parameter.name
+        value = given.get(parameter.name)
         if value is None and not (needed and name in REQUIRED and method.name != "karcher"):
             continue
         value = parameter.default if value is None else value
@@ -203,7 +268,8 @@ def _written_value(value: Any, where: str) -> Any:
     """A number, a gradient, or conditions in their order."""
     if not isinstance(value, Mapping):
         return value
-    found, default = [], None
+    found = []
+    default = None
     for key, item in value.items():
         inner = key[1:-1]
         if key == "default":
@@ -212,7 +278,8 @@ def _written_value(value: Any, where: str) -> Any:
             found.append({"filter": inner, "value": item})
         else:
             raise RecipeError(
-                f"{where}.{key}: mergekit knows parts of names, such as '*mlp*', and no layer groups; `hf-evomerge merge` "
+                f"{where}.{key}: mergekit knows parts of names, such as '*mlp*', and no "
+                "layer groups; `hf-evomerge merge` "
                 "builds the recipe as it is"
             )
     return [*found, *([default] if default is not None else [])]
@@ -223,5 +290,8 @@ def _reference(ref: SourceRef) -> str:
     if text.count("+") > (ref.adapter is not None) or text.count("@") > sum(
         revision is not None for revision in (ref.revision, ref.adapter_revision)
     ):
-        raise RecipeError(f"sources: {ref} has a + or an @ in a name, which mergekit takes for its own; rename the folder")
+        raise RecipeError(
+            f"sources: {ref} has a + or an @ in a name, which mergekit takes for its own; "
+            "rename the folder"
+        )
     return text

@@ -1,10 +1,12 @@
-"""Parameter space: merge methods, the executors that apply them to models, and each method as a function of plain tensors.
+"""Parameter space: merge methods, the executors that apply them to models, and each method as a
+function of plain tensors.
 
 Every registered method can be imported under its name:
 
     >>> import torch
     >>> from hf_evomerge.merging import task_arithmetic
-    >>> base, japanese, maths = torch.zeros(3), torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])
+    >>> base = torch.zeros(3)
+    >>> japanese, maths = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 2.0]])
     >>> task_arithmetic(base, [japanese, maths], weights=[0.5, 0.25])
     tensor([0.5000, 0.2500, 1.5000])
 """

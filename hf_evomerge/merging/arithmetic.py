@@ -1,8 +1,10 @@
-"""Merge of one tensor: its inputs, slice by slice, and the code path that gives every executor the same bits.
+"""Merge of one tensor: its inputs, slice by slice, and the code path that gives every executor the
+same bits.
 
-A slice fits the processor's cache, and what is held in memory stays small. The statistics of a whole tensor
-(`TensorJob.cut`, `TensorJob.product`, ...) are computed in an order that does not depend on slices or threads, and are
-kept for the next merge of the same tensors with other parameters.
+A slice fits the processor's cache, and what is held in memory stays small. The statistics of a
+whole tensor (`TensorJob.cut`, `TensorJob.product`, ...) are computed in an order that does not
+depend on slices or threads, and are kept for the next merge of the same tensors with other
+parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +17,17 @@ import numpy as np
 
 from .method import Call, MergeMethod
 from .rows import Lines, RankDrop, Ranks, row_count, row_spans
-from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, add_up, inner_product, sum_magnitudes
+from .statistics import (
+    LEVELS,
+    SUM_BLOCK,
+    Cut,
+    Drop,
+    Magnitudes,
+    RandomField,
+    add_up,
+    inner_product,
+    sum_magnitudes,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,16 +40,19 @@ SLICE = 1 << 16  # elements; 256 KB of float32: those of all inputs are near eno
 class TensorJob:
     """Job that computes one tensor of the merged model, once or many times.
 
-    Its inputs are the sources' tensors, or for methods on task vectors their differences to the base's.
+    Its inputs are the sources' tensors, or for methods on task vectors their differences to the
+    base's.
 
     Args:
         name: Raw name of the tensor.
         method: The merge method.
         base: The base's tensor, if there is a base.
-        sources: The tensors of the merged sources, in the order of the recipe; of any float dtype, all of one shape.
+        sources: The tensors of the merged sources, in the order of the recipe; of any float dtype,
+            all of one shape.
         seed: The recipe's seed.
         device: Where to compute; where the tensors are, by default.
-        keep: Whether to hold the inputs as float32, and all statistics, for the next call (see `memory_needed`).
+        keep: Whether to hold the inputs as float32, and all statistics, for the next call (see
+            `memory_needed`).
     """
 
     def __init__(
@@ -66,23 +81,36 @@ class TensorJob:
         self._line_products: dict[tuple[int, int, bool], NDArray[np.float64]] = {}
         self._ranks: dict[int, Ranks] = {}
         self._derived: dict[str, Magnitudes] = {}
-        self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
-        self._magnitudes = [Magnitudes(partial(self.blocks, index), self.numel, keep) for index in range(len(self._inputs))]
+        self._fields = [
+            RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))
+        ]
+        self._magnitudes = [
+            Magnitudes(partial(self.blocks, index), self.numel, keep)
+            for index in range(len(self._inputs))
+        ]
         self._origin = self._base  # what inputs are differences to, where they are not made yet
         if keep:
             self._inputs, self._base = self.tensors(0, self.numel), self.base(0, self.numel)
             self._origin = None
 
     def run(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], out: Tensor, *, slice_size: int | None = None
+        self,
+        sources: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        out: Tensor,
+        *,
+        slice_size: int | None = None,
     ) -> None:
         """Merge the tensor into `out`.
 
         Args:
-            sources: Complete per-source parameters; a value may be one number per layer group, or per run of rows.
+            sources: Complete per-source parameters; a value may be one number per layer group, or
+                per run of rows.
             options: Complete global options.
-            out: Tensor for the result, rounded to its dtype: contiguous, of the tensor's number of elements.
-            slice_size: Elements per slice, by default as in `slices`; the result does not depend on it.
+            out: Tensor for the result, rounded to its dtype: contiguous, of the tensor's number of
+                elements.
+            slice_size: Elements per slice, by default as in `slices`; the result does not depend on
+                it.
         """
         call = self.call(sources, options)
         flat = out.view(-1)
@@ -90,16 +118,19 @@ class TensorJob:
             flat[start:stop].copy_(self.method.function(*self.parts(start, stop), here))
 
     def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call:
-        """The parameters that apply to this tensor, and what the method computes from the whole of it."""
+        """The parameters that apply to this tensor, and what the method computes from the whole of
+        it."""
         call = Call.of_tensor(self.name, sources, options)
         if self.method.prepare is not None and self.numel > 0:
             call.prepared = self.method.prepare(self, call)
         return call
 
     def slices(self, call: Call, size: int | None = None) -> Iterator[tuple[int, int, Call]]:
-        """Cut the tensor into slices of `size` elements at most: start, stop, and the call for its elements.
+        """Cut the tensor into slices of `size` elements at most: start, stop, and the call for its
+        elements.
 
-        By default those of few inputs are longer, so that there are fewer calls, and all inputs together as near as four.
+        By default those of few inputs are longer, so that there are fewer calls, and all inputs
+        together as near as four.
         """
         size = size or max(SLICE, 4 * SLICE // len(self._inputs))
         for first, last, here in call.runs(row_count(self.shape)):
@@ -108,20 +139,26 @@ class TensorJob:
                 yield here.start, min(here.start + size, end), here
 
     def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
-        """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is converted once."""
+        """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is
+        converted once."""
         base = self.base(start, stop)
         if base is None or self._origin is None:
             return base, self.tensors(start, stop)
         return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
     def release(self) -> None:
-        """Let go of the inputs, which would stay in memory until Python collects the cycle that a job is in."""
-        self._inputs, self._base, self._origin = [], None, None
+        """Let go of the inputs, which would stay in memory until Python collects the cycle that a
+        job is in."""
+        self._inputs = []
+        self._base = None
+        self._origin = None
 
     @property
     def is_fresh(self) -> bool:
         """True where `parts` makes tensors that nobody else has."""
-        converted = all(each.element_size() != 4 or each.device != self.device for each in self._inputs)
+        converted = all(
+            each.element_size() != 4 or each.device != self.device for each in self._inputs
+        )
         return not self.keep and (self._origin is not None or converted)
 
     def tensors(self, start: int, stop: int) -> list[Tensor]:
@@ -135,18 +172,28 @@ class TensorJob:
     def tensor(self, index: int, start: int, stop: int) -> Tensor:
         """A slice of one input in float32: of a task vector or of a source. Do not write to it."""
         values = self._inputs[index][start:stop]
-        return self._float(values) if self._origin is None else self._difference(values, self._float(self._origin[start:stop]))
+        return (
+            self._float(values)
+            if self._origin is None
+            else self._difference(values, self._float(self._origin[start:stop]))
+        )
 
     def _stored(self, index: int, start: int, stop: int) -> Tensor:
-        """A slice of one input with the values of `tensor`, in the dtype of the file where that takes no arithmetic."""
-        return self._inputs[index][start:stop] if self._origin is None else self.tensor(index, start, stop)
+        """A slice of one input with the values of `tensor`, in the dtype of the file where that
+        takes no arithmetic."""
+        return (
+            self._inputs[index][start:stop]
+            if self._origin is None
+            else self.tensor(index, start, stop)
+        )
 
     def cut(self, index: int, k: int) -> Cut:
         """Return the cut that keeps one input's `k` elements of largest magnitude."""
         return self._magnitudes[index].cut(k)
 
     def drop(self, index: int, density: float) -> Drop:
-        """Make a mask that keeps each element of one input with probability `density` (rounded to a multiple of 1/65536)."""
+        """Make a mask that keeps each element of one input with probability `density` (rounded to a
+        multiple of 1/65536)."""
         return Drop(min(max(round(density * LEVELS), 0), LEVELS), self._fields[index])
 
     def is_zero(self, index: int) -> bool:
@@ -154,9 +201,12 @@ class TensorJob:
         return not any(block.any() for _, block in self.blocks(index))
 
     def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
-        """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
+        """The sum of the magnitudes of one input, after `change` of each slice where it is
+        given."""
         if change is not None:
-            changed = self.computed(lambda start, stop: change(self.tensor(index, start, stop), start))
+            changed = self.computed(
+                lambda start, stop: change(self.tensor(index, start, stop), start)
+            )
             return add_up(sum_magnitudes(block) for _, block in changed)
         if index not in self._sums:
             self._sums[index] = add_up(sum_magnitudes(block) for _, block in self.blocks(index))
@@ -167,9 +217,14 @@ class TensorJob:
         import torch
 
         if (left, right) not in self._products:
-            keys = dict.fromkeys([(left, right), (left, left), (right, right)])  # an angle takes all three: one pass
+            keys = dict.fromkeys(
+                [(left, right), (left, left), (right, right)]
+            )  # an angle takes all three: one pass
             sums = dict.fromkeys((key for key in keys if key not in self._products), 0.0)
-            blocks = {index: torch.empty(SUM_BLOCK, dtype=torch.float64) for index in dict.fromkeys([left, right])}
+            blocks = {
+                index: torch.empty(SUM_BLOCK, dtype=torch.float64)
+                for index in dict.fromkeys([left, right])
+            }
             spare = np.empty(SUM_BLOCK)
             for start in range(0, self.numel, SUM_BLOCK):
                 stop = min(start + SUM_BLOCK, self.numel)
@@ -183,12 +238,14 @@ class TensorJob:
 
     @property
     def width(self) -> int:
-        """Length of a row, which is a vector along the last dimension; a tensor of one dimension is one row."""
+        """Length of a row, which is a vector along the last dimension; a tensor of one dimension is
+        one row."""
         return self.shape[-1] if len(self.shape) > 1 else self.numel
 
     @property
     def column_width(self) -> int:
-        """Number of columns, which are vectors along the first dimension; a tensor of one dimension is one column."""
+        """Number of columns, which are vectors along the first dimension; a tensor of one dimension
+        is one column."""
         return self.numel // self.shape[0] if len(self.shape) > 1 else 1
 
     def line_products(self, left: int, right: int, columns: bool = False) -> NDArray[np.float64]:
@@ -197,38 +254,55 @@ class TensorJob:
         if key not in self._line_products:
             width = self.column_width if columns else self.width
             products = (
-                np.multiply(*(self.tensor(index, *span).numpy(force=True) for index in (left, right)), dtype=np.float64)
+                np.multiply(
+                    *(self.tensor(index, *span).numpy(force=True) for index in (left, right)),
+                    dtype=np.float64,
+                )
                 for span in row_spans(self.numel, width)
             )
             sums = (block.reshape(-1, width).sum(axis=0 if columns else 1) for block in products)
-            self._line_products[key] = reduce(np.add, sums, np.zeros(width)) if columns else np.concatenate(list(sums))
+            self._line_products[key] = (
+                reduce(np.add, sums, np.zeros(width)) if columns else np.concatenate(list(sums))
+            )
         return self._line_products[key]
 
     def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
         """Lay one number per row, or per column, along the slices of the tensor."""
-        return Lines(values.astype(np.float32), self.column_width if columns else self.width, columns)
+        return Lines(
+            values.astype(np.float32), self.column_width if columns else self.width, columns
+        )
 
-    def rank_drop(self, index: int, probabilities: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> RankDrop:
-        """Make the mask that keeps each element of one input with a probability that depends on its rank within its row.
+    def rank_drop(
+        self, index: int, probabilities: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> RankDrop:
+        """Make the mask that keeps each element of one input with a probability that depends on its
+        rank within its row.
 
         Args:
             index: The input.
-            probabilities: Function from relative ranks (0: the smallest of the row, 1: the largest) to probabilities.
+            probabilities: Function from relative ranks (0: the smallest of the row, 1: the largest)
+                to probabilities.
         """
         if index not in self._ranks:
-            self._ranks[index] = Ranks(lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep)
+            self._ranks[index] = Ranks(
+                lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep
+            )
         relative = np.linspace(0.0, 1.0, self.width) if self.width > 1 else np.full(self.width, 0.5)
         limits = np.clip(np.rint(probabilities(relative) * LEVELS), 0, LEVELS)
         return RankDrop(limits, self._ranks[index], self._fields[index])
 
     def derived(self, key: str, compute: Callable[[int, int], Tensor]) -> Magnitudes:
-        """The order of magnitudes that a method computes from the inputs alone, slice by slice; kept under a key."""
+        """The order of magnitudes that a method computes from the inputs alone, slice by slice;
+        kept under a key."""
         if key not in self._derived:
             self._derived[key] = Magnitudes(partial(self.computed, compute), self.numel, self.keep)
         return self._derived[key]
 
-    def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield what `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
+    def computed(
+        self, compute: Callable[[int, int], Tensor]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield what `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements
+        with their positions."""
         for start in range(0, self.numel, SUM_BLOCK):
             yield start, compute(start, min(start + SUM_BLOCK, self.numel)).numpy(force=True)
 
@@ -238,7 +312,9 @@ class TensorJob:
 
     def _difference(self, values: Tensor, base: Tensor) -> Tensor:
         vector = self._float(values)
-        return vector.sub(base) if vector is values else vector.sub_(base)  # not in the source's own memory
+        return (
+            vector.sub(base) if vector is values else vector.sub_(base)
+        )  # not in the source's own memory
 
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device).float()

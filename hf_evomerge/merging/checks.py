@@ -30,24 +30,31 @@ def complete(
         parameters, options: What a recipe gives.
         sources: Number of merged sources.
         has_base: Whether there is a base.
-        layer_count: Number of blocks, where it is known: layer groups are checked, and gradients laid over the blocks.
-        names: Raw names of the tensors, where they are known: patterns are checked, and what does not go together.
+        layer_count: Number of blocks, where it is known: layer groups are checked, and gradients
+            laid over the blocks.
+        names: Raw names of the tensors, where they are known: patterns are checked, and what does
+            not go together.
         ignore: Whether patterns that name no tensor are left out; else they are refused.
 
     Returns:
         The parameters of each source, and the options.
 
     Raises:
-        RecipeError: Naming the key: unknown parameter, wrong type, out of range, layer groups that do not exist, overlap or
-            leave a part of the model out, patterns that name nothing, parameters that do not go together, no base where one is
-            needed, too many or too few sources.
+        RecipeError: Naming the key: unknown parameter, wrong type, out of range, layer groups that
+            do not exist, overlap or leave a part of the model out, patterns that name nothing,
+            parameters that do not go together, no base where one is needed, too many or too few
+            sources.
     """
     check_sources(method, sources, has_base)
     if parameters and len(parameters) != sources:
-        raise RecipeError(f"merge.parameters: {len(parameters)} mappings for {sources} sources; give one per source")
+        raise RecipeError(
+            f"merge.parameters: {len(parameters)} mappings for {sources} sources; give one "
+            "per source"
+        )
     if ignore and names is not None:
         options, *parameters = (
-            {key: without_unmatched(value, names) for key, value in given.items()} for given in (options, *parameters)
+            {key: without_unmatched(value, names) for key, value in given.items()}
+            for given in (options, *parameters)
         )
     chosen = _complete(method, "global", options, "merge.options", layer_count, names)
     values = [
@@ -68,15 +75,22 @@ def complete(
 def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
     """Raise `RecipeError` unless the method can merge so many sources, with or without a base."""
     if method.needs_base and not has_base:
-        raise RecipeError(f"base: {method.name} works on differences to a common base; name the base model")
+        raise RecipeError(
+            f"base: {method.name} works on differences to a common base; name the base model"
+        )
     low, high = method.count
     tensors = sources + (1 if method.takes_base_as_first(sources) and has_base else 0)
     if tensors < low or (high is not None and tensors > high):
         wanted = number_of_models(method)
-        hint = ", or one source and a base" if (low, high) == (2, 2) and not method.task_vectors else ""
+        hint = (
+            ", or one source and a base"
+            if (low, high) == (2, 2) and not method.task_vectors
+            else ""
+        )
         models, given = ("model", "source") if wanted == "1" else ("models", "sources")
         raise RecipeError(
-            f"merge.sources: {method.name} merges {wanted} {models} (found {sources}); give {wanted} {given}{hint}"
+            f"merge.sources: {method.name} merges {wanted} {models} (found {sources}); give "
+            f"{wanted} {given}{hint}"
         )
 
 
@@ -87,22 +101,45 @@ def number_of_models(method: MergeMethod) -> str:
 
 
 def _complete(
-    method: MergeMethod, scope: str, given: Mapping[str, Any], where: str, layer_count: int | None, names: Sequence[str] | None
+    method: MergeMethod,
+    scope: str,
+    given: Mapping[str, Any],
+    where: str,
+    layer_count: int | None,
+    names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    known = {parameter.name: parameter for parameter in (method.options if scope == "global" else method.source_parameters)}
+    known = {
+        parameter.name: parameter
+        for parameter in (method.options if scope == "global" else method.source_parameters)
+    }
     for name, value in given.items():
         if name not in known:
             other = next((p for p in method.parameters if p.name == name), None)
-            place = "options" if other is not None and other.scope == "global" else "parameters, once per source"
-            hint = f"it belongs in merge.{place}" if other else f"it takes {', '.join(known) or 'none'}"
+            place = (
+                "options"
+                if other is not None and other.scope == "global"
+                else "parameters, once per source"
+            )
+            hint = (
+                f"it belongs in merge.{place}"
+                if other
+                else f"it takes {', '.join(known) or 'none'}"
+            )
             raise RecipeError(f"{where}.{name}: {method.name} has no such parameter here; {hint}")
         known[name].check(value, f"{where}.{name}", layer_count, names)
-        if method.prepare is not None and any(map(_has_rows, value.items() if isinstance(value, Mapping) else ())):
-            raise RecipeError(f"{where}.{name}: {method.name} looks at whole tensors; give one number per tensor, not per row")
+        if method.prepare is not None and any(
+            map(_has_rows, value.items() if isinstance(value, Mapping) else ())
+        ):
+            raise RecipeError(
+                f"{where}.{name}: {method.name} looks at whole tensors; give one number per "
+                "tensor, not per row"
+            )
     complete = {name: given.get(name, parameter.default) for name, parameter in known.items()}
     if layer_count is None:
         return complete
-    return {name: expand(value, 0, layer_count - 1, names or ()) for name, value in complete.items()}
+    return {
+        name: expand(value, 0, layer_count - 1, names or ()) for name, value in complete.items()
+    }
 
 
 def _has_rows(item: tuple[str, Any]) -> bool:

@@ -1,11 +1,14 @@
-"""The gradient of a live merge: how a loss changes with every number of the recipe, from one backward pass.
+"""The gradient of a live merge: how a loss changes with every number of the recipe, from one
+backward pass.
 
-With theta = M(weights, task vectors), d loss / d w_i = <d loss / d theta, d M / d w_i>, tensor by tensor: for task arithmetic
-the inner product of a tensor's gradient with the task vector. How many groups share the numbers costs nothing. (Yang et al.,
-AdaMerging, arXiv:2310.02575; Gauthier-Caron et al., DAM, arXiv:2410.08371.)
+With theta = M(weights, task vectors), d loss / d w_i = <d loss / d theta, d M / d w_i>, tensor by
+tensor: for task arithmetic the inner product of a tensor's gradient with the task vector. How many
+groups share the numbers costs nothing. (Yang et al., AdaMerging, arXiv:2310.02575; Gauthier-Caron
+et al., DAM, arXiv:2410.08371.)
 
-What decides elements one by one (which are the largest, which are dropped, the elected sign) is held as it is at the point;
-what decides it (densities) has no gradient. Rounding to the model's dtype is passed over.
+What decides elements one by one (which are the largest, which are dropped, the elected sign) is
+held as it is at the point; what decides it (densities) has no gradient. Rounding to the model's
+dtype is passed over.
 """
 
 from __future__ import annotations
@@ -33,11 +36,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Number = tuple[str, int | None, str | tuple[str, int] | None]
-"""A number of a recipe: parameter, position of the source (None: an option), and where it applies: the key of a group, a
-tensor's name and the number of a run of its rows, or None for the whole model."""
+"""A number of a recipe: parameter, position of the source (None: an option), and where it applies:
+the key of a group, a tensor's name and the number of a run of its rows, or None for the whole
+model."""
 Products = dict[tuple[str, int | None], list[float]]
-"""The inner products of one tensor's gradient with its derivatives, by the parameter's name and the position of the source (or
-None, for an option): one number, or one for each run of rows."""
+"""The inner products of one tensor's gradient with its derivatives, by the parameter's name and the
+position of the source (or None, for an option): one number, or one for each run of rows."""
 
 _TINY = 1e-30
 _STEP = 1e-6  # of the differences by which coefficients are differentiated, in float64
@@ -49,8 +53,9 @@ class MergeGradient:
     Args:
         merger: Writes the merges into the model.
         model: Its model; parameters that no merge changes are not differentiated.
-        memory_limit: Bytes that may be spent on gradients of the whole model. Above it, and for models that are not in float32,
-            each tensor's gradient is used and freed as soon as it is there, once for each backward pass.
+        memory_limit: Bytes that may be spent on gradients of the whole model. Above it, and for
+            models that are not in float32, each tensor's gradient is used and freed as soon as it
+            is there, once for each backward pass.
 
     Raises:
         RecipeError: The method has no gradient.
@@ -58,18 +63,22 @@ class MergeGradient:
     Example:
         >>> japanese, maths, base = [open_source(name) for name in ("japanese", "maths", "base")]
         >>> model = AutoModelForCausalLM.from_pretrained("base")
-        >>> gradient = MergeGradient(LiveMerger([japanese, maths], base, "ties", {}, seed=0, model=model), model)
+        >>> merger = LiveMerger([japanese, maths], base, "ties", {}, seed=0, model=model)
+        >>> gradient = MergeGradient(merger, model)
         >>> tokens = tokenizer("w1 w2 w3", return_tensors="pt").input_ids
         >>> loss = lambda: model(tokens, labels=tokens).loss
         >>> list(gradient([{"weight": 0.5}, {"weight": 0.5}], {}, lambda: loss().backward()))
         [('weight', 0, None), ('weight', 1, None), ('lambda', None, None)]
     """
 
-    def __init__(self, merger: LiveMerger, model: PreTrainedModel, *, memory_limit: int = 2 << 30) -> None:
+    def __init__(
+        self, merger: LiveMerger, model: PreTrainedModel, *, memory_limit: int = 2 << 30
+    ) -> None:
         import torch
 
         check_differentiable(merger.method)
-        self.merger, self._model = merger, model
+        self.merger = merger
+        self._model = model
         self._parts: dict[nn.Parameter, list[tuple[TensorJob, int]]] = {}
         for parameter in model.parameters():
             begin = parameter.data_ptr()
@@ -78,21 +87,31 @@ class MergeGradient:
                 (job, (target.data_ptr() - begin) // target.element_size())
                 for job, target in merger.jobs
                 if begin <= target.data_ptr() < end
-                and not (merger.method.task_vectors and all(map(job.is_zero, range(merger.source_count))))
+                and not (
+                    merger.method.task_vectors and all(map(job.is_zero, range(merger.source_count)))
+                )
             ]
             if inside:
                 self._parts[parameter] = inside
         size = sum(parameter.numel() * parameter.element_size() for parameter in self._parts)
-        self._at_once = size > memory_limit or any(parameter.dtype != torch.float32 for parameter in self._parts)
+        self._at_once = size > memory_limit or any(
+            parameter.dtype != torch.float32 for parameter in self._parts
+        )
 
     def __call__(
-        self, parameters: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None, backward: Callable[[], object]
+        self,
+        parameters: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any] | None,
+        backward: Callable[[], object],
     ) -> dict[Number, float]:
-        """Merge, run `backward`, and return the derivative with respect to every number that has one.
+        """Merge, run `backward`, and return the derivative with respect to every number that has
+        one.
 
         Args:
-            parameters, options: As `LiveMerger.apply` takes them; the model is left with this merge.
-            backward: Runs the model and the backward pass, once or several times; the gradients add up.
+            parameters, options: As `LiveMerger.apply` takes them; the model is left with this
+                merge.
+            backward: Runs the model and the backward pass, once or several times; the gradients add
+                up.
 
         Raises:
             RecipeError: The parameters are wrong, or given as gradients over the layers.
@@ -117,7 +136,9 @@ class MergeGradient:
             for parameter, _ in before:
                 parameter.requires_grad_(parameter in self._parts)
             if self._at_once:
-                hooks = [parameter.register_post_accumulate_grad_hook(take) for parameter in self._parts]
+                hooks = [
+                    parameter.register_post_accumulate_grad_hook(take) for parameter in self._parts
+                ]
             backward()
             for parameter in self._parts:
                 if parameter.grad is not None:
@@ -132,9 +153,12 @@ class MergeGradient:
 
 
 def by_number(
-    found: Mapping[str, Sequence[Products]], sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    found: Mapping[str, Sequence[Products]],
+    sources: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
 ) -> dict[Number, float]:
-    """Add up what belongs to one number of the recipe: of all tensors of its group, and of all backward passes.
+    """Add up what belongs to one number of the recipe: of all tensors of its group, and of all
+    backward passes.
 
     Args:
         found: The products of each tensor, by its name, in each pass.
@@ -148,17 +172,32 @@ def by_number(
             by_rows = key is not None and isinstance(value[key], Rows)
             for run, number in enumerate(values):
                 terms[name, source, (tensor, run) if by_rows else key].append(number)
-    return {number: math.fsum(numbers) for number, numbers in terms.items()}  # exact, so in any order
+    return {
+        number: math.fsum(numbers) for number, numbers in terms.items()
+    }  # exact, so in any order
 
 
 def check_differentiable(method: MergeMethod) -> None:
-    """Raise `RecipeError` unless the method has a parameter that its result changes smoothly with."""
+    """Raise `RecipeError` unless the method has a parameter that its result changes smoothly
+    with."""
     if not any(parameter.smooth for parameter in method.parameters):
-        names = [name for name, other in all_methods().items() if any(parameter.smooth for parameter in other.parameters)]
-        raise RecipeError(f"merge.method: {method.name} has no gradient; those that have one are {', '.join(names)}")
+        names = [
+            name
+            for name, other in all_methods().items()
+            if any(parameter.smooth for parameter in other.parameters)
+        ]
+        raise RecipeError(
+            f"merge.method: {method.name} has no gradient; those that have one are "
+            f"{', '.join(names)}"
+        )
 
 
-def products(job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Products:
+def products(
+    job: TensorJob,
+    gradient: Tensor,
+    sources: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> Products:
     """The inner products of a tensor's gradient with the derivatives of the merged tensor.
 
     Sums are float64, element after element of slice after slice.
@@ -172,13 +211,16 @@ def products(job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, An
         Those of each smooth parameter.
     """
     whole = Call.of_tensor(job.name, sources, options)
-    rows, totals = row_count(job.shape), zeros(job.method, whole)
+    rows = row_count(job.shape)
+    totals = zeros(job.method, whole)
     if job.method.is_sum and job.numel and not whole.options["normalize"]:
         for source in range(len(sources)):
             add_row_sums(whole, source, _row_sums(job, gradient, source), totals)
         return totals
     for first, last, call in whole.runs(rows):
-        inner = _inner_products(job, gradient, call, list(totals), range(first * job.width, last * job.width, SUM_BLOCK))
+        inner = _inner_products(
+            job, gradient, call, list(totals), range(first * job.width, last * job.width, SUM_BLOCK)
+        )
         for place, value in zip(totals, inner, strict=True):
             totals[place][first * len(totals[place]) // rows] += value
     return totals
@@ -192,7 +234,10 @@ def zeros(method: MergeMethod, call: Call) -> Products:
         if parameter.smooth
         for source in (range(len(call.sources)) if parameter.scope == "source" else (None,))
     ]
-    return {place: [0.0] * (len(value.numbers) if isinstance(value := _get(call, place), Rows) else 1) for place in places}
+    return {
+        place: [0.0] * (len(value.numbers) if isinstance(value := _get(call, place), Rows) else 1)
+        for place in places
+    }
 
 
 def _row_sums(job: TensorJob, gradient: Tensor, source: int) -> NDArray[np.float64]:
@@ -202,12 +247,15 @@ def _row_sums(job: TensorJob, gradient: Tensor, source: int) -> NDArray[np.float
     sums = np.zeros(row_count(job.shape))
     for start, stop in row_spans(job.numel, job.width):
         part = (gradient[start:stop].float() * job.tensor(source, start, stop)).view(-1, job.width)
-        sums[start // job.width : stop // job.width] = part.sum(1, dtype=torch.float64).numpy(force=True)
+        sums[start // job.width : stop // job.width] = part.sum(1, dtype=torch.float64).numpy(
+            force=True
+        )
     return sums
 
 
 def add_row_sums(call: Call, source: int, sums: NDArray[np.float64], totals: Products) -> None:
-    """Add the products of a method that ``is_sum``: lambda t for a weight w, and w t for lambda, of every run of rows.
+    """Add the products of a method that ``is_sum``: lambda t for a weight w, and w t for lambda, of
+    every run of rows.
 
     Here t is the inner product of the run's gradient with its task vector.
 
@@ -217,7 +265,8 @@ def add_row_sums(call: Call, source: int, sums: NDArray[np.float64], totals: Pro
         sums: The inner product of each row.
         totals: Totals to add to.
     """
-    rows, count = len(sums), len(totals["weight", source])
+    rows = len(sums)
+    count = len(totals["weight", source])
     edges = [-(-run * rows // count) for run in range(count)]
     inner = np.add.reduceat(sums, edges).tolist()
     totals["weight", source] = [call.options.get("lambda", 1.0) * value for value in inner]
@@ -228,21 +277,37 @@ def add_row_sums(call: Call, source: int, sums: NDArray[np.float64], totals: Pro
 
 
 def _inner_products(
-    job: TensorJob, gradient: Tensor, call: Call, places: Sequence[tuple[str, int | None]], span: range
+    job: TensorJob,
+    gradient: Tensor,
+    call: Call,
+    places: Sequence[tuple[str, int | None]],
+    span: range,
 ) -> list[float]:
-    """The inner products over the elements of a span, for which the numbers of a call hold: one for each place."""
+    """The inner products over the elements of a span, for which the numbers of a call hold: one for
+    each place."""
     import torch
 
-    counts = job.method.prepare is not None and call.options.get("normalize", False)  # a source of weight 0 is not counted
+    counts = job.method.prepare is not None and call.options.get(
+        "normalize", False
+    )  # a source of weight 0 is not counted
     for place in places:
         if not (counts and _at(call, place) == 0):
             _set(call, place, _beside(_at(call, place)))
     prepared = job.method.prepare(job, call) if job.method.prepare is not None else None
-    factors = prepared if isinstance(prepared, list) and all(isinstance(each, (int, float)) for each in prepared) else None
+    factors = (
+        prepared
+        if isinstance(prepared, list) and all(isinstance(each, (int, float)) for each in prepared)
+        else None
+    )
     values = factors if factors is not None else [_at(call, place) for place in places]
-    leaves = [torch.tensor(float(value), dtype=torch.float64, device=job.device, requires_grad=True) for value in values]
+    leaves = [
+        torch.tensor(float(value), dtype=torch.float64, device=job.device, requires_grad=True)
+        for value in values
+    ]
     smooth = _copy(call)
-    if factors is not None:  # numbers that depend on the parameters and the whole tensor, such as those of an angle
+    if (
+        factors is not None
+    ):  # numbers that depend on the parameters and the whole tensor, such as those of an angle
         smooth.prepared = leaves
         totals = _backward(job, smooth, leaves, gradient, span)
         return [_through(job, call, place, totals) for place in places]
@@ -252,7 +317,9 @@ def _inner_products(
     return _backward(job, smooth, leaves, gradient, span)
 
 
-def _backward(job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor, span: range) -> list[float]:
+def _backward(
+    job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor, span: range
+) -> list[float]:
     """The derivatives with respect to the leaves, which the call holds in the place of numbers."""
     import torch
 
@@ -261,36 +328,54 @@ def _backward(job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor
         for call.start in span:
             stop = min(call.start + SUM_BLOCK, span.stop)
             base, tensors = job.parts(call.start, stop)
-            out = job.method.function(None if base is None else base.double(), [each.double() for each in tensors], call)
+            out = job.method.function(
+                None if base is None else base.double(), [each.double() for each in tensors], call
+            )
             if not out.requires_grad:
-                raise RecipeError(f"merge.method: {job.method.name} has no gradient with these options")
+                raise RecipeError(
+                    f"merge.method: {job.method.name} has no gradient with these options"
+                )
             given = gradient[call.start : stop].double()
-            for index, part in enumerate(torch.autograd.grad(out, leaves, given, allow_unused=True)):
+            for index, part in enumerate(
+                torch.autograd.grad(out, leaves, given, allow_unused=True)
+            ):
                 totals[index] += 0.0 if part is None else float(part)
     return totals
 
 
-def _through(job: TensorJob, call: Call, place: tuple[str, int | None], totals: Sequence[float]) -> float:
-    """The chain rule over coefficients that a method computes from its parameters and the whole tensor."""
+def _through(
+    job: TensorJob, call: Call, place: tuple[str, int | None], totals: Sequence[float]
+) -> float:
+    """The chain rule over coefficients that a method computes from its parameters and the whole
+    tensor."""
     assert job.method.prepare is not None
     ends = []
     for step in (_STEP, -_STEP):
         moved = _copy(call)
         _set(moved, place, _at(call, place) + step)
         ends.append(job.method.prepare(job, moved))
-    return math.fsum(total * (high - low) / (2 * _STEP) for total, high, low in zip(totals, *ends, strict=True))
+    return math.fsum(
+        total * (high - low) / (2 * _STEP) for total, high, low in zip(totals, *ends, strict=True)
+    )
 
 
 def check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) -> None:
     """Raise `RecipeError` where a smooth parameter runs over the layers."""
     for name in (parameter.name for parameter in method.parameters if parameter.smooth):
         for value in (mapping[name] for mapping in mappings if name in mapping):
-            if any(isinstance(item, Ramp) for item in (value.values() if isinstance(value, Mapping) else [value])):
-                raise RecipeError(f"{name}: numbers that run over the layers have no gradient; give numbers per layer group")
+            if any(
+                isinstance(item, Ramp)
+                for item in (value.values() if isinstance(value, Mapping) else [value])
+            ):
+                raise RecipeError(
+                    f"{name}: numbers that run over the layers have no gradient; give "
+                    "numbers per layer group"
+                )
 
 
 def _beside(value: float) -> float:
-    """The number itself, or one beside 0 and 1, which methods take for a source, or a factor, that is not there."""
+    """The number itself, or one beside 0 and 1, which methods take for a source, or a factor, that
+    is not there."""
     return _TINY if value == 0 else math.nextafter(1, 2) if value == 1 else value
 
 

@@ -1,7 +1,7 @@
 """The live executor: writes merged tensors into the parameters of a resident model, for search.
 
-A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt. The tensors are those that
-`build_model` writes for the same recipe, bit for bit.
+A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt. The tensors are
+those that `build_model` writes for the same recipe, bit for bit.
 """
 
 from __future__ import annotations
@@ -55,15 +55,19 @@ class MergeKind:
         self.method = get_method(method)
         check_mergeable(sources, base)
         self.layer_count = sources[0].layer_count
-        self.source_count, self.has_base = len(sources), base is not None
+        self.source_count = len(sources)
+        self.has_base = base is not None
         self.names = merged_names(sources[0].tensors, router)
         self.options = dict(options)
         self.complete([])
 
     def complete(
-        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
+        self,
+        parameters: Sequence[Mapping[str, ParameterValue]],
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The parameters and options of a merge with the defaults filled in; see `LiveMerger.apply`."""
+        """The parameters and options of a merge with the defaults filled in; see
+        `LiveMerger.apply`."""
         return complete(
             self.method,
             parameters,
@@ -82,8 +86,8 @@ class LiveMerger(MergeKind):
         sources, base, method, options, router: As for `MergeKind`.
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
-        memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
-            computed from the memory-mapped files each time, to the same bits.
+        memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields.
+            What does not fit is computed from the memory-mapped files each time, to the same bits.
 
     Raises:
         RecipeError: The method is unknown, or its options are wrong.
@@ -133,16 +137,22 @@ class LiveMerger(MergeKind):
             )
             self.jobs.append((job, target))
 
-    def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
+    def apply(
+        self,
+        parameters: Sequence[Mapping[str, ParameterValue]],
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Overwrite the model's parameters with one merge.
 
         Args:
-            parameters: One mapping per source, as in a recipe: a number, or one per layer group. Defaults where absent.
-            options: Global options of this merge alone, in place of those given before, such as ``{"t": 0.3}``.
+            parameters: One mapping per source, as in a recipe: a number, or one per layer group.
+                Defaults where absent.
+            options: Global options of this merge alone, in place of those given before, such as
+                ``{"t": 0.3}``.
 
         Raises:
-            RecipeError: A parameter is unknown, of the wrong type or out of range, or the layer groups do not fit; the model is
-                then unchanged.
+            RecipeError: A parameter is unknown, of the wrong type or out of range, or the layer
+                groups do not fit; the model is then unchanged.
         """
         import torch
 
@@ -153,10 +163,12 @@ class LiveMerger(MergeKind):
 
 
 def write_adapter(source: Parent, model: PreTrainedModel) -> None:
-    """Write the weights that the source's adapter changes into a model that was loaded from the source's folder.
+    """Write the weights that the source's adapter changes into a model that was loaded from the
+    source's folder.
 
     Raises:
-        SourceError: The adapter changes a tensor that is no parameter of the model under its raw name.
+        SourceError: The adapter changes a tensor that is no parameter of the model under its raw
+            name.
     """
     import torch
 
@@ -169,7 +181,8 @@ def write_adapter(source: Parent, model: PreTrainedModel) -> None:
 
 
 def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
-    """Write a part of another checkpoint into a model, in place of its own; of a vocabulary the rows that both have.
+    """Write a part of another checkpoint into a model, in place of its own; of a vocabulary the
+    rows that both have.
 
     Args:
         part: What is written.
@@ -192,25 +205,35 @@ def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
 
 def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's parameter or buffer for every tensor of the source that is merged."""
-    state: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    state: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers()),
+    }
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # diffusers has none
-    names = sorted((name for name, info in source.tensors.items() if info.is_float), key=tensor_order)
+    names = sorted(
+        (name for name, info in source.tensors.items() if info.is_float), key=tensor_order
+    )
 
     def find(name: str, moved: bool) -> Tensor | None:
-        return next((state[own] for own in source.parameters(name, prefix, moved=moved) if own in state), None)
+        return next(
+            (state[own] for own in source.parameters(name, prefix, moved=moved) if own in state),
+            None,
+        )
 
     moved = any(find(name, False) is None for name in names)
     parts = fused_parts(model) if moved and any(find(name, True) is None for name in names) else {}
     state |= parts
     targets: dict[str, Tensor] = {}
     for name in names:
-        info, target = source.tensors[name], find(name, moved)
+        info = source.tensors[name]
+        target = find(name, moved)
         if target is None and ".rotary_emb.inv_freq" in name:
             continue
         if target is None or tuple(target.shape) != info.shape or not target.is_contiguous():
             found = "no such parameter" if target is None else f"shape {list(target.shape)}"
             raise SourceError(
-                f"{source}: {name} ({info}) does not fit the model, a {type(model).__name__} with {found}; "
+                f"{source}: {name} ({info}) does not fit the model, a {type(model).__name__} "
+                f"with {found}; "
                 "load the model from one of the sources, or merge to disk"
             )
         targets[name] = target
@@ -218,6 +241,7 @@ def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
     for name, parameter in [*model.named_parameters(), *parts.items()]:
         if source.covers(name) and parameter.data_ptr() not in filled:
             raise SourceError(
-                f"{source}: has no tensor for the model's parameter {name}; load the model from one of the sources"
+                f"{source}: has no tensor for the model's parameter {name}; load the model "
+                "from one of the sources"
             )
     return targets

@@ -1,4 +1,5 @@
-"""Merge method: its function, its parameters, and what it must know before it sees the first elements. No torch."""
+"""Merge method: its function, its parameters, and what it must know before it sees the first
+elements. No torch."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ class Call:
 
     Attributes:
         options: The global options, complete.
-        sources: The per-source parameters, complete, one mapping per merged source; numbers for this tensor. A method is
-            called for a run of rows at a time where numbers differ between them.
-        prepared: What the method's ``prepare`` computed from the whole tensor; None where it has none.
+        sources: The per-source parameters, complete, one mapping per merged source; numbers for
+            this tensor. A method is called for a run of rows at a time where numbers differ between
+            them.
+        prepared: What the method's ``prepare`` computed from the whole tensor; None where it has
+            none.
         start: Position of the slice in the flattened tensor.
         owns: Whether the function may write to the tensors of the sources.
     """
@@ -35,15 +38,19 @@ class Call:
     owns: bool = False
 
     @classmethod
-    def of_tensor(cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call:
-        """The parameters that apply to the tensor of this name; values may be one per layer group."""
+    def of_tensor(
+        cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Call:
+        """The parameters that apply to the tensor of this name; values may be one per layer
+        group."""
         return cls(
             {key: resolve(value, name) for key, value in options.items()},
             [{key: resolve(value, name) for key, value in values.items()} for values in sources],
         )
 
     def runs(self, rows: int) -> Iterator[tuple[int, int, Call]]:
-        """Cut the rows of a tensor where a number changes: first row, last row + 1, and the call that holds for them.
+        """Cut the rows of a tensor where a number changes: first row, last row + 1, and the call
+        that holds for them.
 
         Raises:
             RecipeError: A parameter has more numbers than there are rows.
@@ -54,10 +61,18 @@ class Call:
             yield 0, rows, self
             return
         if max(counts) > rows:
-            raise RecipeError(f"merge.parameters: {max(counts)} numbers for the {rows} rows of a tensor; give fewer")
-        edges = sorted({-(-number * rows // count) for count in counts for number in range(count + 1)})
+            raise RecipeError(
+                f"merge.parameters: {max(counts)} numbers for the {rows} rows of a tensor; "
+                "give fewer"
+            )
+        edges = sorted(
+            {-(-number * rows // count) for count in counts for number in range(count + 1)}
+        )
         for first, last in pairwise(edges):
-            here = [{key: _at(value, first, rows) for key, value in values.items()} for values in (self.options, *self.sources)]
+            here = [
+                {key: _at(value, first, rows) for key, value in values.items()}
+                for values in (self.options, *self.sources)
+            ]
             yield first, last, Call(here[0], here[1:], self.prepared)
 
     @property
@@ -71,7 +86,8 @@ def _at(value: Any, row: int, rows: int) -> Any:
 
 
 MergeFunction = Callable[[Any, "list[torch.Tensor]", Call], "torch.Tensor"]
-"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; it may change what it owns.
+"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; it
+may change what it owns.
 
 The base is None where the method works without one.
 """
@@ -87,19 +103,26 @@ class MergeMethod:
 
     Attributes:
         name: Its name in a recipe.
-        function: The arithmetic. It sees slices, so each element of the result may depend on that element of the inputs only.
+        function: The arithmetic. It sees slices, so each element of the result may depend on that
+            element of the inputs only.
         parameters: All parameters it takes.
-        task_vectors: Whether it is handed differences to the base (then it needs one) rather than the sources themselves.
-        base_optional: True where a method on task vectors, without a base, is handed the sources themselves.
-        prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.prepared``.
+        task_vectors: Whether it is handed differences to the base (then it needs one) rather than
+            the sources themselves.
+        base_optional: True where a method on task vectors, without a base, is handed the sources
+            themselves.
+        prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is
+            ``call.prepared``.
         check: Refuses parameters that do not go together, before any work.
-        is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not normalize: its gradient is then
-            made of the inner products with the task vectors (or tensors) alone.
-        random: Whether it drops elements at random, by the recipe's seed and the name of the tensor.
-        memory: Bytes per element and source that a search keeps of its statistics, next to the tensors: 4 for sorted
-            magnitudes or for ranks, 2 for random numbers.
-        count: Smallest and largest number of tensors it merges; None: no limit. A method without task vectors that needs two
-            and is given one source takes the base as the first of the two.
+        is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not
+            normalize: its gradient is then made of the inner products with the task vectors (or
+            tensors) alone.
+        random: Whether it drops elements at random, by the recipe's seed and the name of the
+            tensor.
+        memory: Bytes per element and source that a search keeps of its statistics, next to the
+            tensors: 4 for sorted magnitudes or for ranks, 2 for random numbers.
+        count: Smallest and largest number of tensors it merges; None: no limit. A method without
+            task vectors that needs two and is given one source takes the base as the first of the
+            two.
         help: One sentence for the documentation.
     """
 

@@ -1,4 +1,5 @@
-"""Loads a diffusion pipeline for scoring, without code of its own and without pickles, and with the adapter in its weights."""
+"""Loads a diffusion pipeline for scoring, without code of its own and without pickles, and with the
+adapter in its weights."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def load_pipeline(source: Parent, dtype: torch.dtype | None = None) -> Any:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            variant="fp16" if any(folder.stem.endswith(".fp16") for folder in source.parts.values()) else None,
+            variant="fp16"
+            if any(folder.stem.endswith(".fp16") for folder in source.parts.values())
+            else None,
         )
     except Exception as cause:  # anything: a class may need a library that is not installed
         raise SourceError(f"{source}: diffusers cannot load it: {one_line(cause)}") from cause

@@ -1,8 +1,9 @@
 """The registry of merge methods: finds a method by its name. No torch.
 
-A method is one function in ``methods/`` with one `register_method` line above it, which declares its parameters once: YAML
-validation, search bounds, the functions of `hf_evomerge.merging` and the documentation derive from that declaration. Methods
-import this file, and not the other way round: the package ``merging`` imports ``methods``, which fills the registry.
+A method is one function in ``methods/`` with one `register_method` line above it, which declares
+its parameters once: YAML validation, search bounds, the functions of `hf_evomerge.merging` and the
+documentation derive from that declaration. Methods import this file, and not the other way round:
+the package ``merging`` imports ``methods``, which fills the registry.
 """
 
 from __future__ import annotations
@@ -40,13 +41,18 @@ def register_method(
     def register(function: MergeFunction) -> MergeFunction:
         if name in METHODS:
             raise EvoMergeError(
-                f"merge method {name!r} is registered already, as {METHODS[name].function!r}; choose another name"
+                f"merge method {name!r} is registered already, as "
+                f"{METHODS[name].function!r}; choose another name"
             )
         names = [parameter.name for parameter in parameters]
         if repeated := [key for key in names if names.count(key) > 1]:
-            raise EvoMergeError(f"merge method {name!r} declares the parameter {repeated[0]!r} twice")
+            raise EvoMergeError(
+                f"merge method {name!r} declares the parameter {repeated[0]!r} twice"
+            )
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        METHODS[name] = MergeMethod(name=name, function=function, parameters=tuple(parameters), help=summary, **more)
+        METHODS[name] = MergeMethod(
+            name=name, function=function, parameters=tuple(parameters), help=summary, **more
+        )
         return function
 
     return register

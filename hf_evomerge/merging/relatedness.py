@@ -1,4 +1,5 @@
-"""Relatedness of the sources of a merge: warns where task vectors are too long, or angles say that something is wrong.
+"""Relatedness of the sources of a merge: warns where task vectors are too long, or angles say that
+something is wrong.
 
 For words only: float32 inner products over a part of each large tensor.
 """
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 APART = 0.7  # cosine; fine-tunes of one base have nearly 1, unrelated models nearly 0
-ALIKE = 0.4  # cosine of task vectors; a base that is swapped with a source gives them its own difference, .5 and more
+# cosine of task vectors; a base that is swapped with a source gives them its own difference, .5 and
+# more
+ALIKE = 0.4
 
 
 class Relatedness:
@@ -45,18 +48,30 @@ class Relatedness:
 
     def warnings(self) -> list[str]:
         """Warn where the sources are hardly related, or the base looks like one of them."""
-        found, lengths = list[str](), np.sqrt(np.diag(self.products))
+        found = list[str]()
+        lengths = np.sqrt(np.diag(self.products))
         if not np.isfinite(self.products).all() or not lengths.any():
             return found
-        if self.task_vectors and self.base > 0 and (largest := float(lengths.max()) / math.sqrt(self.base)) >= FAR:
-            found.append(f"a task vector is as long as {largest:.2f} of the base: the sources and the base {UNRELATED}")
+        if (
+            self.task_vectors
+            and self.base > 0
+            and (largest := float(lengths.max()) / math.sqrt(self.base)) >= FAR
+        ):
+            found.append(
+                f"a task vector is as long as {largest:.2f} of the base: the sources and the "
+                f"base {UNRELATED}"
+            )
         if cosines := self._cosines(lengths):
             pair, most = max(cosines.items(), key=lambda item: item[1])
             if self.task_vectors and most > ALIKE:
-                found.append(f"{' and '.join(pair)} differ from the base in the same direction: is it their base?")
+                found.append(
+                    f"{' and '.join(pair)} differ from the base in the same direction: is it "
+                    "their base?"
+                )
             if not self.task_vectors and (least := min(cosines.values())) < APART:
                 found.append(
-                    f"the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "
+                    f"the cosine between two sources' weights is {least:.2f}; that of "
+                    "fine-tunes of one base is "
                     f"nearly 1, so they {UNRELATED}"
                 )
         return found

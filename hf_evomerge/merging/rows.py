@@ -1,7 +1,8 @@
-"""Rows of a tensor: where they lie, one number for each of them, and the ranks of magnitudes within a row.
+"""Rows of a tensor: where they lie, one number for each of them, and the ranks of magnitudes within
+a row.
 
-A row is a vector along the last dimension: in a linear layer's weight, what one output unit reads. Like those of whole
-tensors they depend on the tensor alone, and sums are float64 in a fixed order.
+A row is a vector along the last dimension: in a linear layer's weight, what one output unit reads.
+Like those of whole tensors they depend on the tensor alone, and sums are float64 in a fixed order.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Lines:
     columns: bool = False
 
     def slice(self, start: int, like: Tensor) -> Tensor:
-        """The number of each element of the slice that begins at `start`, for the device and the length of `like`."""
+        """The number of each element of the slice that begins at `start`, for the device and the
+        length of `like`."""
         import torch
 
         positions = np.arange(start, start + like.numel())
@@ -56,7 +58,8 @@ class Lines:
 
 
 class Ranks:
-    """The rank of each element's magnitude within its row, from 0 for the smallest; ties are ranked by position.
+    """The rank of each element's magnitude within its row, from 0 for the smallest; ties are ranked
+    by position.
 
     Args:
         read: Reads a span of the tensor.
@@ -65,7 +68,9 @@ class Ranks:
         keep: Whether to keep all ranks (4 bytes each) for the next use.
     """
 
-    def __init__(self, read: Callable[[int, int], Tensor], numel: int, width: int, keep: bool = False) -> None:
+    def __init__(
+        self, read: Callable[[int, int], Tensor], numel: int, width: int, keep: bool = False
+    ) -> None:
         self.read = read
         self.numel = numel
         self.width = width
@@ -85,8 +90,11 @@ class Ranks:
         return self._block[start - self._first : stop - self._first]
 
     def _of_rows(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Sorts magnitude and position as one whole number each: exact, and much faster than a stable argsort."""
-        magnitudes = np.abs(self.read(start, stop).numpy(force=True)).view(np.int32).reshape(-1, self.width)
+        """Sorts magnitude and position as one whole number each: exact, and much faster than a
+        stable argsort."""
+        magnitudes = (
+            np.abs(self.read(start, stop).numpy(force=True)).view(np.int32).reshape(-1, self.width)
+        )
         keys = (magnitudes.astype(np.int64) << 32) | np.arange(self.width)
         keys.sort(axis=1)
         ranks = np.empty(keys.shape, np.int32)
@@ -97,7 +105,8 @@ class Ranks:
 
 @dataclass(slots=True)
 class RankDrop:
-    """Keeps the elements whose 16-bit random number is below a limit that depends on their rank within the row.
+    """Keeps the elements whose 16-bit random number is below a limit that depends on their rank
+    within the row.
 
     Attributes:
         limits: Probability * 65536 of each rank, rounded.
@@ -112,7 +121,8 @@ class RankDrop:
     divide: bool = False
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
-        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is dropped."""
+        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is
+        dropped."""
         import torch
 
         ranks = self.ranks.slice(start, start + vector.numel())

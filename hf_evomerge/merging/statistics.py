@@ -1,7 +1,8 @@
-"""Statistics of a whole tensor that a merge needs: the k-th largest magnitude, the random numbers of DARE, sums.
+"""Statistics of a whole tensor that a merge needs: the k-th largest magnitude, the random numbers
+of DARE, sums.
 
-Each of them is a function of the tensor, the seed and the tensor's name alone: not of threads, chunks, order or processor.
-Sums are float64 in a fixed order.
+Each of them is a function of the tensor, the seed and the tensor's name alone: not of threads,
+chunks, order or processor. Sums are float64 in a fixed order.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Keeps the k elements of largest magnitude; where magnitudes tie at the threshold, the earlier elements.
+    """Keeps the k elements of largest magnitude; where magnitudes tie at the threshold, the earlier
+    elements.
 
     Attributes:
         keeps_all: Whether nothing is cut.
@@ -42,10 +44,13 @@ class Cut:
     end: int = 0
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
-        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is cut."""
+        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is
+        cut."""
         if self.keeps_all:
             return vector.clone()
-        below = float(np.nextafter(np.float32(self.threshold), np.float32(0)))  # hardshrink keeps what is larger
+        below = float(
+            np.nextafter(np.float32(self.threshold), np.float32(0))
+        )  # hardshrink keeps what is larger
         here = self.end - start
         if here >= vector.numel():
             return vector.hardshrink(below)
@@ -61,7 +66,8 @@ class Magnitudes:
     Args:
         blocks: Yields the task vector.
         numel: Its number of elements.
-        keep: Whether to sort the magnitudes once and keep them (4 bytes each): every further k is then a look-up.
+        keep: Whether to sort the magnitudes once and keep them (4 bytes each): every further k is
+            then a look-up.
     """
 
     def __init__(self, blocks: Blocks, numel: int, keep: bool = False) -> None:
@@ -95,17 +101,21 @@ class Magnitudes:
         threshold, kept, count = self._threshold(k)
         if threshold == 0:
             return Cut(keeps_all=True)  # else only zeros would be cut
-        return Cut(False, float(threshold), self._position(threshold, kept) if kept < count else self.numel)
+        return Cut(
+            False, float(threshold), self._position(threshold, kept) if kept < count else self.numel
+        )
 
     def _threshold(self, k: int) -> tuple[np.float32, int, int]:
-        """The k-th largest magnitude, how many equal ones are among the k largest, and how many there are.
+        """The k-th largest magnitude, how many equal ones are among the k largest, and how many
+        there are.
 
         NaN counts as the largest magnitude.
         """
         return self._by_sorting(k) if self.keep else self._by_counting(k)
 
     def _position(self, threshold: np.float32, count: int) -> int:
-        """The position of number `count`, from 0, of the elements of just this magnitude; the end if there are fewer."""
+        """The position of number `count`, from 0, of the elements of just this magnitude; the end
+        if there are fewer."""
         for start, block in self.blocks():
             equal = np.flatnonzero(np.abs(block) == threshold)
             if count < equal.size:
@@ -118,13 +128,19 @@ class Magnitudes:
             self._sorted = np.concatenate([np.abs(block) for _, block in self.blocks()])
             self._sorted.sort()
         number = self._sorted[-k]
-        first, end = (int(np.searchsorted(self._sorted, number, side)) for side in ("left", "right"))
+        first, end = (
+            int(np.searchsorted(self._sorted, number, side)) for side in ("left", "right")
+        )
         return number, k - (self.numel - end), end - first
 
     def _by_counting(self, k: int) -> tuple[np.float32, int, int]:
-        """Two passes that count: magnitudes by their upper 16 bits, then the magnitudes of one count by the lower."""
+        """Two passes that count: magnitudes by their upper 16 bits, then the magnitudes of one
+        count by the lower."""
         if self._counts is None:
-            self._counts = sum((np.bincount(_bits(block) >> 16, minlength=1 << 15) for _, block in self.blocks()), _NONE)
+            self._counts = sum(
+                (np.bincount(_bits(block) >> 16, minlength=1 << 15) for _, block in self.blocks()),
+                _NONE,
+            )
         upper, rank = _of_count(self._counts, k)
         lower = np.zeros(1 << 16, np.int64)
         for _, block in self.blocks():
@@ -135,7 +151,8 @@ class Magnitudes:
 
 
 def _of_count(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
-    """The largest index at which the counts from the last on add up to at least `rank`, and the rank within its count."""
+    """The largest index at which the counts from the last on add up to at least `rank`, and the
+    rank within its count."""
     at_least = np.cumsum(counts[::-1])[::-1]
     index = int(np.flatnonzero(at_least >= rank)[-1])
     return index, rank - int(at_least[index] - counts[index])
@@ -150,7 +167,8 @@ def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
 class Drop:
     """Keeps the elements whose 16-bit random number is below a limit.
 
-    Masks of one field are nested: a larger density keeps all that a smaller one keeps, so that a search sees no noise.
+    Masks of one field are nested: a larger density keeps all that a smaller one keeps, so that a
+    search sees no noise.
 
     Attributes:
         limit: density * 65536, rounded.
@@ -166,10 +184,12 @@ class Drop:
         return self.limit >= LEVELS
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
-        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is dropped."""
+        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is
+        dropped."""
         if self.keeps_all:
             return vector.clone()
-        # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
+        # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool
+        # tensor
         mask = self.field.slice(start, vector)
         return mask.neg_().add_(float(self.limit - LEVELS // 2)).clamp_(0, 1).mul_(vector)
 
@@ -177,8 +197,9 @@ class Drop:
 class RandomField:
     """Uniform 16-bit numbers, one per element of one task vector, the same on every machine.
 
-    Philox, a counter-based generator, so that any slice can be made by itself. Its key is the SHA-256 of the recipe's seed, the
-    position of the source among those that take part, and the name of the tensor.
+    Philox, a counter-based generator, so that any slice can be made by itself. Its key is the
+    SHA-256 of the recipe's seed, the position of the source among those that take part, and the
+    name of the tensor.
 
     Args:
         seed: The recipe's seed.
@@ -208,7 +229,8 @@ class RandomField:
         return raw.astype("<u8", copy=False).view("<u2")[skip : skip + stop - start]
 
     def slice(self, start: int, like: Tensor) -> Tensor:
-        """The numbers minus 32768 as a new float32 tensor of the length and on the device of `like`."""
+        """The numbers minus 32768 as a new float32 tensor of the length and on the device of
+        `like`."""
         stop = start + like.numel()
         if self.keep:
             if self._kept is None:
@@ -229,13 +251,17 @@ def add_up(numbers: Iterable[float]) -> float:
 
 
 def sum_magnitudes(values: NDArray[np.float32]) -> float:
-    """The sum of the magnitudes of one block of `SUM_BLOCK` numbers, in float64 by one thread in numpy's fixed order."""
+    """The sum of the magnitudes of one block of `SUM_BLOCK` numbers, in float64 by one thread in
+    numpy's fixed order."""
     return float(np.add.reduce(np.abs(values), dtype=np.float64))
 
 
 def inner_product(
-    left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]], room: NDArray[np.float64] | None = None
+    left: NDArray[np.floating[Any]],
+    right: NDArray[np.floating[Any]],
+    room: NDArray[np.float64] | None = None,
 ) -> float:
-    """The inner product of one block, in float64 by one thread; quicker where the blocks are, and with room for one more."""
+    """The inner product of one block, in float64 by one thread; quicker where the blocks are, and
+    with room for one more."""
     out = None if room is None else room[: left.size]
     return float(np.add.reduce(np.multiply(left, right, out=out, dtype=np.float64)))

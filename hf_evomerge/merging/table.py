@@ -1,4 +1,5 @@
-"""The merge methods and their parameters as a Markdown table, made from the registry: for the command line and the docs."""
+"""The merge methods and their parameters as a Markdown table, made from the registry: for the
+command line and the docs."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from .registry import all_methods
 
 def methods_table() -> str:
     """Make a table of every method's parameters."""
-    lines = ["| method | parameter | per | default | values | meaning |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| method | parameter | per | default | values | meaning |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for method in all_methods().values():
         lines.append(f"| **{method.name}** | | | | {_needs(method)} | {method.help} |")
         lines += [_row(parameter) for parameter in method.parameters]
@@ -19,7 +23,13 @@ def methods_table() -> str:
 
 def _needs(method: MergeMethod) -> str:
     count = number_of_models(method)
-    base = " and a base" if method.needs_base else ", with or without a base" if method.base_optional else ""
+    base = (
+        " and a base"
+        if method.needs_base
+        else ", with or without a base"
+        if method.base_optional
+        else ""
+    )
     return f"{count} source{'' if count.endswith('1') else 's'}{base}"
 
 
@@ -27,7 +37,11 @@ def _row(parameter: Parameter) -> str:
     per = "source" if parameter.scope == "source" else "merge"
     if parameter.grouped:
         per += " and layer group"
-    default = str(parameter.default).lower() if isinstance(parameter.default, bool) else f"{parameter.default}"
+    default = (
+        str(parameter.default).lower()
+        if isinstance(parameter.default, bool)
+        else f"{parameter.default}"
+    )
     values = parameter.values
     if parameter.search is not None:
         values += f"; searched {parameter.search[0]:g} to {parameter.search[1]:g}"

@@ -1,4 +1,5 @@
-"""The merged model as a class of transformers: configuration, model, and their registration with the Auto classes."""
+"""The merged model as a class of transformers: configuration, model, and their registration with
+the Auto classes."""
 
 from __future__ import annotations
 
@@ -17,12 +18,18 @@ if is_torch_available():
         EvoMergedPreTrainedModel,
     )
 
-__all__ = ["EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedForImageTextToText", "EvoMergedModel"]
+__all__ = [
+    "EvoMergedConfig",
+    "EvoMergedForCausalLM",
+    "EvoMergedForImageTextToText",
+    "EvoMergedModel",
+]
 __all__ += ["EvoMergedPreTrainedModel", "check_alike", "register"]
 
 
 def register() -> None:
-    """Make transformers' Auto classes know the merged model, so that it loads without ``trust_remote_code``."""
+    """Make transformers' Auto classes know the merged model, so that it loads without
+    ``trust_remote_code``."""
     transformers.AutoConfig.register(EvoMergedConfig.model_type, EvoMergedConfig, exist_ok=True)
     for kind in CLASSES if is_torch_available() else ():
         getattr(transformers, str(kind._auto_class)).register(EvoMergedConfig, kind, exist_ok=True)

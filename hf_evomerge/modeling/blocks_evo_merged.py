@@ -1,10 +1,12 @@
-"""What a block adds to the residual stream, and what reads the stream: found on a small random model, and proved there.
+"""What a block adds to the residual stream, and what reads the stream: found on a small random
+model, and proved there.
 
-No architecture is known by its name: its own class is built with small sizes, its parameters and states are multiplied, and
-what changes is looked at. A layout that was found is believed only if the block computes what it says, so what is built in
-another way is refused.
+No architecture is known by its name: its own class is built with small sizes, its parameters and
+states are multiplied, and what changes is looked at. A layout that was found is believed only if
+the block computes what it says, so what is built in another way is refused.
 
-This file travels to the Hub beside the weights: it imports nothing but torch, transformers and the files beside it.
+This file travels to the Hub beside the weights: it imports nothing but torch, transformers and the
+files beside it.
 """
 
 import json
@@ -18,17 +20,30 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from .layers_evo_merged import ScaleInput, ScaleOutput, _first, _with_first, decoder_layers, find_layers, source_class
+from .layers_evo_merged import (
+    ScaleInput,
+    ScaleOutput,
+    _first,
+    _with_first,
+    decoder_layers,
+    find_layers,
+    source_class,
+)
 from .sources_evo_merged import config_along
 
 # Sizes of this and more are divided by the first of these numbers with which the architecture runs.
-_LARGE, _DIVISORS = 256, (16, 8, 4, 2, 1)
-# The scale that is tried, the difference that is rounding, and the difference that is none, relative to what is added.
-_SCALE, _TOLERANCE, _NOTHING = -2.0, 2e-3, 1e-5
+_LARGE = 256
+_DIVISORS = (16, 8, 4, 2, 1)
+# The scale that is tried, the difference that is rounding, and the difference that is none,
+# relative to what is added.
+_SCALE = -2.0
+_TOLERANCE = 2e-3
+_NOTHING = 1e-5
 
 
 class Change(NamedTuple):
-    """Change of a weight w: ``(w + offset) * factor - offset``; the offset is 1 where a norm multiplies by 1 + w."""
+    """Change of a weight w: ``(w + offset) * factor - offset``; the offset is 1 where a norm
+    multiplies by 1 + w."""
 
     factor: float
     offset: float = 0.0
@@ -36,15 +51,20 @@ class Change(NamedTuple):
 
 @dataclass
 class Layout:
-    """How a block, or what stands before or behind the blocks, meets the residual stream. Parameters have their offsets.
+    """How a block, or what stands before or behind the blocks, meets the residual stream.
+    Parameters have their offsets.
 
     Attributes:
-        writers: Parameters that scale what is added to the stream, the last used first; of every expert.
-        branch: The submodule whose output is added last, after another's; ``""`` where there is none.
-        norms: Weights of norms that read the stream. They ignore the size of their input, but not its sign.
+        writers: Parameters that scale what is added to the stream, the last used first; of every
+            expert.
+        branch: The submodule whose output is added last, after another's; ``""`` where there is
+            none.
+        norms: Weights of norms that read the stream. They ignore the size of their input, but not
+            its sign.
         readers: Weights of linear maps that read the stream without a norm in front.
         unsigned: A norm without a weight that reads the stream.
-        refusal: Why scales of the stream cannot be multiplied into the weights; ``""`` where they can.
+        refusal: Why scales of the stream cannot be multiplied into the weights; ``""`` where they
+            can.
     """
 
     writers: dict[str, float] = field(default_factory=dict)
@@ -63,8 +83,13 @@ class Layout:
             sign: The factor of the norms that read: 1 or -1.
             reader: The factor of the weights that read without a norm.
         """
-        in_last = {name for name in self.writers if self.branch and name.startswith(f"{self.branch}.")}
-        changes = {name: Change(last if name in in_last else others, offset) for name, offset in self.writers.items()}
+        in_last = {
+            name for name in self.writers if self.branch and name.startswith(f"{self.branch}.")
+        }
+        changes = {
+            name: Change(last if name in in_last else others, offset)
+            for name, offset in self.writers.items()
+        }
         changes |= {name: Change(sign, offset) for name, offset in self.norms.items()}
         changes |= {name: Change(reader, offset) for name, offset in self.readers.items()}
         return {name: change for name, change in changes.items() if change.factor != 1}
@@ -99,7 +124,8 @@ def layouts_of(config: PreTrainedConfig) -> Layouts:
     kinds = list(dict.fromkeys(texts))
     few = config_along([config], [(0, texts.index(kind)) for kind in kinds], 0)
     if _block_texts(few) != kinds:  # the number of a layer says of which kind it is
-        few, kinds = config, texts
+        few = config
+        kinds = texts
     found = _layouts(type(few), json.dumps(few.to_dict(), sort_keys=True))  # type: ignore[arg-type]
     return found._replace(blocks=[found.blocks[kinds.index(text)] for text in texts])
 
@@ -121,13 +147,19 @@ def _layouts(kind: type[PreTrainedConfig], fields: str) -> Layouts:
         calls: dict[str, tuple[Any, ...]] = {}
         with _hooked(blocks, lambda number, *call: calls.update({number: call})):
             _run(model)
-        layouts = {number: _block_layout(block, *calls[number][:2]) for number, block in blocks.items()}
-        embeddings, final = Layout(), Layout()
+        layouts = {
+            number: _block_layout(block, *calls[number][:2]) for number, block in blocks.items()
+        }
+        embeddings = Layout()
+        final = Layout()
         outside = [part for part, _ in model.named_modules() if not part.startswith(f"{name}.")]
-        first, last = blocks["0"], list(blocks)[-1]
+        first = blocks["0"]
+        last = list(blocks)[-1]
         _Stage(model, partial(_first_state, model, first), outside, 0.0).find_writers(embeddings)
         state = _first(calls[last][2])
-        _Stage(model, partial(_end, model, blocks[last], state), outside, 0.0).find_readers(final, adds=False)
+        _Stage(model, partial(_end, model, blocks[last], state), outside, 0.0).find_readers(
+            final, adds=False
+        )
         return Layouts(name, list(layouts.values()), embeddings, final)
 
 
@@ -145,15 +177,23 @@ def _small_model(kind: type[PreTrainedConfig], fields: dict[str, Any]) -> PreTra
                 else:
                     parameter.normal_(1, 0.1, generator=random)
             for module in model.modules():
-                epsilons = [name for name, value in vars(module).items() if "eps" in name and isinstance(value, float)]
+                epsilons = [
+                    name
+                    for name, value in vars(module).items()
+                    if "eps" in name and isinstance(value, float)
+                ]
                 vars(module).update(dict.fromkeys(epsilons, 1e-30))
             _run(model)
-        except Exception as error:  # each architecture trips in its own way over sizes that it does not expect
+        except (
+            Exception
+        ) as error:  # each architecture trips in its own way over sizes that it does not expect
             cause = error
         else:
             return model
     text = " ".join(str(cause).split())
-    raise ValueError(f"a small {kind.model_type!r} does not run: {type(cause).__name__}: {text:.200}") from cause
+    raise ValueError(
+        f"a small {kind.model_type!r} does not run: {type(cause).__name__}: {text:.200}"
+    ) from cause
 
 
 def _divided(value: Any, divisor: int, key: str = "") -> Any:
@@ -194,7 +234,8 @@ def _block_layout(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         return _first(block(*scaled, **named))
 
     names = [name for name, _ in block.named_modules() if name]
-    stage, layout = _Stage(block, run, names, _state(args, kwargs)), Layout()
+    stage = _Stage(block, run, names, _state(args, kwargs))
+    layout = Layout()
     stage.find_writers(layout)
     layout.branch = stage.last_branch(layout)
     if not layout.refusal:
@@ -213,9 +254,12 @@ def _distance(one: Tensor, other: Tensor | float) -> float:
 
 @contextmanager
 def _hooked(modules: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Hang a hook on modules for a while: it is given a name, the arguments by position and by name, and the output."""
+    """Hang a hook on modules for a while: it is given a name, the arguments by position and by
+    name, and the output."""
     handles = [
-        module.register_forward_hook(lambda _, *call, name=name: hook(name, *call), with_kwargs=True)
+        module.register_forward_hook(
+            lambda _, *call, name=name: hook(name, *call), with_kwargs=True
+        )
         for name, module in modules.items()
     ]
     try:
@@ -239,7 +283,8 @@ def _changed(module: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]
 
 
 class _Stage:
-    """A part of a model that takes a state and returns one: a block, or what stands before or behind the blocks.
+    """A part of a model that takes a state and returns one: a block, or what stands before or
+    behind the blocks.
 
     Args:
         module: What has its parameters.
@@ -248,20 +293,32 @@ class _Stage:
         state: Its input; 0 where that has another shape.
     """
 
-    def __init__(self, module: nn.Module, run: Callable[[float], Tensor], names: Iterable[str], state: Tensor | float) -> None:
-        self.module, self.run, self.state = module, run, state
+    def __init__(
+        self,
+        module: nn.Module,
+        run: Callable[[float], Tensor],
+        names: Iterable[str],
+        state: Tensor | float,
+    ) -> None:
+        self.module = module
+        self.run = run
+        self.state = state
         self.modules = {name: module.get_submodule(name) for name in names}
-        # the arguments of each, in the order in which they begin; those that are not called come first
+        # the arguments of each, in the order in which they begin; those that are not called come
+        # first
         self.calls: dict[str, Any] = dict.fromkeys(self.modules)
         handles = [
-            each.register_forward_pre_hook(partial(self._note, name), with_kwargs=True) for name, each in self.modules.items()
+            each.register_forward_pre_hook(partial(self._note, name), with_kwargs=True)
+            for name, each in self.modules.items()
         ]
         self.output = run(1.0)
         for handle in handles:
             handle.remove()
         self.size = _distance(self.output, state)
 
-    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         del self.calls[name]
         self.calls[name] = args, kwargs
 
@@ -271,7 +328,8 @@ class _Stage:
             return self.run(scale)
 
     def offset(self, name: str, key: str) -> float:
-        """The offset of a parameter: 1 where its module returns something although all that it has is 0."""
+        """The offset of a parameter: 1 where its module returns something although all that it has
+        is 0."""
         module = self.modules[name]
         if key != "weight" or self.calls[name] is None or module.get_parameter(key).dim() != 1:
             return 0.0
@@ -282,14 +340,16 @@ class _Stage:
     def find_writers(self, layout: Layout) -> None:
         """Find the parameters that scale what is added.
 
-        The last used come first. A parameter in which the output is a straight line is set to 0; of those that were used
-        before it, only what is added in another way changes the output then. In the end the output is the input.
+        The last used come first. A parameter in which the output is a straight line is set to 0; of
+        those that were used before it, only what is added in another way changes the output then.
+        In the end the output is the input.
         """
         zeros: dict[str, Change] = {}
         now = self.output
         for name in reversed(self.calls):
             for key, _ in reversed(list(self.modules[name].named_parameters(recurse=False))):
-                parameter, offset = f"{name}.{key}".lstrip("."), self.offset(name, key)
+                parameter = f"{name}.{key}".lstrip(".")
+                offset = self.offset(name, key)
                 none = self.changed({**zeros, parameter: Change(0.0, offset)})
                 if (moved := _distance(none, now)) <= _NOTHING * self.size:
                     continue
@@ -303,7 +363,8 @@ class _Stage:
     def last_branch(self, layout: Layout) -> str:
         """The outermost submodule whose output is added last; its writers scale it.
 
-        The output is a straight line in the factor of the submodule's, and neither 0 nor the input where that is 0.
+        The output is a straight line in the factor of the submodule's, and neither 0 nor the input
+        where that is 0.
         """
         last = next(iter(layout.writers), "").split(".")[:-1]
         for name in (".".join(last[: depth + 1]) for depth in range(len(last))):
@@ -318,17 +379,21 @@ class _Stage:
             close = _TOLERANCE * self.size
             if _distance(none + twice, 2 * self.output) > close or _distance(none, 0.0) <= close:
                 continue
-            by_weights = self.changed(Layout(writers=layout.writers, branch=name).changes(1.0, 2.0, 1.0, 1.0))
+            by_weights = self.changed(
+                Layout(writers=layout.writers, branch=name).changes(1.0, 2.0, 1.0, 1.0)
+            )
             if _distance(by_weights, twice) <= close < _distance(none, self.state):
                 return name
         return ""
 
     def find_readers(self, layout: Layout, *, adds: bool) -> None:
-        """Find what reads the stream, and prove that scales of the stream can be multiplied into the weights.
+        """Find what reads the stream, and prove that scales of the stream can be multiplied into
+        the weights.
 
-        With the input x / c, and the writers divided by c, all is as with the input x but for the stream itself, which is
-        divided by c. So a module whose input is divided by c reads the stream. It is made to return what it returned for x,
-        so that what comes after it is as it was.
+        With the input x / c, and the writers divided by c, all is as with the input x but for the
+        stream itself, which is divided by c. So a module whose input is divided by c reads the
+        stream. It is made to return what it returned for x, so that what comes after it is as it
+        was.
         """
         leaves = {
             name: module
@@ -337,7 +402,9 @@ class _Stage:
             and _state(*self.calls[name]) is not None
             and not any(part._parameters for part in [*module.modules()][1:])
         }
-        leaves = {name: module for name, module in leaves.items() if name.rpartition(".")[0] not in leaves}
+        leaves = {
+            name: module for name, module in leaves.items() if name.rpartition(".")[0] not in leaves
+        }
         calls: list[tuple[Tensor, Any]] = []
 
         def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -345,9 +412,14 @@ class _Stage:
 
         def answer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             whole, wanted = calls.pop(0)
-            given, close = _state(args, kwargs), _TOLERANCE * float(whole.abs().max())
+            given = _state(args, kwargs)
+            close = _TOLERANCE * float(whole.abs().max())
             is_stream = _distance(given * _SCALE, whole) <= close < _distance(given, whole)
-            return wanted if is_stream and self._reads(layout, name, args, kwargs, _first(wanted)) else output
+            return (
+                wanted
+                if is_stream and self._reads(layout, name, args, kwargs, _first(wanted))
+                else output
+            )
 
         with _hooked(leaves, note):
             self.run(_SCALE)
@@ -358,10 +430,22 @@ class _Stage:
         scale = abs(_SCALE) if layout.unsigned else _SCALE
         factor = 1 / scale if adds else 1.0
         folded = self.changed(layout.changes(factor, factor, 1.0 if scale > 0 else -1.0, scale))
-        if not layout.refusal and _distance(folded, self.run(scale) * factor) > _TOLERANCE * self.size:
-            layout.refusal = "with a scaled stream something is computed that no factors of weights make up for"
+        if (
+            not layout.refusal
+            and _distance(folded, self.run(scale) * factor) > _TOLERANCE * self.size
+        ):
+            layout.refusal = (
+                "with a scaled stream something is computed that no factors of weights make up for"
+            )
 
-    def _reads(self, layout: Layout, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Tensor) -> bool:
+    def _reads(
+        self,
+        layout: Layout,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wanted: Tensor,
+    ) -> bool:
         """Find how a module reads the stream; False where it hands it on, as dropout does.
 
         Args:
@@ -370,7 +454,8 @@ class _Stage:
             args, kwargs: Its arguments, with the stream divided.
             wanted: What it returned for the stream itself.
         """
-        module, close = self.modules[name], _TOLERANCE * float(wanted.abs().max())
+        module = self.modules[name]
+        close = _TOLERANCE * float(wanted.abs().max())
 
         def returned(scale: float, changes: Mapping[str, Change]) -> Tensor:
             scaled, named = ScaleInput(scale)(module, args, kwargs)
@@ -399,6 +484,7 @@ def check_scale_target(config: Any) -> None:
     for layout in layouts_of(config.decoder_config).blocks:
         if not layout.branch:
             raise ValueError(
-                f"scale_target: 'mlp_delta' is not defined for the layers of {config.decoder_config.model_type!r}, "
+                "scale_target: 'mlp_delta' is not defined for the layers of "
+                f"{config.decoder_config.model_type!r}, "
                 "which add no branch after another; use 'stream'"
             )

@@ -1,4 +1,5 @@
-"""Origins of a merged checkpoint's tensors, and a check that an architecture's layers may stand in any place.
+"""Origins of a merged checkpoint's tensors, and a check that an architecture's layers may stand in
+any place.
 
 Works on the meta device: nothing is allocated, no weight is read.
 """
@@ -17,14 +18,16 @@ from .sources_evo_merged import decoder_of
 
 
 def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tuple[int, ...]]]:
-    """Map every tensor of the merged checkpoint to its source, its raw name there, and the shape that it must have.
+    """Map every tensor of the merged checkpoint to its source, its raw name there, and the shape
+    that it must have.
 
     Args:
         config: The configuration of the merged model.
 
     Returns:
-        ``{name in the merged checkpoint: ((source, name in the source's checkpoint), shape)}``. Names are those that
-        ``save_pretrained`` writes. A layer that runs several times is there once, under the first slot that runs it.
+        ``{name in the merged checkpoint: ((source, name in the source's checkpoint), shape)}``.
+        Names are those that ``save_pretrained`` writes. A layer that runs several times is there
+        once, under the first slot that runs it.
 
     Raises:
         ValueError: The names that the architecture writes do not say which layer they belong to.
@@ -39,7 +42,8 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     layers = written_layers(merged.inner, inside, f"{merged._layers_name.removeprefix(prefix)}.0.")
     if layers is None or {f"{prefix}{name}" for name in known} != raw.keys():
         raise ValueError(
-            f"text_config.model_type: the names under which {config.text_config.model_type!r} writes its tensors do not say of "
+            "text_config.model_type: the names under which "
+            f"{config.text_config.model_type!r} writes its tensors do not say of "
             f"which layer they are; make the model with LayerPool, and save it"
         )
     plan = {}
@@ -53,9 +57,16 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     return plan
 
 
-def written_layers(model: PreTrainedModel, state: dict[str, torch.Tensor], first: str) -> str | None:
-    """Return how names of tensors of layers begin as written, up to the number; None where they do not begin alike."""
-    names = list(as_written(model, {name: tensor for name, tensor in state.items() if name.startswith(first)}))
+def written_layers(
+    model: PreTrainedModel, state: dict[str, torch.Tensor], first: str
+) -> str | None:
+    """Return how names of tensors of layers begin as written, up to the number; None where they do
+    not begin alike."""
+    names = list(
+        as_written(
+            model, {name: tensor for name, tensor in state.items() if name.startswith(first)}
+        )
+    )
     begin, found, _ = names[0].partition(".0.")
     return f"{begin}." if found and all(name.startswith(f"{begin}.0.") for name in names) else None
 
@@ -74,10 +85,11 @@ def as_written(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[s
 
 
 def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
-    """Raise `ValueError` unless every layer of these sources would compute the same in any place of a model.
+    """Raise `ValueError` unless every layer of these sources would compute the same in any place of
+    a model.
 
-    Tried with one source's layers moved on by one, and one layer more: what depends on the number of a layer, on how many there
-    are, or on being the first or the last, differs then.
+    Tried with one source's layers moved on by one, and one layer more: what depends on the number
+    of a layer, on how many there are, or on being the first or the last, differs then.
     """
     seen: list[dict[str, Any]] = []
     for config in configs:
@@ -86,5 +98,7 @@ def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
         seen.append(fields)
         count = decoder_of(config).num_hidden_layers
         if not 0 < count < MAX_HOPS:
-            raise ValueError(f"num_hidden_layers: {count}; a source has between 1 and {MAX_HOPS - 1} layers")
+            raise ValueError(
+                f"num_hidden_layers: {count}; a source has between 1 and {MAX_HOPS - 1} layers"
+            )
         EvoMergedConfig.from_sources([config], [f"0:{layer}" for layer in [*range(1, count), 0, 0]])

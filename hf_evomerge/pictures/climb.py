@@ -1,4 +1,5 @@
-"""The moments at which a search got better, as bars: the film of a search, of which one moment is shown."""
+"""The moments at which a search got better, as bars: the film of a search, of which one moment is
+shown."""
 
 from __future__ import annotations
 
@@ -17,31 +18,70 @@ def score_text(step: Step, accurate: bool) -> str:
     return f"{100 * step.value:.0f} %" if accurate else number(step.value)
 
 
-def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE) -> Scene:
-    """Draw a bar for each moment, as high as the search had come: those after the one that is shown are pale.
+def climb_scene(
+    steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE
+) -> Scene:
+    """Draw a bar for each moment, as high as the search had come: those after the one that is shown
+    are pale.
 
-    There is at least one moment; `at` is the one that is shown, from 0. The colour is that of the stage. With `accurate`
-    heights are accuracies. The width is in pixels.
+    There is at least one moment; `at` is the one that is shown, from 0. The colour is that of the
+    stage. With `accurate` heights are accuracies. The width is in pixels.
     """
     # where progress is seen: the accuracy, else the logarithm of what the fitness lacks to 0
-    heights = [step.value if accurate or step.value >= 0 else -math.log10(max(-step.value, 1e-6)) for step in steps]
+    heights = [
+        step.value if accurate or step.value >= 0 else -math.log10(max(-step.value, 1e-6))
+        for step in steps
+    ]
     low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
     floor = low - 0.02 * ((high - low) or 1.0)  # the lowest bar is seen as well
-    axes = chart_axes(width, 170 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high))
-    pitch, marks = (axes.right - axes.left) / len(steps), list[Mark]()
+    axes = chart_axes(
+        width, 170 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high)
+    )
+    pitch = (axes.right - axes.left) / len(steps)
+    marks = list[Mark]()
     for share in (0.0, 0.5, 1.0) if accurate else ():
         marks.append(Line(((-0.5, share), (len(steps) - 0.5, share)), "gridline"))
-        marks.append(Text((-0.5, share), f"{100 * share:.0f} %", "tick", anchor="end", shift=(-6, 4)))
+        marks.append(
+            Text((-0.5, share), f"{100 * share:.0f} %", "tick", anchor="end", shift=(-6, 4))
+        )
     for place, step in enumerate(steps):
-        tip = f"Moment {place + 1}: {score_text(step, accurate)} after {number(step.evaluations)} evaluations"
+        tip = (
+            f"Moment {place + 1}: {score_text(step, accurate)} after {number(step.evaluations)} "
+            "evaluations"
+        )
         size = (min(0.8, 60 / pitch), heights[place] - floor)
-        bar = Rect((place, (heights[place] + floor) / 2), size, "plus", strength=0.85 if place <= at else 0.18)
+        bar = Rect(
+            (place, (heights[place] + floor) / 2),
+            size,
+            "plus",
+            strength=0.85 if place <= at else 0.18,
+        )
         marks.append(Group([bar], "cell", stage_colour(stage), tip))
         if place % sparse(pitch, 44) == 0:
             words = number(step.evaluations, 2 if step.evaluations < 10 else 3)
             marks.append(Text((place, floor), words, "tick", anchor="middle", shift=(0, 17)))
-    marks.append(Text((at, heights[at]), score_text(steps[at], accurate), "name halo", stage_colour(stage), "middle", (0, -6)))
+    marks.append(
+        Text(
+            (at, heights[at]),
+            score_text(steps[at], accurate),
+            "name halo",
+            stage_colour(stage),
+            "middle",
+            (0, -6),
+        )
+    )
     marks.append(Text((-0.5, floor), "evaluations spent", "tick", shift=(0, 34)))
-    words = f"{'Right answers' if accurate else 'Fitness, by what it lacks to 0,'} whenever the search got better"
-    label = f"The search gets better, {STAGES.get(stage, stage)}: {len(steps)} moments; {at + 1} is shown."
-    return Scene(width, axes.bottom + 40, [Panel(axes, marks), Panel(PIXELS, [Text((4, 18), words, "tick")])], label)
+    words = (
+        f"{'Right answers' if accurate else 'Fitness, by what it lacks to 0,'} whenever the "
+        "search got better"
+    )
+    label = (
+        f"The search gets better, {STAGES.get(stage, stage)}: {len(steps)} moments; {at + 1} is "
+        "shown."
+    )
+    return Scene(
+        width,
+        axes.bottom + 40,
+        [Panel(axes, marks), Panel(PIXELS, [Text((4, 18), words, "tick")])],
+        label,
+    )

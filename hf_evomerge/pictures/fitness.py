@@ -20,19 +20,29 @@ def stage_colour(stage: str) -> str:
 
 
 def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
-    """The fitness that is worth showing: without the far tail of bad trials, which would flatten all others.
+    """The fitness that is worth showing: without the far tail of bad trials, which would flatten
+    all others.
 
     A random search is mostly tail; only its best is sure to be shown.
     """
-    values = sorted(trial.fitness for trial in trials if trial.fitness is not None and trial.stage != "random")
-    chance = [trial.fitness for trial in trials if trial.fitness is not None and trial.stage == "random"]
+    values = sorted(
+        trial.fitness for trial in trials if trial.fitness is not None and trial.stage != "random"
+    )
+    chance = [
+        trial.fitness for trial in trials if trial.fitness is not None and trial.stage == "random"
+    ]
     values = values or sorted(chance)
     if not values:
         values = sorted(levels.values()) or [0.0, 1.0]
-    middle, best = values[len(values) // 2], values[-1]
-    low = max(values[0], min(middle - (best - middle), values[min((len(values) + 9) // 10, len(values) - 1)]))
+    middle = values[len(values) // 2]
+    best = values[-1]
+    low = max(
+        values[0],
+        min(middle - (best - middle), values[min((len(values) + 9) // 10, len(values) - 1)]),
+    )
     shown = [*levels.values(), max(chance, default=best)]
-    low, high = min([low, *shown]), max([best, *shown])
+    low = min([low, *shown])
+    high = max([best, *shown])
     margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
 
@@ -45,32 +55,50 @@ def chart_axes(width: int, height: int, x_range: Spot, y_range: Spot) -> Axes:
 def dot(axes: Axes, at: Spot, words: str) -> Symbol:
     """The mark of a trial: a dot, or where it is below the picture a triangle."""
     if at[1] < axes.y_range[0]:
-        return Symbol((at[0], axes.y_range[0]), 3.0, "below", shape="down", tip=words, shift=(0, -4))
+        return Symbol(
+            (at[0], axes.y_range[0]), 3.0, "below", shape="down", tip=words, shift=(0, -4)
+        )
     return Symbol(at, 2.4, "dot", tip=words)
 
 
-def fitness_scene(trials: Sequence[Trial], levels: Mapping[str, float], name: str = "fitness", width: int = WIDE) -> Scene:
+def fitness_scene(
+    trials: Sequence[Trial], levels: Mapping[str, float], name: str = "fitness", width: int = WIDE
+) -> Scene:
     """Draw every trial, the best so far of each stage, and levels as dashed lines.
 
-    There is at least one trial. `levels` are the fitness of models to compare with, such as base and parents, by name; `name`
-    is what the fitness is called. The width is in pixels.
+    There is at least one trial. `levels` are the fitness of models to compare with, such as base
+    and parents, by name; `name` is what the fitness is called. The width is in pixels.
     """
     narrow = width == NARROW
     of = {stage: of_stage(trials, stage) for stage in stages(trials)}
-    starts, count = dict[str, float](), 0.0
-    for stage, own in of.items():  # a random search has the same budget and stands beside; the other stages follow each other
+    starts = dict[str, float]()
+    count = 0.0
+    for (
+        stage,
+        own,
+    ) in (
+        of.items()
+    ):  # a random search has the same budget and stands beside; the other stages follow each other
         starts[stage] = 0.0 if stage == "random" else count
         count += 0.0 if stage == "random" else sum(trial.cost for trial in own)
     most = max(count, sum(trial.cost for trial in of.get("random", ())), 1.0)
     axes = chart_axes(width, 330 if narrow else 430, (0.0, most), fitness_range(trials, levels))
-    x_name = "evaluations, each a score of all search examples" if any(trial.cost != 1 for trial in trials) else "evaluations"
+    x_name = (
+        "evaluations, each a score of all search examples"
+        if any(trial.cost != 1 for trial in trials)
+        else "evaluations"
+    )
     marks = grid(axes, x_name=x_name, y_name=name, x_ticks=4 if narrow else 8)
     best_of = {stage: best_so_far(own, starts[stage]) for stage, own in of.items()}
-    lines = {stage: _best(stage, points, axes.y_range[0]) for stage, points in best_of.items() if points}
+    lines = {
+        stage: _best(stage, points, axes.y_range[0]) for stage, points in best_of.items() if points
+    }
     for stage, own in of.items():
         placed = list(zip(spent(own, starts[stage]), own, strict=True))
         thin = max(1, math.ceil(len(trials) / MOST_DOTS))
-        dots = [_trial(axes, at, trial) for nth, (at, trial) in enumerate(placed, 1) if nth % thin == 0]
+        dots = [
+            _trial(axes, at, trial) for nth, (at, trial) in enumerate(placed, 1) if nth % thin == 0
+        ]
         marks.append(Group(dots, colour=stage_colour(stage)))
     marks += [*_levels(axes, levels), *lines.values(), *(_value(*each) for each in lines.items())]
     return Scene(width, axes.bottom + 40, [Panel(axes, marks)], _summary(of, best_of))
@@ -86,7 +114,9 @@ def _best(stage: str, points: Sequence[tuple[float, Trial]], floor: float) -> Li
 def _trial(axes: Axes, at: float, trial: Trial) -> Symbol:
     if trial.fitness is None:
         floor = (at, axes.y_range[0])
-        return Symbol(floor, 3.0, "failed", shape="cross", tip=f"Trial {trial.number}: failed", shift=(0, -4))
+        return Symbol(
+            floor, 3.0, "failed", shape="cross", tip=f"Trial {trial.number}: failed", shift=(0, -4)
+        )
     tip = f"Trial {trial.number}, generation {trial.generation}: {number(trial.fitness)}"
     tip += f", accuracy {number(trial.accuracy)}" if trial.accuracy is not None else ""
     return dot(axes, (at, trial.fitness), tip)
@@ -103,14 +133,17 @@ def _levels(axes: Axes, levels: Mapping[str, float]) -> list[Mark]:
     marks: list[Mark] = []
     (left, right), last = axes.x_range, -math.inf
     for name, value in sorted(levels.items(), key=lambda item: -item[1]):
-        y, label = axes.y(value), f"{name[:20]} {number(value)}"
+        y = axes.y(value)
+        label = f"{name[:20]} {number(value)}"
         marks.append(Line(((left, value), (right, value)), "level"))
         last = max(y - 4, last + 15)
         marks.append(Text((right, value), label, "tick halo", anchor="end", shift=(-2, last - y)))
     return marks
 
 
-def _summary(of: Mapping[str, Sequence[Trial]], best_of: Mapping[str, Sequence[tuple[float, Trial]]]) -> str:
+def _summary(
+    of: Mapping[str, Sequence[Trial]], best_of: Mapping[str, Sequence[tuple[float, Trial]]]
+) -> str:
     words = []
     for stage, own in of.items():
         best = number(best_of[stage][-1][1].fitness) if best_of[stage] else "none"

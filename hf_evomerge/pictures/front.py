@@ -13,7 +13,10 @@ from .marks import Group, Line, Mark, Symbol, Text
 from .scene import NARROW, WIDE, Axes, Panel, Scene, grid, number
 from .trials import Objective, Point, Trial
 
-_RANDOM: dict[str, Any] = {"look": "failed", "shape": "cross"}  # a random search is told apart without colour
+_RANDOM: dict[str, Any] = {
+    "look": "failed",
+    "shape": "cross",
+}  # a random search is told apart without colour
 
 
 def front_scene(
@@ -23,51 +26,91 @@ def front_scene(
     parents: Mapping[str, Mapping[str, float]],
     width: int = WIDE,
 ) -> Scene:
-    """Draw one objective over another: every trial, the models that no other beats, the one on show, and the parents.
+    """Draw one objective over another: every trial, the models that no other beats, the one on
+    show, and the parents.
 
-    The front has at least one point; a line joins its points where there are no other objectives. The first objective goes up,
-    the second to the right. Parents have their values by objective, by name. The width is in pixels.
+    The front has at least one point; a line joins its points where there are no other objectives.
+    The first objective goes up, the second to the right. Parents have their values by objective, by
+    name. The width is in pixels.
     """
     up, right = (objective.name for objective in objectives)
-    known = {name: (values[right], values[up]) for name, values in parents.items() if right in values and up in values}
-    alive = [(trial, x, y) for trial in trials if (x := trial.value(right)) is not None and (y := trial.value(up)) is not None]
-    levels = {name: y for name, (_, y) in known.items()} | {f"point {point.number}": point.search[up] for point in points}
-    across = [x for _, x, _ in alive] + [x for x, _ in known.values()] + [point.search[right] for point in points]
+    known = {
+        name: (values[right], values[up])
+        for name, values in parents.items()
+        if right in values and up in values
+    }
+    alive = [
+        (trial, x, y)
+        for trial in trials
+        if (x := trial.value(right)) is not None and (y := trial.value(up)) is not None
+    ]
+    levels = {name: y for name, (_, y) in known.items()} | {
+        f"point {point.number}": point.search[up] for point in points
+    }
+    across = (
+        [x for _, x, _ in alive]
+        + [x for x, _ in known.values()]
+        + [point.search[right] for point in points]
+    )
     margin = 0.05 * ((max(across) - min(across)) or 1.0)
     x_range = (min(across) - margin, max(across) + margin)
     count = min(max(width // 70, 4), 10)
     if all(x == int(x) for x in across):  # hops: no marks between them
         count = min(count, math.ceil(x_range[1] - x_range[0]))
-    axes = chart_axes(width, 330 if width == NARROW else 430, x_range, fitness_range(trials, levels))
+    axes = chart_axes(
+        width, 330 if width == NARROW else 430, x_range, fitness_range(trials, levels)
+    )
     marks = grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=count)
     for trial, x, y in alive[:: max(1, math.ceil(len(alive) / MOST_DOTS))]:
-        words = f"Trial {trial.number}, generation {trial.generation}: {_values(objectives, (y, x))}"
+        words = (
+            f"Trial {trial.number}, generation {trial.generation}: {_values(objectives, (y, x))}"
+        )
         mark = dot(axes, (x, y), words)
         if trial.stage == "random" and mark.look == "dot":
             mark = replace(mark, **_RANDOM)
         marks.append(Group((mark,), colour=stage_colour(trial.stage)))
     marks += [*_parents(axes, known, objectives), *_points(axes, points, objectives)]
-    label = f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which {len(points)} are on the front. "
-    return Scene(width, axes.bottom + 40, [Panel(axes, marks)], f"{label}Arrow keys go from point to point.")
+    label = (
+        f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which "
+        f"{len(points)} are on the front. "
+    )
+    return Scene(
+        width, axes.bottom + 40, [Panel(axes, marks)], f"{label}Arrow keys go from point to point."
+    )
 
 
 def _values(objectives: Sequence[Objective], values: Sequence[float]) -> str:
-    return ", ".join(f"{objective.name} {number(value, 4)}" for objective, value in zip(objectives, values, strict=True))
+    return ", ".join(
+        f"{objective.name} {number(value, 4)}"
+        for objective, value in zip(objectives, values, strict=True)
+    )
 
 
 def _listed(values: Mapping[str, float]) -> str:
     return _values([Objective(name) for name in values], list(values.values()))
 
 
-def _parents(axes: Axes, known: Mapping[str, tuple[float, float]], objectives: Sequence[Objective]) -> list[Mark]:
-    names, marks = dict[tuple[float, float], str](), list[Mark]()
+def _parents(
+    axes: Axes, known: Mapping[str, tuple[float, float]], objectives: Sequence[Objective]
+) -> list[Mark]:
+    names = dict[tuple[float, float], str]()
+    marks = list[Mark]()
     for name, place in known.items():  # those at one place have one mark
         names[place] = f"{names[place]}, {name}" if place in names else name
     for place, name in names.items():
         tip = f"{name}: {_values(objectives, place[::-1])}"
         marks.append(Symbol(place, 6.5, "parent", shape="diamond", tip=tip))
-        end, label = axes.x(place[0]) > (axes.left + axes.right) / 2, name[: int(axes.right) // 16]
-        marks.append(Text(place, label, "tick halo", anchor="end" if end else "start", shift=(-9 if end else 9, 15)))
+        end = axes.x(place[0]) > (axes.left + axes.right) / 2
+        label = name[: int(axes.right) // 16]
+        marks.append(
+            Text(
+                place,
+                label,
+                "tick halo",
+                anchor="end" if end else "start",
+                shift=(-9 if end else 9, 15),
+            )
+        )
     return marks
 
 
@@ -77,18 +120,36 @@ def _points(axes: Axes, points: Sequence[Point], objectives: Sequence[Objective]
     marks: list[Mark] = []
     if all(len(point.search) == 2 for point in points):
         marks.append(Line(tuple(sorted(places, key=lambda place: place[0])), "median", "s0"))
-    names, boxes = dict[int, Text](), list[tuple[float, float, float]]()
-    for at in sorted(range(len(points)), key=lambda at: not points[at].winner):  # numbers, where there is room
-        (x, y), name = axes.spot(places[at]), f"{points[at].number}{', this model' * points[at].winner}"
+    names = dict[int, Text]()
+    boxes = list[tuple[float, float, float]]()
+    for at in sorted(
+        range(len(points)), key=lambda at: not points[at].winner
+    ):  # numbers, where there is room
+        (x, y), name = (
+            axes.spot(places[at]),
+            f"{points[at].number}{', this model' * points[at].winner}",
+        )
         half = 3.8 * len(name) + 2
         side = 1 if x + 6 + 2 * half <= axes.right else -1
         x += side * (6 + half)
-        if all(abs(x - middle) > half + wide or abs(y - height) > 14 for middle, height, wide in boxes):
+        if all(
+            abs(x - middle) > half + wide or abs(y - height) > 14 for middle, height, wide in boxes
+        ):
             boxes.append((x, y, half))
-            names[at] = Text(places[at], name, "value halo", anchor="start" if side > 0 else "end", shift=(8 * side, -8))
+            names[at] = Text(
+                places[at],
+                name,
+                "value halo",
+                anchor="start" if side > 0 else "end",
+                shift=(8 * side, -8),
+            )
     for at, (point, place) in enumerate(zip(points, places, strict=True)):
-        words = f"Point {point.number}, trial {point.trial} of {STAGES.get(point.stage, point.stage)}: "
-        words += _listed(point.search) + (f"; held out: {_listed(point.judged)}" if point.judged else "")
+        words = (
+            f"Point {point.number}, trial {point.trial} of {STAGES.get(point.stage, point.stage)}: "
+        )
+        words += _listed(point.search) + (
+            f"; held out: {_listed(point.judged)}" if point.judged else ""
+        )
         own: list[Mark] = [Symbol(place, 9.0, "chosen")] if point.winner else []
         own.append(Symbol(place, 4.5, "point"))
         own += [names[at]] if at in names else []

@@ -1,7 +1,7 @@
 """Marks: what a picture is made of, in the units of its axes (evaluations, hops, layers).
 
-What has a size on screen is in pixels: letters, radii, widths of lines, and how far words are from their place. A look names
-how a mark is painted, a colour whose it is.
+What has a size on screen is in pixels: letters, radii, widths of lines, and how far words are from
+their place. A look names how a mark is painted, a colour whose it is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Line:
         if not self.steps:
             return self.points
         between = zip(self.points, self.points[1:], strict=False)
-        return (*self.points[:1], *(spot for (_, y), (x, after) in between for spot in ((x, y), (x, after))))
+        return (
+            *self.points[:1],
+            *(spot for (_, y), (x, after) in between for spot in ((x, y), (x, after))),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Group:
-    """Marks that are one thing to point at, with its words in `tip`; without these, marks of one colour.
+    """Marks that are one thing to point at, with its words in `tip`; without these, marks of one
+    colour.
 
-    `hop` is the number of the hop that a page selects where the group is pressed, from 0; None where it cannot be pressed.
+    `hop` is the number of the hop that a page selects where the group is pressed, from 0; None
+    where it cannot be pressed.
     """
 
     marks: Sequence[Mark]

@@ -1,7 +1,7 @@
 """Paints scenes as PNG files on white, for results and cards.
 
-matplotlib is imported where it is used, and without pyplot: nothing is shown, no global state changes, and the same scenes give
-the same bytes.
+matplotlib is imported where it is used, and without pyplot: nothing is shown, no global state
+changes, and the same scenes give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,28 @@ def save_scenes(scenes: Sequence[Scene], file: str | os.PathLike[str]) -> None:
     from matplotlib import style
 
     if (suffix := Path(file).suffix.lower()) != ".png":
-        raise EvoMergeError(f"{os.fspath(file)}: a picture is a .png file, not {suffix or 'one without a suffix'}")
+        raise EvoMergeError(
+            f"{os.fspath(file)}: a picture is a .png file, not {suffix or 'one without a suffix'}"
+        )
     with style.context("default"):  # whatever the user's matplotlibrc says
         paint_figure(scenes).savefig(file, format="png", metadata={"Software": None})
 
 
 def paint_figure(scenes: Sequence[Scene]) -> Figure:
-    """Scenes side by side as a figure; each mark is one artist, in the order in which they lie on each other."""
+    """Scenes side by side as a figure; each mark is one artist, in the order in which they lie on
+    each other."""
     from matplotlib.figure import Figure
 
-    width, height = sum(scene.width for scene in scenes), max(scene.height for scene in scenes)
-    figure, left = Figure(figsize=(width / 100, height / 100), dpi=_DPI), 0.0
+    width = sum(scene.width for scene in scenes)
+    height = max(scene.height for scene in scenes)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=_DPI)
+    left = 0.0
     for scene in scenes:
-        share, part = scene.height / height, scene.width / width
-        axes = figure.add_axes((left, 1 - share, part, share), xlim=(0, scene.width), ylim=(scene.height, 0))
+        share = scene.height / height
+        part = scene.width / width
+        axes = figure.add_axes(
+            (left, 1 - share, part, share), xlim=(0, scene.width), ylim=(scene.height, 0)
+        )
         axes.set_axis_off()
         for panel in scene.panels:
             for mark in panel.marks:
@@ -76,7 +84,9 @@ def _style(mark: Any, look: Look, own: str) -> dict[str, Any]:
     width = (getattr(mark, "width", None) or look.width) * _POINT
     return {
         "facecolor": to_rgba(paint(look.fill, own), opacity) if look.fill else "none",
-        "edgecolor": to_rgba(paint(look.stroke, own), 1 if look.fill else opacity) if look.stroke else "none",
+        "edgecolor": to_rgba(paint(look.stroke, own), 1 if look.fill else opacity)
+        if look.stroke
+        else "none",
         "linewidth": width if look.stroke else 0.0,
         "linestyle": (0, [length * _POINT / width for length in look.dash]) if look.dash else "-",
         "capstyle": "round" if isinstance(mark, Line) else "butt",
@@ -91,22 +101,35 @@ def _patch(mark: Line | Rect | Symbol, place: Axes, style: dict[str, Any], look:
     from matplotlib.patches import Circle, Polygon, Rectangle
 
     if isinstance(mark, Line):
-        return Polygon([place.spot(corner) for corner in mark.corners], closed=bool(look.fill), **style)
+        return Polygon(
+            [place.spot(corner) for corner in mark.corners], closed=bool(look.fill), **style
+        )
     if isinstance(mark, Rect):
         (x0, x1), (y0, y1) = map(sorted, zip(*map(place.spot, mark.corners), strict=True))
         return Rectangle((x0, y0), x1 - x0, y1 - y0, **style)
     x, y = place.spot(mark.at, mark.shift)
     if mark.shape == "circle":
         return Circle((x, y), mark.size, **style)
-    return Polygon([(x + dx * mark.size, y + dy * mark.size) for dx, dy in SHAPES[mark.shape]], **style)
+    return Polygon(
+        [(x + dx * mark.size, y + dy * mark.size) for dx, dy in SHAPES[mark.shape]], **style
+    )
 
 
 def _write(axes: axes_module.Axes, mark: Text, place: Axes, own: str) -> None:
     from matplotlib.patheffects import withStroke
 
     size, weight, colour = LETTERS[mark.look.removesuffix("halo").strip()]
-    words = axes.text(*place.spot(mark.at, mark.shift), mark.words.replace("$", r"\$"), fontsize=size * _LETTER, weight=weight)
-    words.set(color=paint(colour, own), ha={"start": "left", "middle": "center", "end": "right"}[mark.anchor], va="baseline")
+    words = axes.text(
+        *place.spot(mark.at, mark.shift),
+        mark.words.replace("$", r"\$"),
+        fontsize=size * _LETTER,
+        weight=weight,
+    )
+    words.set(
+        color=paint(colour, own),
+        ha={"start": "left", "middle": "center", "end": "right"}[mark.anchor],
+        va="baseline",
+    )
     words.set(rotation=-mark.angle, rotation_mode="anchor", zorder=1, gid=mark.look, clip_on=False)
     if mark.look.endswith("halo"):
         words.set_path_effects([withStroke(linewidth=2.2, foreground="white")])

@@ -15,37 +15,69 @@ _MOST_LAYERS = 4096
 
 
 class Words(NamedTuple):
-    """The tokens of an answer, and for each step of the model those that it would write in their places, were it the last."""
+    """The tokens of an answer, and for each step of the model those that it would write in their
+    places, were it the last."""
 
     written: Sequence[str]
     after: Sequence[Sequence[str]]
 
     def said(self, at: int) -> str:
         """Write what a step would say, for its tip."""
-        return f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
+        return (
+            f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
+        )
 
 
-def words_over(axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float], *names: Text) -> list[Mark]:
-    """The first word of the answer that changes on the way, over each step where there is room, else where it changes.
+def words_over(
+    axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float], *names: Text
+) -> list[Mark]:
+    """The first word of the answer that changes on the way, over each step where there is room,
+    else where it changes.
 
-    `spots` are where the steps are on the axes, `above` how many pixels higher the words stand; they cover no step and no name.
+    `spots` are where the steps are on the axes, `above` how many pixels higher the words stand;
+    they cover no step and no name.
     """
-    changing = (k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1)
-    k, marks, places = next(changing, 0), list[Mark](), [axes.spot(spot) for spot in spots]
-    ends = [(x + 4 * len(name.words), y, 4.0 * len(name.words)) for name in names for x, y in [axes.spot(name.at, name.shift)]]
+    changing = (
+        k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1
+    )
+    k = next(changing, 0)
+    marks = list[Mark]()
+    places = [axes.spot(spot) for spot in spots]
+    ends = [
+        (x + 4 * len(name.words), y, 4.0 * len(name.words))
+        for name in names
+        for x, y in [axes.spot(name.at, name.shift)]
+    ]
     last = len(spots) - 1
     for at in sorted(
-        range(len(spots)), key=lambda at: (at not in (0, last), words.after[at][k] == words.after[max(at - 1, 0)][k])
+        range(len(spots)),
+        key=lambda at: (at not in (0, last), words.after[at][k] == words.after[max(at - 1, 0)][k]),
     ):
-        word, y = words.after[at][k].strip()[:12], places[at][1] - above[at]
+        word = words.after[at][k].strip()[:12]
+        y = places[at][1] - above[at]
         half = sum(6.5 if ord(letter) > 0x2E80 else 3.8 for letter in word) + 3
         for move in (0.0, 5 - half):  # above its step, or before it
             x = min(max(places[at][0] + move, axes.left + half), axes.right - half)
-            full = any(abs(y - there) < 15 and abs(x - begin) < half + wide for begin, there, wide in ends)
-            if word and not full and not any(abs(x - across) < half and y - 13 < up < y for across, up in places):
+            full = any(
+                abs(y - there) < 15 and abs(x - begin) < half + wide for begin, there, wide in ends
+            )
+            if (
+                word
+                and not full
+                and not any(abs(x - across) < half and y - 13 < up < y for across, up in places)
+            ):
                 ends.append((x, y, half))
                 colour = "good" if words.after[at][k] == words.written[k] else "grey"
-                marks.append(Text(spots[at], word, "name halo", colour, "middle", (x - places[at][0], -above[at])))
+                marks.append(
+                    Text(
+                        spots[at],
+                        word,
+                        "name halo",
+                        colour,
+                        "middle",
+                        (x - places[at][0], -above[at]),
+                    )
+                )
                 break
     return marks
 
@@ -79,57 +111,104 @@ def path_scene(
     words: Words | None = None,
     width: int | None = WIDE,
 ) -> Scene:
-    """Draw the route of the hidden state: hops from left to right, the layers of each source from bottom to top.
+    """Draw the route of the hidden state: hops from left to right, the layers of each source from
+    bottom to top.
 
-    A symbol stands for a term, as wide as the scale of its hop and hollow where that is negative. A line leads to it, as wide
-    as what it adds, in the colour of its source. Layers that the path leaves out are grey. Across are the hops, from 1; up are
-    the layers, those of each source above a gap for its name.
+    A symbol stands for a term, as wide as the scale of its hop and hollow where that is negative. A
+    line leads to it, as wide as what it adds, in the colour of its source. Layers that the path
+    leaves out are grey. Across are the hops, from 1; up are the layers, those of each source above
+    a gap for its name.
 
     Args:
         path: The path.
-        labels, layers: Name and number of layers of each source; as many as the path needs where it is not known.
+        labels, layers: Name and number of layers of each source; as many as the path needs where it
+            is not known.
         gated: Whether scales are gates of what each hop adds; see `LayerPath.added`.
         selected: The hop that a visitor has selected, from 0; None where none can be.
-        words: What the model writes, and what it would write after each hop; the first that changes is written on the hops.
-        width: The width in pixels of a page, on which a long path scrolls; None for a file, on which it is drawn narrow.
+        words: What the model writes, and what it would write after each hop; the first that changes
+            is written on the hops.
+        width: The width in pixels of a page, on which a long path scrolls; None for a file, on
+            which it is drawn narrow.
     """
-    scrolls, width = width is not None, width or WIDE
+    scrolls = width is not None
+    width = width or WIDE
     draft = _Draft(path, layers, gated, selected is not None, width, scrolls)
-    grid, title = draft.grid, path_title(path)
+    grid = draft.grid
+    title = path_title(path)
     marks = [mark for source in draft.bases for mark in _layer_rows(draft, source)]
     marks += _route(draft)
     marks += (names := [_source_name(draft, labels, source) for source in draft.bases])
     marks += [_hop(draft, at, labels, selected, words) for at in range(len(path))]
     if words is not None and len(words.after) == len(path):
         tops = [max(draft.spots(at), key=lambda spot: spot[1]) for at in range(len(path))]
-        marks += words_over(grid, tops, words, [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales], *names)
+        marks += words_over(
+            grid,
+            tops,
+            words,
+            [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales],
+            *names,
+        )
     every = sparse(draft.pitch, 22)
-    shown = [hop for hop in range(1, draft.room + 1) if hop == 1 or (hop % every == 0 and (hop - 1) * draft.pitch > 28)]
-    marks += [Text((hop, -0.5), "hop 1" if hop == 1 else str(hop), "tick", anchor="middle", shift=(0, 16)) for hop in shown]
-    if folded := [name_of(labels, at)[:36] for at, count in enumerate(layers) if count and at not in draft.bases]:
-        marks.append(Text((0.5, -0.5), f"not on the path: {', '.join(folded)}", "tick", shift=(0, 32)))
+    shown = [
+        hop
+        for hop in range(1, draft.room + 1)
+        if hop == 1 or (hop % every == 0 and (hop - 1) * draft.pitch > 28)
+    ]
+    marks += [
+        Text((hop, -0.5), "hop 1" if hop == 1 else str(hop), "tick", anchor="middle", shift=(0, 16))
+        for hop in shown
+    ]
+    if folded := [
+        name_of(labels, at)[:36]
+        for at, count in enumerate(layers)
+        if count and at not in draft.bases
+    ]:
+        marks.append(
+            Text((0.5, -0.5), f"not on the path: {', '.join(folded)}", "tick", shift=(0, 32))
+        )
     label = f"Path picture: {title}. Arrow keys go from hop to hop."
     panels = (Panel(grid, marks), Panel(PIXELS, [Text((4, 18), title, "title")]))
-    return Scene(draft.width, grid.bottom + (38 if folded else 22), panels, label, draft.width > width or width == NARROW)
+    return Scene(
+        draft.width,
+        grid.bottom + (38 if folded else 22),
+        panels,
+        label,
+        draft.width > width or width == NARROW,
+    )
 
 
 class _Draft:
     """Places of hops and layers on a picture of a given width."""
 
-    def __init__(self, path: LayerPath, layers: Sequence[int], gated: bool, selects: bool, width: int, scrolls: bool) -> None:
-        self.path, self.gated, self.narrow = path, gated, width == NARROW
+    def __init__(
+        self,
+        path: LayerPath,
+        layers: Sequence[int],
+        gated: bool,
+        selects: bool,
+        width: int,
+        scrolls: bool,
+    ) -> None:
+        self.path = path
+        self.gated = gated
+        self.narrow = width == NARROW
         room = self.room = len(path)
         self.added = path.added(gated=gated)
-        left, after = (34.0, 26.0) if self.narrow else (92.0, 68.0)  # room for what goes in and what comes out
+        left, after = (
+            (34.0, 26.0) if self.narrow else (92.0, 68.0)
+        )  # room for what goes in and what comes out
         near, far = (10.0, 26.0) if self.narrow else (7.0, 84.0)
         self.pitch = max(min((width - left - after) / room, far), near if scrolls else 0.0)
         self.counts = dict(enumerate(layers))
         for source, layer in path.unique_layers:
             self.counts[source] = min(max(self.counts.get(source, 0), layer + 1), _MOST_LAYERS)
         visited = sorted({source for source, _ in path.unique_layers})
-        high = (320, 16.0) if selects else (520, 18.0 if self.narrow else 26.0)  # edited, its answer is on the same screen
+        high = (
+            (320, 16.0) if selects else (520, 18.0 if self.narrow else 26.0)
+        )  # edited, its answer is on the same screen
         self.row = max(min(high[0] / sum(self.counts[source] for source in visited), high[1]), 6.0)
-        rows, self.bases = 0.0, dict[int, float]()  # of each source, the row of its lowest layer
+        rows = 0.0
+        self.bases = dict[int, float]()  # of each source, the row of its lowest layer
         for source in visited:
             self.bases[source] = rows
             rows += self.counts[source] + _GAP / self.row
@@ -137,9 +216,14 @@ class _Draft:
         top = 34.0
         ends = (left + self.pitch * room, top + self.row * rows)
         self.grid = Axes(left, top, *ends, (0.5, room + 0.5), (-0.5, rows - 0.5))
-        largest, most = max(1.0, *map(abs, path.scales)), max(max(each) for each in self.added)
-        self.unit = max(min(self.pitch * 0.46, self.row * 0.8, 15.0), 5.0) / largest  # half the width of a symbol of scale 1
-        self.share = min(5.0, max(min(self.pitch * 0.6, 12.0), 4.0) / max(most, 1e-9))  # the width of a line for 1
+        largest = max(1.0, *map(abs, path.scales))
+        most = max(max(each) for each in self.added)
+        self.unit = (
+            max(min(self.pitch * 0.46, self.row * 0.8, 15.0), 5.0) / largest
+        )  # half the width of a symbol of scale 1
+        self.share = min(
+            5.0, max(min(self.pitch * 0.6, 12.0), 4.0) / max(most, 1e-9)
+        )  # the width of a line for 1
 
     def line(self, share: float) -> float:
         """The width in pixels of a line for what a hop adds."""
@@ -157,37 +241,63 @@ def _layer_rows(draft: _Draft, source: int) -> list[Mark]:
     bars: list[Mark] = []
     for layer in range(draft.counts[source]):
         row = draft.bases[source] + layer
-        bars.append(Rect(((draft.room + 1) / 2, row), (draft.room, 0.86), "used" if layer in used else "unused"))
+        bars.append(
+            Rect(
+                ((draft.room + 1) / 2, row),
+                (draft.room, 0.86),
+                "used" if layer in used else "unused",
+            )
+        )
         if layer % every == 0:
             bars.append(Text((0.5, row), str(layer), "tick", anchor="end", shift=(-6, 4)))
     return [Group(bars, colour=source_colour(source))]
 
 
 def _source_name(draft: _Draft, labels: Sequence[str], source: int) -> Text:
-    count, visits = draft.counts[source], len({layer for at, layer in draft.path.unique_layers if at == source})
+    count = draft.counts[source]
+    visits = len({layer for at, layer in draft.path.unique_layers if at == source})
     words = f"{name_of(labels, source)[:36]}   {visits} of {count} layers"
-    return Text((0.5, draft.bases[source] + count - 0.5), words, "name halo", source_colour(source), shift=(0, -6))
+    return Text(
+        (0.5, draft.bases[source] + count - 0.5),
+        words,
+        "name halo",
+        source_colour(source),
+        shift=(0, -6),
+    )
 
 
 def _route(draft: _Draft) -> list[Mark]:
-    """The way of the hidden state: in from the left, a lane for each term of a sum, and out to the right."""
+    """The way of the hidden state: in from the left, a lane for each term of a sum, and out to the
+    right."""
     spots = [draft.spots(at) for at in range(len(draft.path))]
-    lanes, plain = list[Mark](), list[Mark]()
+    lanes = list[Mark]()
+    plain = list[Mark]()
     left, right = draft.grid.x_range
     here = (left, sum(y for _, y in spots[0]) / len(spots[0]))
     if draft.narrow:
-        words = [Text(here, "tokens", "title", anchor="middle", shift=(12 - draft.grid.left, 0), angle=-90)]
+        words = [
+            Text(
+                here, "tokens", "title", anchor="middle", shift=(12 - draft.grid.left, 0), angle=-90
+            )
+        ]
     else:
         words = [Text(here, "tokens \N{RIGHTWARDS ARROW}", "title", anchor="end", shift=(-20, 4))]
-    for at, (there, hop, shares) in enumerate(zip(spots, draft.path.hops, draft.added, strict=True)):
-        looks = [(source_colour(term.source), draft.line(share)) for term, share in zip(hop.terms, shares, strict=True)]
+    for at, (there, hop, shares) in enumerate(
+        zip(spots, draft.path.hops, draft.added, strict=True)
+    ):
+        looks = [
+            (source_colour(term.source), draft.line(share))
+            for term, share in zip(hop.terms, shares, strict=True)
+        ]
         ends = list(zip(there, looks, strict=True))
         lanes += [Line((here, spot), "flow", colour, width=width) for spot, (colour, width) in ends]
         here = there[0]
         if len(there) > 1:  # a sum: its lanes meet half way to the next hop
             after = at + 2 if at + 1 < len(spots) else max(right, at + 1 + 12 / draft.pitch)
             here = ((at + 1 + after) / 2, sum(y for _, y in there) / len(there))
-            lanes += [Line((spot, here), "flow", colour, width=width) for spot, (colour, width) in ends]
+            lanes += [
+                Line((spot, here), "flow", colour, width=width) for spot, (colour, width) in ends
+            ]
             plain.append(Symbol(here, 3.0, "join"))
     end = (max(right, here[0] + 6 / draft.pitch), here[1])
     plain += [Line((here, end), "route"), Symbol(end, 3.0, "arrow", shape="right", shift=(3, 0))]
@@ -198,8 +308,11 @@ def _route(draft: _Draft) -> list[Mark]:
     return [*lanes, *plain, *words]
 
 
-def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None, words: Words | None) -> Mark:
-    """The symbols of a hop, with an invisible pad around each, so that a finger can hit a small one."""
+def _hop(
+    draft: _Draft, at: int, labels: Sequence[str], selected: int | None, words: Words | None
+) -> Mark:
+    """The symbols of a hop, with an invisible pad around each, so that a finger can hit a small
+    one."""
     hop = draft.path.hops[at]
     tip = f"Hop {at + 1}: {hop_words(hop, labels)}, scale {number(hop.scale)}"
     if draft.gated:
@@ -208,12 +321,19 @@ def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None, wo
     tip += words.said(at) if words is not None else ""
     pad = (1.0, (44 if draft.narrow else 24) / draft.row)
     marks: list[Mark] = [Rect(spot, pad, "pad") for spot in draft.spots(at)]
-    size, negative = max(abs(hop.scale) * draft.unit, 2.5), hop.scale < 0
+    size = max(abs(hop.scale) * draft.unit, 2.5)
+    negative = hop.scale < 0
     for spot, term in zip(draft.spots(at), hop.terms, strict=True):
         shape = SOURCE_SHAPES[term.source % len(SOURCE_SHAPES)]
-        marks.append(Symbol(spot, size, f"markshape{' hollow' * negative}", source_colour(term.source), shape))
+        marks.append(
+            Symbol(
+                spot, size, f"markshape{' hollow' * negative}", source_colour(term.source), shape
+            )
+        )
     pressed = at if selected is not None else None
-    return Group(marks, f"hop{' negative' * negative}", tip=tip, hop=pressed, selected=at == selected)
+    return Group(
+        marks, f"hop{' negative' * negative}", tip=tip, hop=pressed, selected=at == selected
+    )
 
 
 def said(shares: Sequence[float]) -> str:

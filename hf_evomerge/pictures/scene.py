@@ -1,4 +1,5 @@
-"""Scenes: pictures as marks on axes, before anybody paints them; and the grid and the numbers that they share."""
+"""Scenes: pictures as marks on axes, before anybody paints them; and the grid and the numbers that
+they share."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 
 from .marks import Line, Mark, Spot, Text
 
-WIDE, MIDDLE, NARROW = 1120, 700, 348
+WIDE = 1120
+MIDDLE = 700
+NARROW = 348
 """Widths in pixels that pictures are made for: wide screens, tablets, phones."""
 
 
@@ -96,10 +99,15 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     raw = span / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
-    return [round(index * step, 12) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [
+        round(index * step, 12)
+        for index in range(math.ceil(low / step), math.floor(high / step) + 1)
+    ]
 
 
-def sparse(width: float, room: float, steps: Sequence[int] = (1, 2, 5, 10, 20, 50, 100, 4096)) -> int:
+def sparse(
+    width: float, room: float, steps: Sequence[int] = (1, 2, 5, 10, 20, 50, 100, 4096)
+) -> int:
     """Find the step, in places of a width, that leaves room for words."""
     return next((step for step in steps if step * width >= room), steps[-1])
 
@@ -112,7 +120,8 @@ def grid(axes: Axes, *, x_name: str, y_name: str, x_ticks: int) -> list[Mark]:
         marks.append(Line(((left, value), (right, value)), "gridline"))
         marks.append(Text((left, value), number(value), "tick", anchor="end", shift=(-6, 4)))
     marks += [
-        Text((value, low), number(value, 6), "tick", anchor="middle", shift=(0, 17)) for value in ticks(left, right, x_ticks)
+        Text((value, low), number(value, 6), "tick", anchor="middle", shift=(0, 17))
+        for value in ticks(left, right, x_ticks)
     ]
     marks.append(Text(((left + right) / 2, low), x_name, "tick", anchor="middle", shift=(0, 34)))
     return [*marks, Text((left, high), y_name, "tick", shift=(4 - axes.left, -8))]

@@ -1,10 +1,14 @@
-"""Looks and how they are painted: in files, and on pages by the style sheet that is made of them here."""
+"""Looks and how they are painted: in files, and on pages by the style sheet that is made of them
+here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-INK, SUBDUED, PAPER, RULE = "#1f2937", "#566273", "#ffffff", "#e4e4e7"
+INK = "#1f2937"
+SUBDUED = "#566273"
+PAPER = "#ffffff"
+RULE = "#e4e4e7"
 COLOURS = {
     # sources, after Okabe and Ito without yellow; their symbols tell them apart without colour
     "s0": "#0072b2",
@@ -79,26 +83,54 @@ LETTERS = {
     "name": (13.0, "bold", "own"),
     "value": (12.0, "bold", "own"),
 }
-"""Size in pixels, weight and colour of words. With ``halo`` behind its name, a look keeps marks away from the words."""
+"""Size in pixels, weight and colour of words. With ``halo`` behind its name, a look keeps marks
+away from the words."""
 
 
 def paint(name: str, own: str) -> str:
     """The colour of a name, on white."""
-    fixed = {"own": COLOURS.get(own, INK), "ink": INK, "subdued": SUBDUED, "paper": PAPER, "rule": RULE}
+    fixed = {
+        "own": COLOURS.get(own, INK),
+        "ink": INK,
+        "subdued": SUBDUED,
+        "paper": PAPER,
+        "rule": RULE,
+    }
     return fixed.get(name) or COLOURS[name]
 
 
 def style_sheet() -> str:
-    """The looks as CSS, each by the class of its name, and on light pages the colours above as ``--ev-NAME``."""
+    """The looks as CSS, each by the class of its name, and on light pages the colours above as
+    ``--ev-NAME``."""
     variables = {name: f"--ev-{name.removeprefix('s')}" for name in COLOURS}
-    rules = [f".gradio-container {{ {' '.join(f'{variables[name]}: {COLOURS[name]};' for name in COLOURS)} }}"]
+    rules = [
+        (
+            f".gradio-container {{ "
+            f"{' '.join(f'{variables[name]}: {COLOURS[name]};' for name in COLOURS)} }}"
+        )
+    ]
     rules += [f".ev-{name} {{ --c: var({variable}); }}" for name, variable in variables.items()]
-    variables |= {"own": "--c, var(--ev-grey)", "ink": "--body-text-color", "paper": "--body-background-fill"}
+    variables |= {
+        "own": "--c, var(--ev-grey)",
+        "ink": "--body-text-color",
+        "paper": "--body-background-fill",
+    }
     variables["rule"] = "--border-color-primary"
     for name, look in LOOKS.items():
-        fill, stroke = (f"var({variables[each]})" if each else "" for each in (look.fill, look.stroke))
-        told = {"fill": fill or ("none" if stroke else "transparent"), "stroke": stroke, "stroke-width": look.width or ""}
-        told["fill-opacity" if fill else "stroke-opacity"] = look.opacity if look.opacity < 1 else ""
+        fill, stroke = (
+            f"var({variables[each]})" if each else "" for each in (look.fill, look.stroke)
+        )
+        told = {
+            "fill": fill or ("none" if stroke else "transparent"),
+            "stroke": stroke,
+            "stroke-width": look.width or "",
+        }
+        told["fill-opacity" if fill else "stroke-opacity"] = (
+            look.opacity if look.opacity < 1 else ""
+        )
         told["stroke-dasharray"] = " ".join(map(str, look.dash))
-        rules.append(f".ev-{name.split()[-1]} {{ {' '.join(f'{key}: {value};' for key, value in told.items() if value)} }}")
+        rules.append(
+            f".ev-{name.split()[-1]} {{ "
+            f"{' '.join(f'{key}: {value};' for key, value in told.items() if value)} }}"
+        )
     return "\n".join(rules)

@@ -1,7 +1,8 @@
-"""Paints scenes as inline SVG for pages: a look is a class, which the page's style sheet paints in light and in dark.
+"""Paints scenes as inline SVG for pages: a look is a class, which the page's style sheet paints in
+light and in dark.
 
-Words that a page shows for a mark are in its ``data-tip``, a hop that can be pressed has its number in ``data-hop``.
-All text is escaped.
+Words that a page shows for a mark are in its ``data-tip``, a hop that can be pressed has its number
+in ``data-hop``. All text is escaped.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from .style import LOOKS, SHAPES
 
 
 def responsive(draw: Callable[[int], Scene], wide: int = WIDE) -> str:
-    """Draw one picture for each width of screens; the style sheet shows the one that fits: wide, for tablets, for phones.
+    """Draw one picture for each width of screens; the style sheet shows the one that fits: wide,
+    for tablets, for phones.
 
-    The picture for tablets is left out where `wide`, the width in pixels for wide screens, is no larger.
+    The picture for tablets is left out where `wide`, the width in pixels for wide screens, is no
+    larger.
     """
     narrow = f'<div class="ev-narrow">{paint_svg(draw(NARROW))}</div>'
     if wide < WIDE:
@@ -31,10 +34,17 @@ def responsive(draw: Callable[[int], Scene], wide: int = WIDE) -> str:
 def paint_svg(scene: Scene) -> str:
     """A scene as SVG. It shrinks with the page, unless it scrolls."""
     content = "".join(_painted(mark, panel.axes) for panel in scene.panels for mark in panel.marks)
-    whole = "width:100%" if min(abs(scene.width - each) for each in (WIDE, MIDDLE, NARROW)) < 2 else ""  # to the page's edge
-    style = f"width:{scene.width:.0f}px" if scene.scrolls else whole or f"width:100%;max-width:{scene.width:.0f}px"
+    whole = (
+        "width:100%" if min(abs(scene.width - each) for each in (WIDE, MIDDLE, NARROW)) < 2 else ""
+    )  # to the page's edge
+    style = (
+        f"width:{scene.width:.0f}px"
+        if scene.scrolls
+        else whole or f"width:100%;max-width:{scene.width:.0f}px"
+    )
     return (
-        f'<div class="ev-scroll"><svg class="ev-svg" viewBox="0 0 {scene.width:.0f} {scene.height:.0f}" style="{style}" '
+        f'<div class="ev-scroll"><svg class="ev-svg" viewBox="0 0 {scene.width:.0f} '
+        f'{scene.height:.0f}" style="{style}" '
         f'role="group" tabindex="0" aria-label="{escape(scene.label)}">{content}</svg></div>'
     )
 
@@ -68,17 +78,23 @@ def _painted(mark: Any, axes: Axes) -> str:
 @_painted.register
 def _(mark: Line, axes: Axes) -> str:
     width = "" if mark.width is None else f' stroke-width="{mark.width:.1f}"'
-    head, places = f"{_class(mark.look, mark.colour)}{width}{_tip(mark.tip)}", list(map(axes.spot, mark.points))
+    head = f"{_class(mark.look, mark.colour)}{width}{_tip(mark.tip)}"
+    places = list(map(axes.spot, mark.points))
     if mark.steps and places:  # half as long as with all corners
         steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
         return f'<path{head} d="M{_places(places[:1])}{steps}"/>'
-    return f'<{"polygon" if LOOKS[mark.look].fill else "polyline"}{head} points="{_places(places)}"/>'
+    return (
+        f'<{"polygon" if LOOKS[mark.look].fill else "polyline"}{head} points="{_places(places)}"/>'
+    )
 
 
 @_painted.register
 def _(mark: Rect, axes: Axes) -> str:
     (x0, y0), (x1, y1) = map(axes.spot, mark.corners)
-    x, y, width, height = min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)
+    x = min(x0, x1)
+    y = min(y0, y1)
+    width = abs(x1 - x0)
+    height = abs(y1 - y0)
     fades = "" if mark.strength is None else f' fill-opacity="{mark.strength:.2f}"'
     place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     return f"<rect{_class(mark.look, mark.colour)}{fades} {place}{_tip(mark.tip)}/>"
@@ -90,7 +106,8 @@ def _(mark: Symbol, axes: Axes) -> str:
     head = f"{_class(mark.look, mark.colour)}{_tip(mark.tip)}"
     if mark.shape == "circle":
         return f'<circle{head} cx="{x:.1f}" cy="{y:.1f}" r="{mark.size:.1f}"/>'
-    return f'<polygon{head} points="{_places((x + dx * mark.size, y + dy * mark.size) for dx, dy in SHAPES[mark.shape])}"/>'
+    corners = ((x + dx * mark.size, y + dy * mark.size) for dx, dy in SHAPES[mark.shape])
+    return f'<polygon{head} points="{_places(corners)}"/>'
 
 
 @_painted.register

@@ -1,4 +1,5 @@
-"""The trials of a search, ready to be drawn: stages, the moments at which they got better, and the front. Pure functions."""
+"""The trials of a search, ready to be drawn: stages, the moments at which they got better, and the
+front. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Trial:
     """Trial of a search.
 
     Attributes:
-        stage, number, generation: The stage, such as ``ps``, its number in the stage, from 0, and its generation.
+        stage, number, generation: The stage, such as ``ps``, its number in the stage, from 0, and
+            its generation.
         fitness: What it scored; None where it failed.
         accuracy: The share of right answers, where the task tells.
         path, scales: Its hops and their scales in data flow space.
@@ -41,7 +43,11 @@ class Trial:
 
     def value(self, objective: str) -> float | None:
         """The fitness or another objective; None where there is none."""
-        return self.fitness if objective == FITNESS or self.fitness is None else self.others.get(objective)
+        return (
+            self.fitness
+            if objective == FITNESS or self.fitness is None
+            else self.others.get(objective)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,13 @@ class Objective:
 
 @dataclass(frozen=True)
 class Point:
-    """Model that no other of the search beats in every objective, with the number that it is picked by.
+    """Model that no other of the search beats in every objective, with the number that it is picked
+    by.
 
     Attributes:
         stage, trial: The trial that found it.
-        search, judged: The objectives on the search split, and where the results are measured; empty if not scored there.
+        search, judged: The objectives on the search split, and where the results are measured;
+            empty if not scored there.
         winner: Whether it is the model that the search ended with.
     """
 
@@ -79,7 +87,8 @@ class Step:
 
     Attributes:
         trial: The best trial of its generation, or so far.
-        value: How good the search was then, in accuracy where that of all trials is known, else in fitness.
+        value: How good the search was then, in accuracy where that of all trials is known, else in
+            fitness.
         evaluations: What was spent until then, in scores of all examples.
     """
 
@@ -90,22 +99,27 @@ class Step:
 
 def stages(trials: Sequence[Trial]) -> list[str]:
     """The stages that the trials belong to, in the order they ran, the random search last."""
-    there, order = list(dict.fromkeys(trial.stage for trial in trials)), list(STAGES)
+    there = list(dict.fromkeys(trial.stage for trial in trials))
+    order = list(STAGES)
     return sorted(there, key=lambda stage: order.index(stage) if stage in STAGES else len(order))
 
 
 def without_first(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials without those of stages that run before another, whose fitness may be another one."""
+    """The trials without those of stages that run before another, whose fitness may be another
+    one."""
     return [trial for trial in trials if not trial.stage.endswith("-first")]
 
 
 def of_stage(trials: Sequence[Trial], stage: str) -> list[Trial]:
     """The trials of one stage, in order."""
-    return sorted((trial for trial in trials if trial.stage == stage), key=lambda trial: trial.number)
+    return sorted(
+        (trial for trial in trials if trial.stage == stage), key=lambda trial: trial.number
+    )
 
 
 def whole(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that were scored on the most examples and did not fail: the best of batches is the luckiest, not the best."""
+    """The trials that were scored on the most examples and did not fail: the best of batches is the
+    luckiest, not the best."""
     scored = [trial for trial in trials if trial.fitness is not None]
     most = max((trial.examples for trial in scored), default=0)
     return [trial for trial in scored if trial.examples == most]
@@ -118,20 +132,36 @@ def accurate(trials: Sequence[Trial]) -> bool:
 
 
 def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) -> list[Step]:
-    """The moments at which a stage got better, in order; the last is the published model's, where it is of the stage.
+    """The moments at which a stage got better, in order; the last is the published model's, where
+    it is of the stage.
 
-    Where generations are scored on batches, a value is the mean over the last quarter of what came before, so that a lucky
-    batch is no progress, and no moment is as good as the published model's where that was scored on all examples; elsewhere
-    it is that of the best trial so far. Trials of the first generation stand by themselves. Of more than `most` moments some
-    are left out, the first and the last never.
+    Where generations are scored on batches, a value is the mean over the last quarter of what came
+    before, so that a lucky batch is no progress, and no moment is as good as the published model's
+    where that was scored on all examples; elsewhere it is that of the best trial so far. Trials of
+    the first generation stand by themselves. Of more than `most` moments some are left out, the
+    first and the last never.
     """
-    exact, ends, share = {trial.number for trial in whole(trials)}, spent(trials), accurate(trials)
+    exact = {trial.number for trial in whole(trials)}
+    ends = spent(trials)
+    share = accurate(trials)
     batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)
-    steps, past, best = list[Step](), list[float](), -math.inf
+    steps = list[Step]()
+    past = list[float]()
+    best = -math.inf
     values = {trial.number: (trial.accuracy if share else trial.fitness) or 0.0 for trial in trials}
-    last = values[winner.number] if winner is not None and winner in trials and winner.number in exact else math.inf
-    for _, members in groupby(zip(trials, ends, strict=True), key=lambda pair: pair[0].generation or -pair[0].number):
-        scored = [pair for pair in members if pair[0].fitness is not None and (batches or pair[0].number in exact)]
+    last = (
+        values[winner.number]
+        if winner is not None and winner in trials and winner.number in exact
+        else math.inf
+    )
+    for _, members in groupby(
+        zip(trials, ends, strict=True), key=lambda pair: pair[0].generation or -pair[0].number
+    ):
+        scored = [
+            pair
+            for pair in members
+            if pair[0].fitness is not None and (batches or pair[0].number in exact)
+        ]
         if not scored:
             continue
         trial, end = max(scored, key=lambda pair: pair[0].fitness or 0.0)
@@ -144,7 +174,9 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     steps = [*steps[::every], *(steps[-1:] if (len(steps) - 1) % every else [])]
     if winner is not None and winner in trials:
         steps = [step for step in steps if step.trial.number < winner.number]
-        value = steps[-1].value if steps and winner.number not in exact else values[winner.number]  # one batch says no more
+        value = (
+            steps[-1].value if steps and winner.number not in exact else values[winner.number]
+        )  # one batch says no more
         steps.append(Step(winner, value, ends[list(trials).index(winner)]))
     return steps
 
@@ -155,7 +187,8 @@ def spent(trials: Sequence[Trial], start: float = 0.0) -> list[float]:
 
 
 def best_so_far(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float, Trial]]:
-    """The best trials so far, of those on all examples: where the best rises, and at the last evaluation."""
+    """The best trials so far, of those on all examples: where the best rises, and at the last
+    evaluation."""
     points: list[tuple[float, Trial]] = []
     best = -math.inf
     compared = {trial.number for trial in whole(trials)}

@@ -1,1 +1,2 @@
-"""Recipes: what a merge is made of, as text. Knows nothing of tensors, and imports in milliseconds."""
+"""Recipes: what a merge is made of, as text. Knows nothing of tensors, and imports in
+milliseconds."""

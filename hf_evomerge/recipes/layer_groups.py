@@ -1,9 +1,11 @@
-"""Layer groups: which part of the model a tensor belongs to, and which of a parameter's values applies to it. No torch.
+"""Layer groups: which part of the model a tensor belongs to, and which of a parameter's values
+applies to it. No torch.
 
-A layer, in the words of arXiv:2403.13187, is a transformer block or the input or output embeddings. A group is
-one of them, a run of blocks, or the attention or MLP half of a run of blocks; of a mixture of experts also its routers or
-its experts, which are parts of the MLP half. Beside groups, a name pattern such as ``*down_proj*`` names tensors, and a list
-of numbers, a gradient, runs over the blocks; under the whole name of a tensor it runs over the tensor's rows.
+A layer, in the words of arXiv:2403.13187, is a transformer block or the input or output embeddings.
+A group is one of them, a run of blocks, or the attention or MLP half of a run of blocks; of a
+mixture of experts also its routers or its experts, which are parts of the MLP half. Beside groups,
+a name pattern such as ``*down_proj*`` names tensors, and a list of numbers, a gradient, runs over
+the blocks; under the whole name of a tensor it runs over the tensor's rows.
 """
 
 from __future__ import annotations
@@ -27,21 +29,28 @@ _MLP = re.compile(
     r"mlp|ffn|_ff_|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|ln_2|(?:^|\.)final_layer_norm|channel_pre_norm|"
     r"dense_h_to_4h|dense_4h_to_h"
 )
-# that of most architectures, in front of the MLP; it stands behind attention where the MLP has norms of other names
+# that of most architectures, in front of the MLP; it stands behind attention where the MLP has
+# norms of other names
 _MLP_WITH_NORM = re.compile(rf"{_MLP.pattern}|post_attention_layernorm")
 _OTHER_NORMS = re.compile(r"(?:pre|post)_feedforward_layernorm|pre_mlp_layernorm")
-# what follows the number of a block of a U-Net or diffusion transformer; the other is RecurrentGemma's attention
+# what follows the number of a block of a U-Net or diffusion transformer; the other is
+# RecurrentGemma's attention
 _PICTURE_BLOCK = re.compile(r"(?!temporal_block\.)(?:\w+_)?blocks?\.")
 _PICTURE_ATTENTION = re.compile(r"\.(?:to_(?:add_)?(?:q|k|v|out|qkv)|add_[qkv]_proj)\b")
 _ROUTER = re.compile(
     r"(?:^|\.)(?:\w*(?:mlp|ffn|feed_?forward|moe)\.(?:\w+\.)?(?:gate|router)|router)\b(?!_)|shared_expert_gate|moe_statics"
 )
 _EXPERTS = re.compile(r"expert|moe\.(?:input|output)_linear")
-TIED_HEAD = "lm_head.weight"  # may be named where it is the embedding matrix: the same file then does for models of both kinds
+# may be named where it is the embedding matrix: the same file then does for models of both kinds
+TIED_HEAD = "lm_head.weight"
 _SPARSE = ("router", "experts")
-_KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp|router|experts))?)")
+_KEY = re.compile(
+    r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp|router|experts))?)"
+)
 
-_NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)(?:\d_\w+/)?[A-Za-z_]\w*(?:\.\w+)*\.[A-Za-z_]\w*")  # a tensor's
+_NAME = re.compile(
+    r"(?!(?:embed|blocks?|head|default)\.)(?:\d_\w+/)?[A-Za-z_]\w*(?:\.\w+)*\.[A-Za-z_]\w*"
+)  # a tensor's
 
 
 @lru_cache(maxsize=65536)
@@ -50,13 +59,15 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
 
     Args:
         tensor_name: The raw name in the checkpoint, such as ``model.layers.3.mlp.up_proj.weight``.
-        post_norms: Whether ``post_attention_layernorm`` ends the attention of this model, see `has_post_norms`.
+        post_norms: Whether ``post_attention_layernorm`` ends the attention of this model, see
+            `has_post_norms`.
 
     Returns:
-        Kind (``embed``, ``block`` or ``head``), block index and half (``attn``, ``mlp``, or of the latter ``router`` or
-        ``experts``); the last two are None outside the blocks. A norm counts with what it feeds: the first of a block with
-        attention, the second with the MLP, the final one with the head; one behind attention or MLP counts with it. In
-        U-Nets and diffusion transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
+        Kind (``embed``, ``block`` or ``head``), block index and half (``attn``, ``mlp``, or of the
+        latter ``router`` or ``experts``); the last two are None outside the blocks. A norm counts
+        with what it feeds: the first of a block with attention, the second with the MLP, the final
+        one with the head; one behind attention or MLP counts with it. In U-Nets and diffusion
+        transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
     """
     if block := _BLOCK.search(tensor_name):
         if _PICTURE_BLOCK.match(block[2]):
@@ -64,20 +75,26 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
         if not (_MLP if post_norms else _MLP_WITH_NORM).search(block[2]):
             return "block", int(block[1]), "attn"
         is_router = _ROUTER.search(block[2])
-        return "block", int(block[1]), "router" if is_router else "experts" if _EXPERTS.search(block[2]) else "mlp"
+        return (
+            "block",
+            int(block[1]),
+            "router" if is_router else "experts" if _EXPERTS.search(block[2]) else "mlp",
+        )
     if _EMBEDDING.search(tensor_name) and not _HEAD.search(tensor_name):
         return "embed", None, None
     return "head", None, None
 
 
 def has_post_norms(names: Iterable[str]) -> bool:
-    """Tell whether ``post_attention_layernorm`` is behind attention, as in Gemma 3, OLMo 2 and EXAONE 4, by a model's names."""
+    """Tell whether ``post_attention_layernorm`` is behind attention, as in Gemma 3, OLMo 2 and
+    EXAONE 4, by a model's names."""
     return any(map(_OTHER_NORMS.search, names))
 
 
 @dataclass(frozen=True)
 class GroupKey:
-    """A parsed key: ``embed``, ``blocks.0``, ``blocks.0-3``, ``blocks.4.attn``, ``head``, ``default`` or a name pattern."""
+    """A parsed key: ``embed``, ``blocks.0``, ``blocks.0-3``, ``blocks.4.attn``, ``head``,
+    ``default`` or a name pattern."""
 
     kind: Literal["embed", "block", "head", "default", "pattern"]
     first: int = 0
@@ -86,7 +103,8 @@ class GroupKey:
     pattern: str = ""
 
     def covers(self, tensor_name: str, post_norms: bool = False) -> bool:
-        """Tell whether a tensor belongs to the group or has a name of the pattern; ``default`` covers nothing by itself."""
+        """Tell whether a tensor belongs to the group or has a name of the pattern; ``default``
+        covers nothing by itself."""
         if self.kind == "pattern":
             return _matches(self.pattern, tensor_name)
         kind, block, half = classify(tensor_name, post_norms)
@@ -95,12 +113,14 @@ class GroupKey:
         return block is None or (self.first <= block <= self.last and self.has_half(half))
 
     def has_half(self, half: str | None) -> bool:
-        """Tell whether a half of a block belongs to the group; routers and experts are parts of the MLP."""
+        """Tell whether a half of a block belongs to the group; routers and experts are parts of the
+        MLP."""
         return self.half in (None, half) or (self.half == "mlp" and half in _SPARSE)
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Tell whether the whole name follows the pattern, where ``*`` stands for any text; without one it is the name itself."""
+    """Tell whether the whole name follows the pattern, where ``*`` stands for any text; without one
+    it is the name itself."""
     if "*" not in pattern:
         return name == pattern
     first, *middle, last = pattern.split("*")
@@ -116,27 +136,33 @@ def _matches(pattern: str, name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def parse_key(key: str) -> GroupKey:
-    """Read the key of a value; raises `RecipeError` if it is neither a layer group nor a name pattern."""
+    """Read the key of a value; raises `RecipeError` if it is neither a layer group nor a name
+    pattern."""
     if isinstance(key, str) and ("*" in key or _NAME.fullmatch(key)):
         return GroupKey("pattern", pattern=key)
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     if match is None:
         raise RecipeError(
-            f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp "
+            f"{key!r} is not a layer group; write embed, head, default, blocks.3, "
+            "blocks.0-7, blocks.3.attn or blocks.0-7.mlp "
             "(of mixtures also blocks.0-7.router and .experts), "
             "or the name of a tensor, or a pattern of names with *, such as '*down_proj*'"
         )
     if match[1]:
         return GroupKey(match[1])  # type: ignore[arg-type]
-    first, last = int(match[2]), int(match[3] or match[2])
+    first = int(match[2])
+    last = int(match[3] or match[2])
     if last < first:
-        raise RecipeError(f"{key!r}: the first block of a layer group comes first; write blocks.{last}-{first}")
+        raise RecipeError(
+            f"{key!r}: the first block of a layer group comes first; write blocks.{last}-{first}"
+        )
     return GroupKey("block", first, last, match[4])  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=262144)
 def select_key(keys: tuple[str, ...], tensor_name: str, post_norms: bool = False) -> str:
-    """The key that counts for a tensor: its name, else the first pattern it follows, else its group, else ``default``."""
+    """The key that counts for a tensor: its name, else the first pattern it follows, else its
+    group, else ``default``."""
     if tensor_name in keys:
         return tensor_name
     matching = [key for key in keys if parse_key(key).covers(tensor_name, post_norms)]
@@ -145,20 +171,27 @@ def select_key(keys: tuple[str, ...], tensor_name: str, post_norms: bool = False
     if len(matching) > 1:  # routers and experts are more than the MLP that they are in
         matching = [key for key in matching if parse_key(key).half in _SPARSE] or matching
     if len(matching) > 1:
-        raise RecipeError(f"layer groups {matching[0]} and {matching[1]} both name {tensor_name}; keep one of them")
+        raise RecipeError(
+            f"layer groups {matching[0]} and {matching[1]} both name {tensor_name}; keep one "
+            "of them"
+        )
     if matching:
         return matching[0]
     if "default" in keys:
         return "default"
-    raise RecipeError(f"no layer group names {tensor_name} (found {', '.join(keys)}); add its group, or default")
+    raise RecipeError(
+        f"no layer group names {tensor_name} (found {', '.join(keys)}); add its group, or default"
+    )
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A gradient over the blocks from `first` to `last`: numbers at equal distances, and straight lines between them.
+    """A gradient over the blocks from `first` to `last`: numbers at equal distances, and straight
+    lines between them.
 
-    The first number is that of the first block and the last that of the last; a single block has the last number. Embeddings,
-    final norm and head are outside the blocks, and have the first number: as in mergekit, so that its files mean the same.
+    The first number is that of the first block and the last that of the last; a single block has
+    the last number. Embeddings, final norm and head are outside the blocks, and have the first
+    number: as in mergekit, so that its files mean the same.
     """
 
     numbers: tuple[float, ...]
@@ -179,7 +212,8 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Rows:
-    """Numbers of n equal runs of a tensor's rows, one each: row r of R has number floor(r n / R)."""
+    """Numbers of n equal runs of a tensor's rows, one each: row r of R has number floor(r n /
+    R)."""
 
     numbers: tuple[float, ...]
 
@@ -194,7 +228,8 @@ def is_tensor(key: str) -> bool:
 
 
 class ByGroup(dict[str, Any]):
-    """Values by their keys, for a model of which it is known what ``post_attention_layernorm`` is, see `has_post_norms`."""
+    """Values by their keys, for a model of which it is known what ``post_attention_layernorm`` is,
+    see `has_post_norms`."""
 
     post_norms = False
 
@@ -204,18 +239,29 @@ class ByGroup(dict[str, Any]):
 
 
 def expand(value: Any, first: int, last: int, names: Iterable[str] = ()) -> Any:
-    """A parameter's value with a `Ramp` in place of each list of numbers, or `Rows` under the name of a tensor.
+    """A parameter's value with a `Ramp` in place of each list of numbers, or `Rows` under the name
+    of a tensor.
 
     Args:
-        value: A number, a list of numbers, or a mapping from keys to numbers or lists of numbers; anything else stays.
-        first, last: The blocks that a list runs over, unless it stands under a group of blocks: it then runs over those.
+        value: A number, a list of numbers, or a mapping from keys to numbers or lists of numbers;
+            anything else stays.
+        first, last: The blocks that a list runs over, unless it stands under a group of blocks: it
+            then runs over those.
         names: The names of the model's tensors.
     """
     if isinstance(value, Mapping):
         groups = {key: parse_key(key) for key in value}
-        spans = {key: (group.first, group.last) if group.kind == "block" else (first, last) for key, group in groups.items()}
+        spans = {
+            key: (group.first, group.last) if group.kind == "block" else (first, last)
+            for key, group in groups.items()
+        }
         expanded = ByGroup(
-            (key, Rows(tuple(item)) if isinstance(item, list) and is_tensor(key) else expand(item, *spans[key]))
+            (
+                key,
+                Rows(tuple(item))
+                if isinstance(item, list) and is_tensor(key)
+                else expand(item, *spans[key]),
+            )
             for key, item in value.items()
         )
         expanded.post_norms = has_post_norms(names)
@@ -229,7 +275,8 @@ def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
     """Resolve a value for one tensor.
 
     Args:
-        value: A value for the whole model, a `Ramp`, or a mapping from keys to numbers, ramps or `Rows` (see `expand`).
+        value: A value for the whole model, a `Ramp`, or a mapping from keys to numbers, ramps or
+            `Rows` (see `expand`).
         tensor_name: The raw name of the tensor.
         block: The place on the ramps, None outside the blocks; -1: the number in the name.
 
@@ -237,41 +284,59 @@ def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
         RecipeError: No key names the tensor and there is no ``default``, or two layer groups do.
     """
     if isinstance(value, Mapping):
-        value = value[value.key(tensor_name) if isinstance(value, ByGroup) else select_key(tuple(value), tensor_name)]
+        value = value[
+            value.key(tensor_name)
+            if isinstance(value, ByGroup)
+            else select_key(tuple(value), tensor_name)
+        ]
     if isinstance(value, Ramp):
         return value.at(classify(tensor_name)[1] if block == -1 else block)
     return value
 
 
-def check_keys(value: Mapping[str, Any], layer_count: int, names: Sequence[str] | None = None) -> None:
+def check_keys(
+    value: Mapping[str, Any], layer_count: int, names: Sequence[str] | None = None
+) -> None:
     """Raise `RecipeError` unless every tensor has exactly one value, and every key names a tensor.
 
     Args:
         value: The values by their keys.
         layer_count: Number of blocks of the model.
-        names: The raw names of its tensors. Where they are not known, patterns go unchecked and a stand-in for each group is
-            asked about.
+        names: The raw names of its tensors. Where they are not known, patterns go unchecked and a
+            stand-in for each group is asked about.
     """
     for key in value:
         group = parse_key(key)
         if group.kind == "block" and group.last >= layer_count:
-            raise RecipeError(f"layer group {key}: there are {layer_count} blocks, 0 to {layer_count - 1}")
+            raise RecipeError(
+                f"layer group {key}: there are {layer_count} blocks, 0 to {layer_count - 1}"
+            )
         if group.half in _SPARSE and names is not None and not any(map(group.covers, names)):
             raise RecipeError(
-                f"layer group {key}: no tensor that is merged belongs to it; routers are merged where the recipe says "
+                f"layer group {key}: no tensor that is merged belongs to it; routers are "
+                "merged where the recipe says "
                 "router: merge, and experts where the model has some"
             )
-        if group.kind == "pattern" and names is not None and not any(map(group.covers, [*names, TIED_HEAD])):
-            raise RecipeError(f"the pattern {key!r} names no tensor; the names are like {_some(names)}")
+        if (
+            group.kind == "pattern"
+            and names is not None
+            and not any(map(group.covers, [*names, TIED_HEAD]))
+        ):
+            raise RecipeError(
+                f"the pattern {key!r} names no tensor; the names are like {_some(names)}"
+            )
     post_norms = has_post_norms(names or ())
-    by_name = any(parse_key(key).kind == "pattern" or parse_key(key).half in _SPARSE for key in value)
+    by_name = any(
+        parse_key(key).kind == "pattern" or parse_key(key).half in _SPARSE for key in value
+    )
     if names is not None or not by_name:
         for name in names if names is not None else one_of_each(layer_count):
             select_key(tuple(value), name, post_norms)
 
 
 def merged_names(names: Iterable[str], router: int | Literal["merge"] | None) -> list[str]:
-    """The names of the tensors that are merged: all but the routers of a mixture of experts, which are one source's.
+    """The names of the tensors that are merged: all but the routers of a mixture of experts, which
+    are one source's.
 
     Args:
         names: The raw names of a model's tensors.
@@ -289,17 +354,27 @@ def without_unmatched(value: Any, names: Sequence[str]) -> Any:
         return value
     groups = {key: parse_key(key) for key in value}
     known = [*names, TIED_HEAD]
-    return {key: value[key] for key, group in groups.items() if group.kind != "pattern" or any(map(group.covers, known))}
+    return {
+        key: value[key]
+        for key, group in groups.items()
+        if group.kind != "pattern" or any(map(group.covers, known))
+    }
 
 
 def _some(names: Sequence[str]) -> str:
     kinds = {classify(name)[0]: name for name in reversed(names)}
-    return " and ".join(kinds[kind] for kind in ("embed", "block") if kind in kinds) or ", ".join(names[:1])
+    return " and ".join(kinds[kind] for kind in ("embed", "block") if kind in kinds) or ", ".join(
+        names[:1]
+    )
 
 
 def one_of_each(layer_count: int) -> list[str]:
     """A tensor name for every place that may have a value of its own."""
-    halves = [f"layers.{block}.{half}.weight" for block in range(layer_count) for half in ("self_attn", "mlp")]
+    halves = [
+        f"layers.{block}.{half}.weight"
+        for block in range(layer_count)
+        for half in ("self_attn", "mlp")
+    ]
     return ["embed_tokens.weight", *halves, "lm_head.weight"]
 
 
@@ -307,14 +382,16 @@ def group_keys(groups: int | Literal["block", "half", "model"], layer_count: int
     """Cut a model into layer groups, and return their keys in the order of the layers.
 
     Args:
-        groups: ``block``: each block is a group, next to ``embed`` and ``head``; ``half``: so are the attention and the MLP of
-            each; a number: the blocks are divided into so many groups, of which the last may be smaller; ``model``: the whole
-            model is one group, ``default``, which is what arXiv:2403.13187 reports (finer groups gained nothing there).
+        groups: ``block``: each block is a group, next to ``embed`` and ``head``; ``half``: so are
+            the attention and the MLP of each; a number: the blocks are divided into so many groups,
+            of which the last may be smaller; ``model``: the whole model is one group, ``default``,
+            which is what arXiv:2403.13187 reports (finer groups gained nothing there).
         layer_count: Number of blocks.
     """
     if groups == "model":
         return ["default"]
-    size, keys = math.ceil(layer_count / groups) if isinstance(groups, int) else 1, ["embed"]
+    size = math.ceil(layer_count / groups) if isinstance(groups, int) else 1
+    keys = ["embed"]
     for first in range(0, layer_count, max(size, 1)):
         last = min(first + size, layer_count) - 1
         blocks = f"blocks.{first}" if first == last else f"blocks.{first}-{last}"

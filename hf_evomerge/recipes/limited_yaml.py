@@ -74,7 +74,8 @@ NUMBERS = {
     "tag:yaml.org,2002:int": (re.compile(r"^[-+]?(?:0|[1-9]\d*)$", re.ASCII), list("-+0123456789")),
     "tag:yaml.org,2002:float": (
         re.compile(
-            r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", re.ASCII
+            r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+            re.ASCII,
         ),
         list("-+0123456789."),
     ),
@@ -101,8 +102,11 @@ def load_limited(text: str) -> Any:
 
 
 def read_limited(file: str | os.PathLike[str]) -> str:
-    """The text of a file, and one character too many if it is longer than is read here; raises `OSError`, `ValueError`."""
-    if Path(file).is_fifo() and not os.fspath(file).startswith("/dev/"):  # what a shell makes of <(...)
+    """The text of a file, and one character too many if it is longer than is read here; raises
+    `OSError`, `ValueError`."""
+    if Path(file).is_fifo() and not os.fspath(file).startswith(
+        "/dev/"
+    ):  # what a shell makes of <(...)
         raise OSError("a pipe, and no file; reading it could wait for ever")
     with Path(file).open(encoding="utf-8") as stream:
         return stream.read(MAX_BYTES + 1)

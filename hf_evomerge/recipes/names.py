@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-FOLDERS, FILES = ("model", "adapter", "dataset"), ("jsonl", "lm_eval", "data_files")
+FOLDERS = ("model", "adapter", "dataset")
+FILES = ("jsonl", "lm_eval", "data_files")
 """The keys of a search file that may name a folder, and those that may name files."""
 _missed: dict[str, list[str]] = {}  # folders beside the current one, by the names they lack
 
 
 def named_folder(name: str) -> Path:
-    """The folder that a name may mean, be it there or not; unlike `Path.expanduser` no error where ``~`` names nobody."""
+    """The folder that a name may mean, be it there or not; unlike `Path.expanduser` no error where
+    ``~`` names nobody."""
     return Path(os.path.expanduser(name))
 
 
@@ -42,11 +44,18 @@ def looked_in(name: str) -> str:
 
 
 def is_folder(name: str) -> bool:
-    """Tell whether a name is that of a folder and not of a repository, be the folder still there or not."""
-    return os.path.isdir(named_folder(name)) or name.startswith(("/", "~", ".")) or name.endswith("/") or name.count("/") > 1
+    """Tell whether a name is that of a folder and not of a repository, be the folder still there or
+    not."""
+    return (
+        os.path.isdir(named_folder(name))
+        or name.startswith(("/", "~", "."))
+        or name.endswith("/")
+        or name.count("/") > 1
+    )
 
 
 def hidden(name: str) -> str:
-    """A name as strangers may see it: a folder of this machine by its last part only, a repository as it is."""
+    """A name as strangers may see it: a folder of this machine by its last part only, a repository
+    as it is."""
     folder = named_folder(name)
     return (folder.name or folder.resolve().name) if is_folder(name) else name

@@ -1,4 +1,5 @@
-"""Checkpoints of one training run as sources: the folders of a folder, or the revisions of a repository."""
+"""Checkpoints of one training run as sources: the folders of a folder, or the revisions of a
+repository."""
 
 from __future__ import annotations
 
@@ -20,13 +21,16 @@ _LAST = re.compile(r"last +([1-9]\d{0,5})")
 
 
 class Run(StrictModel):
-    """Checkpoints of a training run, in place of a list of sources; they become that list when the file is read."""
+    """Checkpoints of a training run, in place of a list of sources; they become that list when the
+    file is read."""
 
     run: str = Field(min_length=1)
-    """A folder of checkpoints, such as ``checkpoint-500`` of transformers' Trainer; or a repository on the Hub, whose branches
-    and tags they are. Their order is that of the last number in their names."""
+    """A folder of checkpoints, such as ``checkpoint-500`` of transformers' Trainer; or a repository
+    on the Hub, whose branches and tags they are. Their order is that of the last number in their
+    names."""
     checkpoints: str | list[str] = "all"
-    """``all`` and ``last 12`` of those with a number in their names, a pattern such as ``step-*``, or a list of names."""
+    """``all`` and ``last 12`` of those with a number in their names, a pattern such as ``step-*``,
+    or a list of names."""
 
 
 def expanded(sources: Any) -> Any:
@@ -37,29 +41,39 @@ def expanded(sources: Any) -> Any:
         run = validate(Run, dict(sources), RecipeError)
     except RecipeError as cause:
         raise ValueError(str(cause)) from cause
-    names, wanted = run.checkpoints, run.checkpoints
+    names = run.checkpoints
+    wanted = run.checkpoints
     if isinstance(wanted, str):
         there = sorted(_names(run.run), key=_step)
-        last, numbered = _LAST.fullmatch(wanted), [name for name in there if _step(name)[0] >= 0]  # `final` has no place
+        last = _LAST.fullmatch(wanted)
+        numbered = [name for name in there if _step(name)[0] >= 0]  # `final` has no place
         names = [name for name in there if fnmatchcase(name, wanted)]
         names = numbered[-int(last[1]) :] if last else numbered if wanted == "all" else names
         if len(names) < 2:
-            found = f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"
-            raise ValueError(f"{run.run}: {len(names)} of its checkpoints are {wanted!r}, and a merge takes 2; it has {found}")
+            found = (
+                f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"
+            )
+            raise ValueError(
+                f"{run.run}: {len(names)} of its checkpoints are {wanted!r}, and a merge "
+                f"takes 2; it has {found}"
+            )
     if is_folder(run.run):
         home = named_folder(run.run).resolve()
         for name in names:
             if home not in Path(os.path.realpath(home / name)).parents:
-                raise ValueError(f"{run.run}: {one_line(name)} is not in it; list checkpoints as sources")
+                raise ValueError(
+                    f"{run.run}: {one_line(name)} is not in it; list checkpoints as sources"
+                )
         return [{"model": os.path.join(run.run, name)} for name in names]
     return [{"model": run.run, "revision": name} for name in names]
 
 
 def wsm_weights(count: int) -> list[float]:
-    """Weights of checkpoints, oldest first, whose average stands for a decay of the learning rate by minus-sqrt.
+    """Weights of checkpoints, oldest first, whose average stands for a decay of the learning rate
+    by minus-sqrt.
 
-    With f_j = 1 - sqrt(j / count), checkpoint j (from 0) has weight f_j - f_(j+1): gradient j of the run then counts f_j
-    (WSM, arXiv:2507.17634). They add up to 1.
+    With f_j = 1 - sqrt(j / count), checkpoint j (from 0) has weight f_j - f_(j+1): gradient j of
+    the run then counts f_j (WSM, arXiv:2507.17634). They add up to 1.
 
     Example:
         >>> [round(weight, 3) for weight in wsm_weights(4)]
@@ -70,19 +84,29 @@ def wsm_weights(count: int) -> list[float]:
 
 def _names(run: str) -> list[str]:
     if is_folder(run):
-        folder, files = named_folder(run), ("config.json", "adapter_config.json")
+        folder = named_folder(run)
+        files = ("config.json", "adapter_config.json")
         if not folder.is_dir():
             raise ValueError(f"{run}: no such folder of checkpoints")
-        there = [each for each in folder.iterdir() if any((each / file).is_file() for file in files)]
-        if away := next((each for each in there if each.resolve().parent != folder.resolve()), None):
-            raise ValueError(f"{away}: a link to {away.resolve()}, which is not in {run}; list checkpoints as sources")
+        there = [
+            each for each in folder.iterdir() if any((each / file).is_file() for file in files)
+        ]
+        if away := next(
+            (each for each in there if each.resolve().parent != folder.resolve()), None
+        ):
+            raise ValueError(
+                f"{away}: a link to {away.resolve()}, which is not in {run}; list "
+                "checkpoints as sources"
+            )
         return [each.name for each in there if not each.is_symlink()]  # `latest` would count twice
     from huggingface_hub import list_repo_refs
 
     try:
         refs = list_repo_refs(run)
     except Exception as cause:  # the network has many
-        raise ValueError(f"{run}: its branches and tags cannot be listed: {one_line(cause)}") from cause
+        raise ValueError(
+            f"{run}: its branches and tags cannot be listed: {one_line(cause)}"
+        ) from cause
     return [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
 
 

@@ -1,4 +1,5 @@
-"""The names of the stages of a search, and their titles: what trials and results are told apart by."""
+"""The names of the stages of a search, and their titles: what trials and results are told apart
+by."""
 
 from __future__ import annotations
 

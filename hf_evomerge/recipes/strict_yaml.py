@@ -1,4 +1,5 @@
-"""Strict YAML: files whose every key is checked, and every complaint is one line that names the key.
+"""Strict YAML: files whose every key is checked, and every complaint is one line that names the
+key.
 
 The files may be a stranger's, and are read within the limits of ``limited_yaml.py``.
 """
@@ -20,12 +21,15 @@ from .names import beside
 
 
 class StrictModel(BaseModel):
-    """A part of a YAML file: unknown keys are errors, values are finite numbers, objects do not change once made.
+    """A part of a YAML file: unknown keys are errors, values are finite numbers, objects do not
+    change once made.
 
     The docstring under a field is what schema, editors and reference say of the key.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Part = TypeVar("Part", bound=StrictModel)
@@ -43,7 +47,8 @@ Positive = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever either YAML 1.1 or `LimitedLoader` would not read as text; writes lists of numbers in one line."""
+    """Quotes whatever either YAML 1.1 or `LimitedLoader` would not read as text; writes lists of
+    numbers in one line."""
 
 
 def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
@@ -62,17 +67,30 @@ def parse_yaml(kind: type[Part], text: str, error: type[EvoMergeError]) -> Part:
 
 
 def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
-    """The mapping that a YAML text holds, turning every complaint into one line of the given error."""
+    """The mapping that a YAML text holds, turning every complaint into one line of the given
+    error."""
     if len(text) > MAX_BYTES:
         raise error(TOO_LONG)
     try:
         data = load_limited(text)
     except (yaml.YAMLError, ValueError) as cause:  # a number of too many digits
         many = "several documents in one file; split it at its '---'"
-        colon = "; put a text with a colon in it in quotes" if "mapping values are not allowed" in str(cause) else ""
-        mark, context, problem = (getattr(cause, name, None) for name in ("problem_mark", "context", "problem"))
-        said = cause if mark is None else f"line {mark.line + 1}: {f'{context}: ' if context else ''}{problem}"
-        raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(said)}{colon}") from cause
+        colon = (
+            "; put a text with a colon in it in quotes"
+            if "mapping values are not allowed" in str(cause)
+            else ""
+        )
+        mark, context, problem = (
+            getattr(cause, name, None) for name in ("problem_mark", "context", "problem")
+        )
+        said = (
+            cause
+            if mark is None
+            else f"line {mark.line + 1}: {f'{context}: ' if context else ''}{problem}"
+        )
+        raise error(
+            many if "single document" in str(cause) else f"not valid YAML: {one_line(said)}{colon}"
+        ) from cause
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return data
@@ -85,16 +103,26 @@ def dump_yaml(part: StrictModel) -> str:
 
 def to_yaml(data: Mapping[str, Any], width: int = 120, **style: Any) -> str:
     """Plain data as YAML, in its order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, **style)
+    return yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, **style
+    )
 
 
 def in_line(data: StrictModel | Mapping[str, Any]) -> str:
     """An object, or plain data, as YAML in braces on one line."""
-    plain = data.model_dump(mode="json", exclude_none=True) if isinstance(data, StrictModel) else data
+    plain = (
+        data.model_dump(mode="json", exclude_none=True) if isinstance(data, StrictModel) else data
+    )
     return to_yaml(plain, width=sys.maxsize, default_flow_style=True).strip()
 
 
-def load_yaml(kind: type[Part], file: str | os.PathLike[str], error: type[EvoMergeError], *, named: bool = False) -> Part:
+def load_yaml(
+    kind: type[Part],
+    file: str | os.PathLike[str],
+    error: type[EvoMergeError],
+    *,
+    named: bool = False,
+) -> Part:
     """Read one object from a YAML file; the file's name is in every complaint.
 
     With `named`, the names of folders and files in it are looked for `beside` it.
@@ -116,7 +144,8 @@ def read_text(file: str | os.PathLike[str], error: type[EvoMergeError]) -> str:
 
 
 def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError]) -> Part:
-    """Make one object from a mapping, turning pydantic's report into one line that names the keys."""
+    """Make one object from a mapping, turning pydantic's report into one line that names the
+    keys."""
     try:
         return kind.model_validate(data)
     except ValidationError as cause:
@@ -124,28 +153,46 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
 
 
 def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
-    """Say what is wrong with each key, one text each; where a value may be of several kinds, for the kind that it is of."""
+    """Say what is wrong with each key, one text each; where a value may be of several kinds, for
+    the kind that it is of."""
     found: dict[str, list[Any]] = {}
     for item in items:
         found.setdefault(_where(item["loc"]), []).append(item)
     lines = []
     for where, here in found.items():
-        here = [item for item in here if item["loc"][-1:] == ("[key]",)] or here  # of an unknown key its value says nothing
+        here = [
+            item for item in here if item["loc"][-1:] == ("[key]",)
+        ] or here  # of an unknown key its value says nothing
         inside = any(place.startswith(f"{where}.") for place in found)
         exact = [item for item in here if not _of_another_kind(item)]
-        if inside and all(item["type"] == "too_short" for item in exact):  # what is wrong in it does not count
+        if inside and all(
+            item["type"] == "too_short" for item in exact
+        ):  # what is wrong in it does not count
             continue  # it is a mapping or a list, as it may be, and something is wrong in it
         words = _either(list(dict.fromkeys(_words(item, kind) for item in exact or here)))
-        silent = any(item["type"] in ("missing", "value_error", "extra_forbidden") for item in exact)
+        silent = any(
+            item["type"] in ("missing", "value_error", "extra_forbidden") for item in exact
+        )
         text = words if silent else f"{words} (found {shown(here[0]['input'])})"
         lines.append(f"{where}: {text}" if where else text)
     return lines
 
 
 def _where(place: Sequence[int | str]) -> str:
-    """The key of a complaint. pydantic names the kinds of a union as if they were keys: Range, float, function-after[...]."""
-    kinds = {"bool", "float", "str", "int", "constrained-int", "constrained-float", *_class_names(StrictModel)}
-    return ".".join(str(key) for key in place if key not in kinds and not re.search(r"[\[{]", str(key)))
+    """The key of a complaint. pydantic names the kinds of a union as if they were keys: Range,
+    float, function-after[...]."""
+    kinds = {
+        "bool",
+        "float",
+        "str",
+        "int",
+        "constrained-int",
+        "constrained-float",
+        *_class_names(StrictModel),
+    }
+    return ".".join(
+        str(key) for key in place if key not in kinds and not re.search(r"[\[{]", str(key))
+    )
 
 
 def _class_names(kind: type[BaseModel]) -> Iterator[str]:
@@ -156,7 +203,10 @@ def _class_names(kind: type[BaseModel]) -> Iterator[str]:
 
 def _of_another_kind(item: Any) -> bool:
     """Tell whether a complaint only says that the value is not of a kind that it may be of."""
-    return item["type"].endswith(("_type", "_parsing")) or item["type"] in ("literal_error", "int_from_float")
+    return item["type"].endswith(("_type", "_parsing")) or item["type"] in (
+        "literal_error",
+        "int_from_float",
+    )
 
 
 def _either(words: list[str]) -> str:
@@ -168,12 +218,16 @@ def _either(words: list[str]) -> str:
 
 def _words(item: Any, kind: type[BaseModel]) -> str:
     """Say what is wrong, in words that begin after the key."""
-    context, type_ = item.get("ctx") or {}, item["type"]
+    context = item.get("ctx") or {}
+    type_ = item["type"]
     if type_ == "extra_forbidden":
         return f"no such key; {nearest(item['loc'][-1], _keys(kind, item['loc'][:-1]))}"
     if type_ in _WORDS:
         return _WORDS[type_].format(
-            **{key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in context.items()}
+            **{
+                key: f"{bound:g}" if isinstance(bound, float) else bound
+                for key, bound in context.items()
+            }
         )
     return str(item["msg"].removeprefix("Value error, "))
 
@@ -195,7 +249,9 @@ _WORDS = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     "string_type": "must be a text",
     **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping of keys to values"),
+    **dict.fromkeys(
+        ("dict_type", "model_type", "model_attributes_type"), "must be a mapping of keys to values"
+    ),
 }
 """pydantic's kinds of complaints, in words that a user of a file knows."""
 
@@ -213,7 +269,8 @@ def _keys(kind: type[BaseModel], where: Sequence[int | str]) -> set[str]:
 
 
 def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The kinds of parts that a field may hold, alone, in a list, in a mapping or as one of several."""
+    """The kinds of parts that a field may hold, alone, in a list, in a mapping or as one of
+    several."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(file: str | os.PathLike[str]) -> Iterator[Path]:
-    """The name of a hidden file to write, which becomes `file` at the end; after an error, as of a full disk, none is left."""
+    """The name of a hidden file to write, which becomes `file` at the end; after an error, as of a
+    full disk, none is left."""
     unfinished = Path(file).with_name(f".{Path(file).name}.new")
     try:
         yield unfinished

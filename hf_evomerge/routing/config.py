@@ -1,6 +1,8 @@
-"""The config of a path over checkpoints, and whether there is one: every refusal of sources or path is made here.
+"""The config of a path over checkpoints, and whether there is one: every refusal of sources or path
+is made here.
 
-Used before a search, by the pool of resident layers, and by what is built on disk, so that all three refuse alike.
+Used before a search, by the pool of resident layers, and by what is built on disk, so that all
+three refuse alike.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ def check_configs(
 
     Args:
         configs: The config of each source.
-        embedding_source: The source of the embeddings, the final norm and the head. Where it is a vision-language model, so is
-            the result, and others may be plain language models.
+        embedding_source: The source of the embeddings, the final norm and the head. Where it is a
+            vision-language model, so is the result, and others may be plain language models.
         names: What to call the sources in the message; their numbers where absent.
-        anywhere: Whether each layer must compute the same in any place of a path, since a search tries them all.
+        anywhere: Whether each layer must compute the same in any place of a path, since a search
+            tries them all.
     """
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
@@ -41,21 +44,32 @@ def check_configs(
     from ..modeling.origins import check_rearrangeable
     from ..modeling.sources_evo_merged import decoder_of
 
-    first = configs[embedding_source] if 0 <= embedding_source < len(configs) else configs[0]  # `check_alike` refuses another
+    first = (
+        configs[embedding_source] if 0 <= embedding_source < len(configs) else configs[0]
+    )  # `check_alike` refuses another
     sees = decoder_of(first) is not first  # then its class runs the layers of all
     for number, config in enumerate(configs):
         called = f"source {number}" if names is None else str(names[number])
         if config.model_type == "evo_merged":
             raise SourceError(f"{called}: {HAS_A_PATH}")
         if getattr(config, "is_encoder_decoder", False):
-            raise SourceError(f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs a decoder alone")
-        if getattr(config, "is_decoder", None) is False and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
             raise SourceError(
-                f"{called}: {config.model_type!r} is an encoder (is_decoder is false), whose layers see a whole text at once; "
+                f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs "
+                "a decoder alone"
+            )
+        if (
+            getattr(config, "is_decoder", None) is False
+            and type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        ):
+            raise SourceError(
+                f"{called}: {config.model_type!r} is an encoder (is_decoder is false), whose "
+                "layers see a whole text at once; "
                 "a path needs layers that see what came before"
             )
         if getattr(config, "quantization_config", None) is not None:
-            raise SourceError(f"{called}: quantised layers cannot be rearranged; give the unquantised model")
+            raise SourceError(
+                f"{called}: quantised layers cannot be rearranged; give the unquantised model"
+            )
         try:
             source_class(first if sees else config)
         except ValueError as cause:
@@ -63,7 +77,9 @@ def check_configs(
     try:
         check_alike(configs, embedding_source)
         if anywhere:
-            check_rearrangeable([config for config in configs if not sees or decoder_of(config) is not config])
+            check_rearrangeable(
+                [config for config in configs if not sees or decoder_of(config) is not config]
+            )
     except ValueError as cause:
         raise SourceError(one_line(cause)) from cause
 
@@ -81,7 +97,8 @@ def path_config(
         configs: The config of each source.
         flow: The path, its scales and what they multiply, and the source of the embeddings.
         sources: What the result's config says of each source, such as its ``model``.
-        anywhere: It is known that every layer computes the same in any place; otherwise this path is checked.
+        anywhere: It is known that every layer computes the same in any place; otherwise this path
+            is checked.
 
     Raises:
         PathError: The path names a layer that is not there, or cannot run as asked.

@@ -1,14 +1,16 @@
-"""Gates in data flow space: how much of what each slot's block adds to the stream is kept, and the gradient of a loss in them.
+"""Gates in data flow space: how much of what each slot's block adds to the stream is kept, and the
+gradient of a loss in them.
 
-A pre-norm block is blind to the scale of its input. So the stream x <- g_k Layer_k(x / g_k), in which block k adds g_k times
-what it adds to x, is a path with scales: with h = x / g_k after hop k, the scale on the way into it is s_k = g_{k-1} / g_k,
-where g_{-1} = 1, and the final norm takes the last factor away. A gate of 0 is "not on the path"; the gradient there says what
-the block would do.
+A pre-norm block is blind to the scale of its input. So the stream x <- g_k Layer_k(x / g_k), in
+which block k adds g_k times what it adds to x, is a path with scales: with h = x / g_k after hop k,
+the scale on the way into it is s_k = g_{k-1} / g_k, where g_{-1} = 1, and the final norm takes the
+last factor away. A gate of 0 is "not on the path"; the gradient there says what the block would do.
 
-What a block adds is g_k times its attention, and g_k times an MLP that reads x with the gated attention in it.
+What a block adds is g_k times its attention, and g_k times an MLP that reads x with the gated
+attention in it.
 
-Slots of one hop read the same stream: x <- sum_i g_i Layer_i(x / sum_i g_i) is a sum of the blocks with weights g_i, and
-1 / sum_i g_i is its scale.
+Slots of one hop read the same stream: x <- sum_i g_i Layer_i(x / sum_i g_i) is a sum of the blocks
+with weights g_i, and 1 / sum_i g_i is its scale.
 """
 
 from __future__ import annotations
@@ -37,13 +39,16 @@ Slot = tuple[int, int]
 """A source and one of its layers."""
 
 
-def gate_path(slots: Sequence[Slot], gates: Sequence[float], hops: Sequence[int] | None = None) -> LayerPath:
+def gate_path(
+    slots: Sequence[Slot], gates: Sequence[float], hops: Sequence[int] | None = None
+) -> LayerPath:
     """The path, the scales and the weights of sums that gates stand for.
 
     Args:
         slots: Source and layer of each slot.
         gates: One number per slot; those below `LEAST` are off.
-        hops: A number per slot, the same for slots of one hop, which follow each other; each is a hop of its own where None.
+        hops: A number per slot, the same for slots of one hop, which follow each other; each is a
+            hop of its own where None.
 
     Raises:
         PathError: Every slot is off.
@@ -58,12 +63,18 @@ def gate_path(slots: Sequence[Slot], gates: Sequence[float], hops: Sequence[int]
     """
     on = [index for index, gate in enumerate(gates) if gate >= LEAST]
     if not on:
-        raise PathError(f"gates: none of {len(gates)} is on; a path has at least one hop, with a gate of {LEAST} or more")
-    found, before = [], 1.0
+        raise PathError(
+            f"gates: none of {len(gates)} is on; a path has at least one hop, with a gate of "
+            f"{LEAST} or more"
+        )
+    found = []
+    before = 1.0
     for members in _grouped(on, hops):
         total = sum(float(gates[index]) for index in members)
         weights = [1.0] if len(members) == 1 else [float(gates[index]) for index in members]
-        terms = tuple(Term(*slots[index], weight) for index, weight in zip(members, weights, strict=True))
+        terms = tuple(
+            Term(*slots[index], weight) for index, weight in zip(members, weights, strict=True)
+        )
         found.append(Hop(terms, before / total))
         before = total if len(members) == 1 else 1.0
     return LayerPath(tuple(found))
@@ -71,22 +82,29 @@ def gate_path(slots: Sequence[Slot], gates: Sequence[float], hops: Sequence[int]
 
 def _grouped(slots: Sequence[int], hops: Sequence[int] | None) -> list[list[int]]:
     """Indices of slots, those of one hop together."""
-    return [list(members) for _, members in groupby(slots, lambda index: index if hops is None else hops[index])]
+    return [
+        list(members)
+        for _, members in groupby(slots, lambda index: index if hops is None else hops[index])
+    ]
 
 
 def check_gates(config: PreTrainedConfig) -> None:
-    """Raise `SourceError` unless the blocks of the architecture are blind to the scale of their input."""
+    """Raise `SourceError` unless the blocks of the architecture are blind to the scale of their
+    input."""
     from ..modeling.blocks_evo_merged import layouts_of
 
     try:
         layouts = layouts_of(config)
     except ValueError as cause:
-        raise SourceError(f"path.kind: gates needs blocks with a norm in front, and {cause}; write kind: paper") from cause
+        raise SourceError(
+            f"path.kind: gates needs blocks with a norm in front, and {cause}; write kind: paper"
+        ) from cause
     for layout in [*layouts.blocks, layouts.final]:
         reads = f"{next(iter(layout.readers))} reads the stream as it is" if layout.readers else ""
         if refusal := layout.refusal or reads:
             raise SourceError(
-                f"path.kind: gates needs blocks with a norm in front; in those of {config.model_type!r} {refusal}; "
+                "path.kind: gates needs blocks with a norm in front; in those of "
+                f"{config.model_type!r} {refusal}; "
                 "write kind: paper"
             )
 
@@ -105,7 +123,8 @@ def gate_gradient(
         pool: The resident layers.
         slots: Source and layer of each slot that runs.
         gates: A number per slot: 0, or at least `LEAST`.
-        backward: Runs the model it is given and the backward pass, once or several times; the gradients add up.
+        backward: Runs the model it is given and the backward pass, once or several times; the
+            gradients add up.
         hops: As `gate_path` takes them.
 
     Returns:
@@ -131,9 +150,11 @@ def gate_gradient(
 
 
 class _Gates:
-    """Hooks that make of the layers of a hop ``x + sum_i g_i (Layer_i(u) - u)``, u being ``x / max(sum_i g_i, LEAST)``.
+    """Hooks that make of the layers of a hop ``x + sum_i g_i (Layer_i(u) - u)``, u being ``x /
+    max(sum_i g_i, LEAST)``.
 
-    The layers stand one after the other in the model; each but the first is given u in place of the sum so far.
+    The layers stand one after the other in the model; each but the first is given u in place of the
+    sum so far.
     """
 
     def __init__(self, gates: Sequence[Tensor]) -> None:
@@ -160,9 +181,20 @@ class _Gates:
             self.inside = state / kept
         else:
             self.so_far = state
-        return ((self.inside, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": self.inside})
+        return (
+            ((self.inside, *args[1:]), kwargs)
+            if args
+            else (args, {**kwargs, "hidden_states": self.inside})
+        )
 
-    def after(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def after(
+        self,
+        place: int,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:
         """Multiply what comes out, and add it to what came before."""
         state = self.gates[place] * (output[0] if isinstance(output, tuple) else output)
         state = state + (self.rest * self.inside if place == 0 else self.so_far)

@@ -1,6 +1,8 @@
-"""The resident layers of all sources, and merged models made over them in milliseconds without copying a weight.
+"""The resident layers of all sources, and merged models made over them in milliseconds without
+copying a weight.
 
-Knows modules. Does not know where a path comes from; what a path computes is in ``hf_evomerge/modeling``.
+Knows modules. Does not know where a path comes from; what a path computes is in
+``hf_evomerge/modeling``.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from .config import check_configs, path_config
 class LayerPool:
     """The layers of several resident models of one class, from which merged models are made.
 
-    Merged models refer to the sources' own parameters: a change made in place to a source is seen by all of them.
+    Merged models refer to the sources' own parameters: a change made in place to a source is seen
+    by all of them.
 
     Args:
-        models: The sources, plain causal or vision-language models; their numbers of layers may differ. Numbered in this order.
+        models: The sources, plain causal or vision-language models; their numbers of layers may
+            differ. Numbered in this order.
         embedding_source: The source of the embeddings, the final norm and the head.
 
     Raises:
@@ -39,11 +43,16 @@ class LayerPool:
         self.models = list(models)
         self.embedding_source = embedding_source
         for position, model in enumerate(self.models):
-            if isinstance(model, EvoMergedPreTrainedModel) or not isinstance(model, PreTrainedModel):
-                raise SourceError(f"source {position}: {type(model).__name__} is not a plain language model")
+            if isinstance(model, EvoMergedPreTrainedModel) or not isinstance(
+                model, PreTrainedModel
+            ):
+                raise SourceError(
+                    f"source {position}: {type(model).__name__} is not a plain language model"
+                )
             if any("forward" in vars(module) for module in model.modules()):
                 raise SourceError(
-                    f"source {position}: a forward of its modules is replaced; load it without device_map or patches"
+                    f"source {position}: a forward of its modules is replaced; load it "
+                    "without device_map or patches"
                 )
         check_configs([model.config for model in self.models], embedding_source)
         try:
@@ -57,16 +66,25 @@ class LayerPool:
         self._anywhere = self._may_stand_anywhere()
         first = self.models[embedding_source]
         for position, model in enumerate(self.models):
-            if type(model) is not type(first) or model.dtype != first.dtype or model.device != first.device:
+            if (
+                type(model) is not type(first)
+                or model.dtype != first.dtype
+                or model.device != first.device
+            ):
                 raise SourceError(
-                    f"source {position}: {type(model).__name__} in {model.dtype} on {model.device}, but source "
-                    f"{embedding_source} is {type(first).__name__} in {first.dtype} on {first.device}; load all sources alike"
+                    f"source {position}: {type(model).__name__} in {model.dtype} on "
+                    f"{model.device}, but source "
+                    f"{embedding_source} is {type(first).__name__} in {first.dtype} on "
+                    f"{first.device}; load all sources alike"
                 )
 
     def _may_stand_anywhere(self) -> bool:
-        """Tell whether every layer computes the same in any place, so that no path needs to be checked."""
+        """Tell whether every layer computes the same in any place, so that no path needs to be
+        checked."""
         try:
-            check_configs([model.config for model in self.models], self.embedding_source, anywhere=True)
+            check_configs(
+                [model.config for model in self.models], self.embedding_source, anywhere=True
+            )
         except SourceError:
             return False
         return True
@@ -82,10 +100,15 @@ class LayerPool:
             PathError: The path names a layer that is not there, or cannot run as asked.
         """
         flow = FlowPart(
-            path=path.as_text(), scales=path.scales, scale_target=scale_target, embedding_source=self.embedding_source
+            path=path.as_text(),
+            scales=path.scales,
+            scale_target=scale_target,
+            embedding_source=self.embedding_source,
         )
         names = [{"model": model.config.name_or_path} for model in self.models]
-        config = path_config([model.config for model in self.models], flow, sources=names, anywhere=self._anywhere)
+        config = path_config(
+            [model.config for model in self.models], flow, sources=names, anywhere=self._anywhere
+        )
         try:
             return assemble(self.models[self.embedding_source], self._layers, config).eval()
         except ValueError as cause:

@@ -1,1 +1,2 @@
-"""Search: spaces of recipes, the optimizer that proposes genomes, the study that keeps every trial."""
+"""Search: spaces of recipes, the optimizer that proposes genomes, the study that keeps every
+trial."""

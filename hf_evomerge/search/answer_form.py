@@ -1,4 +1,5 @@
-"""Measures in which form models know the answers: with or without a space, in or outside a template.
+"""Measures in which form models know the answers: with or without a space, in or outside a
+template.
 
 The form is part of the text that is scored: with one space too many, a model that is always right
 may score no answer right. The models of a search score the right answers to a few of its examples
@@ -109,7 +110,8 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
     Raises:
         SearchError: No model can be scored in the search's own form.
     """
-    tasks, parents = evaluator.tasks, evaluator.config.parents
+    tasks = evaluator.tasks
+    parents = evaluator.config.parents
     examples = tasks.examples("search")[:EXAMPLES]
     own = AnswerForm(spec.separator, examples[0].chat)
     has_space = any(example.answer[:1].isspace() for example in examples)

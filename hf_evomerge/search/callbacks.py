@@ -1,4 +1,5 @@
-"""Callbacks: what else happens while a search runs, and whether a stage ends before its budget does.
+"""Callbacks: what else happens while a search runs, and whether a stage ends before its budget
+does.
 
 The live table and the trackers of ``report_to`` are callbacks like anybody's.
 """
@@ -25,7 +26,8 @@ class Generation:
         stage: The stage.
         number: Number within the stage, from 0.
         trials: Its trials, in order.
-        best: Best fitness of the stage so far, of the trials scored on all examples; None where there is none yet.
+        best: Best fitness of the stage so far, of the trials scored on all examples; None where
+            there is none yet.
         mean: Mean fitness of its trials; None where all failed.
         sigma: The optimizer's step size, where it has one.
         evaluations: What the stage has spent so far, in scores of all search examples.
@@ -50,7 +52,8 @@ class Progress:
         phase: The stage, or ``parents``, ``finalists``, ``lora`` or ``test``.
         done, total: What this phase has spent, in scores of all examples, and its budget.
         generation: Number from 0; of ``lora`` the training.
-        best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
+        best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of
+            the last whole generation.
         accuracy: Accuracy of the best trial, where the task can tell.
         sigma: The optimizer's step size.
         failed, duplicates: Trials that failed, and that shared another's scores.
@@ -77,10 +80,12 @@ class Progress:
 
 
 class SearchCallback:
-    """Callback: your own code in a running search, a class with those of these methods that you need.
+    """Callback: your own code in a running search, a class with those of these methods that you
+    need.
 
-    Callbacks are called in the process of `run_search`, in their order; what one raises ends the search, which can be resumed.
-    They may read the study, and must not write to it. A search that is resumed goes through its generations again.
+    Callbacks are called in the process of `run_search`, in their order; what one raises ends the
+    search, which can be resumed. They may read the study, and must not write to it. A search that
+    is resumed goes through its generations again.
 
     Example:
         >>> class Patient(SearchCallback):
@@ -88,7 +93,8 @@ class SearchCallback:
         ...         print(trial.stage, trial.number, trial.fitness)
         ...     def should_stop(self, study, generation):
         ...         return generation.best is not None and generation.best > -0.1
-        >>> result = run_search(SearchConfig.load("search.yaml"), "my-search", callbacks=[Patient()])
+        >>> config = SearchConfig.load("search.yaml")
+        >>> result = run_search(config, "my-search", callbacks=[Patient()])
     """
 
     def on_begin(self, study: Study, config: SearchConfig) -> None:
@@ -98,13 +104,15 @@ class SearchCallback:
         """Act when a trial has been stored; not those of an earlier process."""
 
     def on_progress(self, study: Study, progress: Progress) -> None:
-        """Act when a trial has been taken in, or replayed, or one of the parents or finalists has been scored."""
+        """Act when a trial has been taken in, or replayed, or one of the parents or finalists has
+        been scored."""
 
     def on_generation(self, study: Study, generation: Generation) -> None:
         """Act when all trials of a generation are stored; also of one that is replayed."""
 
     def should_stop(self, study: Study, generation: Generation) -> bool:
-        """Tell whether the stage ends after this generation, the last that the study holds. The study keeps a yes."""
+        """Tell whether the stage ends after this generation, the last that the study holds. The
+        study keeps a yes."""
         return False
 
     def on_stage(self, study: Study, stage: StageName, trials: Sequence[Trial]) -> None:

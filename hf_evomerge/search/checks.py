@@ -1,4 +1,5 @@
-"""Refuses a search that cannot work, before anything expensive begins: device, data, sources, methods, paths."""
+"""Refuses a search that cannot work, before anything expensive begins: device, data, sources,
+methods, paths."""
 
 from __future__ import annotations
 
@@ -50,12 +51,22 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         evaluator.tasks.check_scored(source)
     found = Findings(notes=[*_unused(config), *_of_dtype(config, evaluator)])
     if evaluator.sources.runs_unmerged(config.merge_part()):
-        bits = f", whose weights have {config.compute.quantization[0]} bits" if config.compute.quantization else ""
+        bits = (
+            f", whose weights have {config.compute.quantization[0]} bits"
+            if config.compute.quantization
+            else ""
+        )
         merges = "`compute: {unmerged: false}` merges each"
-        found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}; {merges}")
-    reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
+        found.notes.append(
+            f"candidates run unmerged, as LoRA adapters on their base{bits}; {merges}"
+        )
+    reads = (
+        config.space != "dfs" and evaluator.sources.weights
+    )  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
-    if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
+    if reads and not evaluator.sources.runs_unmerged(
+        config.merge_part()
+    ):  # which would compute every whole weight
         found.warnings += evaluator.sources.merged(config.merge_part()).doubts()
     for phase in phases_of(config):
         phase.check(config, evaluator, found)
@@ -65,7 +76,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:
-    """Refuse what needs a package that is not there, and a base that is quantised or spread where it cannot be."""
+    """Refuse what needs a package that is not there, and a base that is quantised or spread where
+    it cannot be."""
     if not here:
         require_ray()
     for name in config.report_to:
@@ -77,10 +89,13 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
             optional(package, "quantization", "quantization", SearchError)
     if config.compute.device_map is not None:
         optional("accelerate", "quantization", "compute.device_map", SearchError)
-        packed = config.compute.quantization or any(source.entries for source in evaluator.sources.all)
+        packed = config.compute.quantization or any(
+            source.entries for source in evaluator.sources.all
+        )
         if not here or packed or config.space != "ps" or config.compute.device != "auto":
             raise SearchError(
-                "compute.device_map: goes with space: ps over whole language models and device: auto, on one machine without "
+                "compute.device_map: goes with space: ps over whole language models and "
+                "device: auto, on one machine without "
                 "--ray; leave it out"
             )
 
@@ -95,7 +110,10 @@ def _unused(config: SearchConfig) -> Iterator[str]:
     }.items():
         if unused:
             what = f"a step with space: {steps[0]}" if key == "optimize" else key
-            yield f"{what} is not looked at, for space is {config.space}; leave it out, or write space: hybrid"
+            yield (
+                f"{what} is not looked at, for space is {config.space}; leave it out, or write "
+                "space: hybrid"
+            )
 
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
@@ -103,6 +121,7 @@ def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
     if devices_of(config)[0].startswith("cpu") and evaluator.models.dtype.itemsize < 4:  # type: ignore[union-attr]
         name = str(evaluator.models.dtype).removeprefix("torch.")
         yield (
-            f"output.dtype: in {name} a CPU blurs scores, so that close candidates change places (as measured, by .02 to .25 "
+            f"output.dtype: in {name} a CPU blurs scores, so that close candidates change "
+            "places (as measured, by .02 to .25 "
             "nats an example); float32 is exact"
         )

@@ -1,7 +1,9 @@
-"""A search whose fitness is a person: the candidates of a generation are drawn, one is chosen, and the next are proposed.
+"""A search whose fitness is a person: the candidates of a generation are drawn, one is chosen, and
+the next are proposed.
 
-Nothing is kept but the study. Each choice replays it, tells the optimizer what was chosen, and stops where it asks again: so a
-page that was closed goes on where it was, and a search of choices can be resumed and built as any other.
+Nothing is kept but the study. Each choice replays it, tells the optimizer what was chosen, and
+stops where it asks again: so a page that was closed goes on where it was, and a search of choices
+can be resumed and built as any other.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ class Chooser:
     """A search of choices in a folder, begun or gone on with.
 
     Args:
-        config: The search: ``space: ps``, with ``fitness: {task: choice}`` and at most 16 search examples, all of which are
-            drawn of every candidate.
+        config: The search: ``space: ps``, with ``fitness: {task: choice}`` and at most 16 search
+            examples, all of which are drawn of every candidate.
         out: The study's folder.
 
     Attributes:
         generation: The generation to choose from, from 0.
         generations: How many the budget does for.
-        pictures: A picture of each of its candidates, as PIL has them; empty when the budget is spent.
+        pictures: A picture of each of its candidates, as PIL has them; empty when the budget is
+            spent.
         chosen: The picture of what was chosen in each generation.
 
     Raises:
@@ -51,14 +54,19 @@ class Chooser:
     """
 
     def __init__(self, config: SearchConfig, out: str | os.PathLike[str]) -> None:
-        self.out, self._lock = Path(out), Lock()
-        pins, written = known_pins(self.out), rooted(config)
+        self.out = Path(out)
+        self._lock = Lock()
+        pins = known_pins(self.out)
+        written = rooted(config)
         self.config = pin(written, pins)
         _check(self.config)
         self.evaluator = Evaluator(self.config)
         self.examples = len(self.evaluator.tasks.examples("search"))
         if self.examples > MOST:
-            raise SearchError(f"data.search: {self.examples} pictures of each candidate; a person compares {MOST} at most")
+            raise SearchError(
+                f"data.search: {self.examples} pictures of each candidate; a person compares "
+                f"{MOST} at most"
+            )
         check_search(self.config, self.evaluator)
         with open_study(self.config, self.out, pins, written) as study:
             check_same_grounds(study, self.evaluator, None)
@@ -88,7 +96,9 @@ class Chooser:
             if generation != self.generation or not self.pictures:
                 return False
             if not isinstance(number, int) or not 0 <= number < len(self.pictures):
-                raise SearchError(f"candidate {number!r}: there are {len(self.pictures)}, numbered from 0")
+                raise SearchError(
+                    f"candidate {number!r}: there are {len(self.pictures)}, numbered from 0"
+                )
             (self.out / CHOSEN_FOLDER).mkdir(exist_ok=True)
             self.pictures[number].save(self.out / CHOSEN_FOLDER / f"{generation:04}.png")
             self._go(number)
@@ -124,10 +134,14 @@ class Chooser:
                     run.tell(candidate, Scores([score] * self.examples))
                 candidates = run.ask()
             self._recipes = [each.recipe for each in candidates if each.recipe is not None]
-            self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+            self.generation = 1 + max(
+                (trial.generation for trial in study.trials("ps")), default=-1
+            )
             study.backup()
         size = len(self._recipes) or stage.step.population or 1
-        self.generations = max(self.generation + bool(self._recipes), math.ceil(stage.evaluations / size))
+        self.generations = max(
+            self.generation + bool(self._recipes), math.ceil(stage.evaluations / size)
+        )
         self.pictures = [self._draw(recipe) for recipe in self._recipes]
 
     def _draw(self, recipe: Recipe) -> Any:
@@ -140,12 +154,16 @@ def sheet(pictures: Sequence[Any]) -> Any:
     """Several pictures of PIL of one size as one, row by row; small ones are enlarged."""
     from PIL import Image
 
-    columns, scale = math.ceil(math.sqrt(len(pictures))), max(1, _SIDE // max(pictures[0].size))
+    columns = math.ceil(math.sqrt(len(pictures)))
+    scale = max(1, _SIDE // max(pictures[0].size))
     width, height = (scale * side for side in pictures[0].size)
     whole = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
-        whole.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (column * width, row * height))
+        whole.paste(
+            picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST),
+            (column * width, row * height),
+        )
     return whole
 
 
@@ -153,10 +171,18 @@ def _check(config: SearchConfig) -> None:
     """Refuse what a choice says nothing of."""
     if config.fitness.task != "choice":
         raise SearchError(
-            f"fitness.task: {config.fitness.task} needs no person; run `hf-evomerge search`, or write task: choice"
+            f"fitness.task: {config.fitness.task} needs no person; run `hf-evomerge search`, "
+            "or write task: choice"
         )
     step, *more = config.steps("ps")
-    if config.space != "ps" or more or config.objectives or step.by != "cma" or step.batch not in (None, "all"):
+    if (
+        config.space != "ps"
+        or more
+        or config.objectives
+        or step.by != "cma"
+        or step.batch not in (None, "all")
+    ):
         raise SearchError(
-            "task choice: one person, one step; write space: ps and one step by: cma, and leave batch and objectives out"
+            "task choice: one person, one step; write space: ps and one step by: cma, and "
+            "leave batch and objectives out"
         )

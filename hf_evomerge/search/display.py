@@ -22,9 +22,11 @@ MOST_LINES = 40  # of a log, for each phase
 
 
 class LiveTable(SearchCallback):
-    """Shows where a search stands: one row per phase, the last one moving. In a log a line per generation.
+    """Shows where a search stands: one row per phase, the last one moving. In a log a line per
+    generation.
 
-    A line below it says in what the fitness is measured; docs/quickstart.md says what the columns are.
+    A line below it says in what the fitness is measured; docs/quickstart.md says what the columns
+    are.
 
     Args:
         console: Where it is shown; standard error by default.
@@ -37,7 +39,8 @@ class LiveTable(SearchCallback):
     """
 
     def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
-        self.console, self._config = console or Console(stderr=True), config
+        self.console = console or Console(stderr=True)
+        self._config = config
         self._rows: dict[str, Progress] = {}
         self._told: dict[str, Progress] = {}
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._shown)
@@ -45,7 +48,12 @@ class LiveTable(SearchCallback):
     def __enter__(self) -> LiveTable:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._rows:
             self._live.stop()
             self.console.line()  # ends the last one in a log, and leaves one empty in a terminal
@@ -59,17 +67,28 @@ class LiveTable(SearchCallback):
             self.console.print(self._line(progress), highlight=False, soft_wrap=True)
 
     def _is_news(self, progress: Progress) -> bool:
-        """Tell whether a log should have a line: at a new generation, but not for every step of a gradient, and at the end."""
+        """Tell whether a log should have a line: at a new generation, but not for every step of a
+        gradient, and at the end."""
         told = self._told.get(progress.phase)
         if told is None or progress.done >= progress.total:
             return True
-        return progress.generation != told.generation and progress.done - told.done >= progress.total / MOST_LINES
+        return (
+            progress.generation != told.generation
+            and progress.done - told.done >= progress.total / MOST_LINES
+        )
 
     @property
     def _remarks(self) -> list[str]:
-        """Remarks: what a phase is at, and what went otherwise than it should, one line for each phase where something did."""
-        counted = {phase: {"failed": row.failed, "seen before": row.duplicates} for phase, row in self._rows.items()}
-        said = {phase: [f"{count} {what}" for what, count in counts.items() if count] for phase, counts in counted.items()}
+        """Remarks: what a phase is at, and what went otherwise than it should, one line for each
+        phase where something did."""
+        counted = {
+            phase: {"failed": row.failed, "seen before": row.duplicates}
+            for phase, row in self._rows.items()
+        }
+        said = {
+            phase: [f"{count} {what}" for what, count in counts.items() if count]
+            for phase, counts in counted.items()
+        }
         said = {f"candidates of {_title(phase)}": words for phase, words in said.items()}
         said |= {_title(phase): [row.note] for phase, row in self._rows.items() if row.note}
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
@@ -79,10 +98,13 @@ class LiveTable(SearchCallback):
         return Group(self._table(), *(Text(line, style="dim") for line in lines))
 
     def _table(self) -> Table:
-        """Make a table, one row per phase; at most 80 columns wide, where only names of phases are broken."""
+        """Make a table, one row per phase; at most 80 columns wide, where only names of phases are
+        broken."""
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for heading in ("", "done", "gen", "best", "accuracy", "mean", "per min", "left"):
-            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
+            table.add_column(
+                heading, justify="left" if heading == "" else "right", no_wrap=heading != ""
+            )
         for phase, row in self._rows.items():
             table.add_row(
                 _title(phase),
@@ -98,7 +120,10 @@ class LiveTable(SearchCallback):
 
     def _line(self, row: Progress) -> str:
         """Say where a search stands, for a log."""
-        parts = [f"{_title(row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
+        parts = [
+            f"{_title(row.phase)}: {row.done:.0f}/{row.total}",
+            *([row.note] if row.note else []),
+        ]
         if row.sigma is not None:
             parts.append(f"generation {row.generation}")
             figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))
@@ -112,8 +137,14 @@ class LiveTable(SearchCallback):
         units: dict[str, list[str]] = {}
         if self._config is not None:
             for stage in (stage for stage in self._config.stages if stage.name in self._rows):
-                units.setdefault((stage.fitness or self._config.fitness).unit, []).append(stage.title)
-        said = [unit if len(units) == 1 else f"{unit} ({', '.join(stages)})" for unit, stages in units.items() if unit]
+                units.setdefault((stage.fitness or self._config.fitness).unit, []).append(
+                    stage.title
+                )
+        said = [
+            unit if len(units) == 1 else f"{unit} ({', '.join(stages)})"
+            for unit, stages in units.items()
+            if unit
+        ]
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
 
 
@@ -127,7 +158,8 @@ def _rate(row: Progress) -> float:
 
 
 def _left(row: Progress) -> str:
-    """The time that is left for this stage and those to come, at this one's rate; nothing before a whole evaluation."""
+    """The time that is left for this stage and those to come, at this one's rate; nothing before a
+    whole evaluation."""
     left = row.total - row.done + row.later
     return _duration(left / _rate(row)) if row.fresh >= 1 and row.done < row.total else ""
 

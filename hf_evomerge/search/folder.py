@@ -1,4 +1,5 @@
-"""The folder of a study: its files, how a search starts or goes on in it, and the results that are written to it."""
+"""The folder of a study: its files, how a search starts or goes on in it, and the results that are
+written to it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from .study.study import Study
 
 
 def built_model(name: str) -> str:
-    """The model that a name means: of a study's folder the winner that was built there, otherwise the name itself.
+    """The model that a name means: of a study's folder the winner that was built there, otherwise
+    the name itself.
 
     Raises:
         SearchError: The search has not built its winner.
@@ -38,12 +40,16 @@ def built_model(name: str) -> str:
     if not os.path.isfile(folder / STUDY_FILE):
         return name
     if not (folder / MODEL_FOLDER).is_dir():
-        raise SearchError(f"{name}: the search has not built its winner yet; go on with `hf-evomerge search {name}`")
+        raise SearchError(
+            f"{name}: the search has not built its winner yet; go on with `hf-evomerge "
+            f"search {name}`"
+        )
     return str(folder / MODEL_FOLDER)
 
 
 def about_of(folder: Path, config: SearchConfig) -> str | None:
-    """Read what the result of a search is for: what the search file in its folder says by now, for no trial depends on it.
+    """Read what the result of a search is for: what the search file in its folder says by now, for
+    no trial depends on it.
 
     Args:
         folder: The folder.
@@ -90,16 +96,24 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
     kept: SearchConfig | None = None
     if (out / SEARCH_FILE).exists():  # not where the process that began the study ended in between
         kept = written
-        with suppress(EvoMergeError):  # a file that cannot be read does not count, and the user was told
+        with suppress(
+            EvoMergeError
+        ):  # a file that cannot be read does not count, and the user was told
             kept = SearchConfig.load(out / SEARCH_FILE)
     is_another = begins and kept is not None and rooted(kept) != written
-    if kept is None or is_another or written.about not in (None, kept.about) or _raised(kept, written):
+    if (
+        kept is None
+        or is_another
+        or written.about not in (None, kept.about)
+        or _raised(kept, written)
+    ):
         written.save(out / SEARCH_FILE)
     return study
 
 
 def check_out(config: SearchConfig, out: Path) -> None:
-    """Raise an `EvoMergeError` where this search could neither begin nor go on in a folder. Nothing is written.
+    """Raise an `EvoMergeError` where this search could neither begin nor go on in a folder. Nothing
+    is written.
 
     Args:
         config: The search as the user wrote it.
@@ -131,10 +145,11 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
     """The search that a study goes on with.
 
     Returns:
-        The study's settings, with the purpose and the greater budgets of the search file beside it; and a line that says how
-        else that file differs, None where it does not.
+        The study's settings, with the purpose and the greater budgets of the search file beside it;
+        and a line that says how else that file differs, None where it does not.
     """
-    file, config = study.folder / SEARCH_FILE, settings_of(study)
+    file = study.folder / SEARCH_FILE
+    config = settings_of(study)
     if not file.exists():
         return config, None
     try:
@@ -145,7 +160,13 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
     changed = _changes(config.model_dump(mode="json"), written.model_dump(mode="json"))
     if changed and study.has_scores:
         config = config.model_copy(update={"about": written.about})
-        return config, f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
+        return (
+            config,
+            (
+                f"{file}: is not what this study was begun with: {', '.join(changed)}; the "
+                "study's own settings count"
+            ),
+        )
     return written, None
 
 
@@ -155,7 +176,9 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     result.winner.save(folder / RECIPE_FILE)
     report = {"space": config.space, "seed": config.compute.seed, **result.to_json()}
     write_whole(folder / RESULTS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    study.set_meta(WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)})
+    study.set_meta(
+        WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)}
+    )
     study.backup()
 
 
@@ -178,8 +201,10 @@ def check_study(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
-    """A line for each file in a study's folder that is not what the search wrote there, by the sha256 that it noted."""
-    again, model = f"`hf-evomerge search {folder}` writes it again", folder / MODEL_FOLDER
+    """A line for each file in a study's folder that is not what the search wrote there, by the
+    sha256 that it noted."""
+    again = f"`hf-evomerge search {folder}` writes it again"
+    model = folder / MODEL_FOLDER
     lines = [
         f"{folder / name}: is not what the search ended with; {again}"
         for name, sha256 in written.items()
@@ -192,15 +217,24 @@ def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
     except EvoMergeError as error:
         return [*lines, str(error)]
     if record is None:
-        return [*lines, f"{model}: has no {BUILD_FILE} that says what was built; move it away, and {again}"]
+        return [
+            *lines,
+            f"{model}: has no {BUILD_FILE} that says what was built; move it away, and {again}",
+        ]
     changed = changed_since(model, record)
     if RECIPE_FILE in written and record.sha256.get(RECIPE_FILE) != written[RECIPE_FILE]:
-        lines.append(f"{model}: was built from another recipe than the search ended with; move it away, and {again}")
-    return lines + [f"{model / name}: is not what was built; move {model} away, and {again}" for name in changed]
+        lines.append(
+            f"{model}: was built from another recipe than the search ended with; move it "
+            f"away, and {again}"
+        )
+    return lines + [
+        f"{model / name}: is not what was built; move {model} away, and {again}" for name in changed
+    ]
 
 
 def build_winner(folder: Path, winner: Recipe, name: str = MODEL_FOLDER, **how: Any) -> None:
-    """Build the winner as `build_model` does, unless it is there already; only what a search has built is replaced."""
+    """Build the winner as `build_model` does, unless it is there already; only what a search has
+    built is replaced."""
     built = folder / name / RECIPE_FILE
     if built.parent.exists() and not built.exists():
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
@@ -209,7 +243,8 @@ def build_winner(folder: Path, winner: Recipe, name: str = MODEL_FOLDER, **how: 
 
 
 def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:
-    """The recipe of a study's winner, or of one point of its front; and the folder in which its model belongs.
+    """The recipe of a study's winner, or of one point of its front; and the folder in which its
+    model belongs.
 
     Args:
         folder: The study's folder.
@@ -220,21 +255,35 @@ def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tup
     """
     with Study.open(folder) as study:
         if pick is not None:
-            return study.recipe(picked(settings_of(study), study, pick)), study.folder / f"{MODEL_FOLDER}-{pick}"
+            return study.recipe(
+                picked(settings_of(study), study, pick)
+            ), study.folder / f"{MODEL_FOLDER}-{pick}"
         if not (file := study.folder / RECIPE_FILE).exists():
-            raise SearchError(f"{folder}: the search has not ended; go on with `hf-evomerge search {folder}`")
+            raise SearchError(
+                f"{folder}: the search has not ended; go on with `hf-evomerge search {folder}`"
+            )
         return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:
-    """Refuse a folder that holds what a search would overwrite; this search's own file may lie there already."""
+    """Refuse a folder that holds what a search would overwrite; this search's own file may lie
+    there already."""
     for name in (RECIPE_FILE, RESULTS_FILE, MODEL_FOLDER, PLOTS_FOLDER):
         if (out / name).exists():
-            raise SearchError(f"{out}: holds a {name} but no study, and the search would overwrite it; choose another folder")
+            raise SearchError(
+                f"{out}: holds a {name} but no study, and the search would overwrite it; "
+                "choose another folder"
+            )
     if (out / "config.json").exists():
-        raise SearchError(f"{out}: holds a model; choose another folder, which the search will make")
-    if (out / SEARCH_FILE).exists() and rooted(SearchConfig.load(out / SEARCH_FILE)) != rooted(config):
-        raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
+        raise SearchError(
+            f"{out}: holds a model; choose another folder, which the search will make"
+        )
+    if (out / SEARCH_FILE).exists() and rooted(SearchConfig.load(out / SEARCH_FILE)) != rooted(
+        config
+    ):
+        raise SearchError(
+            f"{out}: holds the {SEARCH_FILE} of another search; choose another folder"
+        )
 
 
 def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
@@ -248,18 +297,27 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
     if changed and not study.has_scores:
         return True
     if changed:
-        told = ", ".join([*changed[:3], *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])])
-        raise SearchError(f"{out}: holds the study of another search: {told}; choose another folder")
+        told = ", ".join(
+            [*changed[:3], *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])]
+        )
+        raise SearchError(
+            f"{out}: holds the study of another search: {told}; choose another folder"
+        )
     for stage in _raised(before, now):
         if stage.algorithm == "gradient":
             raise SearchError(
-                f"{out}: {stage} goes by gradient, whose rate falls over its {stage.evaluations} evaluations, so it is given "
-                f"no more; begin another search at its winner: {out / MODEL_FOLDER} as a source, merge.starts: [sources]"
+                f"{out}: {stage} goes by gradient, whose rate falls over its "
+                f"{stage.evaluations} evaluations, so it is given "
+                f"no more; begin another search at its winner: {out / MODEL_FOLDER} as a "
+                "source, merge.starts: [sources]"
             )
-        after = next((each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None)
+        after = next(
+            (each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None
+        )
         if stage.role != "random" and after is not None and after.role != "random":
             raise SearchError(
-                f"{out}: {after} was begun at what {stage} had found, so only {after} can be given more evaluations; leave "
+                f"{out}: {after} was begun at what {stage} had found, so only {after} can be "
+                "given more evaluations; leave "
                 f"those of {stage} at {stage.evaluations}, or choose another folder"
             )
     return False
@@ -274,31 +332,50 @@ def _forget_settings(study: Study, config: SearchConfig) -> None:
 
 def _raised(before: SearchConfig, now: SearchConfig) -> list[Stage]:
     """The stages, as they were, that have more evaluations now."""
-    return [old for old, new in zip(before.stages, now.stages, strict=False) if new.evaluations > old.evaluations]
+    return [
+        old
+        for old, new in zip(before.stages, now.stages, strict=False)
+        if new.evaluations > old.evaluations
+    ]
 
 
 def _give_more(study: Study, config: SearchConfig) -> None:
-    """Note what each stage had been given where it is given more, and that the test split was looked at before."""
+    """Note what each stage had been given where it is given more, and that the test split was
+    looked at before."""
     raised = _raised(settings_of(study), config)
     for stage in raised:
         budgets = study.meta("budgets", stage.name) or []
-        if study.trials(stage.name) and stage.evaluations not in budgets:  # where a process ended before it noted all
+        if (
+            study.trials(stage.name) and stage.evaluations not in budgets
+        ):  # where a process ended before it noted all
             study.set_meta("budgets", [*budgets, stage.evaluations], stage.name)
     if raised:
-        study.set_meta("looks", (study.meta("looks") or 1) + any(split == "test" for _, split in study.evaluated()))
+        study.set_meta(
+            "looks",
+            (study.meta("looks") or 1) + any(split == "test" for _, split in study.evaluated()),
+        )
         study.set_meta("settings", config.model_dump(mode="json"))
         study.set_meta(NOTE, os.path.abspath(study.folder))  # the settings have the names of today
 
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """Keys that differ between two settings, with both values; no key that trials do not depend on, and no greater budget."""
+    """Keys that differ between two settings, with both values; no key that trials do not depend on,
+    and no greater budget."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        before, now = dict(enumerate(before)), dict(enumerate(now))
+        before = dict(enumerate(before))
+        now = dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
-        inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
+        inside = [
+            _changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            for key in keys
+        ]
         return [change for changes in inside for change in changes]
-    if before == now or where in ("about", "compare.contributions") or (where.endswith(".evaluations") and now > before):
+    if (
+        before == now
+        or where in ("about", "compare.contributions")
+        or (where.endswith(".evaluations") and now > before)
+    ):
         return []
     was, is_now = (one_line(json.dumps(value, ensure_ascii=False), 80) for value in (before, now))
     return [f"{where} was {was} and is {is_now}"]

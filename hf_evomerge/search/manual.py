@@ -1,4 +1,5 @@
-"""A search whose trials the caller scores, by ask and tell: in a notebook, by a person, by another program."""
+"""A search whose trials the caller scores, by ask and tell: in a notebook, by a person, by another
+program."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ class Search:
         self._held = ExitStack()
 
     @classmethod
-    def open(cls, config: SearchConfig, out: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Search:
+    def open(
+        cls, config: SearchConfig, out: str | os.PathLike[str], *, trust_remote_code: bool = False
+    ) -> Search:
         """Begin a search in a folder, or go on with the one that is there.
 
         Args:
@@ -72,7 +75,9 @@ class Search:
         config = pin(written, pins)
         for stage in config.stages:
             if stage.algorithm == "gradient":
-                raise SearchError("optimize: by: gradient needs gradients, and tell takes scores; write by: cma")
+                raise SearchError(
+                    "optimize: by: gradient needs gradients, and tell takes scores; write by: cma"
+                )
         if config.objectives:
             raise SearchError("objectives: tell takes one score of a candidate; leave them out")
         sources = SearchSources(config, trust_remote_code=trust_remote_code)
@@ -102,7 +107,9 @@ class Search:
             self.study.backup()
         return []
 
-    def tell(self, candidate: Candidate, score: float | Sequence[float] | None, error: str = "failed") -> Trial:
+    def tell(
+        self, candidate: Candidate, score: float | Sequence[float] | None, error: str = "failed"
+    ) -> Trial:
         """Store the score of a candidate.
 
         Args:
@@ -127,7 +134,8 @@ class Search:
 
     @property
     def winner(self) -> Recipe:
-        """Recipe with the best score so far, of the last space; raises `SearchError` where there is none."""
+        """Recipe with the best score so far, of the last space; raises `SearchError` where there is
+        none."""
         for space in reversed(self.config.spaces):
             if best := self.study.best(space):
                 return self.study.recipe(str(best[0].recipe_key))
@@ -140,7 +148,12 @@ class Search:
     def __enter__(self) -> Search:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _begin(self, number: int) -> StageRun:

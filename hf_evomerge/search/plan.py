@@ -1,4 +1,5 @@
-"""The dry run of a search: checks it, measures one score of each kind, and says what the search would do, and how long."""
+"""The dry run of a search: checks it, measures one score of each kind, and says what the search
+would do, and how long."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Plan:
     Attributes:
         phases: Its parts, in the order that they run.
         examples: Examples, per split.
-        notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
+        notes: What the user should know of the spaces, one line each, such as numbers that are not
+            evolved.
         warnings: What will probably disappoint, one line each.
         memory: Bytes of the models that a worker holds, per phase; see `memory_of_models`.
         workers: How many workers a search takes where nobody says it.
@@ -46,20 +48,32 @@ class Plan:
         return self.to_text()
 
     def to_text(self, workers: int | None = None) -> str:
-        """The plan in lines for people, with the time that so many workers take; with None those of the search itself."""
+        """The plan in lines for people, with the time that so many workers take; with None those of
+        the search itself."""
         workers = self.workers if workers is None else workers
         lines = [f"in all, with workers={workers}: {_duration(self.minutes(workers))}"]
-        lines += [f"{phase.name}: {phase.text}; {_duration(phase.minutes(workers))}" for phase in self.phases]
-        lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
-        lines.append("examples: " + ", ".join(f"{count} {split}" for split, count in self.examples.items()))
+        lines += [
+            f"{phase.name}: {phase.text}; {_duration(phase.minutes(workers))}"
+            for phase in self.phases
+        ]
+        lines += [f"note: {note}" for note in self.notes] + [
+            f"warning: {warning}" for warning in self.warnings
+        ]
+        lines.append(
+            "examples: " + ", ".join(f"{count} {split}" for split, count in self.examples.items())
+        )
         models = ", ".join(f"{phase} {size / 1e6:,.0f} MB" for phase, size in self.memory.items())
-        rest = f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, come on top"
+        rest = (
+            f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, "
+            "come on top"
+        )
         lines.append(f"memory for models, in each worker: {models}; {rest}")
         return "\n".join(lines)
 
 
 def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Plan:
-    """Check everything that can be checked without searching, and measure how long the parts of the search take.
+    """Check everything that can be checked without searching, and measure how long the parts of the
+    search take.
 
     Args:
         config: The search.
@@ -80,7 +94,9 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
         config = on_device(config, "cpu")
     if config.fitness.task == "choice":
-        warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
+        warnings.append(
+            "a person chooses, on a page; no weights were looked at, and no time was measured"
+        )
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
     planner = Planner(config, evaluator)
@@ -89,9 +105,20 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
             planner.phases.append(planned)
     doubts = doubts_of_form(evaluator) if evaluator.sources.weights else []
     memory = memory_of_models(config, evaluator)
-    warnings += [*checked.warnings, *_of_splits(planner.sizes), *doubts, *planner.warnings, *_of_devices(config, memory)]
+    warnings += [
+        *checked.warnings,
+        *_of_splits(planner.sizes),
+        *doubts,
+        *planner.warnings,
+        *_of_devices(config, memory),
+    ]
     return Plan(
-        tuple(planner.phases), planner.sizes, tuple(checked.notes), tuple(warnings), memory, default_workers(config, memory)
+        tuple(planner.phases),
+        planner.sizes,
+        tuple(checked.notes),
+        tuple(warnings),
+        memory,
+        default_workers(config, memory),
     )
 
 
@@ -101,9 +128,14 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
         "validation": "the winner is the trial that scored best in the search, by luck in part",
         "test": "the table is measured on what the winner was chosen on, and flatters it",
     }
-    missing = [f"data.{split}: not given: {what}" for split, what in lost.items() if split not in examples]
+    missing = [
+        f"data.{split}: not given: {what}" for split, what in lost.items() if split not in examples
+    ]
     return missing + [
-        f"{split}: {count} examples: the standard error of an accuracy is up to {0.5 / math.sqrt(count):.2f}"
+        (
+            f"{split}: {count} examples: the standard error of an accuracy is up to "
+            f"{0.5 / math.sqrt(count):.2f}"
+        )
         for split, count in examples.items()
         if count < _FEW
     ]
@@ -113,14 +145,19 @@ def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
     """Devices that have not the memory for the models of the workers on them."""
     if config.compute.device_map is not None:
         return []  # accelerate shares them out
-    devices, lines, needed = devices_of(config), [], dict[str, float]()
+    devices = devices_of(config)
+    lines = []
+    needed = dict[str, float]()
     for number in range(default_workers(config, memory)):
         device = devices[number % len(devices)]
         needed[device] = needed.get(device, 0.0) + max(memory.values())
     for device in dict.fromkeys(devices):
         there = device_memory(device)
         if needed.get(device, 0.0) > there:
-            sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed[device] / 1e9:.3g} GB there"
+            sizes = (
+                f"{there / 1e9:.3g} GB, and the models of this search take "
+                f"{needed[device] / 1e9:.3g} GB there"
+            )
             lines.append(f"compute.device: {device} has {sizes}")
     return lines
 

@@ -1,4 +1,5 @@
-"""Search in one call: check, evolve, choose the winner, build it, draw it. Starts a study, or resumes one."""
+"""Search in one call: check, evolve, choose the winner, build it, draw it. Starts a study, or
+resumes one."""
 
 from __future__ import annotations
 
@@ -51,44 +52,62 @@ def run_search(
 ) -> Result:
     """Run a search to its end, or resume the one in the folder.
 
-    Writes to the folder: ``search.yaml``, ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the
-    comparison on the test split), ``model/`` (the winner, built) and ``plots/``.
+    Writes to the folder: ``search.yaml``, ``study.db`` (every trial), ``recipe.yaml`` (the winner),
+    ``results.json`` (the comparison on the test split), ``model/`` (the winner, built) and
+    ``plots/``.
 
     Args:
-        config: What to search. Where the folder has a study, it must be the one that this study was begun with, on the same
-            examples, sources and task; the last stage may have more evaluations. Branches on the Hub are pinned to commits.
+        config: What to search. Where the folder has a study, it must be the one that this study was
+            begun with, on the same examples, sources and task; the last stage may have more
+            evaluations. Branches on the Hub are pinned to commits.
         out: The folder.
-        workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
-            without limits; where the search file sets some, or has devices for several workers, each gets one. None: as
-            many as cores and memory take, each started when there is enough to do; one beside each GPU.
-        ray: Whether an actor of a Ray cluster evaluates on each device (extra ``scale``): of the one that ``RAY_ADDRESS``
-            names, that runs here, or is started here. `workers` is then how many at most, and 0 as None.
-        mixed_devices: Whether scores may be from devices of several kinds, such as two models of GPU, whose last bits differ.
-        task_factory: Makes the fitness task, in place of the search file's; importable where there is more than one worker.
+        workers: Processes that evaluate side by side; the trials are the same for any number. With
+            0 this process evaluates, without limits; where the search file sets some, or has
+            devices for several workers, each gets one. None: as many as cores and memory take, each
+            started when there is enough to do; one beside each GPU.
+        ray: Whether an actor of a Ray cluster evaluates on each device (extra ``scale``): of the
+            one that ``RAY_ADDRESS`` names, that runs here, or is started here. `workers` is then
+            how many at most, and 0 as None.
+        mixed_devices: Whether scores may be from devices of several kinds, such as two models of
+            GPU, whose last bits differ.
+        task_factory: Makes the fitness task, in place of the search file's; importable where there
+            is more than one worker.
         examples: Examples per split, in place of the search file's data.
         build: Whether to build the winner.
-        trust_remote_code: Whether Python files that come with the sources may be run; the study does not remember it.
-        callbacks: What else happens after trials, generations and stages, and whether a stage ends early.
+        trust_remote_code: Whether Python files that come with the sources may be run; the study
+            does not remember it.
+        callbacks: What else happens after trials, generations and stages, and whether a stage ends
+            early.
 
     Raises:
-        EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
+        EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no
+            candidate could be evaluated.
 
     Example:
         >>> run_search(SearchConfig.load("search.yaml"), "my-search").winner.save("winner.yaml")
     """
     refuse_in_worker()
     told = (*map(Tracker, config.report_to), *callbacks)
-    arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
-    pins, written = known_pins(Path(out)), rooted(config)
+    arguments: dict[str, Any] = {
+        "task_factory": task_factory,
+        "examples": examples,
+        "trust_remote_code": trust_remote_code,
+    }
+    pins = known_pins(Path(out))
+    written = rooted(config)
     config = pin(written, pins)
     evaluator = Evaluator(config, **arguments)
     checked = check_search(config, evaluator, here=not ray)
     with open_study(config, Path(out), pins, written) as study:
         check_same_grounds(study, evaluator, task_factory)
         study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge_part()))
-        for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
+        for line in (
+            checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ()
+        ):
             logger.warning(line)
-        with closing(_runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)) as runner:
+        with closing(
+            _runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)
+        ) as runner:
             sources = evaluator.sources.summary
             run = SearchRun(config, study, runner, sources, evaluator.tasks.sizes, evaluator, told)
             result = run_phases(run)
@@ -109,11 +128,17 @@ def run_phases(run: SearchRun) -> Result:
     return run.result
 
 
-def _write(result: Result, config: SearchConfig, study: Study, evaluator: Evaluator, *, build: bool) -> None:
+def _write(
+    result: Result, config: SearchConfig, study: Study, evaluator: Evaluator, *, build: bool
+) -> None:
     save_results(config, study, result)
     if build:
-        build_winner(study.folder, result.winner, trust_remote_code=evaluator.sources.trust_remote_code)
-    draw_pictures(config, study, result.winner, evaluator.sources.layers, study.folder / PLOTS_FOLDER)
+        build_winner(
+            study.folder, result.winner, trust_remote_code=evaluator.sources.trust_remote_code
+        )
+    draw_pictures(
+        config, study, result.winner, evaluator.sources.layers, study.folder / PLOTS_FOLDER
+    )
 
 
 def _runner(
@@ -126,7 +151,8 @@ def _runner(
     *,
     ray: bool,
 ) -> Runner:
-    """Make what evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
+    """Make what evaluates: a cluster, worker processes, or this one where there are to be none and
+    no limits are set."""
     limits = Limits(
         config.compute.limits,
         examples=evaluator.tasks.sizes,
@@ -137,7 +163,12 @@ def _runner(
     runner: Runner
     if ray:
         memory = max(memory_of_models(config, evaluator).values())
-        sent = {**arguments, "examples": evaluator.tasks.of_splits, "limits": limits, "files": files(study, evaluator)}
+        sent = {
+            **arguments,
+            "examples": evaluator.tasks.of_splits,
+            "limits": limits,
+            "files": files(study, evaluator),
+        }
         runner = RayRunner(config, workers or None, memory=memory, admit=admitted, **sent)
     else:
         devices = devices_of(config)
@@ -149,7 +180,9 @@ def _runner(
             count = workers or len(devices)
             if workers is None:
                 count = default_workers(config, memory_of_models(config, evaluator))
-            runner = ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)
+            runner = ProcessRunner(
+                config, count, limits=limits, patient=workers is None, **arguments
+            )
     rows = largest_batch(config)
     return runner if rows is None else FittedRunner(runner, study, rows)
 
@@ -182,5 +215,10 @@ def resume_search(
         config, line = edited(study)
     if line is not None:
         logger.warning(line)
-    how: dict[str, Any] = {"workers": workers, "ray": ray, "mixed_devices": mixed_devices, "build": build}
+    how: dict[str, Any] = {
+        "workers": workers,
+        "ray": ray,
+        "mixed_devices": mixed_devices,
+        "build": build,
+    }
     return run_search(config, out, **how, trust_remote_code=trust_remote_code, callbacks=callbacks)

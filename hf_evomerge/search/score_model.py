@@ -18,12 +18,14 @@ from .results.table import other_text
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a model on a split. As text: fitness, accuracy, and the answers that were asked for.
+    """Scores of a model on a split. As text: fitness, accuracy, and the answers that were asked
+    for.
 
     Attributes:
         scores: Its scores.
         examples: The examples of the split, in the order of the scores.
-        answers: Answers of the model to some of them, by their positions; what was scored, where the task scores answers.
+        answers: Answers of the model to some of them, by their positions; what was scored, where
+            the task scores answers.
         unit: What the fitness is measured in; empty where it has no unit.
     """
 
@@ -35,15 +37,28 @@ class Evaluation:
     def __str__(self) -> str:
         own = Figures.of(self.scores)
         unit = f" ({self.unit})" if self.unit else ""
-        figures = f"fitness {own.fitness_text}{unit}" + (f", accuracy {own.accuracy_text}" if own.accuracy_text else "")
-        figures += "".join(f", {name} {other_text(other)}" for name, other in self.scores.others.items())
+        figures = f"fitness {own.fitness_text}{unit}" + (
+            f", accuracy {own.accuracy_text}" if own.accuracy_text else ""
+        )
+        figures += "".join(
+            f", {name} {other_text(other)}" for name, other in self.scores.others.items()
+        )
         if cut := self.scores.truncated_share:
             figures += f", {cut:.1%} of the answers cut at max_new_tokens"
         lines = [f"{figures} on {len(self.examples)} examples"]
         for number, answer in self.answers.items():
-            example, marks = self.examples[number], self.scores.correct
-            lines += ["", example.prompt, *([f"  {example.gloss}"] if example.gloss else []), f"  expected: {example.answer}"]
-            lines.append(f"  answered: {answer}" + ("" if marks is None else " (right)" if marks[number] else " (wrong)"))
+            example = self.examples[number]
+            marks = self.scores.correct
+            lines += [
+                "",
+                example.prompt,
+                *([f"  {example.gloss}"] if example.gloss else []),
+                f"  expected: {example.answer}",
+            ]
+            lines.append(
+                f"  answered: {answer}"
+                + ("" if marks is None else " (right)" if marks[number] else " (wrong)")
+            )
         return "\n".join(lines)
 
 
@@ -62,11 +77,11 @@ def evaluate_model(
         model: A folder, or a repository on the Hub.
         config: The search whose task and data are used.
         split: ``search``, ``validation`` or ``test``.
-        show: Number of examples to which the model's answers are kept: the first, and where it is right in all of them, a
-            wrong one in place of the last.
+        show: Number of examples to which the model's answers are kept: the first, and where it is
+            right in all of them, a wrong one in place of the last.
         adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
-        trust_remote_code: Whether Python files that come with the model may be run; merged models need none where this package
-            is installed.
+        trust_remote_code: Whether Python files that come with the model may be run; merged models
+            need none where this package is installed.
 
     Raises:
         EvoMergeError: The model or the data cannot be read, or the model cannot be scored.
@@ -79,17 +94,25 @@ def evaluate_model(
     if split not in (known := {*SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model, adapter=adapter)
-    merge, path = config.merge.model_copy(update={"sources": None}), config.path.model_copy(update={"order": None})
+    merge = config.merge.model_copy(update={"sources": None})
+    path = config.path.model_copy(update={"order": None})
     # the search's sources are not needed, nor the numbers by which it names them
-    alone = config.model_copy(update={"sources": [target], "base": None, "merge": merge, "path": path})
+    alone = config.model_copy(
+        update={"sources": [target], "base": None, "merge": merge, "path": path}
+    )
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
-    evaluator.tasks.parents, evaluator.tasks.headed = parents_of(config), config.sources
+    evaluator.tasks.parents = parents_of(config)
+    evaluator.tasks.headed = config.sources
     examples = tuple(evaluator.tasks.examples(split))
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
-    shown, right = [*range(len(examples))][:show], scores.correct
+    shown = [*range(len(examples))][:show]
+    right = scores.correct
     if right is not None and show > 1 and right[:show].all() and not right.all():
         shown[-1] = int(right.argmin())
-    answers = {i: scores.outputs[i] if scores.outputs else evaluator.answer(target, examples[i]) for i in shown}
+    answers = {
+        i: scores.outputs[i] if scores.outputs else evaluator.answer(target, examples[i])
+        for i in shown
+    }
     return Evaluation(scores, examples, answers, config.fitness.unit)

@@ -1,4 +1,5 @@
-"""Averages of a run's checkpoints, without a search: all alike, by the weights of a decay, or those that help."""
+"""Averages of a run's checkpoints, without a search: all alike, by the weights of a decay, or those
+that help."""
 
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ Soup = Literal["uniform", "wsm", "greedy"]
 
 
 def soup_recipe(
-    run: str, soup: Soup = "uniform", *, checkpoints: str | Sequence[str] = "all", data: str | None = None, device: str = "cpu"
+    run: str,
+    soup: Soup = "uniform",
+    *,
+    checkpoints: str | Sequence[str] = "all",
+    data: str | None = None,
+    device: str = "cpu",
 ) -> tuple[Recipe, str]:
     """Make the recipe of an average of a run's checkpoints, and say in a line what is averaged.
 
     Args:
         run: A folder of checkpoints, or a repository whose revisions they are; see `Run`.
-        soup: ``uniform``: all alike; ``wsm``: `wsm_weights`; ``greedy``: from the best on, each checkpoint that makes the
-            average no worse on the data (arXiv:2203.05482, algorithm 1).
+        soup: ``uniform``: all alike; ``wsm``: `wsm_weights`; ``greedy``: from the best on, each
+            checkpoint that makes the average no worse on the data (arXiv:2203.05482, algorithm 1).
         checkpoints: Which of them: ``all``, ``last 12``, a pattern, or a list of names.
-        data: For ``greedy``, a file of problems as `draft_search` takes it; those of its search split are scored.
+        data: For ``greedy``, a file of problems as `draft_search` takes it; those of its search
+            split are scored.
         device: Where ``greedy`` scores.
 
     Raises:
@@ -42,17 +49,27 @@ def soup_recipe(
     if soup not in ("uniform", "wsm", "greedy"):
         raise RecipeError(f"soup: {soup!r} is unknown; there are uniform, wsm and greedy")
     if (data is not None) != (soup == "greedy"):
-        raise RecipeError("data: is what greedy scores on; give a file with greedy, and none without")
-    given = {"run": run, "checkpoints": checkpoints if isinstance(checkpoints, str) else list(checkpoints)}
+        raise RecipeError(
+            "data: is what greedy scores on; give a file with greedy, and none without"
+        )
+    given = {
+        "run": run,
+        "checkpoints": checkpoints if isinstance(checkpoints, str) else list(checkpoints),
+    }
     recipe = validate(Recipe, {"sources": given, "merge": {"method": "linear"}}, RecipeError)
-    chosen, line = recipe.sources, f"{len(recipe.sources)} checkpoints"
+    chosen = recipe.sources
+    line = f"{len(recipe.sources)} checkpoints"
     if data is not None:
-        draft = draft_search([str(ref) for ref in chosen], data, device=device, measure=measure_form)
+        draft = draft_search(
+            [str(ref) for ref in chosen], data, device=device, measure=measure_form
+        )
         kept, scores = _greedy(parse_yaml(SearchConfig, draft.text, SearchError))
         line = f"{len(kept)} of {line}: {scores[-1]:.4f}, the best alone {scores[0]:.4f}"
         chosen = [chosen[number] for number in sorted(kept)]
     merge = _linear(wsm_weights(len(chosen)) if soup == "wsm" else [])
-    return recipe.model_copy(update={"sources": chosen, "merge": merge}), f"{soup} average of {line}"
+    return recipe.model_copy(
+        update={"sources": chosen, "merge": merge}
+    ), f"{soup} average of {line}"
 
 
 def _linear(weights: Sequence[float]) -> MergePart:
@@ -60,19 +77,26 @@ def _linear(weights: Sequence[float]) -> MergePart:
 
 
 def _greedy(config: SearchConfig) -> tuple[list[int], list[float]]:
-    evaluator, count = Evaluator(config), len(config.sources)
+    evaluator = Evaluator(config)
+    count = len(config.sources)
 
     def score(target: Target) -> float:
         scores = evaluator.evaluate(target)
         if scores.error is not None:
-            raise SearchError(f"{getattr(target, 'model', 'an average')}: cannot be scored: {scores.error}")
+            raise SearchError(
+                f"{getattr(target, 'model', 'an average')}: cannot be scored: {scores.error}"
+            )
         return float(scores.values.mean())
 
     alone = [score(ref) for ref in config.sources]
     order = sorted(range(count), key=lambda number: -alone[number])
-    kept, best = order[:1], [max(alone)]
+    kept = order[:1]
+    best = [max(alone)]
     for number in order[1:]:
-        value = score(config.recipe(merge=_linear([float(each in (*kept, number)) for each in range(count)])))
+        value = score(
+            config.recipe(merge=_linear([float(each in (*kept, number)) for each in range(count)]))
+        )
         if value >= best[-1]:
-            kept, best = [*kept, number], [*best, value]
+            kept = [*kept, number]
+            best = [*best, value]
     return kept, best

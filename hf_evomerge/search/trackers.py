@@ -1,7 +1,7 @@
 """The trackers of ``report_to``: a search as a run of trackio, wandb or TensorBoard, by accelerate.
 
-Numbers per generation, and the results at the end. A search that is resumed goes on in the same run,
-where what was logged is not logged again.
+Numbers per generation, and the results at the end. A search that is resumed goes on in the same
+run, where what was logged is not logged again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Tracker(SearchCallback):
         try:
             import_module(name)
         except ImportError as cause:
-            raise SearchError(f"report_to: {name} is not installed: pip install {name}, or leave it out") from cause
+            raise SearchError(
+                f"report_to: {name} is not installed: pip install {name}, or leave it out"
+            ) from cause
         self.name = name
         self._kind = library.tracking.LOGGER_TYPE_TO_CLASS[name]
         library.PartialState()  # accelerate logs nothing before
@@ -55,8 +57,13 @@ class Tracker(SearchCallback):
         try:
             self._tracker = self._open(study, config)
             self._tracker.start()
-        except (Exception, SystemExit) as cause:  # of any kind, such as one of a key that is not there
-            raise SearchError(f"report_to: {self.name}: {one_line(cause)}; mend that, or leave it out") from cause
+        except (
+            Exception,
+            SystemExit,
+        ) as cause:  # of any kind, such as one of a key that is not there
+            raise SearchError(
+                f"report_to: {self.name}: {one_line(cause)}; mend that, or leave it out"
+            ) from cause
 
     def _open(self, study: Study, config: SearchConfig) -> Any:
         if self.name == "tensorboard":  # what a process logged and did not note is taken back
@@ -83,7 +90,11 @@ class Tracker(SearchCallback):
             "failed": len(generation.trials) - len(alive),
             "seconds": sum(trial.scores.seconds for trial in generation.trials),
         }
-        values = {f"{generation.stage}/{key}": float(value) for key, value in figures.items() if value is not None}
+        values = {
+            f"{generation.stage}/{key}": float(value)
+            for key, value in figures.items()
+            if value is not None
+        }
         values["evaluations"] = sum(self._spent.values())
         if self._tell(lambda: self._tracker.log(values, step=self._steps)):
             study.set_meta("reported", self._steps, self.name)
@@ -91,7 +102,11 @@ class Tracker(SearchCallback):
     def on_end(self, study: Study, result: Result) -> None:
         """Log the fitness of each row of the results once, and close the run."""
         if not study.meta("ended", self.name):
-            scores = {f"results/{row.model}": row.scores.mean for row in result.rows if row.scores.mean is not None}
+            scores = {
+                f"results/{row.model}": row.scores.mean
+                for row in result.rows
+                if row.scores.mean is not None
+            }
             if self._tell(lambda: self._tracker.log(scores, step=self._steps + 1)):
                 study.set_meta("ended", True, self.name)
         self._tell(lambda: self._tracker.finish())
@@ -102,11 +117,17 @@ class Tracker(SearchCallback):
                 call()
         except (Exception, SystemExit) as error:  # of any kind: a network, a disk, a server
             self._failed = True
-            logger.warning(f"report_to: {self.name} has failed, and is told no more before a resume: {one_line(error)}")
+            logger.warning(
+                f"report_to: {self.name} has failed, and is told no more before a resume: "
+                f"{one_line(error)}"
+            )
         return not self._failed
 
 
 def run_name(study: Study) -> str:
-    """The name of a study's run: the folder's, and what tells it from another study in a folder of that name."""
-    settings = repr((study.meta("settings"), study.meta("examples"))).encode("utf-8", "backslashreplace")
+    """The name of a study's run: the folder's, and what tells it from another study in a folder of
+    that name."""
+    settings = repr((study.meta("settings"), study.meta("examples"))).encode(
+        "utf-8", "backslashreplace"
+    )
     return f"{study.folder.resolve().name}-{hashlib.sha256(settings).hexdigest()[:6]}"

@@ -1,4 +1,5 @@
-"""Merges of adapters as adapters: exact against the whole model, read by peft and transformers, bit for bit the same again."""
+"""Merges of adapters as adapters: exact against the whole model, read by peft and transformers, bit
+for bit the same again."""
 
 import json
 import os
@@ -42,27 +43,56 @@ from hf_evomerge.recipes.recipe import Recipe
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 PLAIN = {"r": 4, "lora_alpha": 7, "target_modules": ALL}
-PATTERNS = {"r": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}, "target_modules": ALL}
+PATTERNS = {
+    "r": 4,
+    "rank_pattern": {"q_proj": 6},
+    "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3},
+    "target_modules": ALL,
+}
 ROWS = {"*q_proj*": [0.2, 0.9, -0.4], "*down_proj*": [1.5, 0.0], "default": 0.5}
 # The settings of the adapters, and what a recipe says of the merge.
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "plain": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.7}, {"weight": 0.6}]}),
-    "rank-stabilised": ([{**PLAIN, "r": 9, "use_rslora": True}, PLAIN], {"parameters": [{"weight": 0.5}, {"weight": 1.2}]}),
+    "rank-stabilised": (
+        [{**PLAIN, "r": 9, "use_rslora": True}, PLAIN],
+        {"parameters": [{"weight": 0.5}, {"weight": 1.2}]},
+    ),
     "patterns": ([PATTERNS, PLAIN], {"parameters": [{"weight": 0.5}, {"weight": 0.9}]}),
     "other ranks": ([PLAIN, {**PLAIN, "r": 2}], {}),
-    "other modules": ([{**PLAIN, "target_modules": ATTENTION}, {**PLAIN, "target_modules": ["q_proj", "up_proj"]}], {}),
-    "one layer": ([{**PLAIN, "layers_to_transform": [1]}, {**PLAIN, "target_modules": ["v_proj"]}], {}),
-    "per tensor": ([PLAIN, PLAIN], {"parameters": [{"weight": {"blocks.0.attn": 0.3, "*mlp*": 1.1, "default": 0.8}}, {}]}),
+    "other modules": (
+        [
+            {**PLAIN, "target_modules": ATTENTION},
+            {**PLAIN, "target_modules": ["q_proj", "up_proj"]},
+        ],
+        {},
+    ),
+    "one layer": (
+        [{**PLAIN, "layers_to_transform": [1]}, {**PLAIN, "target_modules": ["v_proj"]}],
+        {},
+    ),
+    "per tensor": (
+        [PLAIN, PLAIN],
+        {"parameters": [{"weight": {"blocks.0.attn": 0.3, "*mlp*": 1.1, "default": 0.8}}, {}]},
+    ),
     "rows": ([PLAIN, PLAIN], {"parameters": [{"weight": ROWS}, {"weight": [0.1, 0.9]}]}),
     "lambda": (
         [PLAIN, PLAIN],
-        {"options": {"lambda": 0.4, "normalize": True}, "parameters": [{"weight": 2.0}, {"weight": 3.0}]},
+        {
+            "options": {"lambda": 0.4, "normalize": True},
+            "parameters": [{"weight": 2.0}, {"weight": 3.0}],
+        },
     ),
     "negative": ([PLAIN, PLAIN], {"parameters": [{"weight": 1.0}, {"weight": -0.5}]}),
     "absent": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.0}, {"weight": 0.5}]}),
-    "three": ([PLAIN, PATTERNS, {**PLAIN, "r": 1}], {"parameters": [{"weight": 0.4}, {"weight": 0.3}, {"weight": 0.9}]}),
+    "three": (
+        [PLAIN, PATTERNS, {**PLAIN, "r": 1}],
+        {"parameters": [{"weight": 0.4}, {"weight": 0.3}, {"weight": 0.9}]},
+    ),
     "the head": ([{**PLAIN, "target_modules": ["lm_head", "q_proj"]}, PLAIN], {}),
-    "the mean": ([PLAIN, PLAIN], {"method": "linear", "parameters": [{"weight": 1.0}, {"weight": 3.0}]}),
+    "the mean": (
+        [PLAIN, PLAIN],
+        {"method": "linear", "parameters": [{"weight": 1.0}, {"weight": 3.0}]},
+    ),
 }
 OFTEN = ["patterns", "other modules", "rows", "lambda", "absent", "the head", "the mean"]
 Make = Callable[..., Recipe]
@@ -72,7 +102,9 @@ def base_model(architecture: str = "llama") -> Any:
     """A small random model whose head is its own."""
     torch.manual_seed(0)
     if architecture == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32))
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)
+        )
     sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
 
@@ -81,12 +113,16 @@ def base_model(architecture: str = "llama") -> Any:
 def make(tmp_path: Path) -> Make:
     """Saves a base and adapters of random numbers, and makes a recipe that merges them."""
 
-    def recipe(adapters: list[dict[str, Any]], architecture: str = "llama", **fields: Any) -> Recipe:
+    def recipe(
+        adapters: list[dict[str, Any]], architecture: str = "llama", **fields: Any
+    ) -> Recipe:
         base = tmp_path / "base"
         base_model(architecture).save_pretrained(base)
         sources = []
         for number, settings in enumerate(adapters):
-            save_adapter(base_model(architecture), tmp_path / f"adapter{number}", number + 1, **settings)
+            save_adapter(
+                base_model(architecture), tmp_path / f"adapter{number}", number + 1, **settings
+            )
             sources.append({"model": str(base), "adapter": str(tmp_path / f"adapter{number}")})
         own = {key: fields.pop(key) for key in ("rank", "dtype", "vocabulary") if key in fields}
         merge = {"method": "task_arithmetic", **fields}
@@ -104,12 +140,16 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", slow_beyond(OFTEN, CASES))
 def test_the_adapter_is_the_whole_model(case, make, tmp_path):
-    """The base with the adapter, loaded by peft, by transformers and by this package, computes what the merged model does."""
+    """The base with the adapter, loaded by peft, by transformers and by this package, computes what
+    the merged model does."""
     recipe = make(CASES[case][0], **CASES[case][1])
-    whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    whole = AutoModelForCausalLM.from_pretrained(
+        build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    )
     folder = build_model(recipe, tmp_path / "out", progress=False)
     assert not (folder / "config.json").exists()
-    wanted, base = logits(whole), base_model()
+    wanted = logits(whole)
+    base = base_model()
     assert not torch.allclose(wanted, logits(base), atol=0.05)
     for model in (
         PeftModel.from_pretrained(base, folder),
@@ -117,26 +157,46 @@ def test_the_adapter_is_the_whole_model(case, make, tmp_path):
         AutoModelForCausalLM.from_pretrained(folder),
     ):
         assert (logits(model) - wanted).abs().max() < 1e-5
-    source, state = open_source(str(folder)), whole.state_dict()
+    source = open_source(str(folder))
+    state = whole.state_dict()
     for name in source.tensors:
         assert torch.allclose(source.read(name), state[name], atol=1e-6), name
 
 
 def test_transposed_layers(make, tmp_path):
-    """GPT-2 stores its weights with the inputs as rows; rows of a recipe are these, and peft computes the same."""
+    """GPT-2 stores its weights with the inputs as rows; rows of a recipe are these, and peft
+    computes the same."""
     settings = {"r": 3, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
-    recipe = make([settings, settings], "gpt2", parameters=[{"weight": {"*c_attn*": [0.3, 0.9], "default": 0.5}}, {}])
-    whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    recipe = make(
+        [settings, settings],
+        "gpt2",
+        parameters=[{"weight": {"*c_attn*": [0.3, 0.9], "default": 0.5}}, {}],
+    )
+    whole = AutoModelForCausalLM.from_pretrained(
+        build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    )
     folder = build_model(recipe, tmp_path / "out", progress=False)
-    assert (logits(PeftModel.from_pretrained(base_model("gpt2"), folder)) - logits(whole)).abs().max() < 5e-6
+    assert (
+        logits(PeftModel.from_pretrained(base_model("gpt2"), folder)) - logits(whole)
+    ).abs().max() < 5e-6
 
 
 def test_layers_with_a_number_for_a_name(tmp_path):
-    """A layer of a sequence, whose name ends as a block's does, is named whole, so that peft takes no block for it."""
-    text = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 48}
+    """A layer of a sequence, whose name ends as a block's does, is named whole, so that peft takes
+    no block for it."""
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 48,
+    }
     vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
-    config = Qwen2VLConfig(text_config={**text, "num_key_value_heads": 2, "rope_parameters": rope}, vision_config=vision)
+    config = Qwen2VLConfig(
+        text_config={**text, "num_key_value_heads": 2, "rope_parameters": rope},
+        vision_config=vision,
+    )
     Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path / "base")
     base = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "base")
     save_adapter(base, tmp_path / "adapter", 1, task_type=None)
@@ -144,7 +204,9 @@ def test_layers_with_a_number_for_a_name(tmp_path):
     recipe = merge_of(source, method="task_arithmetic", base=tmp_path / "base", weights=[1.0])
     folder = build_model(recipe, tmp_path / "out", progress=False)
     tuned = [
-        PeftModel.from_pretrained(Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "base"), own).merge_and_unload()
+        PeftModel.from_pretrained(
+            Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "base"), own
+        ).merge_and_unload()
         for own in (tmp_path / "adapter", folder)
     ]
     wanted, found = (model.state_dict() for model in tuned)
@@ -152,77 +214,127 @@ def test_layers_with_a_number_for_a_name(tmp_path):
 
 
 def test_a_router_that_an_adapter_changes(tmp_path):
-    """One router is kept of those that were trained, which no adapter can say: the result is a whole model, and why is told."""
-    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_local_experts": 3}
+    """One router is kept of those that were trained, which no adapter can say: the result is a
+    whole model, and why is told."""
+    sizes = {
+        "vocab_size": 48,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 1,
+        "num_local_experts": 3,
+    }
     config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
     MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
     settings = {"target_modules": ["q_proj"], "modules_to_save": ["gate"]}
     save_adapter(tmp_path / "base", tmp_path / "adapter", 1, **settings)
     source = {"model": str(tmp_path / "base"), "adapter": str(tmp_path / "adapter")}
     recipe = merge_of(source, method="task_arithmetic", base=tmp_path / "base", weights=[0.5])
-    with pytest.raises(SourceError, match=r"the result is no adapter: .* changes \S+gate.weight by more than a LoRA product"):
+    with pytest.raises(
+        SourceError,
+        match=r"the result is no adapter: .* changes \S+gate.weight by more than a LoRA product",
+    ):
         check_recipe(recipe, whole=False)
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], ["llava", "gemma3", "smolvlm"]))
 def test_models_that_see(name, tmp_path):
-    """Adapters name the modules of today, files those of their time; peft makes the model's own class of the merged adapter."""
+    """Adapters name the modules of today, files those of their time; peft makes the model's own
+    class of the merged adapter."""
     save_vlm(tmp_path / "base", name, 0)
     base = {"model": str(tmp_path / "base")}
     sources = []
     for seed in range(2):
-        model, targets = AutoModelForImageTextToText.from_pretrained(tmp_path / "base"), ["q_proj", "v_proj", "up_proj"]
-        folder = save_adapter(model, tmp_path / f"adapter{seed}", seed, target_modules=targets, task_type=None)
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+        targets = ["q_proj", "v_proj", "up_proj"]
+        folder = save_adapter(
+            model, tmp_path / f"adapter{seed}", seed, target_modules=targets, task_type=None
+        )
         sources.append({**base, "adapter": str(folder)})
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    whole = AutoModelForImageTextToText.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    whole = AutoModelForImageTextToText.from_pretrained(
+        build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    )
     seen = inputs(name)
     with torch.inference_mode():
         wanted = whole.eval()(**seen).logits
-        adapter = AutoPeftModel.from_pretrained(build_model(recipe, tmp_path / "out", progress=False)).eval()
+        adapter = AutoPeftModel.from_pretrained(
+            build_model(recipe, tmp_path / "out", progress=False)
+        ).eval()
         assert (adapter(**seen).logits - wanted).abs().max() < 5e-6
         plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
         assert (plain(**seen).logits - wanted).abs().max() > 0.05
 
 
 def test_the_config_says_what_servers_read(make, tmp_path):
-    """The rank is that of the largest module and the scaling 1; modules are named by their ends, as far as they are alike."""
-    settings = [{**PLAIN, "target_modules": ATTENTION}, {**PLAIN, "target_modules": ["q_proj"], "layers_to_transform": [1]}]
+    """The rank is that of the largest module and the scaling 1; modules are named by their ends, as
+    far as they are alike."""
+    settings = [
+        {**PLAIN, "target_modules": ATTENTION},
+        {**PLAIN, "target_modules": ["q_proj"], "layers_to_transform": [1]},
+    ]
     folder = build_model(make(settings), tmp_path / "out", progress=False)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (8, 8, False)
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
     first = "model.layers.0.self_attn.q_proj"
-    assert config["rank_pattern"] == config["alpha_pattern"] == dict.fromkeys([first, "k_proj", "v_proj", "o_proj"], 4)
-    assert sorted(config["target_modules"]) == ["k_proj", first, "model.layers.1.self_attn.q_proj", "o_proj", "v_proj"]
+    assert (
+        config["rank_pattern"]
+        == config["alpha_pattern"]
+        == dict.fromkeys([first, "k_proj", "v_proj", "o_proj"], 4)
+    )
+    assert sorted(config["target_modules"]) == [
+        "k_proj",
+        first,
+        "model.layers.1.self_attn.q_proj",
+        "o_proj",
+        "v_proj",
+    ]
 
 
 def test_a_source_of_weight_0_takes_no_rank(make, tmp_path):
     """What is multiplied by 0 everywhere in a tensor is left out of its matrices."""
     weight = {"*q_proj*": 0.0, "default": 0.5}
-    folder = build_model(make([PLAIN, PLAIN], parameters=[{"weight": weight}, {}]), tmp_path / "out", progress=False)
-    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    folder = build_model(
+        make([PLAIN, PLAIN], parameters=[{"weight": weight}, {}]), tmp_path / "out", progress=False
+    )
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
     assert shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 32)
     assert shapes["base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"] == (8, 32)
 
 
 def test_a_rank_is_the_best_of_that_rank(make, tmp_path, caplog):
-    """Each module is the dense change's truncated SVD, and the record says what share of its energy that keeps."""
-    recipe = make([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], parameters=[{"weight": 0.7}, {"weight": 0.6}], rank=5)
-    dense = build_model(recipe.model_copy(update={"rank": None}), tmp_path / "exact", progress=False)
+    """Each module is the dense change's truncated SVD, and the record says what share of its energy
+    that keeps."""
+    recipe = make(
+        [PLAIN, {**PLAIN, "target_modules": ["q_proj"]}],
+        parameters=[{"weight": 0.7}, {"weight": 0.6}],
+        rank=5,
+    )
+    dense = build_model(
+        recipe.model_copy(update={"rank": None}), tmp_path / "exact", progress=False
+    )
     with caplog.at_level("INFO", "hf_evomerge"):
         folder = build_model(recipe, tmp_path / "out", progress=False)
-    exact, small = load_file(dense / "adapter_model.safetensors"), load_file(folder / "adapter_model.safetensors")
+    exact = load_file(dense / "adapter_model.safetensors")
+    small = load_file(folder / "adapter_model.safetensors")
     record = read_build_record(folder)
     cut = {module: energy for module, energy in record.energy.items() if energy < 1}
     assert sorted(cut) == [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
     assert len(record.energy) == 2 * len(ALL)
     for module, energy in cut.items():
         letters = [f"base_model.model.{module}.lora_{letter}.weight" for letter in "BA"]
-        change, kept = (tensors[letters[0]].double() @ tensors[letters[1]].double() for tensors in (exact, small))
+        change, kept = (
+            tensors[letters[0]].double() @ tensors[letters[1]].double()
+            for tensors in (exact, small)
+        )
         u, values, v = torch.linalg.svd(change)
         assert torch.allclose(kept, u[:, :5] @ values[:5].diag() @ v[:5], atol=1e-6)
-        assert energy == pytest.approx(float(values[:5].square().sum() / values.square().sum()), abs=1e-5)
+        assert energy == pytest.approx(
+            float(values[:5].square().sum() / values.square().sum()), abs=1e-5
+        )
         assert 0.5 < energy < 1
     assert "rank 5 keeps" in caplog.text
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 5
@@ -232,22 +344,49 @@ def test_a_rank_is_the_best_of_that_rank(make, tmp_path, caplog):
 
 REFUSALS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "ties": ([PLAIN, PLAIN], {"method": "ties"}, "ties is not linear"),
-    "a sum of models": ([PLAIN, PLAIN], {"method": "linear", "options": {"normalize": False}}, "scales the base as well"),
-    "dora": ([PLAIN, {**PLAIN, "use_dora": True}], {}, r"adapter1 changes model\.layers\.0\S+ by more .*\(DoRA\)"),
-    "a whole module": ([PLAIN, {**PLAIN, "modules_to_save": ["norm"]}], {}, r"norm\.weight by more .*\(a whole tensor\)"),
-    "embeddings": ([{**PLAIN, "target_modules": ["embed_tokens"]}], {}, r"embed_tokens\.weight by .*\(embeddings\)"),
-    "weight 0": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.0}, {"weight": 0.0}]}, "every adapter has the weight 0"),
-    "vocabulary": ([PLAIN, PLAIN], {"vocabulary": "union"}, "vocabulary: the result has other rows"),
+    "a sum of models": (
+        [PLAIN, PLAIN],
+        {"method": "linear", "options": {"normalize": False}},
+        "scales the base as well",
+    ),
+    "dora": (
+        [PLAIN, {**PLAIN, "use_dora": True}],
+        {},
+        r"adapter1 changes model\.layers\.0\S+ by more .*\(DoRA\)",
+    ),
+    "a whole module": (
+        [PLAIN, {**PLAIN, "modules_to_save": ["norm"]}],
+        {},
+        r"norm\.weight by more .*\(a whole tensor\)",
+    ),
+    "embeddings": (
+        [{**PLAIN, "target_modules": ["embed_tokens"]}],
+        {},
+        r"embed_tokens\.weight by .*\(embeddings\)",
+    ),
+    "weight 0": (
+        [PLAIN, PLAIN],
+        {"parameters": [{"weight": 0.0}, {"weight": 0.0}]},
+        "every adapter has the weight 0",
+    ),
+    "vocabulary": (
+        [PLAIN, PLAIN],
+        {"vocabulary": "union"},
+        "vocabulary: the result has other rows",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_no_adapter(case, make, tmp_path, caplog):
-    """A merge that is no adapter is refused in one line where one is asked for; else the whole model is written, and why."""
+    """A merge that is no adapter is refused in one line where one is asked for; else the whole
+    model is written, and why."""
     adapters, fields, reason = REFUSALS[case]
     recipe = make(adapters, **fields)
     word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>"]).save_pretrained(tmp_path / "base")
-    with pytest.raises(SourceError, match=rf"^the result is no adapter: .*{reason}.*; write the whole model$"):
+    with pytest.raises(
+        SourceError, match=rf"^the result is no adapter: .*{reason}.*; write the whole model$"
+    ):
         build_model(recipe, tmp_path / "out", progress=False, whole=False)
     with caplog.at_level("INFO", "hf_evomerge"):
         folder = build_model(recipe, tmp_path / "out", progress=False)
@@ -256,14 +395,21 @@ def test_what_is_no_adapter(case, make, tmp_path, caplog):
 
 
 def test_another_source_is_no_adapter(make, tmp_path):
-    """A source with another base, or a base with an adapter of its own, is named; a source that is the base itself is none."""
+    """A source with another base, or a base with an adapter of its own, is named; a source that is
+    the base itself is none."""
     recipe = make([PLAIN, PLAIN])
     base_model().save_pretrained(tmp_path / "other")
     other = recipe.sources[1].model_copy(update={"model": str(tmp_path / "other")})
     with pytest.raises(SourceError, match=r"other \+ \S+adapter1 is no adapter of \S+base;"):
-        build_model(recipe.model_copy(update={"sources": [recipe.sources[0], other]}), tmp_path / "out", whole=False)
+        build_model(
+            recipe.model_copy(update={"sources": [recipe.sources[0], other]}),
+            tmp_path / "out",
+            whole=False,
+        )
     with pytest.raises(SourceError, match=r"adapter0 is no adapter of \S+base;"):
-        build_model(recipe.model_copy(update={"base": recipe.sources[0]}), tmp_path / "out", whole=False)
+        build_model(
+            recipe.model_copy(update={"base": recipe.sources[0]}), tmp_path / "out", whole=False
+        )
     with_base = recipe.model_copy(update={"sources": [recipe.sources[0], recipe.base]})
     assert "adapter of rank 4" in check_recipe(with_base).summary
 
@@ -278,8 +424,10 @@ def test_a_rank_is_of_an_adapter_alone(make, tmp_path):
 
 @pytest.mark.parametrize("rank", [None, 5])
 def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank, make, tmp_path):
-    """A build killed while it writes leaves no folder under the name; every finished one is the same in every file."""
-    recipe, out = make([PLAIN, PATTERNS], rank=rank), tmp_path / "out"
+    """A build killed while it writes leaves no folder under the name; every finished one is the
+    same in every file."""
+    recipe = make([PLAIN, PATTERNS], rank=rank)
+    out = tmp_path / "out"
     first = digests(build_model(recipe, tmp_path / "first", progress=False))
     assert status_of_fork(partial(build_and_die, 9, recipe, out)) == -signal.SIGKILL
     assert not out.exists()
@@ -290,37 +438,67 @@ def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank, make, tm
 
 
 def test_doubts_are_warnings(make):
-    """Adapters that name different bases, and a rank above its weight's, are warned of before anything is built."""
+    """Adapters that name different bases, and a rank above its weight's, are warned of before
+    anything is built."""
     recipe = make([{**PLAIN, "r": 5}, {**PLAIN, "r": 300}])
     assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
-    edit_json(Path(str(recipe.sources[0].adapter)) / "adapter_config.json", base_model_name_or_path="org/other")
+    edit_json(
+        Path(str(recipe.sources[0].adapter)) / "adapter_config.json",
+        base_model_name_or_path="org/other",
+    )
     warnings = check_recipe(recipe).warnings
     assert any("the adapter says that it is of 'org/other'" in line for line in warnings)
-    said = "has rank 305: 32 is enough for any change of its weight, and vLLM serves at most 512; give a --rank"
+    said = (
+        "has rank 305: 32 is enough for any change of its weight, and vLLM serves at most 512; "
+        "give a --rank"
+    )
     assert any(line.endswith(said) for line in warnings)
 
 
-@pytest.mark.parametrize(("number", "rank"), [(float("nan"), None), (float("nan"), 3), (1e30, None)])
+@pytest.mark.parametrize(
+    ("number", "rank"), [(float("nan"), None), (float("nan"), 3), (1e30, None)]
+)
 def test_numbers_that_cannot_be_added_up(number, rank, make, tmp_path):
-    """An adapter with NaN, or with numbers whose product is no float32, is refused in one line, and nothing is left."""
+    """An adapter with NaN, or with numbers whose product is no float32, is refused in one line, and
+    nothing is left."""
     recipe = make([PLAIN, PLAIN], **({} if rank is None else {"rank": rank}))
     file = Path(str(recipe.sources[0].adapter)) / "adapter_model.safetensors"
-    tensors = {name: tensor.fill_(number) if "q_proj" in name else tensor for name, tensor in load_file(file).items()}
+    tensors = {
+        name: tensor.fill_(number) if "q_proj" in name else tensor
+        for name, tensor in load_file(file).items()
+    }
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(SourceError, match=r"the adapters? ha(s NaN, or infinite|ve numbers too large to add up)"):
+    with pytest.raises(
+        SourceError, match=r"the adapters? ha(s NaN, or infinite|ve numbers too large to add up)"
+    ):
         build_model(recipe, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_energy_is_of_the_whole_change(make, tmp_path):
-    """What a rank keeps is a share of the change of all modules, also of those that it does not cut."""
-    recipe = make([{**PLAIN, "target_modules": ["q_proj"]}, {**PLAIN, "r": 1, "target_modules": ["q_proj", "v_proj"]}], rank=2)
+    """What a rank keeps is a share of the change of all modules, also of those that it does not
+    cut."""
+    recipe = make(
+        [
+            {**PLAIN, "target_modules": ["q_proj"]},
+            {**PLAIN, "r": 1, "target_modules": ["q_proj", "v_proj"]},
+        ],
+        rank=2,
+    )
     record = read_build_record(build_model(recipe, tmp_path / "out", progress=False))
-    whole = build_model(recipe.model_copy(update={"rank": None}), tmp_path / "whole", progress=False, whole=True)
-    after, before, total, kept = open_source(str(whole)), open_source(recipe.sources[0].model), 0.0, 0.0
-    for name in (f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer in (0, 1) for kind in "qv"):
+    whole = build_model(
+        recipe.model_copy(update={"rank": None}), tmp_path / "whole", progress=False, whole=True
+    )
+    after = open_source(str(whole))
+    before = open_source(recipe.sources[0].model)
+    total = 0.0
+    kept = 0.0
+    for name in (
+        f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer in (0, 1) for kind in "qv"
+    ):
         values = torch.linalg.svdvals(after.read(name).double() - before.read(name).double()) ** 2
-        total, kept = total + float(values.sum()), kept + float(values[:2].sum())
+        total = total + float(values.sum())
+        kept = kept + float(values[:2].sum())
     assert record.tensors is not None
     assert f"rank 2 keeps {kept / total:.1%} of the change's energy" in record.tensors
 
@@ -330,12 +508,20 @@ def test_a_base_by_two_names(make, tmp_path):
     recipe = make([PLAIN, PLAIN])
     (tmp_path / "link").symlink_to(tmp_path / "base")
     named = recipe.sources[1].model_copy(update={"model": str(tmp_path / "link")})
-    folder = build_model(recipe.model_copy(update={"sources": [recipe.sources[0], named]}), tmp_path / "out", progress=False)
+    folder = build_model(
+        recipe.model_copy(update={"sources": [recipe.sources[0], named]}),
+        tmp_path / "out",
+        progress=False,
+    )
     assert (folder / "adapter_model.safetensors").exists()
 
 
 def test_the_dtype_is_the_recipes(make, tmp_path):
     """The matrices are in float32, or in the dtype that the recipe names."""
     for dtype, wanted in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
-        folder = build_model(make([PLAIN, PLAIN], dtype=dtype), tmp_path / str(dtype), progress=False)
-        assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {wanted}
+        folder = build_model(
+            make([PLAIN, PLAIN], dtype=dtype), tmp_path / str(dtype), progress=False
+        )
+        assert {
+            tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()
+        } == {wanted}

@@ -1,4 +1,5 @@
-"""Building a recipe's model: the parts together, the same bits every time, and nothing half-made left behind."""
+"""Building a recipe's model: the parts together, the same bits every time, and nothing half-made
+left behind."""
 
 import os
 import shutil
@@ -21,7 +22,10 @@ from hf_evomerge.checkpoints import model_folder, shards
 from hf_evomerge.errors import EvoMergeError, PathError, RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
-MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4, "density": 0.7}]}
+MERGE = {
+    "method": "dare_ties",
+    "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4, "density": 0.7}],
+}
 FLOW = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.8, 1.1]}
 PARTS: dict[str, dict[str, Any]] = {
     "merge": {"merge": MERGE},
@@ -37,35 +41,48 @@ def make(tiny: Path) -> MakeRecipe:
 
     def recipe(part: str = "merge", **fields: Any) -> Recipe:
         sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
-        return Recipe.model_validate({"sources": sources, "base": {"model": str(tiny / "base")}, **PARTS[part], **fields})
+        return Recipe.model_validate(
+            {"sources": sources, "base": {"model": str(tiny / "base")}, **PARTS[part], **fields}
+        )
 
     return recipe
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_same_recipe_gives_the_same_files(part, make, tmp_path):
-    """A recipe, and the one that was saved beside its model, give the same bits in every file however often they are built."""
+    """A recipe, and the one that was saved beside its model, give the same bits in every file
+    however often they are built."""
     first = build_model(make(part), tmp_path / "first", progress=False)
     assert Recipe.load(first / "recipe.yaml") == make(part)
-    again = build_model(Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again", progress=False)
+    again = build_model(
+        Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again", progress=False
+    )
     assert digests(first) == digests(again)
-    assert {"config.json", "model.safetensors", "recipe.yaml", "tokenizer.json"} <= set(digests(first))
+    assert {"config.json", "model.safetensors", "recipe.yaml", "tokenizer.json"} <= set(
+        digests(first)
+    )
     other = build_model(make(part, seed=1), tmp_path / "other", progress=False)
     same_weights = digests(other)["model.safetensors"] == digests(first)["model.safetensors"]
     assert same_weights == (part == "flow")
 
 
 def test_the_path_runs_through_the_merged_model(make, tmp_path):
-    """With both parts and the identity path through the merged model, the result computes what the plain merge computes."""
-    plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain", progress=False))
+    """With both parts and the identity path through the merged model, the result computes what the
+    plain merge computes."""
+    plain = AutoModelForCausalLM.from_pretrained(
+        build_model(make("merge"), tmp_path / "plain", progress=False)
+    )
     flow = {"path": ["2:0-1"], "embedding_source": 2}
-    both = AutoModelForCausalLM.from_pretrained(build_model(make("merge", flow=flow), tmp_path / "both", progress=False))
+    both = AutoModelForCausalLM.from_pretrained(
+        build_model(make("merge", flow=flow), tmp_path / "both", progress=False)
+    )
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(plain(ids).logits, both(ids).logits)
 
 
 def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
-    """Where no dtype is given it is that of source 0, also where source 0 is not the first that is merged."""
+    """Where no dtype is given it is that of source 0, also where source 0 is not the first that is
+    merged."""
     recipe = merge_of(tiny / "a", tiny_half / "b", merge={"sources": [1, 0]})
     folder = build_model(recipe, tmp_path / "model", progress=False)
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
@@ -73,7 +90,8 @@ def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
 def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch):
-    """A build that is interrupted at its very end leaves only a hidden folder, and what it was to replace is still there."""
+    """A build that is interrupted at its very end leaves only a hidden folder, and what it was to
+    replace is still there."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
     before = digests(out)
 
@@ -86,30 +104,45 @@ def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch
             build_model(make("both"), folder, progress=False, overwrite=True, max_shard_size="2KB")
     assert digests(out) == before
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["model"]
-    assert {name.split(".")[1] for name in os.listdir(tmp_path) if name.startswith(".")} == {"model", "new"}
+    assert {name.split(".")[1] for name in os.listdir(tmp_path) if name.startswith(".")} == {
+        "model",
+        "new",
+    }
     monkeypatch.undo()
-    monkeypatch.setattr("hf_evomerge.building.merged.Merged.stream", None)  # what is finished is not merged again
+    monkeypatch.setattr(
+        "hf_evomerge.building.merged.Merged.stream", None
+    )  # what is finished is not merged again
     again = build_model(make("both"), tmp_path / "new", progress=False, max_shard_size="2KB")
     monkeypatch.undo()
-    assert digests(again) == digests(build_model(make("both"), tmp_path / "fresh", progress=False, max_shard_size="2KB"))
+    assert digests(again) == digests(
+        build_model(make("both"), tmp_path / "fresh", progress=False, max_shard_size="2KB")
+    )
     build_model(make("flow"), out, progress=False, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["fresh", "model", "new"]
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
 def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
-    """A build killed at any point leaves no folder; the next goes on to the same bytes, and cleans up."""
+    """A build killed at any point leaves no folder; the next goes on to the same bytes, and cleans
+    up."""
     recipe = make(part)
     whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
     out = tmp_path / "out"
     for call in (7, 6):  # the second process begins where the first was killed
-        assert status_of_fork(partial(build_and_die, call, recipe, out, max_shard_size="2KB")) == -signal.SIGKILL
+        assert (
+            status_of_fork(partial(build_and_die, call, recipe, out, max_shard_size="2KB"))
+            == -signal.SIGKILL
+        )
         assert not out.exists()
     kept = {file.name for file in tmp_path.rglob(".out.*/**/*.safetensors")}
     assert len(kept) >= 3
     made: list[str] = []
     write = shards._write_file
-    monkeypatch.setattr(shards, "_write_file", lambda file, *how, **more: (made.append(file.name), write(file, *how, **more)))
+    monkeypatch.setattr(
+        shards,
+        "_write_file",
+        lambda file, *how, **more: (made.append(file.name), write(file, *how, **more)),
+    )
     build_model(recipe, out, progress=False, max_shard_size="2KB")
     assert made
     assert not kept & set(made)
@@ -118,8 +151,13 @@ def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
 
 
 def test_what_another_recipe_left_is_removed(make, tmp_path):
-    """A scratch folder of another recipe for the same name goes, unless a process is building in it; others stay."""
-    for name in (".model.0123456789abcdef.partial", ".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"):
+    """A scratch folder of another recipe for the same name goes, unless a process is building in
+    it; others stay."""
+    for name in (
+        ".model.0123456789abcdef.partial",
+        ".model.fedcba9876543210.partial",
+        ".other.0123456789abcdef.partial",
+    ):
         (tmp_path / name).mkdir()
     with FileLock(tmp_path / ".model.fedcba9876543210.lock"):
         build_model(make("merge"), tmp_path / "model", progress=False)
@@ -140,10 +178,17 @@ def test_two_builds_of_one_recipe_do_not_meet(make, tmp_path):
 
 def test_changed_sources_are_merged_anew(tiny, make, tmp_path, monkeypatch):
     """What was finished from other weights under the same folder's name is not used."""
-    a, b, base = (shutil.copytree(tiny / name, tmp_path / "sources" / name) for name in ("a", "b", "base"))
-    recipe = make("merge", sources=[{"model": str(a)}, {"model": str(b)}], base={"model": str(base)})
+    a, b, base = (
+        shutil.copytree(tiny / name, tmp_path / "sources" / name) for name in ("a", "b", "base")
+    )
+    recipe = make(
+        "merge", sources=[{"model": str(a)}, {"model": str(b)}], base={"model": str(base)}
+    )
     with monkeypatch.context() as patch:
-        patch.setattr("hf_evomerge.checkpoints.writer._replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(
+            "hf_evomerge.checkpoints.writer._replace",
+            lambda *_: (_ for _ in ()).throw(OSError("disk full")),
+        )
         with pytest.raises(OSError, match="disk full"):
             build_model(recipe, tmp_path / "out", progress=False)
     shutil.copyfile(b / "model.safetensors", a / "model.safetensors")
@@ -153,9 +198,11 @@ def test_changed_sources_are_merged_anew(tiny, make, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rename", [1, 2], ids=["old moved away", "new put in place"])
 def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
-    """After the first rename the next build puts the old model back, after the second the new one stays; no rest is left."""
+    """After the first rename the next build puts the old model back, after the second the new one
+    stays; no rest is left."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
-    old, new = digests(out), digests(build_model(make("merge"), tmp_path / "new", progress=False))
+    old = digests(out)
+    new = digests(build_model(make("merge"), tmp_path / "new", progress=False))
     shutil.rmtree(tmp_path / "new")
 
     def killed(call: Callable[..., Any], last: bool) -> Callable[..., None]:
@@ -167,8 +214,10 @@ def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
         return act
 
     def build_and_be_killed() -> None:
-        moved, replace = Path.rename, os.replace
-        Path.rename, os.replace = killed(moved, rename == 1), killed(replace, True)  # type: ignore[assignment, method-assign]
+        moved = Path.rename
+        replace = os.replace
+        Path.rename = killed(moved, rename == 1)
+        os.replace = killed(replace, True)  # type: ignore[assignment, method-assign]
         build_model(make("merge"), out, progress=False, overwrite=True)
 
     assert status_of_fork(build_and_be_killed) == -signal.SIGKILL
@@ -187,7 +236,10 @@ def test_a_merge_that_no_hop_runs_is_told(make):
     line = "no hop of the path runs a layer of the merge, source 2, which is of no use"
     assert line in check_recipe(make("both", flow={"path": "0:0-1"})).warnings
     assert line not in check_recipe(make("both", flow={"path": "0:0, 2:1"})).warnings
-    assert line not in check_recipe(make("both", flow={"path": "0:0-1", "embedding_source": 2})).warnings
+    assert (
+        line
+        not in check_recipe(make("both", flow={"path": "0:0-1", "embedding_source": 2})).warnings
+    )
 
 
 @pytest.mark.parametrize("part", ["merge", "flow"])
@@ -195,15 +247,30 @@ def test_a_merge_that_no_hop_runs_is_told(make):
     ("template", "wrong"),
     [
         ("{% for m in messages %}{{ m.content }}", True),
-        ("{% for m in messages %}{% break %}{% generation %}{% endgeneration %}{% endfor %}", False),
+        (
+            "{% for m in messages %}{% break %}{% generation %}{% endgeneration %}{% endfor %}",
+            False,
+        ),
     ],
     ids=["broken", "whole"],
 )
 def test_a_chat_template_that_is_none_is_told(part, template, wrong, make):
-    """A template that does not parse is a warning; transformers' own tag and loop controls are known."""
-    told = [line for line in check_recipe(make(part, chat_template=template)).warnings if line.startswith("chat_template: ")]
+    """A template that does not parse is a warning; transformers' own tag and loop controls are
+    known."""
+    told = [
+        line
+        for line in check_recipe(make(part, chat_template=template)).warnings
+        if line.startswith("chat_template: ")
+    ]
     assert bool(told) == wrong
-    assert not told or "is no Jinja template, so the model cannot be asked in a chat: Unexpected end of template" in told[0]
+    assert (
+        not told
+        or (
+            "is no Jinja template, so the model cannot be asked in a chat: Unexpected end of "
+            "template"
+        )
+        in told[0]
+    )
 
 
 def test_a_broken_chat_template_of_a_source_is_told(tiny, make, tmp_path):
@@ -217,14 +284,17 @@ def test_a_broken_chat_template_of_a_source_is_told(tiny, make, tmp_path):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
-    """A folder that comes to be under the name during a build is not replaced; the same command goes on from what was built."""
+    """A folder that comes to be under the name during a build is not replaced; the same command
+    goes on from what was built."""
 
     def somebody_else(*_: Any) -> None:
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "model/notes.txt").write_text("mine")
 
     monkeypatch.setattr("hf_evomerge.building.merged.Merged.write_companions", somebody_else)
-    with pytest.raises(EvoMergeError, match="exists and is no model" if overwrite else "exists already"):
+    with pytest.raises(
+        EvoMergeError, match="exists and is no model" if overwrite else "exists already"
+    ):
         build_model(make("merge"), tmp_path / "model", progress=False, overwrite=overwrite)
     monkeypatch.undo()
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
@@ -234,9 +304,12 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
 
 
 def test_only_models_are_replaced(tiny, make, tmp_path):
-    """Overwriting removes an empty folder, and never one that is no model, a file, or a source of the recipe."""
+    """Overwriting removes an empty folder, and never one that is no model, a file, or a source of
+    the recipe."""
     (tmp_path / "empty").mkdir()
-    assert (build_model(make(), tmp_path / "empty", progress=False, overwrite=True) / "config.json").exists()
+    assert (
+        build_model(make(), tmp_path / "empty", progress=False, overwrite=True) / "config.json"
+    ).exists()
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("ten years")
     (tmp_path / "file").write_text("something")
@@ -251,12 +324,17 @@ def test_only_models_are_replaced(tiny, make, tmp_path):
 
 
 def test_a_folder_that_holds_a_source_is_not_replaced(tiny, make, tmp_path):
-    """A model folder with checkpoints of its own inside, as trainers leave it, is kept where one of them is a source."""
+    """A model folder with checkpoints of its own inside, as trainers leave it, is kept where one of
+    them is a source."""
     run = tmp_path / "run"
     shutil.copytree(tiny / "base", run)
     shutil.copytree(tiny / "a", run / "checkpoint-100")
-    recipe = make("merge", sources=[{"model": str(run / "checkpoint-100")}, {"model": str(tiny / "b")}])
-    with pytest.raises(EvoMergeError, match=r"run: holds .*checkpoint-100, one of the recipe's own sources"):
+    recipe = make(
+        "merge", sources=[{"model": str(run / "checkpoint-100")}, {"model": str(tiny / "b")}]
+    )
+    with pytest.raises(
+        EvoMergeError, match=r"run: holds .*checkpoint-100, one of the recipe's own sources"
+    ):
         build_model(recipe, run, progress=False, overwrite=True)
     assert (run / "checkpoint-100" / "config.json").is_file()
 
@@ -266,7 +344,13 @@ def test_a_folder_that_holds_a_source_is_not_replaced(tiny, make, tmp_path):
     [
         ("merge", "fine: dare_ties of 2 sources, as float32"),
         ("flow", "fine: a path of 3 hops over 3 distinct layers, as float32"),
-        ("both", "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as float32"),
+        (
+            "both",
+            (
+                "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as "
+                "float32"
+            ),
+        ),
     ],
 )
 def test_checking_says_what_would_be_built(part, summary, make):
@@ -280,17 +364,27 @@ def test_checking_says_what_would_be_built(part, summary, make):
         ({"merge": {"method": "magic"}}, RecipeError, "'magic' is not known"),
         ({"merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}}, RecipeError, "wait"),
         (
-            {"merge": {"method": "linear", "parameters": [{"weight": {"default": 1, "blocks.0-7": 1}}, {}]}},
+            {
+                "merge": {
+                    "method": "linear",
+                    "parameters": [{"weight": {"default": 1, "blocks.0-7": 1}}, {}],
+                }
+            },
             RecipeError,
             "blocks",
         ),
         ({"merge": {"method": "ties"}, "base": None}, RecipeError, "name the base model"),
-        ({"merge": {"method": "linear"}, "base": {"model": "./nowhere"}}, SourceError, "./nowhere: no such folder"),
+        (
+            {"merge": {"method": "linear"}, "base": {"model": "./nowhere"}},
+            SourceError,
+            "./nowhere: no such folder",
+        ),
         ({"merge": None, "flow": {"path": ["0:0", "1:2"]}}, PathError, "layer 2 of source 1"),
     ],
 )
 def test_checking_refuses_what_building_refuses(fields, kind, message, make, tmp_path):
-    """A recipe that cannot be built is refused by the check with the same line as by the build, which leaves nothing."""
+    """A recipe that cannot be built is refused by the check with the same line as by the build,
+    which leaves nothing."""
     recipe = make(**fields)
     with pytest.raises(kind, match=message) as checked:
         check_recipe(recipe)

@@ -13,17 +13,29 @@ from hf_evomerge.errors import EvoMergeError
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Files that have the names of a model's."""
-    for name in ("model.safetensors", "config.json", "recipe.yaml", "modeling_x.py", "tokenizer.json"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "recipe.yaml",
+        "modeling_x.py",
+        "tokenizer.json",
+    ):
         (tmp_path / name).write_text(name)
     return tmp_path
 
 
 def test_a_record_is_read_as_it_was_written(model):
-    """It names weights, config, recipe and code with their hashes, and the versions; the tokenizer may be changed."""
+    """It names weights, config, recipe and code with their hashes, and the versions; the tokenizer
+    may be changed."""
     assert read_build_record(model) is None
     built = write_build_record(model)
     assert read_build_record(model) == built
-    assert built.sha256.keys() == {"model.safetensors", "config.json", "recipe.yaml", "modeling_x.py"}
+    assert built.sha256.keys() == {
+        "model.safetensors",
+        "config.json",
+        "recipe.yaml",
+        "modeling_x.py",
+    }
     assert built.sha256["config.json"] == file_sha256(model / "config.json")
     assert built.versions["torch"] == version("torch")
     (model / "tokenizer.json").write_text("other")

@@ -15,7 +15,14 @@ from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.merging.live import LiveMerger
 
-PARTS = {"bert": None, "vit": "vision", "clip": "text", "t5": "encoder", "bart": "decoder", "whisper": "decoder"}
+PARTS = {
+    "bert": None,
+    "vit": "vision",
+    "clip": "text",
+    "t5": "encoder",
+    "bart": "decoder",
+    "whisper": "decoder",
+}
 
 
 @pytest.mark.parametrize("name", slow_beyond(["bert", "t5", "vit"], CLASSES))
@@ -24,10 +31,14 @@ def test_models_of_any_class_are_merged(name, tmp_path):
     kind: Any = getattr(transformers, CLASSES[name][0])
     for seed, folder in enumerate(("base", "a", "b")):
         random_class(name, seed).save_pretrained(tmp_path / folder)
-    base, a, b = (kind.from_pretrained(tmp_path / folder).state_dict() for folder in ("base", "a", "b"))
+    base, a, b = (
+        kind.from_pretrained(tmp_path / folder).state_dict() for folder in ("base", "a", "b")
+    )
     for part in (None, PARTS[name]) if PARTS[name] else (None,):
         sources = [{"model": str(tmp_path / folder), "component": part} for folder in "ab"]
-        recipe = merge_of(*sources, method="task_arithmetic", base=tmp_path / "base", weights=[0.5, 0.25])
+        recipe = merge_of(
+            *sources, method="task_arithmetic", base=tmp_path / "base", weights=[0.5, 0.25]
+        )
         out = build_model(recipe, tmp_path / f"out-{part}", progress=False)
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
@@ -35,7 +46,9 @@ def test_models_of_any_class_are_merged(name, tmp_path):
         opened = [open_source(str(tmp_path / folder)) for folder in ("a", "b", "base")]
         opened = [Component(source, part) for source in opened] if part else opened
         live = kind.from_pretrained(tmp_path / "a")
-        LiveMerger(opened[:2], opened[2], "task_arithmetic", {}, 0, live).apply([{"weight": 0.5}, {"weight": 0.25}])
+        LiveMerger(opened[:2], opened[2], "task_arithmetic", {}, 0, live).apply(
+            [{"weight": 0.5}, {"weight": 0.25}]
+        )
         changed = 0
         for key, tensor in merged.items():
             assert torch.equal(tensor, live.state_dict()[key]), key
@@ -50,15 +63,20 @@ def test_models_of_any_class_are_merged(name, tmp_path):
 
 @pytest.mark.parametrize("older", ["a", "b", "base"])
 def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_path):
-    """Old files of BERT hold one: it is the first source's, if that has it, and weights are merged as ever."""
+    """Old files of BERT hold one: it is the first source's, if that has it, and weights are merged
+    as ever."""
     for seed, folder in enumerate(("base", "a", "b")):
         random_class("bert", seed).save_pretrained(tmp_path / folder)
     file = tmp_path / older / "model.safetensors"
     table = {"bert.embeddings.position_ids": torch.arange(16)[None]}
     save_file({**load_file(file), **table}, file, metadata={"format": "pt"})
-    recipe = merge_of(tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tmp_path / "base")
+    recipe = merge_of(
+        tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tmp_path / "base"
+    )
     merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
     assert ("bert.embeddings.position_ids" in merged) == (older == "a")
-    own, there, origin = (load_file(tmp_path / folder / "model.safetensors") for folder in ("a", "b", "base"))
+    own, there, origin = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("a", "b", "base")
+    )
     name = "classifier.weight"
     torch.testing.assert_close(merged[name], own[name] + there[name] - origin[name])

@@ -1,4 +1,5 @@
-"""A part of a model merged in the model that it is of: a vision-language model with the language model of several."""
+"""A part of a model merged in the model that it is of: a vision-language model with the language
+model of several."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Makes, once for each, two vision-language models, a plain language model that fits them, and a base of it."""
+    """Makes, once for each, two vision-language models, a plain language model that fits them, and
+    a base of it."""
     made: dict[str, Path] = {}
 
     def of(name: str) -> Path:
@@ -42,13 +44,17 @@ def recipe_of(folder: Path, *models: str, **fields: Any) -> Recipe:
     """Task arithmetic of the language parts of some of `parents`."""
     weights = [0.3 + 0.4 * place for place in range(len(models))]
     sources = [{"model": str(folder / model), "component": "text"} for model in models]
-    return merge_of(*sources, method="task_arithmetic", base=folder / "base", weights=weights, **fields)
+    return merge_of(
+        *sources, method="task_arithmetic", base=folder / "base", weights=weights, **fields
+    )
 
 
 def state(folder: Path, kind: str | None = None) -> dict[str, torch.Tensor]:
     """The tensors of a model as transformers loads it, which must find all of them."""
     loader: Any = getattr(transformers, kind) if kind else transformers.AutoModelForCausalLM
-    model, report = loader.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
+    model, report = loader.from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=False
+    )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     return dict(model.state_dict())
@@ -64,12 +70,15 @@ def in_text(name: str) -> str | None:
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_path):
-    """A plain model of the first source's class: its language part is merged, all else is its own, nothing is lost."""
+    """A plain model of the first source's class: its language part is merged, all else is its own,
+    nothing is lost."""
     folder = parents(name)
     recipe = recipe_of(folder, "sight", "plain")
     out = build_model(recipe, tmp_path / "out", progress=False)
-    sight, merged = state(folder / "sight", CLASSES[name]), state(out, CLASSES[name])
-    plain, base = state(folder / "plain"), state(folder / "base")
+    sight = state(folder / "sight", CLASSES[name])
+    merged = state(out, CLASSES[name])
+    plain = state(folder / "plain")
+    base = state(folder / "base")
     seen = 0
     for key, tensor in merged.items():
         own = in_text(key)
@@ -87,29 +96,44 @@ def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_pat
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], ["llava", "qwen2_5_vl", "gemma3"]))
 def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
-    """Whether a file has the names of older or of today's releases of transformers, its parts are found and matched."""
+    """Whether a file has the names of older or of today's releases of transformers, its parts are
+    found and matched."""
     folder = parents(name)
     source = open_source(str(folder / "sight"))
     modules = source.layout.modules
     new = tmp_path / "sight"
     new.mkdir()
     source.write_companions(new)
-    tensors = {modules[raw]: tensor for raw, tensor in load_file(folder / "sight" / "model.safetensors").items()}
+    tensors = {
+        modules[raw]: tensor
+        for raw, tensor in load_file(folder / "sight" / "model.safetensors").items()
+    }
     assert tensors.keys() != source.tensors.keys()  # they are saved under the older names
     save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
     recipe = recipe_of(folder, "sight", "plain")
-    other = recipe.model_copy(update={"sources": [recipe.sources[0].model_copy(update={"model": str(new)}), recipe.sources[1]]})
-    first, second = (build_model(one, tmp_path / f"out{n}", progress=False) for n, one in enumerate((recipe, other)))
-    left, right = state(first, CLASSES[name]), state(second, CLASSES[name])
+    other = recipe.model_copy(
+        update={
+            "sources": [recipe.sources[0].model_copy(update={"model": str(new)}), recipe.sources[1]]
+        }
+    )
+    first, second = (
+        build_model(one, tmp_path / f"out{n}", progress=False)
+        for n, one in enumerate((recipe, other))
+    )
+    left = state(first, CLASSES[name])
+    right = state(second, CLASSES[name])
     assert all(torch.equal(tensor, right[key]) for key, tensor in left.items())
 
 
 def test_a_part_may_come_from_another_source(parents, tmp_path):
-    """Vision tower of one, projector of the other, language part of both and of a plain model; the ledger says how many."""
+    """Vision tower of one, projector of the other, language part of both and of a plain model; the
+    ledger says how many."""
     folder = parents("llava")
     recipe = recipe_of(folder, "sight", "other", "plain", components={"vision": 1}, processor=1)
     out = build_model(recipe, tmp_path / "out", progress=False)
-    sight, other, merged = (state(path, CLASSES["llava"]) for path in (folder / "sight", folder / "other", out))
+    sight, other, merged = (
+        state(path, CLASSES["llava"]) for path in (folder / "sight", folder / "other", out)
+    )
     for key, tensor in merged.items():
         if in_text(key) is None:
             assert torch.equal(tensor, (other if "vision_tower" in key else sight)[key]), key
@@ -129,32 +153,40 @@ def test_a_plain_source_needs_no_component(parents):
 
 @pytest.mark.parametrize("vocabulary", ["union", "tokenizer"])
 def test_vocabularies_may_differ(vocabulary, tmp_path):
-    """A model of sight has tokens for its pictures that a plain one has not: they stay, and the shared ones are merged."""
+    """A model of sight has tokens for its pictures that a plain one has not: they stay, and the
+    shared ones are merged."""
     sight = save_vlm(tmp_path / "sight", "llava", 0)
     for seed, name in enumerate(("plain", "base"), start=1):
         save_plain(tmp_path / name, "llava", seed, vocab_size=40)
     recipe = recipe_of(tmp_path, "sight", "plain")
     with pytest.raises(SourceError, match="vocabulary size differs: 64"):
         check_recipe(recipe)
-    out = build_model(recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out", progress=False)
-    merged, own = state(out, CLASSES["llava"]), sight.state_dict()
+    out = build_model(
+        recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out", progress=False
+    )
+    merged = state(out, CLASSES["llava"])
+    own = sight.state_dict()
     for key in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
         assert torch.equal(merged[key][40:], own[key][40:])
         assert not torch.equal(merged[key][:40], own[key][:40])
 
 
 def test_matched_vocabularies_of_two_models_of_sight(tmp_path):
-    """Where rows are matched by token, the ledger says which parts are left out, and a live merge has the bits of the built."""
+    """Where rows are matched by token, the ledger says which parts are left out, and a live merge
+    has the bits of the built."""
     save_vlm(tmp_path / "sight", "llava", 0)
     save_vlm(tmp_path / "other", "llava", 1)
     save_plain(tmp_path / "base", "llava", 2, vocab_size=40)
     recipe = recipe_of(tmp_path, "sight", "other").model_copy(update={"vocabulary": "union"})
     built = build_model(recipe, tmp_path / "out", progress=False)
     assert "vision of other, of which the result has another's" in str(check_recipe(recipe).ledger)
-    plan, kind = open_merge(recipe, open_source).plan, getattr(transformers, CLASSES["llava"])
+    plan = open_merge(recipe, open_source).plan
+    kind = getattr(transformers, CLASSES["llava"])
     model = kind.from_pretrained(tmp_path / "sight")
     model.resize_token_embeddings(plan.sources[0].vocab_size, mean_resizing=False)
-    merger = LiveMerger(plan.sources, plan.base, recipe.merge.method, recipe.merge.options, recipe.seed, model)
+    merger = LiveMerger(
+        plan.sources, plan.base, recipe.merge.method, recipe.merge.options, recipe.seed, model
+    )
     merger.apply(recipe.merge.parameters)
     merged = state(built, CLASSES["llava"])
     assert all(torch.equal(tensor, merged[name]) for name, tensor in model.state_dict().items())
@@ -164,16 +196,24 @@ def test_matched_vocabularies_of_two_models_of_sight(tmp_path):
 def test_any_part_can_be_merged(part, parents, tmp_path):
     """The vision towers of two models of sight; the encoders, or decoders, of two T5."""
     if part == "vision":
-        folder, names, kind = parents("llava"), ("sight", "other"), CLASSES["llava"]
+        folder = parents("llava")
+        names = ("sight", "other")
+        kind = CLASSES["llava"]
     else:
-        folder, names, kind = tmp_path, ("a", "b"), "T5ForConditionalGeneration"
+        folder = tmp_path
+        names = ("a", "b")
+        kind = "T5ForConditionalGeneration"
         for seed, name in enumerate(names):
             torch.manual_seed(seed)
-            config = transformers.T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=20, num_layers=1, num_heads=2)
+            config = transformers.T5Config(
+                vocab_size=32, d_model=16, d_kv=4, d_ff=20, num_layers=1, num_heads=2
+            )
             transformers.T5ForConditionalGeneration(config).save_pretrained(folder / name)
     sources = [{"model": str(folder / name), "component": part} for name in names]
     out = build_model(merge_of(*sources), tmp_path / "out", progress=False)
-    left, right, merged = (state(path, kind) for path in (folder / names[0], folder / names[1], out))
+    left, right, merged = (
+        state(path, kind) for path in (folder / names[0], folder / names[1], out)
+    )
     changed = [key for key, tensor in merged.items() if not torch.equal(tensor, left[key])]
     assert changed
     for key in changed:
@@ -183,7 +223,10 @@ def test_any_part_can_be_merged(part, parents, tmp_path):
 
 REFUSED = {
     "no such part": ({"sources": ["audio"]}, "has no component 'audio'; it has"),
-    "two parts": ({"sources": ["text", "vision"]}, "component: text of .*, but vision of .*; what is merged is one"),
+    "two parts": (
+        {"sources": ["text", "vision"]},
+        "component: text of .*, but vision of .*; what is merged is one",
+    ),
     "a path of towers": (
         {"sources": ["vision"], "flow": {"path": ["0:0-1"]}},
         "flow: a path runs through language models; write component: text",
@@ -206,26 +249,39 @@ def test_what_cannot_be_is_one_line(case, parents):
     fields = dict(change)
     parts = fields.pop("sources", ["text", "text"])
     parts = parts if len(parts) == 2 else parts * 2
-    sources = [{"model": str(folder / name), "component": part} for name, part in zip(("sight", "other"), parts, strict=True)]
+    sources = [
+        {"model": str(folder / name), "component": part}
+        for name, part in zip(("sight", "other"), parts, strict=True)
+    ]
     with pytest.raises((EvoMergeError, ValueError), match=message) as caught:
-        check_recipe(Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}, **fields}))
+        check_recipe(
+            Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}, **fields})
+        )
     assert isinstance(caught.value, ValueError) or "\n" not in str(caught.value)
 
 
 def test_parts_that_do_not_fit_are_refused(parents, tmp_path):
-    """Another width; the plain model named first; a vocabulary without the token of a picture, or with another in its place."""
+    """Another width; the plain model named first; a vocabulary without the token of a picture, or
+    with another in its place."""
     folder = parents("llava")
     for name, fields in (("wide", {"hidden_size": 48}), ("small", {"vocab_size": 12})):
         save_plain(tmp_path / name, "llava", 4, **fields)
 
     def check(first: str | Path, second: str | Path, **fields: Any) -> None:
-        check_recipe(merge_of({"model": str(folder / first), "component": "text"}, folder / second, **fields))
+        check_recipe(
+            merge_of({"model": str(folder / first), "component": "text"}, folder / second, **fields)
+        )
 
     with pytest.raises(SourceError, match=r"hidden_size differs: 32 in .*sight, 48 in .*wide"):
         check("sight", tmp_path / "wide")
-    with pytest.raises(SourceError, match=r"plain is all text, and .*sight is more; name first the model whose class"):
+    with pytest.raises(
+        SourceError,
+        match=r"plain is all text, and .*sight is more; name first the model whose class",
+    ):
         check("plain", "sight")
-    with pytest.raises(SourceError, match=f"image_token_index is {ID['<image>']}, but the result has 12 tokens"):
+    with pytest.raises(
+        SourceError, match=f"image_token_index is {ID['<image>']}, but the result has 12 tokens"
+    ):
         check("sight", tmp_path / "small", vocabulary="tokenizer", tokenizer=1)
     words = tokenizer()
     text = words.backend_tokenizer.to_str().replace("<image>", "<picture>")
@@ -238,44 +294,69 @@ def test_parts_that_do_not_fit_are_refused(parents, tmp_path):
 def path_of(folder: Path, *hops: str, **fields: Any) -> Recipe:
     """A path through the language layers of a model of sight and a plain one."""
     flow = {"path": list(hops), **fields.pop("flow", {})}
-    sources = [{"model": str(folder / "sight"), "component": "text"}, {"model": str(folder / "plain")}]
+    sources = [
+        {"model": str(folder / "sight"), "component": "text"},
+        {"model": str(folder / "plain")},
+    ]
     return Recipe.model_validate({"sources": sources, "flow": flow, **fields})
 
 
 @pytest.mark.parametrize("name", slow_beyond(["qwen2_vl"], ALL_CLASSES))
 def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_path):
-    """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain model computes the same."""
-    folder, given = parents(name), inputs(name)
+    """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain
+    model computes the same."""
+    folder = parents(name)
+    given = inputs(name)
     recipe = path_of(folder, "0:0", "1:1", "0:0", "0:1", flow={"scales": [1.0, 0.8, 1.25, -1.1]})
     out = build_model(recipe, tmp_path / "out", progress=False)
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
-    assert [type(model).__name__, *model.config.architectures] == ["EvoMergedForImageTextToText"] * 2
-    sight, plain = state(folder / "sight", ALL_CLASSES[name]), state(folder / "plain")
+    assert [type(model).__name__, *model.config.architectures] == [
+        "EvoMergedForImageTextToText"
+    ] * 2
+    sight = state(folder / "sight", ALL_CLASSES[name])
+    plain = state(folder / "plain")
     for place, (source, layer) in enumerate(model.config.slots):
         for key, tensor in model.layers[place].state_dict().items():
-            wanted = plain if source == 1 else {in_text(own): tensor for own, tensor in sight.items()}
+            wanted = (
+                plain if source == 1 else {in_text(own): tensor for own, tensor in sight.items()}
+            )
             assert torch.equal(tensor, wanted[f"model.layers.{layer}.{key}"])
     for key, tensor in model.inner.state_dict().items():
         assert ".layers." in (in_text(key) or "") or torch.equal(tensor, sight[key]), key
     checkpoint = check_recipe(recipe).ledger
     assert checkpoint.kinds == {"copied": len(open_source(str(out)).tensors)}
-    assert set(checkpoint.dropped) == {"layer not on the path", "embeddings, norm and head come from another source"}
-    plainly = transformers.AutoModelForImageTextToText.from_pretrained(fold(out, tmp_path / "plain", progress=False))
+    assert set(checkpoint.dropped) == {
+        "layer not on the path",
+        "embeddings, norm and head come from another source",
+    }
+    plainly = transformers.AutoModelForImageTextToText.from_pretrained(
+        fold(out, tmp_path / "plain", progress=False)
+    )
     assert type(plainly).__name__ == ALL_CLASSES[name]
     with torch.no_grad():
-        torch.testing.assert_close(plainly(**given).logits, model(**given).logits, atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            plainly(**given).logits, model(**given).logits, atol=3e-5, rtol=1e-4
+        )
     for file in ("processor_config.json", "tokenizer.json"):
-        assert (out / file).read_bytes() == (tmp_path / "plain" / file).read_bytes() == (folder / "sight" / file).read_bytes()
+        assert (
+            (out / file).read_bytes()
+            == (tmp_path / "plain" / file).read_bytes()
+            == (folder / "sight" / file).read_bytes()
+        )
 
 
 def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
-    """The merged language part is a source more; the ledger says what is whose; other dtypes are those of all parts."""
+    """The merged language part is a source more; the ledger says what is whose; other dtypes are
+    those of all parts."""
     folder = parents("llava")
     merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
-    recipe = path_of(folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16")
+    recipe = path_of(
+        folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16"
+    )
     out = build_model(recipe, tmp_path / "out", progress=False)
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
-    sight, plain = state(folder / "sight", CLASSES["llava"]), state(folder / "plain")
+    sight = state(folder / "sight", CLASSES["llava"])
+    plain = state(folder / "plain")
     own = "model.layers.1.mlp.up_proj.weight"
     mean = (sight["model.language_model.layers.1.mlp.up_proj.weight"] + plain[own]) / 2
     assert torch.equal(model.layers[2].mlp.up_proj.weight, mean.bfloat16())
@@ -286,19 +367,29 @@ def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
 
 
 def test_paths_through_parts_that_cannot_be_are_one_line(parents, tmp_path):
-    """A part not named; embeddings of the plain model; a plain layer with tensors that have no place; scaled pictures."""
+    """A part not named; embeddings of the plain model; a plain layer with tensors that have no
+    place; scaled pictures."""
     folder = parents("llava")
     recipe = path_of(folder, "0:0", "1:1", "0:1")
     whole = [ref.model_copy(update={"component": None}) for ref in recipe.sources]
-    with pytest.raises(SourceError, match="sight: 'llava' is more than a language model; write component: text"):
+    with pytest.raises(
+        SourceError, match="sight: 'llava' is more than a language model; write component: text"
+    ):
         check_recipe(recipe.model_copy(update={"sources": whole}))
-    with pytest.raises(SourceError, match=r"embedding_source: .*plain is all text, and .*sight is more; give that"):
+    with pytest.raises(
+        SourceError, match=r"embedding_source: .*plain is all text, and .*sight is more; give that"
+    ):
         check_recipe(path_of(folder, "0:0", "1:1", flow={"embedding_source": 1}))
     model = save_plain(tmp_path / "odd", "llava", 3)
     tensors = {**model.state_dict(), "model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
     save_file(tensors, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
-    odd = recipe.model_copy(update={"sources": [recipe.sources[0], SourceRef(model=str(tmp_path / "odd"))]})
-    with pytest.raises(SourceError, match=r"odd: the layers of .*sight have no place for its model.layers.1.self_attn.q_norm"):
+    odd = recipe.model_copy(
+        update={"sources": [recipe.sources[0], SourceRef(model=str(tmp_path / "odd"))]}
+    )
+    with pytest.raises(
+        SourceError,
+        match=r"odd: the layers of .*sight have no place for its model.layers.1.self_attn.q_norm",
+    ):
         check_recipe(odd)
     scaled = path_of(folder, "0:0", "1:1", flow={"scales": [0.5, 1.0], "scale_target": "mlp_delta"})
     with pytest.raises(PathError, match=r"scales\[0\]: 0.5 multiplies pictures as well as words"):

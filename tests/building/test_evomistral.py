@@ -1,4 +1,5 @@
-"""The paper's released layout, as `examples/evomistral.py` reads it: what is built computes what the description says."""
+"""The paper's released layout, as `examples/evomistral.py` reads it: what is built computes what
+the description says."""
 
 import json
 import runpy
@@ -18,13 +19,18 @@ from hf_evomerge.errors import SourceError
 ROOT = Path(__file__).parents[2]
 STORED = [0, 1, 2, 0, 1, 3, 2, 3, 1]
 SCALES = [1.25, 0.9, 1.1, 0.7, 1.3, 0.8, 1.05, 0.95, 1.2]
-HIDDEN, INNER, HEADS, KV, VOCAB, COUNT = 16, 24, 4, 2, 32, 4
+HIDDEN = 16
+INNER = 24
+HEADS = 4
+KV = 2
+VOCAB = 32
+COUNT = 4
 DIM = HIDDEN // HEADS
 CONFIG = {
     "architectures": ["EvoMistralForCausalLM"],
     "auto_map": {
         "AutoConfig": "SakanaAI/EvoLLM-v1-JP-10B--configuration_evomistral.EvoMistralConfig",
-        "AutoModelForCausalLM": "SakanaAI/EvoLLM-v1-JP-10B--modeling_evomistral.EvoMistralForCausalLM",
+        "AutoModelForCausalLM": "SakanaAI/EvoLLM-v1-JP-10B--modeling_evomistral.EvoMistralForCausalLM",  # noqa: E501
     },
     "model_type": "evomistral",
     "num_hidden_layers": COUNT,
@@ -58,8 +64,14 @@ def tensors() -> Tensors:
         "model.norm.weight": 1 + 0.3 * torch.randn(HIDDEN),
         "lm_head.weight": torch.randn(VOCAB, HIDDEN) / 4,
     }
-    shapes = {f"self_attn.{name}_proj": (KV * DIM if name in "kv" else HIDDEN, HIDDEN) for name in "qkvo"}
-    shapes |= {"mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
+    shapes = {
+        f"self_attn.{name}_proj": (KV * DIM if name in "kv" else HIDDEN, HIDDEN) for name in "qkvo"
+    }
+    shapes |= {
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
     for layer in range(COUNT):
         for name, shape in shapes.items():
             found[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape) / 3
@@ -73,21 +85,31 @@ def save(folder: Path, weights: Tensors | None = None, **changes: Any) -> Path:
     folder.mkdir()
     weights = tensors() if weights is None else weights
     names = sorted(weights)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, inside in parts.items():
-        save_file({name: weights[name] for name in inside}, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, inside in parts.items() for name in inside}}
+        save_file(
+            {name: weights[name] for name in inside}, folder / file, metadata={"format": "pt"}
+        )
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, inside in parts.items() for name in inside},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     return folder
 
 
 def expected(weights: Tensors, ids: torch.Tensor) -> torch.Tensor:
-    """Logits in float64, written from the description: each hop adds what the last one's MLP left over, scaled, and no more."""
+    """Logits in float64, written from the description: each hop adds what the last one's MLP left
+    over, scaled, and no more."""
     w = {name: value.double() for name, value in weights.items() if value.is_floating_point()}
     length = len(ids)
     angles = torch.arange(length)[:, None] / 10000.0 ** (torch.arange(0, DIM, 2) / DIM)
-    cos, sin = torch.cos(angles).repeat(1, 2).double(), torch.sin(angles).repeat(1, 2).double()
+    cos = torch.cos(angles).repeat(1, 2).double()
+    sin = torch.sin(angles).repeat(1, 2).double()
     causal = torch.full((length, length), -torch.inf, dtype=torch.float64).triu(1)
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -98,14 +120,23 @@ def expected(weights: Tensors, ids: torch.Tensor) -> torch.Tensor:
         return x * cos + torch.cat([-second, first], dim=-1) * sin
 
     def attention(x: torch.Tensor, at: str) -> torch.Tensor:
-        heads = {name: (x @ w[f"{at}.{name}_proj.weight"].T).view(length, -1, DIM).transpose(0, 1) for name in "qkv"}
-        q, k, v = turned(heads["q"]), turned(heads["k"]), heads["v"]
-        k, v = k.repeat_interleave(HEADS // KV, 0), v.repeat_interleave(HEADS // KV, 0)
+        heads = {
+            name: (x @ w[f"{at}.{name}_proj.weight"].T).view(length, -1, DIM).transpose(0, 1)
+            for name in "qkv"
+        }
+        q = turned(heads["q"])
+        k = turned(heads["k"])
+        v = heads["v"]
+        k = k.repeat_interleave(HEADS // KV, 0)
+        v = v.repeat_interleave(HEADS // KV, 0)
         out = torch.softmax(q @ k.transpose(1, 2) / DIM**0.5 + causal, -1) @ v
         return out.transpose(0, 1).reshape(length, HIDDEN) @ w[f"{at}.o_proj.weight"].T
 
-    hidden, residual = w["model.embed_tokens.weight"][ids], torch.zeros(length, HIDDEN, dtype=torch.float64)
-    for layer, scale in zip(weights["model.input_layers"].tolist(), weights["model.input_scales"].tolist(), strict=True):
+    hidden = w["model.embed_tokens.weight"][ids]
+    residual = torch.zeros(length, HIDDEN, dtype=torch.float64)
+    for layer, scale in zip(
+        weights["model.input_layers"].tolist(), weights["model.input_scales"].tolist(), strict=True
+    ):
         at = f"model.layers.{layer}"
         residual = residual + hidden * scale
         residual = residual + attention(norm(residual, f"{at}.input_layernorm"), f"{at}.self_attn")
@@ -123,28 +154,41 @@ def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 
 def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
-    """Logits, cached greedy tokens, and the folded plain Mistral; every stored layer is there once."""
+    """Logits, cached greedy tokens, and the folded plain Mistral; every stored layer is there
+    once."""
     released = save(tmp_path / "released")
     out = build_model(convert(released, monkeypatch), tmp_path / "ours", progress=False)
     ids = torch.tensor([3, 9, 30, 12, 7, 7, 21])
     wanted = expected(tensors(), ids)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert type(model).__name__ == "EvoMergedForCausalLM"
-    assert (model.config.path, model.config.scale_target) == ([f"0:{layer}" for layer in STORED], "mlp_delta")
+    assert (model.config.path, model.config.scale_target) == (
+        [f"0:{layer}" for layer in STORED],
+        "mlp_delta",
+    )
     assert model.config.scales == pytest.approx(SCALES)
     with torch.no_grad():
         assert torch.allclose(model(ids[None]).logits[0].double(), wanted, atol=2e-4)
         assert wanted.std() > 0.5
-        text = model.generate(ids[None], max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
-        assert [int(expected(tensors(), text[:end])[-1].argmax()) for end in range(7, 13)] == text[7:].tolist()
+        text = model.generate(
+            ids[None], max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0]
+        assert [int(expected(tensors(), text[:end])[-1].argmax()) for end in range(7, 13)] == text[
+            7:
+        ].tolist()
         plain = AutoModelForCausalLM.from_pretrained(
             hf_evomerge.fold(out, tmp_path / "plain", progress=False), dtype=torch.float32
         )
-        assert (type(plain).__name__, plain.config.num_hidden_layers) == ("MistralForCausalLM", len(STORED))
+        assert (type(plain).__name__, plain.config.num_hidden_layers) == (
+            "MistralForCausalLM",
+            len(STORED),
+        )
         assert torch.allclose(plain(ids[None]).logits[0].double(), wanted, atol=2e-4)
     stored = sum(value.numel() for value in tensors().values()) - 2 * len(STORED)
     assert sum(parameter.numel() for parameter in model.parameters()) == stored
-    assert not [name for name in ("auto_map", "num_hops") if name in model.config.text_config.to_dict()]
+    assert not [
+        name for name in ("auto_map", "num_hops") if name in model.config.text_config.to_dict()
+    ]
 
 
 def without(name: str) -> Tensors:
@@ -153,11 +197,27 @@ def without(name: str) -> Tensors:
 
 
 WRONG: dict[str, tuple[dict[str, Any], Tensors | None, str]] = {
-    "another model": ({"model_type": "mistral"}, None, "model_type is 'mistral', not 'evomistral'; nothing to do"),
-    "no path": ({}, without("model.input_layers"), "no tensor called model.input_layers, which holds the path"),
-    "no scales": ({}, without("model.input_scales"), "no tensor called model.input_scales, which holds the path"),
+    "another model": (
+        {"model_type": "mistral"},
+        None,
+        "model_type is 'mistral', not 'evomistral'; nothing to do",
+    ),
+    "no path": (
+        {},
+        without("model.input_layers"),
+        "no tensor called model.input_layers, which holds the path",
+    ),
+    "no scales": (
+        {},
+        without("model.input_scales"),
+        "no tensor called model.input_scales, which holds the path",
+    ),
     "hops": ({"num_hops": 65}, None, "9 layers, 9 scales, 65 hops; download it again"),
-    "lengths": ({}, {**tensors(), "model.input_scales": torch.ones(8)}, "9 layers, 8 scales, 9 hops; download it again"),
+    "lengths": (
+        {},
+        {**tensors(), "model.input_scales": torch.ones(8)},
+        "9 layers, 8 scales, 9 hops; download it again",
+    ),
 }
 
 

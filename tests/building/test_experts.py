@@ -1,4 +1,5 @@
-"""Mixtures of experts: routers from one source, experts as a group of their own, on disk and in memory."""
+"""Mixtures of experts: routers from one source, experts as a group of their own, on disk and in
+memory."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
 
 @pytest.mark.parametrize("architecture", slow_beyond(["mixtral", "gpt_oss"], MIXTURES))
 def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp_path):
-    """Routers are copied from the first source, or the one that is named; experts have the value of their group."""
+    """Routers are copied from the first source, or the one that is named; experts have the value of
+    their group."""
     folder = families(architecture)
     base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
     names = halves(base)
@@ -64,7 +66,9 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp
     assert len(names["experts"]) >= 4
     weights = {"blocks.0-1.experts": 0.25, "default": 0.5}
     merged = tensors_of(build_model(recipe_of(folder, weights), tmp_path / "out", progress=False))
-    other = tensors_of(build_model(recipe_of(folder, weights, router=1), tmp_path / "other", progress=False))
+    other = tensors_of(
+        build_model(recipe_of(folder, weights, router=1), tmp_path / "other", progress=False)
+    )
     for name, tensor in merged.items():
         if name in names["router"]:
             assert torch.equal(tensor, a[name]), name
@@ -72,7 +76,9 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp
             continue
         assert torch.equal(tensor, other[name])
         weight = 0.25 if name in names["experts"] else 0.5
-        torch.testing.assert_close(tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name]))
+        torch.testing.assert_close(
+            tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name])
+        )
     ledger = check_recipe(recipe_of(folder, weights)).ledger
     assert ledger.kinds["copied"] == len(names["router"])
     assert f"router, that of one source is kept ({2 * len(names['router'])})" in str(ledger)
@@ -84,14 +90,17 @@ ROUTERS = list(zip(MIXTURES, [0, 1, "merge", "merge", 1], strict=True))
 
 @pytest.mark.parametrize(("architecture", "router"), slow_beyond(["mixtral", "gpt_oss"], ROUTERS))
 def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tmp_path):
-    """Also where transformers keeps the experts of a block in one parameter and the files have one of each."""
+    """Also where transformers keeps the experts of a block in one parameter and the files have one
+    of each."""
     folder = families(architecture)
     written = AutoModelForCausalLM.from_pretrained(
         build_model(recipe_of(folder, router=router), tmp_path / "out", progress=False)
     )
     live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base")
     sources = [open_source(str(folder / name)) for name in "ab"]
-    merger = LiveMerger(sources, open_source(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router)
+    merger = LiveMerger(
+        sources, open_source(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router
+    )
     merger.apply([{"weight": 0.5}] * 2)
     for name, tensor in written.state_dict().items():
         assert torch.equal(tensor, live.state_dict()[name]), name
@@ -102,11 +111,18 @@ def test_merged_routers_are_a_group_too(families, tmp_path):
     folder = families("mixtral")
     base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
     weights = {"blocks.0-1.router": 0.0, "blocks.1.mlp": 0.25, "default": 0.5}
-    merged = tensors_of(build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out", progress=False))
+    merged = tensors_of(
+        build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out", progress=False)
+    )
     for name, tensor in merged.items():
-        half, block = classify(name)[2], classify(name)[1]
-        weight = 0.0 if half == "router" else 0.25 if block == 1 and half in ("mlp", "experts") else 0.5
-        torch.testing.assert_close(tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name]))
+        half = classify(name)[2]
+        block = classify(name)[1]
+        weight = (
+            0.0 if half == "router" else 0.25 if block == 1 and half in ("mlp", "experts") else 0.5
+        )
+        torch.testing.assert_close(
+            tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name])
+        )
 
 
 def test_slices_take_the_router_of_their_first_source(families, tmp_path):
@@ -123,20 +139,30 @@ def test_slices_take_the_router_of_their_first_source(families, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "key", "message"),
     [
-        ("mixtral", "blocks.0.router", "layer group blocks.0.router: no tensor that is merged .* router: merge"),
+        (
+            "mixtral",
+            "blocks.0.router",
+            "layer group blocks.0.router: no tensor that is merged .* router: merge",
+        ),
         ("llama", "blocks.0.experts", "layer group blocks.0.experts: no tensor that is merged"),
     ],
 )
 def test_a_group_that_is_not_merged_is_refused(architecture, key, message, tmp_path):
-    """A number that would change nothing: of routers that are copied, of experts that are not there."""
+    """A number that would change nothing: of routers that are copied, of experts that are not
+    there."""
     for name in ("a", "b", "base"):
-        tiny_model(architecture, layers=1, **MIXTURES.get(architecture, {})).save_pretrained(tmp_path / name)
+        tiny_model(architecture, layers=1, **MIXTURES.get(architecture, {})).save_pretrained(
+            tmp_path / name
+        )
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe_of(tmp_path, {key: 0.5, "default": 1.0}))
 
 
 def test_a_router_is_one_of_those_that_are_merged():
     """Another source, or one for a stack, is refused when the recipe is read."""
-    for merge in ({"router": 2}, {"router": 1, "slices": [{"layers": ["0:0", "1:0"]}], "parameters": []}):
+    for merge in (
+        {"router": 2},
+        {"router": 1, "slices": [{"layers": ["0:0", "1:0"]}], "parameters": []},
+    ):
         with pytest.raises(ValueError, match=r"merge.router: . is no source of all that is merged"):
             recipe_of(Path("x"), **merge)

@@ -10,7 +10,13 @@ from peft import PeftModel
 from recipes import merge_of
 from safetensors.torch import load_file
 from tiny_adapters import save_adapter
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
@@ -25,22 +31,41 @@ from hf_evomerge.search.score_model import evaluate_model
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a model in float64."""
-    return {name: tensor.double() for name, tensor in AutoModelForCausalLM.from_pretrained(folder).state_dict().items()}
+    return {
+        name: tensor.double()
+        for name, tensor in AutoModelForCausalLM.from_pretrained(folder).state_dict().items()
+    }
 
 
 def test_every_linear_weight_is_cut_to_the_rank(tiny, tmp_path):
-    """The product is the truncated SVD of the change, and the record and the table say what share of it is kept and lost."""
-    report = str(extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=3, progress=False))
-    after, before = weights(tiny / "a"), weights(tiny / "base")
-    adapter, record = load_file(tmp_path / "out" / "adapter_model.safetensors"), read_build_record(tmp_path / "out")
-    linear = sorted(name.removesuffix(".weight") for name in before if "_proj" in name or name == "lm_head.weight")
+    """The product is the truncated SVD of the change, and the record and the table say what share
+    of it is kept and lost."""
+    report = str(
+        extract_adapter(
+            str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=3, progress=False
+        )
+    )
+    after = weights(tiny / "a")
+    before = weights(tiny / "base")
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    record = read_build_record(tmp_path / "out")
+    linear = sorted(
+        name.removesuffix(".weight")
+        for name in before
+        if "_proj" in name or name == "lm_head.weight"
+    )
     assert sorted(record.energy) == linear
-    kept, whole = 0.0, sum(float((after[name] - before[name]).square().sum()) for name in before)
+    kept = 0.0
+    whole = sum(float((after[name] - before[name]).square().sum()) for name in before)
     for module in linear:
         u, values, v = torch.linalg.svd(after[f"{module}.weight"] - before[f"{module}.weight"])
-        b, a = (adapter[f"base_model.model.{module}.lora_{letter}.weight"].double() for letter in "BA")
+        b, a = (
+            adapter[f"base_model.model.{module}.lora_{letter}.weight"].double() for letter in "BA"
+        )
         assert torch.allclose(b @ a, u[:, :3] @ values[:3].diag() @ v[:3], atol=1e-5)
-        assert record.energy[module] == pytest.approx(float(values[:3].square().sum() / values.square().sum()), abs=1e-4)
+        assert record.energy[module] == pytest.approx(
+            float(values[:3].square().sum() / values.square().sum()), abs=1e-4
+        )
         kept += float(values[:3].square().sum())
     lines = {line.split()[0]: line for line in report.splitlines()}
     assert lines["total"].split()[-1] == f"{kept / whole:.1%}"
@@ -49,19 +74,30 @@ def test_every_linear_weight_is_cut_to_the_rank(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "linear", "count"), [("llama", ("_proj", "lm_head"), 15), ("gpt2", ("c_attn", "c_proj", "c_fc"), 8)]
+    ("architecture", "linear", "count"),
+    [("llama", ("_proj", "lm_head"), 15), ("gpt2", ("c_attn", "c_proj", "c_fc"), 8)],
 )
 def test_a_full_rank_loses_nothing_linear(architecture, linear, count, tiny, tmp_path):
-    """With every rank the base with the adapter is the fine-tune in every linear weight, by peft, GPT-2's transposed too."""
+    """With every rank the base with the adapter is the fine-tune in every linear weight, by peft,
+    GPT-2's transposed too."""
     for seed, name in enumerate(("base", "a") if architecture == "gpt2" else ()):
         torch.manual_seed(seed)
         config = GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)
         GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
     folder = tmp_path if architecture == "gpt2" else tiny
-    extract_adapter(str(folder / "a"), str(folder / "base"), tmp_path / "out", rank=1000, progress=False)
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), tmp_path / "out")
-    merged, after = model.merge_and_unload().state_dict(), weights(folder / "a")
-    changed = [name for name in merged if name.removesuffix(".weight").endswith(linear) and name.endswith(".weight")]
+    extract_adapter(
+        str(folder / "a"), str(folder / "base"), tmp_path / "out", rank=1000, progress=False
+    )
+    model: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder / "base"), tmp_path / "out"
+    )
+    merged = model.merge_and_unload().state_dict()
+    after = weights(folder / "a")
+    changed = [
+        name
+        for name in merged
+        if name.removesuffix(".weight").endswith(linear) and name.endswith(".weight")
+    ]
     assert len(changed) == count
     assert all(torch.allclose(merged[name].double(), after[name], atol=1e-5) for name in changed)
 
@@ -70,24 +106,47 @@ def test_extracted_adapters_are_merged(tiny, tmp_path):
     """They are sources as any other adapter, and the same again when they are extracted again."""
     for name in "ab":
         for again in ("", "-again"):
-            extract_adapter(str(tiny / name), str(tiny / "base"), tmp_path / f"{name}{again}", rank=2, progress=False)
-        files = [(tmp_path / f"{name}{again}" / "adapter_model.safetensors").read_bytes() for again in ("", "-again")]
+            extract_adapter(
+                str(tiny / name),
+                str(tiny / "base"),
+                tmp_path / f"{name}{again}",
+                rank=2,
+                progress=False,
+            )
+        files = [
+            (tmp_path / f"{name}{again}" / "adapter_model.safetensors").read_bytes()
+            for again in ("", "-again")
+        ]
         assert files[0] == files[1]
-    recipe = merge_of(tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tiny / "base", weights=[0.5, 0.5])
+    recipe = merge_of(
+        tmp_path / "a",
+        tmp_path / "b",
+        method="task_arithmetic",
+        base=tiny / "base",
+        weights=[0.5, 0.5],
+    )
     folder = build_model(recipe, tmp_path / "out", progress=False)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in tensors.items() if "_A" in name} == {4}
 
 
 def test_what_cannot_be_extracted(tiny, tmp_path):
-    """A model that is its own base, one of another shape, and a folder that is there are refused in one line."""
+    """A model that is its own base, one of another shape, and a folder that is there are refused in
+    one line."""
     with pytest.raises(SourceError, match="no linear weight differs from"):
         extract_adapter(str(tiny / "base"), str(tiny / "base"), tmp_path / "out")
     with pytest.raises(SourceError, match="sources must be fine-tunes of one base"):
         extract_adapter(str(tiny / "deep"), str(tiny / "base"), tmp_path / "out")
     folders = [str(tiny / "a"), "--base", str(tiny / "base"), "--out", str(tmp_path / "out")]
     said = CliRunner().invoke(app, ["extract", *folders, "--rank", "2"])
-    assert said.stdout.splitlines()[0].split() == ["layer", "weights", "of", "the", "change", "kept"]
+    assert said.stdout.splitlines()[0].split() == [
+        "layer",
+        "weights",
+        "of",
+        "the",
+        "change",
+        "kept",
+    ]
     with pytest.raises(EvoMergeError, match="exists already"):
         extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out")
 
@@ -99,21 +158,29 @@ def test_a_fine_tune_with_numbers_that_are_not_finite(name, number, tiny, tmp_pa
     model = AutoModelForCausalLM.from_pretrained(tiny / "a")
     model.get_parameter(name).data.flatten()[0] = number
     model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(SourceError, match=f"^not all numbers are finite in {name}: .*broken or its base has NaN or infi"):
-        extract_adapter(str(tmp_path / "broken"), str(tiny / "base"), tmp_path / "out", progress=False)
+    with pytest.raises(
+        SourceError,
+        match=f"^not all numbers are finite in {name}: .*broken or its base has NaN or infi",
+    ):
+        extract_adapter(
+            str(tmp_path / "broken"), str(tiny / "base"), tmp_path / "out", progress=False
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_has_at_least_rank_one(tiny, tmp_path):
     """A rank of 0 is refused before anything is written."""
     with pytest.raises(EvoMergeError, match="rank: an adapter has at least 1, not 0"):
-        extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=0, progress=False)
+        extract_adapter(
+            str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=0, progress=False
+        )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("rank", [1, 4])
 def test_on_a_flat_spectrum_the_best_of_the_rank_is_kept(rank, tmp_path):
-    """Where all directions of a change count about alike, the adapter keeps as much as the SVD does."""
+    """Where all directions of a change count about alike, the adapter keeps as much as the SVD
+    does."""
     sizes = {"vocab_size": 48, "hidden_size": 160, "intermediate_size": 224, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
     model.save_pretrained(tmp_path / "base")
@@ -124,9 +191,12 @@ def test_on_a_flat_spectrum_the_best_of_the_rank_is_kept(rank, tmp_path):
     model.save_pretrained(tmp_path / "tuned")
     folders = str(tmp_path / "tuned"), str(tmp_path / "base")
     energy = extract_adapter(*folders, tmp_path / "out", rank=rank, progress=False).energy
-    after, before = weights(tmp_path / "tuned"), weights(tmp_path / "base")
+    after = weights(tmp_path / "tuned")
+    before = weights(tmp_path / "base")
     for module, kept in energy.items():
-        squares = torch.linalg.svdvals(after[f"{module}.weight"] - before[f"{module}.weight"]).square()
+        squares = torch.linalg.svdvals(
+            after[f"{module}.weight"] - before[f"{module}.weight"]
+        ).square()
         assert kept == pytest.approx(float(squares[:rank].sum() / squares.sum()), abs=2e-6), module
 
 
@@ -135,16 +205,22 @@ def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny / "base")
     model.model.layers[0].self_attn.q_proj.weight.data[2, 3] += 1
     model.save_pretrained(tmp_path / "tuned")
-    adapter = extract_adapter(str(tmp_path / "tuned"), str(tiny / "base"), tmp_path / "out", rank=4, progress=False)
+    adapter = extract_adapter(
+        str(tmp_path / "tuned"), str(tiny / "base"), tmp_path / "out", rank=4, progress=False
+    )
     assert adapter.energy == {"model.layers.0.self_attn.q_proj": 1.0}
-    b, a = (load_file(tmp_path / "out" / "adapter_model.safetensors")[name] for name in reversed(list(adapter.tensors)))
+    b, a = (
+        load_file(tmp_path / "out" / "adapter_model.safetensors")[name]
+        for name in reversed(list(adapter.tensors))
+    )
     wanted = torch.zeros(len(b), a.shape[1])
     wanted[2, 3] = 1
     assert torch.allclose(b @ a, wanted, atol=1e-6)
 
 
 def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):
-    """An adapter can name a model as its base, and not one with another adapter: that is refused."""
+    """An adapter can name a model as its base, and not one with another adapter: that is
+    refused."""
     save_adapter(tiny / "base", tmp_path / "lora", 0, target_modules=["q_proj"])
     with pytest.raises(SourceError, match="is a model with an adapter"):
         extract_adapter(str(tiny / "a"), str(tmp_path / "lora"), tmp_path / "out", progress=False)
@@ -152,14 +228,29 @@ def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):
 
 
 def test_what_an_adapter_costs_in_score(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
-    """With a search file the fine-tune and the base with the adapter are scored, and the difference is told."""
+    """With a search file the fine-tune and the base with the adapter are scored, and the difference
+    is told."""
     file = tmp_path / "search.yaml"
     validate(SearchConfig, search_settings(), SearchError).save(file)
     places = ["--base", str(tiny / "base"), "--out", str(tmp_path / "out"), "--search", str(file)]
-    said = CliRunner().invoke(app, ["extract", str(tiny / "a"), *places, "--rank", "2"]).stdout.splitlines()
+    said = (
+        CliRunner()
+        .invoke(app, ["extract", str(tiny / "a"), *places, "--rank", "2"])
+        .stdout.splitlines()
+    )
     whole, cut, cost = (line.partition(": ") for line in said[-3:])
-    assert [whole[0], cut[0], cost[0]] == ["the fine-tune", "the base with the adapter", "difference in fitness"]
+    assert [whole[0], cut[0], cost[0]] == [
+        "the fine-tune",
+        "the base with the adapter",
+        "difference in fitness",
+    ]
     config = SearchConfig.load(file)
     assert whole[2] == str(evaluate_model(str(tiny / "a"), config))
-    assert cut[2] == str(evaluate_model(str(tiny / "base"), config, adapter=str(tmp_path / "out"))) != whole[2]
-    assert float(cost[2].split()[0]) == pytest.approx(float(cut[2].split()[1]) - float(whole[2].split()[1]), abs=2e-3)
+    assert (
+        cut[2]
+        == str(evaluate_model(str(tiny / "base"), config, adapter=str(tmp_path / "out")))
+        != whole[2]
+    )
+    assert float(cost[2].split()[0]) == pytest.approx(
+        float(cut[2].split()[1]) - float(whole[2].split()[1]), abs=2e-3
+    )

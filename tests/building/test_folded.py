@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_models import tiny_model, token_ids
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, MllamaConfig, MllamaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 from vlms import TEXT, VISION
 
@@ -37,7 +42,8 @@ def saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize("variant", slow_beyond(["qwen3_next", "gemma2, untied"], VARIANTS))
 def test_variants_fold_too(variant, scale_target, tmp_path):
-    """Variants of the architectures, built differently, fold to a plain model of the same logits and tokens."""
+    """Variants of the architectures, built differently, fold to a plain model of the same logits
+    and tokens."""
     architecture, fields = VARIANTS[variant]
     fold_error(architecture, fields, scale_target, tmp_path)
 
@@ -50,23 +56,30 @@ def test_without_scales_the_tensors_are_copies(architecture, tmp_path):
 
 
 def test_only_scales_need_a_stream_that_can_be_folded(tmp_path):
-    """A path without scales is exported for any architecture; scales are refused where norms stand in the stream."""
+    """A path without scales is exported for any architecture; scales are refused where norms stand
+    in the stream."""
     pool = pool_of("openai-gpt")
     model = pool.model(LayerPath.parse(HOPS))
     assert torch.equal(folded(model, tmp_path)(token_ids()).logits, model(token_ids()).logits)
     pool.model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "scaled")
-    with pytest.raises(SourceError, match="'openai-gpt' cannot be folded with these scales; something is done to"):
+    with pytest.raises(
+        SourceError, match="'openai-gpt' cannot be folded with these scales; something is done to"
+    ):
         fold(tmp_path / "scaled", tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize(("scale_target", "tied"), [("stream", True), ("mlp_delta", False)])
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])
 def test_scaled_embeddings_leave_the_head(architecture, scale_target, tied, tmp_path):
-    """Embeddings that are scaled are no longer the head's; in the stream they are not scaled and stay tied."""
-    model = pool_of(architecture, tie_word_embeddings=True).model(LayerPath.parse(HOPS, SCALES), scale_target)
+    """Embeddings that are scaled are no longer the head's; in the stream they are not scaled and
+    stay tied."""
+    model = pool_of(architecture, tie_word_embeddings=True).model(
+        LayerPath.parse(HOPS, SCALES), scale_target
+    )
     plain = folded(model, tmp_path)
     assert plain.config.tie_word_embeddings is tied
-    embeddings, head = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
+    embeddings = plain.get_input_embeddings().weight
+    head = plain.get_output_embeddings().weight
     assert (embeddings is head) is tied
     assert torch.equal(head, model.get_output_embeddings().weight)
 
@@ -84,7 +97,11 @@ def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path):
         (["0:0", "0:1*0.5 + 1:1*0.5"], [1, 1], "path[1]: '0:1*0.5 + 1:1*0.5' sums 2 layers"),
         (["0:0", "0:1*0.5"], [1, 1], "path[1]: '0:1*0.5' has a weight other than 1"),
         (["0:0", "0:1"], [1, 0], "scales[1]: 0 wipes out the stream"),
-        (["0:0", "0:1"], [1e-200, 1e-200], "scales[1]: the product of the scales up to this one is 0.0"),
+        (
+            ["0:0", "0:1"],
+            [1e-200, 1e-200],
+            "scales[1]: the product of the scales up to this one is 0.0",
+        ),
     ],
 )
 def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path):
@@ -99,8 +116,16 @@ def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path
 @pytest.mark.parametrize(
     ("architecture", "fields", "message"),
     [
-        ("opt", {"do_layer_norm_before": False}, "'opt' cannot be folded with these scales; something is done to the stream"),
-        ("opt", {"layer_norm_elementwise_affine": False}, "final_layer_norm has no weight that could be negated"),
+        (
+            "opt",
+            {"do_layer_norm_before": False},
+            "'opt' cannot be folded with these scales; something is done to the stream",
+        ),
+        (
+            "opt",
+            {"layer_norm_elementwise_affine": False},
+            "final_layer_norm has no weight that could be negated",
+        ),
         (
             "bloom",
             {"apply_residual_connection_post_layernorm": True},
@@ -109,8 +134,11 @@ def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path
     ],
 )
 def test_variants_that_are_built_otherwise_are_refused(architecture, fields, message, tmp_path):
-    """A known architecture is refused where its configuration changes what reads or writes the residual stream."""
-    pool_of(architecture, **fields).model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "merged")
+    """A known architecture is refused where its configuration changes what reads or writes the
+    residual stream."""
+    pool_of(architecture, **fields).model(LayerPath.parse(HOPS, SCALES)).save_pretrained(
+        tmp_path / "merged"
+    )
     with pytest.raises(SourceError, match=re.escape(message)):
         fold(tmp_path / "merged", tmp_path / "out", progress=False)
 
@@ -127,13 +155,16 @@ def test_a_missing_tensor_is_named(saved, tmp_path):
     tensors = load_file(saved / "model.safetensors")
     del tensors["model.model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SourceError, match=r"no tensor called model\.model\.layers\.1\.mlp\.down_proj\.weight"):
+    with pytest.raises(
+        SourceError, match=r"no tensor called model\.model\.layers\.1\.mlp\.down_proj\.weight"
+    ):
         fold(saved, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dtype_can_be_asked_for(saved, tmp_path):
-    """The factor is applied before the weights are rounded to the dtype that is asked for, and config.json says it."""
+    """The factor is applied before the weights are rounded to the dtype that is asked for, and
+    config.json says it."""
     exact, plain = (
         load_file(fold(saved, tmp_path / name, dtype=name, progress=False) / "model.safetensors")
         for name in ("float32", "bfloat16")
@@ -145,8 +176,11 @@ def test_a_dtype_can_be_asked_for(saved, tmp_path):
 
 
 def test_a_weight_that_overflows_is_an_error(tmp_path):
-    """A weight that does not fit into the dtype once it is scaled is refused, and nothing is left behind."""
-    pool_of("llama").model(LayerPath.parse("0:0, 0:1", [1, 1e-7])).save_pretrained(tmp_path / "merged")
+    """A weight that does not fit into the dtype once it is scaled is refused, and nothing is left
+    behind."""
+    pool_of("llama").model(LayerPath.parse("0:0, 0:1", [1, 1e-7])).save_pretrained(
+        tmp_path / "merged"
+    )
     with pytest.raises(EvoMergeError, match=r"layers\.1\.\S+: does not fit into torch\.float16"):
         fold(tmp_path / "merged", tmp_path / "out", dtype="float16", progress=False)
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
@@ -154,12 +188,17 @@ def test_a_weight_that_overflows_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_the_tokenizer_says_whether_it_adds_bos(saved, adds, tmp_path):
-    """The tokenizer comes along, encodes as before, and says explicitly whether it puts a BOS in front."""
+    """The tokenizer comes along, encodes as before, and says explicitly whether it puts a BOS in
+    front."""
     backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="b"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     if adds:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(saved)
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(saved)
     (saved / "chat_template.jinja").write_text("{{ messages }}")
     out = fold(saved, tmp_path / "out", progress=False)
     assert json.loads((out / "tokenizer_config.json").read_text())["add_bos_token"] is adds
@@ -169,7 +208,8 @@ def test_the_tokenizer_says_whether_it_adds_bos(saved, adds, tmp_path):
 
 
 def test_a_rearranged_window_pattern_is_mentioned(tmp_path, caplog):
-    """A path that breaks the architecture's order of layer kinds is folded with a warning, and one that keeps it without."""
+    """A path that breaks the architecture's order of layer kinds is folded with a warning, and one
+    that keeps it without."""
     pool = pool_of("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     pool.model(LayerPath.parse("0:0, 0:1, 0:2, 1:3")).save_pretrained(tmp_path / "kept")
     pool.model(LayerPath.parse("0:0, 0:1, 0:0, 1:3")).save_pretrained(tmp_path / "broken")
@@ -181,7 +221,9 @@ def test_a_rearranged_window_pattern_is_mentioned(tmp_path, caplog):
 
 def test_the_command_line_folds(saved, tmp_path):
     """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
-    done = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
+    done = CliRunner().invoke(
+        app, ["fold", str(saved), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
     again = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out")])
@@ -191,7 +233,10 @@ def test_the_command_line_folds(saved, tmp_path):
 
 def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):
     """The config of a Mllama does not say whether its head is tied: it is not."""
-    text = {**{key: value for key, value in TEXT.items() if key != "head_dim"}, "cross_attention_layers": [1]}
+    text = {
+        **{key: value for key, value in TEXT.items() if key != "head_dim"},
+        "cross_attention_layers": [1],
+    }
     sight = {
         **VISION,
         "attention_heads": 2,
@@ -199,8 +244,16 @@ def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):
         "vision_output_dim": 32,
         "intermediate_layers_indices": [0],
     }
-    config = MllamaConfig(text_config=text, vision_config={**sight, "image_size": 8, "patch_size": 4}, image_token_index=12)
-    model = LayerPool([MllamaForConditionalGeneration(config).eval()]).model(LayerPath.parse("0:0, 0:1, 0:0"))
+    config = MllamaConfig(
+        text_config=text,
+        vision_config={**sight, "image_size": 8, "patch_size": 4},
+        image_token_index=12,
+    )
+    model = LayerPool([MllamaForConditionalGeneration(config).eval()]).model(
+        LayerPath.parse("0:0, 0:1, 0:0")
+    )
     model.save_pretrained(tmp_path / "path")
-    plain = MllamaForConditionalGeneration.from_pretrained(fold(tmp_path / "path", tmp_path / "plain"))
+    plain = MllamaForConditionalGeneration.from_pretrained(
+        fold(tmp_path / "path", tmp_path / "plain")
+    )
     assert torch.equal(plain(token_ids()).logits, model(token_ids()).logits)

@@ -30,7 +30,10 @@ from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
-DARE = [{"weight": 0.9, "density": 0.5}, {"weight": 0.7, "density": {"embed": 1, "blocks.0-1": 0.25, "head": 0.5}}]
+DARE = [
+    {"weight": 0.9, "density": 0.5},
+    {"weight": 0.7, "density": {"embed": 1, "blocks.0-1": 0.25, "head": 0.5}},
+]
 
 
 def warned(caplog) -> list[str]:
@@ -45,16 +48,23 @@ def digest(folder) -> str:
         tensors |= load_file(file)
     total = hashlib.sha256()
     for name in sorted(tensors):
-        total.update(name.encode() + tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        total.update(
+            name.encode() + tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return total.hexdigest()
 
 
 def test_gradients_and_patterns_reach_the_tensors(family, make_recipe, tmp_path):
     """A gradient over the two blocks, and a pattern of names, give each tensor its own weight."""
-    weights = [{"weight": {"*down_proj*": 3.0, "default": [0.0, 1.0]}}, {"weight": {"*norm*": [2.0], "default": 1.0}}]
+    weights = [
+        {"weight": {"*down_proj*": 3.0, "default": [0.0, 1.0]}},
+        {"weight": {"*norm*": [2.0], "default": 1.0}},
+    ]
     recipe = make_recipe(family, "linear", weights, {"normalize": False}, base=False)
     merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
-    first, second = (load_file(family / name / "model.safetensors") for name in ("source0", "source1"))
+    first, second = (
+        load_file(family / name / "model.safetensors") for name in ("source0", "source1")
+    )
     for name, tensor in merged.items():
         here = 3.0 if "down_proj" in name else 1.0 if "layers.1." in name else 0.0
         there = 2.0 if "norm" in name else 1.0
@@ -73,9 +83,15 @@ def test_only_the_sources_that_take_part_count(family, make_recipe, tmp_path):
 
 
 def test_the_dtype_of_the_recipe_is_that_of_the_result(family, make_recipe, load, tmp_path):
-    """A recipe's dtype goes into the tensors and into the config; sums are made in float32 and rounded once."""
-    exact = load_file(build_model(make_recipe(family, "linear"), tmp_path / "a", progress=False) / "model.safetensors")
-    out = build_model(make_recipe(family, "linear", dtype="bfloat16"), tmp_path / "b", progress=False)
+    """A recipe's dtype goes into the tensors and into the config; sums are made in float32 and
+    rounded once."""
+    exact = load_file(
+        build_model(make_recipe(family, "linear"), tmp_path / "a", progress=False)
+        / "model.safetensors"
+    )
+    out = build_model(
+        make_recipe(family, "linear", dtype="bfloat16"), tmp_path / "b", progress=False
+    )
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert load(out).dtype == torch.bfloat16
     rounded = load_file(out / "model.safetensors")
@@ -83,7 +99,8 @@ def test_the_dtype_of_the_recipe_is_that_of_the_result(family, make_recipe, load
 
 
 def test_a_tied_head_stays_absent(family, half_family, make_recipe, load, tmp_path):
-    """A tied head is neither asked for nor written, and is tied again on loading; an untied one is merged."""
+    """A tied head is neither asked for nor written, and is tied again on loading; an untied one is
+    merged."""
     tied = build_model(make_recipe(family, "ties"), tmp_path / "tied", progress=False)
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")
     model = load(tied)
@@ -99,10 +116,18 @@ def test_a_tied_head_that_is_stored_all_the_same_is_left_out(family, make_recipe
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_bytes((family / name / "config.json").read_bytes())
     tensors = load_file(family / "source0" / "model.safetensors")
-    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, folder / "source0/model.safetensors")
-    save_file(load_file(family / "source1" / "model.safetensors"), folder / "source1" / "model.safetensors")
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        folder / "source0/model.safetensors",
+    )
+    save_file(
+        load_file(family / "source1" / "model.safetensors"),
+        folder / "source1" / "model.safetensors",
+    )
     found = build_model(make_recipe(folder, "linear", base=False), tmp_path / "a", progress=False)
-    expected = build_model(make_recipe(family, "linear", base=False), tmp_path / "b", progress=False)
+    expected = build_model(
+        make_recipe(family, "linear", base=False), tmp_path / "b", progress=False
+    )
     assert digest(found) == digest(expected)
 
 
@@ -115,10 +140,15 @@ def test_shards_do_not_matter(half_family, make_recipe, load, tmp_path, size):
     files = sorted(file.name for file in cut.glob("*.safetensors"))
     assert len(files) > 1
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    assert set(json.loads((cut / "model.safetensors.index.json").read_text())["weight_map"].values()) == set(files)
+    assert set(
+        json.loads((cut / "model.safetensors.index.json").read_text())["weight_map"].values()
+    ) == set(files)
     assert digest(cut) == digest(whole)
     assert not (whole / "model.safetensors.index.json").exists()
-    assert all(torch.equal(a, b) for a, b in zip(load(cut).parameters(), load(whole).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(load(cut).parameters(), load(whole).parameters(), strict=True)
+    )
 
 
 def test_the_place_of_the_sources_does_not_matter(half_family, make_recipe, tmp_path):
@@ -128,29 +158,47 @@ def test_the_place_of_the_sources_does_not_matter(half_family, make_recipe, tmp_
     first = build_model(make_recipe(half_family, "dare_ties", DARE), tmp_path / "a", progress=False)
     second = build_model(make_recipe(moved, "dare_ties", DARE), tmp_path / "b", progress=False)
     named = ("recipe.yaml", "build.json")
-    contents = [{f.name: f.read_bytes() for f in out.iterdir() if f.name not in named} for out in (first, second)]
+    contents = [
+        {f.name: f.read_bytes() for f in out.iterdir() if f.name not in named}
+        for out in (first, second)
+    ]
     assert contents[0] == contents[1]
 
 
 @pytest.mark.slow
 def test_hash_seed_and_threads_do_not_matter(tmp_path, make_recipe):
-    """Another process with another hash seed and more threads writes the same bits, large tensors included."""
-    family = save_family(tmp_path, tiny_config(hidden_size=128, vocab_size=2048, num_hidden_layers=1), torch.bfloat16, 2)
+    """Another process with another hash seed and more threads writes the same bits, large tensors
+    included."""
+    family = save_family(
+        tmp_path,
+        tiny_config(hidden_size=128, vocab_size=2048, num_hidden_layers=1),
+        torch.bfloat16,
+        2,
+    )
     recipes = [
-        make_recipe(family, method, parameters, options, min(len(parameters), 2), base=method != "slerp")
-        for method, parameters, options in ((method, list(values)[:2], options) for method, values, options in CASES)
+        make_recipe(
+            family, method, parameters, options, min(len(parameters), 2), base=method != "slerp"
+        )
+        for method, parameters, options in (
+            (method, list(values)[:2], options) for method, values, options in CASES
+        )
     ]
     code = (
         "import sys, torch; torch.set_num_threads(3)\n"
-        "from hf_evomerge.building.build import build_model; from hf_evomerge.recipes.recipe import Recipe\n"
+        "from hf_evomerge.building.build import build_model; from hf_evomerge.recipes.recipe "
+        "import Recipe\n"
         "for file in sys.argv[1:]:\n"
         "    build_model(Recipe.load(file), f'{file}-there', progress=False)"
     )
     files = [tmp_path / f"{position}.yaml" for position in range(len(recipes))]
     for file, recipe in zip(files, recipes, strict=True):
         recipe.save(file)
-    expected = [digest(build_model(Recipe.load(file), f"{file}-here", progress=False)) for file in files]
-    subprocess.run([sys.executable, "-c", code, *files], env={**os.environ, "PYTHONHASHSEED": "77"}, check=True)
+    expected = [
+        digest(build_model(Recipe.load(file), f"{file}-here", progress=False)) for file in files
+    ]
+    subprocess.run(
+        [sys.executable, "-c", code, *files], env={**os.environ, "PYTHONHASHSEED": "77"}, check=True
+    )
     assert [digest(tmp_path / f"{file.name}-there") for file in files] == expected
 
 
@@ -168,34 +216,57 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 
 def test_custom_code_needs_consent(family, tmp_path, monkeypatch):
-    """A model that brings its own code is refused without consent; with it the code is run, and copied to the result."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    """A model that brings its own code is refused without consent; with it the code is run, and
+    copied to the result."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     for index in range(2):
         folder = shutil.copytree(family / f"source{index}", tmp_path / f"own{index}")
         (folder / "configuration_own.py").write_text(CONFIGURATION)
         (folder / "modeling_own.py").write_text(MODELING)
-        named = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-        edit_json(folder / "config.json", model_type="own_llama", architectures=["OwnForCausalLM"], auto_map=named)
+        named = {
+            "AutoConfig": "configuration_own.OwnConfig",
+            "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+        }
+        edit_json(
+            folder / "config.json",
+            model_type="own_llama",
+            architectures=["OwnForCausalLM"],
+            auto_map=named,
+        )
     recipe = merge_of(tmp_path / "own0", tmp_path / "own1")
-    with pytest.raises(SourceError, match=r"its config needs Python code that comes with the model; .*--trust-remote-code"):
+    with pytest.raises(
+        SourceError,
+        match=r"its config needs Python code that comes with the model; .*--trust-remote-code",
+    ):
         build_model(recipe, tmp_path / "out", progress=False)
     out = build_model(recipe, tmp_path / "out", progress=False, trust_remote_code=True)
     assert (out / "modeling_own.py").read_text() == MODELING
-    assert type(AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)).__name__ == "OwnForCausalLM"
+    assert (
+        type(AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)).__name__
+        == "OwnForCausalLM"
+    )
 
 
 def test_code_that_is_not_copied_is_not_named(family, make_recipe, tmp_path):
-    """A model that brings code for an architecture that transformers knows is merged without it, and the result names none."""
+    """A model that brings code for an architecture that transformers knows is merged without it,
+    and the result names none."""
     for index in range(2):
         folder = shutil.copytree(family / f"source{index}", tmp_path / "family" / f"source{index}")
-        edit_json(folder / "config.json", auto_map={"AutoConfig": "configuration_llama.LlamaConfig"})
-    out = build_model(make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False)
+        edit_json(
+            folder / "config.json", auto_map={"AutoConfig": "configuration_llama.LlamaConfig"}
+        )
+    out = build_model(
+        make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False
+    )
     assert "auto_map" not in json.loads((out / "config.json").read_text())
 
 
 @pytest.mark.parametrize(("named", "whose"), [(None, "source0"), (1, "source1"), ("base", "base")])
 def test_whose_tokenizer_is_copied(family, make_recipe, tmp_path, named, whose):
-    """Tokenizer, processor and generation settings are the first source's, or of the one that the recipe names."""
+    """Tokenizer, processor and generation settings are the first source's, or of the one that the
+    recipe names."""
     folder = shutil.copytree(family, tmp_path / "family")
     names = ("tokenizer.json", "preprocessor_config.json", "generation_config.json")
     for parent in ("source0", "source1", "base"):
@@ -212,31 +283,51 @@ def test_a_chat_template_of_the_recipes_own(family, make_recipe, tmp_path):
     """The recipe's template takes the place of the tokenizer's, wherever that was kept."""
     folder = shutil.copytree(family, tmp_path / "family")
     (folder / "source0" / "chat_template.jinja").write_text("old")
-    (folder / "source0" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old", "eos_token": "x"}))
-    out = build_model(make_recipe(folder, "linear", chat_template="{{ messages }} 日本"), tmp_path / "out", progress=False)
+    (folder / "source0" / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "old", "eos_token": "x"})
+    )
+    out = build_model(
+        make_recipe(folder, "linear", chat_template="{{ messages }} 日本"),
+        tmp_path / "out",
+        progress=False,
+    )
     assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }} 日本"
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"eos_token": "x"}
 
 
 def test_tokenizer_and_chat_template_come_from_the_first_source(family, make_recipe, tmp_path):
-    """Tokenizer, chat template and generation config are copied; code, pickles and notes are not."""
-    copied = ["tokenizer.json", "chat_template.jinja", "generation_config.json", "additional_chat_templates/tool.jinja"]
+    """Tokenizer, chat template and generation config are copied; code, pickles and notes are
+    not."""
+    copied = [
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "additional_chat_templates/tool.jinja",
+    ]
     for index in range(2):
         for name in [*copied, "modeling_x.py", "pytorch_model.bin", "README.md"]:
             file = tmp_path / "family" / f"source{index}" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{name} of {index}")
-        Tokenizer(WordLevel({f"of {index}": 0}, "")).save(str(tmp_path / "family" / f"source{index}" / copied[0]))
+        Tokenizer(WordLevel({f"of {index}": 0}, "")).save(
+            str(tmp_path / "family" / f"source{index}" / copied[0])
+        )
         for name in ("model.safetensors", "config.json"):
-            (tmp_path / "family" / f"source{index}" / name).write_bytes((family / f"source{index}" / name).read_bytes())
-    out = build_model(make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False)
+            (tmp_path / "family" / f"source{index}" / name).write_bytes(
+                (family / f"source{index}" / name).read_bytes()
+            )
+    out = build_model(
+        make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False
+    )
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     assert found == {*copied, "model.safetensors", "config.json", "recipe.yaml", "build.json"}
     assert Tokenizer.from_file(str(out / copied[0])).get_vocab() == {"of 0": 0}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RecipeError])
-def test_an_interrupted_build_leaves_nothing(half_family, make_recipe, tmp_path, monkeypatch, error):
+def test_an_interrupted_build_leaves_nothing(
+    half_family, make_recipe, tmp_path, monkeypatch, error
+):
     """Whatever stops a build half-way, neither the folder nor its unfinished form stays."""
     calls = []
 
@@ -254,12 +345,16 @@ def test_an_interrupted_build_leaves_nothing(half_family, make_recipe, tmp_path,
 
 
 def test_parents_of_two_dtypes_merge(family, make_recipe, load, tmp_path):
-    """A float32 and a bfloat16 parent merge in float32, and the result has the first one's dtype."""
+    """A float32 and a bfloat16 parent merge in float32, and the result has the first one's
+    dtype."""
     folder = tmp_path / "family"
     load(family / "source0").save_pretrained(folder / "source0")
     load(family / "source1").bfloat16().save_pretrained(folder / "source1")
     out = build_model(make_recipe(folder, "linear", base=False), tmp_path / "out", progress=False)
-    tensors = [load_file(path / "model.safetensors") for path in (folder / "source0", folder / "source1", out)]
+    tensors = [
+        load_file(path / "model.safetensors")
+        for path in (folder / "source0", folder / "source1", out)
+    ]
     for name, merged in tensors[2].items():
         assert merged.dtype == torch.float32
         assert torch.equal(merged, (tensors[0][name] + tensors[1][name].float()) / 2)
@@ -267,36 +362,50 @@ def test_parents_of_two_dtypes_merge(family, make_recipe, load, tmp_path):
 
 @pytest.mark.parametrize("method", ["linear", "sce", "ties", "karcher"])
 def test_numbers_that_are_not_finite_are_named(family, make_recipe, tmp_path, method, caplog):
-    """A source with NaN in a tensor merges, and the user is told which tensor of the result is spoilt."""
+    """A source with NaN in a tensor merges, and the user is told which tensor of the result is
+    spoilt."""
     shutil.copytree(family / "source1", tmp_path / "source1")
     tensors = load_file(tmp_path / "source1/model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, tmp_path / "source1/model.safetensors", metadata={"format": "pt"})
     recipe = make_recipe(family, method, options={"select_topk": 0.5} if method == "sce" else {})
-    recipe = recipe.model_copy(update={"sources": [recipe.sources[0], SourceRef(model=str(tmp_path / "source1"))]})
+    recipe = recipe.model_copy(
+        update={"sources": [recipe.sources[0], SourceRef(model=str(tmp_path / "source1"))]}
+    )
     build_model(recipe, tmp_path / "out", progress=False)
     assert any(
-        line.startswith("not all numbers are finite in model.layers.1.mlp.up_proj.weight: a source") for line in warned(caplog)
+        line.startswith("not all numbers are finite in model.layers.1.mlp.up_proj.weight: a source")
+        for line in warned(caplog)
     )
 
 
 def test_numbers_that_are_too_large_are_refused(family, make_recipe, tmp_path):
-    """float16 ends at 65504; what would become infinite is an error that names a tensor, and no model is written."""
-    recipe = make_recipe(family, "linear", [{"weight": 1e6}, {"weight": 1e6}], {"normalize": False}, dtype="float16")
-    with pytest.raises(EvoMergeError, match=r"^\S+\.weight: its numbers become too large for F16, those of"):
+    """float16 ends at 65504; what would become infinite is an error that names a tensor, and no
+    model is written."""
+    recipe = make_recipe(
+        family, "linear", [{"weight": 1e6}, {"weight": 1e6}], {"normalize": False}, dtype="float16"
+    )
+    with pytest.raises(
+        EvoMergeError, match=r"^\S+\.weight: its numbers become too large for F16, those of"
+    ):
         build_model(recipe, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_masks_are_copied_and_not_merged(make_recipe, tmp_path, load):
-    """A tensor that is not a weight, such as GPT-2's stored causal mask, is taken from the first source."""
+    """A tensor that is not a weight, such as GPT-2's stored causal mask, is taken from the first
+    source."""
     torch.manual_seed(0)
     for index in range(2):
-        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16))
+        model = GPT2LMHeadModel(
+            GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16)
+        )
         model.save_pretrained(tmp_path / f"source{index}")
         file = tmp_path / f"source{index}" / "model.safetensors"
         mask = torch.ones(1, 1, 16, 16, dtype=torch.bool).tril()
-        save_file({**load_file(file), "transformer.h.0.attn.bias": mask}, file, metadata={"format": "pt"})
+        save_file(
+            {**load_file(file), "transformer.h.0.attn.bias": mask}, file, metadata={"format": "pt"}
+        )
     out = build_model(make_recipe(tmp_path, "linear", base=False), tmp_path / "out", progress=False)
     assert torch.equal(load_file(out / "model.safetensors")["transformer.h.0.attn.bias"], mask)
     assert type(load(out)) is GPT2LMHeadModel
@@ -310,7 +419,9 @@ def test_wide_dtypes_come_first(tmp_path):
     assert data.index(b"weight") < data.index(b"mask")
 
 
-@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 MB", 1_500_000), ("2KiB", 2048), (7, 7), ("9b", 9)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("4GB", 4 * 10**9), ("1.5 MB", 1_500_000), ("2KiB", 2048), (7, 7), ("9b", 9)]
+)
 def test_sizes_are_read(text, size):
     """A size is a number of bytes, or has one of the usual units."""
     assert parse_size(text) == size
@@ -325,7 +436,8 @@ def test_wrong_sizes_are_refused(text):
 
 def mapped(file: Path) -> list[int]:
     """Kilobytes of a file that are resident in this process, for each of its mappings."""
-    found, here = list[int](), False
+    found = list[int]()
+    here = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         key, *words = line.split()
         if not key.endswith(":"):
@@ -335,9 +447,12 @@ def mapped(file: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system says nothing of a mapping's pages")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="the system says nothing of a mapping's pages"
+)
 def test_what_was_read_is_let_go(tmp_path, monkeypatch):
-    """TIES of two adapters maps their base once, and never holds more of it than its largest tensor."""
+    """TIES of two adapters maps their base once, and never holds more of it than its largest
+    tensor."""
     tiny_model("llama", seed=0, vocab_size=20_000).save_pretrained(tmp_path / "base")
     base = {"model": str(tmp_path / "base")}
     adapters = [str(save_adapter(tmp_path / "base", tmp_path / str(seed), seed)) for seed in (1, 2)]
@@ -353,9 +468,15 @@ def test_what_was_read_is_let_go(tmp_path, monkeypatch):
 
     gc.collect()
     monkeypatch.setattr(Source, "read_stored", watched)
-    build_model(merge_of(*sources, method="ties", base=base, weights=[0.5, 0.3]), tmp_path / "out", progress=False)
+    build_model(
+        merge_of(*sources, method="ties", base=base, weights=[0.5, 0.3]),
+        tmp_path / "out",
+        progress=False,
+    )
     assert [len(mappings) for mappings in resident] == [1] * len(resident)
-    assert max(map(sum, resident)) < file.stat().st_size / 2 / 1024  # its head and its embeddings are as large
+    assert (
+        max(map(sum, resident)) < file.stat().st_size / 2 / 1024
+    )  # its head and its embeddings are as large
 
 
 def test_pages_that_are_let_go_change_no_bit(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""A component merged in a diffusion pipeline: what diffusers loads is what the formulas give, and nothing is lost."""
+"""A component merged in a diffusion pipeline: what diffusers loads is what the formulas give, and
+nothing is lost."""
 
 import json
 import shutil
@@ -21,7 +22,10 @@ from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
-KINDS: dict[str, tuple[str, Callable[..., Any]]] = {"sdxl": ("unet", save_sdxl), "dit": ("transformer", save_dit)}
+KINDS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "sdxl": ("unet", save_sdxl),
+    "dit": ("transformer", save_dit),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,9 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(folder: Path, kind: str, method: str, parameters: list[dict[str, Any]], **fields: Any) -> Recipe:
+def recipe_of(
+    folder: Path, kind: str, method: str, parameters: list[dict[str, Any]], **fields: Any
+) -> Recipe:
     """A merge of `a` and `b`."""
     part = fields.pop("part", KINDS[kind][0])
     sources = [{"model": str(folder / kind / name), "component": part} for name in ("a", "b")]
@@ -57,42 +63,70 @@ def loaded(folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
-    """Task arithmetic; all other components are the first source's, bit for bit; it draws; every tensor is accounted for."""
+    """Task arithmetic; all other components are the first source's, bit for bit; it draws; every
+    tensor is accounted for."""
     part = KINDS[kind][0]
     recipe = recipe_of(parents, kind, "task_arithmetic", [{"weight": 0.4}, {"weight": 0.9}])
     out = build_model(recipe, tmp_path / "out", progress=False)
-    base, a, b, merged = (state(folder, part) for folder in (*(parents / kind / n for n in ("base", "a", "b")), out))
+    base, a, b, merged = (
+        state(folder, part) for folder in (*(parents / kind / n for n in ("base", "a", "b")), out)
+    )
     for name, tensor in merged.items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, base[name] + 0.4 * (a[name] - base[name]) + 0.9 * (b[name] - base[name]))
+            torch.testing.assert_close(
+                tensor, base[name] + 0.4 * (a[name] - base[name]) + 0.9 * (b[name] - base[name])
+            )
     assert merged.keys() == a.keys()
-    pipeline, first = loaded(out), loaded(parents / kind / "a")
+    pipeline = loaded(out)
+    first = loaded(parents / kind / "a")
     assert type(pipeline) is type(first)
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module) and name != part:
-            assert all(torch.equal(t, first.components[name].state_dict()[k]) for k, t in module.state_dict().items()), name
+            assert all(
+                torch.equal(t, first.components[name].state_dict()[k])
+                for k, t in module.state_dict().items()
+            ), name
     assert not torch.equal(draw(pipeline), draw(first))
     ledger = check_recipe(recipe).ledger
     whole = sum(len(load_file(file)) for file in (parents / kind / "a").glob("*/*.safetensors"))
-    assert ledger.kinds.total() == whole == sum(len(load_file(file)) for file in out.glob("*/*.safetensors"))
+    assert (
+        ledger.kinds.total()
+        == whole
+        == sum(len(load_file(file)) for file in out.glob("*/*.safetensors"))
+    )
     assert set(ledger.dropped) == {
         f"{other} of {name}, of which the result has another's"
         for other in {file.parent.name for file in out.glob("*/*.safetensors")} - {part}
         for name in ("b", "base")
     }
     assert str(ledger) in (out / "build.json").read_text()
-    assert f"{part}/diffusion_pytorch_model.safetensors" in json.loads((out / "build.json").read_text())["sha256"]
+    assert (
+        f"{part}/diffusion_pytorch_model.safetensors"
+        in json.loads((out / "build.json").read_text())["sha256"]
+    )
 
 
 def test_groups_of_a_unet(parents, tmp_path):
-    """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and everything else."""
+    """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and
+    everything else."""
     first = Component(open_source(str(parents / "sdxl" / "a")), "unet")
     attention = [name for name in first.tensors if classify(name)[2] == "attn"]
-    assert attention == [n for n in first.tensors if any(p in n for p in (".to_q.", ".to_k.", ".to_v.", ".to_out.0."))]
+    assert attention == [
+        n
+        for n in first.tensors
+        if any(p in n for p in (".to_q.", ".to_k.", ".to_v.", ".to_out.0."))
+    ]
     assert first.layer_count == 5  # two down, the middle, two up
-    parameters = [{"weight": {"blocks.0-4.attn": 0.25, "default": 1.0}}, {"weight": {"blocks.0-4.attn": 0.75, "default": 0.0}}]
-    out = build_model(recipe_of(parents, "sdxl", "linear", parameters), tmp_path / "out", progress=False)
-    a, b, merged = (state(folder, "unet") for folder in (parents / "sdxl" / "a", parents / "sdxl" / "b", out))
+    parameters = [
+        {"weight": {"blocks.0-4.attn": 0.25, "default": 1.0}},
+        {"weight": {"blocks.0-4.attn": 0.75, "default": 0.0}},
+    ]
+    out = build_model(
+        recipe_of(parents, "sdxl", "linear", parameters), tmp_path / "out", progress=False
+    )
+    a, b, merged = (
+        state(folder, "unet") for folder in (parents / "sdxl" / "a", parents / "sdxl" / "b", out)
+    )
     for name, tensor in merged.items():
         share = 0.25 if ".to_" in name else 1.0
         torch.testing.assert_close(tensor, share * a[name] + (1 - share) * b[name])
@@ -100,13 +134,23 @@ def test_groups_of_a_unet(parents, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "ends"),
-    [("sdxl", ("down_blocks.0.", "up_blocks.1.")), ("dit", ("transformer_blocks.0.", "transformer_blocks.1."))],
+    [
+        ("sdxl", ("down_blocks.0.", "up_blocks.1.")),
+        ("dit", ("transformer_blocks.0.", "transformer_blocks.1.")),
+    ],
 )
 def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
-    """Slerp from all of one to all of the other, from the first block that a picture passes through to the last."""
+    """Slerp from all of one to all of the other, from the first block that a picture passes through
+    to the last."""
     part = KINDS[kind][0]
-    out = build_model(recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}), tmp_path / "out", progress=False)
-    a, b, merged = (state(folder, part) for folder in (parents / kind / "a", parents / kind / "b", out))
+    out = build_model(
+        recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}),
+        tmp_path / "out",
+        progress=False,
+    )
+    a, b, merged = (
+        state(folder, part) for folder in (parents / kind / "a", parents / kind / "b", out)
+    )
     for name, tensor in merged.items():
         for source, place in ((a, ends[0]), (b, ends[1])):
             if name.startswith(place):
@@ -118,7 +162,8 @@ def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
 
 
 def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
-    """Text encoder and tokenizer of a pipeline with other words, and its scheduler: of another size, and of another class."""
+    """Text encoder and tokenizer of a pipeline with other words, and its scheduler: of another
+    size, and of another class."""
     import diffusers
 
     other = save_sdxl(tmp_path / "other", 50, words="abcdef")
@@ -150,25 +195,41 @@ def test_another_component_can_be_merged(parents, tmp_path):
     name = next(n for n in a if n.endswith("layers.0.mlp.fc1.weight"))
     pipeline = loaded(out)
     expected = (0.5 * a[name] + 0.5 * b[name]).bfloat16()
-    found = {n.partition("layers")[2]: t for n, t in pipeline.text_encoder.state_dict().items()}[name.partition("layers")[2]]
+    found = {n.partition("layers")[2]: t for n, t in pipeline.text_encoder.state_dict().items()}[
+        name.partition("layers")[2]
+    ]
     assert torch.equal(found, expected.to(found.dtype))
-    index = json.loads((out / "unet" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    index = json.loads(
+        (out / "unet" / "diffusion_pytorch_model.safetensors.index.json").read_text()
+    )
     assert len(set(index["weight_map"].values())) > 1
     assert json.loads((out / "text_encoder" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "peft"])
 def test_an_adapter_is_fused(layout, parents, tmp_path):
-    """A low-rank product on a linear layer and on a convolution, in three layouts of files, is what diffusers adds."""
+    """A low-rank product on a linear layer and on a convolution, in three layouts of files, is what
+    diffusers adds."""
     unet = state(parents / "sdxl" / "a", "unet")
-    modules = {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 2, "mid_block.resnets.0.conv1": 3, "conv_in": 2}
+    modules = {
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 2,
+        "mid_block.resnets.0.conv1": 3,
+        "conv_in": 2,
+    }
     torch.manual_seed(0)
-    tensors, wanted, folder = {}, dict(unet), tmp_path / "adapter"
+    tensors = {}
+    wanted = dict(unet)
+    folder = tmp_path / "adapter"
     folder.mkdir()
     for module, rank in modules.items():
         weight = unet[f"{module}.weight"]
-        down, up = torch.randn(rank, *weight.shape[1:]), torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2))
-        names = {"kohya": ("lora_down", "lora_up"), "diffusers": ("lora_A", "lora_B"), "peft": ("lora_A", "lora_B")}[layout]
+        down = torch.randn(rank, *weight.shape[1:])
+        up = torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2))
+        names = {
+            "kohya": ("lora_down", "lora_up"),
+            "diffusers": ("lora_A", "lora_B"),
+            "peft": ("lora_A", "lora_B"),
+        }[layout]
         place = {
             "kohya": f"lora_unet_{module.replace('.', '_')}", "diffusers": f"unet.{module}",
             "peft": f"base_model.model.{module}",
@@ -177,11 +238,20 @@ def test_an_adapter_is_fused(layout, parents, tmp_path):
         if layout == "kohya":
             tensors[f"{place}.alpha"] = torch.tensor(1.0)
         scaling = {"kohya": 1.0 / rank, "diffusers": 8.0 / rank, "peft": 8.0 / rank}[layout]
-        wanted[f"{module}.weight"] = weight + scaling * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        wanted[f"{module}.weight"] = weight + scaling * (up.flatten(1) @ down.flatten(1)).reshape(
+            weight.shape
+        )
     metadata = {"format": "pt"}
-    settings = {"r": 2, "rank_pattern": {"mid_block.resnets.0.conv1": 3}, "lora_alpha": 8, "target_modules": list(modules)}
+    settings = {
+        "r": 2,
+        "rank_pattern": {"mid_block.resnets.0.conv1": 3},
+        "lora_alpha": 8,
+        "target_modules": list(modules),
+    }
     if layout == "diffusers":
-        metadata["lora_adapter_metadata"] = json.dumps({f"unet.{key}": value for key, value in settings.items()})
+        metadata["lora_adapter_metadata"] = json.dumps(
+            {f"unet.{key}": value for key, value in settings.items()}
+        )
     if layout == "peft":
         (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
     file = {"diffusers": "pytorch_lora_weights", "kohya": "light", "peft": "adapter_model"}[layout]
@@ -213,13 +283,27 @@ def _with(key: str, value: Any) -> Callable[[Path], None]:
             lambda folder: (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".bin")),
             "only diffusion_pytorch_model.bin, a pickle",
         ),
-        (_with("unet", ["my_unet", "MyUnet"]), "unet is of my_unet: code that comes with the pipeline"),
-        (_with("unet", ["__pycache__", "MyUnet"]), "unet is of __pycache__: code that comes with the pipeline"),
-        (_with("_class_name", ["my_pipeline", "Mine"]), "_class_name is .* code that comes with the pipeline"),
+        (
+            _with("unet", ["my_unet", "MyUnet"]),
+            "unet is of my_unet: code that comes with the pipeline",
+        ),
+        (
+            _with("unet", ["__pycache__", "MyUnet"]),
+            "unet is of __pycache__: code that comes with the pipeline",
+        ),
+        (
+            _with("_class_name", ["my_pipeline", "Mine"]),
+            "_class_name is .* code that comes with the pipeline",
+        ),
         (_with("unet", ["diffusers", 3]), "unet is .* not a library and a class"),
         (_with("../unet", ["diffusers", "UNet2DConditionModel"]), "not a library and a class"),
         (lambda folder: shutil.rmtree(folder / "unet"), "names unet, and there is no such folder"),
-        (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "not a safetensors file"),
+        (
+            lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(
+                b"x"
+            ),
+            "not a safetensors file",
+        ),
     ],
 )
 def test_what_is_refused(change, said, parents, tmp_path):
@@ -236,20 +320,33 @@ def test_what_is_refused(change, said, parents, tmp_path):
 
 
 def test_what_cannot_be_meant_is_refused(parents):
-    """A pipeline without a component, one that is not there, pipelines that do not fit, and a path through one."""
+    """A pipeline without a component, one that is not there, pipelines that do not fit, and a path
+    through one."""
     recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
     whole = [ref.model_copy(update={"component": None}) for ref in recipe.sources]
-    with pytest.raises(EvoMergeError, match=r"takes part by a component; write component: with one of .*unet"):
+    with pytest.raises(
+        EvoMergeError, match=r"takes part by a component; write component: with one of .*unet"
+    ):
         check_recipe(recipe.model_copy(update={"sources": whole}))
     named = [ref.model_copy(update={"component": "prior"}) for ref in recipe.sources]
     with pytest.raises(EvoMergeError, match=r"has no component 'prior'; it has .*unet"):
         check_recipe(recipe.model_copy(update={"sources": named}))
-    other = recipe.sources[1].model_copy(update={"model": str(parents / "dit" / "a"), "component": "vae"})
+    other = recipe.sources[1].model_copy(
+        update={"model": str(parents / "dit" / "a"), "component": "vae"}
+    )
     first = recipe.sources[0].model_copy(update={"component": "vae"})
     check_recipe(recipe.model_copy(update={"sources": [first, other]}))  # the same kind of decoder
     with pytest.raises(EvoMergeError, match="has no component 'unet'"):
-        check_recipe(recipe.model_copy(update={"sources": [recipe.sources[0], other.model_copy(update={"component": "unet"})]}))
-    path = Recipe.model_validate({"sources": [ref.model_dump() for ref in whole], "flow": {"path": ["0:0", "1:0"]}})
+        check_recipe(
+            recipe.model_copy(
+                update={
+                    "sources": [recipe.sources[0], other.model_copy(update={"component": "unet"})]
+                }
+            )
+        )
+    path = Recipe.model_validate(
+        {"sources": [ref.model_dump() for ref in whole], "flow": {"path": ["0:0", "1:0"]}}
+    )
     with pytest.raises(EvoMergeError, match="'diffusion_pipeline' has no causal language model"):
         check_recipe(path)
 

@@ -36,9 +36,16 @@ def folders(tmp_path: Path) -> list[Path]:
     return [tmp_path / "a", tmp_path / "b"]
 
 
-def build(folders: list[Path], flow: FlowPart = FLOW, dtype: str | None = None, **options: Any) -> Path:
+def build(
+    folders: list[Path], flow: FlowPart = FLOW, dtype: str | None = None, **options: Any
+) -> Path:
     """Build into the folder ``out`` beside the sources."""
-    return write_checkpoint(Routed(opened(folders), flow, dtype=dtype), folders[0].parent / "out", progress=False, **options)
+    return write_checkpoint(
+        Routed(opened(folders), flow, dtype=dtype),
+        folders[0].parent / "out",
+        progress=False,
+        **options,
+    )
 
 
 def opened(folders: list[Path]) -> list[Source]:
@@ -49,14 +56,24 @@ def opened(folders: list[Path]) -> list[Source]:
 def evaluated(folders: list[Path], flow: FlowPart = FLOW, **options: Any) -> torch.Tensor:
     """The logits of the model over resident layers."""
     models = [AutoModelForCausalLM.from_pretrained(folder, **options) for folder in folders]
-    return LayerPool(models, flow.embedding_source).model(flow.to_path(), flow.scale_target)(IDS).logits
+    return (
+        LayerPool(models, flow.embedding_source)
+        .model(flow.to_path(), flow.scale_target)(IDS)
+        .logits
+    )
 
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
-@pytest.mark.parametrize(("dtype", "embedding_source"), [("float32", 0), ("float32", 1), ("bfloat16", 1)])
-def test_the_checkpoint_is_the_model_that_was_evaluated(folders, scale_target, dtype, embedding_source):
+@pytest.mark.parametrize(
+    ("dtype", "embedding_source"), [("float32", 0), ("float32", 1), ("bfloat16", 1)]
+)
+def test_the_checkpoint_is_the_model_that_was_evaluated(
+    folders, scale_target, dtype, embedding_source
+):
     """The built checkpoint gives the bits of the model over resident layers in the same dtype."""
-    flow = FLOW.model_copy(update={"scale_target": scale_target, "embedding_source": embedding_source})
+    flow = FLOW.model_copy(
+        update={"scale_target": scale_target, "embedding_source": embedding_source}
+    )
     out = build(folders, flow, dtype=dtype)
     again = AutoModelForCausalLM.from_pretrained(out)
     assert str(again.dtype) == f"torch.{dtype}"
@@ -64,13 +81,17 @@ def test_the_checkpoint_is_the_model_that_was_evaluated(folders, scale_target, d
 
 
 def test_what_belongs_to_the_model_is_beside_it(folders):
-    """The folder has the code to load it and the tokenizer of the embedding source, readable by all, and nothing else."""
+    """The folder has the code to load it and the tokenizer of the embedding source, readable by
+    all, and nothing else."""
     old = os.umask(0o077)
     try:
         out = build(folders, FLOW.model_copy(update={"embedding_source": 1}))
     finally:
         os.umask(old)
-    code = {f"{part}_evo_merged.py" for part in ("blocks", "configuration", "layers", "modeling", "sources")}
+    code = {
+        f"{part}_evo_merged.py"
+        for part in ("blocks", "configuration", "layers", "modeling", "sources")
+    }
     tokenizer = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
     there = {"config.json", "generation_config.json", "model.safetensors"} | code | tokenizer
     assert {file.name for file in out.iterdir()} == there
@@ -93,7 +114,9 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = write_checkpoint(Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False)
+    out = write_checkpoint(
+        Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False
+    )
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 
@@ -109,33 +132,48 @@ def test_sources_that_do_not_fit_are_refused(folders):
 def test_a_body_without_its_head_is_called_one(folders):
     """A path needs a head, which a model that was saved as a bare body has not."""
     llama(4, tie_word_embeddings=False).model.save_pretrained(folders[1])
-    with pytest.raises(SourceError, match=r"lm_head.weight; it was saved from LlamaModel: a path needs a LlamaForCausalLM"):
+    with pytest.raises(
+        SourceError,
+        match=r"lm_head.weight; it was saved from LlamaModel: a path needs a LlamaForCausalLM",
+    ):
         build(folders, FlowPart(path=["1:0", "1:1"], embedding_source=1))
 
 
 def test_a_missing_or_misshapen_tensor_is_named(folders):
-    """A checkpoint that lacks a tensor, or has it in another shape than its config says, is refused with the tensor's name."""
+    """A checkpoint that lacks a tensor, or has it in another shape than its config says, is refused
+    with the tensor's name."""
     config = (folders[1] / "config.json").read_text()
-    (folders[1] / "config.json").write_text(config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 6'))
+    (folders[1] / "config.json").write_text(
+        config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 6')
+    )
     with pytest.raises(EvoMergeError, match=r"someone/second: no tensor called model.layers.5"):
         build(folders, FlowPart(path=["0:0", "1:5"]))
     for folder in folders:
         text = (folder / "config.json").read_text()
-        (folder / "config.json").write_text(text.replace('"intermediate_size": 40', '"intermediate_size": 44'))
+        (folder / "config.json").write_text(
+            text.replace('"intermediate_size": 40', '"intermediate_size": 44')
+        )
     with pytest.raises(SourceError, match=r"mlp\.\w+\.weight has shape"):
         build(folders)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
 def test_quantised_layers_are_refused(folders, dtype):
-    """Weights that are stored as codes are refused, by their dtype or by the config, and not taken for numbers."""
+    """Weights that are stored as codes are refused, by their dtype or by the config, and not taken
+    for numbers."""
     from safetensors.torch import load_file, save_file
 
     file = folders[1] / "model.safetensors"
-    codes = {name: tensor.to(dtype) if tensor.ndim == 2 else tensor for name, tensor in load_file(file).items()}
+    codes = {
+        name: tensor.to(dtype) if tensor.ndim == 2 else tensor
+        for name, tensor in load_file(file).items()
+    }
     save_file(codes, file, metadata={"format": "pt"})
     with pytest.raises(SourceError, match="quantised; give the model in bfloat16 or float32"):
         build(folders)
-    edit_json(folders[0] / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    edit_json(
+        folders[0] / "config.json",
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
+    )
     with pytest.raises(SourceError, match="quantised layers cannot be rearranged"):
         build(folders)

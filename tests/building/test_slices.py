@@ -1,4 +1,5 @@
-"""Stacks of slices: which layers become which, with whose parameters, and what cannot be stacked."""
+"""Stacks of slices: which layers become which, with whose parameters, and what cannot be
+stacked."""
 
 import json
 import re
@@ -34,7 +35,10 @@ def stack(deep, tmp_path):
             data["base"] = {"model": str(deep / "base")}
         recipe = Recipe.model_validate(data)
         out = build_model(recipe, tmp_path / "out", progress=False)
-        parents = {name: load_file(deep / name / "model.safetensors") for name in ("source0", "source1", "source2", "base")}
+        parents = {
+            name: load_file(deep / name / "model.safetensors")
+            for name in ("source0", "source1", "source2", "base")
+        }
         return load_file(out / "model.safetensors"), parents, out
 
     return build
@@ -43,20 +47,31 @@ def stack(deep, tmp_path):
 def layer_of(tensors, number):
     """The tensors of one layer, by their names within it."""
     prefix = f"model.layers.{number}."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def same(left, right):
     """Whether two layers hold the same tensors."""
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def test_layers_are_stacked_in_order(stack, load):
-    """Each layer is that of its source; embeddings come from the first slice, norm and head from the last; the model runs."""
-    merged, parents, out = stack([{"layers": ["0:0-1"]}, {"layers": ["1:3"]}, {"layers": ["2:1-2"]}])
+    """Each layer is that of its source; embeddings come from the first slice, norm and head from
+    the last; the model runs."""
+    merged, parents, out = stack(
+        [{"layers": ["0:0-1"]}, {"layers": ["1:3"]}, {"layers": ["2:1-2"]}]
+    )
     for number, (source, layer) in enumerate([(0, 0), (0, 1), (1, 3), (2, 1), (2, 2)]):
         assert same(layer_of(merged, number), layer_of(parents[f"source{source}"], layer))
-    assert torch.equal(merged["model.embed_tokens.weight"], parents["source0"]["model.embed_tokens.weight"])
+    assert torch.equal(
+        merged["model.embed_tokens.weight"], parents["source0"]["model.embed_tokens.weight"]
+    )
     for name in ("model.norm.weight", "lm_head.weight"):
         assert torch.equal(merged[name], parents["source2"][name])
     model = load(out)
@@ -67,25 +82,34 @@ def test_layers_are_stacked_in_order(stack, load):
 
 
 def test_repeated_and_scaled_layers(stack):
-    """A layer may be stacked again, backwards as well, and a pattern scales tensors of its own slice alone."""
+    """A layer may be stacked again, backwards as well, and a pattern scales tensors of its own
+    slice alone."""
     zeros = {"*o_proj*": 0.0, "*down_proj*": [0.5, 0.1], "default": 1}
-    merged, parents, _ = stack([{"layers": ["0:0 x2"]}, {"layers": ["0:3-2"], "parameters": [{"scale": zeros}]}])
+    merged, parents, _ = stack(
+        [{"layers": ["0:0 x2"]}, {"layers": ["0:3-2"], "parameters": [{"scale": zeros}]}]
+    )
     first = layer_of(parents["source0"], 0)
     assert same(layer_of(merged, 0), first)
     assert same(layer_of(merged, 1), first)
     for number, layer, factor in ((2, 3, 0.5), (3, 2, 0.1)):
-        there, here = layer_of(parents["source0"], layer), layer_of(merged, number)
+        there = layer_of(parents["source0"], layer)
+        here = layer_of(merged, number)
         assert not here["self_attn.o_proj.weight"].any()
         assert torch.equal(here["mlp.down_proj.weight"], there["mlp.down_proj.weight"] * factor)
         assert torch.equal(here["mlp.up_proj.weight"], there["mlp.up_proj.weight"])
 
 
 def test_a_slice_merges_different_layers(stack):
-    """The layers of a slice are merged one by one, each source with its own, with gradients over the slice."""
-    slices = [{"layers": ["0:0-1", "1:2-3"], "parameters": [{"weight": [1, 0.5]}, {"weight": 1}]}, {"layers": ["2:3"]}]
+    """The layers of a slice are merged one by one, each source with its own, with gradients over
+    the slice."""
+    slices = [
+        {"layers": ["0:0-1", "1:2-3"], "parameters": [{"weight": [1, 0.5]}, {"weight": 1}]},
+        {"layers": ["2:3"]},
+    ]
     merged, parents, _ = stack(slices, "linear", normalize=False)
     for number, weight in ((0, 1.0), (1, 0.5)):
-        here, low = layer_of(merged, number), layer_of(parents["source0"], number)
+        here = layer_of(merged, number)
+        low = layer_of(parents["source0"], number)
         high = layer_of(parents["source1"], number + 2)
         assert all(torch.equal(here[name], low[name] * weight + high[name]) for name in here)
     name = "model.embed_tokens.weight"
@@ -94,30 +118,45 @@ def test_a_slice_merges_different_layers(stack):
 
 
 def test_a_slice_has_its_own_base_and_options(stack):
-    """Task vectors are taken from the base's layers that the slice names, and a slice's options count there alone."""
+    """Task vectors are taken from the base's layers that the slice names, and a slice's options
+    count there alone."""
     slices = [{"layers": ["0:1-2"], "base": "0-1", "options": {"lambda": 0.5}}, {"layers": ["1:3"]}]
     merged, parents, _ = stack(slices, "task_arithmetic", base=True, **{"lambda": 2})
-    for number, (source, layer, below, factor) in enumerate([(0, 1, 0, 0.5), (0, 2, 1, 0.5), (1, 3, 3, 2)]):
-        here, there = layer_of(merged, number), layer_of(parents[f"source{source}"], layer)
+    for number, (source, layer, below, factor) in enumerate(
+        [(0, 1, 0, 0.5), (0, 2, 1, 0.5), (1, 3, 3, 2)]
+    ):
+        here = layer_of(merged, number)
+        there = layer_of(parents[f"source{source}"], layer)
         base = layer_of(parents["base"], below)
         for name in here:
             assert torch.equal(here[name], base[name] + (there[name] - base[name]) * factor)
 
 
 def test_patterns_see_the_sources_names(stack):
-    """A per-source pattern is about the source's own names, also where the layer has another number in the result."""
+    """A per-source pattern is about the source's own names, also where the layer has another number
+    in the result."""
     scale = {"*layers.3.*": 2, "default": 1}
-    merged, parents, _ = stack([{"layers": ["0:0"]}, {"layers": ["0:3"], "parameters": [{"scale": scale}]}])
-    assert all(torch.equal(tensor, layer_of(parents["source0"], 3)[name] * 2) for name, tensor in layer_of(merged, 1).items())
+    merged, parents, _ = stack(
+        [{"layers": ["0:0"]}, {"layers": ["0:3"], "parameters": [{"scale": scale}]}]
+    )
+    assert all(
+        torch.equal(tensor, layer_of(parents["source0"], 3)[name] * 2)
+        for name, tensor in layer_of(merged, 1).items()
+    )
 
 
 def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, tmp_path):
     """A single slice of all layers gives the bytes of the merge without slices, config included."""
     values = [{"weight": [0.1, 0.9]}, {"weight": {"*mlp*": 0.3, "default": 0.6}}]
     _, _, out = stack([{"layers": ["0:0-3", "1:0-3"], "parameters": values}], "linear")
-    plain = build_model(make_recipe(deep, "linear", values, base=False), tmp_path / "plain", progress=False)
+    plain = build_model(
+        make_recipe(deep, "linear", values, base=False), tmp_path / "plain", progress=False
+    )
     left, right = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (out, plain))
-    assert {name for name, data in left.items() if right.pop(name) != data} <= {"recipe.yaml", "build.json"}
+    assert {name for name, data in left.items() if right.pop(name) != data} <= {
+        "recipe.yaml",
+        "build.json",
+    }
     assert not right
 
 
@@ -128,7 +167,13 @@ def test_lists_with_an_entry_per_layer_follow(stack, deep, tmp_path):
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     settings = tiny_config(num_hidden_layers=3).to_dict()
     config = Qwen2Config(
-        **{**settings, "model_type": "qwen2", "layer_types": kinds, "use_sliding_window": True, "sliding_window": 4}
+        **{
+            **settings,
+            "model_type": "qwen2",
+            "layer_types": kinds,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+        }
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "mixed")
     data = {
@@ -136,14 +181,28 @@ def test_lists_with_an_entry_per_layer_follow(stack, deep, tmp_path):
         "merge": {"method": "passthrough", "slices": [{"layers": ["0:1-2"]}, {"layers": ["0:1"]}]},
     }
     out = build_model(Recipe.model_validate(data), tmp_path / "stacked", progress=False)
-    assert json.loads((out / "config.json").read_text())["layer_types"] == [kinds[1], kinds[2], kinds[1]]
+    assert json.loads((out / "config.json").read_text())["layer_types"] == [
+        kinds[1],
+        kinds[2],
+        kinds[1],
+    ]
 
 
 @pytest.mark.parametrize(
     ("slices", "method", "kind", "message"),
     [
-        ([{"layers": ["0:0-4"]}], "passthrough", SourceError, "merge.slices[0]: layer 4 of .*source0, which has 4 layers"),
-        ([{"layers": ["0:0", "1:0"]}], "passthrough", RecipeError, "merge.sources: passthrough merges 1 model (found 2)"),
+        (
+            [{"layers": ["0:0-4"]}],
+            "passthrough",
+            SourceError,
+            "merge.slices[0]: layer 4 of .*source0, which has 4 layers",
+        ),
+        (
+            [{"layers": ["0:0", "1:0"]}],
+            "passthrough",
+            RecipeError,
+            "merge.sources: passthrough merges 1 model (found 2)",
+        ),
         (
             [{"layers": ["0:0"], "parameters": [{"scale": {"blocks.0": 1, "default": 2}}]}],
             "passthrough",
@@ -159,7 +218,8 @@ def test_lists_with_an_entry_per_layer_follow(stack, deep, tmp_path):
     ],
 )
 def test_what_cannot_be_stacked_is_refused(stack, tmp_path, slices, method, kind, message):
-    """A missing layer, too many sources, groups of blocks and empty patterns are refused before anything is written."""
+    """A missing layer, too many sources, groups of blocks and empty patterns are refused before
+    anything is written."""
     with pytest.raises(kind) as caught:
         stack(slices, method, base=method == "ties")
     pattern = re.escape(message).replace(r"\.\*", ".*")
@@ -171,11 +231,17 @@ def test_a_stack_is_checked_and_built(deep, tmp_path, load):
     """The check says how many layers there will be, and a path may run through the stack."""
     data = {
         "sources": [{"model": str(deep / "source0")}, {"model": str(deep / "source1")}],
-        "merge": {"method": "passthrough", "slices": [{"layers": ["0:0-3"]}, {"layers": ["1:2-3"]}]},
+        "merge": {
+            "method": "passthrough",
+            "slices": [{"layers": ["0:0-3"]}, {"layers": ["1:2-3"]}],
+        },
         "flow": {"path": ["2:0-5", "2:5"], "embedding_source": 2},
     }
     recipe = Recipe.model_validate(data)
-    wanted = "fine: passthrough of 2 sources, stacked to 6 layers, then a path of 7 hops over 6 distinct layers, as "
+    wanted = (
+        "fine: passthrough of 2 sources, stacked to 6 layers, then a path of 7 hops over 6 "
+        "distinct layers, as "
+    )
     assert str(check_recipe(recipe)).startswith(wanted)
     model = load(build_model(recipe, tmp_path / "out", progress=False))
     assert len(model.config.path) == 7

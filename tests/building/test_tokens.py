@@ -1,4 +1,5 @@
-"""Vocabularies that are matched by token: whose row a token gets, which tokenizer goes with it, and what stays untouched."""
+"""Vocabularies that are matched by token: whose row a token gets, which tokenizer goes with it, and
+what stays untouched."""
 
 import json
 from pathlib import Path
@@ -25,15 +26,19 @@ TOKENS = {
 
 
 def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) -> None:
-    """A model with a byte-pair tokenizer of these tokens, those in angles added to it, and perhaps more rows than tokens."""
+    """A model with a byte-pair tokenizer of these tokens, those in angles added to it, and perhaps
+    more rows than tokens."""
     torch.manual_seed(seed)
-    LlamaForCausalLM(tiny_config(tie_word_embeddings=False, vocab_size=rows or len(tokens))).save_pretrained(folder)
+    LlamaForCausalLM(
+        tiny_config(tie_word_embeddings=False, vocab_size=rows or len(tokens))
+    ).save_pretrained(folder)
     save_pair_tokenizer(folder, tokens, chat_template=folder.name)
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and two sources, one of which has the common tokens in another order; each has tokens that others lack."""
+    """A base and two sources, one of which has the common tokens in another order; each has tokens
+    that others lack."""
     folder = tmp_path_factory.mktemp("family")
     for seed, (name, tokens) in enumerate(TOKENS.items()):
         save(folder / name, tokens, seed)
@@ -51,45 +56,68 @@ def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Te
     tensor = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     if tokens is None:
         data = json.loads((folder / "tokenizer.json").read_text())
-        known = {**data["model"]["vocab"], **{item["content"]: item["id"] for item in data["added_tokens"]}}
+        known = {
+            **data["model"]["vocab"],
+            **{item["content"]: item["id"] for item in data["added_tokens"]},
+        }
         tokens = sorted(known, key=known.__getitem__)
     return dict(zip(tokens, tensor, strict=False))
 
 
 def test_a_union_without_a_base(family, tmp_path):
-    """Equal tokens are merged wherever they stand; what one source lacks is the other's row; the tokenizer knows all."""
+    """Equal tokens are merged wherever they stand; what one source lacks is the other's row; the
+    tokenizer knows all."""
     out = build_model(recipe_of(family, vocabulary="union"), tmp_path / "out", progress=False)
-    rows, first, second = rows_of(out), *(rows_of(family / name, TOKENS[name]) for name in ("first", "second"))
+    rows, first, second = (
+        rows_of(out),
+        *(rows_of(family / name, TOKENS[name]) for name in ("first", "second")),
+    )
     assert list(rows) == [*TOKENS["first"], "<z>", "bc"]
     for token in rows:
-        a, b = first.get(token, second.get(token)), second.get(token, first.get(token))
+        a = first.get(token, second.get(token))
+        b = second.get(token, first.get(token))
         assert torch.allclose(rows[token], 0.25 * a + 0.75 * b, atol=1e-6), token
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.config.vocab_size == len(tokenizer) == len(rows)
-    assert tokenizer.convert_ids_to_tokens(tokenizer("ab<z>bc<y>")["input_ids"]) == ["ab", "<z>", "b", "c", "<y>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("ab<z>bc<y>")["input_ids"]) == [
+        "ab",
+        "<z>",
+        "b",
+        "c",
+        "<y>",
+    ]
 
 
 def test_the_base_gives_what_a_source_lacks(family, tmp_path):
-    """A token that the base has does not move where a source lacks it; one that it lacks is the mean of those that have it."""
+    """A token that the base has does not move where a source lacks it; one that it lacks is the
+    mean of those that have it."""
     recipe = recipe_of(family, "task_arithmetic", base=True, vocabulary="union", tokenizer="base")
     rows = rows_of(build_model(recipe, tmp_path / "out", progress=False))
     base, first, second = (rows_of(family / name, tokens) for name, tokens in TOKENS.items())
     assert list(rows) == [*TOKENS["base"], "<y>", "<z>", "bc"]
     assert torch.allclose(rows["<x>"], base["<x>"] + 0.25 * (first["<x>"] - base["<x>"]), atol=1e-6)
     mean = (first["<y>"] + second["<y>"]) / 2
-    assert torch.allclose(rows["<y>"], mean + 0.25 * (first["<y>"] - mean) + 0.75 * (second["<y>"] - mean), atol=1e-6)
+    assert torch.allclose(
+        rows["<y>"], mean + 0.25 * (first["<y>"] - mean) + 0.75 * (second["<y>"] - mean), atol=1e-6
+    )
     assert torch.allclose(rows["bc"], second["bc"], atol=1e-6)
 
 
 def test_the_tokens_of_one_tokenizer(family, tmp_path):
     """With ``vocabulary: tokenizer`` the result has those tokens and that file, byte for byte."""
-    out = build_model(recipe_of(family, vocabulary="tokenizer", tokenizer=1), tmp_path / "out", progress=False)
+    out = build_model(
+        recipe_of(family, vocabulary="tokenizer", tokenizer=1), tmp_path / "out", progress=False
+    )
     assert list(rows_of(out)) == TOKENS["second"]
-    assert (out / "tokenizer.json").read_bytes() == (family / "second" / "tokenizer.json").read_bytes()
+    assert (out / "tokenizer.json").read_bytes() == (
+        family / "second" / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_rows_may_be_chosen(family, tmp_path):
-    """A token may have another's row, zeros or a row of its number, be forced on all; rows that fill up are the mean."""
+    """A token may have another's row, zeros or a row of its number, be forced on all; rows that
+    fill up are the mean."""
     tokens = {
         "rows": {
             "<z>": {"source": 1, "force": True},
@@ -99,8 +127,13 @@ def test_rows_may_be_chosen(family, tmp_path):
         },
         "multiple_of": 4,
     }
-    out = build_model(recipe_of(family, vocabulary="union", tokens=tokens), tmp_path / "out", progress=False)
-    rows, first, second = rows_of(out), *(rows_of(family / name, TOKENS[name]) for name in ("first", "second"))
+    out = build_model(
+        recipe_of(family, vocabulary="union", tokens=tokens), tmp_path / "out", progress=False
+    )
+    rows, first, second = (
+        rows_of(out),
+        *(rows_of(family / name, TOKENS[name]) for name in ("first", "second")),
+    )
     assert torch.allclose(rows["<z>"], second["<z>"], atol=1e-6)
     assert not rows["bc"].any()
     assert torch.allclose(rows["<x>"], 0.25 * first["<x>"] + 0.75 * second["a"], atol=1e-6)
@@ -111,11 +144,15 @@ def test_rows_may_be_chosen(family, tmp_path):
 
 
 def test_alike_tokenizers_change_nothing(tmp_path):
-    """Where all have the same tokens and as many rows, rows without a token included, the result is that of a plain merge."""
+    """Where all have the same tokens and as many rows, rows without a token included, the result is
+    that of a plain merge."""
     for seed, name in enumerate(("first", "second")):
         save(tmp_path / name, COMMON, seed, rows=8)
     plain, union = (
-        load_file(build_model(recipe_of(tmp_path, vocabulary=way), tmp_path / str(way), progress=False) / "model.safetensors")
+        load_file(
+            build_model(recipe_of(tmp_path, vocabulary=way), tmp_path / str(way), progress=False)
+            / "model.safetensors"
+        )
         for way in (None, "union")
     )
     assert all(torch.equal(plain[name], union[name]) for name in plain)
@@ -123,44 +160,71 @@ def test_alike_tokenizers_change_nothing(tmp_path):
 
 
 def test_the_most_common_template(family, tmp_path):
-    """``chat_template: auto`` is the template that most sources have, and the first one's where all differ."""
+    """``chat_template: auto`` is the template that most sources have, and the first one's where all
+    differ."""
     out = build_model(
-        recipe_of(family, vocabulary="union", tokenizer=1, chat_template="auto"), tmp_path / "out", progress=False
+        recipe_of(family, vocabulary="union", tokenizer=1, chat_template="auto"),
+        tmp_path / "out",
+        progress=False,
     )
     assert (out / "chat_template.jinja").read_text() == "first"
 
 
 def test_rows_that_are_no_tokens(tmp_path):
-    """A norm as long as there are rows is no table of tokens, and rows without a token are left out where others lack them."""
+    """A norm as long as there are rows is no table of tokens, and rows without a token are left out
+    where others lack them."""
     for seed, (name, tokens) in enumerate((("first", COMMON), ("second", [*COMMON, "<z>"]))):
         save(tmp_path / name, tokens, seed, rows=32)  # as many as the model is wide
     out = build_model(recipe_of(tmp_path, vocabulary="tokenizer"), tmp_path / "out", progress=False)
     merged = load_file(out / "model.safetensors")
-    assert [merged[f"model.{name}.weight"].shape for name in ("norm", "embed_tokens")] == [(32,), (5, 32)]
+    assert [merged[f"model.{name}.weight"].shape for name in ("norm", "embed_tokens")] == [
+        (32,),
+        (5, 32),
+    ]
 
 
 def test_slices_and_paths_have_matched_rows(family, tmp_path):
-    """A stack has the embeddings of its first slice and the head of its last; a path through a merge has its rows."""
+    """A stack has the embeddings of its first slice and the head of its last; a path through a
+    merge has its rows."""
     stack = {"slices": [{"layers": ["0:0"]}, {"layers": ["1:1"]}], "parameters": []}
-    out = build_model(recipe_of(family, "passthrough", vocabulary="union", merge=stack), tmp_path / "stack", progress=False)
+    out = build_model(
+        recipe_of(family, "passthrough", vocabulary="union", merge=stack),
+        tmp_path / "stack",
+        progress=False,
+    )
     first, second = (load_file(family / name / "model.safetensors") for name in ("first", "second"))
-    merged, words = load_file(out / "model.safetensors"), [*TOKENS["first"], "<z>", "bc"]
-    for name, parent, tokens in (("model.embed_tokens", first, TOKENS["first"]), ("lm_head", second, TOKENS["second"])):
+    merged = load_file(out / "model.safetensors")
+    words = [*TOKENS["first"], "<z>", "bc"]
+    for name, parent, tokens in (
+        ("model.embed_tokens", first, TOKENS["first"]),
+        ("lm_head", second, TOKENS["second"]),
+    ):
         places = [words.index(token) for token in tokens]
         assert torch.equal(merged[f"{name}.weight"][places], parent[f"{name}.weight"])
-    assert not merged["lm_head.weight"][words.index("<x>")].any()  # which no source of the last slice has
+    assert not merged["lm_head.weight"][
+        words.index("<x>")
+    ].any()  # which no source of the last slice has
     flow = {"path": ["2:0-1", "2:1"], "embedding_source": 2}
-    out = build_model(recipe_of(family, vocabulary="union", flow=flow), tmp_path / "path", progress=False)
-    assert AutoModelForCausalLM.from_pretrained(out).config.text_config.vocab_size == len(AutoTokenizer.from_pretrained(out))
+    out = build_model(
+        recipe_of(family, vocabulary="union", flow=flow), tmp_path / "path", progress=False
+    )
+    assert AutoModelForCausalLM.from_pretrained(out).config.text_config.vocab_size == len(
+        AutoTokenizer.from_pretrained(out)
+    )
 
 
 def test_other_sizes_are_refused(family):
-    """Vocabularies of two sizes are refused with both, and with what could be written; so is a tokenizer of another size."""
-    with pytest.raises(SourceError, match=r"vocabulary size differs: 7 in .*first, 8 in .*second.*vocabulary: union"):
+    """Vocabularies of two sizes are refused with both, and with what could be written; so is a
+    tokenizer of another size."""
+    with pytest.raises(
+        SourceError,
+        match=r"vocabulary size differs: 7 in .*first, 8 in .*second.*vocabulary: union",
+    ):
         check_recipe(recipe_of(family))
     alone = {"sources": [0], "parameters": []}
     with pytest.raises(
-        SourceError, match=r"tokenizer: .*second has a vocabulary of 8, the merged model one of 7; name another"
+        SourceError,
+        match=r"tokenizer: .*second has a vocabulary of 8, the merged model one of 7; name another",
     ):
         check_recipe(recipe_of(family, merge=alone, tokenizer=1))
 
@@ -168,13 +232,28 @@ def test_other_sizes_are_refused(family):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"merge": None, "flow": {"path": ["0:0"]}, "vocabulary": "union"}, "vocabulary: there is no merge"),
+        (
+            {"merge": None, "flow": {"path": ["0:0"]}, "vocabulary": "union"},
+            "vocabulary: there is no merge",
+        ),
         ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
-        ({"vocabulary": "union", "tokens": {"default": 2}}, "tokens.default: 2 is no source that takes part"),
-        ({"vocabulary": "union", "tokens": {"rows": {"a": {"source": "base"}}}}, "tokens.rows.a: there is no base"),
-        ({"vocabulary": "union", "tokens": {"rows": {"q": {"source": 0}}}}, "tokens.rows: 'q' is no token of the result"),
+        (
+            {"vocabulary": "union", "tokens": {"default": 2}},
+            "tokens.default: 2 is no source that takes part",
+        ),
+        (
+            {"vocabulary": "union", "tokens": {"rows": {"a": {"source": "base"}}}},
+            "tokens.rows.a: there is no base",
+        ),
+        (
+            {"vocabulary": "union", "tokens": {"rows": {"q": {"source": 0}}}},
+            "tokens.rows: 'q' is no token of the result",
+        ),
         ({"vocabulary": "union", "tokens": {"rows": {"<z>": {"source": 0}}}}, "tokens.rows.<z>: "),
-        ({"vocabulary": "union", "tokens": {"rows": {"a": {"source": 0, "id": 7}}}}, "tokens.rows.a.id: "),
+        (
+            {"vocabulary": "union", "tokens": {"rows": {"a": {"source": 0, "id": 7}}}},
+            "tokens.rows.a.id: ",
+        ),
     ],
 )
 def test_what_cannot_be_matched_is_refused(family, fields, message):

@@ -1,4 +1,5 @@
-"""Tensors are compared with what the architecture's own class asks for, before anything is written."""
+"""Tensors are compared with what the architecture's own class asks for, before anything is
+written."""
 
 import shutil
 from collections.abc import Callable
@@ -45,7 +46,8 @@ def llama(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "llava", *CLASSES])
 def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
-    """What transformers saved is merged without a word: decoders, encoders, both, experts, models of text and images."""
+    """What transformers saved is merged without a word: decoders, encoders, both, experts, models
+    of text and images."""
     folder = save(kind, tmp_path / "a")
     assert check_recipe(merge_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
     built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out", progress=False)
@@ -58,13 +60,22 @@ def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
 DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "a missing tensor": (
         lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"),
-        "needs tensors that are not there: model.layers.1.mlp.up_proj.weight; transformers would fill them with random numbers",
+        (
+            "needs tensors that are not there: model.layers.1.mlp.up_proj.weight; transformers "
+            "would fill them with random numbers"
+        ),
     ),
     "a missing layer": (
         lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name],
-        r"needs tensors that are not there: model.layers.1.input_layernorm.weight, .* and \d+ more; transformers",
+        (
+            r"needs tensors that are not there: model.layers.1.input_layernorm.weight, .* and "
+            r"\d+ more; transformers"
+        ),
     ),
-    "a missing head": (lambda tensors: tensors.pop("lm_head.weight"), "needs tensors that are not there: lm_head.weight; "),
+    "a missing head": (
+        lambda tensors: tensors.pop("lm_head.weight"),
+        "needs tensors that are not there: lm_head.weight; ",
+    ),
     "another shape": (
         lambda tensors: tensors.update({"model.norm.weight": torch.ones(8)}),
         r"needs other shapes: model.norm.weight is \[8\], not \[32\]; correct its config.json",
@@ -74,10 +85,13 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_model_that_cannot_be_whole_is_refused(damage, llama, tmp_path):
-    """Tensors that are missing or misshapen in all sources alike are an error that names them, and nothing is written."""
+    """Tensors that are missing or misshapen in all sources alike are an error that names them, and
+    nothing is written."""
     edit, message = DAMAGES[damage]
     change(llama, edit)
-    with pytest.raises(SourceError, match=f"^{llama}: LlamaForCausalLM, as its config.json describes it, {message}"):
+    with pytest.raises(
+        SourceError, match=f"^{llama}: LlamaForCausalLM, as its config.json describes it, {message}"
+    ):
         build_model(merge_of(llama, llama), tmp_path / "out" / "model", progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -93,25 +107,40 @@ def test_a_config_that_tells_of_another_model_is_refused(llama):
 
 
 def test_an_expert_that_is_missing_is_seen(tmp_path):
-    """Experts are stored one by one and held in one tensor: what transformers converts is compared after the conversion."""
+    """Experts are stored one by one and held in one tensor: what transformers converts is compared
+    after the conversion."""
     folder = save("mixtral", tmp_path / "mixtral")
-    change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.0" in name and "experts.1" in name])
+    change(
+        folder,
+        lambda tensors: [
+            tensors.pop(name)
+            for name in list(tensors)
+            if "layers.0" in name and "experts.1" in name
+        ],
+    )
     with pytest.raises(SourceError, match=r"needs other shapes: model\.layers\.0\.mlp\.experts\."):
         check_recipe(merge_of(folder, folder))
 
 
 def test_a_tensor_without_a_place_is_told(llama):
-    """A tensor that the architecture does not have is merged as it was, with a warning that it is of no use."""
+    """A tensor that the architecture does not have is merged as it was, with a warning that it is
+    of no use."""
     change(llama, lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(3)}))
     assert check_recipe(merge_of(llama, llama)).warnings == [
-        f"{llama}: LlamaForCausalLM, as its config.json describes it, has no place for model.layers.0.extra: they are merged, "
+        f"{llama}: LlamaForCausalLM, as its config.json describes it, has no place for "
+        "model.layers.0.extra: they are merged, "
         "and left out when it is loaded"
     ]
 
 
 def test_what_transformers_itself_ignores_raises_no_alarm(llama):
     """Buffers of old checkpoints are known to transformers."""
-    change(llama, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    change(
+        llama,
+        lambda tensors: tensors.update(
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+        ),
+    )
     assert check_recipe(merge_of(llama, llama)).warnings == []
 
 
@@ -119,22 +148,27 @@ def test_an_encoder_may_lack_its_pooler(tmp_path):
     """Classes that can be made without a pooler are often saved without it."""
     folder = tmp_path / "bert"
     random_class("bert", 0).bert.save_pretrained(folder)
-    change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "pooler" in name])
+    change(
+        folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "pooler" in name]
+    )
     assert check_recipe(merge_of(folder, folder)).warnings == []
 
 
 def test_an_architecture_that_is_not_known_is_left_alone(llama):
-    """Where transformers has no such class the merge is made, with a warning that nothing was compared."""
+    """Where transformers has no such class the merge is made, with a warning that nothing was
+    compared."""
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
     edit_json(llama / "config.json", architectures=["LlamaForTelepathy"])
     assert check_recipe(merge_of(llama, llama)).warnings == [
-        f"architecture of {llama}: transformers has no LlamaForTelepathy for the model type 'llama', so its tensors were not "
+        f"architecture of {llama}: transformers has no LlamaForTelepathy for the model type "
+        "'llama', so its tensors were not "
         "compared with one"
     ]
 
 
 def test_without_a_named_architecture_the_body_is_compared(llama):
-    """A config that names no architecture may have any head; what every model of its type has must be there."""
+    """A config that names no architecture may have any head; what every model of its type has must
+    be there."""
     edit_json(llama / "config.json", architectures=None)
     assert check_recipe(merge_of(llama, llama)).warnings == []
     change(llama, lambda tensors: tensors.pop("model.norm.weight"))
@@ -143,11 +177,14 @@ def test_without_a_named_architecture_the_body_is_compared(llama):
 
 
 def test_stacked_layers_are_compared_with_their_own_config(llama):
-    """The result of slices is checked as it will be, and a slice of a layer that is not in the files is refused."""
+    """The result of slices is checked as it will be, and a slice of a layer that is not in the
+    files is refused."""
     slices = [{"layers": ["0:0-1", "1:0-1"]}, {"layers": ["0:1", "1:1"]}]
     recipe = merge_of(llama, llama, merge={"slices": slices})
     assert check_recipe(recipe).warnings == []
-    change(llama, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
+    change(
+        llama, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name]
+    )
     with pytest.raises(SourceError, match=r"not there: model\.layers\.1\."):
         open_recipe(recipe)
 
@@ -161,8 +198,11 @@ def test_a_source_is_asked_once(llama, monkeypatch):
 
 
 def test_an_encoder_has_no_path(tmp_path):
-    """Layers that see a whole text at once are refused in a path, in one line, and merged as ever."""
+    """Layers that see a whole text at once are refused in a path, in one line, and merged as
+    ever."""
     folder = save("bert", tmp_path / "bert")
     recipe = path_of(folder, hops="0:0-1")
-    with pytest.raises(SourceError, match=rf"^{folder}: 'bert' is an encoder \(is_decoder is false\), whose layers"):
+    with pytest.raises(
+        SourceError, match=rf"^{folder}: 'bert' is an encoder \(is_decoder is false\), whose layers"
+    ):
         check_recipe(recipe)

@@ -1,4 +1,5 @@
-"""What every checkpoint answers, whatever it is made of: the same tensors whether read, written or accounted for."""
+"""What every checkpoint answers, whatever it is made of: the same tensors whether read, written or
+accounted for."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
-MERGE = {"method": "ties", "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}]}
+MERGE = {
+    "method": "ties",
+    "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}],
+}
 MakeCheckpoint = Callable[[str], Checkpoint]
 
 
@@ -29,12 +33,25 @@ def make(tiny: Path) -> MakeCheckpoint:
     def made(kind: str) -> Checkpoint:
         if kind == "source":
             return open_source(str(tiny / "a"))
-        flow = {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]} if kind == "hybrid" else None
+        flow = (
+            {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
+            if kind == "hybrid"
+            else None
+        )
         flow = flow or {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
-        recipe = {"sources": [{"model": str(tiny / name)} for name in "ab"], "base": {"model": str(tiny / "base")}}
-        parts = {"merged": {"merge": MERGE}, "routed": {"flow": flow}, "hybrid": {"merge": MERGE, "flow": flow}}
+        recipe = {
+            "sources": [{"model": str(tiny / name)} for name in "ab"],
+            "base": {"model": str(tiny / "base")},
+        }
+        parts = {
+            "merged": {"merge": MERGE},
+            "routed": {"flow": flow},
+            "hybrid": {"merge": MERGE, "flow": flow},
+        }
         routed = kind == "folded"
-        checkpoint = open_recipe(Recipe.model_validate({**recipe, **parts["routed" if routed else kind]}))
+        checkpoint = open_recipe(
+            Recipe.model_validate({**recipe, **parts["routed" if routed else kind]})
+        )
         return Folded(checkpoint) if routed else checkpoint
 
     return made
@@ -45,7 +62,8 @@ KINDS = ["source", "merged", "routed", "hybrid", "folded"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_is_what_is_written(kind, make, tmp_path):
-    """Each tensor that can be read is the one that is written, under the same name, with the dtype and shape it states."""
+    """Each tensor that can be read is the one that is written, under the same name, with the dtype
+    and shape it states."""
     checkpoint = make(kind)
     out = write_checkpoint(checkpoint, tmp_path / "out", progress=False)
     written = load_file(out / "model.safetensors")
@@ -62,11 +80,16 @@ def test_what_is_read_is_what_is_written(kind, make, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_is_accounted_for(kind, make):
-    """The ledger counts each tensor of the result once, and each tensor of the sources that is not used, with a reason."""
+    """The ledger counts each tensor of the result once, and each tensor of the sources that is not
+    used, with a reason."""
     checkpoint = make(kind)
     ledger = Ledger.of(checkpoint)
     assert ledger.kinds == Counter(checkpoint.origin(name).kind for name in checkpoint.tensors)
-    used = {f"{source}: {own}" for name in checkpoint.tensors for source, own in checkpoint.origin(name).inputs}
+    used = {
+        f"{source}: {own}"
+        for name in checkpoint.tensors
+        for source, own in checkpoint.origin(name).inputs
+    }
     everything = {f"{source}: {name}" for source in checkpoint.sources for name in source.tensors}
     assert used <= everything
     assert ledger.dropped.total() == len(everything - used)
@@ -95,7 +118,9 @@ def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
     """Folding a path that was never written gives the bits of folding what was."""
     built = write_checkpoint(make("routed"), tmp_path / "built", progress=False)
     there = load_file(fold(built, tmp_path / "there", progress=False) / "model.safetensors")
-    here = load_file(write_checkpoint(make("folded"), tmp_path / "here", progress=False) / "model.safetensors")
+    here = load_file(
+        write_checkpoint(make("folded"), tmp_path / "here", progress=False) / "model.safetensors"
+    )
     assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
     assert set(here) == set(there)
 

@@ -1,4 +1,5 @@
-"""One way to call the Hub: patient for two minutes, as long as the Hub asks, and one line at the end."""
+"""One way to call the Hub: patient for two minutes, as long as the Hub asks, and one line at the
+end."""
 
 import socket
 import time
@@ -32,7 +33,9 @@ def _failing(error: BaseException, times: int = 1000) -> Callable[[], int]:
 def _answer(status: int, **headers: str) -> HfHubHTTPError:
     request = httpx.Request("GET", "http://127.0.0.1/api/x")
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return HfHubHTTPError(f"status {status}", response=httpx.Response(status, headers=fields, request=request))
+    return HfHubHTTPError(
+        f"status {status}", response=httpx.Response(status, headers=fields, request=request)
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,9 @@ def test_what_passes_is_waited_for(waits, capsys, error, expected):
     assert waits == expected
     said = capsys.readouterr().err.splitlines()
     assert all(line.startswith("x: cannot be read: ") for line in said)
-    assert [line.rpartition("; ")[2] for line in said] == [f"attempt {n} in {wait} s" for n, wait in enumerate(expected, 2)]
+    assert [line.rpartition("; ")[2] for line in said] == [
+        f"attempt {n} in {wait} s" for n, wait in enumerate(expected, 2)
+    ]
 
 
 def test_patience_ends(waits):
@@ -97,7 +102,8 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, lfs_api, waits,
     """A call without an answer is made again; the process's own calls keep their limits."""
     monkeypatch.setattr("hf_evomerge.checkpoints.client.ANSWER_SECONDS", 1.0)
     hub.faults.add(Fault("whoami", "delay", seconds=6))
-    begun, hooks = time.monotonic(), get_session().event_hooks
+    begun = time.monotonic()
+    hooks = get_session().event_hooks
     assert ask("x", lfs_api.whoami)["name"] == "local"
     assert time.monotonic() - begun < 5
     assert waits == [1]
@@ -106,11 +112,14 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, lfs_api, waits,
 
 @pytest.mark.parametrize("action", ["status", "hang_up"])
 def test_one_loop_repeats_a_call(hub, lfs_api, waits, capsys, monkeypatch, action):
-    """What the client repeats by itself waits within `ask` in the same loop, with a line for each attempt."""
+    """What the client repeats by itself waits within `ask` in the same loop, with a line for each
+    attempt."""
     lfs_api.create_repo("local/x")
     fault = hub.faults.add(Fault("preupload", action, status=503, times=3))
     client_waits: list[float] = []
-    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=client_waits.append))
+    monkeypatch.setattr(
+        "huggingface_hub.utils._http.time", SimpleNamespace(sleep=client_waits.append)
+    )
 
     def upload() -> None:
         lfs_api.preupload_lfs_files("local/x", [CommitOperationAdd("a.bin", b"x")])

@@ -1,4 +1,5 @@
-"""What is checked before a merge: what makes it impossible is refused, what makes it doubtful is told, with both sides."""
+"""What is checked before a merge: what makes it impossible is refused, what makes it doubtful is
+told, with both sides."""
 
 import json
 import re
@@ -48,7 +49,10 @@ def test_relatives_raise_no_doubt(pair):
 def labelled(folder: Path, *heads: list[str]) -> list[Path]:
     """Save a classifier for each list of labels."""
     for seed, names in enumerate(heads):
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        labels = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
         random_class("bert", seed, **labels).save_pretrained(folder / str(seed))
     return [folder / str(seed) for seed in range(len(heads))]
 
@@ -56,14 +60,23 @@ def labelled(folder: Path, *heads: list[str]) -> list[Path]:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("red green", "x y", "labels differ: red, green in .*0, x, y in .*1: rows of their heads mean other.*"),
-        ("neg pos", "LABEL_0 LABEL_1", "labels cannot be compared: neg, pos in .*0, LABEL_0, LABEL_1 in .*1; see .*"),
+        (
+            "red green",
+            "x y",
+            "labels differ: red, green in .*0, x, y in .*1: rows of their heads mean other.*",
+        ),
+        (
+            "neg pos",
+            "LABEL_0 LABEL_1",
+            "labels cannot be compared: neg, pos in .*0, LABEL_0, LABEL_1 in .*1; see .*",
+        ),
         ("neg pos", "NEG POS", None),
         ("LABEL_0 LABEL_1", "LABEL_0 LABEL_1", None),
     ],
 )
 def test_labels_that_mean_other_things_are_told(first, second, message, tmp_path):
-    """Heads whose labels differ, or have names in one alone, are merged with a line; case does not count."""
+    """Heads whose labels differ, or have names in one alone, are merged with a line; case does not
+    count."""
     folders = labelled(tmp_path, first.split(), second.split())
     lines = [line for line in check_recipe(merge_of(*folders)).warnings if "labels" in line]
     assert len(lines) == (message is not None)
@@ -73,7 +86,9 @@ def test_labels_that_mean_other_things_are_told(first, second, message, tmp_path
 def test_labels_in_another_order_are_refused_whatever_their_case(tmp_path):
     """Heads of NEG, POS and pos, neg are not averaged row by row."""
     folders = labelled(tmp_path, ["NEG", "POS"], ["pos", "neg"])
-    with pytest.raises(SourceError, match=r"labels of .*1 are those of .*0 in another order, pos, neg and NEG, POS"):
+    with pytest.raises(
+        SourceError, match=r"labels of .*1 are those of .*0 in another order, pos, neg and NEG, POS"
+    ):
         check_recipe(merge_of(*folders))
 
 
@@ -82,7 +97,10 @@ SETTINGS: list[tuple[Edit, str]] = [
         lambda c: c.update(rms_norm_eps=1e-3),
         "rms_norm_eps differs: 1e-06 in {a}, 0.001 in {b}; the result has that of the first",
     ),
-    (lambda c: c.update(max_position_embeddings=99), "max_position_embeddings differs: 48 in {a}, 99 in {b}"),
+    (
+        lambda c: c.update(max_position_embeddings=99),
+        "max_position_embeddings differs: 48 in {a}, 99 in {b}",
+    ),
     (
         lambda c: c.update(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
         "rope_parameters differs: {{'rope_theta': 10000.0, 'rope_type': 'default'}} in {a}, ",
@@ -92,7 +110,8 @@ SETTINGS: list[tuple[Edit, str]] = [
 
 @pytest.mark.parametrize(("change", "message"), SETTINGS)
 def test_settings_that_differ_are_told(change, message, pair):
-    """Other rotary settings, norm epsilons and lengths are a warning that names both sides, and the merge is still made."""
+    """Other rotary settings, norm epsilons and lengths are a warning that names both sides, and the
+    merge is still made."""
     edit(pair[1], "config.json", change)
     lines = told(*pair)
     assert len(lines) == 1
@@ -102,11 +121,14 @@ def test_settings_that_differ_are_told(change, message, pair):
 
 def test_dtypes_that_differ_are_told(tiny, tiny_half):
     """Sources of two dtypes are named."""
-    assert told(tiny / "a", tiny_half / "b") == [f"dtype differs: F32 in {tiny / 'a'}, BF16 in {tiny_half / 'b'}"]
+    assert told(tiny / "a", tiny_half / "b") == [
+        f"dtype differs: F32 in {tiny / 'a'}, BF16 in {tiny_half / 'b'}"
+    ]
 
 
 def test_tokenizers_that_differ_are_told(pair):
-    """A token with another id, and other merges, are named with both sources and with whose tokenizer stays."""
+    """A token with another id, and other merges, are named with both sources and with whose
+    tokenizer stays."""
 
     def rename(data: dict[str, Any]) -> None:
         data["model"]["vocab"]["other"] = data["model"]["vocab"].pop("w3")
@@ -116,22 +138,28 @@ def test_tokenizers_that_differ_are_told(pair):
         words["w3"], words["w4"] = words["w4"], words["w3"]
 
     edit(pair[1], "tokenizer.json", swap)
-    with pytest.raises(SourceError, match=r"token 7 is 'w3' in .*, 'w4' in .*, so their rows do not match"):
+    with pytest.raises(
+        SourceError, match=r"token 7 is 'w3' in .*, 'w4' in .*, so their rows do not match"
+    ):
         check_mergeable([open_source(str(folder)) for folder in pair])
     edit(pair[1], "tokenizer.json", swap)
     edit(pair[1], "tokenizer.json", rename)
     lines = told(*pair)
     assert len(lines) == 1
     assert lines[0].startswith(
-        f"tokenizers differ: 26 tokens in {pair[0]}, 26 in {pair[1]}; first at 7: 'w3' and 'other'; that of"
+        f"tokenizers differ: 26 tokens in {pair[0]}, 26 in {pair[1]}; first at 7: 'w3' and "
+        "'other'; that of"
     )
     shutil.copyfile(pair[0] / "tokenizer.json", pair[1] / "tokenizer.json")
     edit(pair[1], "tokenizer.json", lambda data: data["model"].update(merges=["a b"]))
-    assert told(*pair) == [f"tokenizers differ in their merges: {pair[0]} and {pair[1]}; that of {pair[0]} is kept"]
+    assert told(*pair) == [
+        f"tokenizers differ in their merges: {pair[0]} and {pair[1]}; that of {pair[0]} is kept"
+    ]
 
 
 def test_where_generation_stops(pair):
-    """Generation that stops at an id without a token, or at another token than the tokenizer's end of text, is told."""
+    """Generation that stops at an id without a token, or at another token than the tokenizer's end
+    of text, is told."""
     edit(pair[0], "generation_config.json", lambda data: data.update(eos_token_id=[99, 3]))
     where = f"generation_config.json of {pair[0]}"
     assert told(*pair) == [
@@ -143,14 +171,17 @@ def test_where_generation_stops(pair):
 
 
 def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
-    """Doubts are printed by a dry run, and by a build before it begins; a build adds what became of the tensors."""
+    """Doubts are printed by a dry run, and by a build before it begins; a build adds what became of
+    the tensors."""
     edit(pair[1], "config.json", lambda data: data.update(rms_norm_eps=1e-3))
     merge_of(*pair).save(tmp_path / "recipe.yaml")
     words = ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
     dry = CliRunner().invoke(app, [*words, "--dry-run"])
     built = CliRunner().invoke(app, words)
     assert dry.exit_code == built.exit_code == 0
-    line = next(line for line in dry.stdout.splitlines() if line.startswith("warning: rms_norm_eps differs"))
+    line = next(
+        line for line in dry.stdout.splitlines() if line.startswith("warning: rms_norm_eps differs")
+    )
     assert dry.stdout.startswith("fine: linear of 2 sources, as ")
     assert line in built.stderr
     assert "note: 21 tensors: 21 merged" in built.stderr
@@ -158,28 +189,44 @@ def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
 
 def test_every_disagreement_is_named(pair):
     """All that makes a merge impossible is in one line, the first six in full."""
-    edit(pair[1], "config.json", lambda data: data.update(num_attention_heads=4, hidden_act="gelu", num_hidden_layers=1))
+    edit(
+        pair[1],
+        "config.json",
+        lambda data: data.update(num_attention_heads=4, hidden_act="gelu", num_hidden_layers=1),
+    )
     with pytest.raises(SourceError) as caught:
         check_mergeable([open_source(str(folder)) for folder in pair])
     message = str(caught.value)
-    for part in ("number of layers differs: 2 in", "num_attention_heads differs: 2 in", "hidden_act differs: silu in"):
+    for part in (
+        "number of layers differs: 2 in",
+        "num_attention_heads differs: 2 in",
+        "hidden_act differs: silu in",
+    ):
         assert part in message
     assert message.endswith("sources must be fine-tunes of one base")
 
 
 @pytest.mark.parametrize(
     ("spread", "method", "warned"),
-    [(0.02, "task_arithmetic", False), (3.0, "task_arithmetic", True), (0.02, "linear", False), (3.0, "linear", True)],
+    [
+        (0.02, "task_arithmetic", False),
+        (3.0, "task_arithmetic", True),
+        (0.02, "linear", False),
+        (3.0, "linear", True),
+    ],
 )
 def test_how_the_sources_are_related(spread, method, warned, pair, tiny, tmp_path, caplog):
-    """A build warns of sources that are strangers to each other or to their base, and of no others."""
+    """A build warns of sources that are strangers to each other or to their base, and of no
+    others."""
     import torch
     from safetensors.torch import load_file, save_file
 
     base = load_file(tiny / "base" / "model.safetensors")
     torch.manual_seed(0)
     for folder in pair:
-        tensors = {name: tensor + spread * torch.randn_like(tensor) for name, tensor in base.items()}
+        tensors = {
+            name: tensor + spread * torch.randn_like(tensor) for name, tensor in base.items()
+        }
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     recipe = merge_of(*pair, method=method, base=tiny / "base" if method != "linear" else None)
     with caplog.at_level("INFO", logger="hf_evomerge"):

@@ -29,14 +29,19 @@ def _expected(x: Any, y: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", ["tiny", "tiny_half"])
 def test_the_numbers_are_numpys(family, request, monkeypatch):
-    """Every tensor, layer group and the whole, with and without a base, in slices that cut tensors, is as numpy has it."""
+    """Every tensor, layer group and the whole, with and without a base, in slices that cut tensors,
+    is as numpy has it."""
     monkeypatch.setattr(diff, "SLICE", 37)
     folder = request.getfixturevalue(family)
     a, b, base = (load_file(folder / name / "model.safetensors") for name in ("a", "b", "base"))
     found = diff_models(folder / "a", folder / "b", base=folder / "base")
     assert found.notes == []
     assert [row.name for row in found.groups] == ["embed", "blocks.0", "blocks.1", "head"]
-    groups = {"embed": ["model.embed_tokens.weight"], "head": ["model.norm.weight", "lm_head.weight"], "all": list(a)}
+    groups = {
+        "embed": ["model.embed_tokens.weight"],
+        "head": ["model.norm.weight", "lm_head.weight"],
+        "all": list(a),
+    }
     groups |= {f"blocks.{i}": [name for name in a if f"layers.{i}." in name] for i in range(2)}
     groups |= {name: [name] for name in a}
     rows = [found.total, *found.groups, *found.tensors]
@@ -44,19 +49,32 @@ def test_the_numbers_are_numpys(family, request, monkeypatch):
     for row in rows:
         names = groups[row.name]
         assert row.elements == sum(a[name].numel() for name in names)
-        assert vars(row.weights) == pytest.approx(_expected([a[n] for n in names], [b[n] for n in names]), rel=1e-12)
+        assert vars(row.weights) == pytest.approx(
+            _expected([a[n] for n in names], [b[n] for n in names]), rel=1e-12
+        )
         tasks = ([which[n].double() - base[n].double() for n in names] for which in (a, b))
         assert vars(row.tasks) == pytest.approx(_expected(*tasks), rel=1e-12)
-        assert row.base_norm == pytest.approx(math.sqrt(sum(float(base[n].double().square().sum()) for n in names)), rel=1e-12)
+        assert row.base_norm == pytest.approx(
+            math.sqrt(sum(float(base[n].double().square().sum()) for n in names)), rel=1e-12
+        )
     plain = diff_models(folder / "a", folder / "b")
     assert plain.total.weights == found.total.weights
     assert (plain.total.tasks, plain.base, plain.warning) == (None, None, None)
 
 
 def test_numbers_worked_out_by_hand(tmp_path):
-    """A difference of 5 from a length of 5 is 1, at a right angle; zeros have no sign; blocks come in the order of numbers."""
-    a = {"layers.10.w": torch.tensor([3.0, 4.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
-    b = {"layers.10.w": torch.tensor([-4.0, 3.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
+    """A difference of 5 from a length of 5 is 1, at a right angle; zeros have no sign; blocks come
+    in the order of numbers."""
+    a = {
+        "layers.10.w": torch.tensor([3.0, 4.0, 0.0]),
+        "layers.9.w": torch.zeros(2),
+        "lm_head.weight": torch.ones(1),
+    }
+    b = {
+        "layers.10.w": torch.tensor([-4.0, 3.0, 0.0]),
+        "layers.9.w": torch.zeros(2),
+        "lm_head.weight": torch.ones(1),
+    }
     found = diff_models(save_tensors(tmp_path / "a", a), save_tensors(tmp_path / "b", b))
     assert [row.name for row in found.groups] == ["blocks.9", "blocks.10", "head"]
     zero, turned, same = (row.weights for row in found.groups)
@@ -67,12 +85,19 @@ def test_numbers_worked_out_by_hand(tmp_path):
         "cosine": pytest.approx(0, abs=1e-16),
         "equal_signs": 0.5,
     }
-    assert vars(zero) == {"norm_x": 0, "norm_y": 0, "relative": 0, "cosine": None, "equal_signs": None}
+    assert vars(zero) == {
+        "norm_x": 0,
+        "norm_y": 0,
+        "relative": 0,
+        "cosine": None,
+        "equal_signs": None,
+    }
     assert vars(same) == {"norm_x": 1, "norm_y": 1, "relative": 0, "cosine": 1, "equal_signs": 1}
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):
-    """Missing tensors, other shapes, integers and values that are not finite are notes, and count for nothing."""
+    """Missing tensors, other shapes, integers and values that are not finite are notes, and count
+    for nothing."""
     shared = {
         "w": torch.ones(2),
         "ids": torch.arange(3),
@@ -80,7 +105,10 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         "bad": torch.tensor([1.0, math.inf]),
     }
     a = save_tensors(tmp_path / "a", {**shared, "mine": torch.ones(1), "new": torch.ones(1)})
-    b = save_tensors(tmp_path / "b", {**shared, "embed.weight": torch.ones(3, 2), "yours": torch.ones(1), "new": torch.ones(1)})
+    b = save_tensors(
+        tmp_path / "b",
+        {**shared, "embed.weight": torch.ones(3, 2), "yours": torch.ones(1), "new": torch.ones(1)},
+    )
     base = save_tensors(tmp_path / "base", {"w": torch.zeros(2), "bad": torch.ones(2)})
     found = diff_models(a, b, base=base)
     assert found.notes == [
@@ -102,14 +130,20 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     json.loads(nothing.to_json())
 
 
-@pytest.mark.parametrize(("noise", "warned"), [(0.1, False), (None, True)], ids=["fine-tunes", "strangers"])
+@pytest.mark.parametrize(
+    ("noise", "warned"), [(0.1, False), (None, True)], ids=["fine-tunes", "strangers"]
+)
 def test_strangers_are_warned_of(noise, warned, tmp_path):
-    """Task vectors as large as the weights bring one line of warning; those of fine-tunes bring none."""
+    """Task vectors as large as the weights bring one line of warning; those of fine-tunes bring
+    none."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(400, generator=generator)
     for name in ("a", "b", "base"):
         other = torch.randn(400, generator=generator)
-        save_tensors(tmp_path / name, {"w": base if name == "base" else other if noise is None else base + noise * other})
+        save_tensors(
+            tmp_path / name,
+            {"w": base if name == "base" else other if noise is None else base + noise * other},
+        )
     found = diff_models(tmp_path / "a", tmp_path / "b", base=tmp_path / "base")
     lines = [line for line in str(found).splitlines() if line.startswith("warning: ")]
     assert len(lines) == warned == (found.warning is not None)
@@ -117,10 +151,13 @@ def test_strangers_are_warned_of(noise, warned, tmp_path):
 
 
 def test_a_body_under_another_prefix_is_compared(tmp_path):
-    """A classifier and its body alone share no name; the parts are compared, and here they are equal."""
+    """A classifier and its body alone share no name; the parts are compared, and here they are
+    equal."""
     model: Any = random_class("bert", 0)
     model.save_pretrained(tmp_path / "classifier")
     model.bert.save_pretrained(tmp_path / "body")
     difference = diff_models(tmp_path / "classifier", tmp_path / "body")
-    assert difference.total.elements == sum(parameter.numel() for parameter in model.bert.parameters())
+    assert difference.total.elements == sum(
+        parameter.numel() for parameter in model.bert.parameters()
+    )
     assert difference.total.weights.relative == 0

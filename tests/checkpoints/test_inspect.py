@@ -23,7 +23,9 @@ from hf_evomerge.checkpoints import inspect as inspection
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.errors import SourceError
 
-BLOCK = 16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16  # q, k and v, o, MLP, norms of the tiny Llama
+BLOCK = (
+    16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16
+)  # q, k and v, o, MLP, norms of the tiny Llama
 OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
 
 
@@ -35,26 +37,37 @@ def _invoke(*arguments: Any) -> str:
 
 @pytest.fixture(scope="module")
 def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A path of four hops that runs one layer twice and sums two layers once, so five slots over three layers."""
+    """A path of four hops that runs one layer twice and sums two layers once, so five slots over
+    three layers."""
     hops = ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
-    recipe = path_of(tiny / "a", tiny / "b", hops=hops, flow={"scales": [1, 0.5, 1, 2], "embedding_source": 1})
+    recipe = path_of(
+        tiny / "a", tiny / "b", hops=hops, flow={"scales": [1, 0.5, 1, 2], "embedding_source": 1}
+    )
     return build_model(recipe, tmp_path_factory.mktemp("merged") / "model", progress=False)
 
 
 def test_a_plain_model(tiny, tiny_half):
-    """Layers, parameters, bytes and dtypes of a plain model are its architecture's, and what is stored is what runs."""
+    """Layers, parameters, bytes and dtypes of a plain model are its architecture's, and what is
+    stored is what runs."""
     for folder, dtype, size in ((tiny, "F32", 4), (tiny_half, "BF16", 2)):
         found = inspect_model(folder / "a")
         count = 2 * BLOCK + OUTSIDE
-        assert (found.architecture, found.model_type, found.layers) == ("LlamaForCausalLM", "llama", 2)
+        assert (found.architecture, found.model_type, found.layers) == (
+            "LlamaForCausalLM",
+            "llama",
+            2,
+        )
         assert (found.vocab_size, found.hidden_size, found.tied_head) == (26, 16, False)
-        assert found.stored == found.effective == inspection.Size(count, count * size, {dtype: count})
+        assert (
+            found.stored == found.effective == inspection.Size(count, count * size, {dtype: count})
+        )
         assert (found.chat_template, found.merged) == (False, None)
 
 
 @pytest.mark.slow
 def test_the_command_tells_the_parts(tmp_path):
-    """A shell's own process, which starts without torch where it can, tells the parts of a model that has several."""
+    """A shell's own process, which starts without torch where it can, tells the parts of a model
+    that has several."""
     save_vlm(tmp_path / "sight", "llava", 0)
     command = [sys.executable, "-m", "hf_evomerge", "inspect", tmp_path / "sight", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -63,17 +76,27 @@ def test_the_command_tells_the_parts(tmp_path):
 
 
 def test_a_merged_model(merged, tiny):
-    """A merged model stores each layer once, runs it as often as the path says, and knows path, scales and sources."""
+    """A merged model stores each layer once, runs it as often as the path says, and knows path,
+    scales and sources."""
     found = inspect_model(merged)
     assert found.stored.parameters == 3 * BLOCK + OUTSIDE
     assert found.effective.parameters == 5 * BLOCK + OUTSIDE
     assert found.effective.bytes == 4 * found.effective.parameters
-    assert (found.architecture, found.model_type, found.layers) == ("EvoMergedForCausalLM", "llama", 5)
+    assert (found.architecture, found.model_type, found.layers) == (
+        "EvoMergedForCausalLM",
+        "llama",
+        5,
+    )
     assert (found.chat_template, found.tied_head) == (False, False)
     assert found.merged["path"] == ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
     assert found.merged["scales"] == [1, 0.5, 1, 2]
-    assert [found.merged[name] for name in ("scale_target", "embedding_source", "distinct_layers")] == ["stream", 1, 3]
-    assert [source["model"] for source in found.merged["sources"]] == [str(tiny / "a"), str(tiny / "b")]
+    assert [
+        found.merged[name] for name in ("scale_target", "embedding_source", "distinct_layers")
+    ] == ["stream", 1, 3]
+    assert [source["model"] for source in found.merged["sources"]] == [
+        str(tiny / "a"),
+        str(tiny / "b"),
+    ]
 
 
 def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
@@ -81,7 +104,9 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     config = tiny_config(vocab_size=26, hidden_size=16, intermediate_size=24, **heads)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    build_model(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged", progress=False)
+    build_model(
+        path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged", progress=False
+    )
     for name, layers in (("tied", 2), ("merged", 1)):
         found = inspect_model(tmp_path / name)
         assert found.tied_head
@@ -89,9 +114,16 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
 
 
 def test_integers_and_templates_and_quantised_weights(tmp_path):
-    """Integers are no parameters but take room; a template inside the tokenizer's settings and the quantisation are seen."""
-    tensors = {"w": torch.zeros(3, 5, dtype=torch.float16), "ids": torch.zeros(7, dtype=torch.int64), "on": torch.ones(2) > 0}
-    folder = save_tensors(tmp_path / "odd", tensors, quantization_config={"quant_method": "gptq", "bits": 4})
+    """Integers are no parameters but take room; a template inside the tokenizer's settings and the
+    quantisation are seen."""
+    tensors = {
+        "w": torch.zeros(3, 5, dtype=torch.float16),
+        "ids": torch.zeros(7, dtype=torch.int64),
+        "on": torch.ones(2) > 0,
+    }
+    folder = save_tensors(
+        tmp_path / "odd", tensors, quantization_config={"quant_method": "gptq", "bits": 4}
+    )
     (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     found = inspect_model(folder)
     assert found.stored == inspection.Size(15, 30 + 56 + 2, {"BOOL": 2, "F16": 15, "I64": 7})
@@ -100,23 +132,33 @@ def test_integers_and_templates_and_quantised_weights(tmp_path):
 
 
 def test_an_adapter(tiny, tmp_path):
-    """An adapter is told with its rank, alpha, modules and size, and everything else is its base's; in JSON too."""
-    settings = {"r": 4, "lora_alpha": 7, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}}
+    """An adapter is told with its rank, alpha, modules and size, and everything else is its base's;
+    in JSON too."""
+    settings = {
+        "r": 4,
+        "lora_alpha": 7,
+        "target_modules": ["q_proj", "down_proj"],
+        "rank_pattern": {"q_proj": 2},
+    }
     folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **settings)
-    found, base = inspect_model(folder), inspect_model(tiny / "base")
+    found = inspect_model(folder)
+    base = inspect_model(tiny / "base")
     assert replace(found, adapter=None) == base
     size = 4 * 2 * (2 * (16 + 16) + 4 * (16 + 24))
     told = {"name": str(folder), "ranks": [2, 4], "alphas": [7], "modules": ["down_proj", "q_proj"]}
     told |= {"weights": 4, "bytes": size}
     assert found.adapter == told
     lines = str(found).splitlines()
-    assert lines[0] == f"adapter       {folder}, rank 2/4, alpha 7, 4 weights (down_proj, q_proj), {size:,} bytes"
+    assert lines[0] == (
+        f"adapter       {folder}, rank 2/4, alpha 7, 4 weights (down_proj, q_proj), {size:,} bytes"
+    )
     assert lines[1] == f"base          {tiny / 'base'}"
     assert json.loads(_invoke("inspect", folder, "--json"))["adapter"] == told
 
 
 def test_the_commands(merged, tiny, tmp_path):
-    """Both commands print text for people and JSON for machines, with a bar per group as long as its difference."""
+    """Both commands print text for people and JSON for machines, with a bar per group as long as
+    its difference."""
     assert json.loads(_invoke("inspect", merged, "--json"))["merged"]["distinct_layers"] == 3
     text = _invoke("inspect", merged)
     assert "4 hops over 3 distinct layers" in text
@@ -124,13 +166,26 @@ def test_the_commands(merged, tiny, tmp_path):
     assert f"{3 * BLOCK + OUTSIDE:,} parameters" in text
     data = json.loads(_invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base", "--json"))
     assert "tensors" not in data
-    assert max(map(len, _invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base").splitlines()[4:])) <= 80
+    assert (
+        max(
+            map(
+                len,
+                _invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base").splitlines()[4:],
+            )
+        )
+        <= 80
+    )
     assert 0 < data["total"]["weights"]["relative"] < 2
     every = json.loads(_invoke("diff", tiny / "a", tiny / "b", "--json", "--tensors"))
     assert len(every["tensors"]) == 21
-    assert "model.layers.1.mlp.up_proj.weight" in _invoke("diff", tiny / "a", tiny / "b", "--tensors")
+    assert "model.layers.1.mlp.up_proj.weight" in _invoke(
+        "diff", tiny / "a", tiny / "b", "--tensors"
+    )
     for name, change in (("a", [1.0, 1.0]), ("b", [2.0, 1.5])):
-        save_tensors(tmp_path / name, {f"layers.{i}.w": torch.full((4,), value) for i, value in enumerate(change)})
+        save_tensors(
+            tmp_path / name,
+            {f"layers.{i}.w": torch.full((4,), value) for i, value in enumerate(change)},
+        )
     shown = _invoke("diff", tmp_path / "a", tmp_path / "b").splitlines()
     bars = {line.split()[0]: line.count("█") for line in shown if line.startswith("blocks.")}
     assert bars == {"blocks.0": 30, "blocks.1": 15}
@@ -144,7 +199,10 @@ def test_a_model_that_is_not_there(tmp_path):
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 1
         assert result.stderr.splitlines() == [
-            f"error: ./nowhere: no such folder in {Path.cwd()}; give a folder that exists or the id of a repository on the Hub"
+            (
+                f"error: ./nowhere: no such folder in {Path.cwd()}; give a folder that exists or "
+                "the id of a repository on the Hub"
+            )
         ]
 
 

@@ -1,4 +1,5 @@
-"""LoRA adapters as part of a source: what peft's own merge gives, everywhere a source is read, or a refusal in one line."""
+"""LoRA adapters as part of a source: what peft's own merge gives, everywhere a source is read, or a
+refusal in one line."""
 
 import json
 import math
@@ -13,7 +14,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from recipes import merge_of
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.headers import TensorInfo
@@ -27,11 +34,20 @@ BOTH = ["q_proj", "down_proj"]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 7},
     "rank-stabilised": {"r": 9, "lora_alpha": 7, "use_rslora": True},
-    "patterns": {"r": 4, "lora_alpha": 7, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 7,
+        "rank_pattern": {"q_proj": 6},
+        "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3},
+    },
     "dora": {"r": 4, "lora_alpha": 7, "use_dora": True},
     "embeddings": {"r": 4, "lora_alpha": 7, "target_modules": [*BOTH, "embed_tokens"]},
     "modules to save": {"r": 4, "lora_alpha": 7, "modules_to_save": ["lm_head"]},
-    "a head, saved with its weights": {"r": 4, "lora_alpha": 7, "target_modules": [*BOTH, "lm_head"]},
+    "a head, saved with its weights": {
+        "r": 4,
+        "lora_alpha": 7,
+        "target_modules": [*BOTH, "lm_head"],
+    },
     "bias": {"r": 4, "lora_alpha": 7, "bias": "all"},
     "one layer": {"r": 1, "lora_alpha": 1, "layers_to_transform": [1]},
 }
@@ -41,7 +57,9 @@ def base_model(architecture: str = "llama", dtype: torch.dtype = torch.float32) 
     """A small random model; the Llama has biases and a head of its own."""
     torch.manual_seed(0)
     if architecture == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)).to(dtype)
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)
+        ).to(dtype)
     sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(dtype)
@@ -53,9 +71,15 @@ def save_adapter(model: Any, folder: Path, **settings: Any) -> Path:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
-            if "lora_" in name or "modules_to_save" in name or (name.endswith("bias") and settings.get("bias") == "all"):
+            if (
+                "lora_" in name
+                or "modules_to_save" in name
+                or (name.endswith("bias") and settings.get("bias") == "all")
+            ):
                 noise = torch.randn(parameter.shape, generator=generator) * 0.1
-                parameter.copy_(parameter.float().abs() + 0.1 * noise.abs() if "magnitude" in name else noise)
+                parameter.copy_(
+                    parameter.float().abs() + 0.1 * noise.abs() if "magnitude" in name else noise
+                )
     tuned.save_pretrained(folder)
     return folder
 
@@ -64,9 +88,13 @@ def save_adapter(model: Any, folder: Path, **settings: Any) -> Path:
 def adapted(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Saves a base and an adapter of it; gives their folders."""
 
-    def save(architecture: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Path, Path]:
+    def save(
+        architecture: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any
+    ) -> tuple[Path, Path]:
         base_model(architecture, dtype).save_pretrained(tmp_path / "base")
-        return tmp_path / "base", save_adapter(base_model(architecture, dtype), tmp_path / "adapter", **settings)
+        return tmp_path / "base", save_adapter(
+            base_model(architecture, dtype), tmp_path / "adapter", **settings
+        )
 
     return save
 
@@ -85,9 +113,11 @@ def opened(base: Path, adapter: Path) -> Source:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_what_peft_merges(case, dtype, adapted):
-    """Every tensor equals that of merge_and_unload: to 1e-6 in float32, and in bfloat16 but for one rounding in a thousand."""
+    """Every tensor equals that of merge_and_unload: to 1e-6 in float32, and in bfloat16 but for one
+    rounding in a thousand."""
     base, adapter = adapted(dtype=dtype, **CASES[case])
-    expected, before = merged_by_peft(base, adapter), load_file(base / "model.safetensors")
+    expected = merged_by_peft(base, adapter)
+    before = load_file(base / "model.safetensors")
     source = opened(base, adapter)
     changed = [name for name in source.tensors if not torch.equal(source.read(name), before[name])]
     assert changed
@@ -99,29 +129,42 @@ def test_it_is_what_peft_merges(case, dtype, adapted):
             assert torch.allclose(found, expected[name], atol=1e-6, rtol=1e-6), name
         else:
             twice = "embed" in name  # peft rounds the difference of embeddings before it adds it
-            assert torch.allclose(found, expected[name], rtol=2**-7, atol=2**-9 if twice else 0), name
+            assert torch.allclose(found, expected[name], rtol=2**-7, atol=2**-9 if twice else 0), (
+                name
+            )
             assert (found != expected[name]).float().mean() <= (0.5 if twice else 0.001), name
 
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_transposed_layers(dora, adapted):
     """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here."""
-    settings = {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": dora}
+    settings = {
+        "r": 4,
+        "target_modules": ["c_attn", "c_proj"],
+        "fan_in_fan_out": True,
+        "use_dora": dora,
+    }
     base, adapter = adapted("gpt2", **settings)
-    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    expected = merged_by_peft(base, adapter)
+    source = opened(base, adapter)
     assert len(source.changes) == 6
     for name in source.tensors:
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
 
 
 @pytest.mark.parametrize(
-    ("architecture", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["attn.c_proj"]), ("gpt2", ["c_attn"])]
+    ("architecture", "targets"),
+    [("llama", ["q_proj", "down_proj"]), ("gpt2", ["attn.c_proj"]), ("gpt2", ["c_attn"])],
 )
 def test_layers_that_the_config_takes_for_transposed_ones(architecture, targets, adapted):
-    """fan_in_fan_out that is not the layers' own is corrected as peft does, for square weights too."""
-    base, adapter = adapted(architecture, r=4, target_modules=targets, fan_in_fan_out=architecture == "gpt2")
+    """fan_in_fan_out that is not the layers' own is corrected as peft does, for square weights
+    too."""
+    base, adapter = adapted(
+        architecture, r=4, target_modules=targets, fan_in_fan_out=architecture == "gpt2"
+    )
     edit_json(adapter / "adapter_config.json", fan_in_fan_out=architecture != "gpt2")
-    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    expected = merged_by_peft(base, adapter)
+    source = opened(base, adapter)
     for name in source.changes:
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
 
@@ -145,59 +188,86 @@ def test_a_checkpoint_of_the_inner_model(adapted, tmp_path):
     """Tensors saved without the name of the inner model in front are found."""
     base, adapter = adapted("gpt2", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     base_model("gpt2").transformer.save_pretrained(tmp_path / "inner")
-    whole, inner = opened(base, adapter), opened(tmp_path / "inner", adapter)
+    whole = opened(base, adapter)
+    inner = opened(tmp_path / "inner", adapter)
     name = "h.1.attn.c_attn.weight"
     assert name in inner.changes
     assert torch.equal(inner.read(name), whole.read(f"transformer.{name}"))
 
 
 def test_a_merge_of_adapters(adapted, tmp_path):
-    """Built at weight 1 the result is the adapted model; two adapters of one base add up in weight space."""
+    """Built at weight 1 the result is the adapted model; two adapters of one base add up in weight
+    space."""
     base, first = adapted(r=4)
     second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
     sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
-    merged = load_file(build_model(merge_of(sources[0]), tmp_path / "alone", progress=False, whole=True) / "model.safetensors")
+    merged = load_file(
+        build_model(merge_of(sources[0]), tmp_path / "alone", progress=False, whole=True)
+        / "model.safetensors"
+    )
     source = opened(base, first)
     assert all(torch.equal(tensor, source.read(name)) for name, tensor in merged.items())
     both = merge_of(*sources, method="task_arithmetic", base=base)
     assert str(check_recipe(both)).startswith("fine: task_arithmetic of 2 sources")
-    sums = load_file(build_model(both, tmp_path / "both", progress=False, whole=True) / "model.safetensors")
-    other, origin = opened(base, second), load_file(base / "model.safetensors")
+    sums = load_file(
+        build_model(both, tmp_path / "both", progress=False, whole=True) / "model.safetensors"
+    )
+    other = opened(base, second)
+    origin = load_file(base / "model.safetensors")
     for name, tensor in sums.items():
-        expected = origin[name] + ((source.read(name) - origin[name]) + (other.read(name) - origin[name]))
+        expected = origin[name] + (
+            (source.read(name) - origin[name]) + (other.read(name) - origin[name])
+        )
         assert torch.equal(tensor, expected), name
 
 
 @pytest.mark.parametrize("case", slow_beyond(["dora"], ["plain", "dora", "modules to save"]))
 @pytest.mark.parametrize("part", [{"merge": {"method": "linear"}}, {"flow": {"path": ["0:0-1"]}}])
 def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, tmp_path):
-    """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it has the stored bits."""
+    """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it
+    has the stored bits."""
     base, adapter = adapted(dtype=torch.bfloat16, **CASES[case])
     wide = tmp_path / "wide"
     LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(wide)
-    source, exact = opened(base, adapter), opened(wide, adapter)
+    source = opened(base, adapter)
+    exact = opened(wide, adapter)
     sources = [{"model": str(base), "adapter": str(adapter)}]
     for dtype in ("float32", "float16", "bfloat16"):
         recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
-        found = load_file(build_model(recipe, tmp_path / dtype, progress=False, whole=True) / "model.safetensors")
+        found = load_file(
+            build_model(recipe, tmp_path / dtype, progress=False, whole=True) / "model.safetensors"
+        )
         for name in source.changes:
-            expected = source.read(name) if dtype == "bfloat16" else exact.read(name).to(getattr(torch, dtype))
+            expected = (
+                source.read(name)
+                if dtype == "bfloat16"
+                else exact.read(name).to(getattr(torch, dtype))
+            )
             tensor = next(tensor for own, tensor in found.items() if own.endswith(name))
             assert torch.equal(tensor, expected), (dtype, name)
 
 
 def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
-    """In a search an adapted source has the score of the same weights on disk, merged or by itself."""
+    """In a search an adapted source has the score of the same weights on disk, merged or by
+    itself."""
     from hf_evomerge.recipes.recipe import MergePart
     from hf_evomerge.search.evaluation.evaluator import Evaluator
 
-    adapter = save_adapter(AutoModelForCausalLM.from_pretrained(tiny / "b"), tmp_path / "adapter", r=2, lora_alpha=8)
+    adapter = save_adapter(
+        AutoModelForCausalLM.from_pretrained(tiny / "b"), tmp_path / "adapter", r=2, lora_alpha=8
+    )
     ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))
     alone = Recipe(sources=[ref], merge=MergePart(method="linear"))
-    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", progress=False, whole=True)))
+    folder = SourceRef(
+        model=str(build_model(alone, tmp_path / "merged", progress=False, whole=True))
+    )
     scores = []
     for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
-        evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, source.model_dump(exclude_none=True)]))
+        evaluator = Evaluator(
+            search_config(
+                sources=[{"model": str(tiny / "a")}, source.model_dump(exclude_none=True)]
+            )
+        )
         recipe = Recipe(sources=evaluator.config.sources, merge=MergePart(method="linear"))
         found = [evaluator.evaluate(source), evaluator.evaluate(recipe)]
         assert [one.error for one in found] == [None, None]
@@ -215,30 +285,64 @@ PLACE = "model.layers.0.mlp.down_proj.lora_A.weight"
 NORMS = ["norm.weight", "model.norm.weight"]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA adapters can be merged"),
-    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base"),
+    (
+        {"init_lora_weights": "pissa_niter_4"},
+        "init_lora_weights is 'pissa_niter_4', which changes the base",
+    ),
     ({"target_parameters": ["experts"]}, "target_parameters is ['experts'], which is"),
     ({"lora_bias": True}, "lora_bias is True, which is"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
     ({"use_dora": True}, "use_dora is True, unlike its tensors"),
-    ({"target_modules": ["q_proj"]}, "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has"),
-    ({"target_modules": {"q_proj": 1}}, "target_modules is {'q_proj': 1}, no list of at most 4096 names"),
+    (
+        {"target_modules": ["q_proj"]},
+        "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has",
+    ),
+    (
+        {"target_modules": {"q_proj": 1}},
+        "target_modules is {'q_proj': 1}, no list of at most 4096 names",
+    ),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
-    ({"rank_pattern": {"((((m|.)+)+)+)Z": 3}}, "the pattern '((((m|.)+)+)+)Z' could take for ever to match"),
-    ({"rank_pattern": {".*.*.*.*.*.*.*Z": 3}}, "the pattern '.*.*.*.*.*.*.*Z' could take for ever to match"),
-    ({"rank_pattern": {f".*.*.*.*X{i}": 3 for i in range(1024)}}, "rank_pattern could take for ever to match"),
-    ({"rank_pattern": {f"x{i}": 3 for i in range(4097)}}, "adapter_config.json: rank_pattern has 4097 entries, more than 4096"),
-    ({"lora_alpha": None}, "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number"),
-    ({"rank_pattern": {"down_proj": "4"}}, "r of model.layers.0.mlp.down_proj is '4', not a finite number"),
-    ({"modules_to_save": ["lm_head"]}, "names the module of lm_head.weight, and the adapter has no such tensor; save it again"),
-    ({"modules_to_save": ["norm"]}, "names the module of model.norm.weight, and the adapter has no such tensor"),
+    (
+        {"rank_pattern": {"((((m|.)+)+)+)Z": 3}},
+        "the pattern '((((m|.)+)+)+)Z' could take for ever to match",
+    ),
+    (
+        {"rank_pattern": {".*.*.*.*.*.*.*Z": 3}},
+        "the pattern '.*.*.*.*.*.*.*Z' could take for ever to match",
+    ),
+    (
+        {"rank_pattern": {f".*.*.*.*X{i}": 3 for i in range(1024)}},
+        "rank_pattern could take for ever to match",
+    ),
+    (
+        {"rank_pattern": {f"x{i}": 3 for i in range(4097)}},
+        "adapter_config.json: rank_pattern has 4097 entries, more than 4096",
+    ),
+    (
+        {"lora_alpha": None},
+        "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number",
+    ),
+    (
+        {"rank_pattern": {"down_proj": "4"}},
+        "r of model.layers.0.mlp.down_proj is '4', not a finite number",
+    ),
+    (
+        {"modules_to_save": ["lm_head"]},
+        "names the module of lm_head.weight, and the adapter has no such tensor; save it again",
+    ),
+    (
+        {"modules_to_save": ["norm"]},
+        "names the module of model.norm.weight, and the adapter has no such tensor",
+    ),
     ({"modules_to_save": 5}, "modules_to_save is 5, no list of at most 4096 names"),
 ]
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED)
 def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
-    """Another kind of adapter, or settings that change the arithmetic or contradict the tensors, are refused in one line."""
+    """Another kind of adapter, or settings that change the arithmetic or contradict the tensors,
+    are refused in one line."""
     base, adapter = adapted(r=4)
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
@@ -251,19 +355,44 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}, "layers.7.mlp.down_proj.weight, which"),
-        (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "has only one of the two LoRA matrices"),
-        (lambda t: {k: v.to(torch.complex64) for k, v in t.items()}, "has the dtype C64, which no adapter is trained in"),
-        (lambda t: {k: v.long() for k, v in t.items()}, "has the dtype I64, which no adapter is trained in"),
-        (lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()}, "in the adapter"),
-        (lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)}, "x.lora_C.weight has a meaning that is not"),
+        (
+            lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()},
+            "layers.7.mlp.down_proj.weight, which",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if "lora_B" not in k},
+            "has only one of the two LoRA matrices",
+        ),
+        (
+            lambda t: {k: v.to(torch.complex64) for k, v in t.items()},
+            "has the dtype C64, which no adapter is trained in",
+        ),
+        (
+            lambda t: {k: v.long() for k, v in t.items()},
+            "has the dtype I64, which no adapter is trained in",
+        ),
+        (
+            lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()},
+            "in the adapter",
+        ),
+        (
+            lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)},
+            "x.lora_C.weight has a meaning that is not",
+        ),
         (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
-        (lambda t: {**t, PLACE: torch.ones(4, 40)}, f"base_model.model.{PLACE} and {PLACE} are both for"),
-        (lambda t: {**t, **{name: torch.ones(32) for name in NORMS}}, "for model.norm.weight; keep one"),
+        (
+            lambda t: {**t, PLACE: torch.ones(4, 40)},
+            f"base_model.model.{PLACE} and {PLACE} are both for",
+        ),
+        (
+            lambda t: {**t, **{name: torch.ones(32) for name in NORMS}},
+            "for model.norm.weight; keep one",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
-    """An adapter of another model, half an adapter, and tensors of unknown meaning are refused before any merge."""
+    """An adapter of another model, half an adapter, and tensors of unknown meaning are refused
+    before any merge."""
     base, adapter = adapted(r=4)
     file = adapter / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
@@ -281,11 +410,14 @@ def test_modules_to_save_that_no_model_has_are_no_matter(adapted):
 
 @pytest.mark.parametrize("size", [1, 64])
 def test_a_magnitude_has_one_number_per_output(size, adapted):
-    """DoRA's lengths are as many as the layer has outputs, which is checked before anything is built."""
+    """DoRA's lengths are as many as the layer has outputs, which is checked before anything is
+    built."""
     base, adapter = adapted(r=4, use_dora=True)
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
-    name = next(name for name in tensors if "layers.1.self_attn.q_proj" in name and "magnitude" in name)
+    name = next(
+        name for name in tensors if "layers.1.self_attn.q_proj" in name and "magnitude" in name
+    )
     save_file({**tensors, name: torch.ones(size)}, file)
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
@@ -296,22 +428,59 @@ def test_a_magnitude_has_one_number_per_output(size, adapted):
 @pytest.mark.parametrize(
     ("alpha", "metadata", "message"),
     [
-        (1, "{", "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: Expecting property name"),
-        (1, "[]", "pytorch_lora_weights.safetensors: lora_adapter_metadata holds list, not a mapping"),
-        (1, "[" * 100_000, "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: maximum recursion"),
-        (1, '{"unet.lora_alpha": [1, 2, 3]}', "lora_alpha of to_k is [1, 2, 3], not a finite number"),
+        (
+            1,
+            "{",
+            (
+                "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: "
+                "Expecting property name"
+            ),
+        ),
+        (
+            1,
+            "[]",
+            "pytorch_lora_weights.safetensors: lora_adapter_metadata holds list, not a mapping",
+        ),
+        (
+            1,
+            "[" * 100_000,
+            (
+                "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: maximum "
+                "recursion"
+            ),
+        ),
+        (
+            1,
+            '{"unet.lora_alpha": [1, 2, 3]}',
+            "lora_alpha of to_k is [1, 2, 3], not a finite number",
+        ),
         (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
-        (1, '{"unet.init_lora_weights": "pissa"}', "init_lora_weights is 'pissa', which changes the base"),
+        (
+            1,
+            '{"unet.init_lora_weights": "pissa"}',
+            "init_lora_weights is 'pissa', which changes the base",
+        ),
         ([1, 2, 3], "{}", "lora_unet_to_q.alpha is [1.0, 2.0, 3.0], not a finite number"),
         (math.nan, "{}", "lora_unet_to_q.alpha is nan, not a finite number"),
     ],
 )
 def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
-    """The factor of a pipeline's adapter, in its tensors or its header, is a number, or is refused before anything is built."""
-    tensors = {"unet.to_k.lora_A.weight": torch.ones(2, 6), "unet.to_k.lora_B.weight": torch.ones(8, 2)}
-    tensors |= {"lora_unet_to_q.lora_down.weight": torch.ones(2, 6), "lora_unet_to_q.lora_up.weight": torch.ones(8, 2)}
+    """The factor of a pipeline's adapter, in its tensors or its header, is a number, or is refused
+    before anything is built."""
+    tensors = {
+        "unet.to_k.lora_A.weight": torch.ones(2, 6),
+        "unet.to_k.lora_B.weight": torch.ones(8, 2),
+    }
+    tensors |= {
+        "lora_unet_to_q.lora_down.weight": torch.ones(2, 6),
+        "lora_unet_to_q.lora_up.weight": torch.ones(8, 2),
+    }
     tensors["lora_unet_to_q.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors", metadata={"lora_adapter_metadata": metadata})
+    save_file(
+        tensors,
+        tmp_path / "pytorch_lora_weights.safetensors",
+        metadata={"lora_adapter_metadata": metadata},
+    )
     weights = {f"unet.to_{letter}.weight": TensorInfo("F32", (8, 6)) for letter in "qk"}
     with pytest.raises(SourceError) as caught:
         Adapter(tmp_path, "light").changes(weights)
@@ -319,12 +488,18 @@ def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}])
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}]
+)
 def test_what_unties_the_head_is_refused(settings, adapted):
-    """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source has only one of them."""
-    base, adapter = adapted("gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings})
+    """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source
+    has only one of them."""
+    base, adapter = adapted(
+        "gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings}
+    )
     with pytest.raises(
-        SourceError, match=r"has a head or embeddings of its own \((transformer.wte|lm_head).*merge it with peft"
+        SourceError,
+        match=r"has a head or embeddings of its own \((transformer.wte|lm_head).*merge it with peft",  # noqa: E501
     ):
         _ = opened(base, adapter).changes
 
@@ -332,8 +507,11 @@ def test_what_unties_the_head_is_refused(settings, adapted):
 def test_adapted_embeddings_are_the_tied_head_too(adapted):
     """LoRA on the embeddings of a tied model changes the head with them, as in peft."""
     base, adapter = adapted("gpt2", r=4, target_modules=["wte"])
-    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
-    assert torch.allclose(source.read("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6)
+    expected = merged_by_peft(base, adapter)
+    source = opened(base, adapter)
+    assert torch.allclose(
+        source.read("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6
+    )
 
 
 def test_a_change_that_is_no_product_says_what_it_is(adapted):
@@ -343,16 +521,23 @@ def test_a_change_that_is_no_product_says_what_it_is(adapted):
 
 
 def test_an_adapter_that_is_not_there(tmp_path, adapted):
-    """A folder without an adapter, one with a pickle, and a revision next to a folder are refused with what to do."""
+    """A folder without an adapter, one with a pickle, and a revision next to a folder are refused
+    with what to do."""
     base, adapter = adapted(r=4)
     with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json: no such file"):
         opened(base, base)
-    with pytest.raises(SourceError, match=r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"):
+    with pytest.raises(
+        SourceError, match=r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"
+    ):
         opened(base, adapter.parent)
     with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\)"):
         open_source(SourceRef(model=str(base), adapter=str(adapter), adapter_revision="main"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"):
+    with pytest.raises(
+        SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"
+    ):
         _ = opened(base, adapter).changes
-    with pytest.raises(SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "):
+    with pytest.raises(
+        SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "
+    ):
         open_source(str(adapter))

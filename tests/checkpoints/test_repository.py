@@ -1,4 +1,5 @@
-"""Sources on the Hub: checked before their weights are fetched, checked again when they came, and used from the cache."""
+"""Sources on the Hub: checked before their weights are fetched, checked again when they came, and
+used from the cache."""
 
 import json
 import os
@@ -43,7 +44,10 @@ def recipe_text(prefix: str, **fields: Any) -> str:
     data = {
         "sources": [{"model": f"{prefix}a"}, {"model": f"{prefix}b"}],
         "base": {"model": f"{prefix}base"},
-        "merge": {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4}]},
+        "merge": {
+            "method": "dare_ties",
+            "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4}],
+        },
         **fields,
     }
     return Recipe.model_validate(data).to_yaml()
@@ -59,19 +63,27 @@ def family(lfs_api: HfApi, tiny: Path) -> None:
 def publish(api: HfApi, folder: Path, repo_id: str) -> None:
     """Upload a folder."""
     api.create_repo(repo_id)
-    for file in sorted(item for item in folder.iterdir() if item.is_file() and item.name != "README.md"):
+    for file in sorted(
+        item for item in folder.iterdir() if item.is_file() and item.name != "README.md"
+    ):
         api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repo_id)
 
 
 @pytest.fixture
 def run(hub: FaultyHub, tmp_path: Path) -> Run:
-    """Runs the command line in this process against the hub, by LFS, from a cache of its own; or where none is, or offline."""
+    """Runs the command line in this process against the hub, by LFS, from a cache of its own; or
+    where none is, or offline."""
 
-    there, token = hub.endpoint, hub.token
+    there = hub.endpoint
+    token = hub.token
 
-    def go(*words: str, home: str = "client", endpoint: str | None = None, offline: bool = False) -> Said:
+    def go(
+        *words: str, home: str = "client", endpoint: str | None = None, offline: bool = False
+    ) -> Said:
         with pytest.MonkeyPatch.context() as patch:
-            use_hub(patch, SimpleNamespace(endpoint=endpoint or there, token=token), tmp_path / home)
+            use_hub(
+                patch, SimpleNamespace(endpoint=endpoint or there, token=token), tmp_path / home
+            )
             patch.setattr(constants, "HF_HUB_OFFLINE", offline)
             patch.chdir(tmp_path)
             disable_progress_bars()
@@ -89,7 +101,9 @@ def shell(hub: FaultyHub, tmp_path: Path) -> Run:
 
     environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
     command = [sys.executable, "-m", "hf_evomerge"]
-    return lambda *words: subprocess.run([*command, *words], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    return lambda *words: subprocess.run(
+        [*command, *words], env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
 
 
 def cached(tmp_path: Path) -> list[Path]:
@@ -98,89 +112,129 @@ def cached(tmp_path: Path) -> list[Path]:
 
 
 def test_a_dry_run_fetches_no_weights(hub, family, run, tmp_path):
-    """Everything is checked from small files and headers that are read by range; the cache holds no weights afterwards."""
+    """Everything is checked from small files and headers that are read by range; the cache holds no
+    weights afterwards."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     before = len(hub.requests)
     done = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fine: dare_ties of 2 sources, as ")
     assert cached(tmp_path) == []
-    fetched = [seen for seen in hub.requests[before:] if seen.method == "GET" and WEIGHTS in seen.target]
+    fetched = [
+        seen for seen in hub.requests[before:] if seen.method == "GET" and WEIGHTS in seen.target
+    ]
     assert fetched
     assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
 
 
 def test_inspect_fetches_no_weights(hub, family, run, tiny, tmp_path):
-    """Of a repository only the headers are fetched, and what is said is what its folder would say."""
+    """Of a repository only the headers are fetched, and what is said is what its folder would
+    say."""
     done = run("inspect", "local/a", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said.pop("model").startswith("local/a@")
-    assert said == {key: value for key, value in json.loads(inspect_model(tiny / "a").to_json()).items() if key != "model"}
+    assert said == {
+        key: value
+        for key, value in json.loads(inspect_model(tiny / "a").to_json()).items()
+        if key != "model"
+    }
     assert cached(tmp_path) == []
 
 
 def test_weights_are_fetched_checked_and_kept(hub, family, run, tiny, tmp_path):
-    """A build from the Hub has the bits of a build from folders, and works again from the cache when the Hub is gone."""
+    """A build from the Hub has the bits of a build from folders, and works again from the cache
+    when the Hub is gone."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     done = run("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 0, done.stderr
-    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False)
+    expected = build_model(
+        Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False
+    )
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
     for name in NAMES:
-        assert any(file.read_bytes() == (tiny / name / WEIGHTS).read_bytes() for file in cached(tmp_path))
+        assert any(
+            file.read_bytes() == (tiny / name / WEIGHTS).read_bytes() for file in cached(tmp_path)
+        )
     hub.stop()
     for offline in (False, True):
-        again = run("merge", "recipe.yaml", "--out", f"again-{offline}", offline=offline, endpoint="http://127.0.0.1:9")
+        again = run(
+            "merge",
+            "recipe.yaml",
+            "--out",
+            f"again-{offline}",
+            offline=offline,
+            endpoint="http://127.0.0.1:9",
+        )
         assert again.returncode == 0, again.stderr
-        assert (tmp_path / f"again-{offline}" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+        assert (tmp_path / f"again-{offline}" / WEIGHTS).read_bytes() == (
+            expected / WEIGHTS
+        ).read_bytes()
     hub.start()
 
 
 def test_sources_that_do_not_fit_cost_no_download(lfs_api, family, shell, tmp_path):
     """Sources of other shapes are refused, with both sides, before any weights are fetched."""
     sizes = {"vocab_size": 26, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
-    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(tmp_path / "wide")
+    LlamaForCausalLM(
+        LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    ).save_pretrained(tmp_path / "wide")
     publish(lfs_api, tmp_path / "wide", "local/wide")
     sources = [{"model": "local/a"}, {"model": "local/wide"}]
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/", sources=sources))
     done = shell("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 1
-    assert re.search(r"lm_head.weight: shape \[26, 16\] in local/a@\w{12}, \[26, 32\] in local/wide@\w{12};", done.stderr)
+    assert re.search(
+        r"lm_head.weight: shape \[26, 16\] in local/a@\w{12}, \[26, 32\] in local/wide@\w{12};",
+        done.stderr,
+    )
     assert len(done.stderr.splitlines()) == 1
     assert cached(tmp_path) == []
 
 
 def test_a_damaged_download_is_refused_and_made_good(hub, family, run, tiny, tmp_path):
-    """A byte that changed on the way is noticed, the file leaves the cache, and the next run fetches it again."""
+    """A byte that changed on the way is noticed, the file leaves the cache, and the next run
+    fetches it again."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     size = (tiny / "a" / WEIGHTS).stat().st_size
-    hub.faults.add(Fault("GET /content/models/local/a/", "corrupt", times=None, at=size - 3))  # the header stays as it is
+    hub.faults.add(
+        Fault("GET /content/models/local/a/", "corrupt", times=None, at=size - 3)
+    )  # the header stays as it is
     done = run("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: local/a: model.safetensors: what was downloaded has sha256 "), done.stderr
+    assert done.stderr.startswith(
+        "error: local/a: model.safetensors: what was downloaded has sha256 "
+    ), done.stderr
     assert done.stderr.endswith("; it was removed from the cache, run the command again\n")
     assert cached(tmp_path) == []
     hub.faults.clear()
     good = run("merge", "recipe.yaml", "--out", "out")
     assert good.returncode == 0, good.stderr
-    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False)
+    expected = build_model(
+        Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False
+    )
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
 def test_a_gated_model_says_where_to_ask(monkeypatch):
     """A model that its authors have not opened is told apart from one that is not there."""
     response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
-    refused = GatedRepoError("403 Client Error. (Request ID: 1) Access to model x is restricted", response=response)
+    refused = GatedRepoError(
+        "403 Client Error. (Request ID: 1) Access to model x is restricted", response=response
+    )
     monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=refused))
-    with pytest.raises(SourceError, match=r"^you/x: gated; ask for access on its page on the Hub, and log in"):
+    with pytest.raises(
+        SourceError, match=r"^you/x: gated; ask for access on its page on the Hub, and log in"
+    ):
         Repository("you/x")
 
 
 @pytest.mark.parametrize("call", ["GET /api/models/local/a", "GET .*model.safetensors"])
 def test_a_hub_that_asks_to_wait_is_waited_for(call, hub, family, run, waits):
     """Whether it refuses the list of files or a header, it is asked again when it says so."""
-    fault = hub.faults.add(Fault(call, "status", times=2, status=429, headers={"Retry-After": "7"}, body="later"))
+    fault = hub.faults.add(
+        Fault(call, "status", times=2, status=429, headers={"Retry-After": "7"}, body="later")
+    )
     done = run("inspect", "local/a", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"].startswith("local/a@")
@@ -191,13 +245,20 @@ def test_a_hub_that_asks_to_wait_is_waited_for(call, hub, family, run, waits):
 
 
 def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, waits, tmp_path):
-    """A repository that is not there, one without safetensors, and a Hub that is gone are told in one line each."""
+    """A repository that is not there, one without safetensors, and a Hub that is gone are told in
+    one line each."""
     lfs_api.create_repo("local/empty")
-    lfs_api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id="local/empty")
+    lfs_api.upload_file(
+        path_or_fileobj=b'{"model_type": "llama"}',
+        path_in_repo="config.json",
+        repo_id="local/empty",
+    )
     nowhere = f"no folder in {tmp_path}, and no such model on the Hub, or it is private; "
     cases = {"local/nowhere": nowhere, "local/empty": "no .safetensors file"}
     for name, message in cases.items():
-        (tmp_path / "recipe.yaml").write_text(f"sources: [{{model: {name}}}]\nmerge: {{method: linear}}\n")
+        (tmp_path / "recipe.yaml").write_text(
+            f"sources: [{{model: {name}}}]\nmerge: {{method: linear}}\n"
+        )
         done = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: {name}: {message}"), done.stderr
@@ -215,29 +276,46 @@ def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, waits, tmp_path):
     hub.stop()
     done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", home="other")
     hub.start()
-    assert re.match(r"error: local/empty: no folder in \S+, not in the Hub cache, and the Hub cannot be reached", done.stderr)
+    assert re.match(
+        (
+            r"error: local/empty: no folder in \S+, not in the Hub cache, and the Hub cannot be "
+            r"reached"
+        ),
+        done.stderr,
+    )
 
 
 def test_a_download_that_is_reset_says_so(lfs_api, family, monkeypatch, capsys, waits):
     """Every new attempt is a line; after the last the command ends with one."""
     repository = find_folder("local/a", None)[1]
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=httpx.ReadError("Connection reset by peer")))
-    with pytest.raises(SourceError, match=rf"^local/a: {WEIGHTS}: cannot be downloaded: Connection reset by peer$"):
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download",
+        Mock(side_effect=httpx.ReadError("Connection reset by peer")),
+    )
+    with pytest.raises(
+        SourceError, match=rf"^local/a: {WEIGHTS}: cannot be downloaded: Connection reset by peer$"
+    ):
         repository.fetch([WEIGHTS], progress=False)
     said = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
     assert waits[:5] == [1, 2, 4, 8, 16]
-    lines = [f"Connection reset by peer; attempt {number} in {wait:.0f} s" for number, wait in enumerate(waits, 2)]
+    lines = [
+        f"Connection reset by peer; attempt {number} in {wait:.0f} s"
+        for number, wait in enumerate(waits, 2)
+    ]
     assert said == [f"local/a: {WEIGHTS}: {line}" for line in lines]
 
 
 def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):
-    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights, a merged adapter not the base's.
+    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights, a merged
+    adapter not the base's.
 
     An adapter on the Hub names no folder of this machine as its base.
     """
     save_adapter(tiny / "a", tmp_path / "lora", 0, target_modules=["q_proj"])
     publish(lfs_api, tmp_path / "lora", "local/lora")
-    (tmp_path / "recipe.yaml").write_text("sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n"
+    )
     checked = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
     assert checked.returncode == 0, checked.stderr
     assert cached(tmp_path) == []
@@ -245,26 +323,38 @@ def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert [file.name for file in cached(tmp_path)] == ["adapter_model.safetensors"]
-    (tmp_path / "recipe.yaml").write_text("sources: [{model: local/lora}]\nmerge: {method: linear}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "sources: [{model: local/lora}]\nmerge: {method: linear}\n"
+    )
     refused = run("merge", "recipe.yaml", "--out", "alone")
-    line = "local/lora: a LoRA adapter that names no base on the Hub; write {model: ITS BASE, adapter: local/lora}"
+    line = (
+        "local/lora: a LoRA adapter that names no base on the Hub; write {model: ITS BASE, "
+        "adapter: local/lora}"
+    )
     assert line in refused.stderr
-    (tmp_path / "recipe.yaml").write_text("sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n"
+    )
     done = run("merge", "recipe.yaml", "--out", "out", "--whole")
     assert done.returncode == 0, done.stderr
-    merged, plain = load_file(tmp_path / "out" / WEIGHTS), load_file(tiny / "a" / WEIGHTS)
+    merged = load_file(tmp_path / "out" / WEIGHTS)
+    plain = load_file(tiny / "a" / WEIGHTS)
     changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
 def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
-    """The weights of a Dense layer are fetched with the small files, and merged as those of a folder are."""
+    """The weights of a Dense layer are fetched with the small files, and merged as those of a
+    folder are."""
     tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one"])
     for seed, name in enumerate("ab"):
         sentence_folder(tmp_path / name, tokenizer, seed)
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
     places = {"here": str(tmp_path), "there": "local"}
-    here = [build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out, progress=False) for out, p in places.items()]
+    here = [
+        build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out, progress=False)
+        for out, p in places.items()
+    ]
     for file in (WEIGHTS, f"2_Dense/{WEIGHTS}", "2_Dense/config.json", "modules.json"):
         assert (here[0] / file).read_bytes() == (here[1] / file).read_bytes()

@@ -22,7 +22,10 @@ WEIGHTS = "model.safetensors"
 def folders(tmp_path):
     """Two encoders with a Dense layer and a LayerNorm."""
     tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one", "two"])
-    return [sentence_folder(tmp_path / name, tokenizer, seed, norm=True) for seed, name in enumerate("ab")]
+    return [
+        sentence_folder(tmp_path / name, tokenizer, seed, norm=True)
+        for seed, name in enumerate("ab")
+    ]
 
 
 def recipe(folders, **more):
@@ -30,16 +33,24 @@ def recipe(folders, **more):
     parameters = [{"weight": 0.25}, {"weight": 0.75}]
     sources = [{"model": str(folder)} for folder in folders]
     merge = {"method": "linear", "parameters": parameters, "options": {"normalize": False}}
-    return Recipe.model_validate({"sources": sources, "merge": {**merge, **more.pop("merge", {})}, **more})
+    return Recipe.model_validate(
+        {"sources": sources, "merge": {**merge, **more.pop("merge", {})}, **more}
+    )
 
 
 def test_modules_are_merged_with_the_encoder(folders, tmp_path):
-    """Every tensor after the encoder is the weighted sum of the sources', in a file where sentence-transformers looks."""
+    """Every tensor after the encoder is the weighted sum of the sources', in a file where
+    sentence-transformers looks."""
     checked = open_recipe(recipe(folders))
     inputs = checked.origin("2_Dense/linear.weight").inputs
-    assert [f"{source}: {name}" for source, name in inputs] == [f"{folder}: 2_Dense/linear.weight" for folder in folders]
+    assert [f"{source}: {name}" for source, name in inputs] == [
+        f"{folder}: 2_Dense/linear.weight" for folder in folders
+    ]
     built = build_model(recipe(folders), tmp_path / "out", progress=False, max_shard_size="400B")
-    for module, names in (("2_Dense", ["linear.weight", "linear.bias"]), ("3_LayerNorm", ["norm.weight", "norm.bias"])):
+    for module, names in (
+        ("2_Dense", ["linear.weight", "linear.bias"]),
+        ("3_LayerNorm", ["norm.weight", "norm.bias"]),
+    ):
         merged, *both = (load_file(folder / module / WEIGHTS) for folder in (built, *folders))
         assert sorted(merged) == sorted(names)
         for name in names:
@@ -57,10 +68,16 @@ def test_a_module_has_the_weight_of_its_group_or_name(folders, tmp_path):
         {"weight": {"head": 1.0, "default": 0.5}},
         {"weight": {"2_Dense/linear.bias": 1.0, "head": 0.0, "default": 0.5}},
     ]
-    built = build_model(recipe(folders, merge={"parameters": parameters}, dtype="bfloat16"), tmp_path / "out", progress=False)
+    built = build_model(
+        recipe(folders, merge={"parameters": parameters}, dtype="bfloat16"),
+        tmp_path / "out",
+        progress=False,
+    )
     merged, *both = (load_file(folder / "2_Dense" / WEIGHTS) for folder in (built, *folders))
     assert torch.equal(merged["linear.weight"], both[0]["linear.weight"].bfloat16())
-    assert torch.equal(merged["linear.bias"], (both[0]["linear.bias"] + both[1]["linear.bias"]).bfloat16())
+    assert torch.equal(
+        merged["linear.bias"], (both[0]["linear.bias"] + both[1]["linear.bias"]).bfloat16()
+    )
 
 
 def test_modules_come_from_the_first_source_whosever_the_tokenizer_is(folders, tmp_path):
@@ -73,7 +90,11 @@ def test_modules_come_from_the_first_source_whosever_the_tokenizer_is(folders, t
         check_recipe(recipe(folders))
     for name in parts:
         shutil.rmtree(folders[0] / name)
-    entries = [one for one in json.loads((folders[0] / "modules.json").read_text()) if one["path"] in ("", "1_Pooling")]
+    entries = [
+        one
+        for one in json.loads((folders[0] / "modules.json").read_text())
+        if one["path"] in ("", "1_Pooling")
+    ]
     (folders[0] / "modules.json").write_text(json.dumps(entries))
     built = build_model(recipe(folders, tokenizer=1), tmp_path / "out", progress=False)
     assert (built / "modules.json").read_text() == (folders[0] / "modules.json").read_text()
@@ -81,12 +102,17 @@ def test_modules_come_from_the_first_source_whosever_the_tokenizer_is(folders, t
 
 
 def _other_dimension(folder):
-    save_file({"linear.weight": torch.ones(4, 16), "linear.bias": torch.ones(4)}, folder / "2_Dense" / WEIGHTS)
+    save_file(
+        {"linear.weight": torch.ones(4, 16), "linear.bias": torch.ones(4)},
+        folder / "2_Dense" / WEIGHTS,
+    )
 
 
 def _no_dense(folder):
     entries = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([one for one in entries if not one["path"].startswith("2")]))
+    (folder / "modules.json").write_text(
+        json.dumps([one for one in entries if not one["path"].startswith("2")])
+    )
 
 
 def _pickle(folder):
@@ -95,7 +121,9 @@ def _pickle(folder):
 
 def _outside(folder):
     entries = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([*entries, {"type": "x.Dense", "path": "../a"}]))
+    (folder / "modules.json").write_text(
+        json.dumps([*entries, {"type": "x.Dense", "path": "../a"}])
+    )
 
 
 REFUSED = {
@@ -104,26 +132,50 @@ REFUSED = {
         "1_Pooling: pooling is mean in .*a, cls in .*b",
     ),
     "activation": (
-        lambda folder: edit_json(folder / "2_Dense" / "config.json", activation_function="torch.nn.modules.linear.Identity"),
+        lambda folder: edit_json(
+            folder / "2_Dense" / "config.json",
+            activation_function="torch.nn.modules.linear.Identity",
+        ),
         "2_Dense: activation_function is Tanh in .*a, Identity in .*b",
     ),
-    "dimension": (_other_dimension, r"2_Dense/linear\.weight: shape \[8, 16\] in .*a, \[4, 16\] in .*b"),
+    "dimension": (
+        _other_dimension,
+        r"2_Dense/linear\.weight: shape \[8, 16\] in .*a, \[4, 16\] in .*b",
+    ),
     "no dense": (
         _no_dense,
-        r"modules after the encoder differ: 1_Pooling .*, 2_Dense .*, 3_LayerNorm .*a, 1_Pooling .*, 3_LayerNorm .*b",
+        (
+            r"modules after the encoder differ: 1_Pooling .*, 2_Dense .*, 3_LayerNorm .*a, "
+            r"1_Pooling .*, 3_LayerNorm .*b"
+        ),
     ),
     "pickle": (
         _pickle,
-        r"b: 2_Dense has no model\.safetensors \(only pytorch_model\.bin, a pickle, which can run code when read\); save it",
+        (
+            r"b: 2_Dense has no model\.safetensors \(only pytorch_model\.bin, a pickle, which "
+            r"can run code when read\); save it"
+        ),
     ),
     "no weights": (
         lambda folder: (folder / "2_Dense" / WEIGHTS).unlink(),
         r"b: 2_Dense has no model\.safetensors \(no weights\)",
     ),
-    "no folder": (lambda folder: shutil.rmtree(folder / "2_Dense"), r"b: 2_Dense has no model\.safetensors \(no weights\)"),
-    "a place outside": (_outside, r"b: modules\.json: Dense lies in '\.\./a', which is no folder such as 2_Dense"),
-    "no list": (lambda folder: (folder / "modules.json").write_text("{1}"), r"b: modules\.json cannot be read"),
-    "entries": (lambda folder: (folder / "modules.json").write_text("[1, 2]"), r"b: modules\.json cannot be read"),
+    "no folder": (
+        lambda folder: shutil.rmtree(folder / "2_Dense"),
+        r"b: 2_Dense has no model\.safetensors \(no weights\)",
+    ),
+    "a place outside": (
+        _outside,
+        r"b: modules\.json: Dense lies in '\.\./a', which is no folder such as 2_Dense",
+    ),
+    "no list": (
+        lambda folder: (folder / "modules.json").write_text("{1}"),
+        r"b: modules\.json cannot be read",
+    ),
+    "entries": (
+        lambda folder: (folder / "modules.json").write_text("[1, 2]"),
+        r"b: modules\.json cannot be read",
+    ),
     "prompts": (
         lambda folder: edit_json(folder / "config_sentence_transformers.json", prompts=["query"]),
         r"b: config_sentence_transformers\.json: prompts is no mapping",
@@ -142,8 +194,13 @@ def test_what_does_not_go_together_is_one_line(folders, case):
 
 
 def test_other_prompts_and_pickled_layers_are_warned_about(folders):
-    """Prompts, similarity and length that differ are the first's; BGE-M3's further layers are left out aloud."""
-    edit_json(folders[1] / "config_sentence_transformers.json", prompts={"query": "q: "}, similarity_fn_name="dot")
+    """Prompts, similarity and length that differ are the first's; BGE-M3's further layers are left
+    out aloud."""
+    edit_json(
+        folders[1] / "config_sentence_transformers.json",
+        prompts={"query": "q: "},
+        similarity_fn_name="dot",
+    )
     edit_json(folders[1] / "sentence_bert_config.json", max_seq_length=8)
     (folders[0] / "sparse_linear.pt").write_bytes(b"")
     said = "\n".join(check_recipe(recipe(folders)).warnings)
@@ -160,7 +217,10 @@ def test_a_last_module_that_only_some_have_is_said(folders):
     """Vectors that are normalised by the first source alone, or not by it, are a line."""
     file = folders[1] / "modules.json"
     file.write_text(json.dumps(json.loads(file.read_text())[:-1]))
-    line = "the last module is Normalize in {}, LayerNorm in {}; the result has the modules of the first"
+    line = (
+        "the last module is Normalize in {}, LayerNorm in {}; the result has the modules of the "
+        "first"
+    )
     assert line.format(*folders) in "\n".join(check_recipe(recipe(folders)).warnings)
     assert "last module" not in "\n".join(check_recipe(recipe([folders[1], folders[1]])).warnings)
 
@@ -169,17 +229,31 @@ STATIC = {
     "sentence-transformers": (
         "embedding.weight",
         "modules.json",
-        [{"idx": 0, "name": "0", "type": "sentence_transformers.models.StaticEmbedding", "path": ""}],
+        [
+            {
+                "idx": 0,
+                "name": "0",
+                "type": "sentence_transformers.models.StaticEmbedding",
+                "path": "",
+            }
+        ],
     ),
-    "model2vec": ("embeddings", "config.json", {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 4}),
+    "model2vec": (
+        "embeddings",
+        "config.json",
+        {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 4},
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", STATIC)
 def test_static_embeddings_are_merged(kind, tmp_path):
-    """One matrix without a model, as either library saves it; the result is of the same kind, and can be merged again."""
+    """One matrix without a model, as either library saves it; the result is of the same kind, and
+    can be merged again."""
     name, file, content = STATIC[kind]
-    matrices = [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    matrices = [
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)
+    ]
     for folder, matrix in zip("ab", matrices, strict=True):
         (tmp_path / folder).mkdir()
         save_file({name: matrix}, tmp_path / folder / WEIGHTS)
@@ -193,7 +267,10 @@ def test_static_embeddings_are_merged(kind, tmp_path):
     assert (again / "config.json").read_text() == (built / "config.json").read_text()
     save_file({name: matrices[1], "mapping": torch.arange(6)}, tmp_path / "b" / WEIGHTS)
     with pytest.raises(
-        SourceError, match=r"b: tokens share rows, by a mapping of its own" if kind == "model2vec" else "mapping"
+        SourceError,
+        match=r"b: tokens share rows, by a mapping of its own"
+        if kind == "model2vec"
+        else "mapping",
     ):
         check_recipe(recipe([tmp_path / "b", tmp_path / "a"]))
     if kind == "sentence-transformers":

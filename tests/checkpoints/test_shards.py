@@ -1,4 +1,5 @@
-"""Files of weights written as a stream: the same bytes in any order of work, whole or not there, and kept after a stop."""
+"""Files of weights written as a stream: the same bytes in any order of work, whole or not there,
+and kept after a stop."""
 
 import math
 import threading
@@ -26,10 +27,12 @@ def values(name: str) -> np.ndarray:
 
 
 class Producer:
-    """Makes the tensors in two pieces and remembers which; may be slow with some, and fail at one."""
+    """Makes the tensors in two pieces and remembers which; may be slow with some, and fail at
+    one."""
 
     def __init__(self, fail: str = "", slow: str = "") -> None:
-        self.fail, self.slow = fail, slow
+        self.fail = fail
+        self.slow = slow
         self.made: list[str] = []
         self.threads: set[int] = set()
 
@@ -53,7 +56,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [1000, 70, 1])
 def test_threads_do_not_matter(tmp_path, size):
-    """Any number of threads, the first tensor finished last, writes the same bytes, which safetensors reads back."""
+    """Any number of threads, the first tensor finished last, writes the same bytes, which
+    safetensors reads back."""
     for threads in (1, 3):
         folder = tmp_path / str(threads)
         folder.mkdir()
@@ -79,11 +83,15 @@ def test_several_threads_work(tmp_path):
 
 
 def test_what_was_finished_is_kept(tmp_path):
-    """After a failure the finished files are there and are not made again; the unfinished one does not have its name."""
+    """After a failure the finished files are there and are not made again; the unfinished one does
+    not have its name."""
     with pytest.raises(OSError, match="disk full"):
         write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
-    assert [name for name in files(tmp_path) if name.endswith(".safetensors")] == ["model-00001-of-00003.safetensors"]
-    producer, done = Producer(), list[int]()
+    assert [name for name in files(tmp_path) if name.endswith(".safetensors")] == [
+        "model-00001-of-00003.safetensors"
+    ]
+    producer = Producer()
+    done = list[int]()
     write_shards(tmp_path, TENSORS, producer, max_size=80, done=done.append)
     assert producer.made == ["t2", "t4"]
     assert sum(done) == SIZE
@@ -97,7 +105,8 @@ def test_what_was_finished_is_kept(tmp_path):
 
 @pytest.mark.parametrize("damage", ["value", "order", "short", "long", "sums", "other"])
 def test_a_damaged_file_is_made_again(tmp_path, damage):
-    """A kept file that lost a byte, gained one, holds another value, order or tensor, or has no checksums, is not trusted."""
+    """A kept file that lost a byte, gained one, holds another value, order or tensor, or has no
+    checksums, is not trusted."""
     with pytest.raises(OSError, match="disk full"):
         write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
     file = tmp_path / "model-00001-of-00003.safetensors"
@@ -105,7 +114,8 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
     if damage == "sums":
         (tmp_path / f".{file.name}.sums").unlink()
     else:
-        first, second = whole[-80:-72], whole[-72:-64]  # two words of the first tensor
+        first = whole[-80:-72]
+        second = whole[-72:-64]  # two words of the first tensor
         broken = {
             "order": whole[:-80] + second + first + whole[-64:],
             "value": whole[:-1] + b"x",
@@ -132,12 +142,20 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.flo
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_finite_is_exact(dtype):
-    """Numbers up to the dtype's largest are finite, however many there are; one that is infinite or NaN is found anywhere."""
+    """Numbers up to the dtype's largest are finite, however many there are; one that is infinite or
+    NaN is found anywhere."""
     largest = torch.finfo(dtype).max
-    fine = torch.tensor([largest, -largest, 0.0, -0.0, largest, 1.0, -largest]).double().clamp(-largest, largest).to(dtype)
+    fine = (
+        torch.tensor([largest, -largest, 0.0, -0.0, largest, 1.0, -largest])
+        .double()
+        .clamp(-largest, largest)
+        .to(dtype)
+    )
     assert _is_finite(fine)
     assert _is_finite(fine[:0])
-    others = [math.nan] if dtype.itemsize == 1 else [math.nan, -math.nan, math.inf, -math.inf]  # this one has no infinity
+    others = (
+        [math.nan] if dtype.itemsize == 1 else [math.nan, -math.nan, math.inf, -math.inf]
+    )  # this one has no infinity
     for position in range(fine.numel()):
         for other in others:
             damaged = fine.clone()

@@ -41,7 +41,8 @@ def folder(saved, tmp_path) -> Path:
 
 
 def test_a_folder_is_read_as_it_is(saved):
-    """Headers and config tell names, dtypes, shapes, layers and the tied head; tensors are those of the file."""
+    """Headers and config tell names, dtypes, shapes, layers and the tied head; tensors are those of
+    the file."""
     source = open_source(SourceRef(model=str(saved)))
     expected = load_file(saved / "model.safetensors")
     assert source.folder == saved
@@ -58,7 +59,8 @@ def test_shards_are_read_through_the_index(saved, tmp_path):
     """A checkpoint in shards is the same checkpoint."""
     LlamaForCausalLM.from_pretrained(saved).save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    whole, cut = open_source(str(saved)), open_source(str(tmp_path))
+    whole = open_source(str(saved))
+    cut = open_source(str(tmp_path))
     check_mergeable([whole, cut], whole)
     assert all(torch.equal(whole.read(name), cut.read(name)) for name in whole.tensors)
 
@@ -70,7 +72,9 @@ def test_opening_needs_no_torch(saved):
         f"s = open_source({str(saved)!r}); s._files(); s._index()\n"
         "sys.exit(' '.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
 
 
@@ -92,7 +96,8 @@ def test_a_repository_that_cannot_be_had_is_refused(monkeypatch):
 
 
 def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
-    """A source is opened with JSON, tokenizer and template files alone, at the revision of the recipe."""
+    """A source is opened with JSON, tokenizer and template files alone, at the revision of the
+    recipe."""
     from fnmatch import fnmatch
 
     asked = {}
@@ -103,57 +108,94 @@ def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     source = open_source(SourceRef(model="some-one/some-model", revision="abc"))
-    assert (asked["repo"], asked["revision"], str(source)) == ("some-one/some-model", "abc", "some-one/some-model@abc")
+    assert (asked["repo"], asked["revision"], str(source)) == (
+        "some-one/some-model",
+        "abc",
+        "some-one/some-model@abc",
+    )
 
     def taken(name):
         return any(fnmatch(name, p) for p in asked["allow_patterns"]) and not any(
             fnmatch(name, p) for p in asked["ignore_patterns"]
         )
 
-    names = ["config.json", "model.safetensors.index.json", "tokenizer.model", "chat_template.jinja"]
+    names = [
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+    ]
     assert all(map(taken, [*names, "merges.txt", "additional_chat_templates/tool.jinja"]))
     assert not any(
-        map(taken, ["pytorch_model.bin", "modeling_x.py", "x.pt", "consolidated.safetensors", "onnx/model.safetensors"])
+        map(
+            taken,
+            [
+                "pytorch_model.bin",
+                "modeling_x.py",
+                "x.pt",
+                "consolidated.safetensors",
+                "onnx/model.safetensors",
+            ],
+        )
     )
 
 
 def test_a_folder_has_no_revision(saved):
     """A revision next to a folder is refused rather than ignored."""
-    with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\); leave it out"):
+    with pytest.raises(
+        SourceError, match=r"a folder has no revision \(found 'main'\); leave it out"
+    ):
         open_source(SourceRef(model=str(saved), revision="main"))
 
 
 def test_pickles_are_refused(folder):
     """A checkpoint that is only there as a pickle is refused, and the pickle is named."""
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(SourceError, match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained"):
+    with pytest.raises(
+        SourceError,
+        match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained",
+    ):
         open_source(str(folder))
 
 
 def test_missing_files_are_refused(folder):
-    """A folder without config, without weights, or with an adapter alone is refused with what is missing."""
+    """A folder without config, without weights, or with an adapter alone is refused with what is
+    missing."""
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
         open_source(str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
+    with pytest.raises(
+        SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "
+    ):
         open_source(str(folder))
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "):
+    with pytest.raises(
+        SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "
+    ):
         open_source(str(folder))
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
+    with pytest.raises(
+        SourceError,
+        match=r"no config.json in .*; give the folder or repository of a transformers model",
+    ):
         open_source(str(folder))
     (folder / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(SourceError, match=r"no config.json in .*; transformers makes one of a GGUF file"):
+    with pytest.raises(
+        SourceError, match=r"no config.json in .*; transformers makes one of a GGUF file"
+    ):
         open_source(str(folder))
     (folder / "model.gguf").unlink()
     (folder / "german").mkdir()
     (folder / "german" / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match=r"no config.json in .*; an adapter is in \S+/german: give that folder"):
+    with pytest.raises(
+        SourceError, match=r"no config.json in .*; an adapter is in \S+/german: give that folder"
+    ):
         open_source(str(folder))
-    with pytest.raises(SourceError, match=r"nowhere/: no such folder in .*; give a folder that exists or the id"):
+    with pytest.raises(
+        SourceError, match=r"nowhere/: no such folder in .*; give a folder that exists or the id"
+    ):
         open_source("nowhere/")
 
 
@@ -170,23 +212,35 @@ def test_damaged_files_are_refused(folder, damage, message):
     """A damaged or cut file is found by its header, before any tensor is read."""
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(SourceError, match=f"not a safetensors file, or damaged: .*{message}.*; download it again") as caught:
+    with pytest.raises(
+        SourceError, match=f"not a safetensors file, or damaged: .*{message}.*; download it again"
+    ) as caught:
         _ = open_source(str(folder)).tensors
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)
 
 
 def test_a_wrong_index_is_refused(folder):
-    """An index that is not one, names a file that is not there or outside, or a tensor that is in no file, is refused."""
+    """An index that is not one, names a file that is not there or outside, or a tensor that is in
+    no file, is refused."""
     index = folder / "model.safetensors.index.json"
     for text, message in [
         ("{", r"index\.json cannot be read: "),
         ("[" * 100_000, r"index\.json cannot be read: "),
         ('{"weight_map": {"a": 3}}', "not an index of safetensors files"),
         ('{"weight_map": 3}', "not an index of safetensors files"),
-        ('{"weight_map": {"a": "model-2.safetensors"}}', "the index lists model-2.safetensors, which is not there"),
-        ('{"weight_map": {"a": "../model.safetensors"}}', "the index names a file outside the folder"),
-        ('{"weight_map": {"a": "model.safetensors"}}', "the index lists a, which is in none of the files"),
+        (
+            '{"weight_map": {"a": "model-2.safetensors"}}',
+            "the index lists model-2.safetensors, which is not there",
+        ),
+        (
+            '{"weight_map": {"a": "../model.safetensors"}}',
+            "the index names a file outside the folder",
+        ),
+        (
+            '{"weight_map": {"a": "model.safetensors"}}',
+            "the index lists a, which is in none of the files",
+        ),
     ]:
         index.write_text(text)
         with pytest.raises(SourceError, match=message):
@@ -195,11 +249,21 @@ def test_a_wrong_index_is_refused(folder):
 
 def test_a_wrong_config_is_refused(folder):
     """A config of no known architecture is refused, and code that comes with it is never run."""
-    edit_json(folder / "config.json", model_type="unheard-of", auto_map={"AutoConfig": "configuration_x.Config"})
+    edit_json(
+        folder / "config.json",
+        model_type="unheard-of",
+        auto_map={"AutoConfig": "configuration_x.Config"},
+    )
     (folder / "configuration_x.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(SourceError, match=r"model: its config needs Python code that comes with the model; read it, and pass"):
+    with pytest.raises(
+        SourceError,
+        match=r"model: its config needs Python code that comes with the model; read it, and pass",
+    ):
         _ = open_source(str(folder)).config
-    for text in ('{"model_type": "unheard-of"}', '{"model_type": "llama", "num_hidden_layers": "two"}'):
+    for text in (
+        '{"model_type": "unheard-of"}',
+        '{"model_type": "llama", "num_hidden_layers": "two"}',
+    ):
         (folder / "config.json").write_text(text)
         with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
             _ = open_source(str(folder)).config
@@ -207,7 +271,9 @@ def test_a_wrong_config_is_refused(folder):
     with pytest.raises(SourceError, match=r"num_labels is 1000000000; at most 65536 are read"):
         _ = open_source(str(folder)).config
     edit_json(folder / "config.json", num_labels=2, text_config={"model_type": "llama"})
-    with pytest.raises(SourceError, match=r"config.json cannot be read: a llama has no text_config"):
+    with pytest.raises(
+        SourceError, match=r"config.json cannot be read: a llama has no text_config"
+    ):
         _ = open_source(str(folder)).config
 
 
@@ -216,16 +282,32 @@ def test_a_wrong_config_is_refused(folder):
     [
         ({"num_hidden_layers": 3}, "number of layers differs: 2 in .*model, 3 in .*other"),
         ({"vocab_size": 40}, "vocabulary size differs: 32 in .*model, 40 in .*other"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings differs: True in .*model, False in .*other"),
-        ({"hidden_size": 32, "head_dim": 4}, r"model.embed_tokens.weight: shape \[32, 16\] in .*model, \[32, 32\] in .*other"),
-        ({"intermediate_size": 32}, r"mlp.down_proj.weight: shape \[16, 24\] in .*model, \[16, 32\] in .*other"),
-        ({"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}, "num_attention_heads differs: 4 in .*, 8 in"),
+        (
+            {"tie_word_embeddings": False},
+            "tie_word_embeddings differs: True in .*model, False in .*other",
+        ),
+        (
+            {"hidden_size": 32, "head_dim": 4},
+            r"model.embed_tokens.weight: shape \[32, 16\] in .*model, \[32, 32\] in .*other",
+        ),
+        (
+            {"intermediate_size": 32},
+            r"mlp.down_proj.weight: shape \[16, 24\] in .*model, \[16, 32\] in .*other",
+        ),
+        (
+            {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2},
+            "num_attention_heads differs: 4 in .*, 8 in",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act differs: silu in .*model, gelu in .*other"),
-        ({"attention_bias": True}, "tensor model.layers.0.self_attn.k_proj.bias of .*other is missing in .*model"),
+        (
+            {"attention_bias": True},
+            "tensor model.layers.0.self_attn.k_proj.bias of .*other is missing in .*model",
+        ),
     ],
 )
 def test_parents_that_do_not_fit_are_refused(folder, tmp_path, changes, message):
-    """Checkpoints that differ in architecture or shape are refused with both values, from configs and headers alone."""
+    """Checkpoints that differ in architecture or shape are refused with both values, from configs
+    and headers alone."""
     other = open_source(str(save(tmp_path / "other", **changes)))
     with pytest.raises(SourceError, match=f"{message}.*; sources must be fine-tunes of one base"):
         check_mergeable([open_source(str(folder)), other])
@@ -247,27 +329,43 @@ def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
 
 
 def test_a_body_without_its_head_is_called_one(saved, tmp_path):
-    """The names of a bare body's tensors all differ; what is said first is what it was saved from."""
+    """The names of a bare body's tensors all differ; what is said first is what it was saved
+    from."""
     LlamaForCausalLM.from_pretrained(saved).model.save_pretrained(tmp_path / "body")
-    with pytest.raises(SourceError, match=r"body was saved from LlamaModel, .* from LlamaForCausalLM; tensor "):
+    with pytest.raises(
+        SourceError, match=r"body was saved from LlamaModel, .* from LlamaForCausalLM; tensor "
+    ):
         check_mergeable([open_source(str(saved)), open_source(str(tmp_path / "body"))])
 
 
 def test_quantised_weights_are_refused(folder, saved):
     """Quantised parents are refused, by their config or by the dtype of a tensor."""
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(SourceError, match="model: quantised weights cannot be merged; give the unquantised model"):
+    with pytest.raises(
+        SourceError, match="model: quantised weights cannot be merged; give the unquantised model"
+    ):
         check_mergeable([open_source(str(saved)), open_source(str(folder))])
     shutil.copy(saved / "config.json", folder)
     save_file(
-        {k: v.to(torch.float8_e4m3fn) for k, v in load_file(saved / "model.safetensors").items()}, folder / "model.safetensors"
+        {k: v.to(torch.float8_e4m3fn) for k, v in load_file(saved / "model.safetensors").items()},
+        folder / "model.safetensors",
     )
-    with pytest.raises(SourceError, match=r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32"):
+    with pytest.raises(
+        SourceError,
+        match=r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32",
+    ):
         check_mergeable([open_source(str(folder))])
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_size": -5}, {"num_attention_heads": "many"}, {"rope_parameters": [1]}, {"model_type": 3}, {"x": None}]
+    "change",
+    [
+        {"hidden_size": -5},
+        {"num_attention_heads": "many"},
+        {"rope_parameters": [1]},
+        {"model_type": 3},
+        {"x": None},
+    ],
 )
 def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
     """Whatever transformers makes of a value that cannot be, the error names the checkpoint."""
@@ -280,7 +378,8 @@ def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
 
 
 def test_the_config_is_not_asked_for_each_tensor(tmp_path, monkeypatch):
-    """Mixtures of experts have tens of thousands of tensors: what is done for each must not look at all the others again."""
+    """Mixtures of experts have tens of thousands of tensors: what is done for each must not look at
+    all the others again."""
     asked: list[Source] = []
 
     def is_tied(source: Source) -> bool:

@@ -25,14 +25,18 @@ def test_the_package_carries_them(split):
 
 
 def test_seed_decides_the_problems():
-    """The same seed gives the same problems, a longer list begins with the shorter, another seed gives others."""
+    """The same seed gives the same problems, a longer list begins with the shorter, another seed
+    gives others."""
     assert problems("test", 30) == problems("test", 60)[:30]
     assert problems("test", 30) != problems("test", 30, seed=1)
 
 
 def test_splits_share_no_prompt():
     """No prompt is in two splits, even with different seeds, or twice in one."""
-    prompts = [{p["prompt"] for seed in (0, 7) for p in problems(split, 1500, seed=seed)} for split in SPLITS]
+    prompts = [
+        {p["prompt"] for seed in (0, 7) for p in problems(split, 1500, seed=seed)}
+        for split in SPLITS
+    ]
     assert all(first.isdisjoint(second) for first, second in combinations(prompts, 2))
     assert len({p["prompt"] for p in problems("search", 1500)}) == 1500
 
@@ -44,11 +48,16 @@ def test_answers_are_right(language):
         words = problem["prompt"].split()
         a, b = (int(word) for word in words if word.isdigit())
         right = a + b if any(word in words for word in ADDING) else a - b
-        assert problem["answer"] == (f"the answer is {right}" if language == "en" else f"答え は {right}")
+        assert problem["answer"] == (
+            f"the answer is {right}" if language == "en" else f"答え は {right}"
+        )
 
 
 def test_answer_language_is_free():
     """The same problem can be asked for in the other language; the question does not change."""
-    japanese, english = problems("search", 10), problems("search", 10, answer="en")
+    japanese = problems("search", 10)
+    english = problems("search", 10, answer="en")
     assert [p["prompt"] for p in japanese] == [p["prompt"] for p in english]
-    assert all(p["prompt"].endswith("答え :") and p["answer"].startswith("the answer is ") for p in english)
+    assert all(
+        p["prompt"].endswith("答え :") and p["answer"].startswith("the answer is ") for p in english
+    )

@@ -1,4 +1,5 @@
-"""The demo on the specialists that ship with the package: a whole table, reloaded winners, pictures, and nothing done twice."""
+"""The demo on the specialists that ship with the package: a whole table, reloaded winners,
+pictures, and nothing done twice."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +16,14 @@ from local_hub import LocalHub
 
 from hf_evomerge.demo import quickstart
 from hf_evomerge.demo.publish import publish_demo
-from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, findings, run_demo, write_problems
+from hf_evomerge.demo.quickstart import (
+    SPECIALISTS,
+    check_reload,
+    demo_config,
+    findings,
+    run_demo,
+    write_problems,
+)
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
@@ -27,14 +35,27 @@ from hf_evomerge.search.study.study import Study
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
 EVALUATIONS = 24
-MODELS = ["base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
+MODELS = [
+    "base",
+    "japanese",
+    "maths",
+    "uniform average",
+    "random search",
+    "evolved PS",
+    "evolved DFS",
+    "evolved PS+DFS",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_reloads() -> Iterator[None]:
     """Winners are loaded again in a process that has imported torch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart.subprocess, "run", lambda command, **_: warm.run(Path(command[1]).read_text(), *command[2:]))
+        patch.setattr(
+            quickstart.subprocess,
+            "run",
+            lambda command, **_: warm.run(Path(command[1]).read_text(), *command[2:]),
+        )
         yield
 
 
@@ -46,20 +67,37 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
 
 
 def test_the_table_is_complete(demo):
-    """The table has every parent, the average, the random search and each search's winner, on all held-out problems."""
+    """The table has every parent, the average, the random search and each search's winner, on all
+    held-out problems."""
     _, rows = demo
     assert [row.model for row in rows] == MODELS
-    assert [row.stage for row in rows[:-1]] == ["base", "source", "source", "average", "random", "ps", "dfs"]
-    assert all(row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows)
+    assert [row.stage for row in rows[:-1]] == [
+        "base",
+        "source",
+        "source",
+        "average",
+        "random",
+        "ps",
+        "dfs",
+    ]
+    assert all(
+        row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows
+    )
     assert all(16 < row.evaluations <= EVALUATIONS for row in rows[4:])
     assert not any(row.evaluations for row in rows[:4])
 
 
 def test_winners_pictures_and_recipes_are_there(demo):
-    """Each search leaves its model, its recipe and its pictures, and each winner scores what the table says of it."""
+    """Each search leaves its model, its recipe and its pictures, and each winner scores what the
+    table says of it."""
     out, rows = demo
     pictures = {str(file.relative_to(out)) for file in out.glob("*/plots/*.png")}
-    assert {"ps/plots/fitness.png", "ps/plots/weights.png", "dfs/plots/path.png", "hybrid/plots/fitness.png"} <= pictures
+    assert {
+        "ps/plots/fitness.png",
+        "ps/plots/weights.png",
+        "dfs/plots/path.png",
+        "hybrid/plots/fitness.png",
+    } <= pictures
     for space, row in (("ps", rows[5]), ("dfs", rows[6])):
         recipe = Recipe.load(out / space / "recipe.yaml")
         assert (out / space / "model" / "config.json").is_file()
@@ -68,7 +106,8 @@ def test_winners_pictures_and_recipes_are_there(demo):
 
 
 def test_each_model_has_one_number_and_one_sentence(demo):
-    """PS+DFS has the score of the model that it built, whichever stage that is of, and a sentence says which and why."""
+    """PS+DFS has the score of the model that it built, whichever stage that is of, and a sentence
+    says which and why."""
     out, rows = demo
     results = json.loads((out / "hybrid" / "results.json").read_text(encoding="utf-8"))["rows"]
     (built,) = [row for row in results if row["winner"]]
@@ -79,27 +118,46 @@ def test_each_model_has_one_number_and_one_sentence(demo):
         scores = Scores(np.arange(4.0), correct=np.arange(4) < right)
         return Row(stage, f"evolved {stage}", scores)  # type: ignore[arg-type]
 
-    table = [model("source", 0), model("ps", 3), model("dfs", 3), replace(model("ps", 2), model="evolved PS+DFS")]
+    table = [
+        model("source", 0),
+        model("ps", 3),
+        model("dfs", 3),
+        replace(model("ps", 2), model="evolved PS+DFS"),
+    ]
     found = [model("ps", 2), model("dfs", 3)]
     weights = findings(
-        table, Result(Recipe(sources=[{"model": "a"}, {"model": "b"}], merge={"method": "linear"}), "test", found)
+        table,
+        Result(
+            Recipe(sources=[{"model": "a"}, {"model": "b"}], merge={"method": "linear"}),
+            "test",
+            found,
+        ),
     )
-    assert [line.split(" is ")[0] for line in weights[:3]] == ["Evolved ps", "Evolved dfs", "Evolved PS+DFS"]
+    assert [line.split(" is ")[0] for line in weights[:3]] == [
+        "Evolved ps",
+        "Evolved dfs",
+        "Evolved PS+DFS",
+    ]
     assert len(weights) == 4
     assert "PS+DFS ended with its weights" in weights[3]
     assert "its weights solve 0.500 and its path 0.750" in weights[3]
 
 
 def test_a_winner_is_published(demo, tmp_path, monkeypatch):
-    """The winner and its sources, pinned in its recipe, are published, and the card is left; the winner loads from there."""
+    """The winner and its sources, pinned in its recipe, are published, and the card is left; the
+    winner loads from there."""
     out, rows = demo
-    result = Result(Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[6], winner=True)])
+    result = Result(
+        Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[6], winner=True)]
+    )
     with LocalHub(tmp_path / "hub", user="demo") as hub:
         use_hub(monkeypatch, hub, tmp_path / "client")
         for name, value in hub.environment().items():
             monkeypatch.setenv(name, value)  # for the process that loads it
         publish_demo(out / "dfs", SPECIALISTS, "demo/evolved", card=out / "card.md")
-        assert "demo/evolved loads without this package" in check_reload({"demo/evolved": result}, out / "data" / "test.jsonl")
+        assert "demo/evolved loads without this package" in check_reload(
+            {"demo/evolved": result}, out / "data" / "test.jsonl"
+        )
         stored = (out / "dfs" / "model" / "model.safetensors").read_bytes()
         address = f"{hub.endpoint}/demo/evolved/resolve/main"
         assert urlopen(f"{address}/model.safetensors").read() == stored
@@ -110,7 +168,8 @@ def test_a_winner_is_published(demo, tmp_path, monkeypatch):
 
 
 def test_running_again_evaluates_nothing(demo, monkeypatch, capsys):
-    """Run again, the demo prints the same table without evaluating anything, and says what is wrong with a wrong answer."""
+    """Run again, the demo prints the same table without evaluating anything, and says what is wrong
+    with a wrong answer."""
     out, rows = demo
     jobs: list[Any] = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
@@ -118,13 +177,23 @@ def test_running_again_evaluates_nothing(demo, monkeypatch, capsys):
     again = run_demo(out, evaluations=EVALUATIONS, sizes=SIZES)
     assert jobs == []
     assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]
-    problem, gloss, right, *answers = capsys.readouterr().out.split("one problem: ")[1].split("\n\n")[0].splitlines()
-    records = [json.loads(line) for line in (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    problem, gloss, right, *answers = (
+        capsys.readouterr().out.split("one problem: ")[1].split("\n\n")[0].splitlines()
+    )
+    records = [
+        json.loads(line)
+        for line in (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     number = [record["prompt"] for record in records].index(problem)
-    assert (gloss, right.split(maxsplit=2)[2]) == (f"  {records[number]['gloss']}", records[number]["answer"])
+    assert (gloss, right.split(maxsplit=2)[2]) == (
+        f"  {records[number]['gloss']}",
+        records[number]["answer"],
+    )
     marks = [answer.rpartition("(")[2] for answer in answers]
     asked = [row.scores.correct for row in (*rows[:3], *rows[-3:])]
-    assert [mark == "right)" for mark in marks] == [correct is not None and bool(correct[number]) for correct in asked]
+    assert [mark == "right)" for mark in marks] == [
+        correct is not None and bool(correct[number]) for correct in asked
+    ]
     assert {"right)"} < set(marks) <= {"right)", "wrong number)", "wrong language)"}
 
 
@@ -132,7 +201,9 @@ def test_reloading_notices_another_model(demo):
     """A winner that answers otherwise than the table says is an error that names its folder."""
     out, rows = demo
     right = Scores(np.zeros(SIZES["test"]), correct=np.ones(SIZES["test"], dtype=bool))
-    result = Result(Recipe.load(out / "ps" / "recipe.yaml"), "test", [Row("ps", "winner", right, winner=True)])
+    result = Result(
+        Recipe.load(out / "ps" / "recipe.yaml"), "test", [Row("ps", "winner", right, winner=True)]
+    )
     assert rows[1].model == "japanese"
     assert rows[1].scores.accuracy is not None
     assert rows[1].scores.accuracy < 0.9
@@ -145,9 +216,16 @@ def test_budgets_are_comparable(budget, tmp_path):
     """PS, DFS and the two stages of PS+DFS together have the same budget."""
     data = write_problems(tmp_path, {"search": 2})
     ps, dfs, hybrid = (demo_config(space, data, budget, 0) for space in ("ps", "dfs", "hybrid"))
-    assert [step.evaluations for config in (ps, dfs) for step in config.optimize] == [budget, budget]
+    assert [step.evaluations for config in (ps, dfs) for step in config.optimize] == [
+        budget,
+        budget,
+    ]
     assert sum(step.evaluations for step in hybrid.optimize) == budget
-    assert ["random" in config.compare.baselines for config in (ps, dfs, hybrid)] == [True, False, False]
+    assert ["random" in config.compare.baselines for config in (ps, dfs, hybrid)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_seed_is_the_seed_of_the_searches(demo):

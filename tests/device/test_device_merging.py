@@ -18,33 +18,55 @@ LIMITS = (0, 1 << 30)  # task vectors are read again for each merge, or kept on 
 DIAGONAL = list(zip(IDS, itertools.cycle(LIMITS), strict=False))
 
 
-@pytest.mark.parametrize(("case", "memory_limit"), slow_beyond(DIAGONAL, itertools.product(IDS, LIMITS)))
+@pytest.mark.parametrize(
+    ("case", "memory_limit"), slow_beyond(DIAGONAL, itertools.product(IDS, LIMITS))
+)
 def test_a_live_merge_there(device, family, make_recipe, open_all, load, case, memory_limit):  # noqa: F811
     """Every method writes the processor's merge into a model of the device, bit for bit."""
     method, parameters, options = CASES[IDS.index(case)]
-    recipe = make_recipe(family, method, parameters, options, len(parameters), base=method != "slerp")
+    recipe = make_recipe(
+        family, method, parameters, options, len(parameters), base=method != "slerp"
+    )
     models = [load(family / "source0"), load(family / "source0").to(device)]
     for model in models:
-        LiveMerger(*open_all(recipe), method, options, 3, model, memory_limit=memory_limit).apply(parameters)
-    for (name, wanted), merged in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        LiveMerger(*open_all(recipe), method, options, 3, model, memory_limit=memory_limit).apply(
+            parameters
+        )
+    for (name, wanted), merged in zip(
+        models[0].named_parameters(), models[1].parameters(), strict=True
+    ):
         assert merged.device == torch.device(device)
         assert torch.equal(merged.cpu(), wanted), name
 
 
 @pytest.mark.parametrize("memory_limit", LIMITS)
 @pytest.mark.parametrize("case", ["ties-4", "slerp-1", "task_arithmetic-3", "multislerp-17"])
-def test_gradients_of_a_merge_there(device, family, make_recipe, open_all, load, case, memory_limit):  # noqa: F811
+def test_gradients_of_a_merge_there(
+    device,
+    family,  # noqa: F811
+    make_recipe,  # noqa: F811
+    open_all,  # noqa: F811
+    load,  # noqa: F811
+    case,
+    memory_limit,
+):
     """The slope of every number is the processor's, taken during the backward pass or after it."""
     method, parameters, options = CASES[IDS.index(case)]
-    recipe = make_recipe(family, method, parameters, options, len(parameters), base=method != "slerp")
+    recipe = make_recipe(
+        family, method, parameters, options, len(parameters), base=method != "slerp"
+    )
     slopes = []
     for place in ("cpu", device):
         model = load(family / "source0", attn_implementation="eager").to(place)
         merger = LiveMerger(*open_all(recipe), method, options, 3, model)
         gradient = MergeGradient(merger, model, memory_limit=memory_limit)
         given = TOKENS.to(place)
-        slopes.append(gradient(parameters, options, lambda: model(given, labels=given).loss.backward()))  # noqa: B023
-    assert list(slopes[0].values()) == pytest.approx([slopes[1][number] for number in slopes[0]], rel=1e-4, abs=1e-7)
+        slopes.append(
+            gradient(parameters, options, lambda: model(given, labels=given).loss.backward())  # noqa: B023
+        )
+    assert list(slopes[0].values()) == pytest.approx(
+        [slopes[1][number] for number in slopes[0]], rel=1e-4, abs=1e-7
+    )
     assert any(slopes[0].values())
 
 

@@ -10,18 +10,26 @@ from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_gradient
 from hf_evomerge.routing.pool import LayerPool
 
-PATH = LayerPath.parse(["0:0", "1:1*0.6 + 0:1*0.5", "1:0", "1:1*0.6 + 0:1*0.5", "0:2"], [1.0, 0.8, 1.2, 0.7, 1.0])
+PATH = LayerPath.parse(
+    ["0:0", "1:1*0.6 + 0:1*0.5", "1:0", "1:1*0.6 + 0:1*0.5", "0:2"], [1.0, 0.8, 1.2, 0.7, 1.0]
+)
 
 
 def pool_on(architecture: str, place: str) -> LayerPool:
     """Two models of a family, resident on a device."""
-    return LayerPool([tiny_model(architecture, seed=seed, attn_implementation="eager").to(place) for seed in range(2)])
+    return LayerPool(
+        [
+            tiny_model(architecture, seed=seed, attn_implementation="eager").to(place)
+            for seed in range(2)
+        ]
+    )
 
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_path_there(architecture, scale_target, device, tmp_path):
-    """Hops of one term and of two give the processor's logits and tokens: pooled, loaded, changed."""
+    """Hops of one term and of two give the processor's logits and tokens: pooled, loaded,
+    changed."""
     tokens = token_ids()
     wanted = pool_on(architecture, "cpu").model(PATH, scale_target)
     model = pool_on(architecture, device).model(PATH, scale_target)
@@ -36,18 +44,29 @@ def test_a_path_there(architecture, scale_target, device, tmp_path):
     assert len(shared) == len({parameter.data_ptr() for parameter in wanted.parameters()})
     assert torch.equal(loaded.generate(given, **how).cpu(), answer)
     other = loaded.with_path(["0:0", "1:1", "0:2"], [1.0, 0.5, 1.0]).eval()
-    assert torch.equal(other(given).logits.cpu(), wanted.with_path(["0:0", "1:1", "0:2"], [1.0, 0.5, 1.0])(tokens).logits)
+    assert torch.equal(
+        other(given).logits.cpu(),
+        wanted.with_path(["0:0", "1:1", "0:2"], [1.0, 0.5, 1.0])(tokens).logits,
+    )
 
 
 def test_gradients_of_gates_there(device):
     """Gates of hops of one slot and of two have the processor's slopes."""
-    slots, gates, hops = [(0, 0), (1, 0), (0, 1), (1, 2)], [1.0, 0.5, 0.0, 0.8], [0, 0, 1, 2]
+    slots = [(0, 0), (1, 0), (0, 1), (1, 2)]
+    gates = [1.0, 0.5, 0.0, 0.8]
+    hops = [0, 0, 1, 2]
     slopes = []
     for place in ("cpu", device):
         tokens = token_ids().to(place)
         pool = pool_on("llama", place)
         slopes.append(
-            gate_gradient(pool, slots, gates, lambda model: model(tokens, labels=tokens).loss.backward(), hops=hops)  # noqa: B023
+            gate_gradient(
+                pool,
+                slots,
+                gates,
+                lambda model: model(tokens, labels=tokens).loss.backward(),  # noqa: B023
+                hops=hops,
+            )
         )
     assert slopes[1] == pytest.approx(slopes[0], rel=1e-4)
     assert all(slopes[0])
@@ -55,5 +74,7 @@ def test_gradients_of_gates_there(device):
 
 def test_sources_of_two_devices_are_refused():
     """Layers of one model lie on one device."""
-    with pytest.raises(SourceError, match=r"on standin:1, but source 0 is .* on standin:0; load all sources alike"):
+    with pytest.raises(
+        SourceError, match=r"on standin:1, but source 0 is .* on standin:0; load all sources alike"
+    ):
         LayerPool([tiny_model("llama").to(f"standin:{number}") for number in range(2)])

@@ -23,7 +23,10 @@ TASKS: dict[str, dict[str, Any]] = {
     "perplexity": {},
     "agreement": {"source": "base", "separator": " "},
 }
-EXAMPLES = [Example(f"w{number} w3 4", f"w{number}", str(number), choices=("w0", "w1", "w2")) for number in range(3)]
+EXAMPLES = [
+    Example(f"w{number} w3 4", f"w{number}", str(number), choices=("w0", "w1", "w2"))
+    for number in range(3)
+]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -32,10 +35,16 @@ def test_a_task_there(task, device, search_there):
     scores = []
     for place in ("cpu", device):
         fitness = {"task": task, **TASKS[task]}
-        evaluator = Evaluator(search_there(place, space="hybrid", fitness=fitness), examples={"search": EXAMPLES})
+        evaluator = Evaluator(
+            search_there(place, space="hybrid", fitness=fitness), examples={"search": EXAMPLES}
+        )
         config = evaluator.config
-        merge = MergePart(method="ties", parameters=[{"weight": 0.7, "density": 0.5}, {"weight": 0.4}])
-        path = FlowPart(path=["0:0", "1:1*0.6 + 0:1*0.5", "0:0", "1:1"], scales=[1.0, 0.8, 1.2, 1.0])
+        merge = MergePart(
+            method="ties", parameters=[{"weight": 0.7, "density": 0.5}, {"weight": 0.4}]
+        )
+        path = FlowPart(
+            path=["0:0", "1:1*0.6 + 0:1*0.5", "0:0", "1:1"], scales=[1.0, 0.8, 1.2, 1.0]
+        )
         targets = [config.sources[0], config.recipe(merge=merge), config.recipe(flow=path)]
         scores.append([evaluator.evaluate(target) for target in targets])
         assert evaluator.models.model(targets[-1]).device == torch.device(place)
@@ -52,30 +61,48 @@ def test_encoders_there(fitness, device, search_there, tiny, tmp_path):
     kind.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "model")
     ref = SourceRef(model=str(tmp_path / "model"))
-    examples = [Example(f"w{place} w5", color, str(place)) for place, color in enumerate(("red", "green", "blue"))]
+    examples = [
+        Example(f"w{place} w5", color, str(place))
+        for place, color in enumerate(("red", "green", "blue"))
+    ]
     values = []
     for place in ("cpu", device):
-        settings = {"sources": [ref, ref], "base": None, "merge": {"method": "linear"}, "fitness": {"task": fitness}}
+        settings = {
+            "sources": [ref, ref],
+            "base": None,
+            "merge": {"method": "linear"},
+            "fitness": {"task": fitness},
+        }
         evaluator = Evaluator(search_there(place, **settings), examples={"search": examples})
         values.append(evaluator.evaluate(ref).values)
         model = evaluator.models.model(ref).requires_grad_(True)
         task = evaluator.tasks.prepared(ref)
         assert np.array_equal(task.backward(model).values, values[-1])
-        assert {each.grad.device for each in model.parameters() if each.grad is not None} == {torch.device(place)}
+        assert {each.grad.device for each in model.parameters() if each.grad is not None} == {
+            torch.device(place)
+        }
     assert len(values[1]) == 3
     assert np.array_equal(*values)
 
 
 def test_modules_follow_an_encoder_there(device, tmp_path):
-    """The layers after an encoder go to its device, where a quantised one is before they are read."""
-    tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one", "two", "three", *map(str, range(9))])
+    """The layers after an encoder go to its device, where a quantised one is before they are
+    read."""
+    tokenizer = word_tokenizer(
+        ["<pad>", "<bos>", "<eos>", "<unk>", "one", "two", "three", *map(str, range(9))]
+    )
     source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0, norm=True)))
     values = []
     for place in ("cpu", device):
-        model = BertModel.from_pretrained(source.folder, attn_implementation="eager").eval().to(place)
+        model = (
+            BertModel.from_pretrained(source.folder, attn_implementation="eager").eval().to(place)
+        )
         attach_modules(source, model)
         task: Any = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
         task.sentence = source.sentence
-        task.prepare([Example(f"one {number}", f"two {number}", str(number)) for number in range(3)], tokenizer)
+        task.prepare(
+            [Example(f"one {number}", f"two {number}", str(number)) for number in range(3)],
+            tokenizer,
+        )
         values.append(task.evaluate(model).values)
     assert np.array_equal(*values)

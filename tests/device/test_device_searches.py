@@ -44,13 +44,17 @@ KINDS: dict[str, dict[str, Any]] = {
 def adapters(tiny: Path, tmp_path: Path) -> dict[str, Any]:
     """Sources of a search over two adapters, each of a rank of its own, and their base."""
     base = {"model": str(tiny / "base")}
-    folders = [save_adapter(tiny / "base", tmp_path / f"rank{rank}", rank, r=rank) for rank in (2, 3)]
+    folders = [
+        save_adapter(tiny / "base", tmp_path / f"rank{rank}", rank, r=rank) for rank in (2, 3)
+    ]
     return {"sources": [{**base, "adapter": str(folder)} for folder in folders], "base": base}
 
 
 def check_table(config_of: Callable[[str], SearchConfig], device: str, folder: Path) -> None:
     """Check that a search has the processor's table, up to the order of sums in gradients."""
-    here, there = (run_search(config_of(place), folder / place, build=False) for place in ("cpu", device))
+    here, there = (
+        run_search(config_of(place), folder / place, build=False) for place in ("cpu", device)
+    )
     assert [row.model for row in there.rows] == [row.model for row in here.rows]
     for row, wanted in zip(there.rows, here.rows, strict=True):
         assert row.scores.error is None, row.model
@@ -59,9 +63,12 @@ def check_table(config_of: Callable[[str], SearchConfig], device: str, folder: P
 
 @pytest.mark.parametrize("kind", slow_beyond(["gates"], KINDS))
 def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
-    """Every kind of search has the processor's trials and winner; without gradients to the last bit."""
+    """Every kind of search has the processor's trials and winner; without gradients to the last
+    bit."""
     monkeypatch.setattr(baselines, "RATES", (1e-3,))
-    check_table(lambda place: search_there(place, **{"space": "ps", **KINDS[kind]}), device, tmp_path)
+    check_table(
+        lambda place: search_there(place, **{"space": "ps", **KINDS[kind]}), device, tmp_path
+    )
     if kind not in ("gradient", "gates"):
         assert facts(tmp_path / device) == facts(tmp_path / "cpu")
 
@@ -77,7 +84,9 @@ def test_a_worker_on_each_device(search_config, tmp_path):
     """Two devices of one kind have a worker each, and the trials are the processor's."""
     devices = [f"{NAME}:{number}" for number in range(2)]
     for name, device, workers in (("one", "cpu", 0), ("two", devices, 2)):
-        config = search_config(compute={"device": device, "attn_implementation": "eager"}, optimize=[FEW])
+        config = search_config(
+            compute={"device": device, "attn_implementation": "eager"}, optimize=[FEW]
+        )
         run_search(config, tmp_path / name, workers=workers, task_factory=task_there, build=False)
     assert facts(tmp_path / "two") == facts(tmp_path / "one")
     with Study.open(tmp_path / "two") as study:
@@ -92,14 +101,21 @@ def test_devices_of_one_kind():
 def test_a_device_that_is_not_there(search_config):
     """A number beyond the last device ends the search before it begins."""
     config = search_config(compute={"device": f"{NAME}:2"})
-    with pytest.raises(SearchError, match=r"compute.device: 'standin:2' cannot be used here: .*; auto is what there is"):
+    with pytest.raises(
+        SearchError,
+        match=r"compute.device: 'standin:2' cannot be used here: .*; auto is what there is",
+    ):
         check_search(config, Evaluator(config))
 
 
 def test_a_fine_tune_begins_with_the_same_adapters(device, search_there, monkeypatch):
-    """LoRA's first weights are the processor's; random states do not change, no device's is asked."""
-    begun, asked = [], []
-    monkeypatch.setattr(getattr(torch, NAME), "get_rng_state", lambda each: asked.append(each) or random_state(each))
+    """LoRA's first weights are the processor's; random states do not change, no device's is
+    asked."""
+    begun = []
+    asked = []
+    monkeypatch.setattr(
+        getattr(torch, NAME), "get_rng_state", lambda each: asked.append(each) or random_state(each)
+    )
     for place in ("cpu", device):
         evaluator = Evaluator(search_there(place))
         model = evaluator.models.model(evaluator.config.sources[0])
@@ -118,7 +134,9 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
     """Merge weights and scores are the processor's up to the order of sums, merged or unmerged."""
     found = []
     for place in ("cpu", device):
-        evaluator = Evaluator(search_there(place, optimize=[STEPS], **(adapters if of_adapters else {})))
+        evaluator = Evaluator(
+            search_there(place, optimize=[STEPS], **(adapters if of_adapters else {}))
+        )
         recipe, tuned = learn_together(evaluator, evaluator.config.stages[0], 1e-2)
         task = evaluator.tasks.prepared(evaluator.config.sources[0])
         found.append((weights_of(recipe), task.evaluate(tuned).values))
@@ -129,4 +147,8 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
 def weights_of(recipe: Recipe) -> list[float]:
     """The numbers of a recipe's weights, in order."""
     weights = [parameters["weight"] for parameters in recipe.merge.parameters]
-    return [number for each in weights for number in (each.values() if isinstance(each, dict) else [each])]
+    return [
+        number
+        for each in weights
+        for number in (each.values() if isinstance(each, dict) else [each])
+    ]

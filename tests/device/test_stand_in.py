@@ -11,9 +11,12 @@ def test_a_model_computes_there(architecture, place):
     """Logits, tokens and gradients are the processor's, and tied parameters stay tied."""
     here, there = (tiny_model(architecture, attn_implementation="eager") for _ in range(2))
     parameters = list(there.parameters())
-    assert all(one is other for one, other in zip(parameters, there.to(place).parameters(), strict=True))
+    assert all(
+        one is other for one, other in zip(parameters, there.to(place).parameters(), strict=True)
+    )
     tokens = token_ids()
-    wanted, outputs = here(tokens, labels=tokens), there(tokens.to(place), labels=tokens.to(place))
+    wanted = here(tokens, labels=tokens)
+    outputs = there(tokens.to(place), labels=tokens.to(place))
     wanted.loss.backward()
     outputs.loss.backward()
     assert torch.equal(outputs.logits.cpu(), wanted.logits)
@@ -26,7 +29,9 @@ def test_a_model_computes_there(architecture, place):
 
 def test_what_a_gpu_refuses():
     """Two devices in one operation, plain numpy and the processor's generator are refused."""
-    one, other, plain = torch.ones(3, device="standin:0"), torch.ones(3, device="standin:1"), torch.ones(3)
+    one = torch.ones(3, device="standin:0")
+    other = torch.ones(3, device="standin:1")
+    plain = torch.ones(3)
     for refused in (
         lambda: one + plain,
         lambda: one + other,

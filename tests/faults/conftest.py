@@ -1,4 +1,5 @@
-"""A hub on loopback, empty for a test or with a merge and its parents for all tests of this folder."""
+"""A hub on loopback, empty for a test or with a merge and its parents for all tests of this
+folder."""
 
 from collections.abc import Iterator
 from pathlib import Path

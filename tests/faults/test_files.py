@@ -1,7 +1,8 @@
-"""Files of strangers, damaged at random: each is read, or refused in one line, soon. The cases are the same in every run.
+"""Files of strangers, damaged at random: each is read, or refused in one line, soon. The cases are
+the same in every run.
 
-`EVOMERGE_FUZZ_SECONDS=600 pytest -s tests/faults/test_files.py` looks on for so many seconds, at cases that are new in each, or
-those of `EVOMERGE_FUZZ_SEED`, and says how many there were.
+`EVOMERGE_FUZZ_SECONDS=600 pytest -s tests/faults/test_files.py` looks on for so many seconds, at
+cases that are new in each, or those of `EVOMERGE_FUZZ_SEED`, and says how many there were.
 """
 
 import json
@@ -36,9 +37,14 @@ READERS = 8  # that share the seconds
 LONGEST = 10.0  # seconds of the processor that one case may take
 
 ROOT = Path(__file__).parents[2]
-RECIPES = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)
+RECIPES = re.findall(
+    r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL
+)
 SEARCHES = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "examples").glob("*.yaml"))]
-MERGEKIT = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "tests" / "mergekit" / "configs").glob("*.yml"))]
+MERGEKIT = [
+    file.read_text(encoding="utf-8")
+    for file in sorted((ROOT / "tests" / "mergekit" / "configs").glob("*.yml"))
+]
 ADAPTER = {
     "peft_type": "LORA",
     "r": 2,
@@ -55,29 +61,63 @@ ODD = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 9),
-    st.sampled_from([10**7, -(10**20), 10**400, 2**31, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 0.0]),
     st.sampled_from(
-        ["", " ", "x" * 100_000, "\ud800", "é\n\t\x07", "../../etc/passwd", "/dev/zero", "~nobody/x", "0:0-4095 x999", "1:3"]
+        [10**7, -(10**20), 10**400, 2**31, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 0.0]
     ),
     st.sampled_from(
-        ["blocks.0-99999", "*" * 50, "*a*b*", "(a+)+$", "{{", "2024-01-01", "no", "=", "<<", "u/a@b@c", "layer" * 50]
+        [
+            "",
+            " ",
+            "x" * 100_000,
+            "\ud800",
+            "é\n\t\x07",
+            "../../etc/passwd",
+            "/dev/zero",
+            "~nobody/x",
+            "0:0-4095 x999",
+            "1:3",
+        ]
+    ),
+    st.sampled_from(
+        [
+            "blocks.0-99999",
+            "*" * 50,
+            "*a*b*",
+            "(a+)+$",
+            "{{",
+            "2024-01-01",
+            "no",
+            "=",
+            "<<",
+            "u/a@b@c",
+            "layer" * 50,
+        ]
     ),
     st.text(max_size=8),
     st.recursive(
-        st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner), max_leaves=6
+        st.none(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=6,
     ),
 )
 
 
 def _places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The way to every value in plain data."""
-    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    inside = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     return [at, *(place for key, value in inside for place in _places(value, (*at, key)))]
 
 
 @st.composite
 def damaged(draw: st.DrawFn, *originals: Any) -> Any:
-    """Plain data of which up to three values are other ones, gone, under another key, or there twice."""
+    """Plain data of which up to three values are other ones, gone, under another key, or there
+    twice."""
     data = json.loads(json.dumps(draw(st.sampled_from(originals))))
     for _ in range(draw(st.integers(1, 3))):
         if not (places := _places(data)[1:]):  # nothing is left of it
@@ -100,13 +140,28 @@ def damaged(draw: st.DrawFn, *originals: Any) -> Any:
 
 @st.composite
 def damaged_text(draw: st.DrawFn, *originals: str) -> str:
-    """YAML of damaged data, of which pieces may be cut out, doubled or overwritten with what means something to YAML."""
+    """YAML of damaged data, of which pieces may be cut out, doubled or overwritten with what means
+    something to YAML."""
     original = yaml.load(draw(st.sampled_from(originals)), LimitedLoader)
-    text = yaml.safe_dump(draw(damaged(original)), sort_keys=False, allow_unicode=draw(st.booleans()), width=100)
+    text = yaml.safe_dump(
+        draw(damaged(original)), sort_keys=False, allow_unicode=draw(st.booleans()), width=100
+    )
     for _ in range(draw(st.integers(0, 3))):
         first = draw(st.integers(0, len(text)))
         last = min(len(text), first + draw(st.integers(0, 12)))
-        words = ["", text[first:last] * 2, "&a ", "*a", "!!int ", "<<: ", "- ", "? ", ": ", "|\n", *"[{'\"%@\t\0"]
+        words = [
+            "",
+            text[first:last] * 2,
+            "&a ",
+            "*a",
+            "!!int ",
+            "<<: ",
+            "- ",
+            "? ",
+            ": ",
+            "|\n",
+            *"[{'\"%@\t\0",
+        ]
         text = text[:first] + draw(st.sampled_from(words)) + text[last:]
     return text
 
@@ -129,7 +184,8 @@ def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases:
     def check(case: Any) -> None:
         nonlocal looked
         looked += 1
-        begin, line = time.process_time(), "it was read"
+        begin = time.process_time()
+        line = "it was read"
         try:
             read(case)
         except EvoMergeError as error:
@@ -142,10 +198,13 @@ def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases:
     quiet = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
     if not SECONDS:
         settings(derandomize=True, max_examples=cases, **quiet)(given(strategy)(check))()
-    begin, number = time.monotonic(), int(os.environ.get("EVOMERGE_FUZZ_SEED", time.time_ns()))
+    begin = time.monotonic()
+    number = int(os.environ.get("EVOMERGE_FUZZ_SEED", time.time_ns()))
     while time.monotonic() - begin < SECONDS / READERS:
         number += 1
-        seed(number)(settings(max_examples=cases, print_blob=True, **quiet)(given(strategy)(check)))()
+        seed(number)(
+            settings(max_examples=cases, print_blob=True, **quiet)(given(strategy)(check))
+        )()
     if SECONDS:
         print(f"looked at {looked} cases")
 
@@ -173,7 +232,8 @@ TEXTS = {
 
 @pytest.mark.parametrize(("texts", "read"), TEXTS.values(), ids=TEXTS)
 def test_yaml(texts, read):
-    """A damaged recipe, search file or file of mergekit is read to the same object again, or refused in one line."""
+    """A damaged recipe, search file or file of mergekit is read to the same object again, or
+    refused in one line."""
     look(texts, read, CASES["yaml"])
 
 
@@ -185,7 +245,8 @@ def model(tiny: Path, tmp_path: Path) -> Path:
 
 def _use(model: Path, tiny: Path) -> None:
     """Everything that is asked of a source before anything of it is merged."""
-    source, other = open_source(str(model)), open_source(str(tiny / "b"))
+    source = open_source(str(model))
+    other = open_source(str(tiny / "b"))
     for name in source.tensors:
         source.read(name).sum()
     find_warnings([source, other])
@@ -200,7 +261,9 @@ def test_configs(model, tiny):
     types = ["llama", "qwen2", "gemma2", "mixtral", "gpt2", "evo_merged", "t5", "clip"]
 
     def read(case: tuple[Any, str]) -> None:
-        data = {**case[0], "model_type": case[1]} if isinstance(case[0], dict) and case[1] else case[0]
+        data = (
+            {**case[0], "model_type": case[1]} if isinstance(case[0], dict) and case[1] else case[0]
+        )
         (model / "config.json").write_text(json.dumps(data))
         _use(model, tiny)
 
@@ -208,7 +271,8 @@ def test_configs(model, tiny):
 
 
 def test_headers(model, tiny):
-    """A damaged safetensors file is read, or refused in one line, whether its header or any of its bytes are other ones."""
+    """A damaged safetensors file is read, or refused in one line, whether its header or any of its
+    bytes are other ones."""
     file = model / "model.safetensors"
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -226,7 +290,9 @@ def test_indexes(tiny, tmp_path):
     """A damaged index of shards is read, or refused in one line."""
     from transformers import AutoModelForCausalLM
 
-    model = shutil.copytree(tiny / "a", tmp_path / "a", ignore=shutil.ignore_patterns("*.safetensors"))
+    model = shutil.copytree(
+        tiny / "a", tmp_path / "a", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     AutoModelForCausalLM.from_pretrained(tiny / "a").save_pretrained(model, max_shard_size="4KB")
     file = model / "model.safetensors.index.json"
     index = json.loads(file.read_text())
@@ -247,7 +313,10 @@ def test_adapters(model, tmp_path):
     folder.mkdir()
     pair = {"A": torch.ones(2, 16), "B": torch.ones(16, 2)}
     module = "base_model.model.model.layers.0.self_attn.q_proj"
-    save_file({f"{module}.lora_{name}.weight": tensor for name, tensor in pair.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {f"{module}.lora_{name}.weight": tensor for name, tensor in pair.items()},
+        folder / "adapter_model.safetensors",
+    )
     tensors = open_source(str(model)).tensors
 
     def read(case: Any) -> None:

@@ -1,4 +1,5 @@
-"""Headers and indexes of safetensors files that say what is not so, and messages that somebody else's file makes long."""
+"""Headers and indexes of safetensors files that say what is not so, and messages that somebody
+else's file makes long."""
 
 import json
 import shutil
@@ -41,8 +42,11 @@ def tensor(first: int, last: int, *shape: int, dtype: str = "F32") -> dict[str, 
     ],
 )
 def test_offsets_that_cannot_be_are_refused(tmp_path, header, size, message):
-    """A header whose tensors overlap, leave gaps, or have other sizes than their shapes is refused, saying why."""
-    with pytest.raises(SourceError, match=rf"model\.safetensors: not a safetensors file, or damaged: .*{message}"):
+    """A header whose tensors overlap, leave gaps, or have other sizes than their shapes is refused,
+    saying why."""
+    with pytest.raises(
+        SourceError, match=rf"model\.safetensors: not a safetensors file, or damaged: .*{message}"
+    ):
         read_header(write(tmp_path / "model.safetensors", header, size))
 
 
@@ -56,7 +60,12 @@ def test_a_header_that_fills_its_file_is_read(tmp_path):
         "half": tensor(12, 14, 4, dtype="F4"),
     }
     found = read_header(write(tmp_path / "model.safetensors", header, 14))
-    assert {name: info.shape for name, info in found.items()} == {"b": (), "a": (2,), "empty": (0, 4), "half": (4,)}
+    assert {name: info.shape for name, info in found.items()} == {
+        "b": (),
+        "a": (2,),
+        "empty": (0, 4),
+        "half": (4,),
+    }
 
 
 def test_inspect_tells_of_wrong_offsets(tiny, tmp_path):
@@ -85,15 +94,20 @@ def test_an_index_that_names_the_wrong_file_is_refused(tiny, tmp_path):
     other = next(target for target in data["weight_map"].values() if target != file)
     data["weight_map"][name] = other
     index.write_text(json.dumps(data))
-    with pytest.raises(SourceError, match=rf"the index lists {name} in {other}, but it is in {file}"):
+    with pytest.raises(
+        SourceError, match=rf"the index lists {name} in {other}, but it is in {file}"
+    ):
         _ = open_source(str(folder)).tensors
 
 
 @pytest.mark.parametrize("name", ["x" * 2_000_000, "\ud800" * 3000, "a\n" * 3000])
 def test_a_long_name_does_not_make_a_long_message(name, tmp_path):
-    """A tensor's name of two million characters, of halves of surrogate pairs or of lines gives one line below the limit."""
+    """A tensor's name of two million characters, of halves of surrogate pairs or of lines gives one
+    line below the limit."""
     with pytest.raises(SourceError) as caught:
-        read_header(write(tmp_path / "model.safetensors", {name: tensor(0, 4, 2, dtype="X" + name)}, 4))
+        read_header(
+            write(tmp_path / "model.safetensors", {name: tensor(0, 4, 2, dtype="X" + name)}, 4)
+        )
     message = str(caught.value)
     assert len(message) < 500
     assert "\n" not in message
@@ -102,7 +116,8 @@ def test_a_long_name_does_not_make_a_long_message(name, tmp_path):
 
 
 def test_every_message_is_cut_in_one_place():
-    """Whatever is put into an error of the package, its message is one line that can be written, with its beginning and end."""
+    """Whatever is put into an error of the package, its message is one line that can be written,
+    with its beginning and end."""
     error = EvoMergeError("begin\n" + "é\udcff" * 10**6 + " end")
     assert len(str(error)) <= MAX_MESSAGE
     assert str(error).encode()

@@ -21,10 +21,13 @@ def folder(tiny, tmp_path) -> Path:
     return shutil.copytree(tiny / "a", tmp_path / "a")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "chat_template.jinja", "own.py"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "model.safetensors", "config.json", "chat_template.jinja", "own.py"]
+)
 @pytest.mark.parametrize("relative", [True, False])
 def test_a_link_out_of_a_model_folder_is_refused(folder, name, relative):
-    """Whatever a link out of the folder stands for, a source with it is refused by the link's name and what it leads to."""
+    """Whatever a link out of the folder stands for, a source with it is refused by the link's name
+    and what it leads to."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../secret" if relative else folder.parent / "secret")
     with pytest.raises(SourceError, match=rf"{name}: a link to .*secret, which is not in "):
@@ -40,12 +43,17 @@ def test_a_pipe_in_a_model_folder_is_refused(folder, name):
         open_source(str(folder))
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"],
+)
 def test_a_file_of_gigabytes_is_not_read(folder, name):
     """A sparse file takes no room on the disk, and twice its size in memory where it is read."""
     with (folder / name).open("ab") as file:
         file.truncate(1 << 40)
-    with pytest.raises(SourceError, match=rf"{name}: 1,099,511,627,776 bytes, where no model has more than"):
+    with pytest.raises(
+        SourceError, match=rf"{name}: 1,099,511,627,776 bytes, where no model has more than"
+    ):
         open_source(str(folder))
 
 
@@ -53,7 +61,9 @@ def test_a_file_of_gigabytes_is_not_read(folder, name):
 def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
     """The merge would be whole, and load nowhere."""
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"):
+    with pytest.raises(
+        SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"
+    ):
         build_model(merge_of(folder, folder), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -73,7 +83,8 @@ def test_a_linked_folder_of_templates_is_refused(folder):
 
 
 def test_a_link_is_not_copied(folder, tmp_path):
-    """A link that appears after the source was opened is not followed when the companions are copied."""
+    """A link that appears after the source was opened is not followed when the companions are
+    copied."""
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("../secret")
     out = tmp_path / "out"
@@ -93,7 +104,8 @@ def test_an_adapter_behind_a_link_is_refused(tmp_path):
 
 
 def test_links_that_stay_inside_are_followed(folder, tmp_path):
-    """A link to another file of the folder is read, and so is a folder that is itself reached through a link."""
+    """A link to another file of the folder is read, and so is a folder that is itself reached
+    through a link."""
     (folder / "model.safetensors").rename(folder / "weights")
     (folder / "model.safetensors").symlink_to("weights")
     (tmp_path / "named").symlink_to(folder)
@@ -103,8 +115,10 @@ def test_links_that_stay_inside_are_followed(folder, tmp_path):
 
 @pytest.mark.parametrize("escapes", ["no", "shared", "blob", "blobs"])
 def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
-    """In a snapshot of the Hub's cache links into its blobs are files like others; blobs that lead further are refused."""
-    snapshot, blobs = tmp_path / "models--u--m" / "snapshots" / "0123", tmp_path / "models--u--m" / "blobs"
+    """In a snapshot of the Hub's cache links into its blobs are files like others; blobs that lead
+    further are refused."""
+    snapshot = tmp_path / "models--u--m" / "snapshots" / "0123"
+    blobs = tmp_path / "models--u--m" / "blobs"
     if escapes == "shared":  # with Xet, all repositories of the cache share their blobs
         blobs = tmp_path / "blobs" / "9e"
     snapshot.mkdir(parents=True)

@@ -14,20 +14,32 @@ from hf_evomerge.search.study.study import Study
 
 
 def test_a_branch_that_moves_does_not_move_the_search(lfs_api, tiny, tmp_path, search_settings):
-    """A source named without a commit is pinned when the search begins: what is pushed to its branch later changes nothing."""
+    """A source named without a commit is pinned when the search begins: what is pushed to its
+    branch later changes nothing."""
     upload_models(lfs_api, tiny / "a", tiny / "b")
     commit = lfs_api.model_info("local/a").sha
-    settings = search_settings(sources=[{"model": "local/a"}, {"model": "local/b", "revision": "main"}], base=None)
+    settings = search_settings(
+        sources=[{"model": "local/a"}, {"model": "local/b", "revision": "main"}], base=None
+    )
     settings["merge"] = {**settings["merge"], "method": "linear"}
     config = validate(SearchConfig, settings, SearchError)
     killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "out")
     whole = run_search(config, tmp_path / "whole", build=False)
     data = json.loads((tiny / "a" / "config.json").read_text())
     lfs_api.upload_file(
-        path_or_fileobj=json.dumps({**data, "rms_norm_eps": 0.5}).encode(), path_in_repo="config.json", repo_id="local/a"
+        path_or_fileobj=json.dumps({**data, "rms_norm_eps": 0.5}).encode(),
+        path_in_repo="config.json",
+        repo_id="local/a",
     )
-    lfs_api.upload_file(path_or_fileobj=tiny / "b" / "model.safetensors", path_in_repo="model.safetensors", repo_id="local/a")
-    for result in (resume_search(tmp_path / "out", build=False), run_search(config, tmp_path / "out", build=False)):
+    lfs_api.upload_file(
+        path_or_fileobj=tiny / "b" / "model.safetensors",
+        path_in_repo="model.safetensors",
+        repo_id="local/a",
+    )
+    for result in (
+        resume_search(tmp_path / "out", build=False),
+        run_search(config, tmp_path / "out", build=False),
+    ):
         assert result.winner == whole.winner
         assert [row.scores for row in result.rows] == [row.scores for row in whole.rows]
     recipe = Recipe.load(tmp_path / "out" / "recipe.yaml")

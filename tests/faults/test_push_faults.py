@@ -1,4 +1,5 @@
-"""A push when the Hub has a bad day: whatever goes wrong with whichever call, it succeeds or says in one line what is there."""
+"""A push when the Hub has a bad day: whatever goes wrong with whichever call, it succeeds or says
+in one line what is there."""
 
 import itertools
 import random
@@ -9,8 +10,12 @@ from faulty_hub import Fault
 from push_faults import FAULTS, WAYS
 from slowly import slow_beyond
 
-SAMPLE = 2  # calls per fault and way that are tried one by one; tests/slow/reliability.py tries them all
-MATRIX = slow_beyond(list(zip(FAULTS, itertools.cycle(WAYS), strict=False)), itertools.product(FAULTS, WAYS))  # its diagonal
+SAMPLE = (
+    2  # calls per fault and way that are tried one by one; tests/slow/reliability.py tries them all
+)
+MATRIX = slow_beyond(
+    list(zip(FAULTS, itertools.cycle(WAYS), strict=False)), itertools.product(FAULTS, WAYS)
+)  # its diagonal
 
 
 def _sample(calls: list[str], seed: str) -> list[str]:
@@ -19,7 +24,8 @@ def _sample(calls: list[str], seed: str) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "way"), MATRIX)
 def test_a_fault_that_passes_is_survived(bench, way, kind):
-    """Where every call goes wrong once, or one of them, the push succeeds, and everything is there once.
+    """Where every call goes wrong once, or one of them, the push succeeds, and everything is there
+    once.
 
     The call that opens a pull request is not made again: nobody knows whether it has opened one.
     """
@@ -43,9 +49,11 @@ def test_a_fault_that_stays_is_one_line(bench, way, kind):
 
 
 def test_a_clock_that_jumps(bench, monkeypatch):
-    """The time of day is another one at every look, a day off: a push in which each call fails once succeeds all the same."""
+    """The time of day is another one at every look, a day off: a push in which each call fails once
+    succeeds all the same."""
     faults = [Fault(call, **FAULTS["500"]) for call in dict.fromkeys(bench.calls("branch"))]
-    now, jumps = time.time, itertools.cycle((0, 86_400, -86_400))
+    now = time.time
+    jumps = itertools.cycle((0, 86_400, -86_400))
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     outcome = bench.push("branch", faults)
     assert (outcome.error, outcome.complaint) == (None, None)

@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a command ends within seconds, says how to go on, and leaves no process behind."""
+"""Ctrl-C, SIGTERM and SIGHUP: a command ends within seconds, says how to go on, and leaves no
+process behind."""
 
 import os
 import shlex
@@ -55,7 +56,8 @@ space.bundled = lambda name: pathlib.Path("app")
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Start]:
-    """Starts the command line in a process of its own, in the test's folder, after some other code."""
+    """Starts the command line in a process of its own, in the test's folder, after some other
+    code."""
     started: list[Program] = []
 
     def start(*arguments: str, before: str = "") -> Program:
@@ -90,7 +92,8 @@ def _ends(process: Program, number: int) -> tuple[int, str]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_search_says_how_to_go_on(search_config, tmp_path, program, name):
-    """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
+    """A search in workers ends within seconds with its status, leaves none of them, and the command
+    that it prints goes on."""
     number, status = SIGNALS[name]
     optimizer = {"evaluations": 400, "population": 4}
     search_config(merge={"groups": "model"}, optimize=[optimizer]).save(tmp_path / "my search.yaml")
@@ -112,12 +115,16 @@ def test_a_search_says_how_to_go_on(search_config, tmp_path, program, name):
 
 @pytest.mark.parametrize("name", slow_beyond(["INT"], SIGNALS))
 def test_a_build_says_how_to_go_on(tiny, tmp_path, program, monkeypatch, name):
-    """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
+    """A build whose threads are at work ends within seconds, puts no model in place, and the same
+    command builds it."""
     number, status = SIGNALS[name]
     merge_of(tiny / "a", tiny / "b").save(tmp_path / "recipe.yaml")
     process = program("merge", "recipe.yaml", "--out", "merged", before=SLOW_MERGE)
     _wait_for((tmp_path / "reading").exists, process)
-    assert _ends(process, number) == (status, "interrupted; go on with `hf-evomerge merge recipe.yaml --out merged`")
+    assert _ends(process, number) == (
+        status,
+        "interrupted; go on with `hf-evomerge merge recipe.yaml --out merged`",
+    )
     assert not (tmp_path / "merged").exists()
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(app, ["merge", "recipe.yaml", "--out", "merged"]).exit_code == 0
@@ -126,11 +133,15 @@ def test_a_build_says_how_to_go_on(tiny, tmp_path, program, monkeypatch, name):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_what_does_not_stop_is_ended(tmp_path, program, twice):
-    """A push that does not end by itself is ended after a few seconds with its line, and by a second Ctrl-C at once."""
+    """A push that does not end by itself is ended after a few seconds with its line, and by a
+    second Ctrl-C at once."""
     process = program("push", "folder", "me/model", before=SLOW_PUSH)
     _wait_for((tmp_path / "reading").exists, process)
     if not twice:
-        assert _ends(process, signal.SIGINT) == (130, "interrupted; go on with `hf-evomerge push folder me/model`")
+        assert _ends(process, signal.SIGINT) == (
+            130,
+            "interrupted; go on with `hf-evomerge push folder me/model`",
+        )
         return
     process.send_signal(signal.SIGINT)
     time.sleep(1)

@@ -1,4 +1,5 @@
-"""Studies as the truth of a search: what they stand on does not change unnoticed, and what a disk changes is noticed."""
+"""Studies as the truth of a search: what they stand on does not change unnoticed, and what a disk
+changes is noticed."""
 
 import errno
 import logging
@@ -40,7 +41,10 @@ def _stopped(config: SearchConfig, out: Path, after: int = 6, **more: Any) -> No
 
 def _trials(folder: Path) -> list[tuple[Any, ...]]:
     with Study.open(folder) as study:
-        return [(t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes()) for t in study.trials()]
+        return [
+            (t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes())
+            for t in study.trials()
+        ]
 
 
 @pytest.fixture
@@ -62,20 +66,38 @@ def _flip(file: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights": (lambda family: _flip(family / "a" / "model.safetensors"), r"model\.safetensors of .*a \(changed\)"),
-    "base": (lambda family: _flip(family / "base" / "model.safetensors"), r"model\.safetensors of .*base \(changed\)"),
+    "weights": (
+        lambda family: _flip(family / "a" / "model.safetensors"),
+        r"model\.safetensors of .*a \(changed\)",
+    ),
+    "base": (
+        lambda family: _flip(family / "base" / "model.safetensors"),
+        r"model\.safetensors of .*base \(changed\)",
+    ),
     "config": (
-        lambda family: (family / "b" / "config.json").write_text((family / "b" / "config.json").read_text() + "\n"),
+        lambda family: (family / "b" / "config.json").write_text(
+            (family / "b" / "config.json").read_text() + "\n"
+        ),
         r"config\.json of .*b \(changed\)",
     ),
     "tokenizer": (
-        lambda family: (family / "a" / "tokenizer.json").write_text((family / "a" / "tokenizer.json").read_text() + " "),
+        lambda family: (family / "a" / "tokenizer.json").write_text(
+            (family / "a" / "tokenizer.json").read_text() + " "
+        ),
         r"tokenizer\.json of .*a \(changed\)",
     ),
-    "template": (lambda family: (family / "a" / "chat_template.jinja").write_text("x"), r"chat_template\.jinja of .*a \(new\)"),
-    "lost": (lambda family: (family / "a" / "generation_config.json").unlink(), r"generation_config\.json of .*a \(lost\)"),
+    "template": (
+        lambda family: (family / "a" / "chat_template.jinja").write_text("x"),
+        r"chat_template\.jinja of .*a \(new\)",
+    ),
+    "lost": (
+        lambda family: (family / "a" / "generation_config.json").unlink(),
+        r"generation_config\.json of .*a \(lost\)",
+    ),
     "examples": (
-        lambda family: (family / "test.jsonl").write_text((family / "test.jsonl").read_text().replace("w1", "w2")),
+        lambda family: (family / "test.jsonl").write_text(
+            (family / "test.jsonl").read_text().replace("w1", "w2")
+        ),
         r"the test examples \(changed\)",
     ),
 }
@@ -83,7 +105,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_search_does_not_go_on_on_other_ground(config, family, tmp_path, name):
-    """A resumed search whose sources, base or examples have changed is refused by the name of what has, and left as it was."""
+    """A resumed search whose sources, base or examples have changed is refused by the name of what
+    has, and left as it was."""
     change, message = CHANGES[name]
     out = tmp_path / "out"
     _stopped(config, out)
@@ -96,17 +119,24 @@ def test_a_search_does_not_go_on_on_other_ground(config, family, tmp_path, name)
 
 def test_another_system_message_is_another_ground(config, tmp_path):
     """A resumed search whose examples differ in the system message alone is refused."""
-    splits = {split: [Example("w1 w2", "w3", "one", system="be brief")] for split in ("search", "test")}
+    splits = {
+        split: [Example("w1 w2", "w3", "one", system="be brief")] for split in ("search", "test")
+    }
     splits["test"] = [Example("w2 w2", "w4", "two", system="be brief")]
-    out, task = tmp_path / "out", {"task_factory": lambda: FunctionTask(_shorter)}
+    out = tmp_path / "out"
+    task = {"task_factory": lambda: FunctionTask(_shorter)}
     _stopped(config, out, examples=splits, **task)
-    changed = {split: [replace(example, system="be long") for example in examples] for split, examples in splits.items()}
+    changed = {
+        split: [replace(example, system="be long") for example in examples]
+        for split, examples in splits.items()
+    }
     with pytest.raises(SearchError, match=r"the (search|test) examples \(changed\)"):
         run_search(config, out, examples=changed, build=False, **task)
 
 
 def test_files_that_are_only_touched_are_the_same(config, family, tmp_path, monkeypatch):
-    """Other times and other files of the same bytes are no change, and weights with the same times are not read again."""
+    """Other times and other files of the same bytes are no change, and weights with the same times
+    are not read again."""
     out = tmp_path / "out"
     _stopped(config, out)
     for file in (family / "a").iterdir():
@@ -128,9 +158,12 @@ def test_files_that_are_only_touched_are_the_same(config, family, tmp_path, monk
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family, name):
-    """Weights that are overwritten in place and a config that is edited, with their old time set back, are changed files."""
-    file, source = family / "a" / name, open_source(SourceRef(model=str(family / "a")))
-    before, times = digest_source(source, {}), file.stat()
+    """Weights that are overwritten in place and a config that is edited, with their old time set
+    back, are changed files."""
+    file = family / "a" / name
+    source = open_source(SourceRef(model=str(family / "a")))
+    before = digest_source(source, {})
+    times = file.stat()
     _flip(file)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     for kept in ("st_size", "st_mtime_ns", "st_ino"):
@@ -159,15 +192,19 @@ def test_another_task_is_refused(config, tmp_path):
 
 
 def test_a_task_that_scores_otherwise_is_refused(config, tmp_path, monkeypatch):
-    """A search does not go on with another version of its task's scores, and does with another text of its class."""
+    """A search does not go on with another version of its task's scores, and does with another text
+    of its class."""
     out = tmp_path / "out"
     _stopped(config, out)
     with monkeypatch.context() as patch:
-        patch.setattr("inspect.getsource", lambda thing: f"class {thing.__name__}:\n    'another docstring'\n")
+        patch.setattr(
+            "inspect.getsource", lambda thing: f"class {thing.__name__}:\n    'another docstring'\n"
+        )
         _stopped(config, out, after=7)
     monkeypatch.setattr(type(config.fitness), "scores_version", 2, raising=False)
     with pytest.raises(
-        SearchError, match=r"the task's scores of \w+ \(version 1, now 2\) are not what this study was begun on"
+        SearchError,
+        match=r"the task's scores of \w+ \(version 1, now 2\) are not what this study was begun on",
     ):
         resume_search(out, build=False)
 
@@ -216,9 +253,12 @@ def test_scores_beyond_all_measure_are_refused(config, tmp_path):
 
 
 def test_an_error_that_cannot_be_written_is_stored(tmp_path):
-    """Half a surrogate pair in an error's text, and a text of a million characters, are a trial like others."""
+    """Half a surrogate pair in an error's text, and a text of a million characters, are a trial
+    like others."""
     study = Study.create(tmp_path / "study", {})
-    study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("bad \ud800 " + "x" * 10**6)))
+    study.add_trial(
+        Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("bad \ud800 " + "x" * 10**6))
+    )
     error = study.trials()[0].scores.error
     assert error.startswith("bad \\ud800 x")
     assert len(error) <= 1000
@@ -232,17 +272,23 @@ def finished(hybrid_search: Path, tmp_path: Path) -> Path:
 
 DAMAGES: dict[str, tuple[str, str]] = {
     "odd": ("UPDATE trials SET scores = x'00' WHERE stage = 'ps' AND number = 3", "trial ps 3"),
-    "genome": ("UPDATE trials SET genome = x'0011' WHERE stage = 'dfs' AND number = 0", "trial dfs 0"),
+    "genome": (
+        "UPDATE trials SET genome = x'0011' WHERE stage = 'dfs' AND number = 0",
+        "trial dfs 0",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_row_is_noticed(finished, name):
-    """A row that holds no scores or no genome is named and never used; the copy, put in its place, holds the same trials."""
+    """A row that holds no scores or no genome is named and never used; the copy, put in its place,
+    holds the same trials."""
     statement, row = DAMAGES[name]
     before = _trials(finished)
     sql(finished, statement)
-    with pytest.raises(EvoMergeError, match=rf"study\.db: {row}.* is damaged; study\.db\.backup .* with 16 trials"):
+    with pytest.raises(
+        EvoMergeError, match=rf"study\.db: {row}.* is damaged; study\.db\.backup .* with 16 trials"
+    ):
         resume_search(finished, build=False)
     told = CliRunner().invoke(app, ["show", str(finished), "--check"])
     assert (told.exit_code, told.output.count("\n")) == (1, 1)
@@ -258,8 +304,14 @@ BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda file: file.write_text(file.read_text().replace("0.", "0.9", 1)),
         "is not what the search ended with",
     ),
-    "recipe.yaml": (lambda file: file.write_text(file.read_text() + "\n"), "is not what the search ended with"),
-    "model/config.json": (lambda file: file.write_text(file.read_text() + "\n"), "is not what was built"),
+    "recipe.yaml": (
+        lambda file: file.write_text(file.read_text() + "\n"),
+        "is not what the search ended with",
+    ),
+    "model/config.json": (
+        lambda file: file.write_text(file.read_text() + "\n"),
+        "is not what was built",
+    ),
     "model/model.safetensors": (_flip, "is not what was built"),
     "model/build.json": (Path.unlink, "model: has no build.json"),
 }
@@ -267,7 +319,8 @@ BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_what_was_changed_beside_the_study_is_noticed(finished, name):
-    """The winner's recipe, the results and the built model are checked too, in a line that says what to do."""
+    """The winner's recipe, the results and the built model are checked too, in a line that says
+    what to do."""
     change, message = BESIDE[name]
     change(finished / name)
     told = CliRunner().invoke(app, ["show", str(finished), "--check"])
@@ -297,14 +350,19 @@ def test_a_model_of_another_recipe_is_noticed(finished):
     """A model that is whole and was built from another recipe than the winner's is said to be."""
     with Study.open(finished) as study:
         keys = [trial.recipe_key for trial in study.best("ps", 5)]
-        other = next(key for key in keys if key and key != Recipe.load(finished / "recipe.yaml").key)
+        other = next(
+            key for key in keys if key and key != Recipe.load(finished / "recipe.yaml").key
+        )
         recipe = study.recipe(other)
     build_model(recipe, finished / "model", progress=False, overwrite=True)
-    assert [line.partition(": ")[2][:32] for line in check_study(finished)] == ["was built from another recipe th"]
+    assert [line.partition(": ")[2][:32] for line in check_study(finished)] == [
+        "was built from another recipe th"
+    ]
 
 
 def test_an_edited_search_file_is_said_not_to_count(finished, caplog):
-    """Going on says which keys of search.yaml differ from the study, whose settings count; an unedited one goes unmentioned."""
+    """Going on says which keys of search.yaml differ from the study, whose settings count; an
+    unedited one goes unmentioned."""
     with caplog.at_level(logging.WARNING):
         resume_search(finished, build=False)
     assert "search.yaml" not in caplog.text

@@ -1,4 +1,5 @@
-"""YAML that somebody else wrote: whatever it says, reading it ends soon, in an object or in one line."""
+"""YAML that somebody else wrote: whatever it says, reading it ends soon, in an object or in one
+line."""
 
 import os
 import time
@@ -13,7 +14,9 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml, read_yaml
 from hf_evomerge.search.file.config import SearchConfig
 
-LAUGHS = "a0: &a0 [1, 1]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+LAUGHS = "a0: &a0 [1, 1]\n" + "\n".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)
+)
 HEAD = "sources: [{model: a}, {model: b}]\n"
 MERGE = "merge: {method: linear}\n"
 READERS = {
@@ -24,7 +27,8 @@ READERS = {
 
 
 def refusal(read, text: str) -> str:
-    """The line that a text is refused with; checks that it is one, and that it took seconds of the processor at most."""
+    """The line that a text is refused with; checks that it is one, and that it took seconds of the
+    processor at most."""
     begin = time.process_time()
     with pytest.raises(EvoMergeError) as caught:
         read(text)
@@ -50,7 +54,8 @@ def refusal(read, text: str) -> str:
     ],
 )
 def test_tags_are_refused(read, tagged):
-    """An explicit tag is refused by its name and line, also where YAML itself would fail at its value."""
+    """An explicit tag is refused by its name and line, also where YAML itself would fail at its
+    value."""
     assert "the tag" in refusal(read, f"a: 1\nb: {tagged}")
     assert "line 2" in refusal(read, f"a: 1\nb: {tagged}")
 
@@ -81,13 +86,23 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         ("a: &a [*a]", f"or {MAX_NODES} values"),
         ("a: 1\nb: *b", "not valid YAML: line 2: found undefined alias 'b'"),
         (LAUGHS, f"or {MAX_NODES} values"),
-        ("a: [1\nb: 2", "not valid YAML: line 2: while parsing a flow sequence: expected ',' or ']', but got ':'"),
-        ("\n".join([f"k{number}: 1" for number in range(10_000)] + ["k3: 1"]), "the key 'k3' is given twice"),
+        (
+            "a: [1\nb: 2",
+            (
+                "not valid YAML: line 2: while parsing a flow sequence: expected ',' or ']', but "
+                "got ':'"
+            ),
+        ),
+        (
+            "\n".join([f"k{number}: 1" for number in range(10_000)] + ["k3: 1"]),
+            "the key 'k3' is given twice",
+        ),
     ],
     ids=range(13),
 )
 def test_limits(text, message):
-    """Depth, number of values, length and aliases without end are refused soon, and the line says which it was."""
+    """Depth, number of values, length and aliases without end are refused soon, and the line says
+    which it was."""
     assert message in refusal(Recipe.from_yaml, text)
 
 
@@ -113,7 +128,8 @@ def test_an_alias_is_what_it_stands_for():
 
 
 def test_what_only_looks_like_something_else_is_a_text():
-    """Hops, dates, old octals, hexadecimals, underscores and merge keys are text; numbers with an exponent are numbers."""
+    """Hops, dates, old octals, hexadecimals, underscores and merge keys are text; numbers with an
+    exponent are numbers."""
     text = "{a: 1:3, b: 2024-13-45, c: 010, d: 0x1F, e: 1_000, <<: x, f: 1e-3, g: -7}"
     plain = {"a": "1:3", "b": "2024-13-45", "c": "010", "d": "0x1F", "e": "1_000", "<<": "x"}
     assert read_yaml(text, RecipeError) == {**plain, "f": 0.001, "g": -7}
@@ -130,14 +146,20 @@ def test_what_only_looks_like_something_else_is_a_text():
     ],
 )
 def test_a_stack_has_a_limit(slices):
-    """Thousands of slices, of sources of one slice, or of layers are refused before they are written out."""
-    assert "merge.slices" in refusal(Recipe.from_yaml, HEAD + "merge:\n  method: linear\n  slices:\n" + slices)
+    """Thousands of slices, of sources of one slice, or of layers are refused before they are
+    written out."""
+    assert "merge.slices" in refusal(
+        Recipe.from_yaml, HEAD + "merge:\n  method: linear\n  slices:\n" + slices
+    )
 
 
 def test_a_long_stack_is_read():
     """A stack of many single layers is a recipe."""
     slices = "".join(f"  - layers: ['0:{n}', '1:{n}']\n" for n in range(500))
-    assert len(Recipe.from_yaml(HEAD + "merge:\n  method: linear\n  slices:\n" + slices).merge.slices) == 500
+    assert (
+        len(Recipe.from_yaml(HEAD + "merge:\n  method: linear\n  slices:\n" + slices).merge.slices)
+        == 500
+    )
 
 
 def test_a_long_file_is_not_read_whole(tmp_path):

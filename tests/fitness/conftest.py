@@ -10,7 +10,21 @@ from words import word_tokenizer
 
 from hf_evomerge.fitness import Example, Scores, make_task, parse_task
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "1", "2", "18", "答え", "は"]
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "1",
+    "2",
+    "18",
+    "答え",
+    "は",
+]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 SIZES = {
     "vocab_size": len(SPECIAL) + len(WORDS),
@@ -53,7 +67,11 @@ def examples() -> list[Example]:
     """Prompts of 1 to 12 words with answers of 1 to 4."""
     rng = random.Random(0)
     return [
-        Example(" ".join(rng.choices(WORDS, k=rng.randint(1, 12))), " ".join(rng.choices(WORDS, k=rng.randint(1, 4))), f"e{i}")
+        Example(
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 12))),
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 4))),
+            f"e{i}",
+        )
         for i in range(23)
     ]
 
@@ -74,13 +92,19 @@ def prepared(task: str, examples: list[Example], tokenizer: Any, **settings: Any
     return made
 
 
-def check_gradient(task: Any, model: Any, parameter: torch.nn.Parameter, *, step: float = 1e-3, rel: float = 0.02) -> Scores:
-    """Scores with a gradient, whose slope along a direction of one parameter is that of the mean score."""
-    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
+def check_gradient(
+    task: Any, model: Any, parameter: torch.nn.Parameter, *, step: float = 1e-3, rel: float = 0.02
+) -> Scores:
+    """Scores with a gradient, whose slope along a direction of one parameter is that of the mean
+    score."""
+    direction = torch.randn(
+        parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype
+    )
     parameter.grad = None
     scores: Scores = task.backward(model)
     assert parameter.grad is not None
-    slope, ends = float((parameter.grad * direction).sum()), []
+    slope = float((parameter.grad * direction).sum())
+    ends = []
     for sign in (step, -step):
         with torch.no_grad():
             parameter.add_(sign * direction)

@@ -9,8 +9,13 @@ from hf_evomerge.fitness.answers import LanguageCheck, language_probability
 from hf_evomerge.fitness.generation import is_right
 from hf_evomerge.recipes.strict_yaml import validate
 
-JAPANESE = "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
-ENGLISH = "Janet eats three of the sixteen eggs and bakes with four.\nNine are left, so the answer is 18 dollars."
+JAPANESE = (
+    "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
+)
+ENGLISH = (
+    "Janet eats three of the sixteen eggs and bakes with four.\nNine are left, so the answer is "
+    "18 dollars."
+)
 
 
 def spec(**keys: Any) -> GenerationSpec:
@@ -43,7 +48,8 @@ def spec(**keys: Any) -> GenerationSpec:
     ],
 )
 def test_comparison(keys, output, answer, right):
-    """An answer is right where what is extracted is the same number within the tolerance, or the same text."""
+    """An answer is right where what is extracted is the same number within the tolerance, or the
+    same text."""
     assert is_right(output, answer, spec(**keys)) is right
 
 
@@ -69,8 +75,10 @@ def test_wrong_options(keys, complaint):
 
 
 def test_language():
-    """A Japanese response is Japanese whatever digits are in it, an English one is not, and an empty one is in no language."""
-    japanese, english = LanguageCheck(code="ja"), LanguageCheck(code="en")
+    """A Japanese response is Japanese whatever digits are in it, an English one is not, and an
+    empty one is in no language."""
+    japanese = LanguageCheck(code="ja")
+    english = LanguageCheck(code="en")
     assert japanese.holds(JAPANESE)
     assert not japanese.holds(ENGLISH)
     assert english.holds(ENGLISH)
@@ -94,7 +102,8 @@ def test_language():
     ],
 )
 def test_short_answers_are_judged_by_their_script(text, codes, others):
-    """With few letters the script decides, and no letters are right in every language; the paper asks fastText."""
+    """With few letters the script decides, and no letters are right in every language; the paper
+    asks fastText."""
     assert [code for code in codes.split() if not LanguageCheck(code=code).holds(text)] == []
     assert [code for code in others.split() if LanguageCheck(code=code).holds(text)] == []
     assert not LanguageCheck(code="ja").holds("**18**", as_paper=True)

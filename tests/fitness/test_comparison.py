@@ -1,4 +1,5 @@
-"""Paired comparisons: their figures against independent ones, what they say of equal models, and that they never move."""
+"""Paired comparisons: their figures against independent ones, what they say of equal models, and
+that they never move."""
 
 import itertools
 
@@ -6,16 +7,25 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness.comparison import compare, main_measure, mcnemar, needed_examples, share_interval
+from hf_evomerge.fitness.comparison import (
+    compare,
+    main_measure,
+    mcnemar,
+    needed_examples,
+    share_interval,
+)
 from hf_evomerge.fitness.scores import Scores
 
 
 def _scores(right: list[int], values: list[float] | None = None) -> Scores:
-    return Scores(values or [-1.0 - i / 7 for i in range(len(right))], correct=np.array(right, dtype=bool))
+    return Scores(
+        values or [-1.0 - i / 7 for i in range(len(right))], correct=np.array(right, dtype=bool)
+    )
 
 
 def test_mcnemar_is_the_exact_binomial_test():
-    """The p value is the probability, over all ways in which the differing examples could split, of one as uneven."""
+    """The p value is the probability, over all ways in which the differing examples could split, of
+    one as uneven."""
     for gained, lost in ((0, 0), (1, 0), (5, 0), (3, 3), (2, 7), (9, 1)):
         splits = [sum(ways) for ways in itertools.product((0, 1), repeat=gained + lost)]
         middle = (gained + lost) / 2
@@ -26,9 +36,12 @@ def test_mcnemar_is_the_exact_binomial_test():
 
 
 def test_a_clear_lead_is_called_one_whichever_way():
-    """A model that solves 40 examples that the other does not, and loses 5, is better; the other is worse by the same."""
-    first, second = [1] * 40 + [0] * 5 + [1] * 55, [0] * 40 + [1] * 5 + [1] * 55
-    better, worse = compare(_scores(first), _scores(second)), compare(_scores(second), _scores(first))
+    """A model that solves 40 examples that the other does not, and loses 5, is better; the other is
+    worse by the same."""
+    first = [1] * 40 + [0] * 5 + [1] * 55
+    second = [0] * 40 + [1] * 5 + [1] * 55
+    better = compare(_scores(first), _scores(second))
+    worse = compare(_scores(second), _scores(first))
     assert (better.measure, better.difference) == ("accuracy", pytest.approx(0.35))
     assert better.is_better
     assert not better.is_worse
@@ -37,7 +50,8 @@ def test_a_clear_lead_is_called_one_whichever_way():
 
 
 def test_interval_of_matched_answers_is_that_of_agresti_and_min():
-    """Ten examples, five gained and none lost: the interval by hand, which is not of width zero for equal answers either."""
+    """Ten examples, five gained and none lost: the interval by hand, which is not of width zero for
+    equal answers either."""
     found = compare(_scores([1] * 9 + [0]), _scores([1] * 4 + [0] * 6))
     middle = 5 / 12
     half = 1.959964 * ((6 / 12 - middle**2) / 12) ** 0.5
@@ -48,22 +62,29 @@ def test_interval_of_matched_answers_is_that_of_agresti_and_min():
 
 
 def test_interval_of_a_share_holds_what_could_have_given_it():
-    """Each end is the true share from which the measured one lies 1.96 errors away; with nothing wrong it ends at 1."""
+    """Each end is the true share from which the measured one lies 1.96 errors away; with nothing
+    wrong it ends at 1."""
     for right, count in ((3, 10), (491, 500), (1, 2)):
         for end in share_interval(right, count):
-            assert abs(end - right / count) == pytest.approx(1.959964 * (end * (1 - end) / count) ** 0.5)
+            assert abs(end - right / count) == pytest.approx(
+                1.959964 * (end * (1 - end) / count) ** 0.5
+            )
     low, high = share_interval(8, 8)
     assert (share_interval(0, 8), high) == (pytest.approx((0.0, 1 - low)), 1.0)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
-    """Over 150 experiments with a known difference, between 91 % and 99 % of the intervals hold it, for answers and scores."""
+    """Over 150 experiments with a known difference, between 91 % and 99 % of the intervals hold it,
+    for answers and scores."""
     rng = np.random.default_rng(3)
     answers = scores = 0
     for _ in range(150):
         draw = rng.random(60)
-        first, second = draw < 0.6, (draw < 0.4) | (draw > 0.9)  # accuracies .6 and .5
-        found = compare(_scores(first.astype(int).tolist()), _scores(second.astype(int).tolist()), "accuracy")
+        first = draw < 0.6
+        second = (draw < 0.4) | (draw > 0.9)  # accuracies .6 and .5
+        found = compare(
+            _scores(first.astype(int).tolist()), _scores(second.astype(int).tolist()), "accuracy"
+        )
         answers += found.low <= 0.1 <= found.high
         shared = rng.normal(size=60)
         near = compare(Scores(shared + rng.normal(0.3, 1, 60)), Scores(shared))
@@ -73,7 +94,8 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 def test_pairing_sees_what_unpaired_errors_hide():
-    """A small gain on every example is a lead, though it is far below the spread between examples."""
+    """A small gain on every example is a lead, though it is far below the spread between
+    examples."""
     values = np.linspace(-9, -1, 50)
     found = compare(Scores(values + 0.05), Scores(values))
     assert found.is_better
@@ -82,9 +104,11 @@ def test_pairing_sees_what_unpaired_errors_hide():
 
 
 def test_figures_never_move():
-    """The same scores give the same interval and p, to the last bit, whatever numpy's own generator does."""
+    """The same scores give the same interval and p, to the last bit, whatever numpy's own generator
+    does."""
     rng = np.random.default_rng(5)
-    first, second = Scores(rng.normal(size=40)), Scores(rng.normal(size=40))
+    first = Scores(rng.normal(size=40))
+    second = Scores(rng.normal(size=40))
     np.random.seed(1)
     before = compare(first, second)
     np.random.seed(2)
@@ -92,14 +116,16 @@ def test_figures_never_move():
 
 
 def test_measure_is_accuracy_unless_fitness_is_right_or_wrong():
-    """Log-probabilities are told apart by accuracy; right answers in the wrong language count as wrong, as fitness says."""
+    """Log-probabilities are told apart by accuracy; right answers in the wrong language count as
+    wrong, as fitness says."""
     assert main_measure(_scores([1, 0])) == "accuracy"
     assert main_measure(Scores([1.0, 0.0], correct=[True, True])) == "fitness"
     assert main_measure(Scores([0.3, 0.7])) == "fitness"
 
 
 def test_what_cannot_be_paired_is_not():
-    """A failed evaluation and a single example have no comparison; other examples, or no accuracy, are refused."""
+    """A failed evaluation and a single example have no comparison; other examples, or no accuracy,
+    are refused."""
     assert compare(Scores.failed("broke"), Scores([1.0, 2.0])) is None
     assert compare(Scores([1.0]), Scores([2.0])) is None
     with pytest.raises(FitnessError, match="2 scores cannot be paired with 3"):
@@ -109,8 +135,10 @@ def test_what_cannot_be_paired_is_not():
 
 
 def test_needed_examples_do_show_the_difference():
-    """With as many examples as are said to be needed, about four of five experiments come out at p < .05."""
-    rng, size = np.random.default_rng(0), needed_examples(0.1, 0.3)
+    """With as many examples as are said to be needed, about four of five experiments come out at p
+    < .05."""
+    rng = np.random.default_rng(0)
+    size = needed_examples(0.1, 0.3)
     gained = rng.binomial(size, 0.2, 400)
     lost = rng.binomial(size - gained, 0.1 / 0.8)
     shown = np.mean([mcnemar(int(g), int(lo)) < 0.05 for g, lo in zip(gained, lost, strict=True)])

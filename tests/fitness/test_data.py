@@ -14,36 +14,53 @@ from hf_evomerge.recipes.strict_yaml import validate
 
 def records(count: int = 10) -> list[dict[str, Any]]:
     """Numbered problems."""
-    return [{"question": f"question {i}", "number": float(i), "name": f"n{i}"} for i in range(count)]
+    return [
+        {"question": f"question {i}", "number": float(i), "name": f"n{i}"} for i in range(count)
+    ]
 
 
 @pytest.fixture
 def jsonl(tmp_path: Path) -> str:
     """A file with ten problems and blank lines between them."""
     file = tmp_path / "problems.jsonl"
-    file.write_text("\n\n".join(json.dumps(record) for record in records()) + "\n", encoding="utf-8")
+    file.write_text(
+        "\n\n".join(json.dumps(record) for record in records()) + "\n", encoding="utf-8"
+    )
     return str(file)
 
 
 def spec(**keys: Any) -> DataSpec:
     """Settings as they are read from a file, with the problems' field names."""
-    return validate(DataSpec, {"prompt_field": "question", "answer_field": "number"} | keys, FitnessError)
+    return validate(
+        DataSpec, {"prompt_field": "question", "answer_field": "number"} | keys, FitnessError
+    )
 
 
 def test_jsonl_becomes_examples(jsonl):
-    """A line becomes an example that is named by file and line, and whole numbers lose their ``.0``."""
+    """A line becomes an example that is named by file and line, and whole numbers lose their
+    ``.0``."""
     examples = load_examples(spec(jsonl=jsonl))
     assert len(examples) == 10
     assert examples[1] == Example("question 1", "1", f"{jsonl}:3")
 
 
 def test_template_id_and_chat(jsonl):
-    """A template is filled from any fields, doubled braces are braces, and values are never templates themselves."""
+    """A template is filled from any fields, doubled braces are braces, and values are never
+    templates themselves."""
     made = load_examples(
-        spec(jsonl=jsonl, template="{{Q}} {question} ({name})\n", id_field="name", chat=True, system="s", count=1)
+        spec(
+            jsonl=jsonl,
+            template="{{Q}} {question} ({name})\n",
+            id_field="name",
+            chat=True,
+            system="s",
+            count=1,
+        )
     )
     assert made == [Example("{Q} question 0 (n0)\n", "0", "n0", chat=True, system="s")]
-    hostile = spec(function=lambda: [{"question": "{number.__class__}", "number": 1}], template="{question}")
+    hostile = spec(
+        function=lambda: [{"question": "{number.__class__}", "number": 1}], template="{question}"
+    )
     assert load_examples(hostile)[0].prompt == "{number.__class__}"
 
 
@@ -80,13 +97,20 @@ def test_hostile_templates(template):
         ({"data_files": ["x.csv", "y.tsv"]}, "files of one kind are read"),
         ({"dataset": "pandas", "data_files": "x.pkl"}, "pandas reads pickle files"),
         ({"jsonl": "x.jsonl", "data_files": "x.csv"}, "found jsonl and data_files"),
-        ({"data_files": "x.json", "columns": ["a"]}, "'columns' names the fields of CSV and TSV files"),
+        (
+            {"data_files": "x.json", "columns": ["a"]},
+            "'columns' names the fields of CSV and TSV files",
+        ),
         ({"dataset": "some/set", "streaming": True}, "'streaming' needs a 'count'"),
-        ({"jsonl": "x.jsonl", "streaming": True, "count": 1}, "belong to 'dataset'; here is 'jsonl'"),
+        (
+            {"jsonl": "x.jsonl", "streaming": True, "count": 1},
+            "belong to 'dataset'; here is 'jsonl'",
+        ),
     ],
 )
 def test_wrong_keys(keys, complaint):
-    """A contradictory or unknown key, and what would be read by running it, is refused before anything is opened."""
+    """A contradictory or unknown key, and what would be read by running it, is refused before
+    anything is opened."""
     with pytest.raises(FitnessError, match=complaint):
         spec(**keys)
 
@@ -94,19 +118,29 @@ def test_wrong_keys(keys, complaint):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"question": "a", "number": 1}\n{"question": ', ":2: not valid JSON: .*; write one JSON object per line"),
-        ("\n[1, 2]\n", ":2: expected an object of fields, found list; write one JSON object per line"),
+        (
+            '{"question": "a", "number": 1}\n{"question": ',
+            ":2: not valid JSON: .*; write one JSON object per line",
+        ),
+        (
+            "\n[1, 2]\n",
+            ":2: expected an object of fields, found list; write one JSON object per line",
+        ),
         ('{"question": "a"}\n', ":1: no field 'number'; its fields are question"),
         ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text nor a number"),
         ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text nor a number"),
-        ('{"question": "a\\ud800b", "number": 1}\n', ":1: field 'question' has half of a surrogate pair"),
+        (
+            '{"question": "a\\ud800b", "number": 1}\n',
+            ":1: field 'question' has half of a surrogate pair",
+        ),
         ('{"question": "a", "number": " "}\n', ":1: the answer .* is empty"),
         ("[" * 100_000, ":1: not valid JSON"),
         ("\n \n", "no records"),
     ],
 )
 def test_broken_jsonl(tmp_path, text, complaint):
-    """A broken file is refused in one line that names the file and, where there is one, the line."""
+    """A broken file is refused in one line that names the file and, where there is one, the
+    line."""
     file = tmp_path / "broken.jsonl"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(FitnessError, match=rf"broken\.jsonl.*{complaint}") as caught:
@@ -127,18 +161,23 @@ def test_unreadable_file(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_what_never_ends_is_no_file(kind, tmp_path):
-    """A pipe, of which nothing may ever come, and a device, of which everything may, are not read."""
+    """A pipe, of which nothing may ever come, and a device, of which everything may, are not
+    read."""
     file = tmp_path / "endless.jsonl"
     if kind == "pipe":
         os.mkfifo(file)
     else:
         file.symlink_to("/dev/zero")
-    with pytest.raises(FitnessError, match=r"endless\.jsonl: a pipe or a device, and no file; save the records in a file"):
+    with pytest.raises(
+        FitnessError,
+        match=r"endless\.jsonl: a pipe or a device, and no file; save the records in a file",
+    ):
         load_examples(spec(jsonl=str(file)))
 
 
 def test_slices_of_one_shuffle_are_disjoint(jsonl):
-    """Slices with one seed part the data, another seed orders it otherwise, and the same specification repeats itself."""
+    """Slices with one seed part the data, another seed orders it otherwise, and the same
+    specification repeats itself."""
     first = load_examples(spec(jsonl=jsonl, shuffle_seed=3, count=6))
     second = load_examples(spec(jsonl=jsonl, shuffle_seed=3, start=6))
     assert sorted(example.answer for example in first + second) == [str(i) for i in range(10)]
@@ -155,19 +194,28 @@ def test_too_few_records(jsonl, keys):
 
 
 def test_overlap_is_of_content(tmp_path):
-    """A problem is found again in another file, template, answer and width of letters; repeats in one split are fine."""
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    """A problem is found again in another file, template, answer and width of letters; repeats in
+    one split are fine."""
+    one = tmp_path / "one.jsonl"
+    two = tmp_path / "two.jsonl"
     one.write_text('{"question": "What is 2 + 3?", "answer": 5}\n', encoding="utf-8")
-    two.write_text('{"q": "Who?", "answer": 1}\n{"q": "What is  ２ + 3?", "answer": "five"}\n', encoding="utf-8")
+    two.write_text(
+        '{"q": "Who?", "answer": 1}\n{"q": "What is  ２ + 3?", "answer": "five"}\n',
+        encoding="utf-8",
+    )
     search = load_examples(DataSpec(jsonl=str(one), template="Question: {question}\nAnswer:"))
     test = load_examples(DataSpec(jsonl=str(two), prompt_field="q"))
-    with pytest.raises(FitnessError, match=r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;"):
+    with pytest.raises(
+        FitnessError,
+        match=r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;",
+    ):
         check_disjoint(search, [], test)
     check_disjoint(search * 2, [], test[:1])
 
 
 def test_whole_texts(tmp_path):
-    """A record that is a text has no prompt, and no second place for one; texts that two splits share are found."""
+    """A record that is a text has no prompt, and no second place for one; texts that two splits
+    share are found."""
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "one two"}\n{"text": "three"}\n{"text": " "}\n', encoding="utf-8")
     texts = load_examples(DataSpec(jsonl=str(file), text_field="text", count=2))
@@ -177,8 +225,12 @@ def test_whole_texts(tmp_path):
         check_disjoint(texts, texts)
     with pytest.raises(FitnessError, match=r"texts.jsonl:3: the text \(field 'text'\) is empty"):
         load_examples(DataSpec(jsonl=str(file), text_field="text"))
-    with pytest.raises(FitnessError, match="'text_field' is the whole text, without a prompt; leave out 'template'"):
-        validate(DataSpec, {"jsonl": str(file), "text_field": "text", "template": "{text}"}, FitnessError)
+    with pytest.raises(
+        FitnessError, match="'text_field' is the whole text, without a prompt; leave out 'template'"
+    ):
+        validate(
+            DataSpec, {"jsonl": str(file), "text_field": "text", "template": "{text}"}, FitnessError
+        )
 
 
 @pytest.fixture
@@ -198,47 +250,73 @@ def test_datasets_library(tmp_path, kind, datasets):
     folder.mkdir()
     getattr(data, f"to_{kind}")(str(folder / f"test.{kind}"))
     here = spec(dataset=str(folder), split="test", start=2, count=3)
-    assert [(e.prompt, e.answer) for e in load_examples(here)] == [(f"question {i}", str(i)) for i in (2, 3, 4)]
-    with pytest.raises(FitnessError, match="no field 'answer'; its fields are question, number, name"):
+    assert [(e.prompt, e.answer) for e in load_examples(here)] == [
+        (f"question {i}", str(i)) for i in (2, 3, 4)
+    ]
+    with pytest.raises(
+        FitnessError, match="no field 'answer'; its fields are question, number, name"
+    ):
         load_examples(spec(dataset=str(folder), split="test", answer_field="answer"))
     with pytest.raises(FitnessError, match="cannot be loaded"):
         load_examples(spec(dataset=str(folder), split="validation"))
     for name in ("./nowhere", str(folder / f"test.{kind}")):  # is not looked for on the Hub
-        with pytest.raises(FitnessError, match="no folder; give a folder of data or a data set's id, or name files by"):
+        with pytest.raises(
+            FitnessError,
+            match="no folder; give a folder of data or a data set's id, or name files by",
+        ):
             load_examples(spec(dataset=name))
 
 
 @pytest.mark.usefixtures("datasets")
 def test_anything_that_datasets_reads(tmp_path):
-    """Files by name, tables without a heading, a filter and a seed; a stream is read as far as it is asked for."""
+    """Files by name, tables without a heading, a filter and a seed; a stream is read as far as it
+    is asked for."""
     table = tmp_path / "a.tsv"
-    table.write_text("".join(f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)), encoding="utf-8")
-    odd = {"data_files": str(table), "columns": ["q", "a", "kind"], "filter": {"kind": ["odd", "other"]}}
+    table.write_text(
+        "".join(f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)), encoding="utf-8"
+    )
+    odd = {
+        "data_files": str(table),
+        "columns": ["q", "a", "kind"],
+        "filter": {"kind": ["odd", "other"]},
+    }
     first, rest = (
         load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", shuffle_seed=1, **cut))
         for cut in ({"count": 4}, {"start": 4})
     )
     assert sorted(int(example.answer) for example in first + rest) == list(range(1, 20, 2))
     assert first[0].prompt == f'q "{first[0].answer}'
-    with pytest.raises(FitnessError, match=r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"):
+    with pytest.raises(
+        FitnessError, match=r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"
+    ):
         load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", count=11))
     with pytest.raises(FitnessError, match=r"a.tsv: 'filter' keeps none of 20 records"):
-        load_examples(DataSpec(**{**odd, "filter": {"kind": "none"}}, prompt_field="q", answer_field="a"))
+        load_examples(
+            DataSpec(**{**odd, "filter": {"kind": "none"}}, prompt_field="q", answer_field="a")
+        )
 
     lines = tmp_path / "b.jsonl"
-    lines.write_text("".join(json.dumps({"prompt": f"p{i}", "answer": i}) + "\n" for i in range(30)), encoding="utf-8")
+    lines.write_text(
+        "".join(json.dumps({"prompt": f"p{i}", "answer": i}) + "\n" for i in range(30)),
+        encoding="utf-8",
+    )
     stream = {"data_files": [str(lines)], "streaming": True, "shuffle_seed": 3}
     parts = [load_examples(DataSpec(**stream, start=start, count=10)) for start in (0, 10, 20)]
     assert sorted(int(example.answer) for part in parts for example in part) == list(range(30))
     assert parts[0] == load_examples(DataSpec(**stream, count=10))
-    assert [int(example.answer) for example in parts[0]] != sorted(int(example.answer) for example in parts[0])
-    with pytest.raises(FitnessError, match=r"b.jsonl: count 11 from start 20 asked for, but 10 came"):
+    assert [int(example.answer) for example in parts[0]] != sorted(
+        int(example.answer) for example in parts[0]
+    )
+    with pytest.raises(
+        FitnessError, match=r"b.jsonl: count 11 from start 20 asked for, but 10 came"
+    ):
         load_examples(DataSpec(**stream, start=20, count=11))
 
 
 @pytest.mark.usefixtures("datasets")
 def test_a_file_that_no_reader_takes_is_one_line(tmp_path):
-    """Whatever error the reader of a format has, it is one that names the data, also in the midst of a stream."""
+    """Whatever error the reader of a format has, it is one that names the data, also in the midst
+    of a stream."""
     archive = tmp_path / "pictures.tar"
     archive.write_bytes(b"no archive" * 200)
     with pytest.raises(FitnessError, match=r"^webdataset: cannot be loaded: invalid header$"):
@@ -258,7 +336,8 @@ def test_datasets_library_absent(monkeypatch):
 
 
 def test_function_data():
-    """Records may come from a Python function; what is no record, or lacks the field of a filter, is refused."""
+    """Records may come from a Python function; what is no record, or lacks the field of a filter,
+    is refused."""
     assert load_examples(spec(function=records))[2] == Example("question 2", "2", "function[2]")
     with pytest.raises(FitnessError, match=r"function\[0\]: expected a mapping"):
         load_examples(spec(function=lambda: ["text"]))
@@ -268,5 +347,13 @@ def test_function_data():
 
 def test_imports_are_light():
     """Importing the fitness package imports neither torch nor transformers nor datasets."""
-    code = "import sys, hf_evomerge.fitness; print({'torch', 'transformers', 'datasets', 'fasttext'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    code = (
+        "import sys, hf_evomerge.fitness; print({'torch', 'transformers', 'datasets', "
+        "'fasttext'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )

@@ -1,4 +1,5 @@
-"""Vectors of encoders as sentence-transformers makes them, and a search over encoders with a Dense layer."""
+"""Vectors of encoders as sentence-transformers makes them, and a search over encoders with a Dense
+layer."""
 
 import json
 import re
@@ -25,7 +26,11 @@ from hf_evomerge.search.score_model import evaluate_model
 
 from .conftest import check_gradient
 
-EXAMPLES = [Example("one two three", "six", "a"), Example("four", "seven one", "b"), Example("six", "two one two one one", "c")]
+EXAMPLES = [
+    Example("one two three", "six", "a"),
+    Example("four", "seven one", "b"),
+    Example("six", "two one two one one", "c"),
+]
 PROMPTS = {"query": "one ", "document": "two three "}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"size": None},
@@ -41,7 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def vectors(folder: Path, tokenizer: Any) -> dict[str, torch.Tensor]:
     """The unit vector of every text of the examples, as the task retrieval computes it."""
-    source, model = open_source(str(folder)), BertModel.from_pretrained(folder).eval()
+    source = open_source(str(folder))
+    model = BertModel.from_pretrained(folder).eval()
     attach_modules(source, model)
     task: Any = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
     task.sentence = source.sentence
@@ -52,19 +58,24 @@ def vectors(folder: Path, tokenizer: Any) -> dict[str, torch.Tensor]:
 
 
 def test_modules_follow_the_encoder(tmp_path, tokenizer):
-    """Prompt, hidden states, mean, the layer's own product, tanh and norm: computed here from the files."""
+    """Prompt, hidden states, mean, the layer's own product, tanh and norm: computed here from the
+    files."""
     folder = sentence_folder(tmp_path / "a", tokenizer, 0, norm=True, prompts=PROMPTS)
     found = vectors(folder, tokenizer)
-    assert set(found) == {text for one in EXAMPLES for text in (f"two three {one.answer}", f"one {one.prompt}")}
-    dense, norm = (load_file(folder / name / "model.safetensors") for name in ("2_Dense", "3_LayerNorm"))
+    assert set(found) == {
+        text for one in EXAMPLES for text in (f"two three {one.answer}", f"one {one.prompt}")
+    }
+    dense, norm = (
+        load_file(folder / name / "model.safetensors") for name in ("2_Dense", "3_LayerNorm")
+    )
     model = BertModel.from_pretrained(folder).eval()
     for text, vector in found.items():
         with torch.inference_mode():
             mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
             wanted = (dense["linear.weight"] @ mean + dense["linear.bias"]).tanh()
-            wanted = (wanted - wanted.mean()) / (wanted.var(correction=0) + 1e-5).sqrt() * norm["norm.weight"] + norm[
-                "norm.bias"
-            ]
+            wanted = (wanted - wanted.mean()) / (wanted.var(correction=0) + 1e-5).sqrt() * norm[
+                "norm.weight"
+            ] + norm["norm.bias"]
         torch.testing.assert_close(vector, wanted / wanted.norm(), rtol=0, atol=1e-5)
 
 
@@ -73,14 +84,17 @@ def test_vectors_are_those_of_sentence_transformers(case, tmp_path, tokenizer):
     """In padded batches, with prompts before queries and passages."""
     library = pytest.importorskip("sentence_transformers")
     folder = sentence_folder(tmp_path / "a", tokenizer, 0, **CASES[case])
-    found, encoder = vectors(folder, tokenizer), library.SentenceTransformer(str(folder), device="cpu")
+    found = vectors(folder, tokenizer)
+    encoder = library.SentenceTransformer(str(folder), device="cpu")
     before = CASES[case].get("prompts", {"query": "", "document": ""})
     for encode, prompt, texts in (
         (encoder.encode_query, before["query"], [one.prompt for one in EXAMPLES]),
         (encoder.encode_document, before["document"], [one.answer for one in EXAMPLES]),
     ):
         theirs = torch.tensor(encode(texts, normalize_embeddings=True))
-        torch.testing.assert_close(torch.stack([found[prompt + text] for text in texts]), theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            torch.stack([found[prompt + text] for text in texts]), theirs, rtol=0, atol=1e-5
+        )
 
 
 def test_the_gradient_reaches_the_modules(tmp_path, tokenizer):
@@ -108,16 +122,30 @@ def test_an_encoder_is_fine_tuned_through_its_modules(tmp_path, tokenizer):
     task = make()
     task.prepare(EXAMPLES, tokenizer)
     before = task.evaluate(model).mean
-    assert task.evaluate(fine_tune(model, make, EXAMPLES, tokenizer, Lora(1e-2, steps=20, batch=3))).mean > before
+    assert (
+        task.evaluate(
+            fine_tune(model, make, EXAMPLES, tokenizer, Lora(1e-2, steps=20, batch=3))
+        ).mean
+        > before
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pooling": "weightedmean"}, "1_Pooling: weightedmean is not computed by the task retrieval"),
-        ({"prompts": {"query": "one "}, "include": False}, "1_Pooling: include_prompt: false is not computed"),
+        (
+            {"pooling": "weightedmean"},
+            "1_Pooling: weightedmean is not computed by the task retrieval",
+        ),
+        (
+            {"prompts": {"query": "one "}, "include": False},
+            "1_Pooling: include_prompt: false is not computed",
+        ),
         ({"kind": "SpladePooling"}, "1_Pooling: SpladePooling is not computed"),
-        ({"input": "token_embeddings"}, "2_Dense: Dense with a residual or of tokens is not computed"),
+        (
+            {"input": "token_embeddings"},
+            "2_Dense: Dense with a residual or of tokens is not computed",
+        ),
     ],
 )
 def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, tokenizer):
@@ -130,7 +158,9 @@ def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, token
         edit_json(folder / "2_Dense" / "config.json", module_input_name=change["input"])
     if "kind" in change:
         text = (folder / "modules.json").read_text()
-        (folder / "modules.json").write_text(text.replace("models.Pooling", f"models.{change['kind']}"))
+        (folder / "modules.json").write_text(
+            text.replace("models.Pooling", f"models.{change['kind']}")
+        )
     task: Any = make_task(parse_task({"task": "retrieval"}))
     task.sentence = open_source(str(folder)).sentence
     with pytest.raises(FitnessError, match=message):
@@ -138,7 +168,8 @@ def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, token
 
 
 def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
-    """Code of others, or a whole network of torch's, as an activation; no length; a kind that is merged but not computed."""
+    """Code of others, or a whole network of torch's, as an activation; no length; a kind that is
+    merged but not computed."""
     large = sentence_folder(tmp_path / "large", tokenizer, 0, activation="torch.nn.Transformer")
     with pytest.raises(SourceError, match=r"2_Dense is no Dense of torch's layers: .*Transformer"):
         attach_modules(open_source(str(large)), torch.nn.Module())
@@ -146,9 +177,13 @@ def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
     with pytest.raises(SourceError, match="max_seq_length is no whole number above 0"):
         _ = open_source(str(large)).sentence
     folder = sentence_folder(tmp_path / "a", tokenizer, 0, activation="mine.Strange")
-    with pytest.raises(SourceError, match=r"2_Dense is no Dense of torch's layers: .*mine\.Strange"):
+    with pytest.raises(
+        SourceError, match=r"2_Dense is no Dense of torch's layers: .*mine\.Strange"
+    ):
         attach_modules(open_source(str(folder)), torch.nn.Module())
-    (folder / "modules.json").write_text((folder / "modules.json").read_text().replace("models.Dense", "models.LSTM"))
+    (folder / "modules.json").write_text(
+        (folder / "modules.json").read_text().replace("models.Dense", "models.LSTM")
+    )
     with pytest.raises(SourceError, match="2_Dense is a LSTM, which is merged but not scored"):
         attach_modules(open_source(str(folder)), torch.nn.Module())
 
@@ -158,21 +193,32 @@ def search(tmp_path: Path, tokenizer: Any, search_config: Any) -> SearchConfig:
     """A search by gradient over two encoders with a Dense layer, and their base."""
     for seed, name in enumerate(("base", "a", "b")):
         sentence_folder(tmp_path / name, tokenizer, seed, prompts=PROMPTS)
-    for split, examples in (("search", EXAMPLES), ("test", [Example("two", "five"), Example("seven", "one")])):
-        lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
+    for split, examples in (
+        ("search", EXAMPLES),
+        ("test", [Example("two", "five"), Example("seven", "one")]),
+    ):
+        lines = [
+            json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples
+        ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     data = {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")}
-    steps, fitness, merge = [{"by": "gradient", "evaluations": 9, "batch": "all"}], {"task": "retrieval"}, {"groups": "rows"}
+    steps = [{"by": "gradient", "evaluations": 9, "batch": "all"}]
+    fitness = {"task": "retrieval"}
+    merge = {"groups": "rows"}
     more = {"merge": merge, "data": data, "compare": {"baselines": []}}
     config: SearchConfig = search_config("ps", tmp_path, optimize=steps, fitness=fitness, **more)
     return config
 
 
 def test_a_search_scores_what_it_builds(search, tmp_path):
-    """Candidates run through their merged modules, which are the built ones bit for bit; a part of the search is their rows."""
+    """Candidates run through their merged modules, which are the built ones bit for bit; a part of
+    the search is their rows."""
     result = run_search(search, tmp_path / "out")
-    winner, built = next(row for row in result.rows if row.winner), tmp_path / "out" / "model"
-    assert evaluate_model(str(built), search).scores.mean == pytest.approx(winner.scores.mean, abs=1e-6)
+    winner = next(row for row in result.rows if row.winner)
+    built = tmp_path / "out" / "model"
+    assert evaluate_model(str(built), search).scores.mean == pytest.approx(
+        winner.scores.mean, abs=1e-6
+    )
     live = Evaluator(search).models.model(result.winner).get_submodule("2_Dense").state_dict()
     stored = load_file(built / "2_Dense" / "model.safetensors")
     assert {name: tensor.tolist() for name, tensor in live.items()} == {
@@ -188,14 +234,23 @@ def test_the_evaluator_of_the_documentation(search, tmp_path, monkeypatch):
     """The page's function scores candidates by sentence-transformers' own evaluator."""
     pytest.importorskip("sentence_transformers")
     page = Path(__file__).parents[2] / "docs" / "encoders.md"
-    (block,) = (text for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "Evaluator" in text)
+    (block,) = (
+        text
+        for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        if "Evaluator" in text
+    )
     monkeypatch.chdir(tmp_path)
     steps = (Step(evaluations=4, population=4),)
     search.model_copy(update={"optimize": steps}).save(tmp_path / "search.yaml")
     (tmp_path / "a").rename(tmp_path / "german")
-    (tmp_path / "search.yaml").write_text((tmp_path / "search.yaml").read_text().replace(f"{tmp_path}/a", f"{tmp_path}/german"))
+    (tmp_path / "search.yaml").write_text(
+        (tmp_path / "search.yaml").read_text().replace(f"{tmp_path}/a", f"{tmp_path}/german")
+    )
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(block, "docs/encoders.md", "exec"), names)
-    rows, encoder = names["result"].rows, names["SentenceTransformer"](str(tmp_path / "evaluated" / "model"), device="cpu")
+    rows = names["result"].rows
+    encoder = names["SentenceTransformer"](str(tmp_path / "evaluated" / "model"), device="cpu")
     winner = next(row for row in rows if row.winner)
-    assert winner.scores.mean == pytest.approx(names["evaluator"](encoder)["spearman_cosine"], abs=1e-6)
+    assert winner.scores.mean == pytest.approx(
+        names["evaluator"](encoder)["spearman_cosine"], abs=1e-6
+    )

@@ -1,4 +1,5 @@
-"""Encoder-decoders: what they write is scored, and a search over it ends in a model that writes the same."""
+"""Encoder-decoders: what they write is scored, and a search over it ends in a model that writes the
+same."""
 
 import json
 from pathlib import Path
@@ -21,23 +22,41 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 PROMPTS = ["one", "two three four five", "six", "four four"]
-WRITES = {"task": "generation", "extract": "all", "compare": "text", "max_new_tokens": 6, "batch_size": 3}
+WRITES = {
+    "task": "generation",
+    "extract": "all",
+    "compare": "text",
+    "max_new_tokens": 6,
+    "batch_size": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def ending_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, and the end-of-text token after each text, as T5's and BART's have it."""
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(22))])}
-    vocabulary |= {word: 25 + i for i, word in enumerate(["one", "two", "three", "four", "five", "six", "seven"])}
+    vocabulary = {
+        word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(22))])
+    }
+    vocabulary |= {
+        word: 25 + i
+        for i, word in enumerate(["one", "two", "three", "four", "five", "six", "seven"])
+    }
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    words.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
 
 
 def random_writer(name: str, seed: int) -> Any:
     """A tiny encoder-decoder that writes something else after every prompt."""
-    own = {"t5": {"decoder_start_token_id": 0, "eos_token_id": 2}, "bart": {"decoder_start_token_id": 2}}
+    own = {
+        "t5": {"decoder_start_token_id": 0, "eos_token_id": 2},
+        "bart": {"decoder_start_token_id": 2},
+    }
     model = random_class(name, seed, **own[name])
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -51,15 +70,23 @@ def test_what_is_written_is_what_the_model_generates(name, ending_tokenizer):
     """In padded batches as one by one, from the prompt with the tokenizer's end of text."""
     model = random_writer(name, 0)
     task: Any = make_task(parse_task(WRITES))
-    task.prepare([Example(prompt, "w1", str(i)) for i, prompt in enumerate(PROMPTS)], ending_tokenizer)
+    task.prepare(
+        [Example(prompt, "w1", str(i)) for i, prompt in enumerate(PROMPTS)], ending_tokenizer
+    )
     outputs, truncated = task.write(model)
     assert len(set(outputs)) > 1
     for prompt, output, cut in zip(PROMPTS, outputs, truncated, strict=True):
-        inputs = {key: value for key, value in ending_tokenizer(prompt, return_tensors="pt").items() if key != "token_type_ids"}
+        inputs = {
+            key: value
+            for key, value in ending_tokenizer(prompt, return_tensors="pt").items()
+            if key != "token_type_ids"
+        }
         assert inputs["input_ids"][0, -1] == 2
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=1)
         assert output == ending_tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
-        ended = 2 in ids[0, 1 : (6 if name == "bart" else 7)].tolist()  # BART is made to end at the limit
+        ended = (
+            2 in ids[0, 1 : (6 if name == "bart" else 7)].tolist()
+        )  # BART is made to end at the limit
         assert cut == (not ended)
 
 
@@ -70,7 +97,10 @@ def test_pictures_and_long_prompts_are_refused(ending_tokenizer):
         (Example("one", "w1", "a", pictures=(Picture(b"", "here"),)), "an encoder of texts"),
         (
             Example("one " * 20, "w1", "a"),
-            "^a: the longest prompt with max_new_tokens takes 21 tokens; the model has 16 positions",
+            (
+                "^a: the longest prompt with max_new_tokens takes 21 tokens; the model has 16 "
+                "positions"
+            ),
         ),
     ):
         task: Any = make_task(parse_task(WRITES))
@@ -80,28 +110,42 @@ def test_pictures_and_long_prompts_are_refused(ending_tokenizer):
             task.write(model)
 
 
-def search_of(search_config: Config, folder: Path, name: str, tokenizer: Any, **changes: Any) -> SearchConfig:
+def search_of(
+    search_config: Config, folder: Path, name: str, tokenizer: Any, **changes: Any
+) -> SearchConfig:
     """A search for the merge that writes what the merge with weights .9 and .4 writes."""
     for seed, called in enumerate(("base", "a", "b")):
         random_writer(name, seed).save_pretrained(folder / called)
         tokenizer.save_pretrained(folder / called)
     data = {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")}
-    steps, compare = [{"evaluations": 8, "batch": "all"}], {"baselines": []}
+    steps = [{"evaluations": 8, "batch": "all"}]
+    compare = {"baselines": []}
     settings = {"optimize": steps, "fitness": WRITES, "data": data, "compare": compare, **changes}
     config = search_config("ps", folder, **settings)
-    aim = config.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}]))
+    aim = config.recipe(
+        merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}])
+    )
     prompts = {"search": PROMPTS[:3], "test": PROMPTS[3:]}
-    evaluator = Evaluator(config, examples={split: [Example(each, "w1", each) for each in prompts[split]] for split in prompts})
+    evaluator = Evaluator(
+        config,
+        examples={
+            split: [Example(each, "w1", each) for each in prompts[split]] for split in prompts
+        },
+    )
     for split, asked in prompts.items():
         answers = asked if changes else evaluator.evaluate(aim, split).outputs
-        lines = [json.dumps({"prompt": each, "answer": answer or "w1"}) for each, answer in zip(asked, answers, strict=True)]
+        lines = [
+            json.dumps({"prompt": each, "answer": answer or "w1"})
+            for each, answer in zip(asked, answers, strict=True)
+        ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return config
 
 
 @pytest.mark.parametrize("name", slow_beyond(["bart"], ["t5", "bart"]))
 def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_config):
-    """The winner is built as a plain model, which writes what its trial wrote; an answer can be shown."""
+    """The winner is built as a plain model, which writes what its trial wrote; an answer can be
+    shown."""
     config = search_of(search_config, tmp_path, name, ending_tokenizer)
     result = run_search(config, tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)
@@ -116,8 +160,14 @@ def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_
 
 
 def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer, tmp_path, search_config):
-    """BART's config is also that of a decoder alone, which such a model is not: one line, and nothing is written."""
-    config = search_of(search_config, tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"})
-    with pytest.raises(EvoMergeError, match=r"BartForConditionalGeneration .* is no model that the task likelihood scores"):
+    """BART's config is also that of a decoder alone, which such a model is not: one line, and
+    nothing is written."""
+    config = search_of(
+        search_config, tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"}
+    )
+    with pytest.raises(
+        EvoMergeError,
+        match=r"BartForConditionalGeneration .* is no model that the task likelihood scores",
+    ):
         run_search(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,9 @@ def byte_level() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE(vocabulary, [("Ġ", "1"), ("Ġ1", "8"), ("1", "8")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 0)])
+    inner.post_processor = processors.TemplateProcessing(
+        "<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", bos_token="<bos>")
 
 
@@ -35,7 +37,8 @@ def byte_level() -> PreTrainedTokenizerFast:
     ],
 )
 def test_boundary(byte_level, prompt, separator, answer, expected):
-    """The prompt keeps the tokens that it has when generated from, and the answer has those of running text where it can."""
+    """The prompt keeps the tokens that it has when generated from, and the answer has those of
+    running text where it can."""
     prompt_ids, answer_ids = encode_pair(Example(prompt, answer), separator, byte_level)
     assert prompt_ids == encode_prompt(Example(prompt, answer), byte_level)
     assert byte_level.decode(prompt_ids) == f"<bos>{prompt}"
@@ -43,17 +46,20 @@ def test_boundary(byte_level, prompt, separator, answer, expected):
 
 
 def test_appended_eos_is_taken_off(byte_level):
-    """An end-of-text token that the tokenizer appends does not end a prompt that goes on, but one in the text stays."""
+    """An end-of-text token that the tokenizer appends does not end a prompt that goes on, but one
+    in the text stays."""
     assert byte_level("1")["input_ids"][-1] == byte_level.eos_token_id
     assert encode_prompt(Example("1", "8"), byte_level)[-1] != byte_level.eos_token_id
     assert encode_prompt(Example("1<eos>", "8"), byte_level)[-1] == byte_level.eos_token_id
 
 
 def test_chat(tokenizer):
-    """A chat is written by the tokenizer's template, which alone decides about special tokens; without one it is refused."""
+    """A chat is written by the tokenizer's template, which alone decides about special tokens;
+    without one it is refused."""
     chatty = copy.deepcopy(tokenizer)
     chatty.chat_template = (
-        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if "
+        "add_generation_prompt %}assistant{% endif %}"
     )
     example = Example("one two", "three", "e", chat=True, system="zero")
     assert render_prompt(example, chatty) == "system zero user one two assistant"
@@ -64,7 +70,9 @@ def test_chat(tokenizer):
         seen.append(keys)
         return {"input_ids": [1]}
 
-    spy.eos_token, spy.chat_template, spy.special_tokens_map = None, "x", {}
+    spy.eos_token = None
+    spy.chat_template = "x"
+    spy.special_tokens_map = {}
     spy.get_chat_template = chatty.get_chat_template
     encode_prompt(example, spy)
     assert seen == [{"add_special_tokens": False}]
@@ -76,7 +84,8 @@ def test_chat(tokenizer):
 
 
 def test_empty_texts(tokenizer):
-    """An empty prompt becomes the beginning-of-text token, and a text without any token is refused by name."""
+    """An empty prompt becomes the beginning-of-text token, and a text without any token is refused
+    by name."""
     assert encode_prompt(Example("", "one"), tokenizer) == [tokenizer.bos_token_id]
     with pytest.raises(FitnessError, match="e: the answer ' ' has no tokens"):
         encode_pair(Example("one", " ", "e"), " ", tokenizer)

@@ -8,7 +8,12 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, FunctionTask
 
 
-def run(function: Any, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> list[float]:
+def run(
+    function: Any,
+    model: LlamaForCausalLM,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[float]:
     """The values that a function gives."""
     task = FunctionTask(function)
     task.prepare(examples, tokenizer)
@@ -16,7 +21,8 @@ def run(function: Any, model: LlamaForCausalLM, examples: list[Example], tokeniz
 
 
 def test_own_function(model, examples, tokenizer):
-    """The function gets the model, the tokenizer and the examples, without gradients, and its numbers are the values."""
+    """The function gets the model, the tokenizer and the examples, without gradients, and its
+    numbers are the values."""
 
     def words(given_model: Any, given_tokenizer: Any, given: list[Example]) -> list[float]:
         assert given_model is model
@@ -24,7 +30,9 @@ def test_own_function(model, examples, tokenizer):
         assert torch.is_inference_mode_enabled()
         return [len(example.prompt.split()) for example in given]
 
-    assert run(words, model, examples, tokenizer) == [float(len(example.prompt.split())) for example in examples]
+    assert run(words, model, examples, tokenizer) == [
+        float(len(example.prompt.split())) for example in examples
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,10 +40,22 @@ def test_own_function(model, examples, tokenizer):
     [
         (lambda model, tokenizer, examples: [1.0], "<lambda>: 1 numbers for 23 examples"),
         (lambda model, tokenizer, examples: 1.0, "<lambda>: expected one number per example"),
-        (lambda model, tokenizer, examples: ["1"] * 23, "<lambda>: expected one number per example: found the text '1'"),
-        (lambda model, tokenizer, examples: "1" * 23, "<lambda>: expected one number per example: found a str"),
-        (lambda model, tokenizer, examples: set(range(23)), "<lambda>: expected one number per example: found a set"),
-        (lambda model, tokenizer, examples: dict.fromkeys(range(23)), "expected one number per example: found a dict"),
+        (
+            lambda model, tokenizer, examples: ["1"] * 23,
+            "<lambda>: expected one number per example: found the text '1'",
+        ),
+        (
+            lambda model, tokenizer, examples: "1" * 23,
+            "<lambda>: expected one number per example: found a str",
+        ),
+        (
+            lambda model, tokenizer, examples: set(range(23)),
+            "<lambda>: expected one number per example: found a set",
+        ),
+        (
+            lambda model, tokenizer, examples: dict.fromkeys(range(23)),
+            "expected one number per example: found a dict",
+        ),
         (lambda model, tokenizer, examples: [float("nan")] * 23, "the score of example 0 is nan"),
     ],
 )

@@ -13,15 +13,20 @@ from hf_evomerge.fitness.respond import Written
 LENGTH = 8
 
 
-def run(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any) -> Scores:
+def run(
+    model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any
+) -> Scores:
     """Scores on whole responses of a few tokens, unless asked otherwise."""
     task = GenerationTask(GenerationSpec(**({"extract": "all", "max_new_tokens": LENGTH} | keys)))
     task.prepare(examples, tokenizer)
     return task.evaluate(model)
 
 
-def greedy(model: Any, prompt: str, tokenizer: PreTrainedTokenizerFast, special: bool = False) -> str:
-    """What one prompt is continued with, by forward passes without a cache; with or without its special tokens."""
+def greedy(
+    model: Any, prompt: str, tokenizer: PreTrainedTokenizerFast, special: bool = False
+) -> str:
+    """What one prompt is continued with, by forward passes without a cache; with or without its
+    special tokens."""
     tokens = tokenizer(prompt)["input_ids"]
     start = len(tokens)
     while len(tokens) < start + LENGTH:
@@ -34,7 +39,8 @@ def greedy(model: Any, prompt: str, tokenizer: PreTrainedTokenizerFast, special:
 
 
 def test_batches_equal_one_by_one(model, examples, tokenizer):
-    """Left-padded batches write exactly what each prompt is continued with on its own, in the examples' order."""
+    """Left-padded batches write exactly what each prompt is continued with on its own, in the
+    examples' order."""
     alone = [greedy(model, example.prompt, tokenizer) for example in examples]
     assert len(set(alone)) > 10
     assert len({len(text.split()) for text in alone}) > 2
@@ -51,13 +57,20 @@ def test_stop_strings(model, examples, tokenizer):
 
 
 def test_stop_strings_save_time(model, examples, tokenizer):
-    """Decoding ends with the token that completes the stop string, though the string spans two tokens."""
-    prompt = next(example for example in examples if len(greedy(model, example.prompt, tokenizer).split()) == LENGTH)
+    """Decoding ends with the token that completes the stop string, though the string spans two
+    tokens."""
+    prompt = next(
+        example
+        for example in examples
+        if len(greedy(model, example.prompt, tokenizer).split()) == LENGTH
+    )
     first, second = greedy(model, prompt.prompt, tokenizer).split()[:2]
     passes = []
     handle = model.register_forward_hook(lambda *_: passes.append(1))
     try:
-        assert run(model, [prompt], tokenizer, stop=[f"{first[1:]} {second}"]).outputs == [first[:1]]
+        assert run(model, [prompt], tokenizer, stop=[f"{first[1:]} {second}"]).outputs == [
+            first[:1]
+        ]
     finally:
         handle.remove()
     assert len(passes) == 2
@@ -66,7 +79,13 @@ def test_stop_strings_save_time(model, examples, tokenizer):
 @pytest.mark.parametrize(
     "wish",
     [
-        {"do_sample": True, "temperature": 9.0, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "num_beams": 2},
+        {
+            "do_sample": True,
+            "temperature": 9.0,
+            "repetition_penalty": 3.0,
+            "no_repeat_ngram_size": 1,
+            "num_beams": 2,
+        },
         {"min_new_tokens": 7, "eos_token_id": 2},
         {"suppress_tokens": list(range(3, 17))},
         {"max_time": 1e-9},
@@ -74,8 +93,10 @@ def test_stop_strings_save_time(model, examples, tokenizer):
     ],
 )
 def test_sources_ask_for_nothing_in_decoding(wish, model, examples, tokenizer):
-    """No key of a source's generation config changes what is written: decoding is greedy; and the model keeps the config."""
-    wilful, own = copy.deepcopy(model), GenerationConfig(**wish)
+    """No key of a source's generation config changes what is written: decoding is greedy; and the
+    model keeps the config."""
+    wilful = copy.deepcopy(model)
+    own = GenerationConfig(**wish)
     wilful.generation_config = own
     assert run(wilful, examples, tokenizer) == run(model, examples, tokenizer)
     assert wilful.generation_config is own
@@ -83,12 +104,20 @@ def test_sources_ask_for_nothing_in_decoding(wish, model, examples, tokenizer):
 
 
 def test_special_tokens_are_kept():
-    """The plain config has a model's special tokens; those that a decoder is forced to write are an encoder-decoder's alone."""
-    tokens = {"bos_token_id": 3, "eos_token_id": [4, 5], "pad_token_id": 6, "decoder_start_token_id": 7}
+    """The plain config has a model's special tokens; those that a decoder is forced to write are an
+    encoder-decoder's alone."""
+    tokens = {
+        "bos_token_id": 3,
+        "eos_token_id": [4, 5],
+        "pad_token_id": 6,
+        "decoder_start_token_id": 7,
+    }
     forced = {"forced_bos_token_id": 8, "forced_eos_token_id": 9}
     own = GenerationConfig(**tokens, **forced, do_sample=True)
     for encodes in (False, True):
-        model = SimpleNamespace(generation_config=own, config=SimpleNamespace(is_encoder_decoder=encodes))
+        model = SimpleNamespace(
+            generation_config=own, config=SimpleNamespace(is_encoder_decoder=encodes)
+        )
         kept = encoding.plain_generation(model).to_diff_dict()
         kept.pop("transformers_version")
         assert kept == {**tokens, **(forced if encodes else {})}
@@ -98,15 +127,24 @@ def test_language_counts(model, examples, tokenizer, monkeypatch):
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
     monkeypatch.setattr(
-        writing, "respond", lambda _, tokenizer, prompts, *rest: [Written(texts[len(prompt) - 1], True) for prompt in prompts]
+        writing,
+        "respond",
+        lambda _, tokenizer, prompts, *rest: [
+            Written(texts[len(prompt) - 1], True) for prompt in prompts
+        ],
     )
     asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
-    scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})
-    assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3)
+    scores = run(
+        model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5}
+    )
+    assert scores == Scores(
+        [1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3
+    )
 
 
 def test_refusals(model, broken_model, examples, tokenizer):
-    """Answers that are no numbers, unknown languages, responses that do not fit and logits that are no numbers are refused."""
+    """Answers that are no numbers, unknown languages, responses that do not fit and logits that are
+    no numbers are refused."""
     with pytest.raises(FitnessError, match=r"^the model's logits are not finite$"):
         run(broken_model, examples, tokenizer)
     with pytest.raises(FitnessError, match=r"e0: the answer '.*' is not a number"):

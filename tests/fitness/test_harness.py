@@ -33,7 +33,13 @@ WRITE: dict[str, Any] = {
     "doc_to_target": "{{options[answer]}}",
     "generation_kwargs": {"until": ["18"], "max_gen_toks": 6, "do_sample": False},
     "filter_list": [
-        {"name": "first", "filter": [{"function": "regex", "regex_pattern": "(\\S+)"}, {"function": "take_first"}]},
+        {
+            "name": "first",
+            "filter": [
+                {"function": "regex", "regex_pattern": "(\\S+)"},
+                {"function": "take_first"},
+            ],
+        },
         {"name": "whole", "filter": [{"function": "take_first"}]},
     ],
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
@@ -57,19 +63,31 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for _ in range(12):
         options = rng.sample(WORDS[:8], 3)
         question = " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
-        lines.append(json.dumps({"question": question, "options": options, "answer": rng.randrange(3)}))
+        lines.append(
+            json.dumps({"question": question, "options": options, "answer": rng.randrange(3)})
+        )
     for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text("\n".join(lines[:4] if name == "train" else lines[4:]), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(lines[:4] if name == "train" else lines[4:]), encoding="utf-8"
+        )
     files = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
     for kind in KINDS:
-        own = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test", **kind}
+        own = {
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": files},
+            "test_split": "test",
+            **kind,
+        }
         (folder / f"{kind['task']}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
     return {kind["task"]: str(folder / f"{kind['task']}.yaml") for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def own(
-    tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    tasks: dict[str, str],
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """What lm_eval's own interface says of the saved model."""
     import lm_eval
@@ -80,7 +98,9 @@ def own(
     tokenizer.save_pretrained(folder)
     arguments = {"pretrained": str(folder), "dtype": "float32"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip and git for seconds
+        patch.setattr(
+            "lm_eval.evaluator.add_env_info", lambda results: None
+        )  # asks pip and git for seconds
         return lm_eval.simple_evaluate(
             "hf",
             arguments,
@@ -104,7 +124,9 @@ def trusting(spec: LmEvalSpec) -> LmEvalTask:
     return task
 
 
-def score(model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | None = None, **keys: Any) -> Scores:
+def score(
+    model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | None = None, **keys: Any
+) -> Scores:
     """What a model scores on documents of tasks."""
     task = trusting(LmEvalSpec(num_fewshot=2, **keys))
     task.prepare(read(DataSpec(lm_eval=names, **(data or {}))), tokenizer)
@@ -114,7 +136,9 @@ def score(model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | N
 def changed(task: str, change: dict[str, Any], folder: Path) -> str:
     """The file of a task with other keys."""
     text = yaml.safe_dump({**yaml.safe_load(Path(task).read_text(encoding="utf-8")), **change})
-    (folder / "task.yaml").write_text(text.replace("'!function utils.prompt'", "!function utils.prompt"), encoding="utf-8")
+    (folder / "task.yaml").write_text(
+        text.replace("'!function utils.prompt'", "!function utils.prompt"), encoding="utf-8"
+    )
     return str(folder / "task.yaml")
 
 
@@ -130,7 +154,8 @@ def changed(task: str, change: dict[str, Any], folder: Path) -> str:
     ],
 )
 def test_equals_lm_eval_on_the_saved_model(kind, metric, tasks, own, model, tokenizer):
-    """Each document has the score that lm_eval's own interface logs, and their mean is its result."""
+    """Each document has the score that lm_eval's own interface logs, and their mean is its
+    result."""
     first = {"tiny_choice": "acc", "tiny_write": "exact_match", "tiny_rolling": "word_perplexity"}
     name, _, chosen = (metric or first[kind]).partition(",")
     chosen = chosen or ("first" if kind == "tiny_write" else "none")
@@ -141,7 +166,9 @@ def test_equals_lm_eval_on_the_saved_model(kind, metric, tasks, own, model, toke
         totals, counts = np.array([sample[name] for sample in logged]).T
         assert scores.values == pytest.approx(totals / counts, abs=1e-6)
         weighted = (scores.values * counts).sum() / counts.sum()
-        assert result == pytest.approx(np.exp(-weighted) if name == "word_perplexity" else -weighted / np.log(2), rel=1e-5)
+        assert result == pytest.approx(
+            np.exp(-weighted) if name == "word_perplexity" else -weighted / np.log(2), rel=1e-5
+        )
         assert scores.correct is None
     else:
         assert scores.values.tolist() == [sample[name] for sample in logged]
@@ -155,7 +182,8 @@ def test_equals_lm_eval_on_the_saved_model(kind, metric, tasks, own, model, toke
 
 
 def test_documents_are_examples(tasks, model, tokenizer):
-    """Slices with one seed part a task's documents, whose scores are those of the whole, in the order of the examples."""
+    """Slices with one seed part a task's documents, whose scores are those of the whole, in the
+    order of the examples."""
     names = [tasks["tiny_choice"], tasks["tiny_rolling"]]
     seeded = {"shuffle_seed": 5}
     task = trusting(LmEvalSpec(metric={"tiny_choice": "acc_norm"}))
@@ -163,20 +191,35 @@ def test_documents_are_examples(tasks, model, tokenizer):
     found: dict[str, float] = {}
     for part in (*parts, read(DataSpec(lm_eval=names))):
         task.prepare(part, tokenizer)
-        values = dict(zip([example.id for example in part], task.evaluate(model).values, strict=True))
-        assert all(found.get(name, value) == pytest.approx(value, abs=1e-6) for name, value in values.items())
+        values = dict(
+            zip([example.id for example in part], task.evaluate(model).values, strict=True)
+        )
+        assert all(
+            found.get(name, value) == pytest.approx(value, abs=1e-6)
+            for name, value in values.items()
+        )
         found.update(values)
     assert len(found) == 16
 
 
 def test_leaves_everything_as_it_was(tasks, model, tokenizer):
-    """Neither the model, nor the tokenizer, nor any generator of random numbers is changed; a second time gives the same."""
-    before, padding = {name: value.clone() for name, value in model.state_dict().items()}, tokenizer.padding_side
+    """Neither the model, nor the tokenizer, nor any generator of random numbers is changed; a
+    second time gives the same."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    padding = tokenizer.padding_side
     random.seed(7), np.random.seed(7), torch.manual_seed(7)
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+    states = (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.random.get_rng_state().tolist(),
+    )
     first = score(model, tokenizer, [tasks["tiny_write"], tasks["tiny_choice"]])
     assert first == score(model, tokenizer, [tasks["tiny_write"], tasks["tiny_choice"]])
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states
+    assert (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.random.get_rng_state().tolist(),
+    ) == states
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert tokenizer.padding_side == padding
 
@@ -185,7 +228,10 @@ def test_leaves_everything_as_it_was(tasks, model, tokenizer):
     ("change", "message"),
     [
         ({"test_split": "nowhere"}, "cannot be loaded: .*nowhere"),
-        ({"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, "cannot be loaded: .*nowhere.jsonl.*without a network only"),
+        (
+            {"dataset_kwargs": {"data_files": "nowhere.jsonl"}},
+            "cannot be loaded: .*nowhere.jsonl.*without a network only",
+        ),
         ({"doc_to_text": "!function utils.prompt"}, "cannot be loaded: "),
     ],
 )
@@ -197,10 +243,15 @@ def test_refuses_files(change, message, tasks, tmp_path):
 
 
 def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
-    """A file that names a function is refused without consent, where documents are read and where they are scored."""
-    (tmp_path / "utils.py").write_text("def prompt(doc):\n    return 'asked: ' + doc['question']\n", encoding="utf-8")
+    """A file that names a function is refused without consent, where documents are read and where
+    they are scored."""
+    (tmp_path / "utils.py").write_text(
+        "def prompt(doc):\n    return 'asked: ' + doc['question']\n", encoding="utf-8"
+    )
     file = changed(tasks["tiny_choice"], {"doc_to_text": "!function utils.prompt"}, tmp_path)
-    with pytest.raises(FitnessError, match="a task file may run code; read it, and pass --trust-remote-code"):
+    with pytest.raises(
+        FitnessError, match="a task file may run code; read it, and pass --trust-remote-code"
+    ):
         load_examples(DataSpec(lm_eval=[file]))
     examples = read(DataSpec(lm_eval=[file]))
     assert examples[0].prompt.startswith("asked: ")
@@ -226,22 +277,34 @@ def test_refuses_settings(keys, message, tasks, tokenizer):
 def test_generates_without_what_a_source_asks_for(tasks, model, tokenizer):
     """A model's own generation config does not change what lm_eval has it write."""
     wilful = copy.deepcopy(model)
-    wilful.generation_config.update(suppress_tokens=list(range(3, 17)), max_time=1e-9, repetition_penalty=9.0)
-    assert score(wilful, tokenizer, [tasks["tiny_write"]]) == score(model, tokenizer, [tasks["tiny_write"]])
+    wilful.generation_config.update(
+        suppress_tokens=list(range(3, 17)), max_time=1e-9, repetition_penalty=9.0
+    )
+    assert score(wilful, tokenizer, [tasks["tiny_write"]]) == score(
+        model, tokenizer, [tasks["tiny_write"]]
+    )
 
 
 def test_refuses_metrics_of_all_documents(tasks, tokenizer, tmp_path):
     """A metric that only many documents together have scores no example."""
     file = changed(tasks["tiny_write"], {"metric_list": [{"metric": "bleu"}]}, tmp_path)
-    with pytest.raises(FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"):
+    with pytest.raises(
+        FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"
+    ):
         trusting(LmEvalSpec()).prepare(read(DataSpec(lm_eval=[file])), tokenizer)
 
 
 def test_refuses_other_data(tokenizer):
-    """Examples that are no documents of lm_eval's, and settings of records beside them, are refused."""
-    with pytest.raises(FitnessError, match=r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK"):
+    """Examples that are no documents of lm_eval's, and settings of records beside them, are
+    refused."""
+    with pytest.raises(
+        FitnessError,
+        match=r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK",
+    ):
         LmEvalTask(LmEvalSpec()).prepare([Example("a", "b", "quiz.jsonl:x")], tokenizer)
-    with pytest.raises(FitnessError, match="'lm_eval' has prompts and answers of its own; leave out 'template'"):
+    with pytest.raises(
+        FitnessError, match="'lm_eval' has prompts and answers of its own; leave out 'template'"
+    ):
         validate(DataSpec, {"lm_eval": "arc_easy", "template": "{question}"}, FitnessError)
 
 
@@ -249,5 +312,7 @@ def test_says_what_to_install(monkeypatch):
     """Where lm_eval is missing, one line says how to install it."""
     load_tasks.cache_clear()
     monkeypatch.setattr("hf_evomerge.fitness.harness.find_spec", lambda name: None)
-    with pytest.raises(FitnessError, match=r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"):
+    with pytest.raises(
+        FitnessError, match=r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"
+    ):
         load_examples(DataSpec(lm_eval=["arc_easy"]))

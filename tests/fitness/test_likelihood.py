@@ -23,11 +23,20 @@ from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores
 
 from .conftest import SIZES, check_gradient, prepared
 
-GPT2_SIZES = {k: SIZES[k] for k in ("vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")}
+GPT2_SIZES = {
+    k: SIZES[k]
+    for k in ("vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")
+}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     # A low cap, and a window shorter than the prompts, so that getting either wrong shows.
-    "gemma2": Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=2.0, sliding_window=4),
+    "gemma2": Gemma2Config(
+        **SIZES,
+        head_dim=8,
+        final_logit_softcapping=2.0,
+        attn_logit_softcapping=2.0,
+        sliding_window=4,
+    ),
     "granite": GraniteConfig(**SIZES, logits_scaling=3.0),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
     "gpt2": GPT2Config(**GPT2_SIZES, n_embd=32, n_layer=2, n_head=4, n_positions=64),
@@ -36,7 +45,9 @@ CONFIGS = {
 }
 
 
-def score(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any) -> Scores:
+def score(
+    model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any
+) -> Scores:
     """Scores with a space between prompt and answer, unless asked otherwise."""
     return prepared("likelihood", examples, tokenizer, **{"separator": " ", **keys}).evaluate(model)
 
@@ -56,7 +67,8 @@ def plain(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFas
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_equals_a_plain_forward(architecture, examples, tokenizer):
-    """Padded micro-batches without a mask and with a sliced head give each example's own log-probability."""
+    """Padded micro-batches without a mask and with a sliced head give each example's own
+    log-probability."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
     values = score(model, examples, tokenizer, batch_size=7).values
@@ -76,11 +88,14 @@ def test_model_without_logits_to_keep(model, examples, tokenizer):
         def forward(self, input_ids: torch.Tensor, **ignored: Any) -> Any:
             return SimpleNamespace(logits=self.inner(input_ids=input_ids).logits)
 
-    assert score(Stubborn(), examples, tokenizer).values == pytest.approx(score(model, examples, tokenizer).values, abs=1e-5)
+    assert score(Stubborn(), examples, tokenizer).values == pytest.approx(
+        score(model, examples, tokenizer).values, abs=1e-5
+    )
 
 
 def test_invariance(model, examples, tokenizer):
-    """Neither the size of the micro-batches nor the order of the examples changes any example's score."""
+    """Neither the size of the micro-batches nor the order of the examples changes any example's
+    score."""
     whole = score(model, examples, tokenizer, batch_size=64)
     order = random.Random(1).sample(range(len(examples)), len(examples))
     for batch_size in (1, 4, 16):
@@ -90,23 +105,33 @@ def test_invariance(model, examples, tokenizer):
 
 
 def test_normalize_and_eos(model, examples, tokenizer):
-    """``token`` divides by the answer's tokens, and leaving out the end-of-text token leaves out its probability."""
+    """``token`` divides by the answer's tokens, and leaving out the end-of-text token leaves out
+    its probability."""
     total = score(model, examples, tokenizer).values
     mean = score(model, examples, tokenizer, normalize="token").values
     without = score(model, examples, tokenizer, append_eos=False).values
     counts = [len(example.answer.split()) + 1 for example in examples]
-    assert mean == pytest.approx([value / count for value, count in zip(total, counts, strict=True)], abs=1e-6)
+    assert mean == pytest.approx(
+        [value / count for value, count in zip(total, counts, strict=True)], abs=1e-6
+    )
     assert all(a < b <= 0 for a, b in zip(total, without, strict=True))
 
 
 def test_correct_is_greedy_exact_match(model, examples, tokenizer):
     """An answer is correct exactly where greedy decoding writes it and then ends."""
-    asked, expected = [], []
+    asked = []
+    expected = []
     for example in examples:
         prompt = torch.tensor([tokenizer(example.prompt)["input_ids"]])
-        written = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12)
+        written = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12
+        )
         tokens = written[0, prompt.shape[1] :].tolist()
-        for length in (2, 4, 11):  # beginnings of what is written, of which only the whole is an exact match
+        for length in (
+            2,
+            4,
+            11,
+        ):  # beginnings of what is written, of which only the whole is an exact match
             words = tokens[: min(length, len(tokens) - 1)]
             if words and min(words) >= tokenizer.vocab["zero"]:
                 asked.append(Example(example.prompt, tokenizer.decode(words)))
@@ -121,19 +146,34 @@ def test_leaves_the_model_as_it_was(model, examples, tokenizer):
     dropping = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5))
     dropping.load_state_dict(model.state_dict())
     dropping.train()
-    assert score(dropping, examples, tokenizer).values == pytest.approx(score(model, examples, tokenizer).values, abs=1e-5)
+    assert score(dropping, examples, tokenizer).values == pytest.approx(
+        score(model, examples, tokenizer).values, abs=1e-5
+    )
     assert dropping.training
     assert torch.is_grad_enabled()
 
 
 def test_refusals(model, broken_model, examples, tokenizer):
-    """No examples, too long an example, a tokenizer that cannot end an answer and logits that are no numbers are refused."""
-    with pytest.raises(FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"):
+    """No examples, too long an example, a tokenizer that cannot end an answer and logits that are
+    no numbers are refused."""
+    with pytest.raises(
+        FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"
+    ):
         score(broken_model, examples, tokenizer)
     with pytest.raises(FitnessError, match="no examples"):
         score(model, [], tokenizer)
-    with pytest.raises(FitnessError, match=r"^b: the longest example takes 66 tokens; the model has 64 positions"):
-        score(model, [Example("one", "two", "a"), Example("one " * 65, "two", "b"), Example("one", "two", "c")], tokenizer)
+    with pytest.raises(
+        FitnessError, match=r"^b: the longest example takes 66 tokens; the model has 64 positions"
+    ):
+        score(
+            model,
+            [
+                Example("one", "two", "a"),
+                Example("one " * 65, "two", "b"),
+                Example("one", "two", "c"),
+            ],
+            tokenizer,
+        )
     endless = copy.deepcopy(tokenizer)
     endless.eos_token = None
     with pytest.raises(FitnessError, match="append_eos"):
@@ -142,7 +182,8 @@ def test_refusals(model, broken_model, examples, tokenizer):
 
 @pytest.mark.parametrize("keys", [{}, {"normalize": "token", "batch_size": 2}])
 def test_backward_is_the_gradient_of_the_mean(keys, examples, tokenizer):
-    """The scores are those of `evaluate`, and the gradients those of their mean, for any size of micro-batches."""
+    """The scores are those of `evaluate`, and the gradients those of their mean, for any size of
+    micro-batches."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIGS["llama"])
     task = prepared("likelihood", examples, tokenizer, separator=" ", **keys)
@@ -151,17 +192,27 @@ def test_backward_is_the_gradient_of_the_mean(keys, examples, tokenizer):
 
 
 def test_a_greedy_response_is_judged_as_its_tokens_are(examples, tokenizer):
-    """`judge` says of what a model writes greedily what `correct` says of the answer's tokens, whichever answer is right."""
+    """`judge` says of what a model writes greedily what `correct` says of the answer's tokens,
+    whichever answer is right."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIGS["llama"]).eval()
     ids = tokenizer(examples[0].prompt, return_tensors="pt", return_token_type_ids=False)
-    written = model.generate(**ids, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    written = model.generate(
+        **ids, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     said = tokenizer.decode(written[0, ids["input_ids"].shape[1] :])
     task = LikelihoodTask(LikelihoodSpec(separator=" ", append_eos=False))
-    for answer, right in ((said, True), (said.split()[0], True), (f"{said} one", None), ("one two", False)):
+    for answer, right in (
+        (said, True),
+        (said.split()[0], True),
+        (f"{said} one", None),
+        ("one two", False),
+    ):
         example = Example(examples[0].prompt, answer)
         task.prepare([example], tokenizer)
         if right is not None:
             assert bool(task.evaluate(model).correct[0]) is right
         assert task.judge(said, example) is bool(right)
-    assert not LikelihoodTask(LikelihoodSpec()).judge(f"{said} one", Example("", said)), "the end is scored too"
+    assert not LikelihoodTask(LikelihoodSpec()).judge(f"{said} one", Example("", said)), (
+        "the end is scored too"
+    )

@@ -19,14 +19,17 @@ QUESTIONS = [
 ]
 
 
-def score(model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Example] = QUESTIONS, **keys: Any) -> Scores:
+def score(
+    model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Example] = QUESTIONS, **keys: Any
+) -> Scores:
     """What a model scores on questions."""
     return prepared("multiple_choice", examples, tokenizer, separator=" ", **keys).evaluate(model)
 
 
 @pytest.mark.parametrize("normalize", ["sum", "token", "byte"])
 def test_equals_likelihood(normalize, model, tokenizer):
-    """The choice is the one that `likelihood` scores best; `log_probability` is its share of the choices' probability."""
+    """The choice is the one that `likelihood` scores best; `log_probability` is its share of the
+    choices' probability."""
     accuracy = score(model, tokenizer, normalize=normalize, batch_size=2)
     smooth = score(model, tokenizer, normalize=normalize, score="log_probability")
     for number, question in enumerate(QUESTIONS):
@@ -41,7 +44,9 @@ def test_equals_likelihood(normalize, model, tokenizer):
         right = question.choices.index(question.answer)
         assert accuracy.outputs[number] == question.choices[alone.argmax()]
         assert accuracy.values[number] == (alone.argmax() == right)
-        assert smooth.values[number] == pytest.approx(alone[right] - np.log(np.exp(alone).sum()), abs=1e-5)
+        assert smooth.values[number] == pytest.approx(
+            alone[right] - np.log(np.exp(alone).sum()), abs=1e-5
+        )
     assert accuracy.correct.tolist() == accuracy.values.astype(bool).tolist()
 
 
@@ -86,13 +91,18 @@ ARC = {"q": "which?", "options": {"text": ["red", "green", "blue"], "label": ["1
         ({**LISTED, "a": "2"}, "options", "blue"),
         ({**LISTED, "a": "B"}, "options", "green"),
         ({**ARC, "a": "2"}, "options", "green"),
-        ({"q": "which?", "one": "red", "two": "green", "a": 1}, ["the {one}", "the {two}"], "the green"),
+        (
+            {"q": "which?", "one": "red", "two": "green", "a": 1},
+            ["the {one}", "the {two}"],
+            "the green",
+        ),
         ({"q": "which?", "a": "no"}, ["yes", "no"], "no"),
         ({"q": "which?", "options": [3, 4, 5], "a": 5}, "options", "5"),
     ],
 )
 def test_choices_of_a_record(record, choices, answer, data):
-    """Choices are a list, two lists as in ARC, fields, or fixed; the answer is a text, a label, a letter or a number from 0."""
+    """Choices are a list, two lists as in ARC, fields, or fixed; the answer is a text, a label, a
+    letter or a number from 0."""
     (example,) = load_examples(data(record, choices=choices))
     assert example.answer == answer
     assert answer in example.choices
@@ -102,7 +112,11 @@ def test_choices_of_a_record(record, choices, answer, data):
     ("record", "choices", "message"),
     [
         ({**LISTED, "a": "yellow"}, "options", "the answer 'yellow' .* means none of the choices"),
-        ({"q": "which?", "options": ["2", "1", "0"], "a": 0}, "options", "means several of the choices"),
+        (
+            {"q": "which?", "options": ["2", "1", "0"], "a": 0},
+            "options",
+            "means several of the choices",
+        ),
         ({"q": "which?", "options": "red or green", "a": 0}, "options", "is no list of texts"),
         ({"q": "which?", "options": [["red"]], "a": 0}, "options", "is no list of texts"),
         ({"q": "which?", "a": 0}, "options", "is no list of texts"),
@@ -110,6 +124,7 @@ def test_choices_of_a_record(record, choices, answer, data):
     ],
 )
 def test_refuses_an_answer_that_names_no_choice(record, choices, message, data):
-    """An answer that means no choice, or two, and choices that are none, are named with their line."""
+    """An answer that means no choice, or two, and choices that are none, are named with their
+    line."""
     with pytest.raises(FitnessError, match=f"quiz.jsonl:1: .*{message}"):
         load_examples(data(record, choices=choices))

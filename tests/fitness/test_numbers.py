@@ -1,4 +1,5 @@
-"""Numbers in what models write: every format that docs/tasks/generation.md promises, and texts that are made to be slow."""
+"""Numbers in what models write: every format that docs/tasks/generation.md promises, and texts that
+are made to be slow."""
 
 import math
 import time
@@ -87,7 +88,8 @@ from hf_evomerge.fitness.numbers import count_numbers, last_number, parse_number
     ],
 )
 def test_last_number(text, number, paper):
-    """The last number is read with its sign, groups, fraction, power and ideographs; the paper's scorer reads none of these."""
+    """The last number is read with its sign, groups, fraction, power and ideographs; the paper's
+    scorer reads none of these."""
     assert last_number(text) == number
     assert paper_last_number(text) == paper
 
@@ -108,7 +110,8 @@ def test_last_number(text, number, paper):
     ],
 )
 def test_decimal_comma(text, number):
-    """Where a comma is the decimal mark, points and spaces group thousands, and a point that groups none is a decimal point."""
+    """Where a comma is the decimal mark, points and spaces group thousands, and a point that groups
+    none is a decimal point."""
     assert last_number(text, "comma") == number
 
 
@@ -131,7 +134,10 @@ def test_a_text_that_is_one_number(text, number):
     assert parse_number(text) == number
 
 
-@given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "the answer is {}.", "**{}**", "答えは{}です", "= {} €"]))
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from(["{}", "the answer is {}.", "**{}**", "答えは{}です", "= {} €"]),
+)
 def test_every_integer_is_read_in_every_spelling(value, around):
     """Plain, grouped by commas, by points, and by thin spaces: the same number comes out."""
     grouped = f"{value:,}"
@@ -152,10 +158,28 @@ def test_no_text_breaks_it(text):
 
 @pytest.mark.parametrize(
     "piece",
-    ["1,", "1", "1,000", ",000", "1 /", "- $", "1万", "1.1.", r"\frac{1", "1 ", "十", "分の1", "1 000 ", "1e", "1×10", "9" * 9],
+    [
+        "1,",
+        "1",
+        "1,000",
+        ",000",
+        "1 /",
+        "- $",
+        "1万",
+        "1.1.",
+        r"\frac{1",
+        "1 ",
+        "十",
+        "分の1",
+        "1 000 ",
+        "1e",
+        "1×10",
+        "9" * 9,
+    ],
 )
 def test_long_texts_take_no_longer_than_they_are(piece):
-    """A hundred thousand characters of the worst kind are read within seconds: no expression tries again and again."""
+    """A hundred thousand characters of the worst kind are read within seconds: no expression tries
+    again and again."""
     begin = time.process_time()
     last_number("1" + piece * (100_000 // len(piece)))
     last_number(piece + "{" + " " * 100_000)
@@ -163,6 +187,7 @@ def test_long_texts_take_no_longer_than_they_are(piece):
 
 
 def test_numbers_are_counted():
-    """Figures are counted, a fraction or a power of ten once; ideographs where there are no figures."""
+    """Figures are counted, a fraction or a power of ten once; ideographs where there are no
+    figures."""
     counts = {"1/2 and 2e3, 5万": 3, "十八、三": 2, "第一 10": 1, "none": 0}
     assert {text: count_numbers(text) for text in counts} == counts

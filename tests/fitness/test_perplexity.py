@@ -26,14 +26,17 @@ def score(model: Any, examples: list[Example], tokenizer: Any, **keys: Any) -> S
 
 
 def test_equals_the_loss_of_the_model(model, texts, tokenizer):
-    """In one window the value is the negative of transformers' own loss, whatever the batches; per byte it is divided anew."""
+    """In one window the value is the negative of transformers' own loss, whatever the batches; per
+    byte it is divided anew."""
     expected = []
     for example in texts:
         ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(example.answer)["input_ids"]]])
         with torch.no_grad():
             expected.append(-model(input_ids=ids, labels=ids).loss.item())
     for batch_size in (1, 3):
-        assert score(model, texts, tokenizer, batch_size=batch_size).values == pytest.approx(expected, abs=1e-5)
+        assert score(model, texts, tokenizer, batch_size=batch_size).values == pytest.approx(
+            expected, abs=1e-5
+        )
     found = score(model, texts, tokenizer, normalize="byte").values
     per_byte = [
         value * len(example.answer.split()) / len(example.answer.encode())
@@ -45,7 +48,8 @@ def test_equals_the_loss_of_the_model(model, texts, tokenizer):
 
 @pytest.mark.parametrize("window", range(2, 9))
 def test_windows_score_every_token_once(window):
-    """Whatever the window and the stride, every token is scored once, after the most context that fits."""
+    """Whatever the window and the stride, every token is scored once, after the most context that
+    fits."""
     for stride in range(1, window + 1):
         for length in range(1, 20):
             for before in ([0], [-3, -2, -1, 0], list(range(-12, 1))):
@@ -54,14 +58,17 @@ def test_windows_score_every_token_once(window):
                 assert [token for _, scored in cuts for token in scored] == text
                 for number, (context, scored) in enumerate(cuts):
                     fed = [*context, *scored[:-1]]
-                    assert fed == list(range(fed[0], fed[0] + len(fed))), "what is fed is one piece of the text"
+                    assert fed == list(range(fed[0], fed[0] + len(fed))), (
+                        "what is fed is one piece of the text"
+                    )
                     assert len(fed) <= window
                     assert number == 0 or len(scored) <= stride
                     assert len(fed) == window or fed[0] == before[0] or scored[-1] == length
 
 
 def test_windows_of_a_long_text(model, tokenizer):
-    """A text that is longer than the model's positions is scored in windows, as the definition says one token at a time."""
+    """A text that is longer than the model's positions is scored in windows, as the definition says
+    one token at a time."""
     words = random.Random(4).choices(WORDS, k=100)
     example = Example("", " ".join(words), "long")
     with pytest.raises(FitnessError, match=r"takes 100 tokens; the model has 64 positions"):
@@ -71,8 +78,15 @@ def test_windows_of_a_long_text(model, tokenizer):
     for end in range(1, len(ids)):  # windows of 16 whose begin moves by 4
         begin = 0 if end <= 16 else ((end - 17) // 4 + 1) * 4
         with torch.no_grad():
-            total += model(input_ids=torch.tensor([ids[begin:end]])).logits[0, -1].log_softmax(-1)[ids[end]].item()
-    assert score(model, [example], tokenizer, window=16, stride=4).mean == pytest.approx(total / 100, abs=1e-5)
+            total += (
+                model(input_ids=torch.tensor([ids[begin:end]]))
+                .logits[0, -1]
+                .log_softmax(-1)[ids[end]]
+                .item()
+            )
+    assert score(model, [example], tokenizer, window=16, stride=4).mean == pytest.approx(
+        total / 100, abs=1e-5
+    )
 
 
 def test_gradient(model, texts, tokenizer):
@@ -83,10 +97,13 @@ def test_gradient(model, texts, tokenizer):
 
 
 def test_refusals(tokenizer):
-    """A stride beyond the window, and a tokenizer that knows neither begin nor end, are refused in one line."""
+    """A stride beyond the window, and a tokenizer that knows neither begin nor end, are refused in
+    one line."""
     with pytest.raises(FitnessError, match="stride: 9 is beyond the window of 8"):
         validate(PerplexitySpec, {"task": "perplexity", "window": 8, "stride": 9}, FitnessError)
     bare = copy.deepcopy(tokenizer)
     bare.bos_token = bare.eos_token = None
-    with pytest.raises(FitnessError, match="t: the tokenizer has no token that begins or ends a text"):
+    with pytest.raises(
+        FitnessError, match="t: the tokenizer has no token that begins or ends a text"
+    ):
         prepared("perplexity", [Example("", "one", "t")], bare)

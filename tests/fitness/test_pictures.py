@@ -11,7 +11,14 @@ from PIL import Image
 from vlms import picture, processor, random_model, tokenizer, vlm_config
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples, make_task, parse_task
+from hf_evomerge.fitness import (
+    DataSpec,
+    Example,
+    check_disjoint,
+    load_examples,
+    make_task,
+    parse_task,
+)
 from hf_evomerge.fitness.example import MAX_BYTES, Picture
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.recipes.strict_yaml import validate
@@ -25,7 +32,8 @@ def png(color: str = "red", size: tuple[int, int] = (8, 8)) -> bytes:
 
 
 def load(value: Any, **keys: Any) -> list[Example]:
-    """The one example with this picture, from a function, or from a file of JSON lines where one is named."""
+    """The one example with this picture, from a function, or from a file of JSON lines where one is
+    named."""
     record = {"prompt": "what is it ?", "answer": "red", "picture": value}
     source = keys or {"function": lambda: [record]}
     if "jsonl" in keys:
@@ -34,12 +42,17 @@ def load(value: Any, **keys: Any) -> list[Example]:
 
 
 def test_a_picture_is_read_from_whatever_holds_one(tmp_path):
-    """A file beside the data, bytes, an image, a column's mapping; one or several; and a data set's image column."""
+    """A file beside the data, bytes, an image, a column's mapping; one or several; and a data set's
+    image column."""
     import datasets
 
     (tmp_path / "red.png").write_bytes(png())
     wanted = png()
-    for value in (wanted, {"bytes": wanted, "path": None}, {"bytes": None, "path": str(tmp_path / "red.png")}):
+    for value in (
+        wanted,
+        {"bytes": wanted, "path": None},
+        {"bytes": None, "path": str(tmp_path / "red.png")},
+    ):
         assert [one.data for one in load(value)[0].pictures] == [wanted]
     assert load(picture())[0].pictures[0].load().getpixel((0, 0)) == (255, 0, 0)
     assert len(load([wanted, png("blue")])[0].pictures) == 2
@@ -48,19 +61,35 @@ def test_a_picture_is_read_from_whatever_holds_one(tmp_path):
     text = datasets.Value("string")
     features = datasets.Features({"prompt": text, "answer": text, "picture": datasets.Image()})
     (tmp_path / "set").mkdir()
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
-    spec = validate(DataSpec, {"dataset": str(tmp_path / "set"), "image_field": "picture"}, FitnessError)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(
+        tmp_path / "set" / "train.parquet"
+    )
+    spec = validate(
+        DataSpec, {"dataset": str(tmp_path / "set"), "image_field": "picture"}, FitnessError
+    )
     assert load_examples(spec)[0].pictures[0].load().getpixel((0, 0)) == (255, 0, 0)
 
 
 REFUSED = {
-    "an address": ("https://example.com/a.png", "'https://example.com/a.png' is an address, and none is followed"),
+    "an address": (
+        "https://example.com/a.png",
+        "'https://example.com/a.png' is an address, and none is followed",
+    ),
     "an address in the data": ("data:image/png;base64,AAAA", "is an address, and none is followed"),
-    "an address of a column": ({"bytes": None, "path": "s3://bucket/a.png"}, "is an address, and none is followed"),
+    "an address of a column": (
+        {"bytes": None, "path": "s3://bucket/a.png"},
+        "is an address, and none is followed",
+    ),
     "a name without a folder": ("a.png", "'a.png' is a name; give the picture itself"),
     "text": (b"no picture", "no picture in PNG, JPEG, WEBP, GIF, BMP"),
-    "a width of 20,000": (png(size=(20_000, 1)), "a picture of 20000 x 1 pixels; a side has at most 16384"),
-    "too many bytes": (b"\x89PNG" + b"\0" * MAX_BYTES, "a picture of 33554436 bytes; the limit is 33554432"),
+    "a width of 20,000": (
+        png(size=(20_000, 1)),
+        "a picture of 20000 x 1 pixels; a side has at most 16384",
+    ),
+    "too many bytes": (
+        b"\x89PNG" + b"\0" * MAX_BYTES,
+        "a picture of 33554436 bytes; the limit is 33554432",
+    ),
     "nothing": (None, "neither a picture nor the name of one"),
     "an empty list": ([], "the list of pictures is empty"),
     "a number": (3, "neither a picture nor the name of one"),
@@ -78,25 +107,32 @@ def test_what_is_no_picture_is_refused(case):
 
 
 def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path):
-    """Neither a name that leads out, nor a link that does, alone or in a column's mapping; a file that is missing is named."""
+    """Neither a name that leads out, nor a link that does, alone or in a column's mapping; a file
+    that is missing is named."""
     (tmp_path / "data").mkdir()
     (tmp_path / "secret.png").write_bytes(png())
     os.symlink(tmp_path / "secret.png", tmp_path / "data" / "link.png")
     for name in ("../secret.png", "link.png", "nul\0.png", str(tmp_path / "secret.png")):
         for value in (name, {"path": name}, {"bytes": None, "path": name}, [{"path": name}]):
-            with pytest.raises(FitnessError, match=r"is not in .*data, where the data is; put it there"):
+            with pytest.raises(
+                FitnessError, match=r"is not in .*data, where the data is; put it there"
+            ):
                 load(value, jsonl=str(tmp_path / "data" / "data.jsonl"))
     os.mkfifo(tmp_path / "data" / "pipe.png")
     with pytest.raises(FitnessError, match="a pipe or a device, and no picture"):
         load("pipe.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
     (tmp_path / "data" / "red.png").write_bytes(png())
-    assert load({"path": "red.png"}, jsonl=str(tmp_path / "data" / "data.jsonl"))[0].pictures[0].data == png()
+    assert (
+        load({"path": "red.png"}, jsonl=str(tmp_path / "data" / "data.jsonl"))[0].pictures[0].data
+        == png()
+    )
     with pytest.raises(FitnessError, match=r"missing.png: no such file"):
         load("missing.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
 
 
 def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path):
-    """A row of a Parquet file with the path of another file is refused; one beside the data is read."""
+    """A row of a Parquet file with the path of another file is refused; one beside the data is
+    read."""
     import datasets
 
     (tmp_path / "outside.png").write_bytes(png())
@@ -104,7 +140,11 @@ def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "red.png").write_bytes(png())
-        row = {"prompt": ["?"], "answer": ["red"], "picture": [{"bytes": None, "path": str(tmp_path / file)}]}
+        row = {
+            "prompt": ["?"],
+            "answer": ["red"],
+            "picture": [{"bytes": None, "path": str(tmp_path / file)}],
+        }
         datasets.Dataset.from_dict(row).to_parquet(folder / "train.parquet")
         for source in ({"dataset": str(folder)}, {"data_files": str(folder / "train.parquet")}):
             spec = validate(DataSpec, {"image_field": "picture", **source}, FitnessError)
@@ -125,7 +165,10 @@ def test_a_damaged_picture_is_one_line():
 
 def test_the_same_question_about_another_picture_is_another_problem():
     """Splits may ask the same of different pictures, but not of the same."""
-    red, blue = (Example("what is it ?", "x", color, pictures=(Picture(png(color), color),)) for color in ("red", "blue"))
+    red, blue = (
+        Example("what is it ?", "x", color, pictures=(Picture(png(color), color),))
+        for color in ("red", "blue")
+    )
     check_disjoint([red], [blue])
     with pytest.raises(FitnessError, match="the splits overlap"):
         check_disjoint([red], [blue], [red])
@@ -133,12 +176,15 @@ def test_the_same_question_about_another_picture_is_another_problem():
 
 def seen(color: str, prompt: str = "what is it ?", answer: str = "red", **fields: Any) -> Example:
     """An example with a picture of one colour."""
-    return Example(prompt, answer, color, chat=True, pictures=(Picture(png(color), color),), **fields)
+    return Example(
+        prompt, answer, color, chat=True, pictures=(Picture(png(color), color),), **fields
+    )
 
 
 @pytest.mark.parametrize("task", ["likelihood", "generation", "multiple_choice"])
 def test_tasks_score_each_example_with_its_own_picture(task):
-    """In a batch of prompts of different length the scores are those of each alone, and another picture gives others."""
+    """In a batch of prompts of different length the scores are those of each alone, and another
+    picture gives others."""
     sections: dict[str, dict[str, Any]] = {
         "likelihood": {"separator": " "},
         "generation": {"max_new_tokens": 4, "extract": "all"},
@@ -155,7 +201,10 @@ def test_tasks_score_each_example_with_its_own_picture(task):
         scores = made.evaluate(model)
         return list(scores.values), list(scores.outputs or [])
 
-    examples = [seen(color, "what is it ?" + " ?" * n, choices=("red", "blue")) for n, color in enumerate(("red", "blue"))]
+    examples = [
+        seen(color, "what is it ?" + " ?" * n, choices=("red", "blue"))
+        for n, color in enumerate(("red", "blue"))
+    ]
     values, outputs = score(*examples)
     for place, example in enumerate(examples):
         alone, wrote = score(example)
@@ -166,13 +215,18 @@ def test_tasks_score_each_example_with_its_own_picture(task):
 
 
 def test_pictures_need_a_processor_and_a_task_that_looks_at_them():
-    """A tokenizer alone, a task for text, and examples of which only some have pictures are refused in one line."""
+    """A tokenizer alone, a task for text, and examples of which only some have pictures are refused
+    in one line."""
     example = seen("red")
     likelihood = make_task(parse_task({"task": "likelihood", "separator": " "}))
-    with pytest.raises(FitnessError, match="red: has pictures, which a tokenizer alone cannot read"):
+    with pytest.raises(
+        FitnessError, match="red: has pictures, which a tokenizer alone cannot read"
+    ):
         likelihood.prepare([example], tokenizer())
     with pytest.raises(FitnessError, match="has pictures, which perplexity does not look at"):
-        make_task(parse_task({"task": "perplexity"})).prepare([example], SeeingTokenizer(processor("llava")))
+        make_task(parse_task({"task": "perplexity"})).prepare(
+            [example], SeeingTokenizer(processor("llava"))
+        )
     blind = Example("what is it ?", "red", "blind", chat=True)
     with pytest.raises(FitnessError, match="blind: has no picture, and others have"):
         likelihood.prepare([example, blind], SeeingTokenizer(processor("llava")))

@@ -38,14 +38,17 @@ class Whole(StrictModel):
 
 
 def test_own_task_in_yaml(monkeypatch):
-    """A registered task is read from YAML, inside a larger configuration too, and written back; its name is taken."""
+    """A registered task is read from YAML, inside a larger configuration too, and written back; its
+    name is taken."""
     monkeypatch.setattr(registry_module, "_TASKS", dict(registry_module._TASKS))
     register_task("length")(LengthTask)
     whole = parse_yaml(Whole, "fitness: {task: length, factor: 2}", SearchError)
     assert whole.fitness == LengthSpec(factor=2)
     assert whole.model_dump() == {"fitness": {"task": "length", "factor": 2.0}}
     assert isinstance(make_task(whole.fitness), LengthTask)
-    assert {"generation", "length", "likelihood", "multiple_choice", "perplexity"} <= set(task_names())
+    assert {"generation", "length", "likelihood", "multiple_choice", "perplexity"} <= set(
+        task_names()
+    )
     with pytest.raises(FitnessError, match="'length' is registered twice"):
         register_task("length")(LengthTask)
 

@@ -37,15 +37,29 @@ def vector(model: BertModel, tokenizer: Any, text: str, *, first: bool = False) 
 
 @pytest.mark.parametrize("pooling", [None, "cls"])
 def test_queries_are_compared_with_all_passages(pooling, tokenizer):
-    """In padded batches as one by one; a passage that two queries have is there once; ranks give accuracy and nDCG."""
+    """In padded batches as one by one; a passage that two queries have is there once; ranks give
+    accuracy and nDCG."""
     model = encoder(0)
     passages = ["six", "seven one", "two"]
     for score in ("log_probability", "accuracy", "ndcg"):
-        task = prepared("retrieval", EXAMPLES, tokenizer, score=score, pooling=pooling, batch_size=2, temperature=0.5)
+        task = prepared(
+            "retrieval",
+            EXAMPLES,
+            tokenizer,
+            score=score,
+            pooling=pooling,
+            batch_size=2,
+            temperature=0.5,
+        )
         scores = task.evaluate(model)
-        for example, value, right, output in zip(EXAMPLES, scores.values, list(scores.correct), scores.outputs, strict=True):
+        for example, value, right, output in zip(
+            EXAMPLES, scores.values, list(scores.correct), scores.outputs, strict=True
+        ):
             query = vector(model, tokenizer, example.prompt, first=pooling == "cls")
-            near = [float(query @ vector(model, tokenizer, each, first=pooling == "cls")) for each in passages]
+            near = [
+                float(query @ vector(model, tokenizer, each, first=pooling == "cls"))
+                for each in passages
+            ]
             own = near[passages.index(example.answer)]
             rank = sum(each >= own for each in near)
             wanted = {
@@ -81,11 +95,21 @@ def test_the_gradient_is_that_of_the_mean_score(tokenizer):
 def test_what_cannot_be_retrieved_is_refused(tokenizer):
     """One passage for all, pictures, and texts beyond the model's positions."""
     for examples, message in (
-        ([Example("one", "six", "a"), Example("two", "six", "b")], "a: all examples have one passage"),
-        ([Example("one", "six", "a", pictures=(Picture(b"", "here"),))], "a: has pictures, which are not retrieved"),
+        (
+            [Example("one", "six", "a"), Example("two", "six", "b")],
+            "a: all examples have one passage",
+        ),
+        (
+            [Example("one", "six", "a", pictures=(Picture(b"", "here"),))],
+            "a: has pictures, which are not retrieved",
+        ),
     ):
         with pytest.raises(FitnessError, match=message):
             prepared("retrieval", examples, tokenizer)
-    task = prepared("retrieval", [Example("one " * 20, "six", "a"), Example("one", "two", "b")], tokenizer)
-    with pytest.raises(FitnessError, match="the longest text takes 20 tokens; the model has 16 positions"):
+    task = prepared(
+        "retrieval", [Example("one " * 20, "six", "a"), Example("one", "two", "b")], tokenizer
+    )
+    with pytest.raises(
+        FitnessError, match="the longest text takes 20 tokens; the model has 16 positions"
+    ):
         task.evaluate(encoder(0))

@@ -27,15 +27,21 @@ def test_statistics():
     ],
 )
 def test_a_figure_that_there_is_not_is_none(scores, figures):
-    """One score has no standard error, a task that knows no right answer no accuracy, and what failed no number."""
+    """One score has no standard error, a task that knows no right answer no accuracy, and what
+    failed no number."""
     assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == figures
-    assert (scores.error, scores.seconds) == (("no memory", 2.5) if scores.values.size == 0 else (None, 0.0))
+    assert (scores.error, scores.seconds) == (
+        ("no memory", 2.5) if scores.values.size == 0 else (None, 0.0)
+    )
 
 
 def test_equal_to_the_last_bit_and_whatever_the_time():
-    """Scores are equal where their numbers, outputs and errors are; a bit, a sign of zero or a flag makes a difference."""
+    """Scores are equal where their numbers, outputs and errors are; a bit, a sign of zero or a flag
+    makes a difference."""
     scores = Scores([0.1 + 0.2, 0.0], correct=[True, False], outputs=["a", "b"])
-    same = Scores(np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"], seconds=3.0)
+    same = Scores(
+        np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"], seconds=3.0
+    )
     assert scores == same
     assert scores != Scores([0.3, 0.0], correct=[True, False], outputs=["a", "b"])
     assert scores != Scores([0.1 + 0.2, -0.0], correct=[True, False], outputs=["a", "b"])
@@ -58,6 +64,7 @@ def test_equal_to_the_last_bit_and_whatever_the_time():
     ],
 )
 def test_scores_are_finite_numbers_one_per_example(values, columns, message):
-    """No scores at all, a number by itself, a table, one that is no finite number, columns of other lengths: refused."""
+    """No scores at all, a number by itself, a table, one that is no finite number, columns of other
+    lengths: refused."""
     with pytest.raises(FitnessError, match=message):
         Scores(values, **columns)

@@ -24,7 +24,8 @@ def search(fitness: dict[str, Any], **data: Any) -> SearchConfig:
 
 
 def test_paper():
-    """`compat: paper` is the paper's protocol, on MGSM of the Hub and on the problems that the paper searched with."""
+    """`compat: paper` is the paper's protocol, on MGSM of the Hub and on the problems that the
+    paper searched with."""
     found = search(
         {"task": "mgsm", "language": "ja", "compat": "paper"},
         search={"dataset": "SakanaAI/gsm8k-ja-test_250-1319", "split": "test", "count": 200},
@@ -34,30 +35,47 @@ def test_paper():
     assert (spec.max_new_tokens, spec.stop, spec.extract) == (1024, PAPER_STOPS, "last_number")
     assert spec.language.model_dump() == {"code": "ja", "threshold": 0.5}
     for split in ("search", "test"):
-        assert (found.data[split].template, found.data[split].answer_field) == (PAPER_PROMPT, "answer_number")
+        assert (found.data[split].template, found.data[split].answer_field) == (
+            PAPER_PROMPT,
+            "answer_number",
+        )
     test = found.data["test"]
-    assert (test.dataset, test.config, test.split, test.count) == ("juletxara/mgsm", "ja", "test", None)
+    assert (test.dataset, test.config, test.split, test.count) == (
+        "juletxara/mgsm",
+        "ja",
+        "test",
+        None,
+    )
     assert (found.data["search"].config, found.data["search"].count) == (None, 200)
     assert not is_right("1,000", "1000", spec)
     assert validate(SearchConfig, found.model_dump(mode="json"), SearchError) == found
 
 
 def test_corrected_by_default():
-    """Without `compat` numbers are read as they are written, and stops are the prompt's own headings."""
+    """Without `compat` numbers are read as they are written, and stops are the prompt's own
+    headings."""
     spec = parse_task({"task": "mgsm", "language": "de"})
     assert is_right("Das sind 1.000,5 Euro.", "1000.5", spec)
     assert spec.stop == ["### Aufgabe", "### Lösung"]
-    assert parse_task({"task": "mgsm", "language": {"code": "ja", "threshold": 0.9}, "stop": []}).language.threshold == 0.9
+    assert (
+        parse_task(
+            {"task": "mgsm", "language": {"code": "ja", "threshold": 0.9}, "stop": []}
+        ).language.threshold
+        == 0.9
+    )
     assert isinstance(make_task(spec), GenerationTask)
 
 
 @pytest.mark.parametrize("code", WORDS)
 def test_table_of_the_authors(code, tmp_path):
-    """The authors' table is read as it is, quotation marks and all, and every prompt ends where an answer begins."""
+    """The authors' table is read as it is, quotation marks and all, and every prompt ends where an
+    answer begins."""
     file = tmp_path / f"mgsm_{code}.tsv"
     file.write_text('He said "2 + 3" is?\t5\nNA\t276,000\n', encoding="utf-8")
     for files in (str(file), [str(file)]):
-        found = search({"task": "mgsm", "language": code}, search={"data_files": files}).data["search"]
+        found = search({"task": "mgsm", "language": code}, search={"data_files": files}).data[
+            "search"
+        ]
         examples = load_examples(found)
         assert [example.id.rpartition("[")[2] for example in examples] == ["0]", "1]"]
     assert [example.answer for example in examples] == ["5", "276,000"]
@@ -69,7 +87,10 @@ def test_table_of_the_authors(code, tmp_path):
 def test_gsm8k(tmp_path):
     """GSM8K's answers are the numbers after its four hashes; in a chat the question comes first."""
     file = tmp_path / "test.jsonl"
-    file.write_text(json.dumps({"question": "How many?", "answer": "2 + 3 = 5\n#### 1,005"}) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps({"question": "How many?", "answer": "2 + 3 = 5\n#### 1,005"}) + "\n",
+        encoding="utf-8",
+    )
     found = search({"task": "gsm8k"}, search={"jsonl": str(file), "chat": True}, test={})
     (example,) = load_examples(found.data["search"])
     assert example.answer == "1,005"
@@ -84,14 +105,19 @@ def test_gsm8k(tmp_path):
 def test_a_file_has_the_last_word():
     """What a section of the data says stays."""
     given = {"jsonl": "x.jsonl", "template": "Q: {q}", "answer_field": "a"}
-    assert search({"task": "mgsm", "language": "ja"}, search=given).data["search"] == DataSpec(**given)
+    assert search({"task": "mgsm", "language": "ja"}, search=given).data["search"] == DataSpec(
+        **given
+    )
 
 
 @pytest.mark.parametrize(
     ("fitness", "message"),
     [
         ({"task": "mgsm"}, "language: which. There are prompts for de, en"),
-        ({"task": "mgsm", "language": "de", "compat": "paper"}, r"compat: the paper measured ja alone \(found de\)"),
+        (
+            {"task": "mgsm", "language": "de", "compat": "paper"},
+            r"compat: the paper measured ja alone \(found de\)",
+        ),
         ({"task": "gsm8k", "compat": "paper"}, r"compat: the paper measured ja alone \(found en\)"),
         ({"task": "mgsm", "language": "japanese"}, "language"),
     ],
@@ -105,6 +131,8 @@ def test_refusals(fitness, message):
 def test_languages_without_a_prompt():
     """A language that has no prompt here needs a template."""
     data = search({"task": "mgsm", "language": "sw"}, search={"jsonl": "x.jsonl"}).data["search"]
-    here = data.model_copy(update={"jsonl": None, "function": lambda: [{"question": "a", "answer_number": 1}]})
+    here = data.model_copy(
+        update={"jsonl": None, "function": lambda: [{"question": "a", "answer_number": 1}]}
+    )
     with pytest.raises(EvoMergeError, match=r"function\[0\]: no field 'prompt'"):
         load_examples(here)

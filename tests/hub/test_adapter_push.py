@@ -1,4 +1,5 @@
-"""Publishing an adapter as what it is: a card of peft that names its base, and the same bits for whoever rebuilds it."""
+"""Publishing an adapter as what it is: a card of peft that names its base, and the same bits for
+whoever rebuilds it."""
 
 import json
 from pathlib import Path
@@ -33,13 +34,19 @@ inputs = AutoTokenizer.from_pretrained(sys.argv[1])("w1 w2 w3", return_tensors="
 for kind in AutoPeftModelForCausalLM, AutoModelForCausalLM:
     model = kind.from_pretrained(sys.argv[1]).eval()
     print(json.dumps(model(**inputs).logits.double().sum().item()))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
 def published(tiny: Path, tmp_path: Path, lfs_api: HfApi) -> dict[str, str]:
     """A base and two adapters of it on the hub, by their folders."""
-    folders = [tiny / "base", *(save_adapter(tiny / "base", tmp_path / name, i) for i, name in enumerate(("ja", "maths")))]
+    folders = [
+        tiny / "base",
+        *(
+            save_adapter(tiny / "base", tmp_path / name, i)
+            for i, name in enumerate(("ja", "maths"))
+        ),
+    ]
     return upload_models(lfs_api, *folders)
 
 
@@ -53,18 +60,34 @@ def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
 
 @pytest.mark.parametrize("rank", slow_beyond([None], [None, 5]))
 def test_an_adapter_is_published_as_one(rank, published, lfs_api, tmp_path, program, command):
-    """It names its base by repository and commit, loads where this package is not, and is rebuilt to the same bits."""
+    """It names its base by repository and commit, loads where this package is not, and is rebuilt
+    to the same bits."""
     folder = adapter_of(published, tmp_path / "out", rank=rank)
     push_model(folder, "local/merge", PushOptions(published=published, verify=True), api=lfs_api)
-    assert {"adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md", "tokenizer.json"} <= set(
-        lfs_api.list_repo_files("local/merge")
-    )
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recipe.yaml",
+        "README.md",
+        "tokenizer.json",
+    } <= set(lfs_api.list_repo_files("local/merge"))
     config = json.loads(Path(hf_hub_download("local/merge", "adapter_config.json")).read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("local/base", lfs_api.model_info("local/base").sha)
-    whole = build_model(Recipe.load(folder / "recipe.yaml").model_copy(update={"rank": None}), tmp_path / "whole", whole=True)
-    ids = open_source(str(folder)).tokenizer()("w1 w2 w3", return_tensors="pt", return_token_type_ids=False)
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        "local/base",
+        lfs_api.model_info("local/base").sha,
+    )
+    whole = build_model(
+        Recipe.load(folder / "recipe.yaml").model_copy(update={"rank": None}),
+        tmp_path / "whole",
+        whole=True,
+    )
+    ids = open_source(str(folder)).tokenizer()(
+        "w1 w2 w3", return_tensors="pt", return_token_type_ids=False
+    )
     with torch.inference_mode():
-        wanted = AutoModelForCausalLM.from_pretrained(whole).eval()(**ids).logits.double().sum().item()
+        wanted = (
+            AutoModelForCausalLM.from_pretrained(whole).eval()(**ids).logits.double().sum().item()
+        )
     for line in program(LOAD, "local/merge").splitlines()[-2:]:
         assert (json.loads(line) == pytest.approx(wanted, abs=1e-3)) == (rank is None)
     result = reproduce("local/merge", api=lfs_api)
@@ -75,26 +98,46 @@ def test_an_adapter_is_published_as_one(rank, published, lfs_api, tmp_path, prog
 
 @pytest.mark.slow
 def test_the_card_says_what_it_is(published, lfs_api, tmp_path, program):
-    """The card is of peft's library, of the base alone, names the merged adapters, and its code runs as it stands."""
-    push_model(adapter_of(published, tmp_path / "out"), "local/merge", PushOptions(published=published), api=lfs_api)
+    """The card is of peft's library, of the base alone, names the merged adapters, and its code
+    runs as it stands."""
+    push_model(
+        adapter_of(published, tmp_path / "out"),
+        "local/merge",
+        PushOptions(published=published),
+        api=lfs_api,
+    )
     data = lfs_api.model_info("local/merge").card_data
     found = (data.library_name, data.base_model, data["base_model_relation"], data.pipeline_tag)
     assert found == ("peft", "local/base", "adapter", "text-generation")
     card = Path(hf_hub_download("local/merge", "README.md")).read_text()
     for name in ("ja", "maths"):
-        assert f"[local/base](https://huggingface.co/local/base) with adapter [local/{name}]" in card
-    assert "vllm serve local/base --enable-lora --max-lora-rank 8 --lora-modules merge=local/merge" in card
+        assert (
+            f"[local/base](https://huggingface.co/local/base) with adapter [local/{name}]" in card
+        )
+    assert (
+        "vllm serve local/base --enable-lora --max-lora-rank 8 --lora-modules merge=local/merge"
+        in card
+    )
     code = card.partition("```python\n")[2].partition("```")[0]
     assert "AutoPeftModelForCausalLM" in code
-    program('import sys; sys.modules["hf_evomerge"] = None\n' + code.replace('"Your text"', '"w1 w2"'))
+    program(
+        'import sys; sys.modules["hf_evomerge"] = None\n' + code.replace('"Your text"', '"w1 w2"')
+    )
 
 
 def test_a_search_over_adapters_is_pushed(published, lfs_api, tmp_path, search_config):
     """The winner of a search goes up with the record of the search, its card as an adapter's."""
     base, *adapters = published
-    run_search(search_config("ps", sources=[{"model": base, "adapter": adapter} for adapter in adapters]), tmp_path / "out")
-    push_model(tmp_path / "out", "local/merge", PushOptions(published=published, examples=1), api=lfs_api)
-    assert {"adapter_model.safetensors", "study.json", "trials.parquet"} <= set(lfs_api.list_repo_files("local/merge"))
+    run_search(
+        search_config("ps", sources=[{"model": base, "adapter": adapter} for adapter in adapters]),
+        tmp_path / "out",
+    )
+    push_model(
+        tmp_path / "out", "local/merge", PushOptions(published=published, examples=1), api=lfs_api
+    )
+    assert {"adapter_model.safetensors", "study.json", "trials.parquet"} <= set(
+        lfs_api.list_repo_files("local/merge")
+    )
     card = Path(hf_hub_download("local/merge", "README.md")).read_text()
     assert "library_name: peft" in card
     assert "This adapter is a merge of the weights of" in card
@@ -103,15 +146,23 @@ def test_a_search_over_adapters_is_pushed(published, lfs_api, tmp_path, search_c
 def test_a_base_that_nobody_has_is_refused(published, lfs_api, tmp_path):
     """An adapter of a folder on this machine would load nowhere."""
     folder = adapter_of(published, tmp_path / "out")
-    with pytest.raises(HubError, match=r"base: the adapter's base is on this machine only, .* or merge again with --whole"):
+    with pytest.raises(
+        HubError,
+        match=r"base: the adapter's base is on this machine only, .* or merge again with --whole",
+    ):
         preview_push(folder, "local/merge", api=lfs_api)
 
 
 def test_a_changed_adapter_is_not_the_same(published, lfs_api, tmp_path):
-    """Weights that are not what the recipe gives are refused by --verify, and a changed file by its record."""
+    """Weights that are not what the recipe gives are refused by --verify, and a changed file by its
+    record."""
     folder = adapter_of(published, tmp_path / "out")
     edit_json(folder / "adapter_config.json", lora_alpha=9)
     with pytest.raises(HubError, match=r"adapter_config\.json is not what was built"):
         preview_push(folder, "local/merge", PushOptions(published=published), api=lfs_api)
-    with pytest.raises(HubError, match=r"is not what its recipe gives \(1 differences; lora_alpha: 9"):
-        preview_push(folder, "local/merge", PushOptions(published=published, verify=True), api=lfs_api)
+    with pytest.raises(
+        HubError, match=r"is not what its recipe gives \(1 differences; lora_alpha: 9"
+    ):
+        preview_push(
+            folder, "local/merge", PushOptions(published=published, verify=True), api=lfs_api
+        )

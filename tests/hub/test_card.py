@@ -1,4 +1,5 @@
-"""The model card: it claims what was measured, for every kind of winner and with any part of the information missing."""
+"""The model card: it claims what was measured, for every kind of winner and with any part of the
+information missing."""
 
 import ast
 import copy
@@ -16,11 +17,17 @@ from hf_evomerge.hub.licenses import ParentLicense, decide_license
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Record
 
-PARENTS = [ParentLicense("u/a", "apache-2.0"), ParentLicense("u/b", "mit", link="https://example.org/mit")]
+PARENTS = [
+    ParentLicense("u/a", "apache-2.0"),
+    ParentLicense("u/b", "mit", link="https://example.org/mit"),
+]
 LICENSE = decide_license(PARENTS)
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SOURCES = [{"model": "u/a", "revision": SHA}, {"model": "u/b", "revision": SHA}]
-MERGE = {"method": "ties", "parameters": [{"weight": 0.5, "density": 0.5}, {"weight": 0.25, "density": 0.5}]}
+MERGE = {
+    "method": "ties",
+    "parameters": [{"weight": 0.5, "density": 0.5}, {"weight": 0.25, "density": 0.5}],
+}
 FLOW = {"path": ["0:0", "1:1", "0:1", "0:1"], "scales": [1.0, 0.5, 1.5, 1.0]}
 BUILT = {"versions": {"hf-evomerge": "9.9"}, "sha256": {"model.safetensors": "00"}}
 PARTS: dict[str, dict[str, Any]] = {
@@ -30,9 +37,22 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _row(stage: str, model: str, fitness: Any, accuracy: Any, *, evaluations: int = 0) -> dict[str, Any]:
-    figures = dict(zip(("fitness", "fitness_se", "accuracy", "accuracy_se"), (*fitness, *accuracy), strict=True))
-    return {"stage": stage, "model": model, **figures, "evaluations": evaluations, "seconds": 1.0, "winner": stage == "ps"}
+def _row(
+    stage: str, model: str, fitness: Any, accuracy: Any, *, evaluations: int = 0
+) -> dict[str, Any]:
+    figures = dict(
+        zip(
+            ("fitness", "fitness_se", "accuracy", "accuracy_se"), (*fitness, *accuracy), strict=True
+        )
+    )
+    return {
+        "stage": stage,
+        "model": model,
+        **figures,
+        "evaluations": evaluations,
+        "seconds": 1.0,
+        "winner": stage == "ps",
+    }
 
 
 STUDY: dict[str, Any] = {
@@ -40,11 +60,28 @@ STUDY: dict[str, Any] = {
     "space": "hybrid",
     "seed": 7,
     "versions": {},
-    "settings": {"fitness": {"task": "likelihood"}, "data": {"test": {"dataset": "u/data", "revision": SHA}}},
+    "settings": {
+        "fitness": {"task": "likelihood"},
+        "data": {"test": {"dataset": "u/data", "revision": SHA}},
+    },
     "splits": {"search": 5, "test": 6},
     "stages": [
-        {"stage": "ps", "trials": 8, "failed": 1, "duplicates": 0, "generations": 2, "seconds": 30.0},
-        {"stage": "random", "trials": 8, "failed": 0, "duplicates": 0, "generations": 1, "seconds": 7300.0},
+        {
+            "stage": "ps",
+            "trials": 8,
+            "failed": 1,
+            "duplicates": 0,
+            "generations": 2,
+            "seconds": 30.0,
+        },
+        {
+            "stage": "random",
+            "trials": 8,
+            "failed": 0,
+            "duplicates": 0,
+            "generations": 1,
+            "seconds": 7300.0,
+        },
     ],
     "levels": {"a": -1.0},
     "results": {
@@ -70,12 +107,26 @@ def study() -> dict[str, Any]:
     return copy.deepcopy(STUDY)
 
 
-def _facts(kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str, ...] = (), **recipe: Any) -> CardFacts:
+def _facts(
+    kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str, ...] = (), **recipe: Any
+) -> CardFacts:
     config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     if kind != "ps":
-        layers = [{**source, "layers": 2} for source in SOURCES] + ([{"layers": 2}] if kind == "hybrid" else [])
-        config = {"architectures": ["EvoMergedForCausalLM"], "text_config": config, "sources": layers}
-    fields = {"sources": SOURCES, "base": {"model": "u/base", "revision": SHA}, "built": BUILT, **PARTS[kind], **recipe}
+        layers = [{**source, "layers": 2} for source in SOURCES] + (
+            [{"layers": 2}] if kind == "hybrid" else []
+        )
+        config = {
+            "architectures": ["EvoMergedForCausalLM"],
+            "text_config": config,
+            "sources": layers,
+        }
+    fields = {
+        "sources": SOURCES,
+        "base": {"model": "u/base", "revision": SHA},
+        "built": BUILT,
+        **PARTS[kind],
+        **recipe,
+    }
     record = None if study is None else Record.model_validate(study)
     return CardFacts(config, Recipe.model_validate(fields), record, images)
 
@@ -89,7 +140,8 @@ def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
 
 
 def test_a_prompt_commands_no_terminal(study):
-    """Control characters of data, with which a card could redraw the terminal of a reader, do not get into it."""
+    """Control characters of data, with which a card could redraw the terminal of a reader, do not
+    get into it."""
     study["examples"][1]["prompt"] = "say\x1b]0;title\x07 \x9b31mx"
     text = _card(_facts("ps", study=study)).text
     assert "say?\\]0;title? ?31mx" in text
@@ -97,7 +149,8 @@ def test_a_prompt_commands_no_terminal(study):
 
 
 def test_it_opens_with_what_the_model_is_for(study):
-    """First what it is for, an example and what it says, and the result with its interval; then how to load it."""
+    """First what it is for, an example and what it says, and the result with its interval; then how
+    to load it."""
     study["settings"]["about"] = "Counts things."
     study["examples"][1]["gloss"] = "Say x."
     study["results"]["rows"][-1]["accuracy"], study["results"]["examples"] = 0.75, 200
@@ -107,24 +160,45 @@ def test_it_opens_with_what_the_model_is_for(study):
     ]
     facts = replace(_facts("dfs", study=study), space="u/shown")
     opening = _card(facts).text.split("## Use it")[0]
-    result = "**75.0%** of 200 held-out test problems right (68.6% to 80.5%); its parents: a 25.0%. It is better"
+    result = (
+        "**75.0%** of 200 held-out test problems right (68.6% to 80.5%); its parents: a 25.0%. "
+        "It is better"
+    )
     points = "by 50.0 percentage points (40.0 to 60.0)."
-    parts = ("Counts things.", "**2**", "*Say x.*", result, points, "95 %", "huggingface.co/spaces/u/shown")
+    parts = (
+        "Counts things.",
+        "**2**",
+        "*Say x.*",
+        result,
+        points,
+        "95 %",
+        "huggingface.co/spaces/u/shown",
+    )
     places = [opening.index(words) for words in parts]
     assert places == sorted(places)
     assert "More" not in opening
     assert "in fitness" not in opening
     assert "/spaces/" not in _card(replace(facts, space=None)).text
-    more = [_row("source", name, (-2.0, 0.1), (share, 0.02)) for name, share in (("c", 0.5), ("d", 0.1), ("e", 0), ("f", 0))]
+    more = [
+        _row("source", name, (-2.0, 0.1), (share, 0.02))
+        for name, share in (("c", 0.5), ("d", 0.1), ("e", 0), ("f", 0))
+    ]
     study["results"]["rows"] += [*more, _row("base", "base (x)", (-1, 0), (0.125, 0))]
     text = _card(_facts("dfs", study=study)).text
-    assert "; its parents: c 50.0%, a 25.0%, d 10.0%, 2 more no better; the base (x): 12.5%. It" in text
+    assert (
+        "; its parents: c 50.0%, a 25.0%, d 10.0%, 2 more no better; the base (x): 12.5%. It"
+        in text
+    )
 
 
 def test_it_says_what_the_model_reads():
-    """Depth, dtype and context are those of the config, and the prompts those of the search's data."""
-    facts, study = _facts("ps", dtype="bfloat16"), copy.deepcopy(STUDY)
-    shaped = replace(facts, config={**facts.config, "num_hidden_layers": 4, "max_position_embeddings": 4096})
+    """Depth, dtype and context are those of the config, and the prompts those of the search's
+    data."""
+    facts = _facts("ps", dtype="bfloat16")
+    study = copy.deepcopy(STUDY)
+    shaped = replace(
+        facts, config={**facts.config, "num_hidden_layers": 4, "max_position_embeddings": 4096}
+    )
     assert "(4 layers, bfloat16, reads up to 4,096 tokens)" in _card(shaped).text
     assert "on prompts like this one; others were not tried" in _card(facts).text
     study["settings"]["data"]["test"]["chat"] = True
@@ -138,14 +212,19 @@ def test_the_metadata_name_the_parents_and_the_license(kind):
     data = _card(_facts(kind), languages=["ja"]).data.to_dict()
     assert data["base_model"] == ["u/a", "u/b", "u/base"]
     assert data["base_model_relation"] == "merge"
-    assert (data["library_name"], data["pipeline_tag"], data["language"]) == ("transformers", "text-generation", ["ja"])
+    assert (data["library_name"], data["pipeline_tag"], data["language"]) == (
+        "transformers",
+        "text-generation",
+        ["ja"],
+    )
     assert {"merge", "model-merging", "evomerge"} <= set(data["tags"])
     assert data["datasets"] == ["u/data"]
     assert data["license"] == "apache-2.0"
 
 
 def test_figures_are_those_that_were_measured():
-    """The table has each row's figures with errors and the winner in bold; the metadata have the winner's accuracy."""
+    """The table has each row's figures with errors and the winner in bold; the metadata have the
+    winner's accuracy."""
     card = _card(_facts("ps"))
     for line in (
         "| a | 0.250 ± 0.020 | -2.000 ± 0.100 |  |",
@@ -155,17 +234,28 @@ def test_figures_are_those_that_were_measured():
         assert line in card.text
     assert "Measured on 6 held-out test problems" in card.text
     assert "The random search drew as many candidates from the same parameter space." in card.text
-    assert "Parameter space: 8 trials in 2 generations, 1 of which failed, 30 seconds of evaluation." in card.text
+    assert (
+        "Parameter space: 8 trials in 2 generations, 1 of which failed, 30 seconds of evaluation."
+        in card.text
+    )
     assert "2 hours of evaluation" in card.text
     assert card.data.eval_results is not None
     (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 0.7512, "u/data")
+    assert (result.metric_type, result.metric_value, result.dataset_type) == (
+        "accuracy",
+        0.7512,
+        "u/data",
+    )
 
 
 def test_the_random_search_is_not_said_to_be_what_it_is_not(study):
-    """After a hybrid search it had the first stage's space; it had another budget where minutes ended it; or there was none."""
+    """After a hybrid search it had the first stage's space; it had another budget where minutes
+    ended it; or there was none."""
     study["results"]["rows"][2]["evaluations"] = 5
-    assert "The random search drew 5 candidates from the same parameter space." in _card(_facts("hybrid", study=study)).text
+    assert (
+        "The random search drew 5 candidates from the same parameter space."
+        in _card(_facts("hybrid", study=study)).text
+    )
     study["space"] = "dfs"
     assert "drew 5 candidates from the same space." in _card(_facts("dfs", study=study)).text
     del study["results"]["rows"][2]
@@ -173,12 +263,15 @@ def test_the_random_search_is_not_said_to_be_what_it_is_not(study):
 
 
 def test_a_chat_is_shown_as_a_chat(study):
-    """Where the search prompted the models through the chat template, so does the code in the card."""
+    """Where the search prompted the models through the chat template, so does the code in the
+    card."""
     study["settings"]["data"]["test"] |= {"chat": True, "system": "Be brief."}
     text = _card(_facts("ps", study=study)).text
     (line,) = [line for line in text.splitlines() if line.startswith("inputs = ")]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'say "x"'}]
-    asked = re.fullmatch(r"inputs = tokenizer.apply_chat_template\((\[.*\]), add_generation_prompt=True, .*\)", line)
+    asked = re.fullmatch(
+        r"inputs = tokenizer.apply_chat_template\((\[.*\]), add_generation_prompt=True, .*\)", line
+    )
     assert ast.literal_eval(asked[1]) == messages
 
 
@@ -188,13 +281,20 @@ def test_a_model_that_solves_nothing_is_shown_so(study):
     (winner,) = [row["model"] for row in study["results"]["rows"] if row["winner"]]
     study["results"]["verdict"] = [f"EVERY ANSWER of {winner} IS WRONG (6 of 6)"]
     text = _card(_facts("ps", study=study)).text
-    assert "A problem that it does not solve; in bold what it should answer:\n\n> wrong one **1**" in text
+    assert (
+        "A problem that it does not solve; in bold what it should answer:\n\n> wrong one **1**"
+        in text
+    )
     assert "EVERY ANSWER of this model IS WRONG (6 of 6)." in text
     assert "In brackets" not in text
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [({"lm_eval": ["gsm8k", "arc"]}, "gsm8k, arc"), ({"jsonl": "x.jsonl"}, "examples of the search")]
+    ("data", "name"),
+    [
+        ({"lm_eval": ["gsm8k", "arc"]}, "gsm8k, arc"),
+        ({"jsonl": "x.jsonl"}, "examples of the search"),
+    ],
 )
 def test_a_figure_says_what_it_was_measured_on(data, name, study):
     """Tasks of lm_eval are named; data of the searcher's own have no name for strangers."""
@@ -205,7 +305,8 @@ def test_a_figure_says_what_it_was_measured_on(data, name, study):
 
 @pytest.mark.parametrize("split", ["validation", "search"])
 def test_figures_of_other_splits_are_not_given_as_results(split, study):
-    """Where there was no test split, the metadata hold no figure, and the text says that the table is optimistic."""
+    """Where there was no test split, the metadata hold no figure, and the text says that the table
+    is optimistic."""
     study["results"]["split"] = split
     card = _card(_facts("ps", study=study))
     assert card.data.eval_results is None
@@ -214,16 +315,22 @@ def test_figures_of_other_splits_are_not_given_as_results(split, study):
 
 
 @pytest.mark.parametrize("kind", PARTS)
-@pytest.mark.parametrize("study", [None, {**STUDY, "results": None}, {**STUDY, "examples": [], "splits": {}, "stages": []}])
+@pytest.mark.parametrize(
+    "study",
+    [None, {**STUDY, "results": None}, {**STUDY, "examples": [], "splits": {}, "stages": []}],
+)
 @pytest.mark.parametrize("images", [(), ("fitness.png", "path.png", "weights.png")])
 def test_it_reads_well_with_half_of_it_missing(kind, study, images):
-    """Whatever is missing is left out or said; nothing is claimed without results, and every picture named is there."""
+    """Whatever is missing is left out or said; nothing is claimed without results, and every
+    picture named is there."""
     card = _card(_facts(kind, study=study, images=images, base=None))
     if study is None or study["results"] is None:
         assert "nothing is claimed about" in card.text
         assert card.data.eval_results is None
     for image in ("fitness.png", "path.png", "weights.png"):
-        assert (f"images/{image}" in card.text) == (image in images and (image != "fitness.png" or study is not None))
+        assert (f"images/{image}" in card.text) == (
+            image in images and (image != "fitness.png" or study is not None)
+        )
     assert "u/base" not in card.text
     headings = [line for line in card.text.splitlines() if line.startswith("## ")]
     assert headings[0] == "## Use it"
@@ -231,8 +338,10 @@ def test_it_reads_well_with_half_of_it_missing(kind, study, images):
 
 
 def test_loading_and_folding_are_explained_for_each_kind():
-    """A plain merge needs no custom code; a path does, and can be folded unless a hop or a scale forbids it."""
-    plain, path = _card(_facts("ps")).text, _card(_facts("dfs")).text
+    """A plain merge needs no custom code; a path does, and can be folded unless a hop or a scale
+    forbids it."""
+    plain = _card(_facts("ps")).text
+    path = _card(_facts("dfs")).text
     assert "trust_remote_code" not in plain
     assert "plain `LlamaForCausalLM`" in plain
     assert 'where = {"revision": "main", "trust_remote_code": True}' in path
@@ -240,7 +349,10 @@ def test_loading_and_folding_are_explained_for_each_kind():
     assert "hf-evomerge fold u/merge" in path
     assert "a path of 4 hops visits 3 distinct layers" in path
     wide = _card(_facts("dfs", flow={"path": ["0:0", "0:1*0.5 + 1:1*0.5"]})).text
-    assert "cannot be folded into a plain `LlamaForCausalLM`: a hop runs several layers side by side" in wide
+    assert (
+        "cannot be folded into a plain `LlamaForCausalLM`: a hop runs several layers side by side"
+        in wide
+    )
     assert "as much time and cache as a model of 3 layers" in wide
     zero = _card(_facts("dfs", flow={"path": ["0:0", "0:1"], "scales": [1, 0]})).text
     assert "a scale is zero" in zero
@@ -248,7 +360,8 @@ def test_loading_and_folding_are_explained_for_each_kind():
 
 
 def test_the_recipe_is_there_and_says_whether_it_can_be_run():
-    """The recipe in the card is the recipe; sources that were not published are said to be missing."""
+    """The recipe in the card is the recipe; sources that were not published are said to be
+    missing."""
     facts = _facts("hybrid")
     text = _card(facts).text
     assert Recipe.from_yaml(text.split("```yaml\n")[1].split("```")[0]) == facts.recipe
@@ -264,12 +377,15 @@ def test_the_recipe_is_there_and_says_whether_it_can_be_run():
 
 
 def test_licenses_of_all_parents_are_listed():
-    """Every parent is in the table of licenses, with the address or what is known of it; notices are named."""
+    """Every parent is in the table of licenses, with the address or what is known of it; notices
+    are named."""
     text = _card(_facts("ps")).text
     assert "| u/a | apache-2.0 |  |" in text
     assert "| u/b | mit | https://example.org/mit |" in text
     assert "notices are kept; they are in the parents' repositories: u/b: mit" in text
-    other = decide_license([ParentLicense("u/a", "gemma"), ParentLicense("u/b", note="its card states no license")])
+    other = decide_license(
+        [ParentLicense("u/a", "gemma"), ParentLicense("u/b", note="its card states no license")]
+    )
     card = ModelCard(render_card(_facts("ps"), "u/merge", other))
     assert (card.data.license, card.data.license_name) == ("other", "licenses-of-the-parents")
     assert card.data.license_link == "https://huggingface.co/u/merge#licenses"
@@ -277,12 +393,20 @@ def test_licenses_of_all_parents_are_listed():
 
 
 def test_text_from_outside_stays_text(study):
-    """Names, labels and notes from other people's files cannot add markup, table cells, lines or template code."""
+    """Names, labels and notes from other people's files cannot add markup, table cells, lines or
+    template code."""
     hostile = "x | y <img src=q onerror=z> [l](javascript:0)\n# big {{ 7 * 7 }} `c`"
     study["results"]["rows"][0]["model"] = hostile
-    license = decide_license([ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)])
-    text = render_card(_facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", license)
-    outside_recipe = text.split("<details><summary><code>")[0].split("---\n", 2)[2] + text.rpartition("</details>")[2]
+    license = decide_license(
+        [ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)]
+    )
+    text = render_card(
+        _facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", license
+    )
+    outside_recipe = (
+        text.split("<details><summary><code>")[0].split("---\n", 2)[2]
+        + text.rpartition("</details>")[2]
+    )
     assert "<img" not in outside_recipe
     assert re.search(r"(?<!\\)\]\(javascript", outside_recipe) is None
     assert "\n# big" not in outside_recipe
@@ -295,7 +419,9 @@ def test_text_from_outside_stays_text(study):
 
 def test_a_hostile_recipe_cannot_leave_its_block():
     """A source's name that holds a code fence cannot end the block that shows the recipe."""
-    text = render_card(_facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENSE)
+    text = render_card(
+        _facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENSE
+    )
     block = text.split("````yaml\n")[1].split("\n````\n")[0]
     assert "```" in block
     assert yaml.safe_load(block)["sources"][0]["model"] == "x\n```\n# out"
@@ -309,15 +435,22 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path):
 
 
 def test_a_search_by_gradient_is_called_one(study):
-    """A card says who chose the numbers: an evolutionary search, gradient descent on so many examples, or a sweep."""
+    """A card says who chose the numbers: an evolutionary search, gradient descent on so many
+    examples, or a sweep."""
     assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
     study["stages"][0]["algorithm"] = "gradient"
     text = _card(_facts("ps", study=study)).text
-    assert "were not trained: a search by gradient descent on 5 examples in parameter space (PS) chose" in text
+    assert (
+        "were not trained: a search by gradient descent on 5 examples in parameter space (PS) chose"
+        in text
+    )
     assert "evolutionary search" not in text.split("## Use it")[0]
     assert "8 trials, most of them steps along the gradient, 1 of which failed" in text
     both = _card(_facts("hybrid", study=study)).text
-    assert "A search by gradient descent on 5 examples in parameter space (PS) merged their weights; an evolutionary" in both
+    assert (
+        "A search by gradient descent on 5 examples in parameter space (PS) merged their "
+        "weights; an evolutionary"
+    ) in both
     study["stages"].append({"stage": "dfs", "algorithm": "sweep"})
     assert (
         "that a search that tries every candidate in turn in data flow space (DFS) found"
@@ -326,7 +459,8 @@ def test_a_search_by_gradient_is_called_one(study):
 
 
 def test_a_prompt_has_the_searchs_form():
-    """Where no example is published, the code that loads the model says how prompts look, or asks as a chat."""
+    """Where no example is published, the code that loads the model says how prompts look, or asks
+    as a chat."""
 
     def text(**data: Any) -> str:
         study = {**STUDY, "examples": [], "settings": {**STUDY["settings"], "data": {"test": data}}}
@@ -335,7 +469,10 @@ def test_a_prompt_has_the_searchs_form():
     asked = 'inputs = tokenizer("Your text"'
     assert f"# a prompt as the search's data has them\n{asked}" in text()
     assert f'them, of the form "{{q}}\\nA:"\n{asked}' in text(template="{q}\nA:")
-    assert 'tokenizer.apply_chat_template([{"role": "user", "content": "Your text"}], add_gen' in text(chat=True)
+    assert (
+        'tokenizer.apply_chat_template([{"role": "user", "content": "Your text"}], add_gen'
+        in text(chat=True)
+    )
 
 
 def test_a_front_is_on_the_card_where_there_is_one():
@@ -351,23 +488,33 @@ def test_what_was_compared_is_on_the_card(study):
     results["verdict"] = ["Evolved PS is better than its best parent, a|b, by 0.501 of accuracy"]
     for row in results["rows"]:
         row["truncated"] = 0.25
-    results["rows"][0]["retained"] = {"sums": {"fitness": -1.0, "fitness_se": 0.1, "accuracy": 0.125, "accuracy_se": 0.01}}
+    results["rows"][0]["retained"] = {
+        "sums": {"fitness": -1.0, "fitness_se": 0.1, "accuracy": 0.125, "accuracy_se": 0.01}
+    }
     text = _card(_facts("ps", study=study)).text
     assert r"- Evolved PS is better than its best parent, a\|b, by 0.501 of accuracy." in text
     heading = next(line for line in text.splitlines() if line.startswith("| | accuracy"))
     assert heading == "| | accuracy | fitness | evaluations | on sums | answers cut |"
     row = next(line for line in text.splitlines() if line.startswith("| a |"))
     assert row.endswith("| 0.125 ± 0.010 | 25.0% |")
-    assert all(line.count(" | ") == heading.count(" | ") for line in text.splitlines() if line.startswith("| a |"))
+    assert all(
+        line.count(" | ") == heading.count(" | ")
+        for line in text.splitlines()
+        if line.startswith("| a |")
+    )
 
 
 def test_parents_in_folders_of_one_name_are_told_apart():
-    """Sources that are published under one name have, beside it, the names that the results call them by."""
+    """Sources that are published under one name have, beside it, the names that the results call
+    them by."""
     study = {**copy.deepcopy(STUDY), "names": {"source:0": "m/final", "source:1": "j/final"}}
     card = _card(_facts("ps", study=study, sources=[{"model": "final"}, {"model": "final"}])).text
     assert "| 0 | final (m/final) |" in card
     assert "| 1 | final (j/final) |" in card
-    assert "A merge of final (m/final) and final (j/final)." in card or "weights of final (m/final) and final (j/final)" in card
+    assert (
+        "A merge of final (m/final) and final (j/final)." in card
+        or "weights of final (m/final) and final (j/final)" in card
+    )
 
 
 def test_both_leads_and_cut_answers_of_retained_data_are_shown(study):

@@ -1,4 +1,5 @@
-"""The cards of the demo's models in ``model_cards/demo``: what the package would write today, and run as a program writes."""
+"""The cards of the demo's models in ``model_cards/demo``: what the package would write today, and
+run as a program writes."""
 
 from pathlib import Path
 
@@ -24,7 +25,11 @@ def test_the_card_is_up_to_date(space):
     text = (CARDS / space / "README.md").read_text(encoding="utf-8")
     assert text == _render(space), "python tests/hub/test_demo_cards.py writes it again"
     recipe = CardFacts.of_folder(CARDS / space).recipe
-    for image in ("fitness.png", *(["path.png"] if recipe.flow else []), *(["weights.png"] if recipe.merge else [])):
+    for image in (
+        "fitness.png",
+        *(["path.png"] if recipe.flow else []),
+        *(["weights.png"] if recipe.merge else []),
+    ):
         assert f"(images/{image})" in text
         assert (CARDS / space / "images" / image).is_file()
 

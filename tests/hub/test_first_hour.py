@@ -1,4 +1,5 @@
-"""The README's way from two models to a published merge, run as it stands there, against a hub on loopback."""
+"""The README's way from two models to a published merge, run as it stands there, against a hub on
+loopback."""
 
 import json
 import re
@@ -17,12 +18,19 @@ MODELS = {"japanese-model": "a", "maths-model": "b", "their-common-base": "base"
 
 
 def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
-    """The five commands of the README lead from models on a hub to a merge, its card and its Space on the hub."""
+    """The five commands of the README lead from models on a hub to a merge, its card and its Space
+    on the hub."""
     block = README.split("<!-- first hour: begin -->")[1].split("<!-- first hour: end -->")[0]
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^(hf-evomerge .*)$", block, re.MULTILINE)]
+    commands = [
+        shlex.split(line, comments=True)
+        for line in re.findall(r"^(hf-evomerge .*)$", block, re.MULTILINE)
+    ]
     assert [words[1] for words in commands] == ["init", "search", "search", "eval", "push"]
     monkeypatch.chdir(tmp_path)
-    problems = "".join((tiny / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("search", "validation", "test"))
+    problems = "".join(
+        (tiny / f"{split}.jsonl").read_text(encoding="utf-8")
+        for split in ("search", "validation", "test")
+    )
     (tmp_path / "problems.jsonl").write_text(problems, encoding="utf-8")
     with LocalHub(tmp_path / "hub", user="your-name") as hub:
         api = use_hub(monkeypatch, hub, tmp_path / "client")
@@ -36,7 +44,9 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
             if words[1] == "push":
                 done = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
                 assert 'push with --about "...one sentence"' in done.stdout
-                planned = re.search("^Space your-name/your-merge: ([0-9]+) files", done.stdout, re.MULTILINE)
+                planned = re.search(
+                    "^Space your-name/your-merge: ([0-9]+) files", done.stdout, re.MULTILINE
+                )
                 assert "app.py, drawing.py" in done.stdout
                 words = [*words, "--about", "Repeats what it reads."]
             done = CliRunner().invoke(cli.app, words[1:])
@@ -44,17 +54,25 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
             said.append(done.stdout)
         merge = "your-name/your-merge"
         steps = block.strip().removesuffix("```").split(" --data problems.jsonl\n")[1].lower()
-        assert said[0].lower().endswith(f"wrote search.yaml; read it, then:\n{steps}"), "as the README has them"
+        assert said[0].lower().endswith(f"wrote search.yaml; read it, then:\n{steps}"), (
+            "as the README has them"
+        )
         assert "gradient steps on 3 of 7 examples" in said[1]
         assert "evolved PS *" in said[2]
         assert said[3].count("answered:") == 3
         then = re.search(
-            "^next: +(hf-evomerge eval my-search --show 3)\n +(hf-evomerge push my-search .*)$", said[2], re.MULTILINE
+            "^next: +(hf-evomerge eval my-search --show 3)\n +(hf-evomerge push my-search .*)$",
+            said[2],
+            re.MULTILINE,
         )
-        assert [shlex.split(part)[:3] for part in then.groups()] == [words[:3] for words in commands[3:]]
+        assert [shlex.split(part)[:3] for part in then.groups()] == [
+            words[:3] for words in commands[3:]
+        ]
         assert f"{hub.endpoint}/{merge}" in said[4]
         assert "what the model is for" not in caplog.text + done.output
-        study = json.loads(Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8"))
+        study = json.loads(
+            Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8")
+        )
         assert study["examples"]
         assert study["settings"]["about"] == "Repeats what it reads."
         ids = AutoTokenizer.from_pretrained(merge)("w1 w2", return_tensors="pt").input_ids
@@ -64,4 +82,6 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
         assert f"huggingface.co/spaces/{merge}" in card
         assert "\nRepeats what it reads.\n" in card
         assert api.space_info(merge).sdk == "gradio"
-        assert int(planned[1]) == len({*api.list_repo_files(merge, repo_type="space")} - {".gitattributes"})
+        assert int(planned[1]) == len(
+            {*api.list_repo_files(merge, repo_type="space")} - {".gitattributes"}
+        )

@@ -1,4 +1,5 @@
-"""The example that runs a search as a job: cut off, begun again on an empty disk, and the same as one that never was."""
+"""The example that runs a search as a job: cut off, begun again on an empty disk, and the same as
+one that never was."""
 
 import json
 import shutil
@@ -14,8 +15,11 @@ from hf_evomerge.search.study.study import Study
 SCRIPT = Path(__file__).parents[2] / "examples" / "hf_job.py"
 
 
-def test_a_job_goes_on_after_its_time_limit(tiny, tmp_path, hub, lfs_api, search_config, search_settings, monkeypatch):
-    """What a job has kept in its repository goes on from another disk, to the same trials and a model."""
+def test_a_job_goes_on_after_its_time_limit(
+    tiny, tmp_path, hub, lfs_api, search_config, search_settings, monkeypatch
+):
+    """What a job has kept in its repository goes on from another disk, to the same trials and a
+    model."""
     spec = spec_from_file_location("hf_job", SCRIPT)
     job: Any = module_from_spec(spec)
     spec.loader.exec_module(job)  # type: ignore[union-attr]
@@ -25,10 +29,15 @@ def test_a_job_goes_on_after_its_time_limit(tiny, tmp_path, hub, lfs_api, search
     lfs_api.create_repo("local/study", repo_type="dataset")
     for split in settings["data"]:
         lfs_api.upload_file(
-            path_or_fileobj=tiny / f"{split}.jsonl", path_in_repo=f"{split}.jsonl", repo_id="local/study", repo_type="dataset"
+            path_or_fileobj=tiny / f"{split}.jsonl",
+            path_in_repo=f"{split}.jsonl",
+            repo_id="local/study",
+            repo_type="dataset",
         )
     text = json.dumps(settings).encode()
-    lfs_api.upload_file(path_or_fileobj=text, path_in_repo="search.yaml", repo_id="local/study", repo_type="dataset")
+    lfs_api.upload_file(
+        path_or_fileobj=text, path_in_repo="search.yaml", repo_id="local/study", repo_type="dataset"
+    )
 
     def run(disk: str, seconds: str) -> None:
         (tmp_path / disk).mkdir()
@@ -49,7 +58,11 @@ def test_a_job_goes_on_after_its_time_limit(tiny, tmp_path, hub, lfs_api, search
     shutil.rmtree(tmp_path / "first")
     assert lfs_api.file_exists("local/study", "search/study.db", repo_type="dataset")
     run("second", "600")
-    kept = Path(lfs_api.hf_hub_download("local/study", "search/study.db", repo_type="dataset", local_dir=tmp_path / "kept"))
+    kept = Path(
+        lfs_api.hf_hub_download(
+            "local/study", "search/study.db", repo_type="dataset", local_dir=tmp_path / "kept"
+        )
+    )
     run_search(search_config(), tmp_path / "whole", build=False)
     trials = [Study.open(folder).trials() for folder in (tmp_path / "whole", kept.parent)]
     assert [trial.scores for trial in trials[0]] == [trial.scores for trial in trials[1]]

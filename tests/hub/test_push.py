@@ -1,4 +1,5 @@
-"""Publishing: one commit that lands whole or not at all, loads everywhere, and can be pushed again after any failure."""
+"""Publishing: one commit that lands whole or not at all, loads everywhere, and can be pushed again
+after any failure."""
 
 import json
 from pathlib import Path
@@ -37,22 +38,41 @@ print(json.dumps([type(model).__name__, tokens.tolist(), round(logits.double().s
 def _expected(folder: Path) -> list[Any]:
     """What `LOAD` prints of a model that is loaded from a folder in this process."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    inputs = AutoTokenizer.from_pretrained(folder)("w1 w2 w3", return_tensors="pt", return_token_type_ids=False)
+    inputs = AutoTokenizer.from_pretrained(folder)(
+        "w1 w2 w3", return_tensors="pt", return_token_type_ids=False
+    )
     with torch.inference_mode():
         tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-        return [type(model).__name__, tokens.tolist(), round(model(**inputs).logits.double().sum().item(), 4)]
+        return [
+            type(model).__name__,
+            tokens.tolist(),
+            round(model(**inputs).logits.double().sum().item(), 4),
+        ]
 
 
-def test_a_path_is_published_in_one_commit_and_loads_without_the_package(hybrid_search, lfs_api, program):
-    """Weights, code, tokenizer, recipe, record, pictures and card go up at once, and run where this package is not."""
+def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
+    hybrid_search, lfs_api, program
+):
+    """Weights, code, tokenizer, recipe, record, pictures and card go up at once, and run where this
+    package is not."""
     pushed = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=lfs_api)
     assert pushed.model.changed
     assert len(commit_titles(lfs_api)) == 2  # the Hub's own first one, and ours
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= {
-        *(f"{part}_evo_merged.py" for part in ("blocks", "configuration", "layers", "modeling", "sources")),
+        *(
+            f"{part}_evo_merged.py"
+            for part in ("blocks", "configuration", "layers", "modeling", "sources")
+        ),
         *("model.safetensors", "config.json", "tokenizer.json"),
-        *("recipe.yaml", "study.json", "trials.parquet", "README.md", "images/fitness.png", "images/path.png"),
+        *(
+            "recipe.yaml",
+            "study.json",
+            "trials.parquet",
+            "README.md",
+            "images/fitness.png",
+            "images/path.png",
+        ),
     }
     stored = Path(hf_hub_download("local/merge", "model.safetensors")).read_bytes()
     assert stored == (hybrid_search / "model" / "model.safetensors").read_bytes()
@@ -65,7 +85,8 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(hybrid_
 
 
 def test_push_to_hub_takes_the_code_along(hybrid_search, lfs_api, program):
-    """transformers' own `push_to_hub` uploads the class's files, and a card with its tags; it loads without this package."""
+    """transformers' own `push_to_hub` uploads the class's files, and a card with its tags; it loads
+    without this package."""
     for kind in (AutoModelForCausalLM, AutoTokenizer):
         kind.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
     loaded = json.loads(program(LOAD, "local/direct", "trust").splitlines()[-1])
@@ -74,23 +95,32 @@ def test_push_to_hub_takes_the_code_along(hybrid_search, lfs_api, program):
 
 
 def test_a_parameter_space_merge_is_a_plain_model(plain, lfs_api, program):
-    """A PS merge goes up without any code, and loads without trust in any; its card has no search and claims nothing."""
+    """A PS merge goes up without any code, and loads without trust in any; its card has no search
+    and claims nothing."""
     push_model(plain, "local/merge", api=lfs_api)
     assert not any(name.endswith(".py") for name in lfs_api.list_repo_files("local/merge"))
     loaded = json.loads(program(LOAD, "local/merge", "no").splitlines()[-1])
     assert loaded == _expected(plain)
-    assert "nothing is claimed about its quality" in Path(hf_hub_download("local/merge", "README.md")).read_text()
+    assert (
+        "nothing is claimed about its quality"
+        in Path(hf_hub_download("local/merge", "README.md")).read_text()
+    )
 
 
 def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search, tiny, lfs_api, tmp_path):
-    """Sources that were published are pinned to commits everywhere, with their licenses; no folder of this machine is named."""
-    published = upload_models(lfs_api, *(tiny / name for name in ("b", "a", "base")), licenses=["mit"])
+    """Sources that were published are pinned to commits everywhere, with their licenses; no folder
+    of this machine is named."""
+    published = upload_models(
+        lfs_api, *(tiny / name for name in ("b", "a", "base")), licenses=["mit"]
+    )
     push_model(hybrid_search, "local/merge", PushOptions(published=published), api=lfs_api)
     folder = Path(lfs_api.snapshot_download("local/merge", local_dir=tmp_path / "got"))
     assert Record.load(folder / "study.json").licenses == {"local/b": "mit"}
     recipe = Recipe.load(folder / "recipe.yaml")
     heads = {name: lfs_api.model_info(f"local/{name}").sha for name in ("a", "b", "base")}
-    assert [(ref.model, ref.revision) for ref in recipe.sources] == [(f"local/{name}", heads[name]) for name in ("a", "b")]
+    assert [(ref.model, ref.revision) for ref in recipe.sources] == [
+        (f"local/{name}", heads[name]) for name in ("a", "b")
+    ]
     assert recipe.base.revision == heads["base"]
     info = lfs_api.model_info("local/merge", files_metadata=True)
     shas = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
@@ -106,9 +136,13 @@ def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search, tiny, lfs_api
 
 
 def test_folders_that_are_gone_are_still_not_named(plain, tiny, lfs_api, tmp_path):
-    """A merge goes out after its sources were removed, without a word of where they were; nor does a tokenizer's note."""
+    """A merge goes out after its sources were removed, without a word of where they were; nor does
+    a tokenizer's note."""
     recipe = Recipe.load(plain / "recipe.yaml")
-    gone = [ref.model_copy(update={"model": f"{tmp_path}/gone/{name}"}) for name, ref in zip("ab", recipe.sources, strict=True)]
+    gone = [
+        ref.model_copy(update={"model": f"{tmp_path}/gone/{name}"})
+        for name, ref in zip("ab", recipe.sources, strict=True)
+    ]
     recipe.model_copy(update={"sources": gone}).save(plain / "recipe.yaml")
     write_build_record(plain)
     edit_json(plain / "tokenizer_config.json", name_or_path=f"{tmp_path}/x", model_max_length=48)
@@ -118,17 +152,22 @@ def test_folders_that_are_gone_are_still_not_named(plain, tiny, lfs_api, tmp_pat
     for file in folder.rglob("*"):
         if file.is_file() and ".cache" not in file.parts:
             assert str(tmp_path).encode() not in file.read_bytes(), file.name
-    assert "| a | unknown | the folder is not there any more |" in (folder / "README.md").read_text()
+    assert (
+        "| a | unknown | the folder is not there any more |" in (folder / "README.md").read_text()
+    )
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 48
 
 
 def test_private_branches_and_pull_requests(plain, hub, lfs_api):
-    """A new repository is private where asked; a branch is made; a pull request leaves the branch as it is."""
+    """A new repository is private where asked; a branch is made; a pull request leaves the branch
+    as it is."""
     push_model(plain, "local/merge", PushOptions(private=True, revision="try"), api=lfs_api)
     assert lfs_api.model_info("local/merge").private
     assert "model.safetensors" in lfs_api.list_repo_files("local/merge", revision="try")
     assert "model.safetensors" not in lfs_api.list_repo_files("local/merge")
-    again = push_model(plain, "local/merge", PushOptions(private=True, revision="try", space=True), api=lfs_api)
+    again = push_model(
+        plain, "local/merge", PushOptions(private=True, revision="try", space=True), api=lfs_api
+    )
     assert any("a secret HF_TOKEN" in warning for warning in again.warnings)
     settings = lfs_api.hf_hub_download("local/merge", "space.json", repo_type="space")
     assert json.loads(Path(settings).read_text())["revision"] == "try"
@@ -141,13 +180,26 @@ def test_private_branches_and_pull_requests(plain, hub, lfs_api):
 
 
 def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api, caplog):
-    """Code, record, pictures and tokenizer of an earlier winner go; what no push made stays, and a card.
+    """Code, record, pictures and tokenizer of an earlier winner go; what no push made stays, and a
+    card.
 
     Weights that are pickles go too. A dry run says so, and so does the push.
     """
     push_model(hybrid_search, "local/merge", api=lfs_api)
-    ours = ("chat_template.jinja", "tokenizer.model", "model-00001-of-00002.safetensors", "pytorch_model.bin")
-    theirs = ("notes.md", "notes.py", "steps/1/model.safetensors", "onnx/x.safetensors", "images/logo.png", "images/a/path.png")
+    ours = (
+        "chat_template.jinja",
+        "tokenizer.model",
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+    )
+    theirs = (
+        "notes.md",
+        "notes.py",
+        "steps/1/model.safetensors",
+        "onnx/x.safetensors",
+        "images/logo.png",
+        "images/a/path.png",
+    )
     files = [CommitOperationAdd(name, b"x") for name in (*ours, *theirs)]
     lfs_api.create_commit("local/merge", files, commit_message="before")
     card = Path(hf_hub_download("local/merge", "README.md")).read_text()
@@ -157,7 +209,11 @@ def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api, 
     said = [line.removeprefix("local/merge: ") for line in caplog.messages]
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= set(theirs)
-    left = [name for name in there - set(theirs) if name.endswith((".safetensors", ".py", ".png", ".parquet"))]
+    left = [
+        name
+        for name in there - set(theirs)
+        if name.endswith((".safetensors", ".py", ".png", ".parquet"))
+    ]
     assert left == ["model.safetensors"]
     assert not there & {*ours, "study.json"}
     lines = dict(line.strip().split(": ", 1) for line in planned.splitlines()[1:] if ": " in line)
@@ -186,13 +242,19 @@ def _flip_a_bit(file: Path) -> None:
 
 
 def test_without_a_record_of_the_build_nothing_is_claimed(plain, lfs_api):
-    """A model whose build left no record goes up with a warning; recipe and card do not say that it gives these weights."""
+    """A model whose build left no record goes up with a warning; recipe and card do not say that it
+    gives these weights."""
     (plain / "build.json").unlink()
     pushed = push_model(plain, "local/merge", api=lfs_api)
-    assert any("it is not known whether the weights are those that the recipe gives" in warning for warning in pushed.warnings)
+    assert any(
+        "it is not known whether the weights are those that the recipe gives" in warning
+        for warning in pushed.warnings
+    )
     assert Recipe.load(hf_hub_download("local/merge", "recipe.yaml")).built is None
     assert "build.json" not in lfs_api.list_repo_files("local/merge")
-    assert "hf-evomerge reproduce" not in Path(hf_hub_download("local/merge", "README.md")).read_text()
+    assert (
+        "hf-evomerge reproduce" not in Path(hf_hub_download("local/merge", "README.md")).read_text()
+    )
 
 
 def test_a_model_is_built_again_before_it_is_published(plain, lfs_api):
@@ -203,23 +265,32 @@ def test_a_model_is_built_again_before_it_is_published(plain, lfs_api):
     assert list(recipe.built.sha256) == ["model.safetensors"]
     _flip_a_bit(plain / "model.safetensors")
     write_build_record(plain)
-    with pytest.raises(HubError, match=r"is not what its recipe gives \(1 differences; .*: 1 of \d+ numbers differ\)"):
+    with pytest.raises(
+        HubError,
+        match=r"is not what its recipe gives \(1 differences; .*: 1 of \d+ numbers differ\)",
+    ):
         push_model(plain, "local/other", PushOptions(verify=True), api=lfs_api)
     assert not lfs_api.repo_exists("local/other")
 
 
 def test_a_dry_run_needs_no_login(plain, hub, lfs_api):
-    """Without a token the plan is the same, and says what was not checked; pushing still asks to log in."""
+    """Without a token the plan is the same, and says what was not checked; pushing still asks to
+    log in."""
     nobody = HfApi(endpoint=hub.endpoint, token=False)
-    text, known = str(preview_push(plain, "local/merge", api=nobody)), str(preview_push(plain, "local/merge", api=lfs_api))
-    note = "warning: nobody is logged in, so it was not checked whether you may push to local/merge, or what of it is private"
+    text = str(preview_push(plain, "local/merge", api=nobody))
+    known = str(preview_push(plain, "local/merge", api=lfs_api))
+    note = (
+        "warning: nobody is logged in, so it was not checked whether you may push to "
+        "local/merge, or what of it is private"
+    )
     assert text == f"{known}\n{note}"
     with pytest.raises(HubError, match="hf auth login"):
         push_model(plain, "local/merge", api=nobody)
 
 
 def test_push_from_a_study_and_from_the_command_line(hybrid_search, lfs_api, command):
-    """`push_model` of a study and `hf-evomerge push` publish the same; the command prints the address and never the token."""
+    """`push_model` of a study and `hf-evomerge push` publish the same; the command prints the
+    address and never the token."""
     pushed = push_model(Study.open(hybrid_search), "local/one", PushOptions(private=True))
     assert pushed.model.url.endswith("/local/one")
     assert commit_titles(lfs_api, "local/one")[0].startswith("Evolved merge by hf_evomerge ")

@@ -22,9 +22,13 @@ PUSH = "from hf_evomerge.cli import app; app()"
 
 
 def test_a_space_that_fails_says_that_the_model_is_there(plain, hub, lfs_api):
-    """Where only the Space cannot be made, the error says that the model is published, and pushing again makes the Space."""
+    """Where only the Space cannot be made, the error says that the model is published, and pushing
+    again makes the Space."""
     hub.faults.add(Fault(r"POST /api/spaces/local/merge/commit/", "status", status=403))
-    with pytest.raises(HubError, match=r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: "):
+    with pytest.raises(
+        HubError,
+        match=r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: ",
+    ):
         push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
     again = push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
     assert not again.model.changed
@@ -32,9 +36,13 @@ def test_a_space_that_fails_says_that_the_model_is_there(plain, hub, lfs_api):
 
 
 def test_a_pull_request_is_opened_once(plain, hub, lfs_api, waits):
-    """Where it is not known whether a pull request was opened, none is tried again; none is opened for nothing."""
+    """Where it is not known whether a pull request was opened, none is tried again; none is opened
+    for nothing."""
     hub.faults.add(Fault(COMMIT, "status", status=504, carried_out=True))
-    with pytest.raises(HubError, match=r"not known whether the pull request was opened: see http.*/local/merge/discussions"):
+    with pytest.raises(
+        HubError,
+        match=r"not known whether the pull request was opened: see http.*/local/merge/discussions",
+    ):
         push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
     assert [one.num for one in lfs_api.get_repo_discussions("local/merge")] == [1]
     push_model(plain, "local/merge", api=lfs_api)
@@ -46,18 +54,26 @@ def test_a_pull_request_is_opened_once(plain, hub, lfs_api, waits):
 
 
 def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(plain, hub, lfs_api, waits):
-    """Where the commit's answer is lost and the repository cannot be read any more, that is said."""
+    """Where the commit's answer is lost and the repository cannot be read any more, that is
+    said."""
     hub.faults.add(Fault(COMMIT, "status", status=504, carried_out=True))
     lfs_api.create_repo("local/merge")
-    hub.faults.add(Fault(r"GET /api/models/local/merge/revision/main", "status", status=403, skip=1, times=None))
+    hub.faults.add(
+        Fault(
+            r"GET /api/models/local/merge/revision/main", "status", status=403, skip=1, times=None
+        )
+    )
     with pytest.raises(HubError, match=r"not known whether the commit was taken"):
         push_model(plain, "local/merge", api=lfs_api)
 
 
 def test_a_repository_whose_creation_was_not_answered_may_be_there(plain, hub, lfs_api, waits):
-    """Where every answer is cut off the line says no more than that, and pushing again finds the repository."""
+    """Where every answer is cut off the line says no more than that, and pushing again finds the
+    repository."""
     hub.faults.add(Fault("POST /api/repos/create", "hang_up", times=None, carried_out=True))
-    with pytest.raises(HubError, match=r"local/merge: no answer says that it was created: .*attempts"):
+    with pytest.raises(
+        HubError, match=r"local/merge: no answer says that it was created: .*attempts"
+    ):
         push_model(plain, "local/merge", api=lfs_api)
     hub.faults.clear()
     assert lfs_api.repo_exists("local/merge")
@@ -65,10 +81,12 @@ def test_a_repository_whose_creation_was_not_answered_may_be_there(plain, hub, l
 
 
 def test_a_push_that_fails_says_what_is_there_and_can_be_finished(plain, hub, lfs_api, waits):
-    """After the last attempt one line says that nothing is committed; pushing again uploads nothing twice and finishes."""
+    """After the last attempt one line says that nothing is committed; pushing again uploads nothing
+    twice and finishes."""
     hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
     with pytest.raises(
-        HubError, match=r"all files are uploaded, but nothing is committed and the branch is still at"
+        HubError,
+        match=r"all files are uploaded, but nothing is committed and the branch is still at",
     ) as caught:
         push_model(plain, "local/merge", api=lfs_api)
     assert "\n" not in str(caught.value)
@@ -83,10 +101,12 @@ def test_a_push_that_fails_says_what_is_there_and_can_be_finished(plain, hub, lf
 
 
 def test_an_upload_that_is_refused_says_what_is_missing(plain, hub, lfs_api):
-    """Where the Hub takes no large file, the error names the file, and says that nothing is committed."""
+    """Where the Hub takes no large file, the error names the file, and says that nothing is
+    committed."""
     hub.faults.add(Fault(LFS_PUT, "status", status=403, times=None))
     with pytest.raises(
-        HubError, match=r"model.safetensors cannot be uploaded \(nothing is committed, .* of \d+ files"
+        HubError,
+        match=r"model.safetensors cannot be uploaded \(nothing is committed, .* of \d+ files",
     ) as caught:
         push_model(plain, "local/merge", api=lfs_api)
     assert "push again to go on" in str(caught.value)
@@ -94,8 +114,10 @@ def test_an_upload_that_is_refused_says_what_is_missing(plain, hub, lfs_api):
 
 
 def test_somebody_elses_commit_is_not_overwritten(plain, lfs_api, monkeypatch, waits):
-    """A commit by somebody else between the check and ours stops the push; pushing again goes on top of it."""
-    usual, calls = lfs_api.create_commit, []
+    """A commit by somebody else between the check and ours stops the push; pushing again goes on
+    top of it."""
+    usual = lfs_api.create_commit
+    calls = []
 
     def interrupted(*arguments: Any, **keywords: Any) -> Any:
         if not calls:
@@ -111,10 +133,13 @@ def test_somebody_elses_commit_is_not_overwritten(plain, lfs_api, monkeypatch, w
 
 
 def test_a_push_survives_kill_9(plain, hub, lfs_api, tmp_path):
-    """Killed between its uploads and its commit, a push has published nothing; run again, it finishes."""
+    """Killed between its uploads and its commit, a push has published nothing; run again, it
+    finishes."""
     fault = hub.faults.add(Fault(COMMIT, "delay", seconds=20))
     environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
-    process = subprocess.Popen([sys.executable, "-c", PUSH, "push", str(plain), "local/merge"], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUSH, "push", str(plain), "local/merge"], env=environment
+    )
     deadline = time.monotonic() + 60
     while fault.hits == 0 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

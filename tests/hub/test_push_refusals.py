@@ -21,23 +21,34 @@ def test_a_published_source_must_be_the_one_that_was_merged(plain, tiny, lfs_api
     lfs_api.create_repo("local/other")
     lfs_api.upload_folder(repo_id="local/other", folder_path=tiny / "b")
     with pytest.raises(HubError, match=r"local/other: model.safetensors there is not the one in"):
-        push_model(plain, "local/merge", PushOptions(published={str(tiny / "a"): "local/other"}), api=lfs_api)
+        push_model(
+            plain,
+            "local/merge",
+            PushOptions(published={str(tiny / "a"): "local/other"}),
+            api=lfs_api,
+        )
     assert not lfs_api.repo_exists("local/merge")
 
 
 def test_a_repository_of_something_else_is_refused(plain, hub, lfs_api):
-    """Beside an adapter's config, transformers would load another model than the one that is pushed."""
+    """Beside an adapter's config, transformers would load another model than the one that is
+    pushed."""
     lfs_api.create_repo("local/merge")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="adapter_config.json", path_or_fileobj=b"{}")
+    lfs_api.upload_file(
+        repo_id="local/merge", path_in_repo="adapter_config.json", path_or_fileobj=b"{}"
+    )
     for refused in (push_model, preview_push):
-        with pytest.raises(HubError, match=r"local/merge: holds an adapter \(adapter_config.json\), not a model"):
+        with pytest.raises(
+            HubError, match=r"local/merge: holds an adapter \(adapter_config.json\), not a model"
+        ):
             refused(plain, "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"holds an adapter"):
         check_push("local/merge", [], PushOptions(), api=lfs_api)
 
 
 def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
-    """A repository whose files no push has put there is refused, by a dry run and before a search too.
+    """A repository whose files no push has put there is refused, by a dry run and before a search
+    too.
 
     A recipe.yaml of another program makes it none of ours. With `replace`, once a push has been
     there, and in a pull request it is not.
@@ -48,7 +59,11 @@ def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
     lfs_api.create_commit("local/merge", files, commit_message="theirs")
     for refused in (push_model, preview_push):
         with pytest.raises(
-            HubError, match=r"local/merge: holds files that hf-evomerge has not pushed \(README.md, .*--replace"
+            HubError,
+            match=(
+                r"local/merge: holds files that hf-evomerge has not pushed \(README.md, "
+                r".*--replace"
+            ),
         ):
             refused(plain, "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"has not pushed"):
@@ -56,13 +71,16 @@ def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
     assert set(lfs_api.list_repo_files("local/merge")) == {".gitattributes", *names}
     push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
     push_model(plain, "local/merge", PushOptions(replace=True), api=lfs_api)
-    assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin"} & set(lfs_api.list_repo_files("local/merge"))
+    assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin"} & set(
+        lfs_api.list_repo_files("local/merge")
+    )
     assert not push_model(plain, "local/merge", api=lfs_api).model.changed
     push_model(plain, "local/merge", PushOptions(revision="next"), api=lfs_api)
 
 
 def test_private_is_not_ignored(plain, hub, lfs_api):
-    """Asked for a private repository, nothing is pushed to a public one that is there, nor to a public Space."""
+    """Asked for a private repository, nothing is pushed to a public one that is there, nor to a
+    public Space."""
     lfs_api.create_repo("local/merge")
     with pytest.raises(HubError, match=r"local/merge: exists and is public"):
         push_model(plain, "local/merge", PushOptions(private=True), api=lfs_api)
@@ -74,10 +92,18 @@ def test_private_is_not_ignored(plain, hub, lfs_api):
 
 
 def test_a_space_with_an_app_of_its_own_is_not_replaced(plain, lfs_api):
-    """A Space under the model's name that shows something else is refused before anything is pushed."""
+    """A Space under the model's name that shows something else is refused before anything is
+    pushed."""
     lfs_api.create_repo("local/merge", repo_type="space", space_sdk="gradio")
-    lfs_api.upload_file(repo_id="local/merge", repo_type="space", path_in_repo="app.py", path_or_fileobj=b"print('mine')")
-    with pytest.raises(HubError, match=r"local/merge: is a Space with an app of its own \(app.py\)"):
+    lfs_api.upload_file(
+        repo_id="local/merge",
+        repo_type="space",
+        path_in_repo="app.py",
+        path_or_fileobj=b"print('mine')",
+    )
+    with pytest.raises(
+        HubError, match=r"local/merge: is a Space with an app of its own \(app.py\)"
+    ):
         push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
 
@@ -89,8 +115,11 @@ def test_a_space_with_an_app_of_its_own_is_not_replaced(plain, lfs_api):
         (PushOptions(languages=["japanese"]), '"japanese" is not valid'),
     ],
 )
-def test_metadata_that_the_hub_does_not_take_are_refused_first(plain, hub, lfs_api, options, complaint):
-    """A license or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
+def test_metadata_that_the_hub_does_not_take_are_refused_first(
+    plain, hub, lfs_api, options, complaint
+):
+    """A license or language that is none is refused by a dry run, before a search, and before
+    anything is uploaded."""
     for refused in (push_model, preview_push):
         with pytest.raises(HubError, match=complaint):
             refused(plain, "local/merge", options, api=lfs_api)
@@ -130,7 +159,9 @@ def test_folders_that_hold_no_merge_are_refused(tiny, lfs_api, tmp_path, monkeyp
     Study.create(tmp_path / "study", {}).close()
     with pytest.raises(HubError, match=r"has not built its winner yet"):
         push_model(tmp_path / "study", "local/merge", api=lfs_api)
-    with pytest.raises(HubError, match="you are logged in as local, who cannot write there; push to local/merge"):
+    with pytest.raises(
+        HubError, match="you are logged in as local, who cannot write there; push to local/merge"
+    ):
         push_model(_copy_with_recipe(tiny, tmp_path), "nobody/merge", api=lfs_api)
 
 
@@ -141,28 +172,42 @@ def _copy_with_recipe(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_a_license_conflict_publishes_nothing(plain, tiny, lfs_api, tmp_path):
-    """Parents whose licenses contradict each other are refused before the repository is made, unless the user chooses."""
-    published = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "cc-by-nc-4.0"])
-    with pytest.raises(HubError, match=r"local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"):
+    """Parents whose licenses contradict each other are refused before the repository is made,
+    unless the user chooses."""
+    published = upload_models(
+        lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "cc-by-nc-4.0"]
+    )
+    with pytest.raises(
+        HubError, match=r"local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"
+    ):
         push_model(plain, "local/merge", PushOptions(published=published), api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
-    chosen = push_model(plain, "local/merge", PushOptions(published=published, license="other"), api=lfs_api)
+    chosen = push_model(
+        plain, "local/merge", PushOptions(published=published, license="other"), api=lfs_api
+    )
     assert any("is your choice; the parents' are" in warning for warning in chosen.warnings)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "recipe.yaml"])
 def test_what_was_changed_after_the_build_is_not_published(plain, lfs_api, name):
-    """One changed byte in weights, config or recipe is refused, by a dry run too, as the card would not be true."""
+    """One changed byte in weights, config or recipe is refused, by a dry run too, as the card would
+    not be true."""
     content = (plain / name).read_bytes()
-    (plain / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name == "model.safetensors" else content + b"\n")
+    (plain / name).write_bytes(
+        content[:-1] + bytes([content[-1] ^ 1]) if name == "model.safetensors" else content + b"\n"
+    )
     for refused in (push_model, preview_push):
-        with pytest.raises(HubError, match=rf"{name} is not what was built from its recipe; build it again, or remove"):
+        with pytest.raises(
+            HubError,
+            match=rf"{name} is not what was built from its recipe; build it again, or remove",
+        ):
             refused(plain, "local/merge", api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
 
 
 def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, monkeypatch):
-    """A file that becomes a link out of the folder after the weights were read is refused, and nothing is published."""
+    """A file that becomes a link out of the folder after the weights were read is refused, and
+    nothing is published."""
     from hf_evomerge.hub import push_plan
 
     (tmp_path / "secret").write_text("{}")
@@ -176,13 +221,16 @@ def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, mon
 
     (plain / "build.json").unlink(missing_ok=True)
     monkeypatch.setattr(push_plan, "weight_files", linked)
-    with pytest.raises(EvoMergeError, match=r"tokenizer_config\.json: a link to .*secret, which is not in"):
+    with pytest.raises(
+        EvoMergeError, match=r"tokenizer_config\.json: a link to .*secret, which is not in"
+    ):
         push_model(plain, "local/linked", api=lfs_api)
     assert not lfs_api.repo_exists("local/linked")
 
 
 def test_who_may_write_where(lfs_api, monkeypatch):
-    """Names are of any case, and a token of few rights, which may not see its organisations, is left to the Hub to refuse."""
+    """Names are of any case, and a token of few rights, which may not see its organisations, is
+    left to the Hub to refuse."""
     with pytest.raises(HubError, match="who cannot write there"):
         check_login(lfs_api, "lab/merge")
     check_login(lfs_api, "LOCAL/merge")

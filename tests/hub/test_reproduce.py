@@ -1,4 +1,5 @@
-"""Rebuilding what was published: the same bits, or a report of what differs; and no faith in what was downloaded."""
+"""Rebuilding what was published: the same bits, or a report of what differs; and no faith in what
+was downloaded."""
 
 import json
 import shutil
@@ -35,7 +36,8 @@ def published(tiny: Path, lfs_api: HfApi) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DARE merge with a path through it, everything that could come out otherwise; and what a hub keeps that has it."""
+    """A DARE merge with a path through it, everything that could come out otherwise; and what a hub
+    keeps that has it."""
     merge = {"parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.5}]}
     flow = {"path": ["2:0", "1:1", "2:1"], "scales": [1, 0.5, 1.5]}
     fields = {"method": "dare_ties", "base": tiny / "base", "merge": merge, "flow": flow, "seed": 3}
@@ -43,7 +45,9 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_model(merge_of(tiny / "a", tiny / "b", **fields), folder / "merged", progress=False)
     with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
         api = use_hub(patch, hub, folder / "client")
-        options = PushOptions(published=upload_models(api, *(tiny / name for name in ("a", "b", "base"))))
+        options = PushOptions(
+            published=upload_models(api, *(tiny / name for name in ("a", "b", "base")))
+        )
         push_model(folder / "merged", "local/merge", options, api=api)
     return folder
 
@@ -74,16 +78,20 @@ def _cached(name: str, home: Path) -> Path:
 
 
 def test_a_published_merge_is_rebuilt_bit_for_bit(pushed, lfs_api, tmp_path, command):
-    """From the recipe and the sources on the Hub alone, every file comes out the same, also by the command line."""
+    """From the recipe and the sources on the Hub alone, every file comes out the same, also by the
+    command line."""
     result = reproduce("local/merge", out=tmp_path / "again", api=lfs_api)
     assert result.same
     assert str(result).splitlines()[0].endswith("the same bits, every weights file")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pushed / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        pushed / "model.safetensors"
+    ).read_bytes()
     assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
 
 
 def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
-    """A Dense layer in a folder of its own is published, and comes out the same; another one is told."""
+    """A Dense layer in a folder of its own is published, and comes out the same; another one is
+    told."""
     tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one"])
     for seed, name in enumerate(("german", "spanish")):
         sentence_folder(tmp_path / name, tokenizer, seed)
@@ -96,35 +104,46 @@ def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
     assert (tmp_path / "again" / dense).read_bytes() == (tmp_path / "merged" / dense).read_bytes()
     assert (tmp_path / "again" / dense).read_bytes() != (tmp_path / "german" / dense).read_bytes()
     _put(lfs_api, dense, (tmp_path / "german" / dense).read_bytes())
-    with pytest.raises(HubError, match=r"2_Dense/model\.safetensors is not the file that its recipe\.yaml tells of"):
+    with pytest.raises(
+        HubError, match=r"2_Dense/model\.safetensors is not the file that its recipe\.yaml tells of"
+    ):
         reproduce("local/merge", api=lfs_api)
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1"])
 def test_what_was_merged_is_what_is_published(revision, published, lfs_api, tmp_path, command):
-    """A source that moves between the merge and the push, also in the cache, is published by the commit that was merged."""
+    """A source that moves between the merge and the push, also in the cache, is published by the
+    commit that was merged."""
     lfs_api.create_tag("local/a", tag="v1")
     commit = lfs_api.model_info("local/a").sha
     merge_of({"model": "local/a", "revision": revision}, "local/b").save(tmp_path / "recipe.yaml")
     assert command("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "merged").returncode == 0
     head = lfs_api.upload_file(
-        repo_id="local/a", path_or_fileobj=_cached("b", tmp_path / "client"), path_in_repo="model.safetensors"
+        repo_id="local/a",
+        path_or_fileobj=_cached("b", tmp_path / "client"),
+        path_in_repo="model.safetensors",
     ).oid
     if revision == "v1":
         lfs_api.delete_tag("local/a", tag="v1")
         lfs_api.create_tag("local/a", tag="v1", revision=head)
     lfs_api.snapshot_download("local/a", revision=revision)
     push_model(tmp_path / "merged", "local/merge", api=lfs_api)
-    assert Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml")).sources[0].revision == commit != head
+    assert (
+        Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml")).sources[0].revision
+        == commit
+        != head
+    )
     assert reproduce("local/merge", api=lfs_api).same
 
 
 def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
-    """Code that comes with the sources is not run to rebuild a model, unless the caller says so; a push as such needs none."""
+    """Code that comes with the sources is not run to rebuild a model, unless the caller says so; a
+    push as such needs none."""
     for name in ("a", "b"):
         folder = shutil.copytree(tiny / name, tmp_path / name)
         (folder / "own.py").write_text(
-            "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
+            "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = "
+            "'own'\n"
         )
         edit_json(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Own"})
         upload_models(lfs_api, folder)
@@ -143,7 +162,8 @@ def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
 
 @pytest.mark.usefixtures("pushed")
 def test_one_changed_byte_in_a_source_is_refused(lfs_api, tmp_path):
-    """A downloaded source whose content is not what the Hub says, though its size is, is not built from."""
+    """A downloaded source whose content is not what the Hub says, though its size is, is not built
+    from."""
     assert reproduce("local/merge", api=lfs_api).same
     file = _cached("b", tmp_path / "client")
     content = bytearray(file.read_bytes())
@@ -159,13 +179,16 @@ def test_one_changed_byte_in_a_source_is_refused(lfs_api, tmp_path):
 def test_a_source_that_comes_in_part_is_not_built_from(hub, lfs_api, reset):
     """A download that is cut short or cut off is made whole."""
     # the first request reads the header, the second fetches the file
-    ordered = hub.faults.add(Fault(r"GET /content/", "truncate", skip=1, after_bytes=3000, rst=reset))
+    ordered = hub.faults.add(
+        Fault(r"GET /content/", "truncate", skip=1, after_bytes=3000, rst=reset)
+    )
     assert reproduce("local/merge", api=lfs_api).same
     assert ordered.hits == 1
 
 
 def test_a_model_that_is_not_what_its_recipe_gives_is_reported(merged, published, lfs_api, command):
-    """The tensors that differ are named, with how many numbers and by how much; the command ends with an error."""
+    """The tensors that differ are named, with how many numbers and by how much; the command ends
+    with an error."""
     tensors = load_file(merged / "model.safetensors")
     name = next(name for name in tensors if name.endswith("q_proj.weight"))
     tensors[name][0, 0] += 0.25
@@ -175,16 +198,27 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(merged, published
     result = reproduce("local/merge", api=lfs_api)
     assert not result.same
     (difference,) = result.differences
-    assert (difference.name, difference.what) == (name, f"1 of {tensors[name].numel()} numbers differ")
+    assert (difference.name, difference.what) == (
+        name,
+        f"1 of {tensors[name].numel()} numbers differ",
+    )
     assert difference.largest == pytest.approx(0.25, abs=1e-6)
     said = command("reproduce", "local/merge")
     assert (said.returncode, f"1 of {result.tensors} tensors differ" in said.stdout) == (1, True)
 
 
 @pytest.mark.parametrize("where", ["model.safetensors", "other/x.safetensors"])
-def test_weights_that_were_added_after_the_push_are_refused(merged, published, lfs_api, tmp_path, where):
-    """A file that transformers would load in place of the recipe's own does not go unnoticed, at the top or by the index."""
-    parts = build_model(Recipe.load(merged / "recipe.yaml"), tmp_path / "parts", max_shard_size="20KB", progress=False)
+def test_weights_that_were_added_after_the_push_are_refused(
+    merged, published, lfs_api, tmp_path, where
+):
+    """A file that transformers would load in place of the recipe's own does not go unnoticed, at
+    the top or by the index."""
+    parts = build_model(
+        Recipe.load(merged / "recipe.yaml"),
+        tmp_path / "parts",
+        max_shard_size="20KB",
+        progress=False,
+    )
     push_model(parts, "local/merge", PushOptions(published=published), api=lfs_api)
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     _put(lfs_api, where, tmp_path / "x.safetensors")
@@ -193,13 +227,16 @@ def test_weights_that_were_added_after_the_push_are_refused(merged, published, l
         index["weight_map"]["lm_head.weight"] = where
         name = "model.safetensors.index.json"
         _put(lfs_api, name, json.dumps(index).encode())
-    with pytest.raises(HubError, match=rf"{where} is not in its recipe.yaml, and may be loaded in place"):
+    with pytest.raises(
+        HubError, match=rf"{where} is not in its recipe.yaml, and may be loaded in place"
+    ):
         reproduce("local/merge", api=lfs_api)
 
 
 @pytest.mark.usefixtures("pushed")
 def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api):
-    """The path, its scales and everything else that config.json decides are compared as the weights are."""
+    """The path, its scales and everything else that config.json decides are compared as the weights
+    are."""
     config = json.loads(Path(lfs_api.hf_hub_download("local/merge", "config.json")).read_text())
     config["scales"][1] = 0.75
     config["text_config"]["rms_norm_eps"] = 0.5
@@ -215,7 +252,8 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api):
 
 
 def test_code_that_was_changed_is_not_called_the_same(pushed, lfs_api, command):
-    """A changed file of the class is reported in capitals, and ends the command with an error; other code is named."""
+    """A changed file of the class is reported in capitals, and ends the command with an error;
+    other code is named."""
     code = (pushed / "modeling_evo_merged.py").read_bytes() + b"\nimport os\n"
     _put(lfs_api, "modeling_evo_merged.py", code)
     result = reproduce("local/merge", api=lfs_api)
@@ -225,7 +263,9 @@ def test_code_that_was_changed_is_not_called_the_same(pushed, lfs_api, command):
     assert (said.returncode, "CODE DIFFERS" in said.stdout) == (1, True)
     _put(lfs_api, "modeling_evo_merged.py", pushed / "modeling_evo_merged.py")
     _put(lfs_api, "extra.py", b"x = 1\n")
-    settings = json.loads((pushed / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["extra.X", None]}}
+    settings = json.loads((pushed / "tokenizer_config.json").read_text()) | {
+        "auto_map": {"AutoTokenizer": ["extra.X", None]}
+    }
     _put(lfs_api, "tokenizer_config.json", json.dumps(settings).encode())
     result = reproduce("local/merge", api=lfs_api)
     assert result.same
@@ -234,21 +274,31 @@ def test_code_that_was_changed_is_not_called_the_same(pushed, lfs_api, command):
     versions = {"hf-evomerge": ("0.0.9", "0.1.0")}
     name = "modeling_evo_merged.py"
     (line,) = compare_code(pushed, {name: pushed / "config.json"}, versions)[1]
-    assert line == f"{name} is from hf-evomerge 0.0.9, and this is 0.1.0; read it, or install that version"
+    assert (
+        line
+        == f"{name} is from hf-evomerge 0.0.9, and this is 0.1.0; read it, or install that version"
+    )
 
 
 @pytest.mark.usefixtures("pushed")
-@pytest.mark.parametrize("name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000])
+@pytest.mark.parametrize(
+    "name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000]
+)
 def test_a_recipe_of_a_stranger_reads_no_folder(lfs_api, tmp_path, monkeypatch, name):
-    """A published recipe cannot name a folder of whoever rebuilds it, whether it is there or not."""
+    """A published recipe cannot name a folder of whoever rebuilds it, whether it is there or
+    not."""
     for folder in ("secret", "here/it"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml"))
-    source = recipe.sources[0].model_copy(update={"model": name.format(here=tmp_path), "revision": None})
+    source = recipe.sources[0].model_copy(
+        update={"model": name.format(here=tmp_path), "revision": None}
+    )
     text = recipe.model_copy(update={"sources": [source, recipe.sources[1]]}).to_yaml()
     _put(lfs_api, "recipe.yaml", text.encode())
-    with pytest.raises(EvoMergeError, match="cannot be downloaded" if name.startswith("a/") else "not read"):
+    with pytest.raises(
+        EvoMergeError, match="cannot be downloaded" if name.startswith("a/") else "not read"
+    ):
         reproduce("local/merge", api=lfs_api)
 
 
@@ -259,22 +309,28 @@ def test_a_recipe_of_a_stranger_lists_no_folder(lfs_api, tmp_path):
     (tmp_path / "private-1" / "config.json").write_text("{}")
     text = f"sources: {{run: {tmp_path}}}\nmerge: {{method: linear}}\n"
     _put(lfs_api, "recipe.yaml", text.encode())
-    with pytest.raises(HubError, match=r"local/merge: recipe\.yaml: sources: must be a list") as refusal:
+    with pytest.raises(
+        HubError, match=r"local/merge: recipe\.yaml: sources: must be a list"
+    ) as refusal:
         reproduce("local/merge", api=lfs_api)
     assert "private-1" not in str(refusal.value)
 
 
 def test_names_from_a_repository_do_not_reach_the_terminal_raw():
-    """A tensor's name that holds control characters cannot clear the screen or colour what follows."""
+    """A tensor's name that holds control characters cannot clear the screen or colour what
+    follows."""
     hostile = TensorDifference("x\x1b[2J\ny", "1 of 2 numbers differ", 0.5)
     text = str(Reproduction("u/m", "0" * 40, {}, 2, (hostile,), (), {}))
     assert text.splitlines()[1] == "  x?[2J?y: 1 of 2 numbers differ, by at most 0.5"
 
 
 def test_what_cannot_be_rebuilt_is_refused(merged, lfs_api, hub):
-    """A model without a recipe, with unpublished sources, or that is not there, is refused with the reason."""
+    """A model without a recipe, with unpublished sources, or that is not there, is refused with the
+    reason."""
     push_model(merged, "local/merge", api=lfs_api)
-    with pytest.raises(HubError, match=r"only its author can rebuild it: a, b and base cannot be had from the Hub"):
+    with pytest.raises(
+        HubError, match=r"only its author can rebuild it: a, b and base cannot be had from the Hub"
+    ):
         reproduce("local/merge", api=lfs_api)
     lfs_api.create_repo("local/empty")
     with pytest.raises(HubError, match=r"holds no recipe.yaml"):

@@ -1,4 +1,5 @@
-"""The Space of a model: what is uploaded, what is kept, and that it shows the model it was made for."""
+"""The Space of a model: what is uploaded, what is kept, and that it shows the model it was made
+for."""
 
 import json
 from pathlib import Path
@@ -29,27 +30,46 @@ def model(lfs_api: HfApi) -> str:
     """A repository that a Space can show."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="images/weights.png", path_or_fileobj=b"x")
+    lfs_api.upload_file(
+        repo_id="local/merge", path_in_repo="images/weights.png", path_or_fileobj=b"x"
+    )
     return "local/merge"
 
 
 def test_the_app_goes_up_as_it_stands(model, lfs_api, tmp_path):
-    """Every file of the app is in the Space unchanged, the package beside it; the model is named there and in the header."""
+    """Every file of the app is in the Space unchanged, the package beside it; the model is named
+    there and in the header."""
     commit = push_space("local/merge-space", model, revision="main", api=lfs_api)
-    folder = Path(lfs_api.snapshot_download("local/merge-space", repo_type="space", local_dir=tmp_path / "space"))
+    folder = Path(
+        lfs_api.snapshot_download(
+            "local/merge-space", repo_type="space", local_dir=tmp_path / "space"
+        )
+    )
     app = bundled(SPACE_FOLDER)
     expected = {
         str(file.relative_to(app))
         for file in app.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
     }
-    there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts}
+    there = {
+        str(file.relative_to(folder))
+        for file in folder.rglob("*")
+        if file.is_file() and ".cache" not in file.parts
+    }
     package = {name for name in there if name.startswith("hf_evomerge/")}
     assert there - {".gitattributes"} == expected | package | {"space.json"}
-    assert {"hf_evomerge/__init__.py", "hf_evomerge/fitness/numbers.py", "hf_evomerge/recipes/layer_path.py"} <= package
+    assert {
+        "hf_evomerge/__init__.py",
+        "hf_evomerge/fitness/numbers.py",
+        "hf_evomerge/recipes/layer_path.py",
+    } <= package
     for name in package:
-        assert (folder / name).read_bytes() == (Path(hf_evomerge.__file__).parents[1] / name).read_bytes()
-    assert len(lfs_api.list_repo_commits("local/merge-space", repo_type="space")) == 2  # it was made, and filled
+        assert (folder / name).read_bytes() == (
+            Path(hf_evomerge.__file__).parents[1] / name
+        ).read_bytes()
+    assert (
+        len(lfs_api.list_repo_commits("local/merge-space", repo_type="space")) == 2
+    )  # it was made, and filled
     for name in expected - {"README.md"}:
         assert (folder / name).read_bytes() == (app / name).read_bytes()
     assert json.loads((folder / "space.json").read_text()) == {"model": model, "revision": "main"}
@@ -57,18 +77,23 @@ def test_the_app_goes_up_as_it_stands(model, lfs_api, tmp_path):
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [model])
     assert card.data.title == "merge space"
     assert card.data["short_description"] == "Try an evolved merge and change its weights"
-    assert card.data.thumbnail == "https://huggingface.co/local/merge/resolve/main/images/weights.png"
+    assert (
+        card.data.thumbnail == "https://huggingface.co/local/merge/resolve/main/images/weights.png"
+    )
     card.validate(repo_type="space")
     assert commit.url.endswith("/spaces/local/merge-space")
 
 
 def test_an_update_keeps_what_is_not_ours(model, lfs_api):
-    """Pushed again, nothing changes; code of an earlier version goes, the owner's files and secrets stay."""
+    """Pushed again, nothing changes; code of an earlier version goes, the owner's files and secrets
+    stay."""
     first = push_space("local/s", model, api=lfs_api)
     again = push_space("local/s", model, api=lfs_api)
     assert (again.changed, again.sha) == (False, first.sha)
     for name in ("old_module.py", "hf_evomerge/old_room/module.py", "picture.png"):
-        lfs_api.upload_file(repo_id="local/s", repo_type="space", path_in_repo=name, path_or_fileobj=b"x")
+        lfs_api.upload_file(
+            repo_id="local/s", repo_type="space", path_in_repo=name, path_or_fileobj=b"x"
+        )
     push_space("local/s", model, api=lfs_api)
     there = lfs_api.list_repo_files("local/s", repo_type="space")
     assert "picture.png" in there
@@ -77,7 +102,9 @@ def test_an_update_keeps_what_is_not_ours(model, lfs_api):
 
 def test_a_space_needs_its_model(lfs_api):
     """Where the model is not on the Hub, no Space is made."""
-    with pytest.raises(HubError, match=r"local/nothing: the Space would show a model that cannot be found"):
+    with pytest.raises(
+        HubError, match=r"local/nothing: the Space would show a model that cannot be found"
+    ):
         push_space("local/s", "local/nothing", api=lfs_api)
     assert not lfs_api.repo_exists("local/s", repo_type="space")
 
@@ -86,7 +113,9 @@ def test_the_app_runs_here_without_the_hub(app, monkeypatch, tmp_path):
     """`run_space` starts the same app, told by the environment which model to show."""
     app.write_text("import os; open(os.environ['SEEN'], 'w').write(os.environ['EVOMERGE_MODEL'])")
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what the Hub has cannot be asked: the app tells
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # what the Hub has cannot be asked: the app tells
     run_space("my-search/model")
     assert (tmp_path / "seen").read_text() == "my-search/model"
     app.write_text("raise SystemExit(3)")
@@ -102,7 +131,9 @@ def test_the_app_runs_here_without_the_hub(app, monkeypatch, tmp_path):
 def test_a_name_is_looked_up_before_the_app_runs(model, lfs_api, monkeypatch):
     """What is no model on the Hub is refused in one line; nothing is started."""
     ran: list[object] = []
-    monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command) or CompletedProcess(command, 0))
+    monkeypatch.setattr(
+        "subprocess.run", lambda command, **_: ran.append(command) or CompletedProcess(command, 0)
+    )
     monkeypatch.setattr("hf_evomerge.hub.space.default_api", lambda: lfs_api)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for name in ("local/nothing", "local/mer ge"):
@@ -115,27 +146,36 @@ def test_a_name_is_looked_up_before_the_app_runs(model, lfs_api, monkeypatch):
     assert len(ran) == 1
 
 
-def test_a_search_whose_data_moved_is_shown_without_problems(hybrid_search, app, monkeypatch, capsys):
-    """Where the examples of a search cannot be read any more, the page has everything but them, and that is said."""
+def test_a_search_whose_data_moved_is_shown_without_problems(
+    hybrid_search, app, monkeypatch, capsys
+):
+    """Where the examples of a search cannot be read any more, the page has everything but them, and
+    that is said."""
 
     def moved(*_: object) -> Any:
         raise FitnessError("data/test.jsonl: cannot be read")
 
-    app.write_text("import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', os.environ['SEEN'])")
+    app.write_text(
+        "import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', "
+        "os.environ['SEEN'])"
+    )
     monkeypatch.setattr("hf_evomerge.fitness.loading.load_examples", moved)
     run_space(str(hybrid_search))
     study = json.loads(app.with_name("seen").read_text())
     assert study.get("examples", []) == []
     assert study["stages"]
     assert "no problems to try: data/test.jsonl" in capsys.readouterr().err
-    monkeypatch.setattr("hf_evomerge.hub.record.about_of", moved)  # what has nothing to do with the examples is said once
+    monkeypatch.setattr(
+        "hf_evomerge.hub.record.about_of", moved
+    )  # what has nothing to do with the examples is said once
     with pytest.raises(FitnessError):
         run_space(str(hybrid_search))
     assert not capsys.readouterr().err
 
 
 def test_a_search_is_shown_with_its_record(hybrid_search, app):
-    """The folder of a search is shown as it would be published, its sources where they are; nothing is left behind."""
+    """The folder of a search is shown as it would be published, its sources where they are; nothing
+    is left behind."""
     app.write_text("""
 import json, os, pathlib
 folder = pathlib.Path(os.environ["EVOMERGE_MODEL"])
@@ -145,13 +185,22 @@ pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
 """)
     run_space(str(hybrid_search))
     folder, names, settings = json.loads(app.with_name("seen").read_text())
-    assert {"config.json", "model.safetensors", "recipe.yaml", "study.json", "trials.parquet", "images"} <= set(names)
+    assert {
+        "config.json",
+        "model.safetensors",
+        "recipe.yaml",
+        "study.json",
+        "trials.parquet",
+        "images",
+    } <= set(names)
     assert Path(settings["sources"][0]["model"]).is_dir()
     assert not Path(folder).exists()
     assert (hybrid_search / "model" / "model.safetensors").is_file()
 
 
-def test_a_search_pushes_its_winner_and_makes_the_space(search_settings, command, lfs_api, tmp_path):
+def test_a_search_pushes_its_winner_and_makes_the_space(
+    search_settings, command, lfs_api, tmp_path
+):
     """`search --push-to user/name --space` ends with the model and its Space on the Hub."""
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings()))
     words = ("--out", tmp_path / "out", "--workers", 0, "--push-to", "local/won", "--space")
@@ -159,17 +208,31 @@ def test_a_search_pushes_its_winner_and_makes_the_space(search_settings, command
     assert said.returncode == 0, said
     assert "published " in said.stdout
     assert "Space: " in said.stdout
-    assert {"model.safetensors", "study.json", "README.md"} <= set(lfs_api.list_repo_files("local/won"))
+    assert {"model.safetensors", "study.json", "README.md"} <= set(
+        lfs_api.list_repo_files("local/won")
+    )
     assert "app.py" in lfs_api.list_repo_files("local/won", repo_type="space")
 
 
-def test_a_search_that_could_not_push_does_not_begin(search_settings, tiny, command, lfs_api, tmp_path, monkeypatch):
-    """Contradicting licenses, and a login that is not there, stop the search before its first trial."""
+def test_a_search_that_could_not_push_does_not_begin(
+    search_settings, tiny, command, lfs_api, tmp_path, monkeypatch
+):
+    """Contradicting licenses, and a login that is not there, stop the search before its first
+    trial."""
     names = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "gemma"])
     sources = [{"model": name} for name in names.values()]
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings(sources=sources)))
-    words = ("search", tmp_path / "search.yaml", "--out", tmp_path / "out", "--push-to", "local/won")
-    refused = "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma"
+    words = (
+        "search",
+        tmp_path / "search.yaml",
+        "--out",
+        tmp_path / "out",
+        "--push-to",
+        "local/won",
+    )
+    refused = (
+        "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma"
+    )
     assert refused in command(*words).stderr
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "hf auth login" in command(*words).stderr

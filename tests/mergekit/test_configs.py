@@ -1,4 +1,5 @@
-"""mergekit files as people publish them: each is built from tiny stand-ins of its models, or refused as it states."""
+"""mergekit files as people publish them: each is built from tiny stand-ins of its models, or
+refused as it states."""
 
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 
 CONFIGS = sorted(Path(__file__).with_name("configs").glob("*.yml"))
-OFTEN = [file for file in CONFIGS if not file.stem.startswith("card-")]  # of cards: further files of the same kinds
+OFTEN = [
+    file for file in CONFIGS if not file.stem.startswith("card-")
+]  # of cards: further files of the same kinds
 REFUSED = "# refused: "
 ONE_WAY = "# one way: "  # built, and not written as a mergekit file again
 
@@ -25,11 +28,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("file", slow_beyond(OFTEN, CONFIGS), ids=lambda file: file.stem)
 def test_a_published_file_is_built_or_refused(file, models, tmp_path):
-    """It gives a model with as many rows as its tokenizer has tokens or more, or one line that says why not."""
+    """It gives a model with as many rows as its tokenizer has tokens or more, or one line that says
+    why not."""
     text = file.read_text()
     if text.startswith(REFUSED):
         with pytest.raises(EvoMergeError) as caught:
-            build_model(from_mergekit(zoo.localise(text, models)).recipe, tmp_path / "out", progress=False)
+            build_model(
+                from_mergekit(zoo.localise(text, models)).recipe, tmp_path / "out", progress=False
+            )
         assert text.partition("\n")[0].removeprefix(REFUSED) in str(caught.value)
         return
     recipe = from_mergekit(zoo.localise(text, models)).recipe

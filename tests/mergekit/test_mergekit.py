@@ -1,4 +1,5 @@
-"""mergekit's YAML files: read as recipes, written back, built; and what cannot be said is refused by its key."""
+"""mergekit's YAML files: read as recipes, written back, built; and what cannot be said is refused
+by its key."""
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hf_evomerge.errors import RecipeError
 from hf_evomerge.mergekit import from_mergekit, load, to_mergekit
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SlicePart, SourceRef
 
-A, B = SourceRef(model="org/a"), SourceRef(model="org/b", revision="main")
+A = SourceRef(model="org/a")
+B = SourceRef(model="org/b", revision="main")
 MODELS = "models: [{model: org/a}, {model: org/b@main}]\n"
 WEIGHTED = "merge_method: linear\nparameters: {weight: 1}\n"
 GIVEN = MODELS + "merge_method: linear\nparameters: {weight: %s}"
@@ -42,7 +44,7 @@ parameters: {normalize: 1, int8_mask: true, weight: 0.3, rescale: true}
 dtype: float32
 out_dtype: float16
 tokenizer_source: org/a
-"""
+"""  # noqa: E501
 FRANKEN = """
 merge_method: passthrough
 slices:
@@ -51,7 +53,7 @@ slices:
     parameters: {scale: 3}
   - sources: [{model: org/a, layer_range: [23, 32]}]
 chat_template: "{% for message in messages %}{{ message }}{% endfor %}"
-"""
+"""  # noqa: E501
 STACKED = """
 merge_method: task_arithmetic
 base_model: org/base
@@ -66,18 +68,24 @@ parameters: {weight: 0.5, normalize: false}
 
 
 def test_slices_with_filters_and_gradients():
-    """The file that most slerp merges are made with: filters become patterns, and the base is where the way begins."""
+    """The file that most slerp merges are made with: filters become patterns, and the base is where
+    the way begins."""
     read = from_mergekit(SLERP)
     t = {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], "default": 0.5}
     part = MergePart(
-        method="slerp", options={"t": t}, slices=[SlicePart(layers=["0:0-31", "1:0-31"])], unmatched="ignore", router="merge"
+        method="slerp",
+        options={"t": t},
+        slices=[SlicePart(layers=["0:0-31", "1:0-31"])],
+        unmatched="ignore",
+        router="merge",
     )
     assert read.recipe == Recipe(sources=[B, A], merge=part, dtype="bfloat16")
     assert read.notes == []
 
 
 def test_models_with_a_base():
-    """Settings fall through from a model to the whole file; the base is no source; what has no effect is silent."""
+    """Settings fall through from a model to the whole file; the base is no source; what has no
+    effect is silent."""
     read = from_mergekit(TIES)
     lora = SourceRef(model="org/b", revision="main", adapter="some/lora", adapter_revision="v2")
     values = [
@@ -85,7 +93,9 @@ def test_models_with_a_base():
         {"weight": {"*embed*": 0.1, "default": 0.1}, "density": 0.33},
     ]
     options = {"normalize": True, "rescale": "l1"}
-    part = MergePart(method="ties", options=options, parameters=values, unmatched="ignore", router="merge")
+    part = MergePart(
+        method="ties", options=options, parameters=values, unmatched="ignore", router="merge"
+    )
     fields = {"dtype": "float16", "vocabulary": "tokenizer"}
     expected = Recipe(sources=[A, lora], base=SourceRef(model="org/base"), merge=part, **fields)
     assert read.recipe == expected
@@ -93,7 +103,8 @@ def test_models_with_a_base():
 
 
 def test_a_stack_of_slices():
-    """Passthrough slices become a stack, in their order, with the setting that counts most for each."""
+    """Passthrough slices become a stack, in their order, with the setting that counts most for
+    each."""
     recipe = from_mergekit(FRANKEN).recipe
     assert recipe.merge.slices == [
         SlicePart(layers=["0:0-23"]),
@@ -105,13 +116,21 @@ def test_a_stack_of_slices():
 
 
 def test_slices_of_several_sources():
-    """The base of a slice has layers of its own, options of a slice stay there, and the file's are the merge's."""
+    """The base of a slice has layers of its own, options of a slice stay there, and the file's are
+    the merge's."""
     recipe = from_mergekit(STACKED).recipe
     piece = SlicePart(
-        layers=["0:0-7", "1:8-15"], base="4-11", options={"lambda": 0.9}, parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}]
+        layers=["0:0-7", "1:8-15"],
+        base="4-11",
+        options={"lambda": 0.9},
+        parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}],
     )
-    part = MergePart(method="task_arithmetic", options={"normalize": False}, slices=[piece], router="merge")
-    assert recipe == Recipe(sources=[A, B], base=SourceRef(model="org/base"), merge=part, tokenizer="base")
+    part = MergePart(
+        method="task_arithmetic", options={"normalize": False}, slices=[piece], router="merge"
+    )
+    assert recipe == Recipe(
+        sources=[A, B], base=SourceRef(model="org/base"), merge=part, tokenizer="base"
+    )
 
 
 @pytest.mark.parametrize("text", [SLERP, TIES, FRANKEN, STACKED, MODELS + WEIGHTED], ids=range(5))
@@ -138,7 +157,8 @@ def test_there_and_back(text):
     ],
 )
 def test_whose_tokenizer(text, tokenizer):
-    """The tokenizer is the base's, or that of the model that the file names: a further source, not merged; and back."""
+    """The tokenizer is the base's, or that of the model that the file names: a further source, not
+    merged; and back."""
     recipe = from_mergekit(text).recipe
     assert recipe.tokenizer == tokenizer
     if tokenizer == 2:
@@ -148,7 +168,8 @@ def test_whose_tokenizer(text, tokenizer):
 
 
 def test_the_base_of_linear_is_one_more_model():
-    """Where no task vectors are merged the base is merged like the models, at the end, as mergekit does."""
+    """Where no task vectors are merged the base is merged like the models, at the end, as mergekit
+    does."""
     read = from_mergekit("base_model: org/c\n" + MODELS + WEIGHTED)
     assert read.recipe.sources == [A, B, SourceRef(model="org/c")]
     assert read.recipe.base is None
@@ -156,8 +177,12 @@ def test_the_base_of_linear_is_one_more_model():
 
 
 def test_slerp_begins_at_a_base_that_is_not_listed():
-    """The base is the first of the two models where only the other is listed: t is the way from the base."""
-    read = from_mergekit("merge_method: slerp\nbase_model: org/a\nmodels: [{model: org/b@main}]\nparameters: {t: 0.3}")
+    """The base is the first of the two models where only the other is listed: t is the way from the
+    base."""
+    read = from_mergekit(
+        "merge_method: slerp\nbase_model: org/a\nmodels: [{model: org/b@main}]\nparameters: "
+        "{t: 0.3}"
+    )
     assert read.recipe.sources == [A, B]
     assert read.recipe.tokenizer is None
 
@@ -169,23 +194,36 @@ def test_a_constant_may_be_named():
 
 
 def test_settings_without_effect_are_noted():
-    """A parameter that the method does not have is left out with a note, as mergekit leaves it out without one."""
+    """A parameter that the method does not have is left out with a note, as mergekit leaves it out
+    without one."""
     read = from_mergekit(MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n")
-    assert read.notes == ["parameters.density: linear has no such parameter; left out, as mergekit does"]
+    assert read.notes == [
+        "parameters.density: linear has no such parameter; left out, as mergekit does"
+    ]
     read = from_mergekit(MODELS + WEIGHTED + "colour: red\nname: it")
     assert read.notes == ["colour: mergekit has no such key; left out, as mergekit does"]
     read = from_mergekit(MODELS + WEIGHTED + "out_dtpe: float32")
-    assert read.notes == ["out_dtpe: mergekit has no such key; left out, as mergekit does; did you mean out_dtype?"]
+    assert read.notes == [
+        "out_dtpe: mergekit has no such key; left out, as mergekit does; did you mean out_dtype?"
+    ]
     read = from_mergekit("models: [{model: org/a, layer_range: [0, 2]}]\nmerge_method: passthrough")
-    assert read.notes == ["models[0].layer_range: left out, as mergekit does; layers are chosen in slices"]
+    assert read.notes == [
+        "models[0].layer_range: left out, as mergekit does; layers are chosen in slices"
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("modules: {}\nmerge_method: linear", "modules: a recipe is of one language model"),
-        ("modules: {a: {}, b: {}}\nmerge_method: linear", "modules: a recipe is of one language model (found ['a', 'b'])"),
-        ("modules: {a: {models: []}}\n" + MODELS + WEIGHTED, "models: given beside modules.a; keep one of them"),
+        (
+            "modules: {a: {}, b: {}}\nmerge_method: linear",
+            "modules: a recipe is of one language model (found ['a', 'b'])",
+        ),
+        (
+            "modules: {a: {models: []}}\n" + MODELS + WEIGHTED,
+            "models: given beside modules.a; keep one of them",
+        ),
         (MODELS, "merge_method: missing; this is no mergekit file"),
         (MODELS + "merge_method: ota", "merge.method: 'ota' is not known; there are"),
         (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
@@ -193,38 +231,72 @@ def test_settings_without_effect_are_noted():
         (GIVEN % 10_000_000, "parameters.0.weight: must be at most 1e+06 (found 10000000.0)"),
         ("models: []\n" + WEIGHTED, "models: expected a list (found [])"),
         ("models: [{parameters: {}}]\n" + WEIGHTED, "models[0].model: missing"),
-        ("models: [{model: a+b+c}]\n" + WEIGHTED, "models[0].model: 'a+b+c' names no model; write PATH"),
+        (
+            "models: [{model: a+b+c}]\n" + WEIGHTED,
+            "models[0].model: 'a+b+c' names no model; write PATH",
+        ),
         (
             "models: [{model: {model: {path: a}, override_architecture: X}}]\n" + WEIGHTED,
             "models[0].model.override_architecture: an architecture is not overridden here",
         ),
-        (MODELS + "merge_method: linear", "models (org/a).parameters.weight: missing; mergekit has no default for it"),
-        (MODELS + "merge_method: slerp\nparameters: {t: 1}", "base_model: missing; slerp begins there"),
-        (MODELS + "merge_method: slerp\nbase_model: org/a", "parameters.t: missing; mergekit has no default for it"),
-        (MODELS + "merge_method: ties\nparameters: {weight: 1}", "base: ties works on differences to a common base"),
+        (
+            MODELS + "merge_method: linear",
+            "models (org/a).parameters.weight: missing; mergekit has no default for it",
+        ),
+        (
+            MODELS + "merge_method: slerp\nparameters: {t: 1}",
+            "base_model: missing; slerp begins there",
+        ),
+        (
+            MODELS + "merge_method: slerp\nbase_model: org/a",
+            "parameters.t: missing; mergekit has no default for it",
+        ),
+        (
+            MODELS + "merge_method: ties\nparameters: {weight: 1}",
+            "base: ties works on differences to a common base",
+        ),
         (
             GIVEN % "{filter: mlp, value: 1}",
-            "models (org/a).weight: no value for tensors that no filter names, and mergekit has no default; add one",
+            (
+                "models (org/a).weight: no value for tensors that no filter names, and mergekit "
+                "has no default; add one"
+            ),
         ),
-        (GIVEN % "[{filter: 'a*', value: 1}, 2]", "models (org/a).weight: expected a mapping (found 2)"),
-        (GIVEN % "[{filter: 'a*', value: 1}, {value: 2}]", "models (org/a).weight: the filter 'a*' holds a star"),
+        (
+            GIVEN % "[{filter: 'a*', value: 1}, 2]",
+            "models (org/a).weight: expected a mapping (found 2)",
+        ),
+        (
+            GIVEN % "[{filter: 'a*', value: 1}, {value: 2}]",
+            "models (org/a).weight: the filter 'a*' holds a star",
+        ),
         (GIVEN % "much", "models (org/a).weight: 'much' is not a number"),
         (
             MODELS + "merge_method: multislerp\nparameters: {weight: 1, eps: 0.1}",
             "parameters.eps: 1e-08 in multislerp, and no other (found 0.1)",
         ),
-        (MODELS + WEIGHTED + "dtype: float64", "dtype: 'float64' cannot be written; a recipe's result is float32"),
         (
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]}]\nmerge_method: slerp\n"
+            MODELS + WEIGHTED + "dtype: float64",
+            "dtype: 'float64' cannot be written; a recipe's result is float32",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: "
+            "[0, 2]}]}]\nmerge_method: slerp\n"
             "base_model: c\nparameters: {t: 0.5}",
             "slices[0].sources: the base_model is not among them; slerp begins there",
         ),
-        (MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}", "tokenizer.tokens.x: expected a mapping (found 1)"),
+        (
+            MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}",
+            "tokenizer.tokens.x: expected a mapping (found 1)",
+        ),
         (
             MODELS + WEIGHTED + "tokenizer: {tokens: {x: {source: org/c}}}",
             "tokenizer.tokens.x.source: org/c is none of the models that are merged",
         ),
-        (MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}", "tokens.multiple_of: must be at least"),
+        (
+            MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}",
+            "tokens.multiple_of: must be at least",
+        ),
         ("modules: {a: 3}\nmerge_method: linear", "modules.a: expected a mapping (found 3)"),
         (
             MODELS + "merge_method: ties\nbase_model: c\nparameters: {weight: 1, rescale: [1, 0]}",
@@ -235,7 +307,10 @@ def test_settings_without_effect_are_noted():
             "chat_template: 'vicuna' is neither Jinja nor a known name; write one of",
         ),
         (
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: b}]\nmerge_method: model_stock",
+            (
+                "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: "
+                "b}]\nmerge_method: model_stock"
+            ),
             "slices[0].base_model: a recipe has one base",
         ),
         (
@@ -243,11 +318,18 @@ def test_settings_without_effect_are_noted():
             "slices[0].sources[0].layer_range: [2, 2] is not [first, one after the last]",
         ),
         (
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nmerge_method: model_stock\nbase_model: b",
+            (
+                "slices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nmerge_method: "
+                "model_stock\nbase_model: b"
+            ),
             "slices[0].sources: the base_model is not among them; name its layers",
         ),
         (
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]\n" + WEIGHTED,
+            (
+                "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: "
+                "[0, 3]}]}]\n"
+            )
+            + WEIGHTED,
             "merge.slices[0].layers: 2, 3, 2 layers",
         ),
         ("a: [", "not valid YAML: "),
@@ -255,8 +337,14 @@ def test_settings_without_effect_are_noted():
         (GIVEN % ".inf", "models (org/a).weight: inf is not a finite number"),
         (GIVEN % ("9" * 400), "models (org/a).weight: 99999"),
         (GIVEN % "[[1], 2]", "models (org/a).weight: [1] is not a number; a gradient is one list"),
-        (GIVEN % "[{filter: 3, value: 1}, {value: 2}]", "models (org/a).weight: the filter 3 is no text; put it in quotes"),
-        ("models: [{model: {model: {path: a, revision: 2}}}]\n" + WEIGHTED, "models[0].model: {'model': {"),
+        (
+            GIVEN % "[{filter: 3, value: 1}, {value: 2}]",
+            "models (org/a).weight: the filter 3 is no text; put it in quotes",
+        ),
+        (
+            "models: [{model: {model: {path: a, revision: 2}}}]\n" + WEIGHTED,
+            "models[0].model: {'model': {",
+        ),
         ("models: [{model: a@b@c}]\n" + WEIGHTED, "models[0].model: 'a@b@c' names no model"),
         ("models: [{model: [a]}]\n" + WEIGHTED, "models[0].model: ['a'] names no model"),
     ],
@@ -271,7 +359,9 @@ def test_what_a_recipe_cannot_say_is_refused(text, message):
 
 def test_files_of_experts_are_named(tmp_path):
     """A file of mergekit-moe is told by its name, not by the keys that a recipe lacks."""
-    (tmp_path / "moe.yml").write_text("base_model: a\nexperts: [{source_model: b, positive_prompts: [c]}]")
+    (tmp_path / "moe.yml").write_text(
+        "base_model: a\nexperts: [{source_model: b, positive_prompts: [c]}]"
+    )
     with pytest.raises(RecipeError, match=r"moe\.yml: a file of mergekit-moe"):
         load(tmp_path / "moe.yml")
 
@@ -284,18 +374,44 @@ def recipe_of(**fields: object) -> Recipe:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"flow": {"path": ["2:0-3"], "embedding_source": 2}}, "flow: mergekit has no path through a merged model"),
-        ({"merge": None, "flow": {"path": ["0:0 + 1:0*0.5"]}}, "flow.path: mergekit has no hop of several layers"),
-        ({"merge": None, "flow": {"path": ["0:0"], "scales": [0.5]}}, "flow.scales: mergekit scales tensors"),
-        ({"merge": None, "flow": {"path": ["0:0", "1:1"]}}, "flow.embedding_source: mergekit takes embeddings and head from"),
-        ({"merge": {"method": "linear", "sources": [0, 0]}}, "merge.sources: mergekit takes a model once"),
         (
-            {"merge": {"method": "linear", "parameters": [{"weight": {"embed": 1, "default": 0}}, {}]}},
-            "merge.parameters[0].weight.embed: mergekit knows parts of names, such as '*mlp*', and no layer groups; "
+            {"flow": {"path": ["2:0-3"], "embedding_source": 2}},
+            "flow: mergekit has no path through a merged model",
+        ),
+        (
+            {"merge": None, "flow": {"path": ["0:0 + 1:0*0.5"]}},
+            "flow.path: mergekit has no hop of several layers",
+        ),
+        (
+            {"merge": None, "flow": {"path": ["0:0"], "scales": [0.5]}},
+            "flow.scales: mergekit scales tensors",
+        ),
+        (
+            {"merge": None, "flow": {"path": ["0:0", "1:1"]}},
+            "flow.embedding_source: mergekit takes embeddings and head from",
+        ),
+        (
+            {"merge": {"method": "linear", "sources": [0, 0]}},
+            "merge.sources: mergekit takes a model once",
+        ),
+        (
+            {
+                "merge": {
+                    "method": "linear",
+                    "parameters": [{"weight": {"embed": 1, "default": 0}}, {}],
+                }
+            },
+            "merge.parameters[0].weight.embed: mergekit knows parts of names, such as "
+            "'*mlp*', and no layer groups; "
             "`hf-evomerge merge` builds the recipe",
         ),
         (
-            {"merge": {"method": "linear", "parameters": [{"weight": {"*a*b*": 1, "default": 0}}, {}]}},
+            {
+                "merge": {
+                    "method": "linear",
+                    "parameters": [{"weight": {"*a*b*": 1, "default": 0}}, {}],
+                }
+            },
             "merge.parameters[0].weight.*a*b*: mergekit knows parts of names",
         ),
         (
@@ -325,18 +441,30 @@ def test_what_mergekit_cannot_say_is_refused(fields, message):
 
 
 def test_a_path_is_written_as_a_passthrough_merge():
-    """A serial path becomes slices of layers that follow each other, and a repeated layer a slice of its own."""
+    """A serial path becomes slices of layers that follow each other, and a repeated layer a slice
+    of its own."""
     recipe = Recipe(sources=[A, B], flow=FlowPart(path=["0:0-3", "1:2-3", "1:3", "0:5"]))
     read = from_mergekit(to_mergekit(recipe)[0]).recipe
-    assert [piece.layers for piece in read.merge.slices or ()] == [["0:0-3"], ["1:2-3"], ["1:3"], ["0:5"]]
+    assert [piece.layers for piece in read.merge.slices or ()] == [
+        ["0:0-3"],
+        ["1:2-3"],
+        ["1:3"],
+        ["0:5"],
+    ]
 
 
 def test_what_mergekit_does_otherwise_is_noted():
-    """Random masks are named; the tokenizer of a source is asked for where mergekit would take the base's."""
+    """Random masks are named; the tokenizer of a source is asked for where mergekit would take the
+    base's."""
     text, notes = to_mergekit(recipe_of(merge={"method": "dare_ties"}, base={"model": "c"}))
     assert notes == ["dare_ties drops elements at random: mergekit draws other ones"]
     assert "tokenizer_source: org/a\n" in text
-    assert "tokenizer_source" not in to_mergekit(recipe_of(merge={"method": "ties"}, base={"model": "c"}, tokenizer="base"))[0]
+    assert (
+        "tokenizer_source"
+        not in to_mergekit(
+            recipe_of(merge={"method": "ties"}, base={"model": "c"}, tokenizer="base")
+        )[0]
+    )
 
 
 def test_the_command_line_takes_both_kinds_of_file(tiny, tmp_path):
@@ -345,17 +473,34 @@ def test_the_command_line_takes_both_kinds_of_file(tiny, tmp_path):
 merge_method: linear
 models: [{{model: {tiny / "a"}, parameters: {{weight: [0.2, 0.7]}}}}, {{model: {tiny / "b"}, parameters: {{weight: 0.5}}}}]
 parameters: {{t: 1}}
-"""
+"""  # noqa: E501
     (tmp_path / "mergekit.yml").write_text(text)
     run = CliRunner().invoke
     built = run(app, ["merge", str(tmp_path / "mergekit.yml"), "--out", str(tmp_path / "one")])
     assert built.exit_code == 0, built.output
     assert "note: parameters.t: linear has no such parameter" in built.stderr
-    made = run(app, ["convert", str(tmp_path / "mergekit.yml"), "--to", "recipe", "--out", str(tmp_path / "recipe.yaml")])
+    made = run(
+        app,
+        [
+            "convert",
+            str(tmp_path / "mergekit.yml"),
+            "--to",
+            "recipe",
+            "--out",
+            str(tmp_path / "recipe.yaml"),
+        ],
+    )
     assert made.exit_code == 0, made.output
-    assert run(app, ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]).exit_code == 0
+    assert (
+        run(app, ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]).exit_code
+        == 0
+    )
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     back = run(app, ["convert", str(tmp_path / "recipe.yaml"), "--to", "mergekit"])
-    assert from_mergekit(back.stdout).recipe == Recipe.load(tmp_path / "recipe.yaml") == load(tmp_path / "mergekit.yml").recipe
+    assert (
+        from_mergekit(back.stdout).recipe
+        == Recipe.load(tmp_path / "recipe.yaml")
+        == load(tmp_path / "mergekit.yml").recipe
+    )
     assert run(app, ["convert", str(tmp_path / "recipe.yaml"), "--to", "else"]).exit_code == 1

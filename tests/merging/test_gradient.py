@@ -20,7 +20,9 @@ from hf_evomerge.recipes.layer_groups import resolve
 from hf_evomerge.recipes.recipe import SourceRef
 
 IDS_OF_TOKENS = torch.arange(3, 27).view(2, 12)
-SMOOTH = {name: [p.name for p in method.parameters if p.smooth] for name, method in all_methods().items()}
+SMOOTH = {
+    name: [p.name for p in method.parameters if p.smooth] for name, method in all_methods().items()
+}
 SMOOTH_CASES = [
     pytest.param(*case, id=name)
     for case, name in zip(CASES, IDS, strict=True)
@@ -28,7 +30,13 @@ SMOOTH_CASES = [
 ]
 
 
-def moved(parameters: list[dict[str, Any]], options: dict[str, Any], name: str, source: int | None, step: float) -> Any:
+def moved(
+    parameters: list[dict[str, Any]],
+    options: dict[str, Any],
+    name: str,
+    source: int | None,
+    step: float,
+) -> Any:
     """The same parameters for one tensor, one of them moved."""
     values = [{key: resolve(value, NAME) for key, value in each.items()} for each in parameters]
     chosen = {key: resolve(value, NAME) for key, value in options.items()}
@@ -40,12 +48,17 @@ def moved(parameters: list[dict[str, Any]], options: dict[str, Any], name: str, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("method", "parameters", "options"), SMOOTH_CASES)
 def test_a_tensors_products_are_differences(method, parameters, options, dtype):
-    """For every method that has a gradient, the products are the slopes of <g, merged tensor> in each of its numbers."""
+    """For every method that has a gradient, the products are the slopes of <g, merged tensor> in
+    each of its numbers."""
     generator = torch.Generator().manual_seed(4)
     base, *sources, given = torch.randn(len(parameters) + 2, 8, 12, generator=generator)
-    base, *sources = (tensor.to(dtype) for tensor in (base, *(base + 0.3 * source for source in sources)))
+    base, *sources = (
+        tensor.to(dtype) for tensor in (base, *(base + 0.3 * source for source in sources))
+    )
     chosen = get_method(method)
-    values, options = complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4)
+    values, options = complete(
+        chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4
+    )
     job = TensorJob(NAME, chosen, base, sources, seed=0)
     found = products(job, given.reshape(-1), values, options)
     assert {name for name, _ in found} == set(SMOOTH[method])
@@ -55,9 +68,14 @@ def test_a_tensors_products_are_differences(method, parameters, options, dtype):
         ends = []
         for step in (1e-3, -1e-3):
             there, chosen_there = moved(values, options, name, source, step)
-            merged = merge(method, base.float(), [source.float() for source in sources], there, chosen_there)
+            merged = merge(
+                method, base.float(), [source.float() for source in sources], there, chosen_there
+            )
             ends.append((merged.double() * given).sum().item())
-        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3), (name, source)
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3), (
+            name,
+            source,
+        )
 
 
 def loss(model: Any) -> torch.Tensor:
@@ -68,24 +86,42 @@ def loss(model: Any) -> torch.Tensor:
 
 def opened(folder: Any, count: int = 2) -> tuple[list[Source], Source]:
     """The first sources of a family, and its base."""
-    return [open_source(str(folder / f"source{i}")) for i in range(count)], open_source(str(folder / "base"))
+    return [open_source(str(folder / f"source{i}")) for i in range(count)], open_source(
+        str(folder / "base")
+    )
 
 
-def check(merger: LiveMerger, model: Any, parameters: Any, options: Any = None, step: float = 0.05, **limits: int) -> Any:
+def check(
+    merger: LiveMerger,
+    model: Any,
+    parameters: Any,
+    options: Any = None,
+    step: float = 0.05,
+    **limits: int,
+) -> Any:
     """Compare the gradient of a loss with its differences; returns the gradient."""
-    found = MergeGradient(merger, model, **limits)(parameters, options, lambda: loss(model).backward())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    found = MergeGradient(merger, model, **limits)(
+        parameters, options, lambda: loss(model).backward()
+    )
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
     for (name, source, key), slope in found.items():
         ends = []
         for change in (step, -step):
-            values, chosen = [dict(each) for each in parameters], dict(options or {})
+            values = [dict(each) for each in parameters]
+            chosen = dict(options or {})
             target = chosen if source is None else values[source]
             before = target.get(name, 1.0)
             target[name] = before + change if key is None else {**before, key: before[key] + change}
             merger.apply(values, chosen)
             with torch.no_grad():
                 ends.append(loss(model).item())
-        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=2e-4), (name, source, key)
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=2e-4), (
+            name,
+            source,
+            key,
+        )
     return found
 
 
@@ -94,7 +130,8 @@ GROUPS = {"embed": 0.3, "blocks.0": 0.0, "*layers.1.mlp*": 1.0, "default": 0.6}
 
 @pytest.mark.parametrize("limits", [{}, {"memory_limit": 0}], ids=["whole", "one tensor at a time"])
 def test_a_models_gradient_is_that_of_its_loss(family, load, limits):
-    """Every number of a recipe has the slope of the loss, by group and pattern, also at 0 and 1, with tied embeddings."""
+    """Every number of a recipe has the slope of the loss, by group and pattern, also at 0 and 1,
+    with tied embeddings."""
     model = load(family / "base")
     merger = LiveMerger(*opened(family), "task_arithmetic", {}, 0, model)
     found = check(merger, model, [{"weight": GROUPS}, {"weight": 0.5}], {"lambda": 1.0}, **limits)
@@ -105,7 +142,8 @@ def test_a_models_gradient_is_that_of_its_loss(family, load, limits):
 
 @pytest.fixture
 def parents(request: Any, family: Any, load: Any, tmp_path: Any) -> tuple[list[Source], Source]:
-    """Two sources and their base: with tied embeddings, a mixture of experts, and one source that is an adapter on the base."""
+    """Two sources and their base: with tied embeddings, a mixture of experts, and one source that
+    is an adapter on the base."""
     if request.param == "tied":
         return opened(family)
     if request.param == "experts":
@@ -114,26 +152,56 @@ def parents(request: Any, family: Any, load: Any, tmp_path: Any) -> tuple[list[S
         return opened(tmp_path)
     save_adapter(family / "base", tmp_path, 0, target_modules=["q_proj", "up_proj"])
     sources, base = opened(family)
-    return [open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path))), sources[0]], base
+    return [
+        open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path))),
+        sources[0],
+    ], base
 
 
 WHOLE = [
     *((name, "tied") for name, smooth in SMOOTH.items() if smooth),
-    *((name, kind) for name in ("task_arithmetic", "ties", "slerp", "karcher") for kind in ("experts", "adapter")),
+    *(
+        (name, kind)
+        for name in ("task_arithmetic", "ties", "slerp", "karcher")
+        for kind in ("experts", "adapter")
+    ),
 ]
 
 
 @pytest.mark.parametrize(("method", "parents"), WHOLE, indirect=["parents"])
 def test_every_method_on_a_whole_model(method, parents, load):
-    """The slopes of the loss of a whole model are right for every method that has any, whatever the sources are."""
+    """The slopes of the loss of a whole model are right for every method that has any, whatever the
+    sources are."""
     sources, base = parents
     # with two sources the elected signs change on the way from one end of a difference to the other
-    sources = sources[: 1 if method in ("passthrough", "ties", "dare_ties", "breadcrumbs_ties", "della") else 2]
+    sources = sources[
+        : 1 if method in ("passthrough", "ties", "dare_ties", "breadcrumbs_ties", "della") else 2
+    ]
     model = load(base.folder)
-    merger = LiveMerger(sources, base if get_method(method).task_vectors else None, method, {}, 0, model, router="merge")
-    values = {"weight": (0.4, 0.7), "scale": (0.9,), "lambda": 0.9, "t": {"blocks.0": 0.2, "default": 0.7}}
-    scopes = {parameter.name: parameter.scope for parameter in get_method(method).parameters if parameter.smooth}
-    parameters = [{n: values[n][i] for n, scope in scopes.items() if scope == "source"} for i in range(len(sources))]  # type: ignore[index]
+    merger = LiveMerger(
+        sources,
+        base if get_method(method).task_vectors else None,
+        method,
+        {},
+        0,
+        model,
+        router="merge",
+    )
+    values = {
+        "weight": (0.4, 0.7),
+        "scale": (0.9,),
+        "lambda": 0.9,
+        "t": {"blocks.0": 0.2, "default": 0.7},
+    }
+    scopes = {
+        parameter.name: parameter.scope
+        for parameter in get_method(method).parameters
+        if parameter.smooth
+    }
+    parameters = [
+        {n: values[n][i] for n, scope in scopes.items() if scope == "source"}
+        for i in range(len(sources))
+    ]  # type: ignore[index]
     options = {name: values[name] for name, scope in scopes.items() if scope == "global"}
     found = check(merger, model, [] if method == "slerp" else parameters, options, step=0.004)
     assert {name for name, _, _ in found} == set(scopes)
@@ -141,15 +209,20 @@ def test_every_method_on_a_whole_model(method, parents, load):
 
 
 def test_backward_passes_add_up_and_repeat(family, load):
-    """Several backward passes give the sum of theirs, used at once or together, and the same point the same bits."""
+    """Several backward passes give the sum of theirs, used at once or together, and the same point
+    the same bits."""
     model = load(family / "base")
     merger = LiveMerger(*opened(family), "ties", {}, 0, model)
     parameters = [{"weight": 0.5, "density": 0.5}, {"weight": 0.8, "density": 0.7}]
     once = MergeGradient(merger, model)(parameters, {}, lambda: loss(model).backward())
     assert once == MergeGradient(merger, model)(parameters, {}, lambda: loss(model).backward())
     for limits in ({}, {"memory_limit": 0}):
-        twice = MergeGradient(merger, model, **limits)(parameters, {}, lambda: [loss(model).backward() for _ in range(2)])
-        assert twice == {number: pytest.approx(2 * value, rel=1e-5) for number, value in once.items()}
+        twice = MergeGradient(merger, model, **limits)(
+            parameters, {}, lambda: [loss(model).backward() for _ in range(2)]
+        )
+        assert twice == {
+            number: pytest.approx(2 * value, rel=1e-5) for number, value in once.items()
+        }
 
 
 def test_half_precision(half_family, load):
@@ -158,32 +231,50 @@ def test_half_precision(half_family, load):
     for dtype in (torch.bfloat16, torch.float32):
         model = load(half_family / "base", dtype=dtype)
         merger = LiveMerger(*opened(half_family), "task_arithmetic", {}, 0, model)
-        gradient = MergeGradient(merger, model)([{"weight": GROUPS}, {"weight": GROUPS}], {}, lambda: loss(model).backward())  # noqa: B023
+        gradient = MergeGradient(merger, model)(
+            [{"weight": GROUPS}, {"weight": GROUPS}],
+            {},
+            lambda: loss(model).backward(),  # noqa: B023
+        )
         found.append(torch.tensor(list(gradient.values())))
     assert torch.cosine_similarity(*found, dim=0) > 0.995
 
 
 def test_a_lora_source(family, load, tmp_path):
-    """Of an adapter's source only the changed tensors are differentiated, and the slopes are right."""
+    """Of an adapter's source only the changed tensors are differentiated, and the slopes are
+    right."""
     save_adapter(family / "base", tmp_path, 0, target_modules=["q_proj"])
     base = open_source(str(family / "base"))
     adapted = open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path)))
     model = load(family / "base")
     found = check(
-        LiveMerger([adapted], base, "task_arithmetic", {}, 0, model), model, [{"weight": {"embed": 1.0, "default": 0.5}}]
+        LiveMerger([adapted], base, "task_arithmetic", {}, 0, model),
+        model,
+        [{"weight": {"embed": 1.0, "default": 0.5}}],
     )
     assert set(found) == {("weight", 0, "default"), ("lambda", None, None)}
 
 
 def test_what_has_no_gradient_is_refused(family, load):
-    """Methods without a smooth number, row-wise angles and gradients over layers are refused in one line."""
-    with pytest.raises(RecipeError, match=r"merge[.]method: model_stock has no gradient; those that have one are breadcrumbs"):
+    """Methods without a smooth number, row-wise angles and gradients over layers are refused in one
+    line."""
+    with pytest.raises(
+        RecipeError,
+        match=r"merge[.]method: model_stock has no gradient; those that have one are breadcrumbs",
+    ):
         check_differentiable(get_method("model_stock"))
     model = load(family / "base")
     merger = LiveMerger(*opened(family), "nuslerp", {"nuslerp_flatten": False}, 0, model)
-    with pytest.raises(RecipeError, match=r"merge[.]method: nuslerp has no gradient with these options"):
+    with pytest.raises(
+        RecipeError, match=r"merge[.]method: nuslerp has no gradient with these options"
+    ):
         MergeGradient(merger, model)([{}, {}], {}, lambda: loss(model).backward())
     merger = LiveMerger(*opened(family), "task_arithmetic", {}, 0, model)
-    with pytest.raises(RecipeError, match="weight: numbers that run over the layers have no gradient; give numbers per layer"):
-        MergeGradient(merger, model)([{"weight": [0.1, 0.2]}, {}], {}, lambda: loss(model).backward())
+    with pytest.raises(
+        RecipeError,
+        match="weight: numbers that run over the layers have no gradient; give numbers per layer",
+    ):
+        MergeGradient(merger, model)(
+            [{"weight": [0.1, 0.2]}, {}], {}, lambda: loss(model).backward()
+        )
     assert all(parameter.requires_grad for parameter in model.parameters())

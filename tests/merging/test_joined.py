@@ -1,4 +1,5 @@
-"""Adapters that run on their base without being merged, against the same merges written into a whole model."""
+"""Adapters that run on their base without being merged, against the same merges written into a
+whole model."""
 
 import itertools
 from pathlib import Path
@@ -24,8 +25,14 @@ ADAPTERS: dict[str, list[dict[str, Any]]] = {
     "two of one rank": [{"r": 4}, {"r": 4}],
     "ranks that differ": [{"r": 2}, {"r": 8}, {"r": 1}],
     "rsLoRA and alpha": [{"r": 4, "use_rslora": True, "lora_alpha": 3}, {"r": 4, "lora_alpha": 32}],
-    "patterns": [{"r": 4, "rank_pattern": {"layers.1.*": 2}, "alpha_pattern": {"q_proj": 5}}, {"r": 2}],
-    "other modules": [{"r": 4, "target_modules": ["q_proj", "down_proj"]}, {"r": 4, "target_modules": ["v_proj", "q_proj"]}],
+    "patterns": [
+        {"r": 4, "rank_pattern": {"layers.1.*": 2}, "alpha_pattern": {"q_proj": 5}},
+        {"r": 2},
+    ],
+    "other modules": [
+        {"r": 4, "target_modules": ["q_proj", "down_proj"]},
+        {"r": 4, "target_modules": ["v_proj", "q_proj"]},
+    ],
 }
 # What peft takes adapters for, where that is not every linear layer.
 SOME = {name: ["q_proj", "o_proj"] for name in ("mixtral", "qwen3_moe", "gpt_oss")} | {
@@ -35,21 +42,38 @@ EVERY_LAYER = {"target_modules": "all-linear"}
 NAME = "model.layers.1.self_attn.q_proj.weight"
 WEIGHTS: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
     "whole model": ([{"weight": 0.7}, {"weight": -0.4}, {"weight": 1.3}], {}),
-    "groups and lambda": ([{"weight": {"embed": 0.3, "*mlp*": 0.0, "default": 1.1}}, {"weight": 0.5}, {}], {"lambda": 0.6}),
-    "rows": ([{"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}}, {"weight": {NAME: [1.0, 0.0], "default": 0.7}}, {}], {}),
+    "groups and lambda": (
+        [{"weight": {"embed": 0.3, "*mlp*": 0.0, "default": 1.1}}, {"weight": 0.5}, {}],
+        {"lambda": 0.6},
+    ),
+    "rows": (
+        [
+            {"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}},
+            {"weight": {NAME: [1.0, 0.0], "default": 0.7}},
+            {},
+        ],
+        {},
+    ),
 }
 DIAGONAL = list(zip(ADAPTERS, itertools.cycle(WEIGHTS), strict=False))
 
 
-def save_adapters(folder: Path, base: Path, configs: list[dict[str, Any]]) -> tuple[list[Any], Source]:
+def save_adapters(
+    folder: Path, base: Path, configs: list[dict[str, Any]]
+) -> tuple[list[Any], Source]:
     """Save random adapters of a base, and open them."""
     sources: list[Any] = []
     for number, config in enumerate(configs):
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_pretrained(base)
-        tuned = get_peft_model(model, LoraConfig(**{**EVERY_LAYER, **config}, init_lora_weights=False, task_type="CAUSAL_LM"))
+        tuned = get_peft_model(
+            model,
+            LoraConfig(**{**EVERY_LAYER, **config}, init_lora_weights=False, task_type="CAUSAL_LM"),
+        )
         tuned.save_pretrained(folder / f"adapter{number}")
-        sources.append(open_source(SourceRef(model=str(base), adapter=str(folder / f"adapter{number}"))))
+        sources.append(
+            open_source(SourceRef(model=str(base), adapter=str(folder / f"adapter{number}")))
+        )
     return sources, open_source(str(base))  # type: ignore[return-value]
 
 
@@ -60,13 +84,17 @@ def logits(model: Any) -> torch.Tensor:
         return found
 
 
-@pytest.mark.parametrize(("adapters", "weights"), slow_beyond(DIAGONAL, itertools.product(ADAPTERS, WEIGHTS)))
+@pytest.mark.parametrize(
+    ("adapters", "weights"), slow_beyond(DIAGONAL, itertools.product(ADAPTERS, WEIGHTS))
+)
 def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
-    """Unmerged adapters say the same as the merged model, and have the same gradient, for each kind of number."""
+    """Unmerged adapters say the same as the merged model, and have the same gradient, for each kind
+    of number."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS[adapters])
     parameters, options = WEIGHTS[weights]
     parameters = parameters[: len(sources)]
-    whole, light = load(family / "base"), load(family / "base").requires_grad_(False)
+    whole = load(family / "base")
+    light = load(family / "base").requires_grad_(False)
     merger = LiveMerger(sources, base, "task_arithmetic", {}, 0, whole)
     joined = JoinedAdapters(sources, base, "task_arithmetic", light)
     merger.apply(parameters, options)
@@ -86,7 +114,8 @@ def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
 
 
 def test_a_layer_that_the_score_does_not_pass_has_no_slope(family, load, tmp_path):
-    """An encoder's pooler may have an adapter, and a score without it: only the others' slopes count."""
+    """An encoder's pooler may have an adapter, and a score without it: only the others' slopes
+    count."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["two of one rank"])
     model = load(family / "base").requires_grad_(False)
     joined = JoinedAdapters(sources, base, "task_arithmetic", model)
@@ -101,9 +130,12 @@ def test_a_layer_that_the_score_does_not_pass_has_no_slope(family, load, tmp_pat
 
 
 def test_the_gradient_on_a_quantised_base(family, load, tmp_path):
-    """On a base of 4 bits slopes are those of differences, also where scores without a gradient came before."""
+    """On a base of 4 bits slopes are those of differences, also where scores without a gradient
+    came before."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["two of one rank"])
-    model = AutoModelForCausalLM.from_pretrained(family / "base", **packed("4bit", torch.float32, "cpu")).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        family / "base", **packed("4bit", torch.float32, "cpu")
+    ).eval()
     keep_differentiable(model.requires_grad_(False))
     joined = JoinedAdapters(sources, base, "task_arithmetic", model)
 
@@ -123,15 +155,20 @@ def test_the_gradient_on_a_quantised_base(family, load, tmp_path):
 
 @pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, ARCHITECTURES))
 def test_every_architecture(architecture, tmp_path):
-    """Adapters of all linear layers say the same unmerged as merged, or the reason is said before anything is loaded."""
+    """Adapters of all linear layers say the same unmerged as merged, or the reason is said before
+    anything is loaded."""
     tiny_model(architecture).save_pretrained(tmp_path / "base")
     targets = SOME.get(architecture, "all-linear")
-    sources, base = save_adapters(tmp_path, tmp_path / "base", [{"r": rank, "target_modules": targets} for rank in (2, 3)])
+    sources, base = save_adapters(
+        tmp_path, tmp_path / "base", [{"r": rank, "target_modules": targets} for rank in (2, 3)]
+    )
     refused = why_merged(sources, base, "task_arithmetic", {}) is not None
     assert refused == (architecture == "gpt2")  # its linear layers are stored the other way round
     if refused:
         return
-    whole, light = (AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval() for _ in range(2))
+    whole, light = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval() for _ in range(2)
+    )
     weights = [{"weight": 0.8}, {"weight": 0.6}]
     LiveMerger(sources, base, "task_arithmetic", {}, 0, whole).apply(weights)
     JoinedAdapters(sources, base, "task_arithmetic", light).apply(weights)
@@ -145,7 +182,9 @@ def test_one_adapter_alone_is_what_peft_has(family, load, tmp_path):
     joined = JoinedAdapters(sources, base, "task_arithmetic", model)
     for number in (1, 0):
         joined.run_alone(number)
-        by_peft = PeftModel.from_pretrained(load(family / "base"), tmp_path / f"adapter{number}").eval()
+        by_peft = PeftModel.from_pretrained(
+            load(family / "base"), tmp_path / f"adapter{number}"
+        ).eval()
         assert torch.allclose(logits(model), logits(by_peft), atol=1e-5)
     joined.run_alone(None)
     assert torch.equal(logits(model), logits(load(family / "base")))
@@ -155,7 +194,10 @@ def test_bfloat16_is_near(half_family, load, tmp_path):
     """In bfloat16 unmerged adapters are as near to the exact merge as the merged model is."""
     sources, base = save_adapters(tmp_path, half_family / "base", ADAPTERS["two of one rank"])
     weights = [{"weight": 0.7}, {"weight": 0.5}]
-    models = [load(half_family / "base").to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)]
+    models = [
+        load(half_family / "base").to(dtype)
+        for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
+    ]
     for model, kind in zip(models, ("merged", "merged", "joined"), strict=True):
         if kind == "joined":
             JoinedAdapters(sources, base, "task_arithmetic", model).apply(weights)
@@ -169,7 +211,10 @@ def test_bfloat16_is_near(half_family, load, tmp_path):
     ("config", "line"),
     [
         ({"use_dora": True}, "by more than the product of two factors of a linear layer (DoRA)"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "of a linear layer (a whole tensor)"),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+            "of a linear layer (a whole tensor)",
+        ),
     ],
 )
 def test_other_adapters_are_merged(config, line, family, load, tmp_path):
@@ -181,9 +226,11 @@ def test_other_adapters_are_merged(config, line, family, load, tmp_path):
 
 
 def test_what_is_merged_instead(family, tmp_path):
-    """A method that is no sum of task vectors, whole models, and adapters of another base or of none: the reason says so."""
+    """A method that is no sum of task vectors, whole models, and adapters of another base or of
+    none: the reason says so."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
-    whole, other = open_source(str(family / "source0")), open_source(str(family / "source1"))
+    whole = open_source(str(family / "source0"))
+    other = open_source(str(family / "source1"))
     for line, method, options, *given in (
         ("ties is not the sum", "ties", {}, sources, base),
         ("linear is not", "linear", {}, sources, base),

@@ -25,10 +25,20 @@ DIAGONAL = list(zip(IDS, itertools.cycle(WAYS), strict=False))
 
 @pytest.mark.parametrize(("case", "way"), slow_beyond(DIAGONAL, itertools.product(IDS, WAYS)))
 def test_live_equals_checkpoint(request, make_recipe, open_all, load, tmp_path, case, way):
-    """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after other candidates."""
+    """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after
+    other candidates."""
     (method, parameters, options), (which, dtype, memory_limit) = CASES[IDS.index(case)], WAYS[way]
     folder = request.getfixturevalue(which)
-    recipe = make_recipe(folder, method, parameters, options, len(parameters), base=method != "slerp", dtype=dtype, seed=3)
+    recipe = make_recipe(
+        folder,
+        method,
+        parameters,
+        options,
+        len(parameters),
+        base=method != "slerp",
+        dtype=dtype,
+        seed=3,
+    )
     expected = load(build_model(recipe, tmp_path / "out", progress=False))
     model = load(folder / "source0", dtype=expected.dtype)
     sources, base = open_all(recipe)
@@ -41,11 +51,14 @@ def test_live_equals_checkpoint(request, make_recipe, open_all, load, tmp_path, 
 
 def merger_of(recipe, model, open_all):
     """A merger of what the recipe names."""
-    return LiveMerger(*open_all(recipe), recipe.merge.method, recipe.merge.options, recipe.seed, model)
+    return LiveMerger(
+        *open_all(recipe), recipe.merge.method, recipe.merge.options, recipe.seed, model
+    )
 
 
 def test_a_model_stays_where_it_is(family, make_recipe, open_all, load):
-    """The parameters are overwritten in place: the tied head stays tied, and what refers to them sees the merge."""
+    """The parameters are overwritten in place: the tied head stays tied, and what refers to them
+    sees the merge."""
     recipe = make_recipe(family, "task_arithmetic")
     model = load(family / "base")
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
@@ -61,7 +74,9 @@ def test_a_model_stays_where_it_is(family, make_recipe, open_all, load):
         assert not torch.equal(model(tokens).logits, first)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
-    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters())
+    assert all(
+        parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters()
+    )
 
 
 def test_options_of_one_merge(family, make_recipe, open_all, load):
@@ -71,12 +86,20 @@ def test_options_of_one_merge(family, make_recipe, open_all, load):
     merger = merger_of(recipe, model, open_all)
     merger.apply([], {"t": 1.0})
     second = load(family / "source1")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), second.parameters(), strict=True)
+    )
     merger.apply([], {"t": 0.0})
     first = load(family / "source0")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters(), strict=True)
+    )
     merger.apply([])
-    assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters(), strict=True) if a.dim() > 1)
+    assert not any(
+        torch.equal(a, b)
+        for a, b in zip(model.parameters(), first.parameters(), strict=True)
+        if a.dim() > 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +116,11 @@ def test_options_of_one_merge(family, make_recipe, open_all, load):
         ([{}, {"weight": {"blocks.1": 1}}], "no layer group names"),
     ],
 )
-def test_a_wrong_candidate_is_refused_and_changes_nothing(family, make_recipe, open_all, load, parameters, message):
-    """A candidate that is wrong raises before the first tensor is written, and the next one is fine."""
+def test_a_wrong_candidate_is_refused_and_changes_nothing(
+    family, make_recipe, open_all, load, parameters, message
+):
+    """A candidate that is wrong raises before the first tensor is written, and the next one is
+    fine."""
     recipe = make_recipe(family, "linear" if "linear" in message else "ties")
     model = load(family / "base")
     merger = merger_of(recipe, model, open_all)
@@ -113,18 +139,25 @@ def test_raw_names_without_the_models_prefix(tmp_path):
     for index, parent in enumerate(parents):
         parent.save_pretrained(tmp_path / str(index))
     model = GPT2LMHeadModel(config)
-    merger = LiveMerger([open_source(str(tmp_path / str(i))) for i in range(2)], None, "linear", {}, 0, model)
+    merger = LiveMerger(
+        [open_source(str(tmp_path / str(i))) for i in range(2)], None, "linear", {}, 0, model
+    )
     merger.apply([{"weight": 0}, {"weight": 1}])
     for name, parameter in parents[1].named_parameters():
         assert torch.equal(model.transformer.get_parameter(name), parameter)
 
 
 def test_a_model_that_does_not_fit_is_refused(family, half_family, make_recipe, open_all, load):
-    """A model with other shapes, or with parameters that no source has, is refused by the tensor's name."""
+    """A model with other shapes, or with parameters that no source has, is refused by the tensor's
+    name."""
     sources, _ = open_all(make_recipe(family, "linear"))
-    with pytest.raises(SourceError, match=r"source0: has no tensor for the model's parameter lm_head.weight"):
+    with pytest.raises(
+        SourceError, match=r"source0: has no tensor for the model's parameter lm_head.weight"
+    ):
         LiveMerger(sources, None, "linear", {}, 0, load(half_family / "base"))
     headless = AutoModel.from_pretrained(half_family / "base")
     sources, _ = open_all(make_recipe(half_family, "linear"))
-    with pytest.raises(SourceError, match=r"does not fit the model, a LlamaModel with no such parameter"):
+    with pytest.raises(
+        SourceError, match=r"does not fit the model, a LlamaModel with no such parameter"
+    ):
         LiveMerger(sources, None, "linear", {}, 0, headless)

@@ -20,20 +20,29 @@ def part(method="dare_ties", parameters=(), **options) -> MergePart:
 
 
 def test_the_methods_of_the_field_are_there():
-    """The names of the field are registered, with help for each parameter; what the paper evolves has bounds."""
+    """The names of the field are registered, with help for each parameter; what the paper evolves
+    has bounds."""
     assert set(NAMES) <= set(all_methods())
     for method in all_methods().values():
         assert method.help
         assert all(parameter.help for parameter in method.parameters)
-        assert "|" not in "".join([method.help, *(parameter.help for parameter in method.parameters)])  # it goes into a table
-        assert [parameter for parameter in method.parameters if not parameter.grouped and parameter.search] == []
+        assert "|" not in "".join(
+            [method.help, *(parameter.help for parameter in method.parameters)]
+        )  # it goes into a table
+        assert [
+            parameter
+            for parameter in method.parameters
+            if not parameter.grouped and parameter.search
+        ] == []
     found = {p.name for name in NAMES for p in get_method(name).parameters if p.search is not None}
     assert found == {"weight", "density", "t"}
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one():
     """A misspelt method is answered with the nearest one."""
-    with pytest.raises(RecipeError, match=r"merge.method: 'tise' is not known; did you mean ties\?"):
+    with pytest.raises(
+        RecipeError, match=r"merge.method: 'tise' is not known; did you mean ties\?"
+    ):
         get_method("tise")
 
 
@@ -48,7 +57,8 @@ def test_a_duplicate_is_refused():
 
 
 def test_a_new_method_is_one_function(monkeypatch):
-    """A method registered by a user is found, documented and checked like the others, and is a function of tensors too."""
+    """A method registered by a user is found, documented and checked like the others, and is a
+    function of tensors too."""
     monkeypatch.setattr(merging, "METHODS", extended := dict(all_methods()))
     monkeypatch.setattr("hf_evomerge.merging.registry.METHODS", extended)
     size = Parameter("size", "number", 1.0, "global", "Factor.", low=0.0)
@@ -59,40 +69,102 @@ def test_a_new_method_is_one_function(monkeypatch):
         return tensors[0] * call.options["size"]
 
     assert get_method("scaled").help == "The source times a number."
-    assert [merging.scaled([torch.ones(1)]).item(), merging.scaled([torch.ones(1)], size=3).item()] == [1, 3]
+    assert [
+        merging.scaled([torch.ones(1)]).item(),
+        merging.scaled([torch.ones(1)], size=3).item(),
+    ] == [1, 3]
     check_part(part("scaled", size=2), sources=1, has_base=False)
-    with pytest.raises(RecipeError, match=r"merge.options.size: -1.0 is out of range; give a number at least 0"):
+    with pytest.raises(
+        RecipeError, match=r"merge.options.size: -1.0 is out of range; give a number at least 0"
+    ):
         check_part(part("scaled", size=-1), sources=1, has_base=False)
     with pytest.raises(RecipeError, match=r"merge.sources: scaled merges 1 model \(found 2\)"):
         check_part(part("scaled"), sources=2, has_base=False)
 
 
 REFUSED = [
-    (part(lamda=1), r"merge.options.lamda: dare_ties has no such parameter here; it takes normalize, lambda, rescale"),
+    (
+        part(lamda=1),
+        (
+            r"merge.options.lamda: dare_ties has no such parameter here; it takes normalize, "
+            r"lambda, rescale"
+        ),
+    ),
     (part(weight=1), r"merge.options.weight: .*it belongs in merge.parameters, once per source"),
-    (part(parameters=[{"lambda": 1}, {}]), r"merge.parameters\[0\].lambda: .*it belongs in merge.options"),
-    (part(parameters=[{}, {"wieght": 1}]), r"merge.parameters\[1\].wieght: .*it takes weight, density"),
-    (part(parameters=[{}, {"density": 1.5}]), r"merge.parameters\[1\].density: 1.5 is out of range; give a number from 0 to 1"),
+    (
+        part(parameters=[{"lambda": 1}, {}]),
+        r"merge.parameters\[0\].lambda: .*it belongs in merge.options",
+    ),
+    (
+        part(parameters=[{}, {"wieght": 1}]),
+        r"merge.parameters\[1\].wieght: .*it takes weight, density",
+    ),
+    (
+        part(parameters=[{}, {"density": 1.5}]),
+        r"merge.parameters\[1\].density: 1.5 is out of range; give a number from 0 to 1",
+    ),
     (part(normalize="yes"), r"merge.options.normalize: 'yes' is not true or false"),
     (part(normalize=1), r"merge.options.normalize: 1(.0)? is not true or false"),
     (part(rescale="l2"), r"merge.options.rescale: 'l2' is not one of l1, expected, none"),
     (part(**{"lambda": True}), r"merge.options.lambda: True is not a finite number"),
-    (part(**{"lambda": {"head": 1.0}}), r"merge.options.lambda: takes one value, not one per layer group"),
-    (part("task_arithmetic", [{"density": 0.5}, {}]), r"density: task_arithmetic has no such parameter here"),
-    (part(parameters=[{"weight": {"block.0": 1}}, {}]), r"merge.parameters\[0\].weight: 'block.0' is not a layer group"),
+    (
+        part(**{"lambda": {"head": 1.0}}),
+        r"merge.options.lambda: takes one value, not one per layer group",
+    ),
+    (
+        part("task_arithmetic", [{"density": 0.5}, {}]),
+        r"density: task_arithmetic has no such parameter here",
+    ),
+    (
+        part(parameters=[{"weight": {"block.0": 1}}, {}]),
+        r"merge.parameters\[0\].weight: 'block.0' is not a layer group",
+    ),
     (part(parameters=[{"weight": {}}, {}]), r"merge.parameters\[0\].weight: no layer groups"),
-    (part(parameters=[{"weight": {"embed": 1, "head": 1}}, {}]), r"weight: no layer group names layers.0.self_attn.weight"),
-    (part(parameters=[{"weight": {"default": 1, "blocks.0-4": 1}}, {}]), r"blocks.0-4: there are 4 blocks, 0 to 3"),
-    (part(parameters=[{"weight": {"default": 1, "blocks.0-1": 1, "blocks.1": 1}}, {}]), r"both name layers.1.self_attn.weight"),
-    (part(parameters=[{"density": {"default": 1, "blocks.0": 2}}, {}]), r"density.blocks.0: 2(.0)? is out of range"),
-    (part("linear", [{"weight": 1}, {"weight": -1}]), "the weights of linear add up to 0; with normalize they must not be 0"),
-    (part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]), "the weights of linear add up to 0"),
-    (part(parameters=[{"weight": []}, {}]), r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient"),
-    (part(parameters=[{"density": [0.5, 2]}, {}]), r"merge.parameters\[0\].density\[1\]: 2(.0)? is out of range"),
-    (part(parameters=[{"density": {"*mlp*": [0.5, -1], "default": 1}}, {}]), r"density.\*mlp\*\[1\]: -1(.0)? is out of range"),
-    (part(**{"lambda": [1.0, 2.0]}), r"merge.options.lambda: takes one value, not a gradient over the layers"),
+    (
+        part(parameters=[{"weight": {"embed": 1, "head": 1}}, {}]),
+        r"weight: no layer group names layers.0.self_attn.weight",
+    ),
+    (
+        part(parameters=[{"weight": {"default": 1, "blocks.0-4": 1}}, {}]),
+        r"blocks.0-4: there are 4 blocks, 0 to 3",
+    ),
+    (
+        part(parameters=[{"weight": {"default": 1, "blocks.0-1": 1, "blocks.1": 1}}, {}]),
+        r"both name layers.1.self_attn.weight",
+    ),
+    (
+        part(parameters=[{"density": {"default": 1, "blocks.0": 2}}, {}]),
+        r"density.blocks.0: 2(.0)? is out of range",
+    ),
+    (
+        part("linear", [{"weight": 1}, {"weight": -1}]),
+        "the weights of linear add up to 0; with normalize they must not be 0",
+    ),
+    (
+        part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]),
+        "the weights of linear add up to 0",
+    ),
+    (
+        part(parameters=[{"weight": []}, {}]),
+        r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient",
+    ),
+    (
+        part(parameters=[{"density": [0.5, 2]}, {}]),
+        r"merge.parameters\[0\].density\[1\]: 2(.0)? is out of range",
+    ),
+    (
+        part(parameters=[{"density": {"*mlp*": [0.5, -1], "default": 1}}, {}]),
+        r"density.\*mlp\*\[1\]: -1(.0)? is out of range",
+    ),
+    (
+        part(**{"lambda": [1.0, 2.0]}),
+        r"merge.options.lambda: takes one value, not a gradient over the layers",
+    ),
     (part("linear", [{"weight": [0, 1]}, {"weight": [0, 2]}]), "the weights of linear add up to 0"),
-    (part("slerp", t={"default": 0.5, "blocks.9": 1}), r"merge.options.t: layer group blocks.9: there are 4 blocks"),
+    (
+        part("slerp", t={"default": 0.5, "blocks.9": 1}),
+        r"merge.options.t: layer group blocks.9: there are 4 blocks",
+    ),
 ]
 
 
@@ -106,31 +178,49 @@ def test_a_wrong_part_is_refused(wrong, message):
 def test_a_right_part_passes():
     """Numbers, layer groups and options that fit are accepted."""
     groups = {"embed": 1, "blocks.0-2": 0.5, "blocks.3.attn": 0.1, "blocks.3.mlp": 2, "head": -1}
-    right = part(parameters=[{"weight": groups, "density": 0.3}, {}], normalize=True, rescale="expected")
+    right = part(
+        parameters=[{"weight": groups, "density": 0.3}, {}], normalize=True, rescale="expected"
+    )
     assert check_part(right, sources=2, has_base=True, layer_count=4).name == "dare_ties"
-    check_part(part("slerp", t={"default": 0.5, "blocks.3": 1}), sources=2, has_base=False, layer_count=4)
+    check_part(
+        part("slerp", t={"default": 0.5, "blocks.3": 1}), sources=2, has_base=False, layer_count=4
+    )
     cancel = [{"weight": 1}, {"weight": -1}]
     check_part(part("linear", cancel, normalize=False), sources=2, has_base=False)
     halves = [{"weight": {"default": 0, "embed": 1, "blocks.0-1": 1, "head": 1}}, {"weight": 0.5}]
-    check_part(part("linear", halves), sources=2, has_base=False, layer_count=2, names=one_of_each(2))
+    check_part(
+        part("linear", halves), sources=2, has_base=False, layer_count=2, names=one_of_each(2)
+    )
 
 
 def test_patterns_are_checked_against_the_names():
-    """With the tensors' names, a pattern that names none of them is refused, and weights that cancel for a single tensor."""
+    """With the tensors' names, a pattern that names none of them is refused, and weights that
+    cancel for a single tensor."""
     names = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
     known = {"sources": 2, "has_base": False, "layer_count": 1, "names": names}
-    check_part(part("linear", [{"weight": {"*mlp*": [0.0, 2.0], "default": 1}}, {"weight": 1}]), **known)
-    with pytest.raises(RecipeError, match=r"merge.options.t: the pattern '\*attn\*' names no tensor"):
+    check_part(
+        part("linear", [{"weight": {"*mlp*": [0.0, 2.0], "default": 1}}, {"weight": 1}]), **known
+    )
+    with pytest.raises(
+        RecipeError, match=r"merge.options.t: the pattern '\*attn\*' names no tensor"
+    ):
         check_part(part("slerp", t={"*attn*": 0.1, "default": 0.5}), **known)
     with pytest.raises(RecipeError, match="the weights of linear add up to 0"):
-        check_part(part("linear", [{"weight": {"*mlp*": -1, "default": 1}}, {"weight": 1}]), **known)
+        check_part(
+            part("linear", [{"weight": {"*mlp*": -1, "default": 1}}, {"weight": 1}]), **known
+        )
 
 
 def test_a_base_is_asked_for():
     """Methods on task vectors need a base, and slerp needs one where there is but one source."""
-    with pytest.raises(RecipeError, match="base: ties works on differences to a common base; name the base model"):
+    with pytest.raises(
+        RecipeError, match="base: ties works on differences to a common base; name the base model"
+    ):
         check_part(part("ties"), sources=2, has_base=False)
     check_part(part("slerp"), sources=1, has_base=True)
     for sources, base in [(1, False), (3, False), (3, True)]:
-        with pytest.raises(RecipeError, match=rf"slerp merges 2 models \(found {sources}\); give 2 sources, or one source and"):
+        with pytest.raises(
+            RecipeError,
+            match=rf"slerp merges 2 models \(found {sources}\); give 2 sources, or one source and",
+        ):
             check_part(part("slerp"), sources=sources, has_base=base)

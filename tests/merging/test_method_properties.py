@@ -1,4 +1,5 @@
-"""What holds for every merge method, whatever it computes: the methods come from the registry, the parameters from a table."""
+"""What holds for every merge method, whatever it computes: the methods come from the registry, the
+parameters from a table."""
 
 import itertools
 
@@ -14,7 +15,9 @@ from hf_evomerge.recipes.layer_groups import resolve
 
 METHODS = sorted(all_methods())
 SEVERAL = [name for name in METHODS if get_method(name).count[1] != 1]
-WEIGHTED = [name for name in METHODS if any(p.name == "weight" for p in get_method(name).parameters)]
+WEIGHTED = [
+    name for name in METHODS if any(p.name == "weight" for p in get_method(name).parameters)
+]
 ANY_NUMBER = [name for name in WEIGHTED if get_method(name).count[1] is None]
 LOOK_AT_ROWS = ["model_stock", "nuslerp", "della", "della_linear", "arcee_fusion"]
 
@@ -27,7 +30,10 @@ def several(method, parameter, values):
 
 def joined(*columns):
     """Mappings with the keys of several."""
-    return [{key: value for mapping in row for key, value in mapping.items()} for row in zip(*columns, strict=True)]
+    return [
+        {key: value for mapping in row for key, value in mapping.items()}
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def test_every_method_has_a_case():
@@ -37,24 +43,42 @@ def test_every_method_has_a_case():
 
 @pytest.mark.parametrize(
     ("method", "with_base"),
-    [(name, with_base) for name in SEVERAL for with_base in (True, False) if with_base or not get_method(name).needs_base],
+    [
+        (name, with_base)
+        for name in SEVERAL
+        for with_base in (True, False)
+        if with_base or not get_method(name).needs_base
+    ],
 )
 def test_merging_a_model_with_itself_gives_it_back(method, with_base):
     """Halves of the same model add up to it."""
     base, (source, *_) = tensors(1)
-    found = merge(method, base if with_base else None, [source, source.clone()], several(method, "weight", [0.5, 0.5]))
+    found = merge(
+        method,
+        base if with_base else None,
+        [source, source.clone()],
+        several(method, "weight", [0.5, 0.5]),
+    )
     assert torch.allclose(found, source, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [999, 1])
-@pytest.mark.parametrize(("method", "parameters", "options"), [case for case in CASES if get_method(case[0]).task_vectors])
+@pytest.mark.parametrize(
+    ("method", "parameters", "options"),
+    [case for case in CASES if get_method(case[0]).task_vectors],
+)
 def test_sources_that_equal_the_base_change_nothing(method, parameters, options, size):
-    """Where all models are one, methods on task vectors give its bits back, whatever the parameters."""
+    """Where all models are one, methods on task vectors give its bits back, whatever the
+    parameters."""
     base, _ = tensors(1, size=size)
-    assert torch.equal(merge(method, base, [base.clone() for _ in parameters], parameters, options), base)
+    assert torch.equal(
+        merge(method, base, [base.clone() for _ in parameters], parameters, options), base
+    )
 
 
-@pytest.mark.parametrize("method", [name for name in SEVERAL if name not in RANDOM and name != "slerp"])
+@pytest.mark.parametrize(
+    "method", [name for name in SEVERAL if name not in RANDOM and name != "slerp"]
+)
 def test_the_order_of_the_sources_does_not_matter(method):
     """Permuting the sources together with their parameters changes nothing but roundings."""
     count = get_method(method).count[1] or 3
@@ -76,7 +100,9 @@ def test_a_source_of_weight_0_is_absent(method, switch):
     """A source of weight 0 leaves no trace, not even of its NaNs."""
     base, sources = tensors(2)
     poisoned = torch.full_like(base, float("nan"))
-    parameters = joined(several(method, "weight", [0.4, 0.8, 0.0]), several(method, "density", [0.5] * 3))
+    parameters = joined(
+        several(method, "weight", [0.4, 0.8, 0.0]), several(method, "density", [0.5] * 3)
+    )
     names = [p.name for p in get_method(method).options if p.name.startswith("normalize")]
     options = dict.fromkeys(names, switch)
     expected = merge(method, base, sources, parameters[:2], options)
@@ -94,9 +120,11 @@ def test_nothing_taken_leaves_the_base(method):
 @pytest.mark.parametrize("shape", [(515,), (5, 103), (103, 5), (5, 1), (3, 7, 11)])
 @pytest.mark.parametrize(("method", "parameters", "options"), CASES)
 def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shape):
-    """A tensor merged in slices of any size, with its statistics kept or computed again, has the same bits."""
+    """A tensor merged in slices of any size, with its statistics kept or computed again, has the
+    same bits."""
     base, sources = tensors(len(parameters), size=int(np.prod(shape)))
-    base, sources = base.view(shape), [source.view(shape) for source in sources]
+    base = base.view(shape)
+    sources = [source.view(shape) for source in sources]
     expected = merge(method, base, sources, parameters, options)
     assert expected.shape == shape
     assert torch.isfinite(expected).all()
@@ -109,7 +137,8 @@ def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shap
 def test_threads_do_not_matter(method, parameters, options):
     """Several threads give the bits of one."""
     base, sources = tensors(len(parameters), size=400 * 300)
-    base, sources = base.view(400, 300), [source.view(400, 300) for source in sources]
+    base = base.view(400, 300)
+    sources = [source.view(400, 300) for source in sources]
     expected = merge(method, base, sources, parameters, options)
     before = torch.get_num_threads()
     try:
@@ -121,11 +150,16 @@ def test_threads_do_not_matter(method, parameters, options):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in LOOK_AT_ROWS])
 def test_the_shape_does_not_matter(method):
-    """Methods that do not look at rows give a matrix the numbers of the same elements in one row."""
-    parameters, options = next((values, options) for name, values, options in CASES if name == method)
+    """Methods that do not look at rows give a matrix the numbers of the same elements in one
+    row."""
+    parameters, options = next(
+        (values, options) for name, values, options in CASES if name == method
+    )
     base, sources = tensors(len(parameters), size=120)
     flat = merge(method, base, sources, parameters, options)
-    matrix = merge(method, base.view(10, 12), [source.view(10, 12) for source in sources], parameters, options)
+    matrix = merge(
+        method, base.view(10, 12), [source.view(10, 12) for source in sources], parameters, options
+    )
     assert torch.equal(matrix.view(-1), flat)
 
 
@@ -148,14 +182,23 @@ def held(thing, seen):
 
 @pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 def test_the_memory_of_a_search_is_declared(method, parameters, options):
-    """What is held between candidates is no more than was said, but for lists of positions and numbers per row."""
-    chosen, size = get_method(method), 100 * 1000
+    """What is held between candidates is no more than was said, but for lists of positions and
+    numbers per row."""
+    chosen = get_method(method)
+    size = 100 * 1000
     base, sources = tensors(len(parameters), size=size)
-    base, sources = base.view(100, 1000).bfloat16(), [source.view(100, 1000).bfloat16() for source in sources]
+    base = base.view(100, 1000).bfloat16()
+    sources = [source.view(100, 1000).bfloat16() for source in sources]
     job = TensorJob(NAME, chosen, base, sources, seed=0, keep=True)
-    job.run(*complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4), torch.empty(100, 1000))
+    job.run(
+        *complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4),
+        torch.empty(100, 1000),
+    )
     found = held(job, [])
     said = memory_needed(chosen, size, len(sources), with_base=True)
     assert found <= said * 1.1
-    if all(resolve(v.get("density", 0.5), NAME) not in (0, 1) and v.get("weight", 1) != 0 for v in parameters):
+    if all(
+        resolve(v.get("density", 0.5), NAME) not in (0, 1) and v.get("weight", 1) != 0
+        for v in parameters
+    ):
         assert found >= said * 0.5

@@ -1,4 +1,5 @@
-"""The arithmetic of the methods beside the paper's own, against float64 reference code written from their formulas."""
+"""The arithmetic of the methods beside the paper's own, against float64 reference code written from
+their formulas."""
 
 import hashlib
 import itertools
@@ -8,7 +9,16 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
-from method_cases import NAME, added_or_voted, assert_close, check_part, deltas, exact, merge, tensors
+from method_cases import (
+    NAME,
+    added_or_voted,
+    assert_close,
+    check_part,
+    deltas,
+    exact,
+    merge,
+    tensors,
+)
 
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.registry import get_method
@@ -22,7 +32,9 @@ def matrices(count=3, shape=(37, 27), spread=0.1):
     """A base and sources that are matrices; rows and columns of different length and direction."""
     base, sources = tensors(count, size=math.prod(shape), spread=spread)
     scale = torch.linspace(0.2, 3.0, shape[0])[:, None] * torch.linspace(2.0, 0.5, shape[1])
-    return base.view(shape), [base.view(shape) + (source - base).view(shape) * scale for source in sources]
+    return base.view(shape), [
+        base.view(shape) + (source - base).view(shape) * scale for source in sources
+    ]
 
 
 def many(weights, **values):
@@ -41,12 +53,22 @@ def test_passthrough(scale):
 
 @pytest.mark.parametrize(
     ("density", "gamma"),
-    [(1.0, 0.3), (0.5, 0.1), (0.9, 0.5), (0.3, 0.0), (0.0005, 0.01), (0.002, 0.01), (0.0, 0.1), (0.2, 1.0)],
+    [
+        (1.0, 0.3),
+        (0.5, 0.1),
+        (0.9, 0.5),
+        (0.3, 0.0),
+        (0.0005, 0.01),
+        (0.002, 0.01),
+        (0.0, 0.1),
+        (0.2, 1.0),
+    ],
 )
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
 def test_breadcrumbs(method, weights, density, gamma):
-    """breadcrumbs keeps the share rho below the share gamma of the largest, then adds up or votes."""
+    """breadcrumbs keeps the share rho below the share gamma of the largest, then adds up or
+    votes."""
     base, sources = tensors(len(weights))
     for normalize, rescale in itertools.product([True, False], ["none", "l1"]):
         options = {"normalize": normalize, "rescale": rescale, "lambda": 0.7}
@@ -56,7 +78,8 @@ def test_breadcrumbs(method, weights, density, gamma):
 
 
 def test_breadcrumbs_golden():
-    """Of ten elements with density 0.5 and gamma 0.2 the five below the two largest stay, of equal ones the later."""
+    """Of ten elements with density 0.5 and gamma 0.2 the five below the two largest stay, of equal
+    ones the later."""
     source = torch.tensor([1.0, -9.0, 2.0, 8.0, 3.0, -3.0, 4.0, 5.0, 6.0, 3.0])
     found = merge("breadcrumbs", torch.zeros(10), [source], [{"density": 0.5, "gamma": 0.2}])
     assert found.tolist() == [0, 0, 0, 0, 3, -3, 4, 5, 6, 0]
@@ -68,18 +91,25 @@ def test_breadcrumbs_golden():
 @pytest.mark.parametrize("weights", WEIGHTS[1:])
 @pytest.mark.parametrize("method", ["della", "della_linear"])
 def test_della(method, weights, density, epsilon):
-    """DELLA keeps an element with a probability that grows with its rank in the row, then votes or adds up."""
+    """DELLA keeps an element with a probability that grows with its rank in the row, then votes or
+    adds up."""
     base, sources = matrices(len(weights), (6, 31))
     sources[0][2] = sources[0][2].round()  # equal magnitudes
     for normalize, rescale in itertools.product([True, False], ["none", "l1", "expected"]):
         options = {"normalize": normalize, "rescale": rescale, "lambda": 0.7}
-        found = merge(method, base, sources, many(weights, density=density, epsilon=epsilon), options, seed=4)
+        found = merge(
+            method, base, sources, many(weights, density=density, epsilon=epsilon), options, seed=4
+        )
         kept = [
-            reference.della(d, density, epsilon, reference.random_field(4, index, NAME, base.numel()), rescale)
+            reference.della(
+                d, density, epsilon, reference.random_field(4, index, NAME, base.numel()), rescale
+            )
             for index, d in enumerate(deltas(base, sources))
         ]
         assert_close(
-            found, added_or_voted(method, base, kept, weights, normalize, 0.7), 1e-4 if rescale == "expected" else 2e-5
+            found,
+            added_or_voted(method, base, kept, weights, normalize, 0.7),
+            1e-4 if rescale == "expected" else 2e-5,
         )
 
 
@@ -87,7 +117,9 @@ def test_della_of_a_vector():
     """A tensor of one dimension is one row."""
     base, (source,) = tensors(1, size=31)
     found = merge("della_linear", base, [source], [{"density": 0.5}])
-    kept = reference.della(deltas(base, [source])[0], 0.5, 0.15, reference.random_field(0, 0, NAME, 31))
+    kept = reference.della(
+        deltas(base, [source])[0], 0.5, 0.15, reference.random_field(0, 0, NAME, 31)
+    )
     assert_close(found, exact(base) + kept)
 
 
@@ -95,7 +127,9 @@ def test_della_bits_are_pinned():
     """The bits of a DELLA merge never change from one version of the package to the next."""
     base = (torch.arange(1000, dtype=torch.float32) / 64).view(10, 100)
     sources = [base + ((torch.arange(1000) % n - n // 2) / 32).view(10, 100) for n in (7, 11)]
-    found = merge("della", base, sources, many([0.75, 0.5], density=0.5), {"rescale": "expected"}, seed=42)
+    found = merge(
+        "della", base, sources, many([0.75, 0.5], density=0.5), {"rescale": "expected"}, seed=42
+    )
     assert hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16] == "48972baf108256a2"
 
 
@@ -103,21 +137,28 @@ def test_della_bits_are_pinned():
 @pytest.mark.parametrize("spread", [1.0, 1e-4])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_model_stock(count, spread, filter_wise):
-    """model_stock goes from the base to the mean as far as the mean angle between the task vectors says."""
+    """model_stock goes from the base to the mean as far as the mean angle between the task vectors
+    says."""
     base, sources = matrices(count, spread=spread)
     sources = [source + 0.5 * (sources[0] - base) for source in sources]
     found = merge("model_stock", base, sources, (), {"filter_wise": filter_wise})
     base64 = exact(base)
-    expected = reference.model_stock(base64, [base64 + d for d in deltas(base, sources)], filter_wise)
+    expected = reference.model_stock(
+        base64, [base64 + d for d in deltas(base, sources)], filter_wise
+    )
     assert_close(found, expected, 2e-6)
     assert float((found - base).abs().max()) > 0.1 * spread
 
 
 def test_model_stock_golden():
-    """Two task vectors at 60 degrees: t = 2 cos / (1 + cos) = 2/3. At 90 degrees, and at 180, the base stays."""
+    """Two task vectors at 60 degrees: t = 2 cos / (1 + cos) = 2/3. At 90 degrees, and at 180, the
+    base stays."""
     base = torch.zeros(2)
-    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.5, math.sqrt(0.75)])
-    assert merge("model_stock", base, [first, second]).tolist() == pytest.approx([0.5, math.sqrt(0.75) / 3])
+    first = torch.tensor([1.0, 0.0])
+    second = torch.tensor([0.5, math.sqrt(0.75)])
+    assert merge("model_stock", base, [first, second]).tolist() == pytest.approx(
+        [0.5, math.sqrt(0.75) / 3]
+    )
     assert merge("model_stock", base, [first, torch.tensor([0.0, 1.0])]).tolist() == [0.0, 0.0]
     assert merge("model_stock", base, [first, -first]).tolist() == [0.0, 0.0]
     rows = [torch.stack([first, first]), torch.stack([second, first])]
@@ -130,7 +171,8 @@ def test_model_stock_golden():
 @pytest.mark.parametrize("spread", [0.1, 3e-4])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_sce(count, spread, select_topk):
-    """sce merges the elements of largest variance, weighted by squares, where they agree with the sign of the sum."""
+    """sce merges the elements of largest variance, weighted by squares, where they agree with the
+    sign of the sum."""
     base, sources = matrices(count, spread=spread)
     sources[-1] = base + 3 * (sources[-1] - base)
     found = merge("sce", base, sources, (), {"select_topk": select_topk})
@@ -141,7 +183,8 @@ def test_sce(count, spread, select_topk):
 
 def test_sce_golden():
     """Weights are shares of squares; a selection is made of what differs between the sources."""
-    first, second = torch.tensor([3.0, 0.0, 1.0, 1.0]), torch.tensor([1.0, -1.0, 1.0, 1.0])
+    first = torch.tensor([3.0, 0.0, 1.0, 1.0])
+    second = torch.tensor([1.0, -1.0, 1.0, 1.0])
     # squares 11 and 4; in the second element only the second source has a sign
     found = merge("sce", torch.zeros(4), [first, second])
     assert found.tolist() == pytest.approx([(11 * 3 + 4 * 1) / 15, -1.0, 1.0, 1.0])
@@ -152,31 +195,61 @@ def test_sce_golden():
 
 def test_sce_of_small_task_vectors():
     """Very small task vectors are weighed alike, as in mergekit."""
-    base, first, second = torch.zeros(2), torch.tensor([3e-4, 3e-4]), torch.tensor([1e-4, 1e-4])
+    base = torch.zeros(2)
+    first = torch.tensor([3e-4, 3e-4])
+    second = torch.tensor([1e-4, 1e-4])
     assert merge("sce", base, [first, second]).tolist() == pytest.approx([2e-4, 2e-4])
 
 
 @pytest.mark.parametrize(("flatten", "row_wise"), [(True, False), (False, False), (False, True)])
-@pytest.mark.parametrize("weights", [[0.6, 0.7], [1.0, 0.0], [0.0, 2.0], [0.9, -0.4], [0.5, -0.5], [0.0, 0.0]])
-@pytest.mark.parametrize(("with_base", "spread"), [(True, 0.1), (False, 2.0), (False, 0.1), (False, 1e-4)])
+@pytest.mark.parametrize(
+    "weights", [[0.6, 0.7], [1.0, 0.0], [0.0, 2.0], [0.9, -0.4], [0.5, -0.5], [0.0, 0.0]]
+)
+@pytest.mark.parametrize(
+    ("with_base", "spread"), [(True, 0.1), (False, 2.0), (False, 0.1), (False, 1e-4)]
+)
 def test_nuslerp(weights, flatten, row_wise, with_base, spread):
-    """nuslerp goes along the arc between two tensors, or task vectors, per tensor, row or column."""
+    """nuslerp goes along the arc between two tensors, or task vectors, per tensor, row or
+    column."""
     base, (first, second) = matrices(2, spread=spread)
     options = {"nuslerp_flatten": flatten, "nuslerp_row_wise": row_wise}
     found = merge("nuslerp", base if with_base else None, [first, second], many(weights), options)
     base64 = exact(base)
-    sources = [base64 + d for d in deltas(base, [first, second])] if with_base else [exact(first), exact(second)]
-    assert_close(found, reference.nuslerp(base64 if with_base else None, *sources, weights, flatten, row_wise), 5e-6)
+    sources = (
+        [base64 + d for d in deltas(base, [first, second])]
+        if with_base
+        else [exact(first), exact(second)]
+    )
+    assert_close(
+        found,
+        reference.nuslerp(base64 if with_base else None, *sources, weights, flatten, row_wise),
+        5e-6,
+    )
 
 
 def test_nuslerp_golden():
-    """Half-way between perpendicular vectors of length 1 is their sum over the root of 2; parallel ones have a mean."""
-    first, second = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0], [0.0, 4.0]])
+    """Half-way between perpendicular vectors of length 1 is their sum over the root of 2; parallel
+    ones have a mean."""
+    first = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    second = torch.tensor([[0.0, 1.0], [0.0, 4.0]])
     found = merge("nuslerp", None, [first, second], many([1, 1]), {"nuslerp_flatten": False})
-    assert found.tolist() == [pytest.approx([math.sqrt(0.5), math.sqrt(0.5)]), pytest.approx([0.0, 3.0])]
-    first, second = first.T.contiguous(), second.T.contiguous()
-    found = merge("nuslerp", None, [first, second], many([1, 1]), {"nuslerp_flatten": False, "nuslerp_row_wise": True})
-    assert found.T.tolist() == [pytest.approx([math.sqrt(0.5), math.sqrt(0.5)]), pytest.approx([0.0, 3.0])]
+    assert found.tolist() == [
+        pytest.approx([math.sqrt(0.5), math.sqrt(0.5)]),
+        pytest.approx([0.0, 3.0]),
+    ]
+    first = first.T.contiguous()
+    second = second.T.contiguous()
+    found = merge(
+        "nuslerp",
+        None,
+        [first, second],
+        many([1, 1]),
+        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    )
+    assert found.T.tolist() == [
+        pytest.approx([math.sqrt(0.5), math.sqrt(0.5)]),
+        pytest.approx([0.0, 3.0]),
+    ]
 
 
 def test_nuslerp_of_a_convolution():
@@ -187,7 +260,9 @@ def test_nuslerp_of_a_convolution():
         options = {"nuslerp_flatten": False, "nuslerp_row_wise": row_wise}
         found = merge("nuslerp", base.view(3, 4, 5), shaped, many([0.3, 0.6]), options)
         first, second = (exact(base) + d for d in deltas(base, sources))
-        expected = reference.nuslerp(*(x.reshape(folded) for x in (exact(base), first, second)), [0.3, 0.6], False, row_wise)
+        expected = reference.nuslerp(
+            *(x.reshape(folded) for x in (exact(base), first, second)), [0.3, 0.6], False, row_wise
+        )
         assert_close(found, expected.reshape(3, 4, 5))
 
 
@@ -197,22 +272,37 @@ def test_nuslerp_of_a_convolution():
 def test_multislerp(weights, normalize, with_base, spread):
     """multislerp is the mean in the tangent space at the mean, put back on the sphere."""
     base, sources = matrices(len(weights), spread=spread)
-    found = merge("multislerp", base if with_base else None, sources, many(weights), {"normalize_weights": normalize})
+    found = merge(
+        "multislerp",
+        base if with_base else None,
+        sources,
+        many(weights),
+        {"normalize_weights": normalize},
+    )
     base64 = exact(base)
-    taken = [base64 + d for d in deltas(base, sources)] if with_base else [exact(x) for x in sources]
-    assert_close(found, reference.multislerp(base64 if with_base else None, taken, weights, normalize), 1e-5)
+    taken = (
+        [base64 + d for d in deltas(base, sources)] if with_base else [exact(x) for x in sources]
+    )
+    assert_close(
+        found, reference.multislerp(base64 if with_base else None, taken, weights, normalize), 1e-5
+    )
 
 
 def test_multislerp_of_opposites():
-    """Where directions cancel multislerp is the plain weighted mean, and so it is where all task vectors are 0."""
+    """Where directions cancel multislerp is the plain weighted mean, and so it is where all task
+    vectors are 0."""
     base, (source,) = tensors(1)
-    assert torch.equal(merge("multislerp", None, [source, -source], many([0.5, 0.5])), torch.zeros_like(source))
+    assert torch.equal(
+        merge("multislerp", None, [source, -source], many([0.5, 0.5])), torch.zeros_like(source)
+    )
     found = merge("multislerp", torch.zeros_like(base), [source, -3 * source], many([0.5, 0.5]))
     assert_close(found, -exact(source))
     assert torch.equal(merge("multislerp", base, [base.clone()] * 3, many([0.5, 0.5, 0.5])), base)
 
 
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.6, 0.7], [0.0, 0.8], [1.0, 1.0, 1.0], [0.7, 0.4, 0.0], [2.0]])
+@pytest.mark.parametrize(
+    "weights", [[1.0, 1.0], [0.6, 0.7], [0.0, 0.8], [1.0, 1.0, 1.0], [0.7, 0.4, 0.0], [2.0]]
+)
 @pytest.mark.parametrize("spread", [5.0, 1.0, 0.1, 1e-4])
 @pytest.mark.parametrize("max_iter", [0, 1, 10])
 def test_karcher(weights, spread, max_iter):
@@ -228,12 +318,21 @@ def test_karcher_with_a_tensor_of_zeros(max_iter):
     """A source without a direction leaves the steps of the others as they are."""
     _, sources = tensors(2, spread=3.0)
     sources.append(torch.zeros_like(sources[0]))
-    found = merge("karcher", None, sources, [{"weight": 0.3}, {"weight": 1.0}, {"weight": 2.0}], {"max_iter": max_iter})
-    assert_close(found, reference.karcher([exact(x) for x in sources], [0.3, 1.0, 2.0], max_iter), 1e-6)
+    found = merge(
+        "karcher",
+        None,
+        sources,
+        [{"weight": 0.3}, {"weight": 1.0}, {"weight": 2.0}],
+        {"max_iter": max_iter},
+    )
+    assert_close(
+        found, reference.karcher([exact(x) for x in sources], [0.3, 1.0, 2.0], max_iter), 1e-6
+    )
 
 
 def test_karcher_of_nearly_parallel_vectors():
-    """Where angles are too small for float32, as between weights of norms, the mean is still that of all sources."""
+    """Where angles are too small for float32, as between weights of norms, the mean is still that
+    of all sources."""
     generator = torch.Generator().manual_seed(0)
     sources = [1 + 5e-4 * torch.randn(64, generator=generator) for _ in range(3)]
     found = merge("karcher", None, sources)
@@ -242,11 +341,16 @@ def test_karcher_of_nearly_parallel_vectors():
 
 
 def test_karcher_is_the_centre():
-    """For vectors of one plane the mean angle is the answer; one of length 0 has no direction, but shortens the mean."""
+    """For vectors of one plane the mean angle is the answer; one of length 0 has no direction, but
+    shortens the mean."""
     angles = [0.0, 0.4, 1.1]
     sources = [torch.tensor([math.cos(angle), math.sin(angle)]) for angle in angles]
-    assert merge("karcher", None, sources).tolist() == pytest.approx([math.cos(0.5), math.sin(0.5)], abs=1e-5)
-    assert merge("karcher", None, [sources[0], torch.zeros(2)]).tolist() == pytest.approx([0.5, 0.0])
+    assert merge("karcher", None, sources).tolist() == pytest.approx(
+        [math.cos(0.5), math.sin(0.5)], abs=1e-5
+    )
+    assert merge("karcher", None, [sources[0], torch.zeros(2)]).tolist() == pytest.approx(
+        [0.5, 0.0]
+    )
     assert merge("karcher", None, [torch.zeros(2), torch.zeros(2)]).tolist() == [0.0, 0.0]
     assert merge("karcher", None, [sources[0], -sources[0]]).tolist() == pytest.approx([1.0, 0.0])
 
@@ -255,12 +359,18 @@ def test_karcher_is_the_centre():
 def test_nearswap(t):
     """nearswap takes the source where it is near, and else goes t towards it."""
     base, (source,) = tensors(1)
-    assert_close(merge("nearswap", base, [source], (), {"t": t}), reference.nearswap(exact(base), exact(source), t), 5e-7)
+    assert_close(
+        merge("nearswap", base, [source], (), {"t": t}),
+        reference.nearswap(exact(base), exact(source), t),
+        5e-7,
+    )
 
 
 def test_nearswap_golden():
     """Elements move by t at most."""
-    found = merge("nearswap", torch.tensor([1.0, 1.0, 1.0]), [torch.tensor([1.25, 3.0, -3.0])], (), {"t": 0.5})
+    found = merge(
+        "nearswap", torch.tensor([1.0, 1.0, 1.0]), [torch.tensor([1.25, 3.0, -3.0])], (), {"t": 0.5}
+    )
     assert found.tolist() == [1.25, 1.5, 0.5]
 
 
@@ -268,18 +378,25 @@ def test_nearswap_golden():
 def test_ram(epsilon):
     """ram moves an element by the mean of the steps that are larger than epsilon."""
     base, sources = tensors(3)
-    expected = reference.ram(exact(base), [exact(base) + delta for delta in deltas(base, sources)], epsilon)
+    expected = reference.ram(
+        exact(base), [exact(base) + delta for delta in deltas(base, sources)], epsilon
+    )
     assert_close(merge("ram", base, sources, (), {"epsilon": epsilon}), expected, 5e-7)
 
 
 @pytest.mark.parametrize("spread", [0.1, 5e-4])
 @pytest.mark.parametrize("shape", [(37, 27), (3, 400), (999,)])
 def test_arcee_fusion(shape, spread):
-    """arcee_fusion takes the elements whose change, times the divergence of their row, is far above the median."""
-    base, (source,) = matrices(1, shape, spread) if len(shape) > 1 else tensors(1, size=shape[0], spread=spread)
+    """arcee_fusion takes the elements whose change, times the divergence of their row, is far above
+    the median."""
+    base, (source,) = (
+        matrices(1, shape, spread) if len(shape) > 1 else tensors(1, size=shape[0], spread=spread)
+    )
     found = merge("arcee_fusion", base, [source])
     base64 = exact(base)
-    expected, importance, threshold = reference.arcee_fusion(base64, base64 + deltas(base, [source])[0])
+    expected, importance, threshold = reference.arcee_fusion(
+        base64, base64 + deltas(base, [source])[0]
+    )
     sure = np.abs(importance - threshold) > 1e-6 * threshold
     assert (~sure).sum() <= 1
     assert np.abs(exact(found) - expected)[sure].max() < 1e-6
@@ -304,7 +421,9 @@ def test_what_a_method_merges_is_checked():
         with pytest.raises(RecipeError, match=message):
             check_part(MergePart(method=method), sources=sources, has_base=True)
     for method in ("breadcrumbs", "della", "model_stock", "sce", "nearswap", "arcee_fusion", "ram"):
-        with pytest.raises(RecipeError, match=f"base: {method} works on differences to a common base"):
+        with pytest.raises(
+            RecipeError, match=f"base: {method} works on differences to a common base"
+        ):
             check_part(MergePart(method=method), sources=2, has_base=False)
     for method in ("passthrough", "nuslerp", "multislerp", "karcher"):
         assert not get_method(method).needs_base

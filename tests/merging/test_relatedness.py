@@ -8,7 +8,8 @@ from hf_evomerge.merging.relatedness import Relatedness
 
 @pytest.mark.parametrize(("base", "asks"), [("the base", False), ("a source", True)])
 def test_a_base_that_was_swapped_with_a_source(base, asks):
-    """Task vectors to the real base differ in direction; to a source in its place they share that source's own difference."""
+    """Task vectors to the real base differ in direction; to a source in its place they share that
+    source's own difference."""
     torch.manual_seed(0)
     root = torch.randn(10_000)
     japanese, maths = (root + 0.1 * torch.randn(10_000) for _ in range(2))

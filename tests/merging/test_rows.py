@@ -23,7 +23,9 @@ TOKENS = torch.tensor([[1, 5, 9, 2, 7, 3]])
 
 def of_family(family: Path, method: str, *weights: Any) -> Recipe:
     """A merge of two fine-tunes with the base."""
-    return merge_of(family / "source0", family / "source1", method=method, base=family / "base", weights=weights)
+    return merge_of(
+        family / "source0", family / "source1", method=method, base=family / "base", weights=weights
+    )
 
 
 def loss(model: Any) -> torch.Tensor:
@@ -32,12 +34,22 @@ def loss(model: Any) -> torch.Tensor:
     return value
 
 
-def merged(method: str, tensors: list[torch.Tensor], weights: list[Any], size: int, **options: Any) -> torch.Tensor:
+def merged(
+    method: str, tensors: list[torch.Tensor], weights: list[Any], size: int, **options: Any
+) -> torch.Tensor:
     """The tensors of `NAME`, base first, merged in slices of `size` elements."""
     chosen = get_method(method)
     base, *sources = tensors
     parameters = [{"weight": {NAME: weight}} for weight in weights]
-    values = complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4, names=[NAME])
+    values = complete(
+        chosen,
+        parameters,
+        options,
+        sources=len(sources),
+        has_base=True,
+        layer_count=4,
+        names=[NAME],
+    )
     out = torch.empty_like(base)
     TensorJob(NAME, chosen, base, sources, seed=0).run(*values, out, slice_size=size)
     return out
@@ -46,12 +58,19 @@ def merged(method: str, tensors: list[torch.Tensor], weights: list[Any], size: i
 @pytest.mark.parametrize("size", [5, 24, 1000])
 @pytest.mark.parametrize("rows", [6, 10])
 def test_each_run_of_rows_has_its_weight(rows, size):
-    """Row r of R has number floor(r n / R), sources may be cut differently, and slices do not matter."""
+    """Row r of R has number floor(r n / R), sources may be cut differently, and slices do not
+    matter."""
     base, one, two = torch.randn(3, rows, 4, generator=torch.Generator().manual_seed(1))
-    first, second = [0.1, 0.7, -0.5], [1.5, 0.0]
-    per_row = [torch.tensor([numbers[r * len(numbers) // rows] for r in range(rows)])[:, None] for numbers in (first, second)]
+    first = [0.1, 0.7, -0.5]
+    second = [1.5, 0.0]
+    per_row = [
+        torch.tensor([numbers[r * len(numbers) // rows] for r in range(rows)])[:, None]
+        for numbers in (first, second)
+    ]
     wanted = base + (per_row[0] * (one - base) + per_row[1] * (two - base))
-    assert torch.allclose(merged("task_arithmetic", [base, one, two], [first, second], size), wanted, atol=1e-6)
+    assert torch.allclose(
+        merged("task_arithmetic", [base, one, two], [first, second], size), wanted, atol=1e-6
+    )
     same = merged("task_arithmetic", [base, one, two], [[0.3] * 3, 0.9], size)
     assert torch.equal(same, merged("task_arithmetic", [base, one, two], [0.3, 0.9], 1000))
 
@@ -59,14 +78,20 @@ def test_each_run_of_rows_has_its_weight(rows, size):
 def test_a_list_under_a_pattern_still_runs_over_the_blocks():
     """Only the whole name of a tensor makes a list one of rows."""
     weights = [{"weight": {"*up_proj*": [0.0, 1.0], NAME: [1.0, 2.0]}}]
-    values, _ = complete(get_method("linear"), weights, {}, sources=1, has_base=False, layer_count=2)
+    values, _ = complete(
+        get_method("linear"), weights, {}, sources=1, has_base=False, layer_count=2
+    )
     assert type(values[0]["weight"]["*up_proj*"]).__name__ == "Ramp"
     assert type(values[0]["weight"][NAME]).__name__ == "Rows"
 
 
 def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     """A recipe with runs of rows survives YAML and builds the bits that the search scored."""
-    weights = {NAME: [0.25, -0.5, 1.75, 0.1], "model.layers.0.self_attn.q_proj.weight": [0.9, 0.2], "default": 0.4}
+    weights = {
+        NAME: [0.25, -0.5, 1.75, 0.1],
+        "model.layers.0.self_attn.q_proj.weight": [0.9, 0.2],
+        "default": 0.4,
+    }
     recipe = of_family(family, "task_arithmetic", weights, 0.6)
     recipe.save(tmp_path / "recipe.yaml")
     again = Recipe.load(tmp_path / "recipe.yaml")
@@ -79,7 +104,9 @@ def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     written = load(tmp_path / "model").state_dict()
     assert all(torch.equal(tensor, written[name]) for name, tensor in model.state_dict().items())
     rows = base.read(NAME, torch.float32).shape[0] // 4
-    change = [source.read(NAME, torch.float32) - base.read(NAME, torch.float32) for source in sources]
+    change = [
+        source.read(NAME, torch.float32) - base.read(NAME, torch.float32) for source in sources
+    ]
     third = base.read(NAME, torch.float32) + (1.75 * change[0] + 0.6 * change[1])
     assert torch.allclose(written[NAME][2 * rows : 3 * rows], third[2 * rows : 3 * rows], atol=1e-6)
 
@@ -90,8 +117,15 @@ def test_every_run_has_its_slope(family, load):
     sources = [open_source(str(family / f"source{i}")) for i in range(2)]
     merger = LiveMerger(sources, open_source(str(family / "base")), "task_arithmetic", {}, 0, model)
     weights: dict[str, Any] = {NAME: [0.2, 0.0, 1.0], "default": 0.6}
-    found = MergeGradient(merger, model)([{"weight": weights}, {"weight": 0.5}], {}, lambda: loss(model).backward())
-    assert {key for name, source, key in found if source == 0} == {(NAME, 0), (NAME, 1), (NAME, 2), "default"}
+    found = MergeGradient(merger, model)(
+        [{"weight": weights}, {"weight": 0.5}], {}, lambda: loss(model).backward()
+    )
+    assert {key for name, source, key in found if source == 0} == {
+        (NAME, 0),
+        (NAME, 1),
+        (NAME, 2),
+        "default",
+    }
     for run in range(3):
         ends = []
         for step in (0.05, -0.05):
@@ -99,37 +133,54 @@ def test_every_run_has_its_slope(family, load):
             merger.apply([{"weight": {**weights, NAME: moved}}, {"weight": 0.5}])
             with torch.no_grad():
                 ends.append(loss(model).item())
-        assert found["weight", 0, (NAME, run)] == pytest.approx((ends[0] - ends[1]) / 0.1, rel=0.02, abs=2e-4)
+        assert found["weight", 0, (NAME, run)] == pytest.approx(
+            (ends[0] - ends[1]) / 0.1, rel=0.02, abs=2e-4
+        )
 
 
 @pytest.mark.parametrize("method", ["linear", "karcher"])
 def test_other_methods_have_slopes_by_rows(method):
-    """Weights by rows are differentiated through a normalised mean too, and a method that looks at whole tensors is refused."""
+    """Weights by rows are differentiated through a normalised mean too, and a method that looks at
+    whole tensors is refused."""
     chosen = get_method(method)
     base, one, two, given = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(2))
     weights: list[Any] = [{"weight": {NAME: [0.2, 0.9]}}, {"weight": {NAME: [0.4, 0.5, 0.6]}}]
     known = {"sources": 2, "has_base": False, "layer_count": 4, "names": [NAME]}
     if chosen.prepare is not None:
-        with pytest.raises(RecipeError, match=f"weight: {method} looks at whole tensors; give one number per tensor"):
+        with pytest.raises(
+            RecipeError,
+            match=f"weight: {method} looks at whole tensors; give one number per tensor",
+        ):
             complete(chosen, weights, {}, **known)
         return
     values, options = complete(chosen, weights, {}, **known)
-    found = products(TensorJob(NAME, chosen, None, [one, two], seed=0), given.reshape(-1), values, options)
-    for source, run in [(source, run) for (_, source), slopes in found.items() for run in range(len(slopes))]:
+    found = products(
+        TensorJob(NAME, chosen, None, [one, two], seed=0), given.reshape(-1), values, options
+    )
+    for source, run in [
+        (source, run) for (_, source), slopes in found.items() for run in range(len(slopes))
+    ]:
         ends = []
         for step in (1e-3, -1e-3):
             lists = [list(each["weight"][NAME]) for each in weights]
             lists[source][run] += step  # type: ignore[index]
-            ends.append((merged(method, [base, one, two], lists, 1000).double() * given).sum().item())
-        assert found["weight", source][run] == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3)
+            ends.append(
+                (merged(method, [base, one, two], lists, 1000).double() * given).sum().item()
+            )
+        assert found["weight", source][run] == pytest.approx(
+            (ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3
+        )
 
 
 def test_rows_that_do_not_fit_are_refused(family):
-    """More numbers than rows, a method that looks at whole tensors and weights that cancel are one line before any work."""
+    """More numbers than rows, a method that looks at whole tensors and weights that cancel are one
+    line before any work."""
     sources = {number: open_source(str(family / f"source{number}")) for number in range(2)}
 
     def plan(method: str, *weights: list[float]) -> Any:
-        recipe = of_family(family, method, *({NAME: numbers, "default": 0.5} for numbers in weights))
+        recipe = of_family(
+            family, method, *({NAME: numbers, "default": 0.5} for numbers in weights)
+        )
         return Merged(recipe, sources, open_source(str(family / "base")))
 
     with pytest.raises(RecipeError, match=r"5000 numbers for the .* rows of a tensor; give fewer"):

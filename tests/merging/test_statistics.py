@@ -16,12 +16,15 @@ def blocks_of(values, size=1000):
 @pytest.fixture(params=["sorting", "counting"])
 def magnitudes(request):
     """Each way to a threshold: by sorting once, and by counting."""
-    return lambda values: Magnitudes(blocks_of(values), values.size, keep=request.param == "sorting")
+    return lambda values: Magnitudes(
+        blocks_of(values), values.size, keep=request.param == "sorting"
+    )
 
 
 @pytest.mark.parametrize("steps", [None, 4, 0.5])
 def test_a_cut_keeps_the_k_largest(magnitudes, steps):
-    """All ways to a threshold keep the k elements that a stable sort puts first, with few or many equal magnitudes."""
+    """All ways to a threshold keep the k elements that a stable sort puts first, with few or many
+    equal magnitudes."""
     values = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     if steps is not None:
         values = np.round(values * steps) / np.float32(steps)
@@ -41,7 +44,8 @@ def test_a_cut_of_tiny_and_equal_numbers(magnitudes):
 
 
 def test_nan_counts_as_the_largest(magnitudes):
-    """All ways to a threshold take NaN for larger than any number, so that they agree on what else is kept."""
+    """All ways to a threshold take NaN for larger than any number, so that they agree on what else
+    is kept."""
     values = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
     values[[3, 700, 2999]] = np.nan
     for k in (4, 100, 2000):
@@ -67,11 +71,15 @@ def test_any_slice_of_the_random_field_is_the_same():
             assert np.array_equal(kept.numpy(), whole[start:stop] < 1 << 15)
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (65535, [1, 1, 0]), (65536, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (65535, [1, 1, 0]), (65536, [1, 1, 1])]
+)
 def test_a_drop_at_its_limits(limit, kept, monkeypatch):
     """The smallest number is kept first and the largest last."""
     field = RandomField(0, 0, "x", 3)
-    monkeypatch.setattr(field, "numbers", lambda start, stop: np.array([0, 65534, 65535], np.uint16)[start:stop])
+    monkeypatch.setattr(
+        field, "numbers", lambda start, stop: np.array([0, 65534, 65535], np.uint16)[start:stop]
+    )
     assert Drop(limit, field).apply(torch.ones(3)).tolist() == kept
 
 

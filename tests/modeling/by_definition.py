@@ -1,4 +1,5 @@
-"""The merged model by its definition, without the package: a plain deep model whose blocks are called as the equations say."""
+"""The merged model by its definition, without the package: a plain deep model whose blocks are
+called as the equations say."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,12 @@ LAYERS = {
 }
 LAST_BRANCH = {
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "exaone4"), "post_feedforward_layernorm"),
-    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "bloom": "mlp.dense_4h_to_h", "opt": "fc2"},
+    **{
+        "glm4": "post_mlp_layernorm",
+        "lfm2": "feed_forward",
+        "bloom": "mlp.dense_4h_to_h",
+        "opt": "fc2",
+    },
 }
 
 
@@ -26,12 +32,21 @@ def layers_name(architecture: str) -> str:
     return LAYERS.get(architecture, "model.layers")
 
 
-def deep_model(architecture: str, sources: Sequence[PreTrainedModel], path: LayerPath, **fields: Any) -> PreTrainedModel:
-    """A plain model with one layer per hop: copies of the first terms' layers; the rest is the first source's."""
+def deep_model(
+    architecture: str, sources: Sequence[PreTrainedModel], path: LayerPath, **fields: Any
+) -> PreTrainedModel:
+    """A plain model with one layer per hop: copies of the first terms' layers; the rest is the
+    first source's."""
     hops = [hop.terms[0] for hop in path.hops]
-    deep = tiny_model(architecture, len(hops), **_fields(architecture, [term.layer for term in hops]), **fields)
+    deep = tiny_model(
+        architecture, len(hops), **_fields(architecture, [term.layer for term in hops]), **fields
+    )
     prefix = layers_name(architecture)
-    outside = {name: tensor for name, tensor in sources[0].state_dict().items() if not name.startswith(f"{prefix}.")}
+    outside = {
+        name: tensor
+        for name, tensor in sources[0].state_dict().items()
+        if not name.startswith(f"{prefix}.")
+    }
     assert not deep.load_state_dict(outside, strict=False).unexpected_keys
     for layer, term in zip(deep.get_submodule(prefix), hops, strict=True):
         layer.load_state_dict(sources[term.source].get_submodule(prefix)[term.layer].state_dict())
@@ -40,7 +55,11 @@ def deep_model(architecture: str, sources: Sequence[PreTrainedModel], path: Laye
 
 def _fields(architecture: str, layers: Sequence[int]) -> dict[str, Any]:
     """The fields with one entry per layer, in the order in which the layers run."""
-    fields = {name: value(max(layers) + 1) for name, value in ARCHITECTURES[architecture].items() if callable(value)}
+    fields = {
+        name: value(max(layers) + 1)
+        for name, value in ARCHITECTURES[architecture].items()
+        if callable(value)
+    }
     for name, value in fields.items():
         if name == "mlp_only_layers":
             fields[name] = [place for place, layer in enumerate(layers) if layer in value]
@@ -51,8 +70,11 @@ def _fields(architecture: str, layers: Sequence[int]) -> dict[str, Any]:
     return fields
 
 
-def scaled_stream(deep: PreTrainedModel, architecture: str, scales: Sequence[float]) -> PreTrainedModel:
-    """``x_k = beta_k * h_{k-1}``, written around every block, so that caches and generation work as in any model."""
+def scaled_stream(
+    deep: PreTrainedModel, architecture: str, scales: Sequence[float]
+) -> PreTrainedModel:
+    """``x_k = beta_k * h_{k-1}``, written around every block, so that caches and generation work as
+    in any model."""
     for layer, scale in zip(deep.get_submodule(layers_name(architecture)), scales, strict=True):
         layer.forward = _scaled(layer.forward, scale)
     return deep
@@ -63,18 +85,25 @@ def _scaled(forward: Callable[..., Any], scale: float) -> Callable[..., Any]:
 
 
 def logits_by_definition(
-    architecture: str, sources: Sequence[PreTrainedModel], path: LayerPath, scale_target: str, ids: torch.Tensor
+    architecture: str,
+    sources: Sequence[PreTrainedModel],
+    path: LayerPath,
+    scale_target: str,
+    ids: torch.Tensor,
 ) -> torch.Tensor:
     """The logits of a path with sums and scales, block by block.
 
-    A block is split into what its last branch adds (``m``) and the rest (``r``) by running it with and without that branch.
+    A block is split into what its last branch adds (``m``) and the rest (``r``) by running it with
+    and without that branch.
     """
     deep = deep_model(architecture, sources, path)
     prefix = layers_name(architecture)
     branch = LAST_BRANCH.get(architecture, "mlp") if scale_target == "mlp_delta" else None
     state: dict[str, torch.Tensor] = {}
 
-    def hop(place: int, blocks: Sequence[tuple[float, Callable[..., Any], nn.Module]]) -> Callable[..., Any]:
+    def hop(
+        place: int, blocks: Sequence[tuple[float, Callable[..., Any], nn.Module]]
+    ) -> Callable[..., Any]:
         def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if place == 0 or branch is None:
                 x = path.scales[place] * hidden_states
@@ -96,7 +125,9 @@ def logits_by_definition(
         return forward
 
     for place, (layer, terms) in enumerate(zip(deep.get_submodule(prefix), path.hops, strict=True)):
-        blocks: list[tuple[float, Callable[..., Any], nn.Module]] = [(terms.terms[0].weight, layer.forward, layer)]
+        blocks: list[tuple[float, Callable[..., Any], nn.Module]] = [
+            (terms.terms[0].weight, layer.forward, layer)
+        ]
         for term in terms.terms[1:]:
             other = sources[term.source].get_submodule(prefix)[term.layer]
             blocks.append((term.weight, other.forward, other))

@@ -1,6 +1,8 @@
-"""What holds for every architecture: one function per property, for tests and benchmarks/pages/model-tests.md.
+"""What holds for every architecture: one function per property, for tests and
+benchmarks/pages/model-tests.md.
 
-A function raises AssertionError where the property does not hold. It may return a remark or the size of an error for the table.
+A function raises AssertionError where the property does not hold. It may return a remark or the
+size of an error for the table.
 """
 
 import copy
@@ -26,11 +28,18 @@ from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
 
-SERIAL = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2", [1, 0.9, 1.1, 1, 1.2, 1, -0.8, 1])
-SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:2 + 0:2 + 0:0*-1", "0:2*1.5"], [1.2, 0.9, -0.8, 1.1])
+SERIAL = LayerPath.parse(
+    "0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2", [1, 0.9, 1.1, 1, 1.2, 1, -0.8, 1]
+)
+SUMS = LayerPath.parse(
+    ["0:0", "0:1*0.5 + 1:1*0.5", "1:2 + 0:2 + 0:0*-1", "0:2*1.5"], [1.2, 0.9, -0.8, 1.1]
+)
 PATHS = {"serial": SERIAL, "sums": SUMS}
 NO_MLP_DELTA = {"mamba": "there is no MLP"}
-NO_STATIC_CACHE = ("gpt_neo", *(("bloom",) if OLD_CACHE_NAMES else ()))  # the source architecture itself cannot use one
+NO_STATIC_CACHE = (
+    "gpt_neo",
+    *(("bloom",) if OLD_CACHE_NAMES else ()),
+)  # the source architecture itself cannot use one
 NO_SDPA = {
     "gemma2": "the source class has no sdpa: its scores are capped",
     "gpt_oss": "the source class has no sdpa: its attention has sinks",
@@ -63,7 +72,8 @@ def _property(not_applicable: dict[str, str] | None = None) -> Callable[[Check],
 
 @lru_cache(maxsize=2)
 def pool_of(architecture: str) -> LayerPool:
-    """A source of three layers and one of four. Kept for the next property: a check that changes weights copies them first."""
+    """A source of three layers and one of four. Kept for the next property: a check that changes
+    weights copies them first."""
     return LayerPool([tiny_model(architecture, 3), tiny_model(architecture, 4, seed=1)])
 
 
@@ -78,11 +88,18 @@ def scale_targets(architecture: str) -> list[str]:
     return ["stream"] if architecture in NO_MLP_DELTA else ["stream", "mlp_delta"]
 
 
-def generated(model: PreTrainedModel, ids: torch.Tensor, *, seed: int | None = None, **options: Any) -> torch.Tensor:
+def generated(
+    model: PreTrainedModel, ids: torch.Tensor, *, seed: int | None = None, **options: Any
+) -> torch.Tensor:
     """Tokens after the prompt, greedy by default; token 0 is padding."""
     if seed is not None:
         torch.manual_seed(seed)
-    fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": (ids != 0).long()}
+    fixed = {
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "attention_mask": (ids != 0).long(),
+    }
     return model.generate(ids, **{"max_new_tokens": 6, **fixed, **options})[:, ids.shape[1] :]
 
 
@@ -93,7 +110,8 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 @_property()
 def identity(architecture: str, folder: Path) -> None:
-    """The path that runs a source as it is gives that source's logits, whatever the scale target and the embedding source."""
+    """The path that runs a source as it is gives that source's logits, whatever the scale target
+    and the embedding source."""
     pool = pool_of(architecture)
     for target in ("stream", "mlp_delta"):
         merged = pool.model(LayerPath.identity(3), target)
@@ -104,18 +122,27 @@ def identity(architecture: str, folder: Path) -> None:
 
 @_property()
 def stream(architecture: str, folder: Path) -> None:
-    """With repeats and scales of the stream it is a plain deep model of copies: logits, and cached greedy tokens."""
+    """With repeats and scales of the stream it is a plain deep model of copies: logits, and cached
+    greedy tokens."""
     model = model_of(architecture, "serial")
-    deep = scaled_stream(deep_model(architecture, pool_of(architecture).models, SERIAL), architecture, SERIAL.scales)
+    deep = scaled_stream(
+        deep_model(architecture, pool_of(architecture).models, SERIAL), architecture, SERIAL.scales
+    )
     assert close(model(token_ids()).logits, deep(token_ids()).logits)
     assert torch.equal(generated(model, token_ids()), generated(deep, token_ids()))
 
 
 @_property(NO_MLP_DELTA)
 def mlp_delta(architecture: str, folder: Path) -> None:
-    """With scales of the MLPs the logits are those of the equation, and differ from those of the stream."""
+    """With scales of the MLPs the logits are those of the equation, and differ from those of the
+    stream."""
     logits = model_of(architecture, "serial", "mlp_delta")(token_ids()).logits
-    assert close(logits, logits_by_definition(architecture, pool_of(architecture).models, SERIAL, "mlp_delta", token_ids()))
+    assert close(
+        logits,
+        logits_by_definition(
+            architecture, pool_of(architecture).models, SERIAL, "mlp_delta", token_ids()
+        ),
+    )
     assert not close(logits, model_of(architecture, "serial")(token_ids()).logits)
 
 
@@ -124,13 +151,19 @@ def sums(architecture: str, folder: Path) -> str | None:
     """Hops of several terms give the logits of the equation, for both scale targets."""
     for target in scale_targets(architecture):
         logits = model_of(architecture, "sums", target)(token_ids()).logits
-        assert close(logits, logits_by_definition(architecture, pool_of(architecture).models, SUMS, target, token_ids()))
+        assert close(
+            logits,
+            logits_by_definition(
+                architecture, pool_of(architecture).models, SUMS, target, token_ids()
+            ),
+        )
     return "stream" if architecture in NO_MLP_DELTA else None
 
 
 @_property()
 def caches(architecture: str, folder: Path) -> str | None:
-    """Greedy tokens are the same with a dynamic cache, no cache and, where the source class can, a static cache."""
+    """Greedy tokens are the same with a dynamic cache, no cache and, where the source class can, a
+    static cache."""
     for path in PATHS:
         model = model_of(architecture, path)
         tokens = generated(model, token_ids())
@@ -145,7 +178,9 @@ def left_padding(architecture: str, folder: Path) -> None:
     """A prompt in a left-padded batch gives the tokens that it gives alone."""
     model = model_of(architecture, "serial")
     short = token_ids()[:1, :6]
-    padded = torch.cat([torch.cat([torch.zeros(1, 3, dtype=torch.long), short], 1), token_ids()[1:]])
+    padded = torch.cat(
+        [torch.cat([torch.zeros(1, 3, dtype=torch.long), short], 1), token_ids()[1:]]
+    )
     assert torch.equal(generated(model, padded)[:1], generated(model, short))
 
 
@@ -158,14 +193,17 @@ def beams(architecture: str, folder: Path) -> None:
 
 @_property()
 def samples(architecture: str, folder: Path) -> None:
-    """Sampling with num_return_sequences gives different sequences per prompt, the same ones with and without a cache."""
+    """Sampling with num_return_sequences gives different sequences per prompt, the same ones with
+    and without a cache."""
     options = {"num_return_sequences": 3, "do_sample": True, "top_k": 10, "max_new_tokens": 4}
     found = _several(model_of(architecture, "sums"), options)
     assert not torch.equal(found[0], found[1]) or not torch.equal(found[0], found[2])
 
 
 def _several(model: PreTrainedModel, options: dict[str, Any]) -> torch.Tensor:
-    cached, plain = (generated(model, token_ids(), seed=0, use_cache=cache, **options) for cache in (True, False))
+    cached, plain = (
+        generated(model, token_ids(), seed=0, use_cache=cache, **options) for cache in (True, False)
+    )
     assert cached.shape == (2 * options["num_return_sequences"], options["max_new_tokens"])
     assert torch.equal(cached, plain)
     return cached
@@ -173,30 +211,44 @@ def _several(model: PreTrainedModel, options: dict[str, Any]) -> torch.Tensor:
 
 @_property()
 def inputs_embeds(architecture: str, folder: Path) -> None:
-    """Embeddings in place of tokens give the same logits, and a prompt of embeddings the same greedy tokens."""
+    """Embeddings in place of tokens give the same logits, and a prompt of embeddings the same
+    greedy tokens."""
     model = model_of(architecture, "sums")
     embeddings = model.get_input_embeddings()(token_ids())
     assert close(model(inputs_embeds=embeddings).logits, model(token_ids()).logits)
-    written = model.generate(inputs_embeds=embeddings, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    written = model.generate(
+        inputs_embeds=embeddings,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     assert torch.equal(written, generated(model, token_ids()))
 
 
 @_property()
 def hidden_states(architecture: str, folder: Path) -> None:
-    """A path of n hops has n + 1 hidden states, whatever the number of terms, and a shorter path has the same ones so far."""
+    """A path of n hops has n + 1 hidden states, whatever the number of terms, and a shorter path
+    has the same ones so far."""
     for name, path in PATHS.items():
         model = model_of(architecture, name)
         states = model(token_ids(), output_hidden_states=True).hidden_states
         assert len(states) == len(path) + 1
         begin = model.with_path(model.config.path[:3], path.scales[:3])
-        assert torch.equal(begin(token_ids(), output_hidden_states=True).hidden_states[2], states[2])
+        assert torch.equal(
+            begin(token_ids(), output_hidden_states=True).hidden_states[2], states[2]
+        )
 
 
 @_property()
 def checkpointing(architecture: str, folder: Path) -> None:
     """Gradient checkpointing runs every hop again, and changes no gradient."""
     model = copy.deepcopy(model_of(architecture, "sums")).train()
-    inside = next(module for module in list(model.layers[1].modules())[1:] if list(module.parameters(recurse=False)))
+    inside = next(
+        module
+        for module in list(model.layers[1].modules())[1:]
+        if list(module.parameters(recurse=False))
+    )
     calls: list[object] = []
     inside.register_forward_pre_hook(lambda module, args: calls.append(module))
     gradients = []
@@ -209,14 +261,19 @@ def checkpointing(architecture: str, folder: Path) -> None:
         with torch.enable_grad():
             model(token_ids(), labels=token_ids(), use_cache=False).loss.backward()
         assert len(calls) == 1 + enabled
-        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        gradients.append(
+            {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        )
     for name, gradient in gradients[0].items():
-        assert torch.allclose(gradients[1][name], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-8), name
+        assert torch.allclose(
+            gradients[1][name], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-8
+        ), name
 
 
 @_property()
 def training(architecture: str, folder: Path) -> None:
-    """A step against the gradient lowers the loss, reaches every parameter, and leaves repeated layers shared."""
+    """A step against the gradient lowers the loss, reaches every parameter, and leaves repeated
+    layers shared."""
     model = copy.deepcopy(model_of(architecture, "serial"))
     with torch.enable_grad():
         before = model(token_ids(), labels=token_ids(), use_cache=False).loss
@@ -245,7 +302,8 @@ def attention(architecture: str, folder: Path) -> None:
 
 @_property()
 def saved(architecture: str, folder: Path) -> None:
-    """What is saved, loaded, deep-copied or built from the sources' files is the same; files hold every layer once."""
+    """What is saved, loaded, deep-copied or built from the sources' files is the same; files hold
+    every layer once."""
     pool = pool_of(architecture)
     for number, source in enumerate(pool.models):
         source.save_pretrained(folder / str(number))
@@ -265,34 +323,48 @@ def saved(architecture: str, folder: Path) -> None:
             assert not info["unexpected_keys"]
             assert torch.equal(again(token_ids()).logits, logits)
             assert again.num_parameters() == model.num_parameters()
-            assert set(safe_open(where / "model.safetensors", "pt").keys()) == plan_tensors(model.config).keys()
+            assert (
+                set(safe_open(where / "model.safetensors", "pt").keys())
+                == plan_tensors(model.config).keys()
+            )
 
 
 @_property()
 def offloaded(architecture: str, folder: Path) -> None:
-    """With all of the model on disk (accelerate) the logits are the same, and what it saves is the same file."""
+    """With all of the model on disk (accelerate) the logits are the same, and what it saves is the
+    same file."""
     model = model_of(architecture, "serial")
     model.save_pretrained(folder / "saved")
-    again = AutoModelForCausalLM.from_pretrained(folder / "saved", device_map={"": "disk"}, offload_folder=folder / "disk")
+    again = AutoModelForCausalLM.from_pretrained(
+        folder / "saved", device_map={"": "disk"}, offload_folder=folder / "disk"
+    )
     assert {parameter.device.type for parameter in again.parameters()} == {"meta"}
     assert close(again(token_ids()).logits, model(token_ids()).logits)
     again.save_pretrained(folder / "resaved")
-    saved, resaved = ((folder / name / "model.safetensors").read_bytes() for name in ("saved", "resaved"))
+    saved, resaved = (
+        (folder / name / "model.safetensors").read_bytes() for name in ("saved", "resaved")
+    )
     assert saved == resaved
 
 
 @_property()
 def threads(architecture: str, folder: Path) -> None:
-    """Four threads that generate at once, two on a model and two on another path over its layers, get what each gets alone."""
+    """Four threads that generate at once, two on a model and two on another path over its layers,
+    get what each gets alone."""
     model = model_of(architecture, "serial", scale_targets(architecture)[-1])
     sibling = model.with_path(model.config.path[::-1], [0.7] * len(SERIAL), scale_target="stream")
     race([model, sibling], token_ids(), rounds=1)
 
 
 def race(models: list[EvoMergedForCausalLM], ids: torch.Tensor, *, rounds: int) -> None:
-    """Two threads per model generate at the same time, round after round; every result must be that of one thread alone."""
+    """Two threads per model generate at the same time, round after round; every result must be that
+    of one thread alone."""
     prompts = [ids[:1], ids[1:, :5]]
-    wanted = {(m, p): generated(model, prompt) for m, model in enumerate(models) for p, prompt in enumerate(prompts)}
+    wanted = {
+        (m, p): generated(model, prompt)
+        for m, model in enumerate(models)
+        for p, prompt in enumerate(prompts)
+    }
     found: list[tuple[tuple[int, int], torch.Tensor]] = []
     start = threading.Barrier(len(wanted))
 
@@ -312,7 +384,8 @@ def race(models: list[EvoMergedForCausalLM], ids: torch.Tensor, *, rounds: int) 
 
 @_property()
 def fold_stream(architecture: str, folder: Path) -> str:
-    """The folded checkpoint is a plain model of the same greedy tokens; the cell is the largest difference of a logit."""
+    """The folded checkpoint is a plain model of the same greedy tokens; the cell is the largest
+    difference of a logit."""
     return _size(fold_error(architecture, {}, "stream", folder))
 
 

@@ -1,4 +1,5 @@
-"""Refusals of a config.json, in words: for the test, and for the table in benchmarks/pages/model-tests.md.
+"""Refusals of a config.json, in words: for the test, and for the table in
+benchmarks/pages/model-tests.md.
 
     python tests/modeling/refusals.py
 
@@ -25,27 +26,51 @@ def _text(**fields: Any) -> dict[str, Any]:
 
 # What is wrong: the fields that differ from `VALID`, and how the message begins.
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "a layer that is not there": ({"path": ["0:0", "0:3"]}, "path[1]: layer 3 of source 0, which has 3 layers"),
-    "a source that is not there": ({"path": ["2:0", "0:2"]}, "path[0]: source 2, but there are 2 sources, from 0"),
+    "a layer that is not there": (
+        {"path": ["0:0", "0:3"]},
+        "path[1]: layer 3 of source 0, which has 3 layers",
+    ),
+    "a source that is not there": (
+        {"path": ["2:0", "0:2"]},
+        "path[0]: source 2, but there are 2 sources, from 0",
+    ),
     "a hop that cannot be read": (
         {"path": ["0:0", "0:0-2"]},
         "path[1]: cannot read '0:0-2'; a hop is written 0:3 or 0:3*0.5 + 1:3*0.5",
     ),
     "words after a hop": ({"path": ["0:0", "0:1 x2"]}, "path[1]: cannot read '0:1 x2'"),
     "a hop that is a number": ({"path": ["0:0", 7]}, "path[1]: cannot read 7"),
-    "a weight beyond all numbers": ({"path": ["0:0", "0:1*1e999"]}, "path[1]: cannot read '0:1*1e999'"),
-    "an empty path": ({"path": [], "scales": []}, "path: no hops; a path has at least one, such as '0:0'"),
+    "a weight beyond all numbers": (
+        {"path": ["0:0", "0:1*1e999"]},
+        "path[1]: cannot read '0:1*1e999'",
+    ),
+    "an empty path": (
+        {"path": [], "scales": []},
+        "path: no hops; a path has at least one, such as '0:0'",
+    ),
     "a path that is a text": ({"path": "0:0"}, "path: str, but it must be a list"),
     "a path that is a mapping": ({"path": {"0": "0:0"}}, "path: dict, but it must be a list"),
-    "a million hops": ({"path": ["0:0"] * 10**6, "scales": None}, "path: 1000000 hops; a path has at most 4096"),
+    "a million hops": (
+        {"path": ["0:0"] * 10**6, "scales": None},
+        "path: 1000000 hops; a path has at most 4096",
+    ),
     "5000 terms in one hop": (
         {"path": [" + ".join(["0:0"] * 5000)], "scales": [1.0]},
         "path: 5000 terms; a path has at most 4096",
     ),
-    "too few scales": ({"scales": [1.0]}, "scales: 1 numbers for a path of 2 hops; give one per hop"),
+    "too few scales": (
+        {"scales": [1.0]},
+        "scales: 1 numbers for a path of 2 hops; give one per hop",
+    ),
     "scales that are one number": ({"scales": 1.0}, "scales: float, but it must be a list"),
-    "a scale that is not a number": ({"scales": [1.0, float("nan")]}, "scales[1]: nan is not a finite number"),
-    "an infinite scale": ({"scales": [float("-inf"), 1.0]}, "scales[0]: -inf is not a finite number"),
+    "a scale that is not a number": (
+        {"scales": [1.0, float("nan")]},
+        "scales[1]: nan is not a finite number",
+    ),
+    "an infinite scale": (
+        {"scales": [float("-inf"), 1.0]},
+        "scales[0]: -inf is not a finite number",
+    ),
     "a scale beyond all floats": ({"scales": [1.0, 10**400]}, "scales[1]: 1000000"),
     "a scale that is true": ({"scales": [1.0, True]}, "scales[1]: True is not a finite number"),
     "a scale that is a text": ({"scales": [1.0, "1"]}, "scales[1]: '1' is not a finite number"),
@@ -53,25 +78,46 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"scale_target": "attention"},
         "scale_target: 'attention' is unknown; there are stream, mlp_delta",
     ),
-    "a scale target that is a list": ({"scale_target": ["stream"]}, "scale_target: ['stream'] is unknown"),
+    "a scale target that is a list": (
+        {"scale_target": ["stream"]},
+        "scale_target: ['stream'] is unknown",
+    ),
     "embeddings of a source that is not there": (
         {"embedding_source": 2},
         "embedding_source: 2, but there are 2 sources, from 0",
     ),
-    "a negative embedding source": ({"embedding_source": -1}, "embedding_source: -1, but there are 2 sources, from 0"),
-    "an embedding source that is a text": ({"embedding_source": "0"}, "embedding_source: '0' is not the number of a source"),
-    "an embedding source that is true": ({"embedding_source": True}, "embedding_source: True is not the number of a source"),
-    "sources that are a mapping": ({"sources": {"model": "a"}}, "sources: dict, but it must be a list"),
+    "a negative embedding source": (
+        {"embedding_source": -1},
+        "embedding_source: -1, but there are 2 sources, from 0",
+    ),
+    "an embedding source that is a text": (
+        {"embedding_source": "0"},
+        "embedding_source: '0' is not the number of a source",
+    ),
+    "an embedding source that is true": (
+        {"embedding_source": True},
+        "embedding_source: True is not the number of a source",
+    ),
+    "sources that are a mapping": (
+        {"sources": {"model": "a"}},
+        "sources: dict, but it must be a list",
+    ),
     "a source without its depth": (
         {"sources": [{"model": "a"}]},
         "sources[0]: {'model': 'a'} is not a mapping with the number of 'layers'",
     ),
-    "a source that is a text": ({"sources": ["a"]}, "sources[0]: 'a' is not a mapping with the number of 'layers'"),
+    "a source that is a text": (
+        {"sources": ["a"]},
+        "sources[0]: 'a' is not a mapping with the number of 'layers'",
+    ),
     "a revision that is a number": (
         {"sources": [{"model": "a", "layers": 3, "revision": 7}]},
         "sources[0].revision: 7 is not a text",
     ),
-    "no architecture": ({"text_config": {}}, "text_config.model_type: None is not an architecture of causal language models"),
+    "no architecture": (
+        {"text_config": {}},
+        "text_config.model_type: None is not an architecture of causal language models",
+    ),
     "an unknown architecture": (
         {"text_config": {"model_type": "no_such_model"}},
         "text_config.model_type: 'no_such_model' is not an architecture",
@@ -80,13 +126,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"text_config": {"model_type": "vit"}},
         "text_config.model_type: 'vit' is not an architecture",
     ),
-    "an architecture that is a list": (_text(model_type=["llama"]), "text_config.model_type: ['llama'] is not an architecture"),
-    "a merged model in a merged model": (_text(model_type="evo_merged"), "text_config.model_type: 'evo_merged' is not an"),
+    "an architecture that is a list": (
+        _text(model_type=["llama"]),
+        "text_config.model_type: ['llama'] is not an architecture",
+    ),
+    "a merged model in a merged model": (
+        _text(model_type="evo_merged"),
+        "text_config.model_type: 'evo_merged' is not an",
+    ),
     "an architecture whose blocks have two attentions": (
         _text(model_type="longcat_flash"),
-        "text_config.model_type: a block of 'longcat_flash' has two attentions with a cache slot each",
+        (
+            "text_config.model_type: a block of 'longcat_flash' has two attentions with a cache "
+            "slot each"
+        ),
     ),
-    "a text_config that is a number": ({"text_config": 3}, "text_config: int, but it must be a configuration or a mapping"),
+    "a text_config that is a number": (
+        {"text_config": 3},
+        "text_config: int, but it must be a configuration or a mapping",
+    ),
     "a text_config of another depth": (
         _text(num_hidden_layers=3),
         "text_config.num_hidden_layers: 3, but the path needs 2 cache slots",
@@ -95,17 +153,32 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"text_config": {"model_type": "gpt2", "n_layer": 5}},
         "text_config.num_hidden_layers: 5, but the path needs 2 cache slots",
     ),
-    "a billion layers": (_text(num_hidden_layers=10**9), "text_config.num_hidden_layers: 1000000000, but the path needs 2"),
+    "a billion layers": (
+        _text(num_hidden_layers=10**9),
+        "text_config.num_hidden_layers: 1000000000, but the path needs 2",
+    ),
     "a billion layers and no path": (
         {**_text(num_hidden_layers=10**9), "path": None, "scales": None},
         "text_config.num_hidden_layers: 1000000000, but a path has between 1 and 4096 hops",
     ),
-    "a depth that is a text": (_text(num_hidden_layers="2"), "text_config.num_hidden_layers: '2', but the path needs 2"),
+    "a depth that is a text": (
+        _text(num_hidden_layers="2"),
+        "text_config.num_hidden_layers: '2', but the path needs 2",
+    ),
     "a width that is a text": (_text(hidden_size="wide"), "text_config: "),
     "no attention heads": (_text(num_attention_heads=0), "text_config: "),
-    "settings of the rotary embeddings that are a number": (_text(rope_parameters=3), "text_config: "),
+    "settings of the rotary embeddings that are a number": (
+        _text(rope_parameters=3),
+        "text_config: ",
+    ),
     "too few kinds of layers": (
-        {"text_config": {"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}},
+        {
+            "text_config": {
+                "model_type": "qwen2",
+                "num_hidden_layers": 2,
+                "layer_types": ["full_attention"],
+            }
+        },
         "text_config",
     ),
     "kinds of layers that disagree with the path": (
@@ -117,12 +190,24 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
                 "layer_types": ["full_attention", "sliding_attention"],
             },
         },
-        "text_config.layer_types: layer 0:0 is 'full_attention' in slot 0 but 'sliding_attention' in slot 1",
+        (
+            "text_config.layer_types: layer 0:0 is 'full_attention' in slot 0 but "
+            "'sliding_attention' in slot 1"
+        ),
     ),
-    "a cache that is neither wanted nor not": ({"use_cache": "no"}, "use_cache: 'no' is not true or false"),
+    "a cache that is neither wanted nor not": (
+        {"use_cache": "no"},
+        "use_cache: 'no' is not true or false",
+    ),
     "labels that are a number": ({"id2label": 5}, "id2label: int, but it must be a mapping"),
-    "a quantisation that is a number": ({"quantization_config": 7}, "quantization_config: int, but it must be a mapping"),
-    "a field that follows from the path": ({"slots": [0]}, "slots: not a field of the configuration, it follows from 'path'"),
+    "a quantisation that is a number": (
+        {"quantization_config": 7},
+        "quantization_config: int, but it must be a mapping",
+    ),
+    "a field that follows from the path": (
+        {"slots": [0]},
+        "slots: not a field of the configuration, it follows from 'path'",
+    ),
 }
 
 

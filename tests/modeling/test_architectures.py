@@ -1,4 +1,5 @@
-"""What holds for every architecture, and that the table in benchmarks/pages/model-tests.md says so."""
+"""What holds for every architecture, and that the table in benchmarks/pages/model-tests.md says
+so."""
 
 import itertools
 import re
@@ -27,8 +28,19 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-CORE = ("identity", "stream", "mlp_delta", "sums", "caches", "saved", "fold_stream", "fold_mlp_delta")
-OFTEN = [(kind, name) for kind, name in CASES if kind == "llama" or (kind in FAMILIES and name in CORE)]
+CORE = (
+    "identity",
+    "stream",
+    "mlp_delta",
+    "sums",
+    "caches",
+    "saved",
+    "fold_stream",
+    "fold_mlp_delta",
+)
+OFTEN = [
+    (kind, name) for kind, name in CASES if kind == "llama" or (kind in FAMILIES and name in CORE)
+]
 
 
 @pytest.mark.parametrize(("architecture", "name"), slow_beyond(OFTEN, CASES))
@@ -39,15 +51,22 @@ def test_properties_hold_for_every_architecture(architecture, name, tmp_path):
     PROPERTIES[name].check(architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, sorted(ARCHITECTURES.keys() - NO_MLP_DELTA.keys())))
+@pytest.mark.parametrize(
+    "architecture", slow_beyond(FAMILIES, sorted(ARCHITECTURES.keys() - NO_MLP_DELTA.keys()))
+)
 def test_the_mlp_branch_is_added_to_the_residual(architecture):
-    """Where mlp_delta is allowed, a block's output is a straight line in the factor of its MLP, and not through zero."""
+    """Where mlp_delta is allowed, a block's output is a straight line in the factor of its MLP, and
+    not through zero."""
     model = tiny_model(architecture, 3)
     block = model.get_submodule(find_layers(model, 3))[1]  # type: ignore[index]
     outputs: list[torch.Tensor] = []
-    block.register_forward_hook(lambda module, args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    block.register_forward_hook(
+        lambda module, args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+    )
     for factor in (0.0, 1.0, 2.0, 3.0):
-        hook = block.get_submodule(layouts_of(model.config).blocks[1].branch).register_forward_hook(ScaleOutput(factor))
+        hook = block.get_submodule(layouts_of(model.config).blocks[1].branch).register_forward_hook(
+            ScaleOutput(factor)
+        )
         model(token_ids())
         hook.remove()
     steps = [after - before for before, after in itertools.pairwise(outputs)]
@@ -57,7 +76,8 @@ def test_the_mlp_branch_is_added_to_the_residual(architecture):
 
 
 def test_the_table_is_of_these_architectures_and_properties():
-    """The table has a row per architecture and a column per property, and no cell says that one does not hold."""
+    """The table has a row per architecture and a column per property, and no cell says that one
+    does not hold."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     assert all(any(line.startswith(f"| {variant} | ") for line in lines) for variant in VARIANTS)
     rows = [re.split(r" *\| *", line)[1:-1] for line in lines if line.count("|") > 15]
@@ -74,15 +94,22 @@ def test_the_table_is_of_these_architectures_and_properties():
 def test_mlp_delta_is_left_out_only_where_it_is_not_defined():
     """The architectures without mlp_delta in the table are those that the model class refuses."""
     layouts = {name: layouts_of(tiny_model(name).config) for name in ARCHITECTURES}
-    without = {name for name, found in layouts.items() if not all(layout.branch for layout in found.blocks)}
+    without = {
+        name for name, found in layouts.items() if not all(layout.branch for layout in found.blocks)
+    }
     assert without == NO_MLP_DELTA.keys() & ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("architecture", sorted(NO_SDPA.keys() & ARCHITECTURES.keys()))
 def test_attention_that_the_source_class_lacks_is_refused(architecture):
-    """Where the source class of the installed transformers has no sdpa, asking the merged model for it is the same error."""
+    """Where the source class of the installed transformers has no sdpa, asking the merged model for
+    it is the same error."""
     source = tiny_model(architecture)
-    expected = nullcontext() if source._supports_sdpa else pytest.raises(ValueError, match="does not support an attention")
+    expected = (
+        nullcontext()
+        if source._supports_sdpa
+        else pytest.raises(ValueError, match="does not support an attention")
+    )
     for config in (source.config, EvoMergedConfig.from_sources([source.config], ["0:0", "0:2"])):
         with expected:
             AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

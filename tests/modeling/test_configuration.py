@@ -24,17 +24,21 @@ def merged(path: list[str], **fields: Any) -> EvoMergedConfig:
     """A path through sources of three and four layers."""
     sources = [{"layers": 3}, {"layers": 4}]
     slots = sum(len(hop.split("+")) for hop in path)
-    return EvoMergedConfig(**{"text_config": llama(slots), "path": path, "sources": sources, **fields})
+    return EvoMergedConfig(
+        **{"text_config": llama(slots), "path": path, "sources": sources, **fields}
+    )
 
 
 def test_defaults():
-    """Without scales those of all hops are 1; without any argument, as transformers makes it, a configuration is valid."""
+    """Without scales those of all hops are 1; without any argument, as transformers makes it, a
+    configuration is valid."""
     assert merged(["0:0", "1:3"]).scales == [1.0, 1.0]
     assert len(EvoMergedConfig().path) == EvoMergedConfig().text_config.num_hidden_layers
 
 
 def test_first_terms_take_the_first_slots():
-    """The slots of the hops come first, those of further terms after them, and a layer is stored under its first slot."""
+    """The slots of the hops come first, those of further terms after them, and a layer is stored
+    under its first slot."""
     config = merged(["0:0 + 1:0*0.5", "1:1", "0:0*2 + 1:1 + 1:3*-1e-3"])
     assert config.slots == [(0, 0), (1, 1), (0, 0), (1, 0), (1, 1), (1, 3)]
     assert config.hop_slots == [[0, 3], [1], [2, 4, 5]]
@@ -44,7 +48,8 @@ def test_first_terms_take_the_first_slots():
 
 @pytest.mark.parametrize("what", REFUSALS)
 def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch):
-    """A wrong config.json is refused with one line that begins with the field's name, before a module is made."""
+    """A wrong config.json is refused with one line that begins with the field's name, before a
+    module is made."""
     fields, message = REFUSALS[what]
     (tmp_path / "config.json").write_text(json.dumps({**VALID, **fields}))
     monkeypatch.setattr(torch.nn.Module, "__init__", None)
@@ -57,23 +62,29 @@ def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch)
 
 
 def test_the_refusals_are_documented():
-    """The page of the model's tests has the table that `python tests/modeling/refusals.py` prints."""
-    assert table() in (Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md").read_text(encoding="utf-8")
+    """The page of the model's tests has the table that `python tests/modeling/refusals.py`
+    prints."""
+    assert table() in (
+        Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path):
-    """Without what makes it wrong, the config.json of the test above is read, and written back as it was."""
+    """Without what makes it wrong, the config.json of the test above is read, and written back as
+    it was."""
     (tmp_path / "config.json").write_text(json.dumps(VALID))
     read = AutoConfig.from_pretrained(tmp_path)
-    assert {name: getattr(read, name) for name in VALID if name not in ("model_type", "text_config")} == {
-        name: value for name, value in VALID.items() if name not in ("model_type", "text_config")
-    }
+    assert {
+        name: getattr(read, name) for name in VALID if name not in ("model_type", "text_config")
+    } == {name: value for name, value in VALID.items() if name not in ("model_type", "text_config")}
 
 
 def test_the_terms_of_a_hop_are_of_one_layer_type():
     """A hop cannot sum a layer of full attention and one of sliding attention."""
     config = tiny_model("gemma2").config
-    with pytest.raises(ValueError, match=r"^path\[1\]: the terms of a hop must be of one layer type"):
+    with pytest.raises(
+        ValueError, match=r"^path\[1\]: the terms of a hop must be of one layer type"
+    ):
         EvoMergedConfig.from_sources([config], ["0:0", "0:0*0.5 + 0:1*0.5"])
 
 
@@ -87,11 +98,17 @@ def test_a_changed_configuration_is_checked_when_saved(tmp_path):
 
 
 def test_lists_follow_the_path():
-    """Lists with one entry per layer are re-indexed along the path, from the source that each layer is of."""
+    """Lists with one entry per layer are re-indexed along the path, from the source that each layer
+    is of."""
     a, b = (tiny_model("smollm3", layers).config for layers in (3, 4))
     config = EvoMergedConfig.from_sources([a, b], ["0:2", "1:1 + 0:0", "1:3"]).text_config
     assert config.num_hidden_layers == 4
-    assert config.no_rope_layers == [a.no_rope_layers[2], b.no_rope_layers[1], b.no_rope_layers[3], a.no_rope_layers[0]]
+    assert config.no_rope_layers == [
+        a.no_rope_layers[2],
+        b.no_rope_layers[1],
+        b.no_rope_layers[3],
+        a.no_rope_layers[0],
+    ]
     assert (a.num_hidden_layers, b.num_hidden_layers) == (3, 4)
 
 
@@ -105,7 +122,9 @@ def test_lists_of_layer_numbers_follow_the_path():
 def test_a_list_of_tokens_does_not_follow_the_path():
     """A list that is as long as the model is deep by coincidence stays as it is."""
     config = llama(3, eos_token_id=[5, 6, 7])
-    assert EvoMergedConfig.from_sources([config], ["0:2", "0:1", "0:0"]).text_config.eos_token_id == [5, 6, 7]
+    assert EvoMergedConfig.from_sources(
+        [config], ["0:2", "0:1", "0:0"]
+    ).text_config.eos_token_id == [5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +154,8 @@ def test_known_architectures_can_be_rearranged(architecture):
 
 
 def test_layers_that_depend_on_their_number_are_refused():
-    """An architecture that computes a setting from the layer's number is refused, with the setting."""
+    """An architecture that computes a setting from the layer's number is refused, with the
+    setting."""
     with pytest.raises(ValueError, match=r"'diffllama' has self_attn.lambda_init"):
         check_rearrangeable([tiny_model("diffllama").config])
     with pytest.raises(ValueError, match=r"'gpt2' has attn.scaling"):

@@ -38,7 +38,8 @@ def model(sources: list[PreTrainedModel]) -> EvoMergedForCausalLM:
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_the_cache_is_taken_by_either_name(model, name):
-    """A step that continues from a cache gives the logits of the whole sequence, whatever transformers calls the argument."""
+    """A step that continues from a cache gives the logits of the whole sequence, whatever
+    transformers calls the argument."""
     ids = token_ids()
     first = model(ids[:, :6], use_cache=True)
     cache = getattr(first, "cache", None) or first.past_key_values
@@ -55,12 +56,18 @@ def test_two_names_for_the_cache_are_one_too_many(model):
 
 
 def test_the_saved_model_loads_without_this_package(model, tmp_path):
-    """Where the package cannot be imported, trust_remote_code loads the model, and what that saves loads again."""
+    """Where the package cannot be imported, trust_remote_code loads the model, and what that saves
+    loads again."""
     model.save_pretrained(tmp_path / "saved")
-    sight = LayerPool([random_model(vlm_config("llava"), 0, CLASSES["llava"])]).model(LayerPath.parse("0:0, 0:1, 0:1"))
+    sight = LayerPool([random_model(vlm_config("llava"), 0, CLASSES["llava"])]).model(
+        LayerPath.parse("0:0, 0:1, 0:1")
+    )
     sight.save_pretrained(tmp_path / "sight")
     seen = {"given": inputs("llava"), "seen": sight(**inputs("llava")).logits.detach()}
-    torch.save({"ids": token_ids(), "logits": model(token_ids()).logits.detach(), **seen}, tmp_path / "expected.pt")
+    torch.save(
+        {"ids": token_ids(), "logits": model(token_ids()).logits.detach(), **seen},
+        tmp_path / "expected.pt",
+    )
     program = f"""
 import sys; sys.modules["hf_evomerge"] = None
 import torch
@@ -75,7 +82,7 @@ assert torch.equal(again(expected["ids"]).logits, expected["logits"])
 sight = AutoModelForImageTextToText.from_pretrained({str(tmp_path / "sight")!r}, trust_remote_code=True)
 assert torch.equal(sight(**expected["given"]).logits, expected["seen"])
 print("fine")
-"""
+"""  # noqa: E501
     environment = {
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",
@@ -96,9 +103,14 @@ print("fine")
     ]
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
 def test_a_copy_is_independent(model, twin):
-    """A deep copy computes the same with its own weights: changing the original does not change it."""
+    """A deep copy computes the same with its own weights: changing the original does not change
+    it."""
     expected = model(token_ids()).logits
     copied = twin(model)  # type: ignore[operator]
     assert copied.num_parameters() == model.num_parameters()  # it shares within itself
@@ -109,7 +121,8 @@ def test_a_copy_is_independent(model, twin):
 
 
 def test_another_path_over_the_same_parameters(model, sources):
-    """with_path gives what the pool gives for that path, over the same storage, and leaves the model as it was."""
+    """with_path gives what the pool gives for that path, over the same storage, and leaves the
+    model as it was."""
     before = model(token_ids()).logits
     path = ["0:0", "1:2*0.5 + 1:1*0.5", "0:2", "0:2"]
     other = model.with_path(path, [1, 0.5, 2, 1], scale_target="mlp_delta")
@@ -137,7 +150,8 @@ def test_attentions_are_one_per_slot(model):
 
 
 def test_arguments_are_the_source_class_s_own(model):
-    """Embeddings in place of tokens, labels, the last logits only and tuples work as for the source architecture."""
+    """Embeddings in place of tokens, labels, the last logits only and tuples work as for the source
+    architecture."""
     ids = token_ids()
     logits = model(ids).logits
     assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, logits)
@@ -148,8 +162,10 @@ def test_arguments_are_the_source_class_s_own(model):
 
 
 def test_generation_takes_what_the_source_class_takes():
-    """generate takes the arguments of the source class, and refuses those that it does not know or would drop silently."""
-    ids, options = token_ids(), {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    """generate takes the arguments of the source class, and refuses those that it does not know or
+    would drop silently."""
+    ids = token_ids()
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     source = tiny_model("gpt2")
     model = LayerPool([source]).model(LayerPath.identity(3))
     kinds = torch.ones_like(ids)
@@ -158,7 +174,9 @@ def test_generation_takes_what_the_source_class_takes():
     with pytest.raises(ValueError, match=r"not used by the model: \['tokn_type_ids'\]"):
         model.generate(ids, tokn_type_ids=kinds, **options)
     model = LayerPool([tiny_model("openai-gpt")]).model(LayerPath.identity(3))
-    with pytest.raises(ValueError, match=r"^inputs_embeds: OpenAIGPTLMHeadModel cannot generate from embeddings"):
+    with pytest.raises(
+        ValueError, match=r"^inputs_embeds: OpenAIGPTLMHeadModel cannot generate from embeddings"
+    ):
         model.generate(inputs_embeds=model.get_input_embeddings()(ids), **options)
 
 
@@ -168,12 +186,16 @@ def test_generation_takes_what_the_source_class_takes():
         ({"scales": [1.0]}, "scales: 1 numbers for a path of 6 hops"),
         ({"scales": [1.0] * 5 + [float("nan")]}, "scales[5]: nan is not a finite number"),
         ({"scale_target": "attention"}, "scale_target: 'attention' is unknown"),
-        ({"path": ["0:0"] * 6}, "text_config.num_hidden_layers: 7, but the path needs 6 cache slots"),
+        (
+            {"path": ["0:0"] * 6},
+            "text_config.num_hidden_layers: 7, but the path needs 6 cache slots",
+        ),
         ({"embedding_source": 7}, "embedding_source: 7, but there are 2 sources, from 0"),
     ],
 )
 def test_fields_that_are_changed_later_are_checked_too(model, fields, message, tmp_path):
-    """Whether given to from_pretrained or set on a configuration, a wrong field is refused before a module is made."""
+    """Whether given to from_pretrained or set on a configuration, a wrong field is refused before a
+    module is made."""
     model.save_pretrained(tmp_path)
     config = copy.deepcopy(model.config)
     for name, value in fields.items():
@@ -196,29 +218,40 @@ def test_the_vocabulary_can_grow(model, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral", "gpt2"])
 def test_a_larger_vocabulary_can_be_trained(architecture):
-    """With resized embeddings the loss is that of the logits, whichever size the source class computes it with."""
+    """With resized embeddings the loss is that of the logits, whichever size the source class
+    computes it with."""
     ids = token_ids()
     model = LayerPool([tiny_model(architecture)]).model(LayerPath.parse("0:0, 0:1, 0:0"))
     twin = copy.deepcopy(model)
     twin.resize_token_embeddings(VOCAB + 6)
     for each in (twin, twin.with_path("0:0, 0:1")):
         out = each(ids, labels=ids)
-        loss = functional.cross_entropy(out.logits[:, :-1].reshape(-1, VOCAB + 6).float(), ids[:, 1:].reshape(-1))
+        loss = functional.cross_entropy(
+            out.logits[:, :-1].reshape(-1, VOCAB + 6).float(), ids[:, 1:].reshape(-1)
+        )
         assert torch.allclose(out.loss, loss, atol=1e-5)
 
 
 def test_a_fresh_model_can_be_made_from_a_configuration(model, tmp_path):
-    """AutoModelForCausalLM.from_config gives random weights with the same sharing, which save and load."""
+    """AutoModelForCausalLM.from_config gives random weights with the same sharing, which save and
+    load."""
     fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
     assert fresh.num_parameters() == model.num_parameters()
     fresh.save_pretrained(tmp_path)
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(token_ids()).logits, fresh(token_ids()).logits)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path)(token_ids()).logits,
+        fresh(token_ids()).logits,
+    )
 
 
 def test_mlp_delta_is_refused_where_it_has_no_meaning():
-    """Blocks that are not a residual plus an MLP refuse mlp_delta in one line, but run with scales of 1."""
+    """Blocks that are not a residual plus an MLP refuse mlp_delta in one line, but run with scales
+    of 1."""
     pool = LayerPool([tiny_model("mamba")])
-    message = r"^scale_target: 'mlp_delta' is not defined for the layers of 'mamba', which add no branch after another; use"
+    message = (
+        r"^scale_target: 'mlp_delta' is not defined for the layers of 'mamba', which add no "
+        r"branch after another; use"
+    )
     with pytest.raises(Exception, match=message):
         pool.model(LayerPath.parse("0:0, 0:1", [1, 0.5]), "mlp_delta")
     pool.model(LayerPath.parse("0:0, 0:1"), "mlp_delta")
@@ -227,32 +260,44 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning():
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One word per token."""
-    return word_tokenizer([*("<pad>", "<bos>", "<eos>", "<unk>"), *(f"w{number:02}" for number in range(4, VOCAB))])
+    return word_tokenizer(
+        [*("<pad>", "<bos>", "<eos>", "<unk>"), *(f"w{number:02}" for number in range(4, VOCAB))]
+    )
 
 
 def assert_shared(model: EvoMergedForCausalLM) -> None:
     """Hops 0 and 3, and hops 1 and 4, run the same tensors."""
     for first, second in ((0, 3), (1, 4)):
-        assert model.layers[first].get_parameter(WEIGHT) is model.layers[second].get_parameter(WEIGHT)
+        assert model.layers[first].get_parameter(WEIGHT) is model.layers[second].get_parameter(
+            WEIGHT
+        )
 
 
 def test_a_pipeline_writes_what_generate_writes(model, tokenizer):
-    """The text-generation pipeline gives the text of the model's own greedy tokens, for padded batches as well."""
+    """The text-generation pipeline gives the text of the model's own greedy tokens, for padded
+    batches as well."""
     prompts = ["w05 w09 w33", "w07 w08 w21 w04 w60"]
     writer = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
-    written = writer(prompts, max_new_tokens=6, do_sample=False, batch_size=2, return_full_text=False)
+    written = writer(
+        prompts, max_new_tokens=6, do_sample=False, batch_size=2, return_full_text=False
+    )
     for prompt, (result,) in zip(prompts, written, strict=True):
         given = tokenizer(prompt, return_tensors="pt")
-        tokens = model.generate(**given, max_new_tokens=6, do_sample=False)[0, given["input_ids"].shape[1] :]
+        tokens = model.generate(**given, max_new_tokens=6, do_sample=False)[
+            0, given["input_ids"].shape[1] :
+        ]
         text = tokenizer.decode(tokens, skip_special_tokens=True)
         assert text
         assert result["generated_text"].strip() == text
 
 
 def test_the_state_goes_through_torch_save(model, sources, tmp_path):
-    """A state dict that torch.save wrote loads with weights_only=True, strictly, into a model that still shares its layers."""
+    """A state dict that torch.save wrote loads with weights_only=True, strictly, into a model that
+    still shares its layers."""
     torch.save(model.state_dict(), tmp_path / "state.pt")
-    assert (tmp_path / "state.pt").stat().st_size < sum(p.numel() * 4 for p in model.parameters()) + 60_000
+    assert (tmp_path / "state.pt").stat().st_size < sum(
+        p.numel() * 4 for p in model.parameters()
+    ) + 60_000
     fresh = EvoMergedForCausalLM(copy.deepcopy(model.config)).eval()
     fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(fresh(token_ids()).logits, model(token_ids()).logits)
@@ -260,7 +305,8 @@ def test_the_state_goes_through_torch_save(model, sources, tmp_path):
 
 
 def test_missing_weights_of_a_shared_layer_are_reported(model, tmp_path):
-    """A checkpoint without a tensor of a repeated layer says so, and the model gets an initialised, shared one."""
+    """A checkpoint without a tensor of a repeated layer says so, and the model gets an initialised,
+    shared one."""
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     del state[f"model.model.layers.0.{WEIGHT}"]
@@ -276,7 +322,11 @@ def test_the_vocabulary_can_shrink(model):
     ids = token_ids().clamp(max=VOCAB - 9)
     before = model(ids).logits
     model.resize_token_embeddings(VOCAB - 8)
-    assert model.get_output_embeddings().weight.shape[0] == model.config.get_text_config().vocab_size == VOCAB - 8
+    assert (
+        model.get_output_embeddings().weight.shape[0]
+        == model.config.get_text_config().vocab_size
+        == VOCAB - 8
+    )
     assert torch.allclose(model(ids).logits, before[..., : VOCAB - 8], atol=1e-6)
 
 
@@ -294,7 +344,8 @@ def test_a_model_can_be_cast(model, dtype):
 
 @pytest.mark.slow
 def test_the_graph_compiles_whole(model):
-    """torch.compile captures the forward in one graph without a warning, scales and sums included, and computes the same."""
+    """torch.compile captures the forward in one graph without a warning, scales and sums included,
+    and computes the same."""
     expected = model(token_ids(), use_cache=False).logits
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad(), warnings.catch_warnings():
@@ -304,22 +355,33 @@ def test_the_graph_compiles_whole(model):
 
 def test_the_graph_exports(model):
     """torch.export gives a program that computes the same."""
-    program = torch.export.export(model, (), {"input_ids": token_ids(), "use_cache": False}, strict=False)
+    program = torch.export.export(
+        model, (), {"input_ids": token_ids(), "use_cache": False}, strict=False
+    )
     logits = program.module()(input_ids=token_ids(), use_cache=False).logits
     assert torch.allclose(logits, model(token_ids()).logits, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
 @pytest.mark.parametrize(
-    "memory", slow_beyond([30_000], [90_000, 30_000, 0]), ids=["half on disk", "layers on disk", "all on disk"]
+    "memory",
+    slow_beyond([30_000], [90_000, 30_000, 0]),
+    ids=["half on disk", "layers on disk", "all on disk"],
 )
 def test_layers_may_be_offloaded(model, scale_target, memory, tmp_path):
-    """With part of the layers or all of them on disk the bits are the same, and hops of one layer are in one place."""
+    """With part of the layers or all of them on disk the bits are the same, and hops of one layer
+    are in one place."""
     pytest.importorskip("accelerate")
     model = model.with_path(PATH, SCALES, scale_target=scale_target)
     model.save_pretrained(tmp_path / "saved")
-    where: dict[str, object] = {"device_map": "auto", "max_memory": {"cpu": memory}} if memory else {"device_map": {"": "disk"}}
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", **where, offload_folder=tmp_path / "offloaded")
+    where: dict[str, object] = (
+        {"device_map": "auto", "max_memory": {"cpu": memory}}
+        if memory
+        else {"device_map": {"": "disk"}}
+    )
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", **where, offload_folder=tmp_path / "offloaded"
+    )
     places = again.hf_device_map
     assert "disk" in places.values()
     if memory == 90_000:
@@ -327,13 +389,18 @@ def test_layers_may_be_offloaded(model, scale_target, memory, tmp_path):
         assert set(places.values()) == {"cpu", "disk"}
         assert (places[0], places[1]) == (places[3], places[4])
     assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
-    written = [other.generate(token_ids(), max_new_tokens=5, do_sample=False) for other in (again, model)]
+    written = [
+        other.generate(token_ids(), max_new_tokens=5, do_sample=False) for other in (again, model)
+    ]
     assert torch.equal(*written)
     again.save_pretrained(tmp_path / "resaved")
     assert torch.equal(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "resaved")(token_ids()).logits, model(token_ids()).logits
+        AutoModelForCausalLM.from_pretrained(tmp_path / "resaved")(token_ids()).logits,
+        model(token_ids()).logits,
     )
-    with pytest.raises(ValueError, match="its forward is replaced; load the source without device_map"):
+    with pytest.raises(
+        ValueError, match="its forward is replaced; load the source without device_map"
+    ):
         again.with_path("0:0, 0:1")
 
 
@@ -355,7 +422,8 @@ def adapted(model: EvoMergedForCausalLM, **options: object) -> PreTrainedModel:
 
 
 def test_lora_trains_saves_and_loads(model, tmp_path):
-    """PEFT's adapters, one per hop even where hops share a layer, lower the loss, and load on the untouched model."""
+    """PEFT's adapters, one per hop even where hops share a layer, lower the loss, and load on the
+    untouched model."""
     untouched = copy.deepcopy(model)
     tuned = adapted(model)
     tuned.save_pretrained(tmp_path)
@@ -367,8 +435,11 @@ def test_lora_trains_saves_and_loads(model, tmp_path):
 
 
 def test_lora_merges_into_layers_that_run_once(sources):
-    """Where no layer repeats, merging the adapters gives a plain merged model that computes what they computed."""
-    model = copy.deepcopy(LayerPool(sources).model(LayerPath.parse("0:0, 1:1, 0:2", [1.0, 0.8, 1.2])))
+    """Where no layer repeats, merging the adapters gives a plain merged model that computes what
+    they computed."""
+    model = copy.deepcopy(
+        LayerPool(sources).model(LayerPath.parse("0:0, 1:1, 0:2", [1.0, 0.8, 1.2]))
+    )
     tuned = adapted(model)
     expected = tuned(token_ids()).logits
     merged = tuned.merge_and_unload()
@@ -378,7 +449,8 @@ def test_lora_merges_into_layers_that_run_once(sources):
 
 @pytest.mark.parametrize("first", [True, False], ids=["before training", "before merging"])
 def test_lora_merges_into_layers_that_were_separated(model, first, tmp_path):
-    """unshare gives hops of one layer tensors of their own, and nothing else; adapters then merge, and the result saves."""
+    """unshare gives hops of one layer tensors of their own, and nothing else; adapters then merge,
+    and the result saves."""
     before = model(token_ids()).logits
     slots = len(model.layers)
     if first:

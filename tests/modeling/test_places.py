@@ -1,4 +1,5 @@
-"""Layers that depend on their place: what is built, made in memory and loaded again computes the same, or is refused."""
+"""Layers that depend on their place: what is built, made in memory and loaded again computes the
+same, or is refused."""
 
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ from hf_evomerge.modeling.layers_evo_merged import _COUNTS_FROM_THE_END
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
-# Architecture: a path that puts a layer where it would compute something else, one that does not, and what differs.
+# Architecture: a path that puts a layer where it would compute something else, one that does not,
+# and what differs.
 PLACES: dict[str, tuple[list[str], list[str], str]] = {
     "deepseek_v2": (["0:1", "0:0"], ["0:0", "0:2", "0:1", "0:2"], "mlp.class"),
     "deepseek_v3": (["0:1", "0:0"], ["0:0", "0:1 + 0:2*0.5", "0:1"], "mlp.class"),
@@ -37,10 +39,14 @@ def _no_gradients() -> Any:
 
 @pytest.mark.parametrize("architecture", PLACES)
 def test_a_layer_that_would_compute_something_else_is_refused_everywhere(architecture):
-    """The configuration, the model made from it, with_path and the pool refuse the same path, in one line with the setting."""
+    """The configuration, the model made from it, with_path and the pool refuse the same path, in
+    one line with the setting."""
     source = tiny_source(architecture, 3)
     wrong, _, what = PLACES[architecture]
-    message = rf"^text_config\.model_type: layer \d of '{architecture}' has {what} = \S.* but \S.*; it cannot run there$"
+    message = (
+        rf"^text_config\.model_type: layer \d of '{architecture}' has {what} = \S.* but \S.*; it "
+        r"cannot run there$"
+    )
     config = EvoMergedConfig.from_sources([source.config], wrong, checked=True)
     whole = LayerPool([source]).model(LayerPath.identity(3))
     for refuse in (
@@ -54,10 +60,15 @@ def test_a_layer_that_would_compute_something_else_is_refused_everywhere(archite
         LayerPool([source]).model(LayerPath.parse(wrong))
 
 
-@pytest.mark.parametrize("architecture", [name for name, (_, right, _) in PLACES.items() if len(right) > 2])
+@pytest.mark.parametrize(
+    "architecture", [name for name, (_, right, _) in PLACES.items() if len(right) > 2]
+)
 def test_layers_that_stay_where_they_belong_are_allowed(architecture, tmp_path):
-    """A path that keeps such layers in their places runs; what is saved, loaded and taken by with_path gives the same bits."""
-    model = LayerPool([tiny_source(architecture, 3)]).model(LayerPath.parse(PLACES[architecture][1]))
+    """A path that keeps such layers in their places runs; what is saved, loaded and taken by
+    with_path gives the same bits."""
+    model = LayerPool([tiny_source(architecture, 3)]).model(
+        LayerPath.parse(PLACES[architecture][1])
+    )
     logits = model(token_ids()).logits
     assert torch.equal(_reloaded(model, tmp_path)(token_ids()).logits, logits)
     assert torch.equal(model.with_path(model.config.path)(token_ids()).logits, logits)
@@ -65,16 +76,21 @@ def test_layers_that_stay_where_they_belong_are_allowed(architecture, tmp_path):
 
 def test_a_checkpoint_whose_layers_cannot_stand_there_is_refused_when_loaded(tmp_path):
     """A config.json that was written by hand is refused before weights are read."""
-    LayerPool([tiny_source("deepseek_v3", 3)]).model(LayerPath.parse("0:0, 0:1")).save_pretrained(tmp_path)
+    LayerPool([tiny_source("deepseek_v3", 3)]).model(LayerPath.parse("0:0, 0:1")).save_pretrained(
+        tmp_path
+    )
     written = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**written, "path": ["0:1", "0:0"]}))
-    with pytest.raises(ValueError, match=r"^text_config\.model_type: layer 1 of 'deepseek_v3' has mlp.class = "):
+    with pytest.raises(
+        ValueError, match=r"^text_config\.model_type: layer 1 of 'deepseek_v3' has mlp.class = "
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("path", [["0:0", "0:1", "0:2"], ["0:0", "0:1*0.5 + 0:2*0.5", "0:0"]])
 def test_what_the_source_class_fills_in_is_filled_in(path, tmp_path):
-    """Buffers that Falcon-H1 computes for its layers, and does not store, are right after loading: in sums as well."""
+    """Buffers that Falcon-H1 computes for its layers, and does not store, are right after loading:
+    in sums as well."""
     source = tiny_source("falcon_h1", 3)
     model = LayerPool([source]).model(LayerPath.parse(path))
     again = _reloaded(model, tmp_path)
@@ -91,8 +107,12 @@ def test_what_the_source_class_fills_in_is_filled_in(path, tmp_path):
     ],
 )
 def test_more_than_a_language_model_is_refused(architecture, message):
-    """A text_config of a model that is more than a decoder of text is refused, from a mapping and from a configuration."""
-    for given in ({"model_type": architecture, "num_hidden_layers": 2}, CONFIG_MAPPING[architecture]()):
+    """A text_config of a model that is more than a decoder of text is refused, from a mapping and
+    from a configuration."""
+    for given in (
+        {"model_type": architecture, "num_hidden_layers": 2},
+        CONFIG_MAPPING[architecture](),
+    ):
         for path in (["0:0", "0:1"], None):
             with pytest.raises(ValueError, match=f"^text_config.model_type: {message}$"):
                 EvoMergedConfig(text_config=given, path=path)
@@ -101,11 +121,16 @@ def test_more_than_a_language_model_is_refused(architecture, message):
 @pytest.mark.skipif(not _COUNTS_FROM_THE_END, reason="this transformers numbers them otherwise")
 @pytest.mark.parametrize("selected", [-1, [-1], [0, -2], [-4, 2], [1, 9, -9]])
 def test_hidden_states_are_selected_by_hop(selected):
-    """Hidden states selected by number, negative ones from the end, are those of the hops, whatever the number of terms."""
-    model = LayerPool([tiny_model("llama")]).model(LayerPath.parse(["0:0", "0:0*0.5 + 0:1*0.5 + 0:2*0.1", "0:2"]))
+    """Hidden states selected by number, negative ones from the end, are those of the hops, whatever
+    the number of terms."""
+    model = LayerPool([tiny_model("llama")]).model(
+        LayerPath.parse(["0:0", "0:0*0.5 + 0:1*0.5 + 0:2*0.1", "0:2"])
+    )
     every = model(token_ids(), output_hidden_states=True).hidden_states
     some = model(token_ids(), output_hidden_states=selected).hidden_states
-    plain = tiny_model("llama")(token_ids(), output_hidden_states=selected).hidden_states  # also of three layers
+    plain = tiny_model("llama")(
+        token_ids(), output_hidden_states=selected
+    ).hidden_states  # also of three layers
     assert [state is None for state in some] == [state is None for state in plain]
     assert len(every) == 4
     for state, wanted in zip(reversed(some), reversed(every), strict=False):

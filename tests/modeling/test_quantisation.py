@@ -1,4 +1,5 @@
-"""Quantised while it is loaded: the same numbers as a plain deep model that is quantised alike. Skips what is not installed."""
+"""Quantised while it is loaded: the same numbers as a plain deep model that is quantised alike.
+Skips what is not installed."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from hf_evomerge.routing.pool import LayerPool
 
 PATH = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 0:0, 1:3")
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
-ONCE, AGAIN = (1, 3), (0, 2, 4, 5)  # hops of layers that run once, and of layers that run twice
+ONCE = (1, 3)
+AGAIN = (0, 2, 4, 5)  # hops of layers that run once, and of layers that run twice
 
 
 def _torchao(skip: list[str] | None) -> Any:
@@ -26,10 +28,15 @@ def _torchao(skip: list[str] | None) -> Any:
 
 KINDS: dict[str, tuple[str, Callable[[list[str] | None], Any]]] = {
     "torchao int8": ("torchao", _torchao),
-    "bitsandbytes int8": ("bitsandbytes", lambda skip: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)),
+    "bitsandbytes int8": (
+        "bitsandbytes",
+        lambda skip: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip),
+    ),
     "bitsandbytes nf4": (
         "bitsandbytes",
-        lambda skip: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skip),
+        lambda skip: BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skip
+        ),
     ),
 }
 
@@ -51,20 +58,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=KINDS)
-def load(request: pytest.FixtureRequest, folders: Path) -> Callable[[str, list[str] | None], PreTrainedModel]:
-    """Loads one of the two models quantised, without the modules whose names begin in one of these ways."""
+def load(
+    request: pytest.FixtureRequest, folders: Path
+) -> Callable[[str, list[str] | None], PreTrainedModel]:
+    """Loads one of the two models quantised, without the modules whose names begin in one of these
+    ways."""
     package, make = KINDS[request.param]
     pytest.importorskip(package)
 
     def quantised(name: str, skip: list[str] | None) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(folders / name, quantization_config=make(skip), dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(
+            folders / name, quantization_config=make(skip), dtype=torch.float32
+        )
 
     return quantised
 
 
 def test_all_layers_quantised(load, folders, tmp_path):
-    """With a list of what to leave out, every layer is quantised, once, and the logits are the plain quantised model's."""
-    merged, plain = load("merged", ["model.lm_head"]), load("plain", ["lm_head"])
+    """With a list of what to leave out, every layer is quantised, once, and the logits are the
+    plain quantised model's."""
+    merged = load("merged", ["model.lm_head"])
+    plain = load("plain", ["lm_head"])
     logits = merged(token_ids()).logits
     assert torch.equal(logits, plain(token_ids()).logits)
     assert torch.equal(merged(token_ids()).logits, logits)
@@ -77,16 +91,25 @@ def test_all_layers_quantised(load, folders, tmp_path):
         merged(token_ids(), output_hidden_states=True).hidden_states[1],
     )
     for model in (merged, shorter):
-        with pytest.raises(ValueError, match="quantised layers that run more than once cannot be saved"):
+        with pytest.raises(
+            ValueError, match="quantised layers that run more than once cannot be saved"
+        ):
             model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="quantised layers that run more than once cannot be separated"):
+    with pytest.raises(
+        ValueError, match="quantised layers that run more than once cannot be separated"
+    ):
         merged.unshare()
 
 
 def test_by_default_repeated_layers_stay_as_they_are(load):
-    """Without a list, transformers leaves shared weights out: only layers that run once are quantised."""
+    """Without a list, transformers leaves shared weights out: only layers that run once are
+    quantised."""
     merged = load("merged", None)
     plain = load("plain", ["lm_head", *(f"model.layers.{hop}" for hop in AGAIN)])
     assert torch.equal(merged(token_ids()).logits, plain(token_ids()).logits)
     weights = [merged.layers[hop].mlp.up_proj for hop in range(len(PATH))]
-    assert all(type(weights[hop].weight) is torch.nn.Parameter and weights[hop].weight.dtype == torch.float32 for hop in AGAIN)
+    assert all(
+        type(weights[hop].weight) is torch.nn.Parameter
+        and weights[hop].weight.dtype == torch.float32
+        for hop in AGAIN
+    )

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from slowly import slow_beyond
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    PreTrainedModel,
+)
 from vlms import CLASSES, inputs, random_model, text_config, vlm_config
 
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForImageTextToText
@@ -37,17 +43,29 @@ def decoder(model: Any) -> Any:
 
 
 def by_hand(name: str) -> Any:
-    """`PATH` as a deep plain model, around the layers of which scales and the sum are written out."""
+    """`PATH` as a deep plain model, around the layers of which scales and the sum are written
+    out."""
     first, second = sources(name)
     config = copy.deepcopy(first.config)
     text = config.get_text_config()
     text.num_hidden_layers = len(PATH)
     if getattr(text, "layer_types", None):
-        text.layer_types = [first.config.get_text_config().layer_types[layer] for layer in (0, 1, 0, 1, 1)]
+        text.layer_types = [
+            first.config.get_text_config().layer_types[layer] for layer in (0, 1, 0, 1, 1)
+        ]
     deep = random_model(config, 5, CLASSES[name])
-    outside = {key: tensor for key, tensor in first.state_dict().items() if "language_model.layers" not in key}
-    deep.load_state_dict({key: tensor for key, tensor in outside.items() if "text_model.layers" not in key}, strict=False)
-    for place, (model, layer) in enumerate([(first, 0), (second, 1), (first, 0), (first, 1), (first, 1)]):
+    outside = {
+        key: tensor
+        for key, tensor in first.state_dict().items()
+        if "language_model.layers" not in key
+    }
+    deep.load_state_dict(
+        {key: tensor for key, tensor in outside.items() if "text_model.layers" not in key},
+        strict=False,
+    )
+    for place, (model, layer) in enumerate(
+        [(first, 0), (second, 1), (first, 0), (first, 1), (first, 1)]
+    ):
         decoder(deep)[place].load_state_dict(decoder(model)[layer].state_dict())
 
     def scaled(place: int, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +73,8 @@ def by_hand(name: str) -> Any:
             x = hidden_states * SCALES[place]
             if place != 3:
                 return run(x, *args, **kwargs)
-            left, right = run(x, *args, **kwargs), decoder(second)[1](x, *args, **kwargs)
+            left = run(x, *args, **kwargs)
+            right = decoder(second)[1](x, *args, **kwargs)
             if isinstance(left, tuple):
                 return (0.5 * left[0] + 0.25 * right[0], *left[1:])
             return 0.5 * left + 0.25 * right
@@ -69,12 +88,14 @@ def by_hand(name: str) -> Any:
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_computes_what_the_path_says(name):
-    """The identity path is the source to the bit; repeats, scales and a sum are those of a model written out by hand."""
+    """The identity path is the source to the bit; repeats, scales and a sum are those of a model
+    written out by hand."""
     given = inputs(name, 2)
     with torch.no_grad():
         same = evolved(name, ["0:0", "0:1"], None)(**given).logits
         assert torch.equal(same, sources(name)[0](**given).logits)
-        logits, wanted = evolved(name)(**given).logits, by_hand(name)(**given, use_cache=False).logits
+        logits = evolved(name)(**given).logits
+        wanted = by_hand(name)(**given, use_cache=False).logits
         blind = evolved(name)(**{**given, "pixel_values": -given["pixel_values"]}).logits
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(blind, logits)  # the picture counts
@@ -82,8 +103,10 @@ def test_it_computes_what_the_path_says(name):
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_generates_with_any_cache(name):
-    """Greedy tokens after pictures, in batches, are those without a cache, with a static one, and of beams of one."""
-    model, given = evolved(name), inputs(name, 2)
+    """Greedy tokens after pictures, in batches, are those without a cache, with a static one, and
+    of beams of one."""
+    model = evolved(name)
+    given = inputs(name, 2)
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     wanted = model.generate(**given, **options, use_cache=False)
     assert torch.equal(model.generate(**given, **options), wanted)
@@ -93,8 +116,10 @@ def test_it_generates_with_any_cache(name):
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_is_saved_and_loaded(name, tmp_path):
-    """Every layer is stored once; what is loaded computes the same, shares the same, and may take another path."""
-    model, given = evolved(name), inputs(name)
+    """Every layer is stored once; what is loaded computes the same, shares the same, and may take
+    another path."""
+    model = evolved(name)
+    given = inputs(name)
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
@@ -106,19 +131,28 @@ def test_it_is_saved_and_loaded(name, tmp_path):
         assert torch.equal(other(**given).logits, sources(name)[0](**given).logits)
         for body in (AutoModel.from_pretrained(tmp_path), loaded.base_model):  # which trainers call
             state = body(**given).last_hidden_state
-            assert torch.equal(loaded.get_output_embeddings()(state), loaded(**given).logits) or name == "gemma3"
+            assert (
+                torch.equal(loaded.get_output_embeddings()(state), loaded(**given).logits)
+                or name == "gemma3"
+            )
     assert loaded.config.get_text_config().num_hidden_layers == 6
     half = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     with pytest.raises(
-        ValueError, match=f"'{model.config.text_config.model_type}' sees; load it with AutoModelForImageTextToText"
+        ValueError,
+        match=(
+            f"'{model.config.text_config.model_type}' sees; load it with "
+            "AutoModelForImageTextToText"
+        ),
     ):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_it_answers_as_its_class_does():
-    """What only vision-language models have is there: features of pictures, the tower, the token of a picture."""
-    model, (first, _) = evolved("llava"), sources("llava")
+    """What only vision-language models have is there: features of pictures, the tower, the token of
+    a picture."""
+    model = evolved("llava")
+    (first, _) = sources("llava")
     pictures = inputs("llava")["pixel_values"]
     mine, its = (each.get_image_features(pictures).pooler_output for each in (model, first))
     assert torch.equal(torch.cat(list(mine)), torch.cat(list(its)))
@@ -133,20 +167,34 @@ def test_gradients_of_repeated_layers_add_up():
     model = evolved("llava").train()
     given = inputs("llava")
     model(**given, labels=given["input_ids"]).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.inner.model.multi_modal_projector.parameters())
+    assert all(
+        parameter.grad is not None
+        for parameter in model.inner.model.multi_modal_projector.parameters()
+    )
     assert model.layers[0].self_attn.q_proj.weight is model.layers[2].self_attn.q_proj.weight
     assert model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
 def test_what_does_not_fit_is_refused():
-    """Other widths or rotary embeddings; a plain model that gives the embeddings; models that see without a language model."""
-    sight, plain = vlm_config("qwen2_5_vl"), text_config("qwen2_5_vl")
+    """Other widths or rotary embeddings; a plain model that gives the embeddings; models that see
+    without a language model."""
+    sight = vlm_config("qwen2_5_vl")
+    plain = text_config("qwen2_5_vl")
     EvoMergedConfig.from_sources([sight, plain], ["0:0", "1:1"])
-    for wrong in ({"hidden_size": 64}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}):
-        with pytest.raises(ValueError, match=rf"sources\[1\]: {next(iter(wrong))} is .*their layers cannot run in one model"):
+    for wrong in (
+        {"hidden_size": 64},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"sources\[1\]: {next(iter(wrong))} is .*their layers cannot run in one model",
+        ):
             check_alike([sight, text_config("qwen2_5_vl", **wrong)])
     with pytest.raises(
-        ValueError, match="'qwen2_5_vl', but source 0 is 'qwen2'; take the embeddings of source 1, which is more"
+        ValueError,
+        match=(
+            "'qwen2_5_vl', but source 0 is 'qwen2'; take the embeddings of source 1, which is more"
+        ),
     ):
         check_alike([plain, sight])
     with pytest.raises(ValueError, match="'clip' is not an architecture of causal language models"):

@@ -18,7 +18,10 @@ from hf_evomerge.routing.pool import LayerPool
 
 PATH = LayerPath.parse("0:0, 1:1, 0:1, 0:1, 1:2", [1, 0.9, 1.1, 0.8, 1])
 DATA = {
-    "SFT": [{"prompt": "what is red ", "completion": "w1 w2"}, {"prompt": "what is blue ", "completion": "w3 w4 w5"}],
+    "SFT": [
+        {"prompt": "what is red ", "completion": "w1 w2"},
+        {"prompt": "what is blue ", "completion": "w3 w4 w5"},
+    ],
     "DPO": [{"prompt": "what is red ", "chosen": "w1 w2", "rejected": "w3"}] * 2,
     "GRPO": [{"prompt": "what is red "}, {"prompt": "what is blue "}],
 }
@@ -42,9 +45,24 @@ def _distinct(completions: list[str], **_: Any) -> list[float]:
 def _trainer(kind: str, model: Path, out: Path) -> Any:
     trl = pytest.importorskip("trl", reason="the extra train is not installed")
     datasets = pytest.importorskip("datasets")
-    settings = {"output_dir": str(out), "max_steps": 1, "logging_steps": 1, "report_to": [], "use_cpu": True, "bf16": False}
-    settings |= {"learning_rate": 0.01, "save_strategy": "no", "model_init_kwargs": {"dtype": "float32"}}
-    more = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 5} if kind == "GRPO" else {}
+    settings = {
+        "output_dir": str(out),
+        "max_steps": 1,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+    }
+    settings |= {
+        "learning_rate": 0.01,
+        "save_strategy": "no",
+        "model_init_kwargs": {"dtype": "float32"},
+    }
+    more = (
+        {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 5}
+        if kind == "GRPO"
+        else {}
+    )
     rewards = {"reward_funcs": _distinct} if kind == "GRPO" else {}
     return getattr(trl, f"{kind}Trainer")(
         model=str(model),
@@ -56,8 +74,10 @@ def _trainer(kind: str, model: Path, out: Path) -> Any:
 
 @pytest.mark.parametrize("kind", DATA)
 def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
-    """A step of TRL's trainer has the loss and the likelihoods of the folded path, and what it saves loads to the same bits."""
-    model, plain = _path(tmp_path), tmp_path / "plain"
+    """A step of TRL's trainer has the loss and the likelihoods of the folded path, and what it
+    saves loads to the same bits."""
+    model = _path(tmp_path)
+    plain = tmp_path / "plain"
     fold(model, plain)
     logs = []
     for name in (model, plain):
@@ -67,7 +87,10 @@ def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
         if name == model:
             trainer.save_model(tmp_path / "trained")
             trained = trainer.model.eval()(token_ids()).logits
-            assert trainer.model.layers[2].mlp.up_proj.weight is trainer.model.layers[3].mlp.up_proj.weight
+            assert (
+                trainer.model.layers[2].mlp.up_proj.weight
+                is trainer.model.layers[3].mlp.up_proj.weight
+            )
     ours, theirs = logs
     for key in ("loss", "entropy", *(["logps/chosen", "logps/rejected"] if kind == "DPO" else [])):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
@@ -77,22 +100,37 @@ def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
     assert not torch.equal(before(token_ids()).logits, trained)
 
 
-HEADS, ARCHITECTURES = ("SequenceClassification", "TokenClassification", "QuestionAnswering"), ("llama", "gpt2", "qwen2")
+HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+ARCHITECTURES = ("llama", "gpt2", "qwen2")
 DIAGONAL = list(zip(HEADS, ARCHITECTURES, strict=True))
 
 
-@pytest.mark.parametrize(("head", "architecture"), slow_beyond(DIAGONAL, itertools.product(HEADS, ARCHITECTURES)))
+@pytest.mark.parametrize(
+    ("head", "architecture"), slow_beyond(DIAGONAL, itertools.product(HEADS, ARCHITECTURES))
+)
 def test_a_head_on_a_path(head, architecture, tmp_path):
-    """A head begins on the path's own layers, has a gradient for its labels, and is loaded again to the bit."""
-    folder, kind = _path(tmp_path, architecture), getattr(transformers, f"AutoModelFor{head}")
+    """A head begins on the path's own layers, has a gradient for its labels, and is loaded again to
+    the bit."""
+    folder = _path(tmp_path, architecture)
+    kind = getattr(transformers, f"AutoModelFor{head}")
     spans = head == "QuestionAnswering"
-    model, info = kind.from_pretrained(folder, output_loading_info=True, **({} if spans else {"num_labels": 5}))
-    assert all("score" in name or "classifier" in name or "qa_outputs" in name for name in info["missing_keys"])
+    model, info = kind.from_pretrained(
+        folder, output_loading_info=True, **({} if spans else {"num_labels": 5})
+    )
+    assert all(
+        "score" in name or "classifier" in name or "qa_outputs" in name
+        for name in info["missing_keys"]
+    )
     state = transformers.AutoModel.from_pretrained(folder).eval()(token_ids()).last_hidden_state
     assert torch.equal(model.eval().base_model(token_ids()).last_hidden_state, state)
     places = torch.tensor([1, 4])
-    labels = {"SequenceClassification": {"labels": places}, "TokenClassification": {"labels": places[:, None].repeat(1, 9)}}
-    output = model(token_ids(), **labels.get(head, {"start_positions": places, "end_positions": places}))
+    labels = {
+        "SequenceClassification": {"labels": places},
+        "TokenClassification": {"labels": places[:, None].repeat(1, 9)},
+    }
+    output = model(
+        token_ids(), **labels.get(head, {"start_positions": places, "end_positions": places})
+    )
     output.loss.backward()
     assert all(p.grad is not None for p in model.layers[0].parameters())
     assert model.config.text_config.num_labels == (2 if spans else 5)

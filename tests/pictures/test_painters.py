@@ -28,7 +28,10 @@ MARKS: dict[str, Mark] = {
     "wide line": Line(((0, 1), (10, 5)), "flow", "ps", width=7.0),
     "area": Line(((2, 4), (8, 4), (8, 1), (2, 1)), "plus", "ps"),
     "rectangle": Rect((5, 2.5), (6, 3), "plus", "ps", strength=0.5),
-    **{shape: Symbol((5, 2.5), 12.0, "failed" if shape == "cross" else "point", "ps", shape) for shape in SHAPES},
+    **{
+        shape: Symbol((5, 2.5), 12.0, "failed" if shape == "cross" else "point", "ps", shape)
+        for shape in SHAPES
+    },
     "text": Text((5, 2.5), "words", "value", "ps"),
     "turned text": Text((5, 2.5), "words", "value", "ps", "middle", angle=-90),
     "group": Group((Symbol((5, 2.5), 12.0, "point"),), "cell", "ps", "a point"),
@@ -52,7 +55,8 @@ def svg(html: str) -> ElementTree.Element:
 
 @pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
 def test_every_mark_is_painted_by_both(mark):
-    """Each mark is an element with the class of its colour on a page, and pixels of that colour inside its axes in a file."""
+    """Each mark is an element with the class of its colour on a page, and pixels of that colour
+    inside its axes in a file."""
     painted = svg(paint_svg(scene_of(mark)))
     assert len(painted) == 1
     assert "ev-ps" in painted[0].attrib["class"].split()
@@ -86,11 +90,15 @@ def test_corners_are_where_the_axes_put_them(name):
 
 
 def test_looks_are_the_same_on_pages():
-    """The style sheet fills or draws what a look does, as wide, as dense and in its colour, which is that of files."""
+    """The style sheet fills or draws what a look does, as wide, as dense and in its colour, which
+    is that of files."""
     rules = dict(re.findall(r"(\S+) \{ (.*) \}", style_sheet()))
     assert "--ev-2: #00805e; " in rules[".gradio-container"]
     assert rules[".ev-s2"] == "--c: var(--ev-2);"
-    assert rules[".ev-route"] == "fill: none; stroke: var(--ev-grey); stroke-width: 1.2; stroke-opacity: 0.8;"
+    assert (
+        rules[".ev-route"]
+        == "fill: none; stroke: var(--ev-grey); stroke-width: 1.2; stroke-opacity: 0.8;"
+    )
     assert rules[".ev-used"] == "fill: var(--c, var(--ev-grey)); fill-opacity: 0.16;"
     assert rules[".ev-pad"] == "fill: transparent;", "it can be pressed"
     assert rules[".ev-level"].endswith("stroke-dasharray: 5 4;")
@@ -100,7 +108,11 @@ def test_looks_are_the_same_on_pages():
 
 def test_a_group_hands_its_colour_on():
     """A mark without a colour has that of its group, in files as on pages."""
-    (patch,) = paint_figure([scene_of(Group([Symbol((5, 2), 4.0, "point")], colour="dfs"))]).axes[0].patches
+    (patch,) = (
+        paint_figure([scene_of(Group([Symbol((5, 2), 4.0, "point")], colour="dfs"))])
+        .axes[0]
+        .patches
+    )
     assert to_hex(patch.get_facecolor()) == COLOURS["dfs"]
 
 
@@ -112,21 +124,32 @@ def test_invisible_pads_are_on_pages_only():
 
 
 def test_a_page_can_read_and_press_hops():
-    """A picture has a label; what has words has a role, a label and a tip; a hop that can be selected says which it is."""
+    """A picture has a label; what has words has a role, a label and a tip; a hop that can be
+    selected says which it is."""
     path = LayerPath.parse("0:0, 0:1, 0:2", [1.0, 0.5, -1.5])
     picture = svg(paint_svg(path_scene(path, ["a"], [3], selected=1)))
     assert picture.attrib["role"] == "group"
-    assert picture.attrib["aria-label"] == "Path picture: 3 hops over 3 layers. Arrow keys go from hop to hop."
+    assert (
+        picture.attrib["aria-label"]
+        == "Path picture: 3 hops over 3 layers. Arrow keys go from hop to hop."
+    )
     hops = [node for node in picture.iter() if "data-hop" in node.attrib]
     assert [(hop.attrib["data-hop"], hop.attrib["aria-pressed"]) for hop in hops] == [
         ("0", "false"),
         ("1", "true"),
         ("2", "false"),
     ]
-    assert all(hop.attrib["role"] == "button" and hop.attrib["aria-label"] == hop.attrib["data-tip"] for hop in hops)
+    assert all(
+        hop.attrib["role"] == "button" and hop.attrib["aria-label"] == hop.attrib["data-tip"]
+        for hop in hops
+    )
     assert "ev-selected" in hops[1].attrib["class"]
     assert "ev-negative" in hops[2].attrib["class"]
-    unpressed = [node for node in svg(paint_svg(path_scene(path, ["a"], [3]))).iter() if node.attrib.get("role") == "img"]
+    unpressed = [
+        node
+        for node in svg(paint_svg(path_scene(path, ["a"], [3]))).iter()
+        if node.attrib.get("role") == "img"
+    ]
     assert len(unpressed) == 3
     assert not any("data-hop" in node.attrib for node in unpressed)
 
@@ -137,37 +160,57 @@ def test_no_text_becomes_markup():
     marks = (Text((0, 0), evil), Group([Symbol((0, 0), 1.0, "point")], tip=evil))
     html = paint_svg(Scene(9, 9, [Panel(AXES, marks)], evil))
     assert "<img" not in html
-    assert svg(html)[0].text == svg(html).attrib["aria-label"] == svg(html)[1].attrib["data-tip"] == evil
+    assert (
+        svg(html)[0].text
+        == svg(html).attrib["aria-label"]
+        == svg(html)[1].attrib["data-tip"]
+        == evil
+    )
 
 
 def test_there_is_a_picture_for_each_width_of_screens():
-    """Wide screens, tablets and phones have one each; where the wide one is as narrow as a tablet's, one does for both."""
+    """Wide screens, tablets and phones have one each; where the wide one is as narrow as a
+    tablet's, one does for both."""
     widths: list[int] = []
 
     def draw(width: int) -> Scene:
         widths.append(width)
         return Scene(width, 10, [], "a picture")
 
-    assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw)) == ["ev-wide ev-large", "ev-medium", "ev-narrow"]
+    assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw)) == [
+        "ev-wide ev-large",
+        "ev-medium",
+        "ev-narrow",
+    ]
     assert sorted(widths) == [348, MIDDLE, WIDE]
-    assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw, MIDDLE)) == ["ev-wide", "ev-narrow"]
+    assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw, MIDDLE)) == [
+        "ev-wide",
+        "ev-narrow",
+    ]
 
 
 def test_the_same_scenes_give_the_same_bytes(tmp_path):
-    """Files do not differ between processes with other hash seeds, other settings of matplotlib or another time."""
+    """Files do not differ between processes with other hash seeds, other settings of matplotlib or
+    another time."""
     program = (
         "import sys, matplotlib; matplotlib.rcParams['font.size'] = float(sys.argv[2])\n"
-        "matplotlib.rcParams['text.color'] = 'red'; matplotlib.rcParams['savefig.facecolor'] = 'red'\n"
+        "matplotlib.rcParams['text.color'] = 'red'; matplotlib.rcParams['savefig.facecolor'] "
+        "= 'red'\n"
         "from hf_evomerge.pictures.fitness import *; from hf_evomerge.pictures.path import *\n"
         "from hf_evomerge.pictures.matplotlib_painter import save_scenes\n"
         "trials = [Trial('ps', k, k // 2, value) for k, value in enumerate((-2., None, -1.))]\n"
         "path = LayerPath.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1])\n"
         "scenes = [fitness_scene(trials, {'base': -3.}), path_scene(path, ['a', 'b'], [4, 4])]\n"
         "save_scenes(scenes, sys.argv[1])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['font.size'] == float(sys.argv[2])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['font.size'] "
+        "== float(sys.argv[2])\n"
     )
     for seed, size in (("1", "9"), ("2", "20")):
-        environment = {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed, "MPLCONFIGDIR": str(tmp_path)}
+        environment = {
+            "PYTHONHASHSEED": seed,
+            "SOURCE_DATE_EPOCH": seed,
+            "MPLCONFIGDIR": str(tmp_path),
+        }
         command = [sys.executable, "-c", program, str(tmp_path / f"{seed}.png"), size]
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
     first, second = ((tmp_path / f"{seed}.png").read_bytes() for seed in ("1", "2"))
@@ -184,7 +227,17 @@ def test_other_suffixes_are_refused(tmp_path):
 
 
 def test_words_are_shown_letter_for_letter():
-    """A dollar sign in a name is a dollar sign, not the beginning of a formula; every look of words can be painted."""
-    figure = paint_figure([scene_of(*(Text((1, k / 2), "a$b_c$", look) for k, look in enumerate([*LETTERS, "tick halo"])))])
+    """A dollar sign in a name is a dollar sign, not the beginning of a formula; every look of words
+    can be painted."""
+    figure = paint_figure(
+        [
+            scene_of(
+                *(
+                    Text((1, k / 2), "a$b_c$", look)
+                    for k, look in enumerate([*LETTERS, "tick halo"])
+                )
+            )
+        ]
+    )
     figure.draw_without_rendering()
     assert {text.get_text() for text in figure.axes[0].texts} == {r"a\$b_c\$"}

@@ -1,4 +1,5 @@
-"""Scenes hold the numbers they were given: marks are where the data say, in the units of the axes."""
+"""Scenes hold the numbers they were given: marks are where the data say, in the units of the
+axes."""
 
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_path
 
-MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 WIDTHS = (WIDE, MIDDLE, NARROW)
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
@@ -28,7 +30,11 @@ SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
 
 def of_kind(marks: Scene | Group, kind: type, look: str = "") -> list[Any]:
     """The marks of a kind, of one look or of all."""
-    return [mark for mark in marks_of(marks) if isinstance(mark, kind) and (not look or mark.look.split(" ")[0] == look)]
+    return [
+        mark
+        for mark in marks_of(marks)
+        if isinstance(mark, kind) and (not look or mark.look.split(" ")[0] == look)
+    ]
 
 
 def words(scene: Scene) -> list[str]:
@@ -48,7 +54,8 @@ SEARCH = [
 
 
 def test_the_bold_line_is_the_best_so_far():
-    """The line never falls, passes over failed trials, begins with the first that succeeded and goes on to the last."""
+    """The line never falls, passes over failed trials, begins with the first that succeeded and
+    goes on to the last."""
     scene = fitness_scene(trials_of(None, -2.0, -3.0, None, -1.0, -1.5), {})
     line = of_kind(scene, Line, "best")[0]
     assert list(line.points) == [(2, -2.0), (5, -1.0), (6, -1.0)]
@@ -56,19 +63,42 @@ def test_the_bold_line_is_the_best_so_far():
 
 
 def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
-    """DFS begins where PS ended, a random search at 0; a trial of half the examples costs half an evaluation."""
+    """DFS begins where PS ended, a random search at 0; a trial of half the examples costs half an
+    evaluation."""
     dear = [Trial("dfs", 0, 0, -0.5, cost=0.5), *trials_of(-2.0, None), Trial("random", 0, 0, -3.0)]
-    best = {line.colour: list(line.points) for line in of_kind(fitness_scene(dear, {}), Line, "best") if line.tip}
-    assert best == {"ps": [(1, -2.0), (1 + 1, -2.0)], "dfs": [(2.5, -0.5)] * 2, "grey": [(1, -3.0)] * 2}
+    best = {
+        line.colour: list(line.points)
+        for line in of_kind(fitness_scene(dear, {}), Line, "best")
+        if line.tip
+    }
+    assert best == {
+        "ps": [(1, -2.0), (1 + 1, -2.0)],
+        "dfs": [(2.5, -0.5)] * 2,
+        "grey": [(1, -3.0)] * 2,
+    }
 
 
 def test_every_trial_is_a_mark():
-    """A trial is a dot at its fitness, a failed one a cross on the axis, one below the picture a triangle there."""
+    """A trial is a dot at its fitness, a failed one a cross on the axis, one below the picture a
+    triangle there."""
     for width in WIDTHS:
         scene = fitness_scene(SEARCH, {"a": -4.5, "b": -8.0}, width=width)
         low, _ = fitness_range(SEARCH, {"a": -4.5, "b": -8.0})
-        marks = {look: [mark.at for mark in of_kind(scene, Symbol, look)] for look in ("dot", "failed", "below")}
-        assert marks["dot"] == [(1, -5), (2, -4), (4, -6), (5, -3), (6, -3.5), (7, -2), (9, -2.5), (1, -7), (2, -8)]
+        marks = {
+            look: [mark.at for mark in of_kind(scene, Symbol, look)]
+            for look in ("dot", "failed", "below")
+        }
+        assert marks["dot"] == [
+            (1, -5),
+            (2, -4),
+            (4, -6),
+            (5, -3),
+            (6, -3.5),
+            (7, -2),
+            (9, -2.5),
+            (1, -7),
+            (2, -8),
+        ]
         assert marks["failed"] == [(3, low)]
         assert marks["below"] == [(8, low), (3, low)]
         tips = {mark.tip for mark in of_kind(scene, Symbol)}
@@ -76,21 +106,27 @@ def test_every_trial_is_a_mark():
 
 
 def test_a_catastrophic_trial_does_not_set_the_limits():
-    """A trial at -50 leaves the limits as they are without it, and flat or short searches have limits around the best."""
+    """A trial at -50 leaves the limits as they are without it, and flat or short searches have
+    limits around the best."""
     good = [-1.4, -1.2, -1.3, -1.1, -1.0, -1.05, -0.9, -0.95]
     spoilt = [*good[:5], -50.0, *good[6:]]
-    assert fitness_range(trials_of(*good), {"base": -1.5}) == fitness_range(trials_of(*spoilt), {"base": -1.5})
+    assert fitness_range(trials_of(*good), {"base": -1.5}) == fitness_range(
+        trials_of(*spoilt), {"base": -1.5}
+    )
     for fitness in ((-1.0,), (0.0, 0.0, 0.0), (-1.0, -50.0)):
         low, high = fitness_range(trials_of(*fitness), {})
         assert low < max(fitness) < high
 
 
 def test_levels_are_lines_and_their_names_are_apart():
-    """Every level has a line at its value and its name on it; names of near levels do not overlap."""
+    """Every level has a line at its value and its name on it; names of near levels do not
+    overlap."""
     levels = {"base": -3.0, "parent-a": -1.201, "parent-b": -1.2}
     for width in WIDTHS:
         scene = fitness_scene(trials_of(-1.4, -1.2, -1.0), levels, width=width)
-        assert [line.points[0][1] for line in of_kind(scene, Line, "level")] == sorted(levels.values(), reverse=True)
+        assert [line.points[0][1] for line in of_kind(scene, Line, "level")] == sorted(
+            levels.values(), reverse=True
+        )
         axes = scene.panels[0].axes
         low, high = axes.y_range
         assert low < -3.0 < -1.2 < high
@@ -104,18 +140,28 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
     """A long search has at most 1,500 dots, and the whole line of the best."""
     trials = [Trial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
     scene = fitness_scene(trials, {})
-    assert 1000 < len([mark for mark in of_kind(scene, Symbol) if mark.look in ("dot", "below")]) <= 1500
+    assert (
+        1000
+        < len([mark for mark in of_kind(scene, Symbol) if mark.look in ("dot", "below")])
+        <= 1500
+    )
     assert of_kind(scene, Line, "best")[0].points[-1] == (10_000, -0.1)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_climb_is_a_bar_for_each_moment(width):
-    """Bars end at the heights, those after the moment that is shown are pale, and its own value stands over it."""
+    """Bars end at the heights, those after the moment that is shown are pale, and its own value
+    stands over it."""
     steps = [Step(Trial("ps", k, k, -1.0, accuracy=1.0), k / 4, 1.0 + k) for k in range(4)]
     scene = climb_scene(steps, 2, "ps", accurate=True, width=width)
     bars = [bar for cell in of_kind(scene, Group, "cell") for bar in of_kind(cell, Rect)]
     assert [max(y for _, y in bar.corners) for bar in bars] == [0.0, 0.25, 0.5, 0.75]
-    assert [bar.strength > 0.5 for bar in bars if bar.strength is not None] == [True, True, True, False]
+    assert [bar.strength > 0.5 for bar in bars if bar.strength is not None] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert {"50 %", "100 %", "1", "evaluations spent"} <= set(words(scene))
     assert [(text.at, text.words) for text in of_kind(scene, Text, "name")] == [((2, 0.5), "50 %")]
     flat = climb_scene(steps[:1], 0, "ps", accurate=False, width=width)
@@ -123,8 +169,14 @@ def test_a_climb_is_a_bar_for_each_moment(width):
 
 
 def test_no_stage_has_the_colour_of_a_source():
-    """Each stage has a colour of its own, a random search is grey, and another name has one of the sources'."""
-    assert [stage_colour(stage) for stage in ("ps", "dfs-first", "random", "mine")] == ["ps", "dfs-first", "grey", "s3"]
+    """Each stage has a colour of its own, a random search is grey, and another name has one of the
+    sources'."""
+    assert [stage_colour(stage) for stage in ("ps", "dfs-first", "random", "mine")] == [
+        "ps",
+        "dfs-first",
+        "grey",
+        "s3",
+    ]
 
 
 OBJECTIVES = (Objective("fitness", "share"), Objective("hops"))
@@ -132,18 +184,30 @@ VALUES = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0), (0.1, 7.0)]
 
 
 def front_of(width: int = WIDE) -> Scene:
-    """A front of two points among trials, some without all values, and parents of which two are at one place."""
-    trials = [Trial("dfs", k, 0, fitness, others={"hops": hops}) for k, (fitness, hops) in enumerate(VALUES)]
-    trials += [Trial("random", 0, 0, 0.0, others={"hops": 20.0}), Trial("dfs", 4, 1, None), Trial("dfs", 5, 1, 0.3)]
+    """A front of two points among trials, some without all values, and parents of which two are at
+    one place."""
+    trials = [
+        Trial("dfs", k, 0, fitness, others={"hops": hops})
+        for k, (fitness, hops) in enumerate(VALUES)
+    ]
+    trials += [
+        Trial("random", 0, 0, 0.0, others={"hops": 20.0}),
+        Trial("dfs", 4, 1, None),
+        Trial("dfs", 5, 1, 0.3),
+    ]
     known = [{"fitness": fitness, "hops": hops} for fitness, hops in VALUES]
-    points = [Point(0, "dfs", 0, known[0], {}, False), Point(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True)]
+    points = [
+        Point(0, "dfs", 0, known[0], {}, False),
+        Point(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
+    ]
     parents = {"a": known[3], "b": known[3], "c": {"fitness": 0.2}}
     return front_scene(trials, points, OBJECTIVES, parents, width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_front_holds_trials_points_and_parents_where_their_values_are(width):
-    """A mark per trial, a point per model of the front, a ring around the one on show, parents at one place under one name."""
+    """A mark per trial, a point per model of the front, a ring around the one on show, parents at
+    one place under one name."""
     scene = front_of(width)
     drawn = [mark for mark in of_kind(scene, Symbol) if mark.tip.startswith("Trial")]
     assert [(mark.at, mark.look) for mark in drawn] == [
@@ -154,9 +218,15 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
     points = of_kind(scene, Group, "cell")
     assert [point.tip for point in points] == [
         "Point 0, trial 0 of data flow space: fitness 0.9, hops 12",
-        "Point 1, trial 1 of data flow space: fitness 0.5, hops 6; held out: fitness 0.25, hops 6; this model",
+        (
+            "Point 1, trial 1 of data flow space: fitness 0.5, hops 6; held out: fitness 0.25, "
+            "hops 6; this model"
+        ),
     ]
-    assert [[mark.look for mark in of_kind(point, Symbol)] for point in points] == [["point"], ["chosen", "point"]]
+    assert [[mark.look for mark in of_kind(point, Symbol)] for point in points] == [
+        ["point"],
+        ["chosen", "point"],
+    ]
     assert [of_kind(point, Symbol)[-1].at for point in points] == [(12.0, 0.9), (6.0, 0.5)]
     assert list(of_kind(scene, Line, "median")[0].points) == [(6.0, 0.5), (12.0, 0.9)]
     (parent, *_) = of_kind(scene, Symbol, "parent")
@@ -166,16 +236,23 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_numbers_of_the_front_have_room(width):
-    """The model on show has its name, other points a number where it is on no other name; none is cut off at the right."""
-    values = [{"fitness": -0.01 * k, "hops": 12.0 + 0.01 * k} for k in range(9)] + [{"fitness": -3.0, "hops": 1.0}]
+    """The model on show has its name, other points a number where it is on no other name; none is
+    cut off at the right."""
+    values = [{"fitness": -0.01 * k, "hops": 12.0 + 0.01 * k} for k in range(9)] + [
+        {"fitness": -3.0, "hops": 1.0}
+    ]
     points = [Point(k, "dfs", k, value, {}, k == 8) for k, value in enumerate(values)]
-    scene = front_scene([Trial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, OBJECTIVES, {}, width)
+    scene = front_scene(
+        [Trial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, OBJECTIVES, {}, width
+    )
     shown = {text.words: text for text in of_kind(scene, Text, "value")}
     assert {"8, this model", "9"} <= set(shown)
     assert len(shown) < 10
     for text in shown.values():
         assert (
-            scene.panels[0].axes.spot(text.at, text.shift)[0] + (7 * len(text.words) * (text.anchor == "start")) < scene.width
+            scene.panels[0].axes.spot(text.at, text.shift)[0]
+            + (7 * len(text.words) * (text.anchor == "start"))
+            < scene.width
         )
 
 
@@ -184,7 +261,11 @@ def test_there_is_no_half_hop():
     trials = [Trial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
     points = [Point(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
     scene = front_scene(trials, points, OBJECTIVES, {})
-    assert [text.words for text in of_kind(scene, Text) if text.anchor == "middle" and text.shift == (0, 17)] == ["7", "8", "9"]
+    assert [
+        text.words
+        for text in of_kind(scene, Text)
+        if text.anchor == "middle" and text.shift == (0, 17)
+    ] == ["7", "8", "9"]
 
 
 def test_ticks_are_round_and_inside():
@@ -196,20 +277,34 @@ def test_ticks_are_round_and_inside():
 
 def rows_of(scene: Scene) -> dict[int, float]:
     """The row of the lowest layer of each source, by the bars of its layers."""
-    groups = [mark for mark in of_kind(scene, Group) if of_kind(mark, Rect, "used") + of_kind(mark, Rect, "unused")]
-    return {int(group.colour[1:]): min(bar.at[1] for bar in of_kind(group, Rect)) for group in groups}
+    groups = [
+        mark
+        for mark in of_kind(scene, Group)
+        if of_kind(mark, Rect, "used") + of_kind(mark, Rect, "unused")
+    ]
+    return {
+        int(group.colour[1:]): min(bar.at[1] for bar in of_kind(group, Rect)) for group in groups
+    }
 
 
 def test_symbols_are_the_terms_of_the_path():
-    """Each term has a symbol of its source at its hop and on its layer's row, as wide as the scale, hollow below 0."""
+    """Each term has a symbol of its source at its hop and on its layer's row, as wide as the scale,
+    hollow below 0."""
     scene = path_scene(LayerPath.parse(HOPS, SCALES), ["a", "b"], [6, 6])
     rows = rows_of(scene)
     assert rows[1] > rows[0] + 6
     hops = of_kind(scene, Group, "hop")
     assert [hop.tip.split(":")[0] for hop in hops] == [f"Hop {k}" for k in range(1, 8)]
-    marks = {source: [m for hop in hops for m in of_kind(hop, Symbol) if m.colour == f"s{source}"] for source in (0, 1)}
-    assert [m.at for m in marks[0]] == [(h, rows[0] + layer) for h, layer in [(1, 0), (2, 1), (3, 2), (5, 3), (7, 5)]]
-    assert [m.at for m in marks[1]] == [(h, rows[1] + layer) for h, layer in [(4, 3), (5, 4), (6, 4)]]
+    marks = {
+        source: [m for hop in hops for m in of_kind(hop, Symbol) if m.colour == f"s{source}"]
+        for source in (0, 1)
+    }
+    assert [m.at for m in marks[0]] == [
+        (h, rows[0] + layer) for h, layer in [(1, 0), (2, 1), (3, 2), (5, 3), (7, 5)]
+    ]
+    assert [m.at for m in marks[1]] == [
+        (h, rows[1] + layer) for h, layer in [(4, 3), (5, 4), (6, 4)]
+    ]
     assert {m.shape for m in marks[0]} == {"circle"}
     assert {m.shape for m in marks[1]} == {"square"}
     assert [m.size / marks[0][0].size for m in marks[0]] == pytest.approx([1.0, 0.9, 1.4, 1.1, 1.0])
@@ -218,11 +313,13 @@ def test_symbols_are_the_terms_of_the_path():
 
 
 def test_a_sum_says_its_terms():
-    """A hop of two terms is one thing to press with a symbol on each layer and its weights in the words."""
+    """A hop of two terms is one thing to press with a symbol on each layer and its weights in the
+    words."""
     scene = path_scene(LayerPath.parse(["0:0*0.25 + 1:1*-2"]), ["a", "b"], [2, 2], selected=0)
     (hop,) = of_kind(scene, Group, "hop")
     assert hop.tip == (
-        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1, its layers' changes count 0.14 + 1.1 times"
+        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1, its "
+        "layers' changes count 0.14 + 1.1 times"
     )
     assert len(of_kind(hop, Symbol)) == 2
     assert (hop.hop, hop.selected) == (0, True)
@@ -230,10 +327,13 @@ def test_a_sum_says_its_terms():
 
 
 def test_a_line_is_as_wide_as_what_its_hop_adds():
-    """Gates come back from the scales that they stand for, sums included, and are the widths of the lines, one for a term."""
+    """Gates come back from the scales that they stand for, sums included, and are the widths of the
+    lines, one for a term."""
     slots = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
     path = gate_path(slots, [0.8, 0.0, 0.5, 0.25, 0.4, 0.0], [0, 1, 2, 2, 3, 4])
-    assert [[pytest.approx(gate) for gate in each] for each in ([0.8], [0.5, 0.25], [0.4])] == path.added(gated=True)
+    assert [
+        [pytest.approx(gate) for gate in each] for each in ([0.8], [0.5, 0.25], [0.4])
+    ] == path.added(gated=True)
     lines = of_kind(path_scene(path, ["a", "b"], [3, 3]), Line, "flow")
     lines = [line for line in lines if line.colour != "grey"]  # those of the legend
     assert [line.width for line in lines] == pytest.approx([4.0, 2.5, 1.25, 2.5, 1.25, 2.0])
@@ -243,7 +343,8 @@ def test_a_line_is_as_wide_as_what_its_hop_adds():
 
 
 def test_what_is_said_stands_on_the_hops():
-    """The first word that changes is over each hop, green where it is the answer's; the tip has all; narrow, those that fit."""
+    """The first word that changes is over each hop, green where it is the answer's; the tip has
+    all; narrow, those that fit."""
     path = LayerPath.parse("0:0-3")
     after = [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")]
     scene = path_scene(path, ["a"], [4], words=Words(("a", "no"), after))
@@ -262,21 +363,33 @@ def test_what_is_said_stands_on_the_hops():
     assert len(shown) < 7
     steep = Words(("word",), [("longer words",)] * 7 + [("word",)])
     for width, count in ((NARROW, 4), (WIDE, 8)):
-        rising = path_scene(LayerPath.parse("0:0-7"), ["a name that is long"], [8], words=steep, width=width)
-        axes, over = rising.panels[0].axes, [text for text in of_kind(rising, Text, "name") if text.anchor == "middle"]
+        rising = path_scene(
+            LayerPath.parse("0:0-7"), ["a name that is long"], [8], words=steep, width=width
+        )
+        axes = rising.panels[0].axes
+        over = [text for text in of_kind(rising, Text, "name") if text.anchor == "middle"]
         assert len(over) == count  # narrow, the first would cover marks, the last the name
-        assert all(axes.spot(text.at, text.shift)[0] - 4 * len(text.words) > axes.left - 6 for text in over)
-    weights = weights_of({"method": "linear", "parameters": [{"weight": {"blocks.0-3": 1.0}}]}, ["a"])
+        assert all(
+            axes.spot(text.at, text.shift)[0] - 4 * len(text.words) > axes.left - 6 for text in over
+        )
+    weights = weights_of(
+        {"method": "linear", "parameters": [{"weight": {"blocks.0-3": 1.0}}]}, ["a"]
+    )
     assert (
-        sum(text.look.startswith("name") for text in of_kind(weights_scene(weights, words=Words(("a", "no"), after)), Text))
+        sum(
+            text.look.startswith("name")
+            for text in of_kind(weights_scene(weights, words=Words(("a", "no"), after)), Text)
+        )
         == 5
     )
 
 
 def test_lines_lead_from_hop_to_hop():
-    """A serial hop is joined to the one before; the lanes of a sum meet half way to the next hop."""
+    """A serial hop is joined to the one before; the lanes of a sum meet half way to the next
+    hop."""
     scene = path_scene(LayerPath.parse("0:0, 0:1 + 1:0, 0:2"), ["a", "b"], [3, 1])
-    rows, lanes = rows_of(scene), [list(line.points) for line in of_kind(scene, Line, "flow") if line.colour != "grey"]
+    rows = rows_of(scene)
+    lanes = [list(line.points) for line in of_kind(scene, Line, "flow") if line.colour != "grey"]
     join = (2.5, (1 + rows[1]) / 2)
     assert lanes == [
         [(0.5, 0), (1, 0)],
@@ -289,21 +402,27 @@ def test_lines_lead_from_hop_to_hop():
 
 
 def test_skipped_layers_are_grey_and_unused_sources_are_named():
-    """The rows of visited layers have their source's colour, those of the others none; a source without any is only named."""
+    """The rows of visited layers have their source's colour, those of the others none; a source
+    without any is only named."""
     scene = path_scene(LayerPath.parse(HOPS), ["a", "b", "c"], [6, 6, 4])
     rows = rows_of(scene)
-    assert [bar.at[1] - rows[0] for bar in of_kind(scene, Rect, "unused") if bar.at[1] < rows[1]] == [4]
-    assert [bar.at[1] - rows[1] for bar in of_kind(scene, Rect, "unused") if bar.at[1] >= rows[1]] == pytest.approx(
-        [0, 1, 2, 5]
-    )
+    assert [
+        bar.at[1] - rows[0] for bar in of_kind(scene, Rect, "unused") if bar.at[1] < rows[1]
+    ] == [4]
+    assert [
+        bar.at[1] - rows[1] for bar in of_kind(scene, Rect, "unused") if bar.at[1] >= rows[1]
+    ] == pytest.approx([0, 1, 2, 5])
     assert {"a   5 of 6 layers", "b   2 of 6 layers", "not on the path: c"} <= set(words(scene))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("hops", [1, 7, 130])
 def test_a_path_holds_every_hop_inside_its_frame(hops, width):
-    """For one hop, seven or 130 there is a group per hop inside the frame, whatever the width of the screen."""
-    path = LayerPath.of([(k % 2, k % 32) for k in range(hops)], [0.5 + (k % 7) / 7 for k in range(hops)])
+    """For one hop, seven or 130 there is a group per hop inside the frame, whatever the width of
+    the screen."""
+    path = LayerPath.of(
+        [(k % 2, k % 32) for k in range(hops)], [0.5 + (k % 7) / 7 for k in range(hops)]
+    )
     scene = path_scene(path, ["a", "b"], [32, 32], width=width)
     assert len(of_kind(scene, Group, "hop")) == hops
     assert scene.height < 900
@@ -326,18 +445,24 @@ def test_the_longest_path_fits_a_file():
 MERGE = {
     "method": "dare_ties",
     "options": {"lambda": 1.0, "t": {"blocks.0": 0.5}},
-    "parameters": [{"weight": {"head": 0.25, "blocks.1": -0.5, "blocks.2": 1.5, "embed": 1}, "density": 0.3}, {"weight": 0.75}],
+    "parameters": [
+        {"weight": {"head": 0.25, "blocks.1": -0.5, "blocks.2": 1.5, "embed": 1}, "density": 0.3},
+        {"weight": 0.75},
+    ],
 }
 
 
 def tips(merge: Any, labels: Sequence[str] = ("a", "b"), width: int = WIDE) -> list[str]:
     """What the layers of a picture of weights say."""
-    return [cell.tip for cell in of_kind(weights_scene(weights_of(merge, labels), width), Group, "cell")]
+    return [
+        cell.tip for cell in of_kind(weights_scene(weights_of(merge, labels), width), Group, "cell")
+    ]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_strip_holds_every_parent_in_every_layer(width):
-    """Each parameter has a strip: the embeddings, the layers and the head, with a number of each source that has one."""
+    """Each parameter has a strip: the embeddings, the layers and the head, with a number of each
+    source that has one."""
     none = "\N{EN DASH}"
     assert tips(MERGE, width=width) == [
         "embed: a 1, b 0.75",
@@ -354,7 +479,8 @@ def test_a_strip_holds_every_parent_in_every_layer(width):
 
 @pytest.mark.parametrize("layers", [8, 12, 13])
 def test_a_phone_shows_twelve_layers_without_scrolling(layers):
-    """Twelve layers, embeddings and head fit, without numbers that would lie on bars; more layers scroll."""
+    """Twelve layers, embeddings and head fit, without numbers that would lie on bars; more layers
+    scroll."""
     weight = {"embed": 1, "head": 1} | {f"blocks.{layer}": 0.98 for layer in range(layers)}
     merge = {"method": "linear", "parameters": [{"weight": weight}, {"weight": 0.5}]}
     scene = weights_scene(weights_of(merge, "ab"), NARROW)
@@ -366,7 +492,10 @@ def test_a_phone_shows_twelve_layers_without_scrolling(layers):
 
 def test_merges_that_share_axes_have_bars_of_one_scale():
     """A bar is as high as in the merge with the greatest number, whichever is drawn."""
-    small, great = (weights_of({"method": "linear", "parameters": [{"weight": weight}]}, "a") for weight in (0.5, -2.0))
+    small, great = (
+        weights_of({"method": "linear", "parameters": [{"weight": weight}]}, "a")
+        for weight in (0.5, -2.0)
+    )
     among = spans([small, great])
     assert among == {"weight": (-2.0, 0.5)}
     first, second = (weights_scene(each, among=among).panels[0].axes for each in (small, great))
@@ -376,15 +505,22 @@ def test_merges_that_share_axes_have_bars_of_one_scale():
 def test_bars_begin_at_0_and_end_at_their_value():
     """A bar is of its source's colour and beside the other source's; a negative one goes down."""
     scene = weights_scene(
-        weights_of({"method": "linear", "parameters": [{"weight": {"blocks.0": -0.5}}, {"weight": 2.0}]}, "ab")
+        weights_of(
+            {"method": "linear", "parameters": [{"weight": {"blocks.0": -0.5}}, {"weight": 2.0}]},
+            "ab",
+        )
     )
     bars = {bar.colour: bar for bar in of_kind(scene, Rect, "plus")}
-    assert {colour: sorted(y for _, y in bar.corners) for colour, bar in bars.items()} == {"s0": [-0.5, 0.0], "s1": [0.0, 2.0]}
+    assert {colour: sorted(y for _, y in bar.corners) for colour, bar in bars.items()} == {
+        "s0": [-0.5, 0.0],
+        "s1": [0.0, 2.0],
+    }
     assert max(x for x, _ in bars["s0"].corners) < min(x for x, _ in bars["s1"].corners)
 
 
 def test_a_layer_has_the_mean_of_its_matrices():
-    """Of weights for tensors the mean of a layer is drawn, without norms; of halves that of both; patterns count too."""
+    """Of weights for tensors the mean of a layer is drawn, without norms; of halves that of both;
+    patterns count too."""
     layer = "model.layers.1."
     tensors = {
         f"{layer}mlp.up_proj.weight": 1.0,
@@ -394,7 +530,11 @@ def test_a_layer_has_the_mean_of_its_matrices():
     halves = {"blocks.0-1.attn": 1.0, "blocks.0-1.mlp": 2.0, "default": 0.5}
     merge = {
         "method": "linear",
-        "parameters": [{"weight": tensors}, {"weight": halves}, {"weight": {"*up_proj*": 3.0, "default": 1.0}}],
+        "parameters": [
+            {"weight": tensors},
+            {"weight": halves},
+            {"weight": {"*up_proj*": 3.0, "default": 1.0}},
+        ],
     }
     none = "\N{EN DASH}"
     assert tips(merge, "abc") == [
@@ -406,7 +546,8 @@ def test_a_layer_has_the_mean_of_its_matrices():
 
 
 def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others():
-    """Where sources are cut into other groups, each line of the table still has the number that counts there."""
+    """Where sources are cut into other groups, each line of the table still has the number that
+    counts there."""
     wide = {"weight": {"embed": 0.5, "blocks.0-3": 0.1, "default": 0.9}}
     fine = {"weight": {"blocks.0-1.attn": 0.2, "blocks.2-3": 0.3}}
     weights = weights_of({"method": "linear", "parameters": [wide, fine]}, ["a", "b"])
@@ -416,7 +557,8 @@ def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others():
 
 
 def test_a_whole_model_merge_is_one_column():
-    """A number for the whole model, or a default alone, is one column, also slerp's t; switches have none."""
+    """A number for the whole model, or a default alone, is one column, also slerp's t; switches
+    have none."""
     part = {"method": "ties", "parameters": [{"weight": {"default": 0.6}}, {"weight": 0.7}]}
     assert tips(part) == ["all layers: a 0.6, b 0.7"]
     assert tips({"method": "slerp", "options": {"t": 0.25}}) == ["all layers: t 0.25"]
@@ -424,11 +566,24 @@ def test_a_whole_model_merge_is_one_column():
 
 
 def test_tensors_are_listed_as_they_work():
-    """Layer by layer: q, k, v, o, then gate, up, down, then norms; the embeddings first, the head last."""
-    names = ("mlp.down_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj", "input_layernorm", "self_attn.k_proj")
+    """Layer by layer: q, k, v, o, then gate, up, down, then norms; the embeddings first, the head
+    last."""
+    names = (
+        "mlp.down_proj",
+        "mlp.up_proj",
+        "self_attn.o_proj",
+        "self_attn.q_proj",
+        "input_layernorm",
+        "self_attn.k_proj",
+    )
     tensors = {f"model.layers.{k}.{name}.weight": 1.0 for k in (10, 2) for name in names}
     groups = weights_of(
-        {"method": "linear", "parameters": [{"weight": {"lm_head.weight": 1.0, **tensors, "model.embed_tokens.weight": 1.0}}]},
+        {
+            "method": "linear",
+            "parameters": [
+                {"weight": {"lm_head.weight": 1.0, **tensors, "model.embed_tokens.weight": 1.0}}
+            ],
+        },
         "a",
     ).groups
     parts = "embed_tokens q_proj k_proj o_proj up_proj down_proj input_layernorm q_proj"
@@ -438,7 +593,8 @@ def test_tensors_are_listed_as_they_work():
 
 
 def test_axes_put_numbers_between_their_edges():
-    """The ends of a range are at the edges, whichever way it goes, and an empty range is no error."""
+    """The ends of a range are at the edges, whichever way it goes, and an empty range is no
+    error."""
     axes = Axes(10, 20, 110, 220, (0, 4), (2, -2))
     assert axes.spot((0, 2)) == (10, 220)
     assert axes.spot((4, -2)) == (110, 20)
@@ -452,5 +608,7 @@ def test_scenes_need_no_painter():
         "import sys; from hf_evomerge.pictures import fitness, front, path, svg, weights\n"
         "print({'matplotlib', 'numpy', 'torch', 'gradio'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "set()\n"

@@ -1,4 +1,5 @@
-"""Trials are sorted into stages and moments, and the best of them is one that was scored like the others."""
+"""Trials are sorted into stages and moments, and the best of them is one that was scored like the
+others."""
 
 from collections.abc import Sequence
 
@@ -12,7 +13,8 @@ SEARCH = [
 
 
 def test_a_search_climbs_where_its_best_rises():
-    """Each moment has the best trial so far, its value and what was spent; trials of the first generation stand alone."""
+    """Each moment has the best trial so far, its value and what was spent; trials of the first
+    generation stand alone."""
     steps = climb(of_stage(SEARCH, "ps"))
     assert [(step.trial.number, step.evaluations) for step in steps] == [(0, 1), (1, 2), (6, 7)]
     assert [step.value for step in steps] == [-5.0, -4.0, -2.0]
@@ -20,17 +22,27 @@ def test_a_search_climbs_where_its_best_rises():
 
 
 def test_a_lucky_batch_is_no_progress():
-    """On batches a value is the mean of the last quarter; the published model is the last moment, and nothing follows it."""
+    """On batches a value is the mean of the last quarter; the published model is the last moment,
+    and nothing follows it."""
     shares = [0.0, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
     trials = [Trial("ps", k, k, -1.0, accuracy=share, examples=8) for k, share in enumerate(shares)]
-    trials += [Trial("ps", 16, 16, -0.5, accuracy=0.75, examples=64), Trial("ps", 17, 17, -0.1, accuracy=1.0, examples=8)]
-    assert [(step.trial.number, step.value) for step in climb(trials)] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    trials += [
+        Trial("ps", 16, 16, -0.5, accuracy=0.75, examples=64),
+        Trial("ps", 17, 17, -0.1, accuracy=1.0, examples=8),
+    ]
+    assert [(step.trial.number, step.value) for step in climb(trials)] == [
+        (0, 0.0),
+        (1, 0.5),
+        (2, 1.0),
+    ]
     steadier = climb(trials[3:])
     assert [step.value for step in steadier][:1] == [0.5]
     assert max(step.value for step in steadier if step.trial.number < 13) < 1
     found = climb(trials, winner=trials[16])
     assert (found[-1].trial, found[-1].value, found[-1].evaluations) == (trials[16], 0.75, 17)
-    assert [round(step.value, 2) for step in found] == [0.0, 0.5, 0.67, 0.75], "no bar is higher than what all examples say"
+    assert [round(step.value, 2) for step in found] == [0.0, 0.5, 0.67, 0.75], (
+        "no bar is higher than what all examples say"
+    )
     assert {step.trial.number for step in found} <= {*range(16), 16}
     own = climb(trials[3:], winner=trials[15])
     assert own[-1].value == own[-2].value < 1, "one more batch says no more"
@@ -47,7 +59,10 @@ def test_of_many_moments_some_are_shown():
 def test_the_best_of_batches_is_not_the_best():
     """The best so far is of trials on all examples, of batches only where there are no others."""
     scored = [(-3.0, 16), (-1.0, 16), (-2.5, 128), (None, 0), (-0.5, 16), (-2.0, 128)]
-    trials = [Trial("ps", k, k // 2, fitness, examples=examples) for k, (fitness, examples) in enumerate(scored)]
+    trials = [
+        Trial("ps", k, k // 2, fitness, examples=examples)
+        for k, (fitness, examples) in enumerate(scored)
+    ]
 
     def line(trials: Sequence[Trial]) -> list[tuple[float, float | None]]:
         return [(at, trial.fitness) for at, trial in best_so_far(trials)]
@@ -57,7 +72,8 @@ def test_the_best_of_batches_is_not_the_best():
 
 
 def test_what_runs_first_is_listed_first_and_left_out():
-    """A stage that runs before another comes before it in the list, and its fitness, another one, stays out of the picture."""
+    """A stage that runs before another comes before it in the list, and its fitness, another one,
+    stays out of the picture."""
     trials = [Trial("dfs", 0, 0, 0.5), Trial("ps-first", 0, 0, -3.0), Trial("ps", 0, 0, 0.25)]
     assert stages(trials) == ["ps-first", "ps", "dfs"]
     assert [trial.stage for trial in without_first(trials)] == ["dfs", "ps"]

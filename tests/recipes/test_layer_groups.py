@@ -1,10 +1,19 @@
-"""Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to it."""
+"""Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to
+it."""
 
 import pytest
 from tiny_models import tiny_model
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.recipes.layer_groups import check_keys, classify, expand, group_keys, has_post_norms, parse_key, resolve
+from hf_evomerge.recipes.layer_groups import (
+    check_keys,
+    classify,
+    expand,
+    group_keys,
+    has_post_norms,
+    parse_key,
+    resolve,
+)
 
 NAMES = {
     ("embed", None, None): [
@@ -77,24 +86,37 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("place", "name"), [(place, name) for place, names in NAMES.items() for name in names])
+@pytest.mark.parametrize(
+    ("place", "name"), [(place, name) for place, names in NAMES.items() for name in names]
+)
 def test_classify(place, name):
-    """Tensors of all common architectures are found in the embeddings, the halves of the blocks, or the head."""
+    """Tensors of all common architectures are found in the embeddings, the halves of the blocks, or
+    the head."""
     assert classify(name) == place
 
 
 @pytest.mark.parametrize(
     ("architecture", "half"),
-    [("llama", "mlp"), ("glm4", "mlp"), ("vaultgemma", None), ("gemma3_text", "attn"), ("olmo2", "attn"), ("exaone4", "attn")],
+    [
+        ("llama", "mlp"),
+        ("glm4", "mlp"),
+        ("vaultgemma", None),
+        ("gemma3_text", "attn"),
+        ("olmo2", "attn"),
+        ("exaone4", "attn"),
+    ],
 )
 def test_a_norm_behind_attention_counts_with_it(architecture, half):
-    """`post_attention_layernorm` is attention's where the MLP has norms of other names, and else the MLP's."""
+    """`post_attention_layernorm` is attention's where the MLP has norms of other names, and else
+    the MLP's."""
     names = list(tiny_model(architecture, 2).state_dict())
     norm = "model.layers.1.post_attention_layernorm.weight"
     assert (norm in names) is (half is not None)
     if half is not None:
         assert classify(norm, has_post_norms(names)) == ("block", 1, half)
-        values = expand({"embed": 0, "blocks.0-1.attn": 1, "blocks.0-1.mlp": 2, "head": 3}, 0, 1, names)
+        values = expand(
+            {"embed": 0, "blocks.0-1.attn": 1, "blocks.0-1.mlp": 2, "head": 3}, 0, 1, names
+        )
         assert resolve(values, norm) == {"attn": 1, "mlp": 2}[half]
 
 
@@ -102,7 +124,14 @@ def test_a_norm_behind_attention_counts_with_it(architecture, half):
     ("groups", "keys"),
     [
         ("block", ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
-        ("half", ["embed", *(f"blocks.{block}.{half}" for block in range(3) for half in ("attn", "mlp")), "head"]),
+        (
+            "half",
+            [
+                "embed",
+                *(f"blocks.{block}.{half}" for block in range(3) for half in ("attn", "mlp")),
+                "head",
+            ],
+        ),
         (1, ["embed", "blocks.0-2", "head"]),
         (2, ["embed", "blocks.0-1", "blocks.2", "head"]),
         (5, ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
@@ -110,7 +139,8 @@ def test_a_norm_behind_attention_counts_with_it(architecture, half):
     ],
 )
 def test_grouping(groups, keys):
-    """Groups are named in the order of the layers; a number says into how many the blocks are divided."""
+    """Groups are named in the order of the layers; a number says into how many the blocks are
+    divided."""
     assert group_keys(groups, 3) == keys
 
 
@@ -137,9 +167,18 @@ def test_resolve():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"embed": 1}, r"no layer group names model.layers.4.mlp.x \(found embed\); add its group, or default"),
-        ({"blocks.4": 1, "blocks.4.mlp": 1}, "layer groups blocks.4 and blocks.4.mlp both name model.layers.4.mlp.x"),
-        ({"blocks.4-3": 1}, "'blocks.4-3': the first block of a layer group comes first; write blocks.3-4"),
+        (
+            {"embed": 1},
+            r"no layer group names model.layers.4.mlp.x \(found embed\); add its group, or default",
+        ),
+        (
+            {"blocks.4": 1, "blocks.4.mlp": 1},
+            "layer groups blocks.4 and blocks.4.mlp both name model.layers.4.mlp.x",
+        ),
+        (
+            {"blocks.4-3": 1},
+            "'blocks.4-3': the first block of a layer group comes first; write blocks.3-4",
+        ),
         ({"blocks": 1}, "'blocks' is not a layer group; write embed, head, default"),
         ({"head.mlp": 1}, "'head.mlp' is not a layer group"),
     ],
@@ -157,7 +196,9 @@ def test_keys_are_read_whole():
             parse_key(key)
 
 
-UP, DOWN, NORM = (f"model.layers.4.{part}.weight" for part in ("mlp.up_proj", "mlp.down_proj", "input_layernorm"))
+UP, DOWN, NORM = (
+    f"model.layers.4.{part}.weight" for part in ("mlp.up_proj", "mlp.down_proj", "input_layernorm")
+)
 
 
 @pytest.mark.parametrize(
@@ -176,17 +217,21 @@ UP, DOWN, NORM = (f"model.layers.4.{part}.weight" for part in ("mlp.up_proj", "m
     ],
 )
 def test_a_pattern_names_whole_names(pattern, names):
-    """A star stands for any text, none included, and everything else for itself; the whole name must follow the pattern."""
+    """A star stands for any text, none included, and everything else for itself; the whole name
+    must follow the pattern."""
     assert [name for name in (UP, DOWN, NORM) if parse_key(pattern).covers(name)] == names
 
 
 def test_the_name_of_a_tensor_is_a_key():
-    """A whole name counts before patterns and groups, for its tensor alone; one that names no tensor is refused."""
+    """A whole name counts before patterns and groups, for its tensor alone; one that names no
+    tensor is refused."""
     value = {"*down_proj*": 1.0, "default": 0.0, "blocks.4": 2.0, DOWN: 3.0}
     assert [resolve(value, name) for name in (DOWN, DOWN.replace("4", "3"), UP)] == [3.0, 1.0, 2.0]
     check_keys(value, 5, [UP, DOWN, NORM])
     with pytest.raises(RecipeError, match=r"dwon_proj\.weight' names no tensor"):
-        check_keys({"model.layers.4.mlp.dwon_proj.weight": 1.0, "default": 0.0}, 5, [UP, DOWN, NORM])
+        check_keys(
+            {"model.layers.4.mlp.dwon_proj.weight": 1.0, "default": 0.0}, 5, [UP, DOWN, NORM]
+        )
 
 
 def test_a_long_pattern_takes_no_time():
@@ -197,14 +242,20 @@ def test_a_long_pattern_takes_no_time():
 def test_patterns_come_before_groups_and_in_order():
     """Of the keys that name a tensor the first pattern counts, then its group, then default."""
     value = {"default": 1, "blocks.4.mlp": 2, "*up_proj*": 3, "*mlp*": 4, "*norm*": 5}
-    assert [resolve(value, name) for name in (UP, DOWN, NORM, "model.layers.5.mlp.up_proj.weight")] == [3, 4, 5, 3]
+    assert [
+        resolve(value, name) for name in (UP, DOWN, NORM, "model.layers.5.mlp.up_proj.weight")
+    ] == [3, 4, 5, 3]
     assert resolve({"*mlp*": 4, "*up_proj*": 3, "default": 0}, UP) == 4
     assert resolve({"*x*": 4, "blocks.4.mlp": 2, "default": 0}, UP) == 2
     assert resolve({"*x*": 4, "default": 0}, "lm_head.weight") == 0
 
 
 def _over_blocks(value, count):
-    names = ["model.embed_tokens.weight", *(f"model.layers.{i}.mlp.x" for i in range(count)), "lm_head.weight"]
+    names = [
+        "model.embed_tokens.weight",
+        *(f"model.layers.{i}.mlp.x" for i in range(count)),
+        "lm_head.weight",
+    ]
     return [resolve(expand(value, 0, count - 1), name) for name in names]
 
 
@@ -222,7 +273,8 @@ def _over_blocks(value, count):
     ],
 )
 def test_a_gradient_runs_over_the_blocks(value, numbers):
-    """A list runs over all blocks, or those it stands under; its first number counts elsewhere, its last in one block."""
+    """A list runs over all blocks, or those it stands under; its first number counts elsewhere, its
+    last in one block."""
     assert _over_blocks(value, 5) == pytest.approx(numbers, abs=1e-12)
     assert _over_blocks([2.0, 5.0], 1) == [2, 5, 2]
 
@@ -232,15 +284,22 @@ def test_a_gradient_runs_over_the_blocks(value, numbers):
     [
         (
             {"*mpl*": 1, "default": 0},
-            r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.* and .*layers.4.mlp.up",
+            (
+                r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.* and "
+                r".*layers.4.mlp.up"
+            ),
         ),
         ({"embed": 0, "*mlp*": 1}, "no layer group names model.layers.4.input_layernorm.weight"),
         ({"default": 0, "blocks.5": 1}, "layer group blocks.5: there are 5 blocks, 0 to 4"),
-        ({"default": 0, "blocks.4": 1, "blocks.4.mlp": 1}, "layer groups blocks.4 and blocks.4.mlp both name"),
+        (
+            {"default": 0, "blocks.4": 1, "blocks.4.mlp": 1},
+            "layer groups blocks.4 and blocks.4.mlp both name",
+        ),
     ],
 )
 def test_keys_are_checked_against_the_tensors(value, message):
-    """A pattern that names nothing and a tensor without a value, or with two, are refused once the names are known."""
+    """A pattern that names nothing and a tensor without a value, or with two, are refused once the
+    names are known."""
     with pytest.raises(RecipeError, match=message):
         check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
 

@@ -11,10 +11,15 @@ from hf_evomerge.recipes.layer_path import MAX_HOPS, Hop, LayerPath, Term
 
 def _random_path(rng: random.Random) -> LayerPath:
     def weight() -> float:
-        return rng.choice([1.0, 0.5, -0.25, rng.gauss(0, 1), rng.gauss(0, 1) * 1e-12, rng.gauss(0, 1) * 1e5])
+        return rng.choice(
+            [1.0, 0.5, -0.25, rng.gauss(0, 1), rng.gauss(0, 1) * 1e-12, rng.gauss(0, 1) * 1e5]
+        )
 
     def hop() -> Hop:
-        terms = tuple(Term(rng.randrange(4), rng.randrange(64), weight()) for _ in range(rng.choice([1, 1, 1, 2, 3])))
+        terms = tuple(
+            Term(rng.randrange(4), rng.randrange(64), weight())
+            for _ in range(rng.choice([1, 1, 1, 2, 3]))
+        )
         return Hop(terms, rng.gauss(1, 0.5))
 
     return LayerPath(tuple(hop() for _ in range(rng.randrange(1, 12))))
@@ -22,7 +27,8 @@ def _random_path(rng: random.Random) -> LayerPath:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_text_and_scales_give_the_path_back(seed):
-    """Any path is read back from its text, as a list and as one string, to the last bit of every weight and scale."""
+    """Any path is read back from its text, as a list and as one string, to the last bit of every
+    weight and scale."""
     path = _random_path(random.Random(seed))
     assert LayerPath.parse(path.as_text(), path.scales) == path
     assert LayerPath.parse(str(path), path.scales) == path
@@ -44,7 +50,8 @@ def test_text_and_scales_give_the_path_back(seed):
     ],
 )
 def test_serial_text(text, layers):
-    """Single layers, ranges forwards and backwards, and repeats stand for these layers in this order."""
+    """Single layers, ranges forwards and backwards, and repeats stand for these layers in this
+    order."""
     path = LayerPath.parse(text)
     assert path == LayerPath.of(layers)
     assert path.is_serial
@@ -77,23 +84,51 @@ def test_a_single_weighted_term_is_not_serial():
 
 
 def test_text_form_is_canonical():
-    """The text of a path has no ranges, repeats, needless weights or needless spaces; a repeat is of the whole sum."""
+    """The text of a path has no ranges, repeats, needless weights or needless spaces; a repeat is
+    of the whole sum."""
     assert LayerPath.parse("0:1*0.5 + 1:1*0.5 x2").as_text() == ["0:1*0.5 + 1:1*0.5"] * 2
     path = LayerPath.parse(" 0:0-2,1:3 x2, 0:1*1.0+1:1*.50")
     assert str(path) == "0:0, 0:1, 0:2, 1:3, 1:3, 0:1 + 1:1*0.5"
 
 
-NO_HOPS = ["", "   ", "0", "0:", "a:b", "-1:0", "0:-1", "0:0-", "0:0-1-2", "0:0 x", "x2", " x2", "0:0 x0", "0:0 x-2"]
+NO_HOPS = [
+    "",
+    "   ",
+    "0",
+    "0:",
+    "a:b",
+    "-1:0",
+    "0:-1",
+    "0:0-",
+    "0:0-1-2",
+    "0:0 x",
+    "x2",
+    " x2",
+    "0:0 x0",
+    "0:0 x-2",
+]
 NO_HOPS += ["0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +", "0:0 0:1", "0:0; 0:1"]
 
 
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        *((text, "path[0]") for text in [*NO_HOPS, "0:1234567890", "99999999999999999999:0", "__import__('os')", [["0:0"]]]),
+        *(
+            (text, "path[0]")
+            for text in [
+                *NO_HOPS,
+                "0:1234567890",
+                "99999999999999999999:0",
+                "__import__('os')",
+                [["0:0"]],
+            ]
+        ),
         *((text, "path[1]") for text in ("0:0,", "0:0,,0:1", ["0:0", 7], ["0:0", None])),
         *((text, "path") for text in ([], 7, None)),
-        ("0:0-3 x1000000000", "path[0]: 4000000000 hops; a path has between 1 and 4096 hops in all"),
+        (
+            "0:0-3 x1000000000",
+            "path[0]: 4000000000 hops; a path has between 1 and 4096 hops in all",
+        ),
         ("0:0-1000000000", "path[0]: 1000000001 hops; a path has between 1 and 4096 hops in all"),
     ],
 )
@@ -134,11 +169,18 @@ def test_the_longest_path_is_allowed():
 
 @pytest.mark.parametrize(
     "text",
-    [" " * 200_000, "0:0" + " " * 200_000 + "y", "0:0*" + "1" * 200_000 + "y", "0:0 x" * 40_000, "+" * 200_000],
+    [
+        " " * 200_000,
+        "0:0" + " " * 200_000 + "y",
+        "0:0*" + "1" * 200_000 + "y",
+        "0:0 x" * 40_000,
+        "+" * 200_000,
+    ],
     ids=["spaces", "spaces inside", "digits", "repeats", "signs"],
 )
 def test_hostile_text_takes_no_time(text):
-    """Long nonsense is refused in time that grows with its length only, and is not repeated in the message."""
+    """Long nonsense is refused in time that grows with its length only, and is not repeated in the
+    message."""
     begin = time.process_time()
     with pytest.raises(PathError) as caught:
         LayerPath.parse(text)
@@ -175,10 +217,13 @@ def test_scales_that_are_no_scales(scales, message):
 
 
 def test_with_scales_keeps_the_hops():
-    """New scales make a new path over the same terms and leave the old one alone; whole numbers become floats."""
+    """New scales make a new path over the same terms and leave the old one alone; whole numbers
+    become floats."""
     path = LayerPath.parse("0:0, 0:1 + 1:1*0.5", [0.9, 1.1])
     other = path.with_scales([2, 3])
-    assert all(type(scale) is float for scale in other.scales + LayerPath.parse("0:0-1", [1, 2]).scales)
+    assert all(
+        type(scale) is float for scale in other.scales + LayerPath.parse("0:0-1", [1, 2]).scales
+    )
     assert other.as_text() == path.as_text()
     assert (path.scales, other.scales) == ([0.9, 1.1], [2.0, 3.0])
 

@@ -15,18 +15,33 @@ MERGE = "merge: {method: linear}\n"
 HEAD = "sources: [{model: a}, {model: b}]\n"
 
 FULL = Recipe(
-    sources=[SourceRef(model="org/日本語", revision="abc"), SourceRef(model="./folder with spaces")],
+    sources=[
+        SourceRef(model="org/日本語", revision="abc"),
+        SourceRef(model="./folder with spaces"),
+    ],
     base=SourceRef(model="org/base"),
     merge=MergePart(
         method="dare_ties",
-        options={"normalize": False, "lambda": 1.5, "rescale": "l1", "t": {"embed": 0.1, "default": 0.2}},
+        options={
+            "normalize": False,
+            "lambda": 1.5,
+            "rescale": "l1",
+            "t": {"embed": 0.1, "default": 0.2},
+        },
         sources=[1, 0],
         parameters=[
             {"weight": 1 / 3, "density": 1e-7},
-            {"weight": {"blocks.0-3": 0.1, "*o_proj*": [0.1, 0.7], "default": -2.0}, "density": [0.0, 1 / 3]},
+            {
+                "weight": {"blocks.0-3": 0.1, "*o_proj*": [0.1, 0.7], "default": -2.0},
+                "density": [0.0, 1 / 3],
+            },
         ],
     ),
-    flow=FlowPart(path=["2:0-3", "1:3", "0:1*0.5 + 1:1*0.5 x2"], scales=[0.1 + 0.2, *[1e-9] * 6], scale_target="mlp_delta"),
+    flow=FlowPart(
+        path=["2:0-3", "1:3", "0:1*0.5 + 1:1*0.5 x2"],
+        scales=[0.1 + 0.2, *[1e-9] * 6],
+        scale_target="mlp_delta",
+    ),
     dtype="bfloat16",
     seed=7,
 )
@@ -40,10 +55,18 @@ def _refusal(text: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("recipe", [FULL, FULL.model_copy(update={"flow": None}), FULL.model_copy(update={"merge": None})])
+@pytest.mark.parametrize(
+    "recipe",
+    [FULL, FULL.model_copy(update={"flow": None}), FULL.model_copy(update={"merge": None})],
+)
 def test_yaml_gives_the_recipe_back(recipe, tmp_path):
-    """A recipe is read back from its YAML, from text and from a file, to the last bit of every number."""
-    recipe = recipe if recipe.merge is not None else Recipe(sources=FULL.sources, flow=FlowPart(path=["0:0-1"]))
+    """A recipe is read back from its YAML, from text and from a file, to the last bit of every
+    number."""
+    recipe = (
+        recipe
+        if recipe.merge is not None
+        else Recipe(sources=FULL.sources, flow=FlowPart(path=["0:0-1"]))
+    )
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     recipe.save(tmp_path / "recipe.yaml")
     assert Recipe.load(tmp_path / "recipe.yaml") == recipe
@@ -87,11 +110,31 @@ def test_text_is_golden():
 
 @pytest.mark.parametrize(
     "word",
-    ["1e5", "12e4567", "08", "007", "0x10", "1:30", "1_000", "true", "no", "null", "~", "2024-01-01", ".inf", "=", "+1", "0o7"],
+    [
+        "1e5",
+        "12e4567",
+        "08",
+        "007",
+        "0x10",
+        "1:30",
+        "1_000",
+        "true",
+        "no",
+        "null",
+        "~",
+        "2024-01-01",
+        ".inf",
+        "=",
+        "+1",
+        "0o7",
+    ],
 )
 def test_names_that_look_like_numbers_stay_names(word):
-    """A folder or a revision that looks like a number, a date or a flag is text again when it is read back."""
-    recipe = Recipe(sources=[SourceRef(model=word, revision=word)], merge=MergePart(method="linear"))
+    """A folder or a revision that looks like a number, a date or a flag is text again when it is
+    read back."""
+    recipe = Recipe(
+        sources=[SourceRef(model=word, revision=word)], merge=MergePart(method="linear")
+    )
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
@@ -114,7 +157,11 @@ def test_text_does_not_depend_on_the_hash_seed():
 
 @pytest.mark.parametrize(
     "path",
-    ["flow:\n  path:\n  - 0:0\n  - 1:3\n  - 1:30\n", "flow: {path: [0:0, 1:3, 1:30]}\n", "flow: {path: '0:0, 1:3, 1:30'}\n"],
+    [
+        "flow:\n  path:\n  - 0:0\n  - 1:3\n  - 1:30\n",
+        "flow: {path: [0:0, 1:3, 1:30]}\n",
+        "flow: {path: '0:0, 1:3, 1:30'}\n",
+    ],
     ids=["block", "flow", "text"],
 )
 def test_unquoted_hops_are_hops(path):
@@ -129,7 +176,8 @@ def test_a_single_unquoted_hop_is_a_path():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1", 1.0), ("-.5", -0.5), ("1e-3", 0.001), ("1E3", 1000.0), ("2.", 2.0), ("+1.5e+2", 150.0)]
+    ("text", "value"),
+    [("1", 1.0), ("-.5", -0.5), ("1e-3", 0.001), ("1E3", 1000.0), ("2.", 2.0), ("+1.5e+2", 150.0)],
 )
 def test_numbers_are_numbers(text, value):
     """Integers, decimals and exponents with or without a point are read as numbers."""
@@ -153,37 +201,94 @@ def test_numbers_are_numbers(text, value):
         (HEAD + MERGE + "sed: 1", "sed: no such key; did you mean seed?"),
         (HEAD + MERGE + "seed: x", "seed: must be a whole number"),
         (HEAD + MERGE + "seed: 1.5", "seed: must be a whole number"),
-        (HEAD + MERGE + "dtype: int8", "dtype: must be 'float32', 'float16' or 'bfloat16' (found 'int8')"),
+        (
+            HEAD + MERGE + "dtype: int8",
+            "dtype: must be 'float32', 'float16' or 'bfloat16' (found 'int8')",
+        ),
         (HEAD + "merge: {}", "merge.method: is missing"),
-        ("sources: [{model: a, revison: b}]\n" + MERGE, "sources.0.revison: no such key; did you mean revision?"),
+        (
+            "sources: [{model: a, revison: b}]\n" + MERGE,
+            "sources.0.revison: no such key; did you mean revision?",
+        ),
         (
             HEAD + "merge: {method: linear, slices: [{layers: ['0:0'], option: {}}]}",
             "merge.slices.0.option: no such key; did you mean options?",
         ),
-        (HEAD + "merge: {method: linear, weight: 1}", "merge.weight: no such key; there are method, options, "),
-        (HEAD + "merge: {method: linear, sources: [0, 2]}", "merge.sources: 2 is not a source; there are 2, numbered from 0"),
-        (HEAD + "merge: {method: linear, sources: []}", "merge.sources: must have 1 or more entries"),
-        (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources.0: must be at least 0 (found -1)"),
+        (
+            HEAD + "merge: {method: linear, weight: 1}",
+            "merge.weight: no such key; there are method, options, ",
+        ),
+        (
+            HEAD + "merge: {method: linear, sources: [0, 2]}",
+            "merge.sources: 2 is not a source; there are 2, numbered from 0",
+        ),
+        (
+            HEAD + "merge: {method: linear, sources: []}",
+            "merge.sources: must have 1 or more entries",
+        ),
+        (
+            HEAD + "merge: {method: linear, sources: [-1]}",
+            "merge.sources.0: must be at least 0 (found -1)",
+        ),
         (
             HEAD + "merge: {method: linear, parameters: [{weight: 1}]}",
             "merge.parameters: 1 mappings for 2 sources; give one per source",
         ),
-        (HEAD + "merge: {method: linear, parameters: [{weight: .nan}, {}]}", "merge.parameters.0.weight"),
-        (HEAD + "merge: {method: linear, parameters: [{weight: .inf}, {}]}", "merge.parameters.0.weight"),
-        (HEAD + "merge: {method: linear, parameters: [{weight: [[1]]}, {}]}", "merge.parameters.0.weight"),
-        (HEAD + "merge: {method: linear, parameters: [{weight: [a]}, {}]}", "merge.parameters.0.weight"),
-        (HEAD + "merge: {method: linear, parameters: [{weight: {embed: {head: 1}}}, {}]}", "merge.parameters.0.weight"),
+        (
+            HEAD + "merge: {method: linear, parameters: [{weight: .nan}, {}]}",
+            "merge.parameters.0.weight",
+        ),
+        (
+            HEAD + "merge: {method: linear, parameters: [{weight: .inf}, {}]}",
+            "merge.parameters.0.weight",
+        ),
+        (
+            HEAD + "merge: {method: linear, parameters: [{weight: [[1]]}, {}]}",
+            "merge.parameters.0.weight",
+        ),
+        (
+            HEAD + "merge: {method: linear, parameters: [{weight: [a]}, {}]}",
+            "merge.parameters.0.weight",
+        ),
+        (
+            HEAD + "merge: {method: linear, parameters: [{weight: {embed: {head: 1}}}, {}]}",
+            "merge.parameters.0.weight",
+        ),
         (HEAD + "flow: {path: [1]}", "flow.path.0: must be a text (found 1)"),
         (HEAD + "flow: {path: []}", "flow.path: no hops; a path has at least one, such as 0:0-15"),
-        (HEAD + "flow: {path: [0:0, zero]}", "flow.path[1]: cannot read 'zero'; write SOURCE:LAYER"),
-        (HEAD + "flow: {path: 0:0-9999}", "flow.path[0]: 10000 hops; a path has between 1 and 4096 hops in all"),
-        (HEAD + "flow: {path: 0:0, scales: [1, 2]}", "flow.scales: 2 numbers for a path of 1 hops; give one per hop"),
-        (HEAD + "flow: {path: 0:0, scales: [.nan]}", "flow.scales.0: must be a finite number (found nan)"),
-        (HEAD + "flow: {path: 0:0, scale_target: mlp}", "flow.scale_target: must be 'stream' or 'mlp_delta' (found 'mlp')"),
+        (
+            HEAD + "flow: {path: [0:0, zero]}",
+            "flow.path[1]: cannot read 'zero'; write SOURCE:LAYER",
+        ),
+        (
+            HEAD + "flow: {path: 0:0-9999}",
+            "flow.path[0]: 10000 hops; a path has between 1 and 4096 hops in all",
+        ),
+        (
+            HEAD + "flow: {path: 0:0, scales: [1, 2]}",
+            "flow.scales: 2 numbers for a path of 1 hops; give one per hop",
+        ),
+        (
+            HEAD + "flow: {path: 0:0, scales: [.nan]}",
+            "flow.scales.0: must be a finite number (found nan)",
+        ),
+        (
+            HEAD + "flow: {path: 0:0, scale_target: mlp}",
+            "flow.scale_target: must be 'stream' or 'mlp_delta' (found 'mlp')",
+        ),
         (HEAD + "flow: {path: 2:0}", "flow: source 2 is not there; there are 2, numbered from 0"),
-        (HEAD + "flow: {path: 0:0 + 5:0*0.5}", "flow: source 5 is not there; there are 2, numbered from 0"),
-        (HEAD + "flow: {path: 0:0, embedding_source: 2}", "flow: source 2 is not there; there are 2, numbered from 0"),
-        (HEAD + "flow: {path: 0:0, embedding_source: -1}", "flow.embedding_source: must be at least 0 (found -1)"),
+        (
+            HEAD + "flow: {path: 0:0 + 5:0*0.5}",
+            "flow: source 5 is not there; there are 2, numbered from 0",
+        ),
+        (
+            HEAD + "flow: {path: 0:0, embedding_source: 2}",
+            "flow: source 2 is not there; there are 2, numbered from 0",
+        ),
+        (
+            HEAD + "flow: {path: 0:0, embedding_source: -1}",
+            "flow.embedding_source: must be at least 0 (found -1)",
+        ),
     ],
 )
 def test_refusals(text, message):
@@ -192,10 +297,14 @@ def test_refusals(text, message):
 
 
 def test_the_merged_model_is_one_more_source():
-    """With a merge part the path may use the merged model, whose number is the number of sources, and no number above."""
+    """With a merge part the path may use the merged model, whose number is the number of sources,
+    and no number above."""
     recipe = Recipe.from_yaml(HEAD + MERGE + "flow: {path: '2:0, 0:1', embedding_source: 2}")
     assert recipe.merge_sources == [0, 1]
-    assert _refusal(HEAD + MERGE + "flow: {path: 3:0}") == "flow: source 3 is not there; there are 3, numbered from 0"
+    assert (
+        _refusal(HEAD + MERGE + "flow: {path: 3:0}")
+        == "flow: source 3 is not there; there are 3, numbered from 0"
+    )
 
 
 def test_several_complaints_are_one_line():
@@ -247,10 +356,16 @@ def test_broken_yaml(text):
 
 def test_a_file_is_named_in_every_complaint(tmp_path):
     """What is wrong with a file begins with the file's name: absent, no text, or wrong content."""
-    absent, binary, wrong = tmp_path / "absent.yaml", tmp_path / "binary.yaml", tmp_path / "wrong.yaml"
+    absent = tmp_path / "absent.yaml"
+    binary = tmp_path / "binary.yaml"
+    wrong = tmp_path / "wrong.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     wrong.write_text(HEAD + MERGE + "sed: 1")
-    for file, message in ((absent, "no such file"), (binary, "cannot be read"), (wrong, "sed: no such key")):
+    for file, message in (
+        (absent, "no such file"),
+        (binary, "cannot be read"),
+        (wrong, "sed: no such key"),
+    ):
         with pytest.raises(RecipeError) as caught:
             Recipe.load(file)
         assert str(caught.value).startswith(f"{file}: {message}")
@@ -268,15 +383,23 @@ def test_a_recipe_does_not_change():
         (["runs/m/final", "runs/j/final/", "u/tiny"], ["m/final", "j/final", "tiny"]),
         (["final", "j/final", "k/j/final"], ["final", "j/final", "k/j/final"]),
         (["a/final", "a/final", "b/final"], ["a/final", "a/final (2)", "b/final"]),
-        (["base + j/checkpoint-500", "base + m/checkpoint-500"], ["base+j/checkpoint-500", "base+m/checkpoint-500"]),
+        (
+            ["base + j/checkpoint-500", "base + m/checkpoint-500"],
+            ["base+j/checkpoint-500", "base+m/checkpoint-500"],
+        ),
         (["u/a@v1", "u/a@v2"], ["a@v1", "a@v2"]),
     ],
 )
 def test_labels_of_several_models_are_distinct(names, labels):
-    """Names that are alike get the shortest ends of their paths that tell them apart, a revision, or a number; others none."""
+    """Names that are alike get the shortest ends of their paths that tell them apart, a revision,
+    or a number; others none."""
     split = [name.partition(" + ") for name in names]
     refs = [
-        SourceRef(model=model.partition("@")[0], revision=model.partition("@")[2] or None, adapter=adapter or None)
+        SourceRef(
+            model=model.partition("@")[0],
+            revision=model.partition("@")[2] or None,
+            adapter=adapter or None,
+        )
         for model, _, adapter in split
     ]
     assert labels_of(refs) == labels

@@ -1,4 +1,5 @@
-"""Every worked example of docs/recipes.md is built, on a tiny family with as many layers as the examples have."""
+"""Every worked example of docs/recipes.md is built, on a tiny family with as many layers as the
+examples have."""
 
 import json
 import re
@@ -45,18 +46,35 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tuned.resize_token_embeddings(27, mean_resizing=False)
         tuned.save_pretrained(folder / name)
     for name in ("japanese-lora", "maths-lora"):
-        get_peft_model(LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / name)
-    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 4}
+        get_peft_model(
+            LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])
+        ).save_pretrained(folder / name)
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 4,
+    }
     sight = LlavaConfig(
         vision_config={**vision, "model_type": "clip_vision_model", "patch_size": 4},
         text_config={**base.config.to_dict(), "vocab_size": 26},
         image_token_index=25,
     )
     LlavaForConditionalGeneration(sight).save_pretrained(folder / "sight-7b")
-    for name, count in (*((name, 27 if "added" in name else 24) for name in ("base-7b", *FINE_TUNES)), ("sight-7b", 26)):
+    for name, count in (
+        *((name, 27 if "added" in name else 24) for name in ("base-7b", *FINE_TUNES)),
+        ("sight-7b", 26),
+    ):
         words = [*(f"w{n}" for n in range(24)), "<|im_start|>", "<|im_end|>", "<pad>"][:count]
-        model = {"type": "WordLevel", "unk_token": "w0", "vocab": {word: n for n, word in enumerate(words)}}
-        (folder / name / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+        model = {
+            "type": "WordLevel",
+            "unk_token": "w0",
+            "vocab": {word: n for n, word in enumerate(words)},
+        }
+        (folder / name / "tokenizer.json").write_text(
+            json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+        )
     return folder
 
 
@@ -72,10 +90,13 @@ def local(text: str, family: Path) -> Recipe:
 
 
 def test_the_mergekit_file_builds(family, tmp_path):
-    """The mergekit file that the page shows is read and built, without a word about what was left out."""
+    """The mergekit file that the page shows is read and built, without a word about what was left
+    out."""
     read = from_mergekit(MERGEKIT[0].replace("your-name/", f"{family}/"))
     assert read.notes == []
-    model = AutoModelForCausalLM.from_pretrained(build_model(read.recipe, tmp_path / "out", progress=False))
+    model = AutoModelForCausalLM.from_pretrained(
+        build_model(read.recipe, tmp_path / "out", progress=False)
+    )
     assert model.dtype == torch.bfloat16
 
 

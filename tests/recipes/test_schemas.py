@@ -1,4 +1,5 @@
-"""The JSON schemas for editors: they allow what the models allow, find mistakes, and are made with little installed."""
+"""The JSON schemas for editors: they allow what the models allow, find mistakes, and are made with
+little installed."""
 
 import re
 import subprocess
@@ -22,12 +23,21 @@ from hf_evomerge.search.file.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 # what the packages that a build names bring with them
-BROUGHT = {"annotated_types", "pydantic_core", "typing_extensions", "typing_inspection", "hf_evomerge"}
+BROUGHT = {
+    "annotated_types",
+    "pydantic_core",
+    "typing_extensions",
+    "typing_inspection",
+    "hf_evomerge",
+}
 
 
 def _complaints(name: str, data: Any) -> list[tuple[str, str]]:
     """Where data does not follow a schema, and how."""
-    return [(error.json_path, error.message) for error in Draft202012Validator(SCHEMAS[name]()).iter_errors(data)]
+    return [
+        (error.json_path, error.message)
+        for error in Draft202012Validator(SCHEMAS[name]()).iter_errors(data)
+    ]
 
 
 def _yaml(text: str) -> Any:
@@ -36,10 +46,19 @@ def _yaml(text: str) -> Any:
 
 def _blocks() -> list[tuple[str, str, str]]:
     """Every YAML file and block that is shown, with its page and its kind."""
-    shown = [(file.name, "search", file.read_text(encoding="utf-8")) for file in sorted((ROOT / "examples").glob("*.yaml"))]
-    for page, kind in (("README.md", "search"), ("docs/search.md", "search"), ("docs/recipes.md", "recipe")):
+    shown = [
+        (file.name, "search", file.read_text(encoding="utf-8"))
+        for file in sorted((ROOT / "examples").glob("*.yaml"))
+    ]
+    for page, kind in (
+        ("README.md", "search"),
+        ("docs/search.md", "search"),
+        ("docs/recipes.md", "recipe"),
+    ):
         text = (ROOT / page).read_text(encoding="utf-8")
-        shown += [(page, kind, block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+        shown += [
+            (page, kind, block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        ]
     return shown
 
 
@@ -51,7 +70,8 @@ def test_what_is_shown_follows_its_schema(page, kind, text):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_the_schemas_are_valid(name):
-    """Each schema is one by the rules of JSON schemas, and an editor shows a sentence for every key of every section."""
+    """Each schema is one by the rules of JSON schemas, and an editor shows a sentence for every key
+    of every section."""
     schema = SCHEMAS[name]()
     Draft202012Validator.check_schema(schema)
     for section, part in {"top": schema, **schema["$defs"]}.items():
@@ -61,22 +81,38 @@ def test_the_schemas_are_valid(name):
 
 def test_the_schemas_are_made_with_what_a_build_installs(tmp_path):
     """Writing both files imports no package beside those that `build-system.requires` names."""
-    code = f"import sys, schemas; schemas.write_schemas(schemas.Path({str(tmp_path)!r})); print(*sys.modules)"
+    code = (
+        f"import sys, schemas; schemas.write_schemas(schemas.Path({str(tmp_path)!r})); "
+        "print(*sys.modules)"
+    )
     program = f"import sys; sys.path += {sys.path!r}; {code}"
     command = [sys.executable, "-S", "-c", program]  # -S: without what .pth files import
     done = subprocess.run(command, cwd=ROOT / "website", capture_output=True, text=True, check=True)
     known = packages_distributions()
     imported = {name for name in done.stdout.split() if name in known}
-    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
-    assert {known[name][0].lower() for name in imported - BROUGHT} <= {re.split("[<>=]", name)[0] for name in named}
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["recipe.schema.json", "search.schema.json"]
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"][
+        "requires"
+    ]
+    assert {known[name][0].lower() for name in imported - BROUGHT} <= {
+        re.split("[<>=]", name)[0] for name in named
+    }
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "recipe.schema.json",
+        "search.schema.json",
+    ]
 
 
 def _numbers(part: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every number of a schema, with its place."""
     if isinstance(part, dict) and part.get("type") in ("integer", "number"):
         yield place, part
-    for key, inside in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+    for key, inside in (
+        part.items()
+        if isinstance(part, dict)
+        else enumerate(part)
+        if isinstance(part, list)
+        else ()
+    ):
         yield from _numbers(inside, f"{place}.{key}")
 
 
@@ -86,21 +122,43 @@ def test_every_number_has_bounds(name):
     numbers = list(_numbers(SCHEMAS[name](), name))
     assert len(numbers) > 5
     bounds = ({"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"})
-    assert [place for place, number in numbers if not all(number.keys() & each for each in bounds)] == []
+    assert [
+        place for place, number in numbers if not all(number.keys() & each for each in bounds)
+    ] == []
 
 
 SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelihood}}"
 RECIPE = "{sources: [{model: a}], flow: {path: '0:0-3, 0:2'}}"
 MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "unknown key": ("search", {"spaec": "ps"}, "$", "'spaec' was unexpected"),
-    "unknown nested key": ("search", {"merge": {"mehtod": "ties"}}, "$.merge", "'mehtod' was unexpected"),
+    "unknown nested key": (
+        "search",
+        {"merge": {"mehtod": "ties"}},
+        "$.merge",
+        "'mehtod' was unexpected",
+    ),
     "unknown space": ("search", {"space": "sp"}, "$.space", "'sp' is not one of"),
-    "unknown key of a task": ("search", {"fitness": {"task": "likelihood", "sep": 1}}, "$.fitness", "is not valid under any"),
+    "unknown key of a task": (
+        "search",
+        {"fitness": {"task": "likelihood", "sep": 1}},
+        "$.fitness",
+        "is not valid under any",
+    ),
     "no task": ("search", {"fitness": {}}, "$.fitness", "is not valid under any"),
     "no source": ("search", {"sources": []}, "$.sources", "[] should be non-empty"),
-    "seed below 0": ("search", {"compute": {"seed": -1}}, "$.compute.seed", "-1 is less than the minimum of 0"),
+    "seed below 0": (
+        "search",
+        {"compute": {"seed": -1}},
+        "$.compute.seed",
+        "-1 is less than the minimum of 0",
+    ),
     "unknown dtype": ("recipe", {"dtype": "int8"}, "$.dtype", "'int8' is not valid under any"),
-    "a number as a model": ("recipe", {"sources": [{"model": 1}]}, "$.sources[0].model", "1 is not of type 'string'"),
+    "a number as a model": (
+        "recipe",
+        {"sources": [{"model": 1}]},
+        "$.sources[0].model",
+        "1 is not of type 'string'",
+    ),
     "unknown key of a recipe": ("recipe", {"fow": 1}, "$", "'fow' was unexpected"),
     "no sources": ("recipe", {"sources": []}, "$.sources", "[] should be non-empty"),
 }
@@ -108,7 +166,8 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_seen(mistake):
-    """A mistake in a file that otherwise follows its schema is the one thing that is found, at its place."""
+    """A mistake in a file that otherwise follows its schema is the one thing that is found, at its
+    place."""
     name, changes, place, message = MISTAKES[mistake]
     data = _yaml({"search": SEARCH, "recipe": RECIPE}[name])
     assert _complaints(name, data) == []
@@ -118,9 +177,16 @@ def test_mistakes_are_seen(mistake):
 
 
 def test_both_ways_to_write_a_path_and_a_task_of_ones_own_are_allowed():
-    """The schemas allow what the models allow beyond their own types: a path as text, and a task registered elsewhere."""
-    for text in (RECIPE, "{sources: [{model: a}], flow: {path: ['0:0-3']}}", "{sources: [{model: a}], merge: {method: mine}}"):
+    """The schemas allow what the models allow beyond their own types: a path as text, and a task
+    registered elsewhere."""
+    for text in (
+        RECIPE,
+        "{sources: [{model: a}], flow: {path: ['0:0-3']}}",
+        "{sources: [{model: a}], merge: {method: mine}}",
+    ):
         assert _complaints("recipe", _yaml(text)) == []
     assert Recipe.from_yaml(RECIPE).flow is not None
     assert parse_yaml(SearchConfig, SEARCH, SearchError).fitness.task == "likelihood"
-    assert _complaints("search", {**_yaml(SEARCH), "fitness": {"task": "my-own", "anything": 1}}) == []
+    assert (
+        _complaints("search", {**_yaml(SEARCH), "fitness": {"task": "my-own", "anything": 1}}) == []
+    )

@@ -29,11 +29,18 @@ def make_pool() -> Any:
 
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
-@pytest.mark.parametrize("architecture", slow_beyond(FAMILIES, sorted(set(ARCHITECTURES) - REFUSED)))
+@pytest.mark.parametrize(
+    "architecture", slow_beyond(FAMILIES, sorted(set(ARCHITECTURES) - REFUSED))
+)
 def test_gates_are_scales(architecture, hops, make_pool):
-    """The model with gates computes what the path with the decoded scales and sums does; its gradient is that of its loss."""
-    experts = {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}
-    pool = make_pool(architecture, **experts)  # all of them: which ones are chosen is no smooth choice
+    """The model with gates computes what the path with the decoded scales and sums does; its
+    gradient is that of its loss."""
+    experts = (
+        {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}
+    )
+    pool = make_pool(
+        architecture, **experts
+    )  # all of them: which ones are chosen is no smooth choice
     check_gates(pool.models[0].config)
     seen = []
 
@@ -53,13 +60,19 @@ def test_gates_are_scales(architecture, hops, make_pool):
         for step in (0.004, -0.004):
             gates = [gate + step * (k == slot) for k, gate in enumerate(GATES)]
             with torch.no_grad():
-                ends.append(logits(pool.model(gate_path(SLOTS, gates, hops))).log_softmax(-1)[..., 5].mean().item())
+                ends.append(
+                    logits(pool.model(gate_path(SLOTS, gates, hops)))
+                    .log_softmax(-1)[..., 5]
+                    .mean()
+                    .item()
+                )
         assert gradient[slot] == pytest.approx((ends[0] - ends[1]) / 0.008, rel=0.05, abs=3e-3)
     assert all(gradient[[1, 5]])
 
 
 def test_where_a_gate_of_0_leads(make_pool):
-    """At 0 the gradient is the slope of adding a little of what the block adds, and the stream passes untouched."""
+    """At 0 the gradient is the slope of adding a little of what the block adds, and the stream
+    passes untouched."""
     pool = make_pool("llama")
     seen: list[float] = []
 
@@ -76,12 +89,17 @@ def test_where_a_gate_of_0_leads(make_pool):
         assert gradient[slot] == pytest.approx((seen[-1] - seen[0]) / 0.002, rel=0.05, abs=1e-4)
     shorter = gate_gradient(pool, [(0, 0), (0, 1), (1, 1), (1, 0)], [1.0, 0.4, 1.3, 0.1], backward)
     assert np.allclose(shorter, gradient[[0, 2, 3, 4]], rtol=1e-3, atol=1e-5)
-    assert all(parameter.requires_grad and parameter.grad is None for model in pool.models for parameter in model.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None
+        for model in pool.models
+        for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
 def test_gradients_of_several_passes_add_up(hops, make_pool):
-    """Examples that do not fit into one batch are run one batch after the other: twice the same gives twice the gradient."""
+    """Examples that do not fit into one batch are run one batch after the other: twice the same
+    gives twice the gradient."""
     pool = make_pool("llama")
 
     def once(model: Any) -> None:
@@ -97,13 +115,16 @@ def test_gradients_of_several_passes_add_up(hops, make_pool):
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
 def test_gates_in_half_precision(hops):
-    """In bfloat16 the gradient is that of float32, as far as bfloat16 goes, with tied embeddings."""
+    """In bfloat16 the gradient is that of float32, as far as bfloat16 goes, with tied
+    embeddings."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         pool = LayerPool([tiny_model("qwen2", 2, seed).bfloat16().to(dtype) for seed in (0, 1)])
 
         def backward(model: Any) -> None:
-            model(token_ids(), use_cache=False).logits.float().log_softmax(-1)[..., 5].mean().backward()
+            model(token_ids(), use_cache=False).logits.float().log_softmax(-1)[
+                ..., 5
+            ].mean().backward()
 
         found.append(gate_gradient(pool, SLOTS, GATES, backward, hops=hops))
     assert np.linalg.norm(found[0] - found[1]) < 0.05 * np.linalg.norm(found[0])
@@ -120,27 +141,49 @@ def test_gates_in_half_precision(hops):
     ],
 )
 def test_blocks_that_see_the_scale_are_refused(architecture, fields):
-    """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""
-    with pytest.raises(SourceError, match=r"path.kind: gates needs blocks with a norm in front.*; write kind: paper"):
+    """Where blocks read the stream without a norm, or how they do is not known, gates are refused
+    with what to write."""
+    with pytest.raises(
+        SourceError,
+        match=r"path.kind: gates needs blocks with a norm in front.*; write kind: paper",
+    ):
         check_gates(tiny_model(architecture, 2, **fields).config)
 
 
-@pytest.mark.parametrize("architecture", ["arcee", "seed_oss", "ministral", "apertus", "ctrl", "olmo"])
+@pytest.mark.parametrize(
+    "architecture", ["arcee", "seed_oss", "ministral", "apertus", "ctrl", "olmo"]
+)
 def test_blocks_with_a_norm_in_front_are_known_by_what_they_compute(architecture):
-    """Gates are allowed wherever a norm stands in front of both branches, whatever the modules are called."""
-    check_gates(tiny_model(architecture, 2, **({"head_dim": 8} if architecture == "ministral" else {})).config)
+    """Gates are allowed wherever a norm stands in front of both branches, whatever the modules are
+    called."""
+    check_gates(
+        tiny_model(
+            architecture, 2, **({"head_dim": 8} if architecture == "ministral" else {})
+        ).config
+    )
 
 
 def test_the_path_of_several_terms():
-    """Gates of one hop are the weights of its sum, and a hop of which one gate is on is a plain hop with its scale."""
-    slots, hops = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)], [0, 0, 1, 1, 2, 2]
+    """Gates of one hop are the weights of its sum, and a hop of which one gate is on is a plain hop
+    with its scale."""
+    slots = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    hops = [0, 0, 1, 1, 2, 2]
     path = gate_path(slots, [0.5, 0.3, 0.09, 2.0, 0.5, 0.5], hops)
-    assert (str(path), path.scales) == ("0:0*0.5 + 1:0*0.3, 1:1, 0:2*0.5 + 1:2*0.5", [1.25, 0.5, 2.0])
+    assert (str(path), path.scales) == (
+        "0:0*0.5 + 1:0*0.3, 1:1, 0:2*0.5 + 1:2*0.5",
+        [1.25, 0.5, 2.0],
+    )
     space = FlowGenome(Layout((1, 0), (3, 3), 1, side_by_side=True), "gate")
     assert (space.layout.slots[:3], space.layout.hops) == ([(1, 0), (0, 0), (1, 1)], hops)
     assert str(space.decode(space.start(0.2))) == "1:0, 1:1, 1:2"
-    assert str(space.decode(np.full(6, 0.5))) == "1:0*0.5 + 0:0*0.5, 1:1*0.5 + 0:1*0.5, 1:2*0.5 + 0:2*0.5"
-    assert [str(space.decode(space.along(slots, 0.0))) for slots in space.splices()][2:4] == ["1:0, 0:1, 0:2", "1:0, 1:1, 0:2"]
+    assert (
+        str(space.decode(np.full(6, 0.5)))
+        == "1:0*0.5 + 0:0*0.5, 1:1*0.5 + 0:1*0.5, 1:2*0.5 + 0:2*0.5"
+    )
+    assert [str(space.decode(space.along(slots, 0.0))) for slots in space.splices()][2:4] == [
+        "1:0, 0:1, 0:2",
+        "1:0, 1:1, 0:2",
+    ]
     with pytest.raises(PathError, match=r"path\.terms: the sources have 3 and 4 layers"):
         Layout((1, 0), (3, 4), 1, side_by_side=True)
 
@@ -151,7 +194,8 @@ def genome(**fields: Any) -> FlowGenome:
 
 
 def test_a_genome_of_gates():
-    """A slot is on from 0.1, its gate is the scale's denominator, and the first mean is A as it is."""
+    """A slot is on from 0.1, its gate is the scale's denominator, and the first mean is A as it
+    is."""
     space = genome()
     start = space.start(0.2)
     assert (space.dimension, start.tolist()) == (14, [1.0] * 3 + [-0.1] * 11)
@@ -167,11 +211,15 @@ def test_a_genome_of_gates():
 
 def test_the_strongest_gates_stay():
     """Of more gates than hops are allowed the largest stay, in their order."""
-    assert str(genome(max_hops=3).decode(np.array([0.2, 0.9, 0.3, 0.8, 0.1, 1.0] + [0.0] * 8))) == "1:1, 0:0, 0:2"
+    assert (
+        str(genome(max_hops=3).decode(np.array([0.2, 0.9, 0.3, 0.8, 0.1, 1.0] + [0.0] * 8)))
+        == "1:1, 0:0, 0:2"
+    )
 
 
 def test_splices():
-    """The plainest paths are the sources and each front with each back, in slots that hold them in order."""
+    """The plainest paths are the sources and each front with each back, in slots that hold them in
+    order."""
     space = genome()
     paths = [str(space.decode(space.along(slots, 0.05))) for slots in space.splices()]
     assert paths[:2] == ["1:0, 1:1, 1:2", "0:0, 0:1, 0:2, 0:3"]

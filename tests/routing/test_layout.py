@@ -12,7 +12,9 @@ PAPER = Layout((0, 1), (32, 32), 3)
 ENCODINGS: list[ScaleEncoding] = ["none", "slot", "matrix", "network"]
 
 
-def _genome(on: list[int], scales: list[float] | np.ndarray = (), layout: Layout = SMALL) -> np.ndarray:
+def _genome(
+    on: list[int], scales: list[float] | np.ndarray = (), layout: Layout = SMALL
+) -> np.ndarray:
     indicators = np.full(len(layout), -1.0)
     indicators[on] = 1.0
     return np.concatenate([indicators, np.asarray(scales, dtype=float)])
@@ -23,7 +25,8 @@ def _layers(genome: np.ndarray, layout: Layout = SMALL, max_hops: int = 128) -> 
 
 
 def test_slots_are_the_sources_in_order_repeated():
-    """The layout holds all layers of each source in the given order, and the whole again for each repetition."""
+    """The layout holds all layers of each source in the given order, and the whole again for each
+    repetition."""
     layout = Layout((2, 0), (1, 2), 2)
     assert layout.columns == [(2, 0), (0, 0), (0, 1)]
     assert layout.slots == layout.columns * 2
@@ -31,11 +34,14 @@ def test_slots_are_the_sources_in_order_repeated():
 
 
 def test_worked_example():
-    """The eight-slot example: A0 A1 B1 A1, with the first scale 1 and the others from W[before, now]."""
+    """The eight-slot example: A0 A1 B1 A1, with the first scale 1 and the others from W[before,
+    now]."""
     w = 1 + np.arange(16).reshape(4, 4) / 100
     path = FlowGenome(SMALL, "matrix").decode(_genome([0, 1, 3, 5], (w - 1).ravel()))
     assert str(path) == "0:0, 0:1, 1:1, 0:1"
-    a0, a1, b1 = 0, 1, 3
+    a0 = 0
+    a1 = 1
+    b1 = 3
     assert path.scales == pytest.approx([1, w[a0, a1], w[a1, b1], w[b1, a1]], abs=1e-15)
     assert path.unique_layers == [(0, 0), (0, 1), (1, 1)]
 
@@ -55,7 +61,8 @@ def test_worked_example():
     ],
 )
 def test_the_ends_are_those_of_a(on, path):
-    """The path begins with A's first layer and ends with A's last, which is appended only where it is not there."""
+    """The path begins with A's first layer and ends with A's last, which is appended only where it
+    is not there."""
     assert _layers(_genome(on)) == path
 
 
@@ -69,7 +76,8 @@ def test_the_ends_are_those_of_a(on, path):
     ],
 )
 def test_a_is_the_first_in_the_order(layout, on, path):
-    """The ends are those of the first source, whatever its number; where it has one layer, that is both."""
+    """The ends are those of the first source, whatever its number; where it has one layer, that is
+    both."""
     assert _layers(_genome(on, layout=layout), layout) == path
 
 
@@ -81,7 +89,8 @@ def test_an_indicator_of_zero_is_off():
 
 
 def test_hop_limit_keeps_the_strongest():
-    """Of a path that is too long the inner hops with the greatest indicators stay, in their order, and so do the ends."""
+    """Of a path that is too long the inner hops with the greatest indicators stay, in their order,
+    and so do the ends."""
     genome = np.array([0.1, 5.0, 1.0, 4.0, 2.0, 3.0, -1.0, 0.2])
     assert _layers(genome) == "0:0, 0:1, 1:0, 1:1, 0:0, 0:1, 1:1, 0:1"
     assert _layers(genome, max_hops=5) == "0:0, 0:1, 1:1, 0:1, 0:1"
@@ -92,14 +101,16 @@ def test_hop_limit_keeps_the_strongest():
 
 
 def test_splices_of_a_model_that_is_too_long():
-    """Where the path has room for fewer layers than a source has, the plainest paths leave one run of them out."""
+    """Where the path has room for fewer layers than a source has, the plainest paths leave one run
+    of them out."""
     genome = FlowGenome(Layout((0,), (6,), 1), "gate", max_hops=4)
     assert genome.splices() == [[0, 3, 4, 5], [0, 1, 4, 5], [0, 1, 2, 5]]
 
 
 @pytest.mark.parametrize("max_hops", [2, 3, 17, 64, 128])
 def test_no_path_is_longer_than_the_limit(max_hops):
-    """Random genomes never decode to more hops than allowed, and always keep their ends and their order."""
+    """Random genomes never decode to more hops than allowed, and always keep their ends and their
+    order."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         path = FlowGenome(PAPER, "none", max_hops=max_hops).decode(rng.standard_normal(192))
@@ -109,7 +120,8 @@ def test_no_path_is_longer_than_the_limit(max_hops):
 
 
 def test_scales_of_slots():
-    """With one scale per slot each hop has 1 + the number of its slot; the appended end that of its slot in the last pass."""
+    """With one scale per slot each hop has 1 + the number of its slot; the appended end that of its
+    slot in the last pass."""
     numbers = np.arange(8) / 100
     path = FlowGenome(SMALL, "slot").decode(_genome([0, 1, 2, 4], numbers))
     assert str(path) == "0:0, 0:1, 1:0, 0:0, 0:1"
@@ -126,10 +138,12 @@ def test_scales_of_the_matrix_are_shared_over_repetitions():
 
 
 @pytest.mark.parametrize(
-    ("encoding", "extra"), [("none", 0), ("slot", 192), ("matrix", 4096), ("network", NETWORK_WIDTH * 5 + 1)]
+    ("encoding", "extra"),
+    [("none", 0), ("slot", 192), ("matrix", 4096), ("network", NETWORK_WIDTH * 5 + 1)],
 )
 def test_dimensions(encoding, extra):
-    """Two sources of 32 layers laid out three times have 192 indicators, and with the paper's matrix 4288 numbers."""
+    """Two sources of 32 layers laid out three times have 192 indicators, and with the paper's
+    matrix 4288 numbers."""
     genome = FlowGenome(PAPER, encoding)
     assert genome.dimension == 192 + extra
     assert genome.start(0.1).shape == (genome.dimension,)
@@ -141,9 +155,11 @@ def test_dimensions(encoding, extra):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("initialisation", ["paper", "near_identity"])
 def test_the_start_itself_is_source_a(encoding, initialisation):
-    """The mean that a search begins from decodes to A as it is, with every scale 1, and lies within the bounds."""
+    """The mean that a search begins from decodes to A as it is, with every scale 1, and lies within
+    the bounds."""
     genome = FlowGenome(PAPER, encoding, initialisation=initialisation)  # type: ignore[arg-type]
-    start, (lower, upper) = genome.start(0.1), genome.bounds()
+    start = genome.start(0.1)
+    (lower, upper) = genome.bounds()
     path = genome.decode(start)
     assert path.as_text() == LayerPath.identity(32).as_text()
     assert path.scales == pytest.approx([1.0] * 32, abs=1e-12)
@@ -152,23 +168,32 @@ def test_the_start_itself_is_source_a(encoding, initialisation):
 
 
 def test_start_vectors():
-    """The first pass over A starts at +2 sigma; other slots at 0 as in the paper, or at -2 sigma near the identity."""
+    """The first pass over A starts at +2 sigma; other slots at 0 as in the paper, or at -2 sigma
+    near the identity."""
     for initialisation, rest in (("paper", 0.0), ("near_identity", -0.6)):
         start = FlowGenome(SMALL, "slot", initialisation=initialisation).start(0.3)  # type: ignore[arg-type]
         assert start == pytest.approx([0.6, 0.6, *[rest] * 6, *[0.0] * 8])
 
 
-@pytest.mark.parametrize(("initialisation", "expected"), [("paper", 31.3 + 80), ("near_identity", 31.3 + 160 * 0.02275)])
+@pytest.mark.parametrize(
+    ("initialisation", "expected"), [("paper", 31.3 + 80), ("near_identity", 31.3 + 160 * 0.02275)]
+)
 def test_expected_length_of_the_first_paths(initialisation, expected):
-    """Sampled with sigma, first paths have about 111 hops from the paper's start, and about 35 near the identity."""
+    """Sampled with sigma, first paths have about 111 hops from the paper's start, and about 35 near
+    the identity."""
     genome = FlowGenome(PAPER, "none", initialisation=initialisation, max_hops=4096)  # type: ignore[arg-type]
-    rng, sigma = np.random.default_rng(0), 0.1
-    lengths = [len(genome.decode(genome.start(sigma) + sigma * rng.standard_normal(192))) for _ in range(400)]
+    rng = np.random.default_rng(0)
+    sigma = 0.1
+    lengths = [
+        len(genome.decode(genome.start(sigma) + sigma * rng.standard_normal(192)))
+        for _ in range(400)
+    ]
     assert np.mean(lengths) == pytest.approx(expected, abs=1.5)  # the forced ends add up to one hop
 
 
 def test_network_scales_stay_within_bounds():
-    """The net's scales lie between the bounds for any weights, however large, and differ from pair to pair."""
+    """The net's scales lie between the bounds for any weights, however large, and differ from pair
+    to pair."""
     genome = FlowGenome(SMALL, "network", scale_bounds=(0.4, 1.5))
     rng = np.random.default_rng(0)
     for size in (0.1, 1.0, 100.0, 1e6):
@@ -187,12 +212,15 @@ def test_network_moves_with_its_output_bias():
     for bias, sign in ((0.5, 1), (-0.5, -1)):
         theta = genome.start(0.1)[8:]
         theta[-1] = bias
-        assert (np.sign(np.array(genome.decode(_genome([0, 1, 3, 5], theta)).scales)[1:] - 1) == sign).all()
+        assert (
+            np.sign(np.array(genome.decode(_genome([0, 1, 3, 5], theta)).scales)[1:] - 1) == sign
+        ).all()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_bounds(encoding):
-    """Indicators and net weights have no bounds; scales that are evolved directly have the scale bounds."""
+    """Indicators and net weights have no bounds; scales that are evolved directly have the scale
+    bounds."""
     lower, upper = FlowGenome(SMALL, encoding, scale_bounds=(0.5, 1.25)).bounds()
     assert np.isneginf(lower[:8]).all()
     assert np.isposinf(upper[:8]).all()
@@ -204,7 +232,9 @@ def test_bounds(encoding):
         assert np.isinf(upper).all()
 
 
-@pytest.mark.parametrize("genome", [np.zeros(7), np.zeros(9), np.zeros((8, 1)), [], np.array([*[0.0] * 7, np.nan])])
+@pytest.mark.parametrize(
+    "genome", [np.zeros(7), np.zeros(9), np.zeros((8, 1)), [], np.array([*[0.0] * 7, np.nan])]
+)
 def test_a_genome_of_another_shape_is_refused(genome):
     """A genome of the wrong length, shape, or with NaN is a `PathError`."""
     with pytest.raises(PathError, match="expected 8 numbers"):

@@ -22,7 +22,9 @@ def pool() -> LayerPool:
 
 def test_nothing_is_copied(pool):
     """Every parameter of a merged model is a source's own, at the same address."""
-    model = pool.model(LayerPath.parse(["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], [1, 0.5, 1, 2, 1]))
+    model = pool.model(
+        LayerPath.parse(["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], [1, 0.5, 1, 2, 1])
+    )
     resident = {parameter.data_ptr() for source in pool.models for parameter in source.parameters()}
     assert {tensor.data_ptr() for tensor in model.state_dict().values()} <= resident
     assert model.layers[1].mlp.up_proj.weight is pool.models[1].model.layers[3].mlp.up_proj.weight
@@ -31,7 +33,8 @@ def test_nothing_is_copied(pool):
 
 
 def test_models_do_not_disturb_each_other_or_the_sources(pool):
-    """Making and running a model changes neither the sources nor models made before, hooks and numbers included."""
+    """Making and running a model changes neither the sources nor models made before, hooks and
+    numbers included."""
     before = [source(IDS).logits for source in pool.models]
     first = pool.model(LayerPath.parse("0:0, 1:1, 0:2", [1, 0.5, 2]))
     expected = first(IDS).logits
@@ -39,27 +42,41 @@ def test_models_do_not_disturb_each_other_or_the_sources(pool):
     second(IDS, output_hidden_states=True)
     second.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert torch.equal(first(IDS).logits, expected)
-    assert all(torch.equal(source(IDS).logits, logits) for source, logits in zip(pool.models, before, strict=True))
+    assert all(
+        torch.equal(source(IDS).logits, logits)
+        for source, logits in zip(pool.models, before, strict=True)
+    )
     assert [layer.self_attn.layer_idx for layer in pool.models[1].model.layers] == [0, 1, 2, 3]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for s in pool.models for module in s.model.layers)
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks
+        for s in pool.models
+        for module in s.model.layers
+    )
 
 
 def test_a_used_source_lends_no_hooks(pool):
-    """Hooks on a source, such as those that record hidden states, are not those of a merged model."""
+    """Hooks on a source, such as those that record hidden states, are not those of a merged
+    model."""
     pool.models[0](IDS, output_hidden_states=True)
-    states = pool.model(LayerPath.parse("0:0, 0:0, 0:2"))(IDS, output_hidden_states=True).hidden_states
+    states = pool.model(LayerPath.parse("0:0, 0:0, 0:2"))(
+        IDS, output_hidden_states=True
+    ).hidden_states
     assert len(states) == 4
 
 
 def test_embeddings_come_from_the_embedding_source():
     """Embeddings, final norm, head and their settings are those of the source asked for."""
-    first, second = llama(3), llama(4, seed=1, vocab_size=70, eos_token_id=9)
+    first = llama(3)
+    second = llama(4, seed=1, vocab_size=70, eos_token_id=9)
     second.generation_config.repetition_penalty = 1.3
     model = LayerPool([first, second], embedding_source=1).model(LayerPath.identity(3, 0))
     assert model.get_input_embeddings().weight is second.model.embed_tokens.weight
     assert model.config.embedding_source == 1
     assert model.config.text_config.vocab_size == 70
-    assert (model.generation_config.eos_token_id, model.generation_config.repetition_penalty) == (9, 1.3)
+    assert (model.generation_config.eos_token_id, model.generation_config.repetition_penalty) == (
+        9,
+        1.3,
+    )
 
 
 def test_models_are_freed(pool):
@@ -85,9 +102,12 @@ def test_a_path_beyond_the_sources_is_refused(pool):
 
 
 def test_sources_of_other_kinds_are_refused(pool):
-    """Other architectures, dtypes, base models and merged models are no sources, and the complaint says which."""
+    """Other architectures, dtypes, base models and merged models are no sources, and the complaint
+    says which."""
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
-    with pytest.raises(SourceError, match=r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'"):
+    with pytest.raises(
+        SourceError, match=r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'"
+    ):
         LayerPool([llama(), gpt2])
     with pytest.raises(SourceError, match=r"source 1: LlamaForCausalLM in torch.bfloat16"):
         LayerPool([llama(), llama().to(torch.bfloat16)])

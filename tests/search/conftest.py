@@ -11,7 +11,11 @@ from tiny_adapters import save_adapter
 @pytest.fixture(scope="session")
 def adapters(tiny: Path, made_once: Callable[..., Path]) -> dict[str, Any]:
     """Sources and base of a search over two adapters of the tiny base."""
-    ranks, base = {"ja": 2, "maths": 3}, tiny / "base"
-    folder = made_once("adapters", lambda out: [save_adapter(base, out / name, rank, r=rank) for name, rank in ranks.items()])
+    ranks = {"ja": 2, "maths": 3}
+    base = tiny / "base"
+    folder = made_once(
+        "adapters",
+        lambda out: [save_adapter(base, out / name, rank, r=rank) for name, rank in ranks.items()],
+    )
     sources = [{"model": str(base), "adapter": str(folder / name)} for name in ranks]
     return {"sources": sources, "base": {"model": str(base)}}

@@ -1,4 +1,5 @@
-"""The form of the answers, measured on models that have learnt one: what `init` writes, and what a dry run warns of."""
+"""The form of the answers, measured on models that have learnt one: what `init` writes, and what a
+dry run warns of."""
 
 import json
 import shutil
@@ -35,14 +36,18 @@ def _byte_pairs(merges: int) -> Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     size = len(SPECIAL) + len(alphabet) + merges
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator(TEXTS, trainer)
     return inner
 
 
 def _of_tokens(kind: Any, tokens: list[str], by: pre_tokenizers.PreTokenizer) -> Tokenizer:
     """Tokens of a given list, in pieces of the text that a pre-tokenizer cuts."""
-    inner = Tokenizer(kind({token: number for number, token in enumerate(SPECIAL + tokens)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        kind({token: number for number, token in enumerate(SPECIAL + tokens)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = by
     return inner
 
@@ -50,7 +55,11 @@ def _of_tokens(kind: Any, tokens: list[str], by: pre_tokenizers.PreTokenizer) ->
 def _word_pieces() -> Tokenizer:
     """Tokens are as BERT's: whole words and pieces, and the space between words is none."""
     letters = [*dict.fromkeys("".join(TEXTS).replace(" ", ""))]
-    return _of_tokens(models.WordPiece, letters + [f"##{letter}" for letter in letters], pre_tokenizers.BertPreTokenizer())
+    return _of_tokens(
+        models.WordPiece,
+        letters + [f"##{letter}" for letter in letters],
+        pre_tokenizers.BertPreTokenizer(),
+    )
 
 
 def _characters() -> Tokenizer:
@@ -67,16 +76,30 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-def _save_model(folder: Path, inner: Tokenizer, texts: list[str], seed: int, template: str | None) -> None:
+def _save_model(
+    folder: Path, inner: Tokenizer, texts: list[str], seed: int, template: str | None
+) -> None:
     """A model of one layer that has learnt some texts by heart."""
     special = {f"{token.strip('<>')}_token": token for token in SPECIAL}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     tokenizer.chat_template = template
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ids))
-    batch = tokenizer([f"{text}<eos>" for text in texts], padding=True, return_tensors="pt", return_token_type_ids=False)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ids)
+    )
+    batch = tokenizer(
+        [f"{text}<eos>" for text in texts],
+        padding=True,
+        return_tensors="pt",
+        return_token_type_ids=False,
+    )
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
@@ -89,9 +112,12 @@ def _save_model(folder: Path, inner: Tokenizer, texts: list[str], seed: int, tem
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
-    """Makes two models that have learnt problems and answers in one form, and a file of these problems; returns names."""
+    """Makes two models that have learnt problems and answers in one form, and a file of these
+    problems; returns names."""
 
-    def make(separator: str, inner: Tokenizer, *, template: str | None = None, chat: bool = False) -> list[str]:
+    def make(
+        separator: str, inner: Tokenizer, *, template: str | None = None, chat: bool = False
+    ) -> list[str]:
         around = ("ask {} tell" if chat else "{}") + separator
         texts = [around.format(prompt) + answer for prompt, answer in PROBLEMS]
         for seed, name in enumerate(("upper", "twice")):
@@ -105,13 +131,16 @@ def trained(tmp_path: Path) -> Trained:
 
 def _measured(names: list[str], data: Path) -> tuple[SearchConfig, list[str]]:
     draft = draft_search(names, data, measure=measure_form)
-    return parse_yaml(SearchConfig, draft.text, SearchError), [line for line in draft.found if "separator" in line]
+    return parse_yaml(SearchConfig, draft.text, SearchError), [
+        line for line in draft.found if "separator" in line
+    ]
 
 
 @pytest.mark.parametrize("separator", ["", " "])
 @pytest.mark.parametrize("kind", slow_beyond(["characters", "byte pairs"], TOKENIZERS))
 def test_the_form_that_the_models_know_is_written(kind, separator, trained, tmp_path):
-    """Whatever the tokenizer: the separator that the models have learnt; where it is no token, the usual one."""
+    """Whatever the tokenizer: the separator that the models have learnt; where it is no token, the
+    usual one."""
     names = trained(separator, TOKENIZERS[kind]())
     config, lines = _measured(names, tmp_path / "problems.jsonl")
     if kind == "word pieces":
@@ -121,25 +150,36 @@ def test_the_form_that_the_models_know_is_written(kind, separator, trained, tmp_
     (line,) = lines
     other = {"": " ", " ": ""}[separator]
     assert line.startswith(f'right answers are likeliest with separator: "{separator}": -')
-    assert line.endswith((f' nats by upper with separator: "{other}"', f' nats by twice with separator: "{other}"'))
+    assert line.endswith(
+        (f' nats by upper with separator: "{other}"', f' nats by twice with separator: "{other}"')
+    )
 
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_the_chat_template_is_measured(chat, trained, tmp_path):
-    """A template that every tokenizer has is written only where the models know the answers in it better."""
+    """A template that every tokenizer has is written only where the models know the answers in it
+    better."""
     names = trained(" ", _characters(), template=TEMPLATE, chat=chat)
     config, lines = _measured(names, tmp_path / "problems.jsonl")
     assert (config.data["search"].chat, config.fitness.separator) == (chat, " ")
-    assert lines[0].startswith(f'right answers are likeliest with separator: " ", chat: {str(chat).lower()}: -')
+    assert lines[0].startswith(
+        f'right answers are likeliest with separator: " ", chat: {str(chat).lower()}: -'
+    )
 
 
 def test_answers_that_begin_with_a_space_get_no_second_one(trained, tmp_path):
     """Completions as trl has them are not set apart again, with models to measure and without."""
-    names, data = trained(" ", _characters()), tmp_path / "trl.jsonl"
-    lines = (json.dumps({"prompt": prompt, "completion": f" {answer}"}) for prompt, answer in PROBLEMS)
+    names = trained(" ", _characters())
+    data = tmp_path / "trl.jsonl"
+    lines = (
+        json.dumps({"prompt": prompt, "completion": f" {answer}"}) for prompt, answer in PROBLEMS
+    )
     data.write_text("\n".join(lines))
     assert _measured(names, data)[0].fitness.separator == ""
-    assert parse_yaml(SearchConfig, draft_search(names, data).text, SearchError).fitness.separator == ""
+    assert (
+        parse_yaml(SearchConfig, draft_search(names, data).text, SearchError).fitness.separator
+        == ""
+    )
 
 
 def test_a_dry_run_warns_of_the_wrong_form(trained, tmp_path):
@@ -147,27 +187,39 @@ def test_a_dry_run_warns_of_the_wrong_form(trained, tmp_path):
     names = trained("", _characters(), template=TEMPLATE)
     config, _ = _measured(names, tmp_path / "problems.jsonl")
     assert not any("separator" in line for line in plan_search(config).warnings)
-    wrong = config.model_copy(update={"fitness": config.fitness.model_copy(update={"separator": " "})})
+    wrong = config.model_copy(
+        update={"fitness": config.fitness.model_copy(update={"separator": " "})}
+    )
     (line,) = (line for line in plan_search(wrong).warnings if "separator" in line)
     assert line.startswith('right answers are likelier with separator: "", chat: false: -')
     assert line.endswith('with separator: " ", chat: false; write separator: "", chat: false')
     chats = {split: spec.model_copy(update={"chat": True}) for split, spec in config.data.items()}
-    (line,) = (line for line in plan_search(config.model_copy(update={"data": chats})).warnings if "separator" in line)
+    (line,) = (
+        line
+        for line in plan_search(config.model_copy(update={"data": chats})).warnings
+        if "separator" in line
+    )
     assert line.endswith('with separator: "", chat: true; write separator: "", chat: false')
 
 
 def test_choices_are_measured_too(trained, tmp_path):
     """What stands before a choice is measured as what stands before an answer."""
-    names, data = trained("", _characters()), tmp_path / "choices.jsonl"
-    records = ({"prompt": prompt, "choices": [answer, prompt], "answer": answer} for prompt, answer in PROBLEMS)
+    names = trained("", _characters())
+    data = tmp_path / "choices.jsonl"
+    records = (
+        {"prompt": prompt, "choices": [answer, prompt], "answer": answer}
+        for prompt, answer in PROBLEMS
+    )
     data.write_text("\n".join(map(json.dumps, records)))
     config, _ = _measured(names, data)
     assert (config.fitness.task, config.fitness.separator) == ("multiple_choice", "")
 
 
 def test_a_form_that_cannot_be_measured_is_a_guess(trained, tmp_path, monkeypatch, caplog):
-    """Models that do not fit or cannot be scored leave a guess and a line that says why; a large one is announced."""
-    names, data = trained("", _characters()), tmp_path / "problems.jsonl"
+    """Models that do not fit or cannot be scored leave a guess and a line that says why; a large
+    one is announced."""
+    names = trained("", _characters())
+    data = tmp_path / "problems.jsonl"
     monkeypatch.setattr(answer_form, "_LARGE", 1.0)
     caplog.set_level("INFO")
     assert _measured(names, data)[0].fitness.separator == ""

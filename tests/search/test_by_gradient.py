@@ -16,10 +16,12 @@ from hf_evomerge.search.study.study import Study
 
 @pytest.mark.parametrize("name", slow_beyond(["ps", "dfs", "terms"], BY_GRADIENT))
 def test_a_search_by_gradient(name, search_config, tmp_path):
-    """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
+    """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's
+    score is its recipe's."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
     result = run_search(config, tmp_path, build=False)
-    study, evaluator = Study.open(tmp_path), Evaluator(config)
+    study = Study.open(tmp_path)
+    evaluator = Evaluator(config)
     for stage in config.stages:
         trials = study.trials(stage.name)
         assert sum(trial.cost for trial in trials) <= stage.evaluations + 1e-9
@@ -32,50 +34,83 @@ def test_a_search_by_gradient(name, search_config, tmp_path):
             again = evaluator.evaluate(study.recipe(trial.recipe_key or ""))
             assert np.allclose(again.values, trial.scores.values, rtol=1e-3, atol=1e-4)
     for row in (row for row in result.rows if row.stage in STAGES):
-        counted = study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
+        counted = (
+            study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
+        )
         assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
     assert name != "terms" or any("+" in hop for hop in result.winner.flow.path)
     if name not in ("dfs", "terms"):
-        start = evaluator.evaluate(study.recipe(study.trials(config.stages[0].name)[0].recipe_key or "")).mean
+        start = evaluator.evaluate(
+            study.recipe(study.trials(config.stages[0].name)[0].recipe_key or "")
+        ).mean
         assert study.best(config.stages[0].name)[0].fitness > start  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("groups", ["tensor", ["embed", "*mlp*", "blocks.1.attn", "default"]])
 def test_groups_by_name(groups, search_config, tmp_path):
-    """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
+    """A search over tensors or name patterns ends with its pictures, is shown, and builds what its
+    recipe says."""
     config = search_config("ps", merge={"groups": groups}, optimize=[GRADIENT])
     result = run_search(config, tmp_path)
     names = result.winner.merge.parameters[0]["weight"]
-    assert list(names) == groups or (groups == "tensor" and "model.layers.1.mlp.up_proj.weight" in names)
-    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png"}
+    assert list(names) == groups or (
+        groups == "tensor" and "model.layers.1.mlp.up_proj.weight" in names
+    )
+    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {
+        "fitness.png",
+        "weights.png",
+    }
     assert "task_arithmetic" in describe_study(tmp_path)
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
 
 
 @pytest.mark.parametrize(("name", "workers"), slow_beyond(["terms"], [("dfs", 2), ("terms", 0)]))
 def test_a_search_by_gradient_killed_and_resumed(name, workers, search_config, tmp_path):
-    """Killed in the middle of its steps and resumed, with other workers or none, it ends with the same trials and gradients."""
+    """Killed in the middle of its steps and resumed, with other workers or none, it ends with the
+    same trials and gradients."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
     run_search(config, tmp_path / "whole", build=False)
-    killed(lambda seen: seen.phase == "dfs" and 2 * seen.done >= seen.total, run_search, config, tmp_path / "killed")
+    killed(
+        lambda seen: seen.phase == "dfs" and 2 * seen.done >= seen.total,
+        run_search,
+        config,
+        tmp_path / "killed",
+    )
     resume_search(tmp_path / "killed", workers=workers, build=False)
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("space", "dies_in"), slow_beyond(["dfs"], [("ps", "ps-first"), ("dfs", "dfs")]))
+@pytest.mark.parametrize(
+    ("space", "dies_in"), slow_beyond(["dfs"], [("ps", "ps-first"), ("dfs", "dfs")])
+)
 def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
-    """One study holds the gradient on the likelihood and the evolution on answers; killed in either, it ends the same."""
-    config = search_config(space, **BY_BOTH[space], fitness={"task": "generation", "extract": "all", "max_new_tokens": 2})
+    """One study holds the gradient on the likelihood and the evolution on answers; killed in
+    either, it ends the same."""
+    config = search_config(
+        space,
+        **BY_BOTH[space],
+        fitness={"task": "generation", "extract": "all", "max_new_tokens": 2},
+    )
     result = run_search(config, tmp_path / "whole", build=False)
     study = Study.open(tmp_path / "whole")
-    first, then = study.trials(f"{space}-first"), study.trials(space)
+    first = study.trials(f"{space}-first")
+    then = study.trials(space)
     assert sum(trial.scores.gradient is not None for trial in first) > 2
     assert all((trial.fitness or 0) < 0 for trial in first)
     assert {value for trial in then for value in trial.scores.values.tolist()} <= {0.0, 1.0}
     assert then[0].recipe_key == study.best(f"{space}-first")[0].recipe_key
     assert [row.stage for row in result.rows[-2:]] == [f"{space}-first", space]
     pictures = {picture.name for picture in (tmp_path / "whole" / "plots").iterdir()}
-    assert pictures == {"fitness.png", "fitness-first.png", "weights.png" if space == "ps" else "path.png"}
-    killed(lambda seen: seen.phase == dies_in and seen.fresh >= 3, run_search, config, tmp_path / "killed")
+    assert pictures == {
+        "fitness.png",
+        "fitness-first.png",
+        "weights.png" if space == "ps" else "path.png",
+    }
+    killed(
+        lambda seen: seen.phase == dies_in and seen.fresh >= 3,
+        run_search,
+        config,
+        tmp_path / "killed",
+    )
     resume_search(tmp_path / "killed", build=False)
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")

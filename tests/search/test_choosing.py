@@ -1,4 +1,5 @@
-"""Which of a search's candidates wins, on which split it is judged, and what the table says of it."""
+"""Which of a search's candidates wins, on which split it is judged, and what the table says of
+it."""
 
 from typing import Any
 
@@ -15,7 +16,8 @@ from hf_evomerge.search.study.study import Study
 
 
 def test_validation_chooses_the_winner(tmp_path):
-    """The finalist that scores best on validation examples wins, which see nothing but finalists, and test examples rows."""
+    """The finalist that scores best on validation examples wins, which see nothing but finalists,
+    and test examples rows."""
 
     def scores(job: Job) -> np.ndarray:
         if job.split == "validation":
@@ -25,7 +27,11 @@ def test_validation_chooses_the_winner(tmp_path):
     runner = ToyRunner(scores=scores)
     study, result = toy_search(tmp_path, runner)
     splits = [job.split for job in runner.jobs]
-    assert [splits.count(split) for split in ("search", "validation", "test")] == [2 + 31, 3, 2 + 1 + 1]
+    assert [splits.count(split) for split in ("search", "validation", "test")] == [
+        2 + 31,
+        3,
+        2 + 1 + 1,
+    ]
     finalists = study.best("ps", 3)
     assert result.winner.key == finalists[2].recipe_key
     assert study.evaluation(result.winner.key, "test") is not None
@@ -33,12 +39,15 @@ def test_validation_chooses_the_winner(tmp_path):
 
 
 def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path):
-    """Of finalists that score below zero and one that scores exactly zero, the latter wins, before those that fail."""
+    """Of finalists that score below zero and one that scores exactly zero, the latter wins, before
+    those that fail."""
 
     def scores(job: Job) -> np.ndarray:
         if job.split != "validation" or not (best := study.best("ps")):
             return toy_scores(job)
-        return np.full(EXAMPLES, 0.0 if job.target == study.recipe(best[0].recipe_key or "") else -1.0)
+        return np.full(
+            EXAMPLES, 0.0 if job.target == study.recipe(best[0].recipe_key or "") else -1.0
+        )
 
     study = Study.create(tmp_path, {})
     runner = ToyRunner(scores=scores)
@@ -48,15 +57,20 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path):
 
 
 def test_without_validation_the_search_fitness_chooses(tmp_path):
-    """Without a validation split the best trial wins, and of a hybrid search's stages the one with the better trial."""
+    """Without a validation split the best trial wins, and of a hybrid search's stages the one with
+    the better trial."""
     study, result = toy_search(tmp_path / "ps", ToyRunner(), splits=("search", "test"))
     assert result.winner.key == study.best("ps")[0].recipe_key
 
     def dfs_is_better(job: Job) -> np.ndarray:
-        return toy_scores(job) + (5.0 if isinstance(job.target, Recipe) and job.target.flow else 0.0)
+        return toy_scores(job) + (
+            5.0 if isinstance(job.target, Recipe) and job.target.flow else 0.0
+        )
 
     for scores, better in ((dfs_is_better, "dfs"), (lambda job: -dfs_is_better(job), "ps")):
-        study, result = toy_search(tmp_path / better, ToyRunner(scores=scores), "hybrid", splits=("search",))
+        study, result = toy_search(
+            tmp_path / better, ToyRunner(scores=scores), "hybrid", splits=("search",)
+        )
         assert result.winner.key == study.best(better)[0].recipe_key
         assert [(row.stage, row.model) for row in result.rows if row.winner] == [
             ("ps", "evolved PS") if better == "ps" else ("dfs", "evolved PS+DFS")
@@ -64,13 +78,25 @@ def test_without_validation_the_search_fitness_chooses(tmp_path):
 
 
 def test_the_test_split_is_touched_once(tmp_path):
-    """Parents, average and winners, with their costs, are the rows; each is tested once, at the end, however often it runs."""
-    first, second = ToyRunner(), ToyRunner()
+    """Parents, average and winners, with their costs, are the rows; each is tested once, at the
+    end, however often it runs."""
+    first = ToyRunner()
+    second = ToyRunner()
     _, result = toy_search(tmp_path, first, "hybrid", base={"model": "org/c"})
     again = toy_search(tmp_path, second, "hybrid", base={"model": "org/c"})[1]
     rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
-    fixed = [("base", "base (c)", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
-    assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
+    fixed = [
+        ("base", "base (c)", 0),
+        ("source", "a", 0),
+        ("source", "b", 0),
+        ("average", "uniform average", 0),
+    ]
+    assert rows == [
+        *fixed,
+        ("ps", "evolved PS", 31),
+        ("dfs", "evolved PS+DFS", 51),
+        ("random", "random search", 51),
+    ]
     assert (result.split, sum(row.winner for row in result.rows)) == ("test", 1)
     tested = [str(job.target) for job in first.jobs if job.split == "test"]
     assert len(tested) == len(set(tested)) == len(result.rows) == 7
@@ -80,7 +106,12 @@ def test_the_test_split_is_touched_once(tmp_path):
 
 
 GATES = {"space": "dfs", "optimize": [{"evaluations": 40, "population": 7}]}
-PS = {"method": "linear", "groups": "model", "starts": ["average"], "parameters": {"weight": {"low": 0, "high": 2}}}
+PS = {
+    "method": "linear",
+    "groups": "model",
+    "starts": ["average"],
+    "parameters": {"weight": {"low": 0, "high": 2}},
+}
 WEIGHTS: dict[str, Any] = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
 
 
@@ -94,11 +125,17 @@ WEIGHTS: dict[str, Any] = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
         (WEIGHTS, 0, "ps", "start of PS: first point"),
         (WEIGHTS, 1, "ps", "start of PS: uniform average"),
         (WEIGHTS, 5, "ps", "evolved PS"),
-        ({"merge": {**PS}, "optimize": [{"evaluations": 9, "by": "cma"}, {"evaluations": 20}]}, 4, "ps", "ps-first"),
+        (
+            {"merge": {**PS}, "optimize": [{"evaluations": 9, "by": "cma"}, {"evaluations": 20}]},
+            4,
+            "ps",
+            "ps-first",
+        ),
     ],
 )
 def test_a_winner_that_is_a_start_is_called_that(more, best, stage, name, tmp_path):
-    """A stage that found nothing better than where it began says so in its row, also when the search is run again."""
+    """A stage that found nothing better than where it began says so in its row, also when the
+    search is run again."""
     seen: list[str] = []
 
     def scores(job: Job) -> np.ndarray:
@@ -120,11 +157,14 @@ def test_sources_of_different_depth_have_no_average(tmp_path):
     runner = ToyRunner()
     run = SearchRun(toy_config("dfs"), Study.create(tmp_path, {}), runner, SourceSummary([3, 4]))
     assert [row.model for row in run_phases(run).rows] == ["a", "b", "evolved DFS"]
-    assert not any(isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs)
+    assert not any(
+        isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs
+    )
 
 
 def test_the_winner_of_what_runs_first_may_win(tmp_path):
-    """Where evolution finds nothing better, the stage's winner is that of what ran first, judged by the search's fitness."""
+    """Where evolution finds nothing better, the stage's winner is that of what ran first, judged by
+    the search's fitness."""
     at_first: list[str] = []
 
     def scores(job: Job) -> np.ndarray:
@@ -134,17 +174,22 @@ def test_the_winner_of_what_runs_first_may_win(tmp_path):
         return toy_scores(job) - (5.0 if worse else 0.0)
 
     for splits in (("search", "validation", "test"), ("search", "test")):
-        study, result = toy_search(tmp_path / splits[1], ToyRunner(scores=scores), "first", space="ps", splits=splits)
+        study, result = toy_search(
+            tmp_path / splits[1], ToyRunner(scores=scores), "first", space="ps", splits=splits
+        )
         assert result.winner.key == study.best("ps-first")[0].recipe_key
         assert [row.stage for row in result.rows if row.winner] == ["ps"]
 
 
 def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path):
-    """The random search makes as many trials as the other stages together, in the space of the first, and cannot win."""
+    """The random search makes as many trials as the other stages together, in the space of the
+    first, and cannot win."""
 
     def scores(job: Job) -> np.ndarray:
         merge_only = isinstance(job.target, Recipe) and job.target.flow is None
-        return toy_scores(job) if not merge_only or job.split == "search" else np.full(EXAMPLES, 99.0)
+        return (
+            toy_scores(job) if not merge_only or job.split == "search" else np.full(EXAMPLES, 99.0)
+        )
 
     study, result = toy_search(tmp_path, ToyRunner(scores=scores), "hybrid")
     randoms = study.trials("random")
@@ -154,12 +199,18 @@ def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path):
 
 
 def test_parents_in_folders_of_one_name_are_told_apart(tmp_path, caplog):
-    """Two fine-tunes that were both saved as ``final`` have names of their own in notes, table and verdict."""
-    parents = {"sources": [{"model": "runs/m/final"}, {"model": "runs/j/final"}], "base": {"model": "base/final"}}
+    """Two fine-tunes that were both saved as ``final`` have names of their own in notes, table and
+    verdict."""
+    parents = {
+        "sources": [{"model": "runs/m/final"}, {"model": "runs/j/final"}],
+        "base": {"model": "base/final"},
+    }
     better = {"runs/m/final": -1.0, "runs/j/final": -4.0, "base/final": -3.0}
 
     def scores(job: Job) -> np.ndarray:
-        return toy_scores(job) + (better[job.target.model] if isinstance(job.target, SourceRef) else -20.0)
+        return toy_scores(job) + (
+            better[job.target.model] if isinstance(job.target, SourceRef) else -20.0
+        )
 
     with caplog.at_level("INFO"):
         _, result = toy_search(tmp_path, ToyRunner(scores=scores), **parents)

@@ -1,4 +1,5 @@
-"""A Ray cluster gives the study that this process gives, and what goes wrong on a machine is one line that names it."""
+"""A Ray cluster gives the study that this process gives, and what goes wrong on a machine is one
+line that names it."""
 
 import sys
 from collections.abc import Iterator
@@ -34,9 +35,15 @@ def cluster() -> Iterator[Any]:
     """A cluster on this machine, whose processes find this module; the runners join it."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
+        for name in (
+            "RAY_USAGE_STATS_ENABLED",
+            "RAY_worker_niceness",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
+        ):
             patch.setenv(name, "0")
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
         ray.cloudpickle.register_pickle_by_value(killing)
         yield ray
         ray.shutdown()
@@ -44,20 +51,29 @@ def cluster() -> Iterator[Any]:
 
 def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> RayRunner:
     refs = {"base": config.base, "source:0": config.sources[0], "source:1": config.sources[1]}
-    files = {label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None}
+    files = {
+        label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None
+    }
     given = {"memory": 0, "files": files, "admit": lambda kind, where: None, **more}
-    return RayRunner(config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given)
+    return RayRunner(
+        config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given
+    )
 
 
 @pytest.mark.slow
 def test_actors_give_the_scores_of_this_process(cluster, search_config):
-    """Two actors give the bits of this process, gradients too; one that dies or hangs is replaced, and its job alone fails."""
+    """Two actors give the bits of this process, gradients too; one that dies or hangs is replaced,
+    and its job alone fails."""
     config = search_config()
     slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
     jobs = harmless_jobs(config)
     target = jobs[1].target
     jobs.append(Job(target, batch=(0, 1), slopes=slopes))
-    expected = dict(LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES})).run(jobs))
+    expected = dict(
+        LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES})).run(
+            jobs
+        )
+    )
     assert all(scores.error is None for scores in expected.values())
     seen = []
 
@@ -65,7 +81,9 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
         def of(self, job: Job) -> Limit:
             return Limit(3.0) if job.batch == (4,) else Limit()
 
-    limits = Short(config.compute.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
+    limits = Short(
+        config.compute.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: []
+    )
     runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
     try:
         deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
@@ -84,22 +102,34 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
 
 @pytest.mark.slow
 def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
-    """A search that a cluster began and this process ends has the trials of one process; another kind of device is refused."""
+    """A search that a cluster began and this process ends has the trials of one process; another
+    kind of device is refused."""
     optimizer = {"evaluations": 8, "population": 4}
     steps = [{"by": "gradient", "evaluations": 10}, optimizer]
     config = search_config(optimize=steps)
     here = run_search(config, tmp_path / "here", build=False)
-    killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "there", ray=True)
+    killed(
+        lambda seen: seen.phase == "ps" and seen.done == 5,
+        run_search,
+        config,
+        tmp_path / "there",
+        ray=True,
+    )
     study = Study.open(tmp_path / "there")
     kinds = study.meta("devices")
     assert len(kinds) == 1
     study.set_meta("devices", ["another GPU"])
     study.close()
-    with pytest.raises(SearchError, match=r"is not what the study's scores are from \(another GPU\).*--mixed-devices"):
+    with pytest.raises(
+        SearchError,
+        match=r"is not what the study's scores are from \(another GPU\).*--mixed-devices",
+    ):
         run_search(config, tmp_path / "there", build=False)
     there = run_search(config, tmp_path / "there", build=False, mixed_devices=True)
     assert there.winner == here.winner
-    assert any(trial.scores.gradient is not None for trial in Study.open(tmp_path / "here").trials())
+    assert any(
+        trial.scores.gradient is not None for trial in Study.open(tmp_path / "here").trials()
+    )
     assert facts(tmp_path / "there") == facts(tmp_path / "here")
     assert Study.open(tmp_path / "there").meta("devices") == ["another GPU", *kinds]
 
@@ -108,19 +138,27 @@ def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
 def test_what_is_wrong_on_a_machine_names_it(cluster, search_config):
     """A source that a machine has not, or another file of it, and a device that no machine has."""
     config = search_config()
-    runner = _runner(config, 1, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}})
-    with pytest.raises(SearchError, match=r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"):
+    runner = _runner(
+        config, 1, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}}
+    )
+    with pytest.raises(
+        SearchError, match=r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"
+    ):
         list(runner.run([Job(config.sources[0])]))
     runner.close()
     with pytest.raises(SearchError, match=r"no machine of the cluster has a GPU; there are node "):
         _runner(search_config(compute={"device": "cuda:0"}))
-    with pytest.raises(SearchError, match=r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"):
+    with pytest.raises(
+        SearchError, match=r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"
+    ):
         _runner(config, memory=10**15)
 
 
 def test_what_a_machine_must_have():
     """Other versions are one line, said before anything is unpickled."""
-    with pytest.raises(EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"):
+    with pytest.raises(
+        EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"
+    ):
         ClusterEvaluator().start({**versions(), "torch": "1.0"}, b"no pickle")
 
 
@@ -128,26 +166,36 @@ def test_what_a_machine_must_have():
 def test_a_worker_that_answers_nonsense(monkeypatch, answer):
     """What is no scores is never stored; the line names the machine."""
     worker = object.__new__(RayWorker)
-    worker.node, worker.ref, worker.index = SimpleNamespace(name="machine-1"), None, 3
+    worker.node = SimpleNamespace(name="machine-1")
+    worker.ref = None
+    worker.index = 3
     monkeypatch.setattr(cluster_module, "_is_there", lambda ref: True)
     monkeypatch.setattr(RayWorker, "_answer", lambda self: answer)
-    with pytest.raises(SearchError, match=r"machine-1: a worker answers .* in place of scores; install the same version"):
+    with pytest.raises(
+        SearchError,
+        match=r"machine-1: a worker answers .* in place of scores; install the same version",
+    ):
         worker.look()
 
 
 def test_without_ray(search_config, tmp_path, monkeypatch):
     """Where Ray is not installed, one line says how it is."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SearchError, match=r"--ray: .* needs ray: pip install 'hf-evomerge\[scale\]'"):
+    with pytest.raises(
+        SearchError, match=r"--ray: .* needs ray: pip install 'hf-evomerge\[scale\]'"
+    ):
         run_search(search_config(), tmp_path / "out", ray=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
-    """An address where nobody is, at once, and a Ray that does not start; in place of one that is gone another is started."""
+    """An address where nobody is, at once, and a Ray that does not start; in place of one that is
+    gone another is started."""
     ray = MagicMock()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(SearchError, match=r"the cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"):
+    with pytest.raises(
+        SearchError, match=r"the cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"
+    ):
         _join(ray)
     ray.init.assert_not_called()
     monkeypatch.delenv("RAY_ADDRESS")
@@ -159,5 +207,7 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
     _join(ray)
     assert ray.init.call_args.args == ("local",)
     ray.init.side_effect = Exception("timed out during startup")
-    with pytest.raises(SearchError, match="the cluster at this machine cannot be joined: timed out during startup"):
+    with pytest.raises(
+        SearchError, match="the cluster at this machine cannot be joined: timed out during startup"
+    ):
         _join(ray)

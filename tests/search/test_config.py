@@ -17,7 +17,8 @@ from hf_evomerge.search.plan import plan_search
 
 
 def test_defaults_are_those_of_the_paper():
-    """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and step size, seed 0."""
+    """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and
+    step size, seed 0."""
     config = minimal()
     (step,) = config.optimize
     assert (step.by, step.evaluations) == ("cma", 1000)
@@ -28,7 +29,10 @@ def test_defaults_are_those_of_the_paper():
 
 @pytest.fixture
 def elsewhere(
-    tiny: Path, search_settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    search_settings: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A search file whose names are relative to its folder, seen from another folder."""
     shutil.copytree(tiny, tmp_path / "own")
@@ -40,7 +44,8 @@ def elsewhere(
 
 
 def test_names_are_those_beside_the_file(elsewhere, tiny, monkeypatch):
-    """Models and data beside the file are found from everywhere, and before those of the caller's folder."""
+    """Models and data beside the file are found from everywhere, and before those of the caller's
+    folder."""
     (Path.cwd() / "a").mkdir()
     config = SearchConfig.load(elsewhere)
     assert [source.model for source in config.sources] == ["../own/a", "../own/b"]
@@ -57,7 +62,9 @@ def test_a_run_beside_the_file_is_found(elsewhere):
     settings = yaml.safe_load(elsewhere.read_text())
     for name in ("a", "b"):
         shutil.copytree(elsewhere.parent / name, elsewhere.parent / "runs" / f"step-{name}")
-    elsewhere.write_text(yaml.safe_dump({**settings, "sources": {"run": "runs", "checkpoints": "step-*"}}))
+    elsewhere.write_text(
+        yaml.safe_dump({**settings, "sources": {"run": "runs", "checkpoints": "step-*"}})
+    )
     assert sorted(source.model for source in SearchConfig.load(elsewhere).sources) == [
         "../own/runs/step-a",
         "../own/runs/step-b",
@@ -68,13 +75,23 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for(elsewhere, monkeypa
     """Both folders are named, and then what the Hub said."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     elsewhere.write_text(elsewhere.read_text().replace("model: b", "model: upper"))
-    own, called = elsewhere.parent.resolve(), Path.cwd()
-    with pytest.raises(SourceError, match=f"upper: no folder in {own} or {called}, not in the Hub cache, and the Hub cannot"):
+    own = elsewhere.parent.resolve()
+    called = Path.cwd()
+    with pytest.raises(
+        SourceError,
+        match=f"upper: no folder in {own} or {called}, not in the Hub cache, and the Hub cannot",
+    ):
         plan_search(SearchConfig.load(elsewhere))
     elsewhere.write_text(elsewhere.read_text().replace("model: upper", "model: ./upper"))
-    with pytest.raises(SourceError, match=rf"\./upper: no such folder in {own} or {called}; give a folder"):
+    with pytest.raises(
+        SourceError, match=rf"\./upper: no such folder in {own} or {called}; give a folder"
+    ):
         plan_search(SearchConfig.load(elsewhere))
-    elsewhere.write_text(elsewhere.read_text().replace("model: ./upper", "model: b").replace("test.jsonl", "none.jsonl"))
+    elsewhere.write_text(
+        elsewhere.read_text()
+        .replace("model: ./upper", "model: b")
+        .replace("test.jsonl", "none.jsonl")
+    )
     with pytest.raises(FitnessError, match=f"none.jsonl: no such file in {own} or {called}"):
         plan_search(SearchConfig.load(elsewhere))
 
@@ -101,43 +118,100 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
     [
         ({"space": "both"}, "space: must be 'ps', 'dfs' or 'hybrid' (found 'both')"),
         ({"sources": []}, "sources: must have 1 or more entries"),
-        ({"sources": [{"model": "a"}]}, "sources: ps merges two or more models; with one write space: dfs (found 1)"),
-        (_path("prune", layers=1), "path.kind: prune goes with one model; name it in path.order (found 2)"),
+        (
+            {"sources": [{"model": "a"}]},
+            "sources: ps merges two or more models; with one write space: dfs (found 1)",
+        ),
+        (
+            _path("prune", layers=1),
+            "path.kind: prune goes with one model; name it in path.order (found 2)",
+        ),
         (_path("prune"), "path.layers: is missing"),
-        (_path("prune", layers=1, scales="slot"), "path.scales: no such key; there are kind, layers, order"),
+        (
+            _path("prune", layers=1, scales="slot"),
+            "path.scales: no such key; there are kind, layers, order",
+        ),
         ({**DFS, "path": {"order": [0]}}, "path: must be a mapping with kind: gates, prune, paper"),
-        ({**ONE, **_by("sweep")}, "optimize: by: sweep cannot search dfs with path.kind: gates; write cma or gradient"),
+        (
+            {**ONE, **_by("sweep")},
+            "optimize: by: sweep cannot search dfs with path.kind: gates; write cma or gradient",
+        ),
         (_by("sweep"), "optimize: by: sweep cannot search ps; write cma or gradient or random"),
-        ({**_path("paper"), **_by("gradient")}, "optimize: by: gradient cannot search dfs with path.kind: paper; write cma or"),
-        ({"optimize": [{"evaluation": 3}]}, "optimize.0.evaluation: no such key; did you mean evaluations?"),
-        ({"optimize": "quik"}, "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]"),
+        (
+            {**_path("paper"), **_by("gradient")},
+            "optimize: by: gradient cannot search dfs with path.kind: paper; write cma or",
+        ),
+        (
+            {"optimize": [{"evaluation": 3}]},
+            "optimize.0.evaluation: no such key; did you mean evaluations?",
+        ),
+        (
+            {"optimize": "quik"},
+            "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]",
+        ),
         ({"optimize": [{}, {}, {}]}, "optimize: ps has 2 steps at most (found 3)"),
-        (_by("cma", fitness={"task": "likelihood"}), "optimize: the last step of a space climbs the search's own fitness"),
-        (_by("gradient", population=3), "optimize.0: population: says nothing to by: gradient; leave it out"),
+        (
+            _by("cma", fitness={"task": "likelihood"}),
+            "optimize: the last step of a space climbs the search's own fitness",
+        ),
+        (
+            _by("gradient", population=3),
+            "optimize.0: population: says nothing to by: gradient; leave it out",
+        ),
         (_by("random", batch=8), "optimize.0: batch: says nothing to by: random; leave it out"),
-        ({"optimize": [{"batch": "some"}]}, "optimize.0.batch: must be a whole number or 'all' (found 'some')"),
+        (
+            {"optimize": [{"batch": "some"}]},
+            "optimize.0.batch: must be a whole number or 'all' (found 'some')",
+        ),
         ({"merge": 5}, "merge: must be a mapping of keys to values (found 5)"),
         (_weight(low=2, high=-0.5), f"{RANGE} (found low 2.0, high -0.5"),
         (_weight(low=0), "merge.parameters.weight.high: is missing"),
-        ({"merge": {"parameters": {"weight": "x"}}}, "merge.parameters.weight: must be a number or a mapping of keys to"),
-        ({"merge": {"groups": "tensr"}}, "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number"),
+        (
+            {"merge": {"parameters": {"weight": "x"}}},
+            "merge.parameters.weight: must be a number or a mapping of keys to",
+        ),
+        (
+            {"merge": {"groups": "tensr"}},
+            "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number",
+        ),
         ({"data": {"train": {"jsonl": "x"}}}, "data.train"),
-        ({"merge": {"sources": [0, 2]}}, "merge.sources: 2 is not a source; there are 2, numbered from 0"),
-        ({"merge": {"sources": [0, 0]}}, "merge.sources: numbers that are distinct, each once (found [0, 0])"),
+        (
+            {"merge": {"sources": [0, 2]}},
+            "merge.sources: 2 is not a source; there are 2, numbered from 0",
+        ),
+        (
+            {"merge": {"sources": [0, 0]}},
+            "merge.sources: numbers that are distinct, each once (found [0, 0])",
+        ),
         (_path("gates", order=[0, 2]), "path.order: [0, 2] must be distinct numbers from 0 to 1"),
-        ({**_path("gates", order=[3]), "space": "hybrid"}, "path.order: [3] must be distinct numbers from 0 to 2"),
+        (
+            {**_path("gates", order=[3]), "space": "hybrid"},
+            "path.order: [3] must be distinct numbers from 0 to 2",
+        ),
         (_weight(low=0, high=1, start=2), f"{RANGE} (found low 0.0, high 1.0, start 2.0)"),
         (_path("paper", scale_bounds=[1, 2]), "path.scale_bounds: 1 is not between 1.0 and 2.0"),
         (_path("gates", max_hops=5000), "path.max_hops: must be at most 4096 (found 5000)"),
-        (_path("paper", scales="hop"), "path.scales: must be 'matrix', 'slot', 'network' or 'none' (found 'hop')"),
-        ({"optimize": [{"evaluations": True}]}, "optimize.0.evaluations: must be a whole number (found True)"),
+        (
+            _path("paper", scales="hop"),
+            "path.scales: must be 'matrix', 'slot', 'network' or 'none' (found 'hop')",
+        ),
+        (
+            {"optimize": [{"evaluations": True}]},
+            "optimize.0.evaluations: must be a whole number (found True)",
+        ),
         (_path("paper", terms="all"), "path.terms: no such key"),
         (_path("gates", terms=3), "path.terms: must be 1 or 'all' (found 3)"),
-        ({"optimize": "quick", "merge": {"method": ["ties"]}}, "merge.method: must be a text (found ['ties'])"),
+        (
+            {"optimize": "quick", "merge": {"method": ["ties"]}},
+            "merge.method: must be a text (found ['ties'])",
+        ),
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),
         ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: no such key; "),
-        ({"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x"}}}, "data.search: the documents of fitness.task"),
+        (
+            {"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x"}}},
+            "data.search: the documents of fitness.task",
+        ),
     ],
 )
 def test_refusals(more, message):
@@ -153,8 +227,10 @@ def test_a_file_is_read_whole(tmp_path):
     """Every key of a file arrives where it belongs, numbers and flags as such."""
     file = tmp_path / "search.yaml"
     file.write_text(
-        "space: hybrid\nsources: [{model: a}, {model: b, revision: main}]\nbase: {model: c}\ncompute: {seed: 3}\n"
-        "merge:\n  method: dare_ties\n  options: {normalize: false, lambda: {low: 0.5, high: 1.5}}\n  groups: model\n"
+        "space: hybrid\nsources: [{model: a}, {model: b, revision: main}]\nbase: {model: "
+        "c}\ncompute: {seed: 3}\n"
+        "merge:\n  method: dare_ties\n  options: {normalize: false, lambda: {low: 0.5, high: "
+        "1.5}}\n  groups: model\n"
         "  parameters: {weight: {low: 0, high: 2, start: 1}, density: 0.5}\n"
         "path: {kind: paper, order: [2, 0], scale_bounds: [0.5, 2], initialisation: paper}\n"
         "optimize:\n  - {space: ps, evaluations: 40, sigma: 1e-1}\n  - {space: dfs, batch: 20}\n"
@@ -183,8 +259,12 @@ def test_a_wrong_file_is_named(tmp_path):
 
 
 def test_a_saved_search_is_the_same_search(tmp_path):
-    """What is written to YAML, or kept in a study, reads back as the same search, also where the data has defaults."""
-    data = {"search": {"jsonl": "a.jsonl", "count": 3}, "test": {"dataset": "name", "split": "test"}}
+    """What is written to YAML, or kept in a study, reads back as the same search, also where the
+    data has defaults."""
+    data = {
+        "search": {"jsonl": "a.jsonl", "count": 3},
+        "test": {"dataset": "name", "split": "test"},
+    }
     config = minimal(
         data=data,
         merge={"options": {"lambda": {"low": 0, "high": 2}}},
@@ -200,7 +280,17 @@ def test_a_saved_search_is_the_same_search(tmp_path):
 @pytest.mark.parametrize(
     ("more", "sizes"),
     [
-        ({}, {5: (5,), 20: (16,), 63: (16,), 64: (16, 32), 128: (16, 32, 64), 1000: (16, 32, 64, 128, 256)}),
+        (
+            {},
+            {
+                5: (5,),
+                20: (16,),
+                63: (16,),
+                64: (16, 32),
+                128: (16, 32, 64),
+                1000: (16, 32, 64, 128, 256),
+            },
+        ),
         ({"optimize": [{"batch": 30}]}, {20: (20,), 128: (30,)}),
         ({"optimize": [{"batch": "all"}]}, {20: (20,), 128: (128,)}),
         ({"optimize": [{"batch": 8}]}, {5: (5,), 128: (8,)}),
@@ -211,25 +301,29 @@ def test_a_saved_search_is_the_same_search(tmp_path):
     ids=["default", "number", "all", "small number", "quick", "gradient", "random"],
 )
 def test_batches_grow_up_to_half_of_the_examples(more, sizes):
-    """Generations have 16 examples at first and at most half of them later, unless the file says it; random search has all."""
+    """Generations have 16 examples at first and at most half of them later, unless the file says
+    it; random search has all."""
     config = minimal(**more, compare={"baselines": ["random"]})
     assert {count: config.stages[0].batch_sizes(count) for count in sizes} == sizes
     assert config.stages[-1].batch_sizes(128) == (128,)
 
 
 def test_a_step_runs_in_its_space_or_in_each():
-    """A step without a space runs in each; of two steps of a space, the second begins at the winner of the first."""
-    gradient, cma = {"by": "gradient", "evaluations": 9}, {"by": "cma", "evaluations": 5, "space": "dfs"}
+    """A step without a space runs in each; of two steps of a space, the second begins at the winner
+    of the first."""
+    gradient = {"by": "gradient", "evaluations": 9}
+    cma = {"by": "cma", "evaluations": 5, "space": "dfs"}
     stages = minimal(space="hybrid", optimize=[gradient, cma]).stages
-    assert [(stage.name, stage.algorithm, stage.evaluations, stage.begins_at) for stage in stages] == [
+    assert [
+        (stage.name, stage.algorithm, stage.evaluations, stage.begins_at) for stage in stages
+    ] == [
         ("ps", "gradient", 9, None),
         ("dfs-first", "gradient", 9, None),
         ("dfs", "cma", 5, "dfs-first"),
     ]
-    assert [(stage.name, stage.evaluations) for stage in minimal(space="hybrid", optimize=[cma]).stages] == [
-        ("dfs", 5),
-        ("ps", 1000),
-    ][::-1]
+    assert [
+        (stage.name, stage.evaluations) for stage in minimal(space="hybrid", optimize=[cma]).stages
+    ] == [("dfs", 5), ("ps", 1000)][::-1]
     assert [stage.name for stage in minimal(space="ps", optimize=[gradient, cma]).stages] == ["ps"]
 
 
@@ -241,7 +335,8 @@ def _steps(**more: Any) -> list[tuple[str, int]]:
 
 
 def test_quick_fills_in_what_the_file_leaves_unsaid():
-    """A quick search goes by gradient where the task and the method have one, else by CMA-ES in few groups; at 48 scores."""
+    """A quick search goes by gradient where the task and the method have one, else by CMA-ES in few
+    groups; at 48 scores."""
     merge = minimal(**QUICK).merge
     assert (merge.groups, merge.starts) == ("rows", ["average", "sum", "sources"])
     assert _steps(**QUICK) == [("gradient", 48)]
@@ -254,17 +349,27 @@ def test_quick_fills_in_what_the_file_leaves_unsaid():
     assert _steps(**QUICK, space="hybrid") == [("gradient", 24), ("gradient", 24)]
     assert _steps(**QUICK, **_path("paper")) == [("cma", 48)]
     assert minimal(optimize="quick").merge.starts == ["average", "sum", "sources"]
-    assert minimal(optimize="quick", merge={"method": "linear"}).merge.starts == ["average", "sources"]
+    assert minimal(optimize="quick", merge={"method": "linear"}).merge.starts == [
+        "average",
+        "sources",
+    ]
     assert _steps() == [("cma", 1000)]
 
 
 def test_what_the_file_says_stays():
-    """A quick search changes nothing that is written, and reads back from a study's settings as the same search."""
+    """A quick search changes nothing that is written, and reads back from a study's settings as the
+    same search."""
     said = {"groups": 4, "starts": [], "parameters": {"weight": 0.5}}
     config = minimal(**QUICK, merge=said)
     assert config.merge == minimal(merge=said).merge
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
-    for wrong in ({"merge": 3}, {"optimize": [3]}, {"space": "no"}, {"fitness": {"task": "magic"}}, {"optimize": "slow"}):
+    for wrong in (
+        {"merge": 3},
+        {"optimize": [3]},
+        {"space": "no"},
+        {"fitness": {"task": "magic"}},
+        {"optimize": "slow"},
+    ):
         with pytest.raises(SearchError, match=next(iter(wrong))):
             minimal(**{**QUICK, **wrong})
 

@@ -21,7 +21,8 @@ ASKED = {"compare": {"finalists": 3, "contributions": True}}
 
 
 def game(subset: tuple[int, ...], count: int = 4) -> Vector:
-    """Scores of a subset, one per example: the first two are worth more together, the last nothing."""
+    """Scores of a subset, one per example: the first two are worth more together, the last
+    nothing."""
     worth = np.random.default_rng(7).uniform(0.2, 1.0, (count, EXAMPLES))
     worth[-1] = 0.0
     total = worth[list(subset)].sum(0) if subset else np.zeros(EXAMPLES)
@@ -37,7 +38,8 @@ def scores(job: Job) -> Vector:
 
 
 def test_a_search_says_what_each_source_gives(tmp_path):
-    """What the winner loses on the validation split without each source, and by name those whose loss excludes 0."""
+    """What the winner loses on the validation split without each source, and by name those whose
+    loss excludes 0."""
     _, result = toy_search(tmp_path, ToyRunner(scores=scores), sources=FOUR, **ASKED)
     assert [each.source for each in result.contributions] == list("abcd")
     whole = game((0, 1, 2, 3)).mean()
@@ -46,18 +48,28 @@ def test_a_search_says_what_each_source_gives(tmp_path):
         assert each.left_out.difference == pytest.approx(whole - game(kept).mean())
     said = "The winner gains from a, b, c, on 12 validation examples; nothing shows that it needs d"
     assert said in result.verdict
-    assert result.to_json()["contributions"][0]["left_out"]["difference"] == pytest.approx(whole - game((1, 2, 3)).mean())
+    assert result.to_json()["contributions"][0]["left_out"]["difference"] == pytest.approx(
+        whole - game((1, 2, 3)).mean()
+    )
     below = str(result).partition("fitness lost without it")[2]
     assert [line.split()[0] for line in below.splitlines()[1:5]] == list("abcd")
 
 
 def test_a_loss_by_chance_is_no_gain():
-    """A source whose absence costs no more than chance is not said to give anything, nor to be of no use."""
-    sure, chance = Comparison("fitness", 0.1, 0.05, 0.2, 0.01, 16), Comparison("fitness", 0.059, -0.037, 0.158, 0.23, 16)
-    one, other = Contribution(source="a", left_out=sure), Contribution(source="b", left_out=chance)
+    """A source whose absence costs no more than chance is not said to give anything, nor to be of
+    no use."""
+    sure = Comparison("fitness", 0.1, 0.05, 0.2, 0.01, 16)
+    chance = Comparison("fitness", 0.059, -0.037, 0.158, 0.23, 16)
+    one = Contribution(source="a", left_out=sure)
+    other = Contribution(source="b", left_out=chance)
     assert sentence([one, one], "16 test") == "The winner gains from a, a, on 16 test examples"
-    assert sentence([one, other], "16 test") == "The winner gains from a, on 16 test examples; nothing shows that it needs b"
-    assert sentence([other], "16 test") == "On 16 test examples nothing shows that the winner needs b"
+    assert (
+        sentence([one, other], "16 test")
+        == "The winner gains from a, on 16 test examples; nothing shows that it needs b"
+    )
+    assert (
+        sentence([other], "16 test") == "On 16 test examples nothing shows that the winner needs b"
+    )
 
 
 @pytest.mark.parametrize("more", [1, 3])
@@ -66,8 +78,13 @@ def test_a_search_that_was_stopped_scores_nothing_twice(more, tmp_path):
     (tmp_path / "whole").mkdir()
     whole = ToyRunner(scores=scores)
     _, result = toy_search(tmp_path / "whole", whole, sources=FOUR, **ASKED)
-    first = next(at for at, job in enumerate(whole.jobs) if isinstance(job.target, Recipe) and job.target.merge.sources)
-    stopped, rest = ToyRunner(scores=scores, stop_after=first + more), ToyRunner(scores=scores)
+    first = next(
+        at
+        for at, job in enumerate(whole.jobs)
+        if isinstance(job.target, Recipe) and job.target.merge.sources
+    )
+    stopped = ToyRunner(scores=scores, stop_after=first + more)
+    rest = ToyRunner(scores=scores)
     (tmp_path / "stopped").mkdir()
     with pytest.raises(StoppedError):
         toy_search(tmp_path / "stopped", stopped, sources=FOUR, **ASKED)
@@ -79,7 +96,8 @@ def test_a_search_that_was_stopped_scores_nothing_twice(more, tmp_path):
 def test_a_source_without_which_nothing_can_be_scored_leaves_the_results(tmp_path, caplog):
     """Without contributions, with a warning that says why."""
     runner = ToyRunner(
-        scores=scores, fails=lambda job: isinstance(job.target, Recipe) and job.target.merge.sources == [1, 2, 3]
+        scores=scores,
+        fails=lambda job: isinstance(job.target, Recipe) and job.target.merge.sources == [1, 2, 3],
     )
     _, result = toy_search(tmp_path, runner, sources=FOUR, **ASKED)
     assert result.contributions == []
@@ -87,15 +105,21 @@ def test_a_source_without_which_nothing_can_be_scored_leaves_the_results(tmp_pat
 
 
 def test_a_source_that_is_the_base_gives_nothing(tiny: Path, search_config, tmp_path: Path):
-    """Nothing is lost without it, and without the other what the winner is ahead of the base; it may be asked for later."""
+    """Nothing is lost without it, and without the other what the winner is ahead of the base; it
+    may be asked for later."""
     shutil.copytree(tiny / "base", tmp_path / "same")
     sources = [{"model": str(tiny / "a")}, {"model": str(tmp_path / "same")}]
     plain = search_config(sources=sources, merge={"groups": "block"})
     run_search(plain, tmp_path / "study", build=False)
-    config = plain.model_copy(update={"compare": plain.compare.model_copy(update={"contributions": True})})
+    config = plain.model_copy(
+        update={"compare": plain.compare.model_copy(update={"contributions": True})}
+    )
     first, second = run_search(config, tmp_path / "study", build=False).contributions
     assert second.left_out.difference == 0
-    values = [Evaluator(config).evaluate(each, "validation").values.mean() for each in (_winner(tmp_path), config.base)]
+    values = [
+        Evaluator(config).evaluate(each, "validation").values.mean()
+        for each in (_winner(tmp_path), config.base)
+    ]
     assert first.left_out.difference == pytest.approx(values[0] - values[1], abs=1e-5)
 
 

@@ -19,7 +19,12 @@ def start(*candidates: np.ndarray, **more: Any) -> Start:
 
 def optimizer(budget: float = 40.0, share: float = 0.25, **more: object) -> GradientOptimizer:
     """One whose gradients cost a score for each coordinate in play."""
-    settings = {"price": lambda active: float(active.sum()), "budget": budget, "share": share, **more}
+    settings = {
+        "price": lambda active: float(active.sum()),
+        "budget": budget,
+        "share": share,
+        **more,
+    }
     return GradientOptimizer(settings.pop("start", start()), **settings)  # type: ignore[arg-type]
 
 
@@ -29,18 +34,26 @@ def gates(begin: np.ndarray) -> GradientOptimizer:
     return GradientOptimizer(free, price=lambda active: 4.0, budget=60.0, share=0.25)
 
 
-def run(it: GradientOptimizer, fails: tuple[int, ...] = ()) -> list[tuple[np.ndarray, bool, bool, float]]:
+def run(
+    it: GradientOptimizer, fails: tuple[int, ...] = ()
+) -> list[tuple[np.ndarray, bool, bool, float]]:
     """Ascend -|x - GOAL|^2; returns what was asked for, and what each of it cost."""
     asked: list[tuple[np.ndarray, bool, bool, float]] = []
     while (points := it.ask()) is not None:
-        asked += [(point, it.request.active is not None, it.request.full, it.cost) for point in points]
-        values = [np.nan if len(asked) in fails else -float(((point - GOAL) ** 2).sum()) for point in points]
+        asked += [
+            (point, it.request.active is not None, it.request.full, it.cost) for point in points
+        ]
+        values = [
+            np.nan if len(asked) in fails else -float(((point - GOAL) ** 2).sum())
+            for point in points
+        ]
         it.tell(values, [-2 * (point - GOAL) for point in points])
     return asked
 
 
 def test_it_ends_at_the_best_point_of_the_box():
-    """The average of the last points, scored in full at the end, is the optimum inside the bounds; the budget is kept."""
+    """The average of the last points, scored in full at the end, is the optimum inside the bounds;
+    the budget is kept."""
     it = optimizer()
     asked = run(it)
     point, gradient, full, cost = asked[-1]
@@ -55,20 +68,30 @@ def test_it_ends_at_the_best_point_of_the_box():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_it_does_not_end_below_its_start(seed):
-    """Gates on a quadratic with a cliff: no step goes on from below it, and what is scored in full last is no worse than the
-    start; told the same values alone, the same points are asked for.
+    """Gates on a quadratic with a cliff: no step goes on from below it, and what is scored in full
+    last is no worse than the start; told the same values alone, the same points are asked for.
     """
     rng = np.random.default_rng(seed)
-    goal, normal, begin = rng.uniform(0, 1, 8), rng.normal(size=8), rng.uniform(0.2, 0.8, 8)
+    goal = rng.uniform(0, 1, 8)
+    normal = rng.normal(size=8)
+    begin = rng.uniform(0.2, 0.8, 8)
     edge = float(normal @ begin) + rng.uniform(0.001, 0.2)
     sharp = 10.0 ** rng.uniform(-1, 3, 8)
 
     def fall(point: np.ndarray) -> float:
         return -float(sharp @ (point - goal) ** 2) - (1000.0 if normal @ point > edge else 0.0)
 
-    it, told = gates(begin), []
+    it = gates(begin)
+    told = []
     while (points := it.ask()) is not None:
-        told.append((points, it.request, [fall(point) for point in points], [-2 * sharp * (each - goal) for each in points]))
+        told.append(
+            (
+                points,
+                it.request,
+                [fall(point) for point in points],
+                [-2 * sharp * (each - goal) for each in points],
+            )
+        )
         it.tell(*told[-1][2:])
     steps = [values[0] for _, request, values, _ in told if request.active is not None]
     assert min(steps) > -1000 + fall(begin)
@@ -76,13 +99,17 @@ def test_it_does_not_end_below_its_start(seed):
     assert told[-1][2][0] >= fall(begin)
     again = gates(begin)
     for points, _, values, slopes in told:
-        assert [point.tobytes() for point in again.ask() or []] == [point.tobytes() for point in points]
+        assert [point.tobytes() for point in again.ask() or []] == [
+            point.tobytes() for point in points
+        ]
         again.tell(values, slopes)
 
 
 def test_a_step_is_tried_on_the_batch_of_its_gradient():
-    """A step that falls is halved, on the batch that its gradient was of; after one that holds steps grow again."""
-    it, asked = gates(np.full(8, 0.5)), []
+    """A step that falls is halved, on the batch that its gradient was of; after one that holds
+    steps grow again."""
+    it = gates(np.full(8, 0.5))
+    asked = []
     while (points := it.ask()) is not None:
         request = it.request
         asked.append((points[0], request.repeats, request.active is not None))
@@ -109,7 +136,8 @@ def test_what_stays_at_the_bound_is_given_up():
 
 @pytest.mark.parametrize(("examples", "apart"), [(0, 0.0), (13, 0.02), (128, 0.2)])
 def test_members_of_a_group_move_together(examples, apart):
-    """Without examples a group is one number; its members part the further the more there are; with 128 groups do not count."""
+    """Without examples a group is one number; its members part the further the more there are; with
+    128 groups do not count."""
     together = start(groups=np.array([0, 0, 1]))
     points = [point for point, *_ in run(optimizer(budget=9.0, start=together, examples=examples))]
     between = max(abs(point[0] - point[1]) for point in points)
@@ -119,30 +147,42 @@ def test_members_of_a_group_move_together(examples, apart):
     assert ([point.tobytes() for point in points] == alone) is (examples == 128)
 
 
-@pytest.mark.parametrize(("examples", "above", "fine"), [(16, 0.0, 0.125), (2, 26.0, 0.25), (64, 13.0, 1.0), (512, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("examples", "above", "fine"),
+    [(16, 0.0, 0.125), (2, 26.0, 0.25), (64, 13.0, 1.0), (512, 0.0, 1.0)],
+)
 def test_members_part_where_examples_tell_much(examples, above, fine):
-    """How far members of a group move by themselves follows from how many examples there are, and how far they begin."""
+    """How far members of a group move by themselves follows from how many examples there are, and
+    how far they begin."""
     ascent = optimizer(start=start(groups=np.array([0, 0, 1])), examples=examples)._ascent(-above)
     assert getattr(ascent, "fine", 1.0) == fine
 
 
 def test_full_scores_on_the_way_are_for_large_budgets():
-    """Where two scores in full would take more than a twentieth of the budget, steps are made of them."""
-    assert [sum(full for _, _, full, _ in run(optimizer(budget=budget))) for budget in (39.0, 40.0)] == [1, 3]
+    """Where two scores in full would take more than a twentieth of the budget, steps are made of
+    them."""
+    assert [
+        sum(full for _, _, full, _ in run(optimizer(budget=budget))) for budget in (39.0, 40.0)
+    ] == [1, 3]
 
 
 def test_the_best_candidate_is_the_first_point():
-    """Candidates are scored on a batch, as many as a third of the budget does, and the best is where the steps begin."""
+    """Candidates are scored on a batch, as many as a third of the budget does, and the best is
+    where the steps begin."""
     candidates = [np.full(3, 0.9), np.array([0.3, 0.9, 0.1]), GOAL]
     asked = run(optimizer(start=start(*candidates)))
-    assert [point.tolist() for point, *_ in asked[:4]] == [*(each.tolist() for each in candidates), GOAL.tolist()]
+    assert [point.tolist() for point, *_ in asked[:4]] == [
+        *(each.tolist() for each in candidates),
+        GOAL.tolist(),
+    ]
     assert [gradient for _, gradient, _, _ in asked[:4]] == [False, False, False, True]
     asked = run(optimizer(budget=1.6, start=start(*candidates)))
     assert [point.tolist() for point, *_ in asked] == [[0.9] * 3, [0.3, 0.9, 0.1], [0.3, 0.9, 0.1]]
 
 
 def test_a_failed_point_is_left_again():
-    """After a point that fails the search goes on from the one before, in smaller steps, and still arrives."""
+    """After a point that fails the search goes on from the one before, in smaller steps, and still
+    arrives."""
     asked = run(optimizer(), fails=(5, 6))
     assert asked[5][0].tolist() == asked[6][0].tolist() == asked[3][0].tolist()
     assert np.allclose(asked[-1][0], [0.3, 1.0, 0.0], atol=0.05)
@@ -160,14 +200,21 @@ def test_telling_must_match():
 
 @pytest.mark.parametrize("budget", [9.0, 48.0, 150.0])
 def test_the_average_of_a_short_ascent_keeps_up(budget):
-    """On a slope without end, what is scored last lies near the last point, however few the steps."""
+    """On a slope without end, what is scored last lies near the last point, however few the
+    steps."""
     it = GradientOptimizer(
-        Start(np.zeros(1), 0.04, np.zeros(1), np.full(1, 1e9)), price=lambda _: 3.0, budget=budget, share=0.5
+        Start(np.zeros(1), 0.04, np.zeros(1), np.full(1, 1e9)),
+        price=lambda _: 3.0,
+        budget=budget,
+        share=0.5,
     )
-    average, last = np.zeros(1), np.zeros(1)
+    average = np.zeros(1)
+    last = np.zeros(1)
     while (points := it.ask()) is not None:
         last = last if it.request.full else points[-1]
         average = 0.9 * average + 0.1 * last
         it.tell([float(point[0]) for point in points], [np.ones(1) for _ in points])
     assert abs(it.average[0] - last[0]) < 0.04 * last[0]
-    assert budget > 100 or abs(average[0] - last[0]) > 0.04 * last[0]  # as an average of ten points does not
+    assert (
+        budget > 100 or abs(average[0] - last[0]) > 0.04 * last[0]
+    )  # as an average of ten points does not

@@ -1,4 +1,5 @@
-"""Several devices: workers take them in turn, a study keeps their kinds, and what they have not room for is said before."""
+"""Several devices: workers take them in turn, a study keeps their kinds, and what they have not
+room for is said before."""
 
 import pytest
 import torch
@@ -21,7 +22,11 @@ def test_devices_of_a_search(search_config, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     auto = search_config(compute={"device": "auto"})
     assert devices_of(auto) == ["cuda:0", "cuda:1"]
-    assert [worker._start[0].compute.device for worker in ProcessRunner(auto, 3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [worker._start[0].compute.device for worker in ProcessRunner(auto, 3).workers] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:0",
+    ]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert devices_of(auto) == ["cpu"]
     assert devices_of(search_config(compute={"device": ["cpu", "cpu:0"]})) == ["cpu", "cpu:0"]
@@ -32,7 +37,8 @@ def test_devices_of_a_search(search_config, monkeypatch):
 
 @pytest.mark.slow
 def test_a_search_on_two_devices(search_config, tmp_path):
-    """Two names of the processor are two devices with a worker each, and the trials are those of one."""
+    """Two names of the processor are two devices with a worker each, and the trials are those of
+    one."""
     one, two = (search_config(compute={"device": device}) for device in ("cpu", ["cpu", "cpu:0"]))
     run_search(one, tmp_path / "one", build=False)
     run_search(two, tmp_path / "two", build=False)
@@ -47,7 +53,9 @@ def test_kinds_of_device_do_not_mix(tmp_path):
     study = Study.create(tmp_path / "study", {})
     admit(study, "H100")
     admit(study, "H100", "node 10.0.0.1")
-    with pytest.raises(SearchError, match=r"^node 10.0.0.2: A100 is not what the study's scores are from \(H100\)"):
+    with pytest.raises(
+        SearchError, match=r"^node 10.0.0.2: A100 is not what the study's scores are from \(H100\)"
+    ):
         admit(study, "A100", "node 10.0.0.2")
     admit(study, "A100", "node 10.0.0.2", mixed=True)
     admit(study, "H100")
@@ -61,14 +69,22 @@ def test_a_device_that_is_too_small(search_config, monkeypatch):
     monkeypatch.setattr("hf_evomerge.search.plan.default_workers", lambda config, memory: 2)
     monkeypatch.setattr(plan, "device_memory", lambda device: 1e3 if device == "cpu:0" else 1e12)
     warnings = plan_search(search_config(compute={"device": ["cpu", "cpu:0"]})).warnings
-    assert sum("device: cpu:0 has 1e-06 GB, and the models of this search take " in line for line in warnings) == 1
+    assert (
+        sum(
+            "device: cpu:0 has 1e-06 GB, and the models of this search take " in line
+            for line in warnings
+        )
+        == 1
+    )
     assert not any("device: cpu has" in line for line in warnings)
 
 
 def test_models_over_all_gpus(search_config, tmp_path, monkeypatch):
-    """accelerate shares out each model, one worker takes all GPUs, and on one device the bits are those of one."""
+    """accelerate shares out each model, one worker takes all GPUs, and on one device the bits are
+    those of one."""
     pytest.importorskip("accelerate")
-    seen, load = set(), LlamaForCausalLM.from_pretrained
+    seen = set()
+    load = LlamaForCausalLM.from_pretrained
 
     def noted(*arguments, **how):
         seen.add(how["device_map"])
@@ -86,14 +102,22 @@ def test_models_over_all_gpus(search_config, tmp_path, monkeypatch):
 
 
 def test_a_model_that_the_gpus_cannot_hold(search_config, monkeypatch):
-    """What accelerate leaves on disk or on the processor cannot be merged into: one line says so."""
+    """What accelerate leaves on disk or on the processor cannot be merged into: one line says
+    so."""
     config = search_config(compute={"device_map": "auto", "device": "auto"})
-    monkeypatch.setattr(LlamaForCausalLM, "parameters", lambda self: iter([torch.empty(1, device="meta")]))
+    monkeypatch.setattr(
+        LlamaForCausalLM, "parameters", lambda self: iter([torch.empty(1, device="meta")])
+    )
     scores = Evaluator(config).evaluate(config.sources[0])
-    assert "compute.device_map: the GPUs together have not the memory for it; take more of them" in scores.error
+    assert (
+        "compute.device_map: the GPUs together have not the memory for it; take more of them"
+        in scores.error
+    )
 
 
-@pytest.mark.parametrize("changes", [{"space": "dfs"}, {"compute": {"device_map": "auto", "device": "cpu"}}])
+@pytest.mark.parametrize(
+    "changes", [{"space": "dfs"}, {"compute": {"device_map": "auto", "device": "cpu"}}]
+)
 def test_what_is_not_shared_out(search_config, changes):
     """Paths run through whole layers on one device, and a device that is named is the only one."""
     config = search_config(**{"compute": {"device_map": "auto", "device": "auto"}, **changes})

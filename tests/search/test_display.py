@@ -23,7 +23,12 @@ def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> s
     return "".join(lines if terminal else lines[heading:])
 
 
-def _written(*reports: Progress, terminal: bool = False, fails: bool = False, config: SearchConfig | None = None) -> str:
+def _written(
+    *reports: Progress,
+    terminal: bool = False,
+    fails: bool = False,
+    config: SearchConfig | None = None,
+) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
     try:
@@ -39,11 +44,23 @@ def _written(*reports: Progress, terminal: bool = False, fails: bool = False, co
 
 NATS = minimal()
 PARENTS = Progress("parents", 3, 3, seconds=6.0, fresh=3)
-STAGE = Progress("ps", 30, 90, generation=4, best=-0.5, mean=-1.25, accuracy=0.25, sigma=0.1234, seconds=60.0, fresh=20)
+STAGE = Progress(
+    "ps",
+    30,
+    90,
+    generation=4,
+    best=-0.5,
+    mean=-1.25,
+    accuracy=0.25,
+    sigma=0.1234,
+    seconds=60.0,
+    fresh=20,
+)
 
 
 def test_the_table_holds_what_was_reported():
-    """In a log there is one table: a row per phase with the newest numbers, the rate, and the time that is left."""
+    """In a log there is one table: a row per phase with the newest numbers, the rate, and the time
+    that is left."""
     text = _print(PARENTS, Progress("ps", 10, 90, sigma=0.5, fresh=1, seconds=1.0), STAGE)
     lines = [line.split() for line in text.splitlines()]
     assert lines[0] == ["done", "gen", "best", "accuracy", "mean", "per", "min", "left"]
@@ -54,27 +71,40 @@ def test_the_table_holds_what_was_reported():
 
 
 def test_a_log_has_a_line_per_generation():
-    """Under nohup and in CI, every generation writes one line, with the time that is left for it and the stages to come."""
-    more = [Progress("ps", done, 90, generation=4, sigma=0.1, seconds=60.0, fresh=20) for done in (31, 32)]
+    """Under nohup and in CI, every generation writes one line, with the time that is left for it
+    and the stages to come."""
+    more = [
+        Progress("ps", done, 90, generation=4, sigma=0.1, seconds=60.0, fresh=20)
+        for done in (31, 32)
+    ]
     last = Progress("ps", 90, 90, generation=9, best=-0.25, sigma=0.1, seconds=90.0, fresh=80)
     lines = _written(PARENTS, replace(STAGE, later=60), *more, last).splitlines()
     assert lines[0] == "parents: 3/3"
-    assert lines[1] == "parameter space: 30/90, generation 4, best -0.5, accuracy 0.25, mean -1.25, 6:00 left"
+    assert (
+        lines[1]
+        == "parameter space: 30/90, generation 4, best -0.5, accuracy 0.25, mean -1.25, 6:00 left"
+    )
     assert lines[2] == "parameter space: 90/90, generation 9, best -0.25"
     assert "done" in lines[3]
-    steps = [Progress("ps", n / 10, 100, generation=n, sigma=0.1, seconds=1.0, fresh=n / 10) for n in range(1, 1001)]
+    steps = [
+        Progress("ps", n / 10, 100, generation=n, sigma=0.1, seconds=1.0, fresh=n / 10)
+        for n in range(1, 1001)
+    ]
     assert 35 < len(_written(*steps).splitlines()) < 48
     stored = Progress("ps", 30, 90, generation=1, sigma=0.1)
     assert _written(stored).splitlines()[0].split()[0] == "done"
 
 
 def test_the_legend_says_what_the_numbers_are():
-    """Below the table stands one line, the unit of the fitness; where a stage has its own, whose it is."""
+    """Below the table stands one line, the unit of the fitness; where a stage has its own, whose it
+    is."""
     lines = _written(PARENTS, STAGE, config=NATS).splitlines()
     assert lines[-2].startswith("parameter space ")
     assert lines[-1] == "best, mean: fitness, more is better: nats per answer"
     steps = [{"by": "gradient", "fitness": {"task": "likelihood", "normalize": "token"}}, {}]
-    both = NATS.model_validate({**NATS.model_dump(), "optimize": steps, "fitness": {"task": "generation"}})
+    both = NATS.model_validate(
+        {**NATS.model_dump(), "optimize": steps, "fitness": {"task": "generation"}}
+    )
     text = " ".join(_written(replace(STAGE, phase="ps-first"), STAGE, config=both).split())
     units = "nats per token (parameter space, first), share of right answers (parameter space)"
     assert f"best, mean: fitness, more is better: {units}" in text
@@ -84,13 +114,25 @@ def test_the_legend_says_what_the_numbers_are():
 def test_failures_and_duplicates_are_said_where_there_are_any():
     """Failed candidates and recipes seen before are counted below the table, by phase."""
     assert "failed" not in _print(STAGE)
-    odd = Progress("dfs", 9, 10, generation=1, sigma=0.1, failed=2, duplicates=5, seconds=9.0, fresh=9)
-    assert "candidates of data flow space: 2 failed, 5 seen before" in _print(STAGE, odd).splitlines()
+    odd = Progress(
+        "dfs", 9, 10, generation=1, sigma=0.1, failed=2, duplicates=5, seconds=9.0, fresh=9
+    )
+    assert (
+        "candidates of data flow space: 2 failed, 5 seen before" in _print(STAGE, odd).splitlines()
+    )
 
 
 def test_nothing_is_cut_in_80_columns():
-    """The widest row of a long search, and the lines below, are whole in a terminal of 80 columns."""
-    long = {"generation": 9999, "best": -0.000123, "accuracy": 0.969, "mean": -1234.5, "sigma": 0.1, "fresh": 33.125}
+    """The widest row of a long search, and the lines below, are whole in a terminal of 80
+    columns."""
+    long = {
+        "generation": 9999,
+        "best": -0.000123,
+        "accuracy": 0.969,
+        "mean": -1234.5,
+        "sigma": 0.1,
+        "fresh": 33.125,
+    }
     row = Progress("dfs-first", 1033.125, 20000, **long, seconds=60.0)  # type: ignore[arg-type]
     text = _print(PARENTS, row)
     assert "…" not in text
@@ -98,16 +140,22 @@ def test_nothing_is_cut_in_80_columns():
     assert "1033/20000 9999 -0.000123    0.969 -1.23e+03      33 9:32:35" in text
 
 
-@pytest.mark.parametrize(("fresh", "seconds", "text"), [(1, 1.0, "0:59"), (1, 100.0, "1:38:20"), (0, 0.01, "stored")])
+@pytest.mark.parametrize(
+    ("fresh", "seconds", "text"), [(1, 1.0, "0:59"), (1, 100.0, "1:38:20"), (0, 0.01, "stored")]
+)
 def test_the_time_that_is_left(fresh, seconds, text):
-    """It follows from the rate, in hours where it takes hours; a phase whose trials were all stored before says so."""
+    """It follows from the rate, in hours where it takes hours; a phase whose trials were all stored
+    before says so."""
     line = _print(Progress("ps", 1, 60, sigma=0.1, seconds=seconds, fresh=fresh)).splitlines()[1]
     assert line.split()[-1] == text
 
 
 def test_the_first_step_says_no_time():
     """A first gradient step, which is slow and a small part of an evaluation, promises no hours."""
-    assert "left" not in _written(Progress("ps", 0, 150, sigma=0.1, seconds=10.0, fresh=0.06)).splitlines()[0]
+    assert (
+        "left"
+        not in _written(Progress("ps", 0, 150, sigma=0.1, seconds=10.0, fresh=0.06)).splitlines()[0]
+    )
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -118,7 +166,8 @@ def test_without_reports_nothing_is_printed(terminal, fails):
 
 
 def test_the_table_stays_after_a_failure():
-    """A search that fails leaves the table of what was done, whole lines, in a log and in a terminal."""
+    """A search that fails leaves the table of what was done, whole lines, in a log and in a
+    terminal."""
     for terminal in (False, True):
         text = _print(PARENTS, terminal=terminal, fails=True)
         assert "parents" in text
@@ -126,7 +175,8 @@ def test_the_table_stays_after_a_failure():
 
 
 def test_a_note_stands_above_the_table(capsys):
-    """What is said while the table moves is written by its console, at the beginning of a line, and the table again below."""
+    """What is said while the table moves is written by its console, at the beginning of a line, and
+    the table again below."""
     stream = io.StringIO()
     with LiveTable(Console(file=stream, width=80, force_terminal=True, color_system=None)) as table:
         table.on_progress(cast(Study, None), PARENTS)
@@ -139,7 +189,8 @@ def test_a_note_stands_above_the_table(capsys):
 
 @pytest.mark.parametrize("err", [False, True])
 def test_long_lines_are_wrapped_in_a_terminal(err, monkeypatch, capsys):
-    """A terminal gets lines of at most 100 columns, the further ones indented; a file or a pipe gets them as they are."""
+    """A terminal gets lines of at most 100 columns, the further ones indented; a file or a pipe
+    gets them as they are."""
     name = "err" if err else "out"
     text = "a table   of columns\n- " + "word " * 40
     say(text, err=err, fg="red")
@@ -160,7 +211,8 @@ def test_long_lines_are_wrapped_in_a_terminal(err, monkeypatch, capsys):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_name_commands_no_terminal(terminal, monkeypatch, capsys):
-    """Control characters of names and data are shown, and not carried out; tabs and ends of lines stay."""
+    """Control characters of names and data are shown, and not carried out; tabs and ends of lines
+    stay."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
     say("note: nothing of \x1b[31ma\x9b1m is\tevolved\nnext\r", fg="red" if terminal else None)
     shown = capsys.readouterr().out.removeprefix("\x1b[31m").replace("\x1b[0m", "")

@@ -27,20 +27,29 @@ from hf_evomerge.search.plan import plan_search
 
 def _data(folder: Path, *records: dict[str, Any], count: int = 80) -> Path:
     """A file with the records, and more of the kind of the last."""
-    more = [{**records[-1], next(iter(records[-1])): f"{next(iter(records[-1].values()))} {n} ?"} for n in range(count)]
+    more = [
+        {**records[-1], next(iter(records[-1])): f"{next(iter(records[-1].values()))} {n} ?"}
+        for n in range(count)
+    ]
     file = folder / "my problems.jsonl"
-    file.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in [*records, *more]), encoding="utf-8")
+    file.write_text(
+        "\n".join(json.dumps(record, ensure_ascii=False) for record in [*records, *more]),
+        encoding="utf-8",
+    )
     return file
 
 
-def _drafted(tiny: Path, data: Path, *names: str, base: str | None = "base") -> tuple[SearchConfig, str]:
+def _drafted(
+    tiny: Path, data: Path, *names: str, base: str | None = "base"
+) -> tuple[SearchConfig, str]:
     sources = [str(tiny / name) for name in names or ("a", "b")]
     draft = draft_search(sources, data, base=str(tiny / base) if base else None)
     return parse_yaml(SearchConfig, draft.text, SearchError), draft.text
 
 
 def test_models_of_one_depth_are_merged(tiny, tmp_path):
-    """A draft is a quick search for weights over slices that do not overlap, with comments for what comes after it."""
+    """A draft is a quick search for weights over slices that do not overlap, with comments for what
+    comes after it."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
     config, text = _drafted(tiny, data)
     assert (config.space, config.merge.groups) == ("ps", "rows")
@@ -48,7 +57,10 @@ def test_models_of_one_depth_are_merged(tiny, tmp_path):
     assert "\noptimize: quick\n" in text
     assert [source.model for source in config.sources] == [str(tiny / "a"), str(tiny / "b")]
     assert config.base is not None
-    splits = [(spec.start, spec.count, spec.prompt_field, spec.shuffle_seed) for spec in config.data.values()]
+    splits = [
+        (spec.start, spec.count, spec.prompt_field, spec.shuffle_seed)
+        for spec in config.data.values()
+    ]
     assert splits == [(0, 128, "question", 0), (128, 200, "question", 0), (328, 400, "question", 0)]
     assert config.fitness.separator == " "
     after = text.split("# After the quick look")[1].replace("\n# ", "\n")
@@ -58,8 +70,11 @@ def test_models_of_one_depth_are_merged(tiny, tmp_path):
 
 
 def test_choices_are_chosen_from(tiny, tmp_path):
-    """Records with choices make a search for the right one, by its log-probability, which also says how often it is right."""
-    config, text = _drafted(tiny, _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1}))
+    """Records with choices make a search for the right one, by its log-probability, which also says
+    how often it is right."""
+    config, text = _drafted(
+        tiny, _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1})
+    )
     assert (config.fitness.task, config.fitness.unit) == ("multiple_choice", "nats per answer")
     assert [spec.choices for spec in config.data.values()] == ["choices"] * 3
     assert config.optimize[0].by == "cma"
@@ -67,22 +82,31 @@ def test_choices_are_chosen_from(tiny, tmp_path):
 
 
 def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
-    """Where depths differ the search is for a path; without a base the merge is a mean, which begins at the average alone."""
+    """Where depths differ the search is for a path; without a base the merge is a mean, which
+    begins at the average alone."""
     data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
     config, text = _drafted(tiny, data, "a", "deep")
     assert config.space == "dfs"
     assert "which are 2, 3, 2" in text
     assert "# path: {kind: gates, repetitions: 2}" in text
     config, text = _drafted(tiny, data, base=None)
-    assert (config.merge.method, config.merge.starts, config.optimize[0].by) == ("linear", ["average", "sources"], "gradient")
-    begin, _, after = text.partition("# After the quick look, in place of optimize and merge above:\n")
-    kept, said = re.sub("^(optimize|merge): .*\n", "", begin, flags=re.MULTILINE), after.split("# Or,")[0]
+    assert (config.merge.method, config.merge.starts, config.optimize[0].by) == (
+        "linear",
+        ["average", "sources"],
+        "gradient",
+    )
+    begin, _, after = text.partition(
+        "# After the quick look, in place of optimize and merge above:\n"
+    )
+    kept = re.sub("^(optimize|merge): .*\n", "", begin, flags=re.MULTILINE)
+    said = after.split("# Or,")[0]
     later = kept + re.sub("^# ", "", said, flags=re.MULTILINE)
     assert parse_yaml(SearchConfig, later, SearchError).optimize[0].evaluations == 150
 
 
 def test_half_precision_is_for_gpus(tiny, tmp_path):
-    """Models of half precision are scored in float32 on a processor, as the file says; on a GPU they stay what they are."""
+    """Models of half precision are scored in float32 on a processor, as the file says; on a GPU
+    they stay what they are."""
     for name in ("a", "b"):
         file = shutil.copytree(tiny / name, tmp_path / name) / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
@@ -93,7 +117,8 @@ def test_half_precision_is_for_gpus(tiny, tmp_path):
 
 
 def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
-    """The line that says what the model is for waits to be filled in; a gloss is taken where every record has one."""
+    """The line that says what the model is for waits to be filled in; a gloss is taken where every
+    record has one."""
     record = {"prompt": "w1 w2", "answer": "w3", "english": "one two"}
     config, text = _drafted(tiny, _data(tmp_path, record))
     assert [spec.gloss_field for spec in config.data.values()] == ["english"] * 3
@@ -102,11 +127,13 @@ def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
     assert parse_yaml(SearchConfig, told, SearchError).about == "Adds in Japanese."
     for line, message in {
         text[text.index("about:") :].split("\n")[0]: "about: still waits to be filled in",
-        "about: a sentence: two": "mapping values are not allowed here.*; put a text with a colon in it in quotes",
+        "about: a sentence: two": "mapping values are not allowed here.*; put a text with a colon in it in quotes",  # noqa: E501
         f"about: {'x' * 301}": "about: must have at most 300 characters",
     }.items():
         with pytest.raises(SearchError, match=message):
-            parse_yaml(SearchConfig, re.sub("^# about: .*$", line, text, flags=re.MULTILINE), SearchError)
+            parse_yaml(
+                SearchConfig, re.sub("^# about: .*$", line, text, flags=re.MULTILINE), SearchError
+            )
     config, _ = _drafted(tiny, _data(tmp_path, {"prompt": "w4", "answer": "w3"}, record))
     assert [spec.gloss_field for spec in config.data.values()] == [None] * 3
 
@@ -122,7 +149,8 @@ def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
     ],
 )
 def test_the_separator_is_guessed_from_the_writing(tiny, tmp_path, record, separator):
-    """Without a measurement: a space where words have spaces between them, and neither prompt nor answer has it."""
+    """Without a measurement: a space where words have spaces between them, and neither prompt nor
+    answer has it."""
     file = tmp_path / "problems.jsonl"
     records = ({**record, "prompt": f"{number} {record['prompt']}"} for number in range(8))
     file.write_text("\n".join(map(json.dumps, records)))
@@ -131,7 +159,8 @@ def test_the_separator_is_guessed_from_the_writing(tiny, tmp_path, record, separ
 
 
 def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
-    """With a template in every model the prompts are messages and no separator is written; with one in some it is remarked."""
+    """With a template in every model the prompts are messages and no separator is written; with one
+    in some it is remarked."""
     data = _data(tmp_path, {"instruction": "w1", "input": "w2", "output": "w " * 200})
     (tiny_copy / "a" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     config, text = _drafted(tiny_copy, data)
@@ -140,7 +169,9 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
     for name in ("b", "base"):
         (tiny_copy / name / "chat_template.jinja").write_text("{{ messages[0].content }}")
     config, _ = _drafted(tiny_copy, data)
-    assert all(spec.chat and spec.template == "{instruction}\n{input}" for spec in config.data.values())
+    assert all(
+        spec.chat and spec.template == "{instruction}\n{input}" for spec in config.data.values()
+    )
     assert (config.fitness.separator, config.fitness.normalize) == ("", "token")
 
 
@@ -154,14 +185,21 @@ def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
     ("records", "message"),
     [
         ([{"prompt": "a", "answer": "b"}] * 3, "3 records; a search needs 8 at least"),
-        ([{"prompt": "a", "answer": "b"}] * 9, "1 prompts occur more than once, such as 'a'; keep one of each"),
+        (
+            [{"prompt": "a", "answer": "b"}] * 9,
+            "1 prompts occur more than once, such as 'a'; keep one of each",
+        ),
         ([{"messages": []}] * 9, "messages holds whole chats; write each problem as"),
-        ([{"prompt": "a", "reply": "b"}] * 9, "none of the fields prompt, reply looks like the answer; call it answer"),
+        (
+            [{"prompt": "a", "reply": "b"}] * 9,
+            "none of the fields prompt, reply looks like the answer; call it answer",
+        ),
         ([{"words": "a"}] * 9, "none of the fields words looks like the prompt"),
     ],
 )
 def test_data_that_does_not_do(tiny, tmp_path, records, message):
-    """Too few records, repeated prompts, chats and unknown fields are one line that says what to do."""
+    """Too few records, repeated prompts, chats and unknown fields are one line that says what to
+    do."""
     file = tmp_path / "problems.jsonl"
     file.write_text("\n".join(map(json.dumps, records)))
     with pytest.raises(FitnessError) as caught:
@@ -173,30 +211,50 @@ def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
     """The file is written once, names with spaces are quoted, and one source is refused."""
     monkeypatch.chdir(tmp_path)
     data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
-    words = ["init", str(tiny / "a"), str(tiny / "b"), "--base", str(tiny / "base"), "--data", data.name]
+    words = [
+        "init",
+        str(tiny / "a"),
+        str(tiny / "b"),
+        "--base",
+        str(tiny / "base"),
+        "--data",
+        data.name,
+    ]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
-    assert "81 problems in my problems.jsonl: 24 for search, 24 for validation, 33 for test" in done.stdout
+    assert (
+        "81 problems in my problems.jsonl: 24 for search, 24 for validation, 33 for test"
+        in done.stdout
+    )
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
     assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
     assert CliRunner().invoke(cli.app, [*words, "--out", "new/search.yaml"]).exit_code == 0
     again = CliRunner().invoke(cli.app, words)
     assert (again.exit_code, again.stderr.count("exists already")) == (1, 1)
-    alone = CliRunner().invoke(cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"])
+    alone = CliRunner().invoke(
+        cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"]
+    )
     assert "give the names of two fine-tunes of one model" in alone.stderr
 
 
 def test_few_problems_are_not_spread_thin(tiny, tmp_path):
-    """Of few problems half are searched with, and none are left to choose with; the splits do not overlap."""
+    """Of few problems half are searched with, and none are left to choose with; the splits do not
+    overlap."""
     config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=15))
-    assert {split: (spec.start, spec.count) for split, spec in config.data.items()} == {"search": (0, 8), "test": (8, 8)}
+    assert {split: (spec.start, spec.count) for split, spec in config.data.items()} == {
+        "search": (0, 8),
+        "test": (8, 8),
+    }
     assert "and chooses, as there are few" in text
 
 
 def test_adapters_are_sources(tiny, tmp_path):
     """An adapter of the base that is given, by its folder; and one named with its base."""
-    lora, data = str(save_adapter(tiny / "base", tmp_path / "lora", 0)), _data(tmp_path, {"question": "w1 w2", "answer": 3})
-    draft = draft_search([lora, f"{tiny / 'a'}+{lora}", str(tiny / "b")], data, base=str(tiny / "base"))
+    lora = str(save_adapter(tiny / "base", tmp_path / "lora", 0))
+    data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
+    draft = draft_search(
+        [lora, f"{tiny / 'a'}+{lora}", str(tiny / "b")], data, base=str(tiny / "base")
+    )
     sources = parse_yaml(SearchConfig, draft.text, SearchError).sources
     assert [(source.model, source.adapter) for source in sources] == [
         (str(tiny / "base"), lora),
@@ -209,7 +267,9 @@ def test_a_folder_of_adapters(tiny, tmp_path):
     """A folder of adapters stands for all of them, and the base is the one that they name."""
     for seed, name in enumerate(("b", "a", "c")):
         save_adapter(tiny / "base", tmp_path / "loras" / name, seed)
-    draft = draft_search([str(tmp_path / "loras")], _data(tmp_path, {"question": "w1 w2", "answer": 3}))
+    draft = draft_search(
+        [str(tmp_path / "loras")], _data(tmp_path, {"question": "w1 w2", "answer": 3})
+    )
     config = parse_yaml(SearchConfig, draft.text, SearchError)
     base = str(tiny / "base")
     assert config.base == SourceRef(model=base)
@@ -220,8 +280,11 @@ def test_a_folder_of_adapters(tiny, tmp_path):
 
 
 def test_worked_solutions_are_scored_by_their_result(tiny, tmp_path):
-    """Where every answer has its result after the mark of GSM8K, that is the answer, and the settings are explained."""
-    config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"}))
+    """Where every answer has its result after the mark of GSM8K, that is the answer, and the
+    settings are explained."""
+    config, text = _drafted(
+        tiny, _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"})
+    )
     assert [spec.answer_after for spec in config.data.values()] == ["####"] * 3
     assert "# task: generation" in text
     for key in ("answer_after", "prompt_field", "shuffle_seed", "start", "count", "max_new_tokens"):
@@ -233,22 +296,34 @@ def test_the_same_model_twice_is_said_at_once(tiny, tmp_path):
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
     draft = draft_search([str(tiny / "a")] * 2, data, base=str(tiny / "base"))
     assert draft.found[-1].startswith("warning: sources: a and a (2) are the same model")
-    assert len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found) == 2
+    assert (
+        len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found)
+        == 2
+    )
     draft = draft_search([str(tiny / "a"), str(tiny / "base")], data, base=str(tiny / "base"))
     assert draft.found[-1].startswith("warning: sources: base and the base are the same model")
 
 
 def _bert(folder: Path, seed: int, *labels: str) -> str:
-    """A tiny classifier of these labels, or without any a masked language model; returns its folder."""
-    named = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
-    model: Any = random_class("bert", seed, **named) if labels else BertForMaskedLM(BertConfig(**CLASSES["bert"][1]))
+    """A tiny classifier of these labels, or without any a masked language model; returns its
+    folder."""
+    named = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    model: Any = (
+        random_class("bert", seed, **named)
+        if labels
+        else BertForMaskedLM(BertConfig(**CLASSES["bert"][1]))
+    )
     model.save_pretrained(folder)
     tokenizer(vocabulary=WORDS[:32]).save_pretrained(folder)
     return str(folder)
 
 
 def test_the_task_follows_the_class(tmp_path):
-    """Classifiers are scored by labels, masked language models by what is near; no search scores these by likelihood."""
+    """Classifiers are scored by labels, masked language models by what is near; no search scores
+    these by likelihood."""
     names = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
     data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"}, {"prompt": "w3", "answer": "blue"})
     draft = draft_search(names, data)
@@ -259,25 +334,44 @@ def test_the_task_follows_the_class(tmp_path):
     config = parse_yaml(SearchConfig, draft_search(encoders, data).text, SearchError)
     assert config.fitness.task == "retrieval"
     settings = config.model_dump(exclude_unset=True) | {"fitness": {"task": "likelihood"}}
-    with pytest.raises(SourceError, match=r"c: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood"):
+    with pytest.raises(
+        SourceError,
+        match=r"c: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood",
+    ):
         plan_search(validate(SearchConfig, settings, SearchError))
 
 
 def test_other_labels_are_scored_through_a_head_each(tmp_path):
-    """Where labels differ, a field says whose head an example is for, and bodies are merged; without it init refuses."""
-    names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "b", 1, "dark", "light", "grey")]
-    records = [{"prompt": "w1", "answer": "dark", "task": "light"}, {"prompt": "w2", "answer": "red", "task": "color"}]
-    config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records)).text, SearchError)
+    """Where labels differ, a field says whose head an example is for, and bodies are merged;
+    without it init refuses."""
+    names = [
+        _bert(tmp_path / "a", 0, "red", "blue"),
+        _bert(tmp_path / "b", 1, "dark", "light", "grey"),
+    ]
+    records = [
+        {"prompt": "w1", "answer": "dark", "task": "light"},
+        {"prompt": "w2", "answer": "red", "task": "color"},
+    ]
+    config = parse_yaml(
+        SearchConfig, draft_search(names, _data(tmp_path, *records)).text, SearchError
+    )
     assert config.fitness.heads == ["color", "light"]
     assert [source.component for source in config.sources] == ["text", "text"]
     assert plan_search(config).phases
-    nested = [names[0], _bert(tmp_path / "c", 1, "red", "blue", "grey")]  # one has the other's labels too
-    answers = [{"prompt": "w1", "answer": "red", "head": "two"}, {"prompt": "w2", "answer": "grey", "head": "three"}]
-    assert parse_yaml(SearchConfig, draft_search(nested, _data(tmp_path, *answers)).text, SearchError).fitness.heads == [
-        "two",
-        "three",
+    nested = [
+        names[0],
+        _bert(tmp_path / "c", 1, "red", "blue", "grey"),
+    ]  # one has the other's labels too
+    answers = [
+        {"prompt": "w1", "answer": "red", "head": "two"},
+        {"prompt": "w2", "answer": "grey", "head": "three"},
     ]
-    with pytest.raises(FitnessError, match="each example says whose head it is for, in a field called head or task"):
+    assert parse_yaml(
+        SearchConfig, draft_search(nested, _data(tmp_path, *answers)).text, SearchError
+    ).fitness.heads == ["two", "three"]
+    with pytest.raises(
+        FitnessError, match="each example says whose head it is for, in a field called head or task"
+    ):
         draft_search(names, _data(tmp_path, *({**record, "task": 1} for record in records)))
 
 
@@ -285,19 +379,27 @@ def test_other_labels_are_scored_through_a_head_each(tmp_path):
     ("record", "template"),
     [
         ({"query": "w1", "passage": "w2 w3", "score": 1.0}, "{query}\t{passage}"),
-        ({"qid": "7", "sentence1": "w1", "sentence2": "w2 w3", "label": 0}, "{sentence1}\t{sentence2}"),
+        (
+            {"qid": "7", "sentence1": "w1", "sentence2": "w2 w3", "label": 0},
+            "{sentence1}\t{sentence2}",
+        ),
         ({"sentence_A": "w1", "sentence_B": "w2 w3", "score": 0.75}, "{sentence_A}\t{sentence_B}"),
     ],
 )
 def test_re_rankers_are_given_pairs(record, template, tmp_path):
-    """Two texts and a label, by sentence-transformers' names, are pairs, and the file scores a source on them."""
+    """Two texts and a label, by sentence-transformers' names, are pairs, and the file scores a
+    source on them."""
     names = [_bert(tmp_path / name, seed, "LABEL_0") for seed, name in enumerate(("a", "b"))]
-    records = [{**record, next(name for name in record if name in template): f"w{n} w4"} for n in range(12)]
+    records = [
+        {**record, next(name for name in record if name in template): f"w{n} w4"} for n in range(12)
+    ]
     draft = draft_search(names, _data(tmp_path, *records, count=0))
     config = parse_yaml(SearchConfig, draft.text, SearchError)
     assert (config.fitness.task, config.fitness.pair_separator) == ("classification", "\t")
     label = next(name for name in ("label", "score") if name in record)
-    assert [(spec.template, spec.answer_field) for spec in config.data.values()] == [(template, label)] * 2
+    assert [(spec.template, spec.answer_field) for spec in config.data.values()] == [
+        (template, label)
+    ] * 2
     assert plan_search(config).phases
     evaluator = Evaluator(config)
     scores = evaluator.evaluate(config.sources[0])
@@ -307,13 +409,20 @@ def test_re_rankers_are_given_pairs(record, template, tmp_path):
 
 
 def test_pairs_of_a_classifier_are_pairs(tmp_path):
-    """Of several labels too, where no field has the name of a prompt; a file with one is not taken for pairs."""
-    names = [_bert(tmp_path / name, seed, "yes", "no", "open") for seed, name in enumerate(("a", "b"))]
+    """Of several labels too, where no field has the name of a prompt; a file with one is not taken
+    for pairs."""
+    names = [
+        _bert(tmp_path / name, seed, "yes", "no", "open") for seed, name in enumerate(("a", "b"))
+    ]
     records = [{"premise": f"w{n}", "hypothesis": "w3", "label": "open"} for n in range(9)]
-    config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError)
+    config = parse_yaml(
+        SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError
+    )
     assert config.data["search"].template == "{premise}\t{hypothesis}"
     records = [{"text": f"w{n}", "source": "w3", "label": "open"} for n in range(9)]
-    config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError)
+    config = parse_yaml(
+        SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError
+    )
     assert (config.data["search"].template, config.data["search"].prompt_field) == (None, "text")
 
 
@@ -323,18 +432,24 @@ def test_the_one_source_without_a_head_is_named(order, tmp_path):
     labelled = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
     names = [*labelled, _bert(tmp_path / "plain", 2)]
     data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"})
-    with pytest.raises(SearchError, match=r"plain: BertForMaskedLM has no head, .* give it as the base"):
+    with pytest.raises(
+        SearchError, match=r"plain: BertForMaskedLM has no head, .* give it as the base"
+    ):
         draft_search([names[at] for at in order], data)
 
 
 def test_labels_in_another_order_are_refused(tmp_path):
-    """Rows of two heads that mean other labels are not averaged, and heads of other sizes name the component that works."""
+    """Rows of two heads that mean other labels are not averaged, and heads of other sizes name the
+    component that works."""
     names = [
         _bert(tmp_path / "a", 0, "red", "blue"),
         _bert(tmp_path / "b", 1, "blue", "red"),
         _bert(tmp_path / "c", 2, "x", "y", "z"),
     ]
-    with pytest.raises(SourceError, match=r"the labels of .*b are those of .*a in another order, blue, red and red, blue"):
+    with pytest.raises(
+        SourceError,
+        match=r"the labels of .*b are those of .*a in another order, blue, red and red, blue",
+    ):
         check_mergeable([open_source(name) for name in names[:2]])
     with pytest.raises(SourceError, match="write component: text to merge that alone"):
         check_mergeable([open_source(names[0]), open_source(names[2])])

@@ -1,4 +1,5 @@
-"""A search over diffusion pipelines: scored by a Python function of what they draw, or by a person who chooses."""
+"""A search over diffusion pipelines: scored by a Python function of what they draw, or by a person
+who chooses."""
 
 import json
 import os
@@ -21,7 +22,9 @@ from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 
-DIGITS = [Example(str(n), "", content=f"{n}, picture {seed}") for n in range(2) for seed in range(2)]
+DIGITS = [
+    Example(str(n), "", content=f"{n}, picture {seed}") for n in range(2) for seed in range(2)
+]
 SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
 
 
@@ -48,14 +51,24 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(parents: Path, **fields: Any) -> SearchConfig:
     """Two weights, two generations of four."""
-    how = {"merge": {"method": "linear", "groups": "model"}, "optimize": [{"evaluations": 8, "population": 4}]}
+    how = {
+        "merge": {"method": "linear", "groups": "model"},
+        "optimize": [{"evaluations": 8, "population": 4}],
+    }
     sources = [{"model": str(parents / name), "component": "transformer"} for name in ("a", "b")]
-    settings = {"space": "ps", "sources": sources, **how, "fitness": {"task": "likelihood"}, "compare": {"finalists": 2}}
+    settings = {
+        "space": "ps",
+        "sources": sources,
+        **how,
+        "fitness": {"task": "likelihood"},
+        "compare": {"finalists": 2},
+    }
     return SearchConfig.model_validate({**settings, **fields})
 
 
 def test_what_is_drawn_depends_on_weights_and_examples_alone(parents):
-    """The same example has the same picture in any company, another seed another one; texts are drawn as classes are."""
+    """The same example has the same picture in any company, another seed another one; texts are
+    drawn as classes are."""
     evaluator = Evaluator(config_of(parents), task_factory=task, examples={"search": DIGITS})
     pipeline = evaluator.models.model(evaluator.config.sources[0])
     whole = draw(pipeline, DIGITS, **SETTINGS)
@@ -68,11 +81,16 @@ def test_what_is_drawn_depends_on_weights_and_examples_alone(parents):
 
 def test_a_winner_is_built(parents, tmp_path):
     """The winner is built to the very weights that were scored."""
-    config, given = config_of(parents), {"search": DIGITS}
+    config = config_of(parents)
+    given = {"search": DIGITS}
     result = run_search(config, tmp_path / "whole", task_factory=task, examples=given)
     winner = next(row for row in result.rows if row.winner)
     built = SearchConfig.model_validate(
-        {**config.model_dump(), "sources": [{"model": str(tmp_path / "whole" / "model"), "component": "transformer"}] * 2}
+        {
+            **config.model_dump(),
+            "sources": [{"model": str(tmp_path / "whole" / "model"), "component": "transformer"}]
+            * 2,
+        }
     )
     again = Evaluator(built, task_factory=task, examples=given).evaluate(built.sources[0])
     assert again.values.tolist() == winner.scores.values.tolist()
@@ -82,10 +100,16 @@ def test_a_winner_is_built(parents, tmp_path):
 
 def test_what_cannot_score_a_pipeline_is_refused(parents, tmp_path):
     """A task of texts, a path, and a search that nobody can answer, in one line each."""
-    with pytest.raises(EvoMergeError, match="which likelihood cannot score; give a Python function"):
+    with pytest.raises(
+        EvoMergeError, match="which likelihood cannot score; give a Python function"
+    ):
         run_search(config_of(parents), tmp_path / "out", examples={"search": DIGITS})
     with pytest.raises(EvoMergeError, match="a person chooses on a page; run `hf-evomerge search"):
-        run_search(config_of(parents, fitness={"task": "choice"}), tmp_path / "out", examples={"search": DIGITS})
+        run_search(
+            config_of(parents, fitness={"task": "choice"}),
+            tmp_path / "out",
+            examples={"search": DIGITS},
+        )
 
 
 # ---- a person who chooses
@@ -98,7 +122,9 @@ def choices(parents: Path, tmp_path: Path) -> SearchConfig:
     data.write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(2)))
     steps = [{"evaluations": 12, "population": 4}]
     fitness = {"task": "choice", "arguments": {"num_inference_steps": 2}}
-    return config_of(parents, optimize=steps, fitness=fitness, data={"search": {"jsonl": str(data)}})
+    return config_of(
+        parents, optimize=steps, fitness=fitness, data={"search": {"jsonl": str(data)}}
+    )
 
 
 def bright(chooser: Chooser) -> int:
@@ -107,7 +133,8 @@ def bright(chooser: Chooser) -> int:
 
 
 def test_choices_are_a_search(choices, tmp_path):
-    """Each choice makes a generation; a page that was closed goes on with the same candidates; the last choice is built."""
+    """Each choice makes a generation; a page that was closed goes on with the same candidates; the
+    last choice is built."""
     plan = plan_search(choices).to_text()
     assert "4 numbers to evolve" in plan or "2 numbers to evolve" in plan
     chooser = Chooser(choices, tmp_path / "out")
@@ -116,7 +143,9 @@ def test_choices_are_a_search(choices, tmp_path):
     with pytest.raises(EvoMergeError, match="nothing has been chosen yet"):
         chooser.build()
     for number in (4, -1, 0.5, 1.0, "1", None, [0]):
-        with pytest.raises(EvoMergeError, match=f"candidate {re.escape(repr(number))}: there are 4"):
+        with pytest.raises(
+            EvoMergeError, match=f"candidate {re.escape(repr(number))}: there are 4"
+        ):
             chooser.choose(0, number)  # type: ignore[arg-type]
     light = []
     for _ in range(2):
@@ -133,12 +162,20 @@ def test_choices_are_a_search(choices, tmp_path):
     assert again.choose(2, 1)
     assert (again.generation, again.pictures, len(again.chosen)) == (3, [], 3)
     model = again.build()
-    assert (tmp_path / "out" / "recipe.yaml").read_text() == recipe.to_yaml() == (model / "recipe.yaml").read_text()
+    assert (
+        (tmp_path / "out" / "recipe.yaml").read_text()
+        == recipe.to_yaml()
+        == (model / "recipe.yaml").read_text()
+    )
     trials = Study.open(tmp_path / "out").trials("ps")
-    assert [sum(trial.fitness or 0 for trial in trials if trial.generation == g) for g in range(3)] == [1.0, 2.0, 3.0]
+    assert [
+        sum(trial.fitness or 0 for trial in trials if trial.generation == g) for g in range(3)
+    ] == [1.0, 2.0, 3.0]
     assert settings_in(tmp_path / "out").fitness.task == "choice"
     with pytest.raises(EvoMergeError, match="needs no person"):
-        Chooser(choices.model_copy(update={"fitness": config_of(tmp_path).fitness}), tmp_path / "other")
+        Chooser(
+            choices.model_copy(update={"fitness": config_of(tmp_path).fitness}), tmp_path / "other"
+        )
 
 
 @pytest.fixture
@@ -148,7 +185,13 @@ def page(choices: SearchConfig, tmp_path: Path) -> Iterator[tuple[Any, Chooser]]
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     chooser = Chooser(choices, tmp_path / "out")
     served = choice_page(chooser)
-    served.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", css=served.css, allowed_paths=[str(tmp_path)])
+    served.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        server_name="127.0.0.1",
+        css=served.css,
+        allowed_paths=[str(tmp_path)],
+    )
     try:
         yield served, chooser
     finally:
@@ -156,7 +199,8 @@ def page(choices: SearchConfig, tmp_path: Path) -> Iterator[tuple[Any, Chooser]]
 
 
 def test_the_page_chooses(page):
-    """One call a generation, through the page's own API; an old one is not taken; the model is there at the end."""
+    """One call a generation, through the page's own API; an old one is not taken; the model is
+    there at the end."""
     from gradio_client import Client
 
     served, chooser = page
@@ -174,18 +218,43 @@ def test_the_page_chooses(page):
 
 @pytest.mark.slow
 def test_clip_judges_what_is_drawn(parents, tmp_path):
-    """A search file that names a CLIP model evolves by its cosine of picture and answer; a model that is not there is said."""
+    """A search file that names a CLIP model evolves by its cosine of picture and answer; a model
+    that is not there is said."""
     from pipelines import tokenizer
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     words = tokenizer(tmp_path / "words")
-    part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**part, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": len(words) - 1}
-    judge = CLIPModel(CLIPConfig(text_config=text, vision_config={**part, "image_size": 16, "patch_size": 8}, projection_dim=8))
+    part = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {
+        **part,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "eos_token_id": len(words) - 1,
+    }
+    judge = CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config={**part, "image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    )
     judge.save_pretrained(tmp_path / "clip")
-    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16), words).save_pretrained(tmp_path / "clip")
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1", "name": "a cat"}\n{"prompt": "2", "name": "a hat"}')
-    fitness = {"task": "clip", "model": str(tmp_path / "clip"), "arguments": {"num_inference_steps": 2}}
+    CLIPProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16), words
+    ).save_pretrained(tmp_path / "clip")
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "1", "name": "a cat"}\n{"prompt": "2", "name": "a hat"}'
+    )
+    fitness = {
+        "task": "clip",
+        "model": str(tmp_path / "clip"),
+        "arguments": {"num_inference_steps": 2},
+    }
     data = {"search": {"jsonl": str(tmp_path / "prompts.jsonl"), "answer_field": "name"}}
     config = config_of(parents, fitness=fitness, data=data)
     evaluator = Evaluator(config)

@@ -1,4 +1,5 @@
-"""The evaluator: a live candidate scores what the built model scores, whatever was scored before it."""
+"""The evaluator: a live candidate scores what the built model scores, whatever was scored before
+it."""
 
 import gc
 import json
@@ -23,26 +24,55 @@ from hf_evomerge.search.evaluation.memory import memory_of_models
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
-MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}]}
+MERGE = {
+    "method": "dare_ties",
+    "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}],
+}
 SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
 PARTS: dict[str, dict[str, Any]] = {
     "ps": {"merge": MERGE},
-    "other weights": {"merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {"weight": 0.8}]}},
+    "other weights": {
+        "merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {"weight": 0.8}]}
+    },
     "another method": {"merge": SLERP},
-    "other sources": {"merge": {"method": "ties", "sources": [1, 0], "parameters": [{"weight": 1.5}, {"weight": 0.2}]}},
-    "dfs": {"flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
-    "mlp_delta": {"flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}},
+    "other sources": {
+        "merge": {
+            "method": "ties",
+            "sources": [1, 0],
+            "parameters": [{"weight": 1.5}, {"weight": 0.2}],
+        }
+    },
+    "dfs": {
+        "flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}
+    },
+    "mlp_delta": {
+        "flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}
+    },
     "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
-    "hybrid": {"merge": MERGE, "flow": {"path": ["2:0", "0:0-1", "2:1"], "scales": [1, 0.8, 1, 1.1], "embedding_source": 2}},
+    "hybrid": {
+        "merge": MERGE,
+        "flow": {
+            "path": ["2:0", "0:0-1", "2:1"],
+            "scales": [1, 0.8, 1, 1.1],
+            "embedding_source": 2,
+        },
+    },
 }
 
 
 def _recipe(config: SearchConfig, part: str) -> Recipe:
-    fields = {"sources": config.sources, "base": config.base, "dtype": config.output.dtype, "seed": config.compute.seed}
+    fields = {
+        "sources": config.sources,
+        "base": config.base,
+        "dtype": config.output.dtype,
+        "seed": config.compute.seed,
+    }
     return Recipe.model_validate({**fields, **PARTS[part]})
 
 
-def _scores_of_built(recipe: Recipe, config: SearchConfig, folder: Path, examples: Any) -> list[float]:
+def _scores_of_built(
+    recipe: Recipe, config: SearchConfig, folder: Path, examples: Any
+) -> list[float]:
     """Build the model, load it as a stranger does, and score it with the plain task."""
     build_model(recipe, folder, progress=False)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -53,7 +83,8 @@ def _scores_of_built(recipe: Recipe, config: SearchConfig, folder: Path, example
 
 @pytest.mark.parametrize("space", ["ps", "dfs"])
 def test_models_that_are_not_needed_are_let_go(space, search_config):
-    """One whole model is in memory at a time in a search of weights; one of paths keeps the sources, and no other parent."""
+    """One whole model is in memory at a time in a search of weights; one of paths keeps the
+    sources, and no other parent."""
     evaluator = Evaluator(search_config(space))
     references = {}
     order = [*evaluator.config.sources, evaluator.config.base]
@@ -74,10 +105,18 @@ def test_models_that_are_not_needed_are_let_go(space, search_config):
 
 
 def test_the_memory_of_models_is_counted(tiny_half, search_config):
-    """Parents are one model at a time; weights are one model and float32 task vectors; paths are all sources, and the merge."""
-    size = sum((tiny_half / name / "model.safetensors").stat().st_size for name in ("a", "b")) / 2  # bfloat16, and a header
-    configs = {space: search_config(space, tiny_half, output={"dtype": "bfloat16"}) for space in ("ps", "dfs", "hybrid")}
-    found = {space: memory_of_models(config, Evaluator(config)) for space, config in configs.items()}
+    """Parents are one model at a time; weights are one model and float32 task vectors; paths are
+    all sources, and the merge."""
+    size = (
+        sum((tiny_half / name / "model.safetensors").stat().st_size for name in ("a", "b")) / 2
+    )  # bfloat16, and a header
+    configs = {
+        space: search_config(space, tiny_half, output={"dtype": "bfloat16"})
+        for space in ("ps", "dfs", "hybrid")
+    }
+    found = {
+        space: memory_of_models(config, Evaluator(config)) for space, config in configs.items()
+    }
     one = found["ps"]["parents"]
     assert 0.6 * size < one < size
     vectors = 2 * 3 * one  # two sources and the base, at twice the width
@@ -90,8 +129,8 @@ def test_the_memory_of_models_is_counted(tiny_half, search_config):
 
 @pytest.mark.parametrize("dtype", slow_beyond([None], ["float32", "bfloat16", None]))
 def test_a_live_model_scores_what_the_built_model_scores(dtype, tiny_half, search_config, tmp_path):
-    """One evaluator gives every kind of recipe, one after the other, the scores of the built and loaded model, bit for bit;
-    and again in another order, and after one that failed."""
+    """One evaluator gives every kind of recipe, one after the other, the scores of the built and
+    loaded model, bit for bit; and again in another order, and after one that failed."""
     config = search_config("hybrid", folder=tiny_half, output={"dtype": dtype})
     evaluator = Evaluator(config)
     seen = {}
@@ -99,17 +138,22 @@ def test_a_live_model_scores_what_the_built_model_scores(dtype, tiny_half, searc
         recipe = _recipe(config, part)
         seen[part] = scores = evaluator.evaluate(recipe)
         assert scores.error is None, part
-        built = _scores_of_built(recipe, config, tmp_path / part, evaluator.tasks.examples("search"))
+        built = _scores_of_built(
+            recipe, config, tmp_path / part, evaluator.tasks.examples("search")
+        )
         assert scores.values.tolist() == built, part
     assert len({scores.mean for scores in seen.values()}) == len(PARTS)
-    broken = Recipe.model_validate({"sources": config.sources, "merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}})
+    broken = Recipe.model_validate(
+        {"sources": config.sources, "merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}}
+    )
     assert evaluator.evaluate(broken).error is not None
     for part in [*reversed(PARTS), "hybrid", "ps", "hybrid"]:
         assert evaluator.evaluate(_recipe(config, part)) == seen[part], part
 
 
 def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config, tmp_path):
-    """Where sources differ in dtype or rope base, the live merge is still that of its own first source, as the built one."""
+    """Where sources differ in dtype or rope base, the live merge is still that of its own first
+    source, as the built one."""
     other = tmp_path / "other"
     model = AutoModelForCausalLM.from_pretrained(tiny_half / "b")
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 50.0}
@@ -117,9 +161,12 @@ def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config
     AutoTokenizer.from_pretrained(tiny_half / "b").save_pretrained(other)
     config = search_config(sources=[{"model": str(tiny / "a")}, {"model": str(other)}])
     evaluator = Evaluator(config)
-    average, reverse = uniform_average(config), _recipe(config, "other sources")
+    average = uniform_average(config)
+    reverse = _recipe(config, "other sources")
     for number, recipe in enumerate([average, reverse, average]):
-        built = _scores_of_built(recipe, config, tmp_path / str(number), evaluator.tasks.examples("search"))
+        built = _scores_of_built(
+            recipe, config, tmp_path / str(number), evaluator.tasks.examples("search")
+        )
         assert evaluator.evaluate(recipe).values.tolist() == built
 
 
@@ -128,15 +175,24 @@ def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config
     [
         ({"flow": {"path": ["0:0"] * 9, "scales": [1e6] * 9}}, "not finite"),
         ({"flow": {"path": ["0:0", "1:7"]}}, "layer 7 of source 1"),
-        ({"flow": {"path": ["0:0", "0:1"]}, "sources": [{"model": "other/model"}]}, "the recipe is of other sources than the"),
-        ({"flow": {"path": ["0:0", "0:1"]}, "base": {"model": "other/base"}}, "the recipe is of other sources than the search"),
+        (
+            {"flow": {"path": ["0:0", "0:1"]}, "sources": [{"model": "other/model"}]},
+            "the recipe is of other sources than the",
+        ),
+        (
+            {"flow": {"path": ["0:0", "0:1"]}, "base": {"model": "other/base"}},
+            "the recipe is of other sources than the search",
+        ),
         ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
     ],
 )
 def test_a_broken_candidate_has_an_error(fields, message, search_config):
-    """A candidate that cannot be scored has scores that failed, with one line that says why, not an exception."""
+    """A candidate that cannot be scored has scores that failed, with one line that says why, not an
+    exception."""
     config = search_config()
-    scores = Evaluator(config).evaluate(Recipe.model_validate({"sources": config.sources, "base": config.base, **fields}))
+    scores = Evaluator(config).evaluate(
+        Recipe.model_validate({"sources": config.sources, "base": config.base, **fields})
+    )
     assert scores.mean is None
     assert scores.values.size == 0
     assert message in str(scores.error)
@@ -144,7 +200,8 @@ def test_a_broken_candidate_has_an_error(fields, message, search_config):
 
 
 def test_an_exception_of_the_task_has_an_error(search_config):
-    """Whatever a user's own function raises becomes the candidate's error, on one line with the exception's name."""
+    """Whatever a user's own function raises becomes the candidate's error, on one line with the
+    exception's name."""
 
     def fails(model: Any, tokenizer: Any, examples: Any) -> list[float]:
         raise RuntimeError("two\n  lines")
@@ -155,7 +212,8 @@ def test_an_exception_of_the_task_has_an_error(search_config):
 
 
 def test_a_batch_is_part_of_the_split(search_config):
-    """A batch of examples gets their scores of the whole split, in the batch's order, and another batch its own."""
+    """A batch of examples gets their scores of the whole split, in the batch's order, and another
+    batch its own."""
     config = search_config()
     evaluator = Evaluator(config)
     recipe = _recipe(config, "ps")
@@ -172,7 +230,11 @@ def test_splits_have_their_own_scores(search_config):
     evaluator = Evaluator(search_config())
     parent = evaluator.config.sources[0]
     assert evaluator.tasks.splits == ["search", "validation", "test"]
-    assert [evaluator.evaluate(parent, split).values.size for split in evaluator.tasks.splits] == [5, 4, 6]
+    assert [evaluator.evaluate(parent, split).values.size for split in evaluator.tasks.splits] == [
+        5,
+        4,
+        6,
+    ]
     data = {"search": evaluator.config.data["search"].model_dump(exclude_defaults=True)}
     lonely = Evaluator(search_config(data=data))
     assert lonely.tasks.splits == ["search"]
@@ -181,7 +243,8 @@ def test_splits_have_their_own_scores(search_config):
 
 
 def test_a_parent_is_scored_as_it_is(tiny, search_config):
-    """A parent scores what the model in its folder scores, before and after candidates that share its layers."""
+    """A parent scores what the model in its folder scores, before and after candidates that share
+    its layers."""
     config = search_config()
     evaluator = Evaluator(config)
     task = make_task(config.fitness)
@@ -194,12 +257,20 @@ def test_a_parent_is_scored_as_it_is(tiny, search_config):
         assert evaluator.evaluate(config.base).values.tolist() != expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wish", [{"num_return_sequences": 2}, {"compile_config": {"fullgraph": True}}, {"max_new_tokens": -1}])
+@pytest.mark.parametrize(
+    "wish",
+    [{"num_return_sequences": 2}, {"compile_config": {"fullgraph": True}}, {"max_new_tokens": -1}],
+)
 def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
-    """Settings for which transformers refuses a generation config do not count; special tokens do."""
+    """Settings for which transformers refuses a generation config do not count; special tokens
+    do."""
     shutil.copytree(tiny / "b", tmp_path / "b")
-    (tmp_path / "b" / "generation_config.json").write_text(json.dumps({**wish, "eos_token_id": [5, 7]}))
-    evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "b")}]))
+    (tmp_path / "b" / "generation_config.json").write_text(
+        json.dumps({**wish, "eos_token_id": [5, 7]})
+    )
+    evaluator = Evaluator(
+        search_config(sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "b")}])
+    )
     scores = [evaluator.evaluate(SourceRef(model=str(folder / "b"))) for folder in (tmp_path, tiny)]
     assert scores[0].error is None
     assert scores[0].values.tolist() == scores[1].values.tolist()
@@ -209,10 +280,14 @@ def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
 
 def test_sources_of_different_depth_share_a_path(tiny, search_config, tmp_path):
     """A path may run through sources of different depth, and scores what the built model scores."""
-    config = search_config("dfs", sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}], base=None)
+    config = search_config(
+        "dfs", sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}], base=None
+    )
     evaluator = Evaluator(config)
     assert evaluator.sources.layers == [2, 3]
-    recipe = Recipe.model_validate({"sources": config.sources, "flow": {"path": ["0:0", "1:2", "1:0", "0:1"]}})
+    recipe = Recipe.model_validate(
+        {"sources": config.sources, "flow": {"path": ["0:0", "1:2", "1:0", "0:1"]}}
+    )
     built = _scores_of_built(recipe, config, tmp_path / "built", evaluator.tasks.examples("search"))
     assert evaluator.evaluate(recipe).values.tolist() == built
 
@@ -222,31 +297,36 @@ def test_answer_is_what_the_model_writes(part, search_config, tmp_path):
     """The answer that is shown is the built model's own greedy continuation of the prompt."""
     config = search_config()
     evaluator = Evaluator(config)
-    recipe, example = _recipe(config, part), evaluator.tasks.examples("test")[0]
+    recipe = _recipe(config, part)
+    example = evaluator.tasks.examples("test")[0]
     folder = build_model(recipe, tmp_path / "built", progress=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor([tokenizer(example.prompt)["input_ids"]])
-    output = AutoModelForCausalLM.from_pretrained(folder).generate(ids, max_new_tokens=5, do_sample=False)
+    output = AutoModelForCausalLM.from_pretrained(folder).generate(
+        ids, max_new_tokens=5, do_sample=False
+    )
     expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     assert evaluator.answer(recipe, example, 5) == expected
     assert expected
 
 
 def test_a_source_with_missing_weights_is_refused(tiny, search_config, tmp_path):
-    """A source that lacks weights is an error that names one, not a score of weights that were made up at random."""
+    """A source that lacks weights is an error that names one, not a score of weights that were made
+    up at random."""
     broken = tmp_path / "broken"
     shutil.copytree(tiny / "a", broken)
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    scores = Evaluator(search_config("dfs", sources=[{"model": str(broken)}, {"model": str(tiny / "b")}])).evaluate(
-        SourceRef(model=str(broken))
-    )
+    scores = Evaluator(
+        search_config("dfs", sources=[{"model": str(broken)}, {"model": str(tiny / "b")}])
+    ).evaluate(SourceRef(model=str(broken)))
     assert "model.layers.1.mlp.up_proj.weight" in str(scores.error)
 
 
 def test_one_tokenisation_for_all_candidates(search_config):
-    """Candidates of one kind share one prepared task; none is prepared twice for the same examples."""
+    """Candidates of one kind share one prepared task; none is prepared twice for the same
+    examples."""
     config = search_config()
     prepared = []
 
@@ -255,7 +335,10 @@ def test_one_tokenisation_for_all_candidates(search_config):
             prepared.append(len(examples))
             super().prepare(examples, tokenizer)
 
-    evaluator = Evaluator(config, task_factory=lambda: Counting(lambda model, tokenizer, examples: [1.0] * len(examples)))
+    evaluator = Evaluator(
+        config,
+        task_factory=lambda: Counting(lambda model, tokenizer, examples: [1.0] * len(examples)),
+    )
     for weight in (0.1, 0.2, 0.3):
         merge = {"method": "linear", "parameters": [{"weight": weight}, {"weight": 1.0}]}
         recipe = Recipe.model_validate({"sources": config.sources, "merge": merge})
@@ -265,14 +348,18 @@ def test_one_tokenisation_for_all_candidates(search_config):
 
 @pytest.mark.parametrize("terms", [1, "all"])
 def test_a_gradient_of_gates_is_that_of_the_score(terms, search_config):
-    """The slopes of gates at a point are those of the score of its recipe, of a slot that is off too; others are not asked."""
+    """The slopes of gates at a point are those of the score of its recipe, of a slot that is off
+    too; others are not asked."""
     path = {"kind": "gates", "terms": terms, "repetitions": 2}
     config = search_config("dfs", path=path, optimize=[{"by": "gradient"}])
     evaluator = Evaluator(config)
     space = make_space(config, config.stages[0], evaluator.sources.summary)
-    genome, off = np.random.default_rng(0).uniform(0.3, 1.0, space.start().mean.size), 3
+    genome = np.random.default_rng(0).uniform(0.3, 1.0, space.start().mean.size)
+    off = 3
     genome[off] = 0.0
-    found = evaluator.evaluate(space.decode(genome), slopes=space.slopes(genome, np.ones(genome.size, dtype=np.bool_)))
+    found = evaluator.evaluate(
+        space.decode(genome), slopes=space.slopes(genome, np.ones(genome.size, dtype=np.bool_))
+    )
     assert found.error is None, found.error
     assert found.mean == pytest.approx(evaluator.evaluate(space.decode(genome)).mean, rel=1e-4)
     for place in set(range(genome.size)) - {off}:
@@ -281,20 +368,28 @@ def test_a_gradient_of_gates_is_that_of_the_score(terms, search_config):
             moved = genome.copy()
             moved[place] += step
             ends.append(evaluator.evaluate(space.decode(moved)).mean or np.nan)
-        assert found.gradient[place] == pytest.approx((ends[0] - ends[1]) / 0.002, rel=0.03, abs=0.02), place
+        assert found.gradient[place] == pytest.approx(
+            (ends[0] - ends[1]) / 0.002, rel=0.03, abs=0.02
+        ), place
     active = np.arange(genome.size) != 6
-    fewer = evaluator.evaluate(space.decode(genome * active), slopes=space.slopes(genome * active, active))
+    fewer = evaluator.evaluate(
+        space.decode(genome * active), slopes=space.slopes(genome * active, active)
+    )
     assert fewer.gradient is not None
     assert (fewer.gradient == 0).tolist() == (~active).tolist()
 
 
 @pytest.mark.parametrize("space", ["ps", "dfs"])
 def test_recomputed_gradients_are_the_same(space, search_config):
-    """With gradient checkpointing a gradient has the same bits, and the layers are left as they were."""
+    """With gradient checkpointing a gradient has the same bits, and the layers are left as they
+    were."""
     found = []
     for checkpointing in (False, True):
         path = {"kind": "gates", "repetitions": 1}
-        how = {"optimize": [{"by": "gradient"}], "compute": {"gradient_checkpointing": checkpointing}}
+        how = {
+            "optimize": [{"by": "gradient"}],
+            "compute": {"gradient_checkpointing": checkpointing},
+        }
         config = search_config(space, path=path, **how)
         evaluator = Evaluator(config)
         here = make_space(config, config.stages[0], evaluator.sources.summary)
@@ -303,7 +398,10 @@ def test_recomputed_gradients_are_the_same(space, search_config):
         scores = evaluator.evaluate(here.decode(genome), slopes=slopes)
         assert scores.error is None, scores.error
         found.append(scores)
-        assert not any("forward" in vars(module) for module in evaluator.models.model(config.sources[0]).modules())
+        assert not any(
+            "forward" in vars(module)
+            for module in evaluator.models.model(config.sources[0]).modules()
+        )
     assert found[0] == found[1]
     assert found[0].gradient.any()
 
@@ -318,7 +416,12 @@ def other_words(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(model.get_input_embeddings().weight.data[26:], std=0.4)
     model.save_pretrained(shutil.copytree(tiny / "b", folder / "c", dirs_exist_ok=True))
     data = json.loads((folder / "c" / "tokenizer.json").read_text())
-    words = [*sorted(data["model"]["vocab"], key=data["model"]["vocab"].__getitem__), "more1", "more2", "more3"]
+    words = [
+        *sorted(data["model"]["vocab"], key=data["model"]["vocab"].__getitem__),
+        "more1",
+        "more2",
+        "more3",
+    ]
     order = [*range(4), *reversed(range(4, 29))]
     data["model"]["vocab"] = {words[place]: number for number, place in enumerate(order)}
     (folder / "c" / "tokenizer.json").write_text(json.dumps(data))
@@ -330,7 +433,8 @@ VOCABULARIES = [("ps", "tokenizer"), ("hybrid", "union"), ("ps", "union"), ("hyb
 
 @pytest.mark.parametrize(("space", "vocabulary"), slow_beyond(VOCABULARIES[:2], VOCABULARIES))
 def test_vocabularies_that_differ(space, vocabulary, other_words, search_config, tmp_path):
-    """A live merge of vocabularies that differ has the built model's tensors, bit for bit, and its tokenizer and scores."""
+    """A live merge of vocabularies that differ has the built model's tensors, bit for bit, and its
+    tokenizer and scores."""
     lines = [json.dumps({"prompt": f"w{n} more{n} 3", "answer": f"more{n}"}) for n in (1, 2, 3)]
     (tmp_path / "more.jsonl").write_text("\n".join(lines))
     config = search_config(
@@ -343,15 +447,23 @@ def test_vocabularies_that_differ(space, vocabulary, other_words, search_config,
     evaluator = Evaluator(config)
     average = uniform_average(config)
     found = [_recipe(config, name) for name in ("ps", "hybrid")[: 2 if space == "hybrid" else 1]]
-    for number, recipe in enumerate([*(config.recipe(each.merge, each.flow) for each in found), average]):
+    for number, recipe in enumerate(
+        [*(config.recipe(each.merge, each.flow) for each in found), average]
+    ):
         folder = tmp_path / str(number)
         scores = evaluator.evaluate(recipe)
         assert scores.error is None
-        live = {key: value.clone() for key, value in evaluator.models.model(recipe).state_dict().items()}
-        assert scores.values.tolist() == _scores_of_built(recipe, config, folder, evaluator.tasks.examples("search"))
+        live = {
+            key: value.clone() for key, value in evaluator.models.model(recipe).state_dict().items()
+        }
+        assert scores.values.tolist() == _scores_of_built(
+            recipe, config, folder, evaluator.tasks.examples("search")
+        )
         state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
         rows = 26 if vocabulary == "tokenizer" else 29
-        assert {len(state[key]) for key in state if "embed_tokens" in key or "lm_head" in key} == {rows}
+        assert {len(state[key]) for key in state if "embed_tokens" in key or "lm_head" in key} == {
+            rows
+        }
         assert live.keys() == state.keys()
         assert all(torch.equal(live[key], state[key]) for key in state)
         tokenizer = evaluator.tasks.tokenizer(recipe)
@@ -360,11 +472,15 @@ def test_vocabularies_that_differ(space, vocabulary, other_words, search_config,
 
 
 def test_attention_is_computed_as_the_file_says(search_config):
-    """The models of candidates and of parents have the search's implementation of attention; code of the Hub is refused."""
+    """The models of candidates and of parents have the search's implementation of attention; code
+    of the Hub is refused."""
     config = search_config(compute={"attn_implementation": "eager"})
     evaluator = Evaluator(config)
     for target in (config.sources[0], config.recipe(merge=config.merge_part())):
         assert evaluator.models.model(target).config._attn_implementation == "eager"
-    assert Evaluator(search_config()).models.model(config.sources[0]).config._attn_implementation == "sdpa"
+    assert (
+        Evaluator(search_config()).models.model(config.sources[0]).config._attn_implementation
+        == "sdpa"
+    )
     with pytest.raises(SearchError, match="attn_implementation"):
         search_config(compute={"attn_implementation": "kernels-community/flash-attn"})

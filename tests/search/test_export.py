@@ -27,9 +27,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two stages: merges, one of which failed, and paths."""
     folder = tmp_path_factory.mktemp("studies") / "my-search"
     study = Study.create(folder, minimal(space="hybrid", sources=SOURCES).model_dump(mode="json"))
-    study.add_trial(Trial("ps", 0, 0, np.array([0.5, 0.5]), None, Scores.failed("no recipe, sorry")))
+    study.add_trial(
+        Trial("ps", 0, 0, np.array([0.5, 0.5]), None, Scores.failed("no recipe, sorry"))
+    )
     for number, weight in enumerate((0.25, 0.75, 1.5), 1):
-        merge = MergePart(method="task_arithmetic", parameters=[{"weight": {"embed": weight, "default": 1.0}}, {"weight": 0.5}])
+        merge = MergePart(
+            method="task_arithmetic",
+            parameters=[{"weight": {"embed": weight, "default": 1.0}}, {"weight": 0.5}],
+        )
         key = study.add_recipe(Recipe(sources=SOURCES, base={"model": "me/base"}, merge=merge))  # type: ignore[arg-type]
         scores = Scores([weight, weight + 1], correct=[True, False], seconds=2.0)
         study.add_trial(Trial("ps", number, 0, np.array([weight, 0.5]), key, scores, cost=0.5))
@@ -45,19 +50,20 @@ def test_csv(folder, tmp_path):
     with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["stage"], row["number"], row["state"]) for row in rows] == [
-        *[("ps", "0", "FAILED"), ("ps", "1", "COMPLETE"), ("ps", "2", "COMPLETE"), ("ps", "3", "COMPLETE")],
+        *[
+            ("ps", "0", "FAILED"),
+            ("ps", "1", "COMPLETE"),
+            ("ps", "2", "COMPLETE"),
+            ("ps", "3", "COMPLETE"),
+        ],
         ("dfs", "0", "COMPLETE"),
     ]
     assert (rows[0]["error"], rows[0]["fitness"]) == ("no recipe, sorry", "")
     assert [row["params.one.weight.embed"] for row in rows[1:4]] == ["0.25", "0.75", "1.5"]
     assert [row["params.two.weight"] for row in rows[1:4]] == ["0.5"] * 3
-    assert [rows[1][name] for name in ("fitness", "accuracy", "evaluations", "seconds", "examples")] == [
-        "0.75",
-        "0.5",
-        "0.5",
-        "2.0",
-        "2",
-    ]
+    assert [
+        rows[1][name] for name in ("fitness", "accuracy", "evaluations", "seconds", "examples")
+    ] == ["0.75", "0.5", "0.5", "2.0", "2"]
     assert [rows[4][f"params.x00{number}"] for number in range(3)] == ["1.0", "-2.0", "3.0"]
 
 
@@ -81,7 +87,11 @@ def test_several_objectives(tmp_path):
         study.add_trial(Trial("dfs", number, 0, np.array([float(number)]), key, scores))
     study.close()
     rows = trial_rows(tmp_path / "front")
-    assert [(row["fitness"], row["objective.hops"]) for row in rows] == [(0.5, 3.0), (0.75, 6.0), (0.25, 5.0)]
+    assert [(row["fitness"], row["objective.hops"]) for row in rows] == [
+        (0.5, 3.0),
+        (0.75, 6.0),
+        (0.25, 5.0),
+    ]
 
 
 @pytest.mark.parametrize("export", [export_csv, export_parquet])
@@ -95,8 +105,11 @@ def test_nothing_to_export(export, tmp_path):
 
 
 def test_scores_of_given_answers_are_exported(tmp_path):
-    """A search by likelihood writes no answers; every example's log-likelihood is exported, under the names of the table."""
-    (tmp_path / "x.jsonl").write_text('{"prompt": "1", "answer": "2"}\n{"prompt": "3", "answer": "4"}\n', encoding="utf-8")
+    """A search by likelihood writes no answers; every example's log-likelihood is exported, under
+    the names of the table."""
+    (tmp_path / "x.jsonl").write_text(
+        '{"prompt": "1", "answer": "2"}\n{"prompt": "3", "answer": "4"}\n', encoding="utf-8"
+    )
     data = {"test": {"jsonl": str(tmp_path / "x.jsonl")}}
     config = minimal(sources=SOURCES, base={"model": "b/base"}, data=data)
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
@@ -106,25 +119,44 @@ def test_scores_of_given_answers_are_exported(tmp_path):
     rows = [{"label": "0123", "model": "random search", "winner": False}]
     (tmp_path / "study" / "results.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
     assert export_answers(tmp_path / "study", tmp_path / "out.jsonl") == 4
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = {(line["model"], line["prompt"]): (line["answer"], line["score"], line["right"]) for line in lines}
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    found = {
+        (line["model"], line["prompt"]): (line["answer"], line["score"], line["right"])
+        for line in lines
+    }
     assert found["base", "3"] == (None, -4.5, True)
     assert found["random search", "1"] == (None, -1.0, False)
 
 
 def test_command(folder, tmp_path):
-    """The command writes what it is asked for and says so; asked for nothing it says what there is."""
+    """The command writes what it is asked for and says so; asked for nothing it says what there
+    is."""
     run = CliRunner().invoke
     file = tmp_path / "trials.csv"
-    done = run(app, ["export", str(folder), "--csv", str(file), "--answers", str(tmp_path / "answers.jsonl")])
+    done = run(
+        app,
+        ["export", str(folder), "--csv", str(file), "--answers", str(tmp_path / "answers.jsonl")],
+    )
     assert done.exit_code == 0, done.output
     assert f"{file}: 5 trials" in done.output
     assert f"{tmp_path / 'answers.jsonl'}: 0 answers" in done.output
     assert (tmp_path / "answers.jsonl").read_text(encoding="utf-8") == ""
     before = (folder / "study.db").read_bytes()
-    for option, there in (("--csv", file), ("--parquet", folder / "study.db"), ("--answers", folder / "study.db")):
-        refused = run(app, ["export", str(folder), "--csv", str(tmp_path / "new.csv"), option, str(there)])
-        assert (refused.exit_code, "exists already; choose another name" in refused.output) == (1, True)
+    for option, there in (
+        ("--csv", file),
+        ("--parquet", folder / "study.db"),
+        ("--answers", folder / "study.db"),
+    ):
+        refused = run(
+            app, ["export", str(folder), "--csv", str(tmp_path / "new.csv"), option, str(there)]
+        )
+        assert (refused.exit_code, "exists already; choose another name" in refused.output) == (
+            1,
+            True,
+        )
     assert (folder / "study.db").read_bytes() == before
     assert not (tmp_path / "new.csv").exists()
     refused = run(app, ["export", str(folder), "--csv", str(tmp_path / "nowhere" / "x.csv")])
@@ -148,23 +180,31 @@ def _room(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["csv", "parquet", "answers"])
 def test_a_full_disk_leaves_no_half_of_a_table(folder, tmp_path, monkeypatch, kind):
     """What cannot be written whole is not there, and the line says what is full."""
-    row = {"stage": "ps", "error": "".join(map(chr, np.random.default_rng(0).integers(48, 122, 200_000)))}
+    row = {
+        "stage": "ps",
+        "error": "".join(map(chr, np.random.default_rng(0).integers(48, 122, 200_000))),
+    }
     monkeypatch.setattr("hf_evomerge.search.results.export.trial_rows", lambda study: [row])
     answer = Answer("m", "test", row["error"], "", None, 0.0, None, None)
     monkeypatch.setattr("hf_evomerge.search.results.answers.study_answers", lambda study: [answer])
     with _room(100_000):
-        told = CliRunner().invoke(app, ["export", str(folder), f"--{kind}", str(tmp_path / "table")])
+        told = CliRunner().invoke(
+            app, ["export", str(folder), f"--{kind}", str(tmp_path / "table")]
+        )
     assert told.exit_code == 1
     assert "make room on the disk" in told.output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_keeps_the_file_that_was_there(tmp_path):
-    """A recipe that cannot be written whole leaves the one before as it was, and nothing beside it."""
+    """A recipe that cannot be written whole leaves the one before as it was, and nothing beside
+    it."""
     recipe = Recipe(sources=SOURCES, flow=FlowPart(path=["0:0-1"]))
     recipe.save(tmp_path / "recipe.yaml")
     with _room(1000), pytest.raises(OSError, match="File too large"):
-        recipe.model_copy(update={"flow": FlowPart(path=["0:0"] * 4000)}).save(tmp_path / "recipe.yaml")
+        recipe.model_copy(update={"flow": FlowPart(path=["0:0"] * 4000)}).save(
+            tmp_path / "recipe.yaml"
+        )
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
     assert Recipe.load(tmp_path / "recipe.yaml") == recipe
 
@@ -172,7 +212,12 @@ def test_a_full_disk_keeps_the_file_that_was_there(tmp_path):
 def test_a_full_disk_is_no_damage(folder, tmp_path):
     """Where SQLite has no room for its own files the study is not called damaged."""
     with _room(1000):
-        told = CliRunner().invoke(app, ["export", str(folder), "--csv", str(tmp_path / "table.csv")])
+        told = CliRunner().invoke(
+            app, ["export", str(folder), "--csv", str(tmp_path / "table.csv")]
+        )
     assert told.exit_code == 1
-    assert "study.db: cannot be read or written on this disk: disk I/O error; free memory" in told.output
+    assert (
+        "study.db: cannot be read or written on this disk: disk I/O error; free memory"
+        in told.output
+    )
     assert "damaged" not in told.output

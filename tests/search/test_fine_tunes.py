@@ -26,9 +26,12 @@ from hf_evomerge.search.study.study import Study
 
 @pytest.mark.slow
 def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
-    """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
+    """The best LoRA from every parent, base and average at every rate has one row, which loads and
+    says what was spent."""
     monkeypatch.setattr(lora_phase, "RATES", (1e-4, 1e-2))
-    config = search_config(compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}})
+    config = search_config(
+        compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}}
+    )
     steps: list[Progress] = []
 
     class Steps(SearchCallback):
@@ -38,67 +41,128 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     result = run_search(config, tmp_path, build=False, callbacks=[Steps()])
     (row,) = (row for row in result.rows if row.stage == "lora")
     assert "average" not in [row.stage for row in result.rows]
-    adapters = sorted(str(file.parent.relative_to(tmp_path / "baselines")) for file in tmp_path.rglob("adapter_config.json"))
+    adapters = sorted(
+        str(file.parent.relative_to(tmp_path / "baselines"))
+        for file in tmp_path.rglob("adapter_config.json")
+    )
     assert adapters == [
-        f"{start}/lora-{rate}-8" for start in ("average", "base", "source-0", "source-1") for rate in (1e-4, 0.01)
+        f"{start}/lora-{rate}-8"
+        for start in ("average", "base", "source-0", "source-1")
+        for rate in (1e-4, 0.01)
     ]
     with Study.open(tmp_path) as study:
-        fitness = {label: study.evaluation(label, "validation") for label, split in study.evaluated() if split == "validation"}
-    tuned = {label: scores.mean for label, scores in fitness.items() if label.startswith("lora:") and scores is not None}
+        fitness = {
+            label: study.evaluation(label, "validation")
+            for label, split in study.evaluated()
+            if split == "validation"
+        }
+    tuned = {
+        label: scores.mean
+        for label, scores in fitness.items()
+        if label.startswith("lora:") and scores is not None
+    }
     assert len(tuned) == 8
     assert tuned[row.label] == max(tuned.values(), key=lambda mean: mean or -np.inf)
     start, rate = row.label.split(":8")[0].removeprefix("lora:").rsplit(":", 1)
     name = {"source:0": "a", "source:1": "b", "average": "the average"}.get(start, start)
-    assert row.model == f"LoRA from {name}, rate {rate} (best of 8 on validation examples, 8 evaluations each)"
+    assert (
+        row.model
+        == f"LoRA from {name}, rate {rate} (best of 8 on validation examples, 8 evaluations each)"
+    )
     assert (row.evaluations, row.retained["old"].error) == (8 * 8, None)
-    assert sum(f" a LoRA from {name}, rate {rate}, " in sentence for sentence in result.verdict) == 1
-    assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (4, 64, 64, pytest.approx(64))
+    assert (
+        sum(f" a LoRA from {name}, rate {rate}, " in sentence for sentence in result.verdict) == 1
+    )
+    assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (
+        4,
+        64,
+        64,
+        pytest.approx(64),
+    )
     assert steps[0].note == "from base, rate 0.0001, step 1 of 2"
     folder = tmp_path / "baselines" / start.replace(":", "-")
     plain = SourceRef(model=str(folder / "model" if start == "average" else tiny / name))
-    tuned_again = Evaluator(config).evaluate(plain.model_copy(update={"adapter": str(folder / f"lora-{rate}-8")}), "test")
+    tuned_again = Evaluator(config).evaluate(
+        plain.model_copy(update={"adapter": str(folder / f"lora-{rate}-8")}), "test"
+    )
     assert tuned_again == row.scores
-    before, steps[:] = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}, []
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    steps[:] = []
     again = run_search(config, tmp_path, build=False, callbacks=[Steps()])
     assert (steps, again.rows) == ([], result.rows)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])
-def test_lora_learns_beside_a_merge(of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog):
-    """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is the same again."""
+def test_lora_learns_beside_a_merge(
+    of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog
+):
+    """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is
+    the same again."""
     monkeypatch.setattr(merge_lora, "RATE", 1.0)
-    settings = {"optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}], "output": {"dtype": "float32"}}
-    config = search_config(compare={"baselines": ["merge+lora"]}, **settings, **(adapters if of_adapters else {}))
+    settings = {
+        "optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}],
+        "output": {"dtype": "float32"},
+    }
+    config = search_config(
+        compare={"baselines": ["merge+lora"]}, **settings, **(adapters if of_adapters else {})
+    )
     result = run_search(config, tmp_path / "study", build=False)
-    row, built = result.row("together"), tmp_path / "study" / "model-with-lora"
+    row = result.row("together")
+    built = tmp_path / "study" / "model-with-lora"
     assert (row.evaluations, row.scores.error) == (20, None)
-    assert not any("adapter says that it is of" in message or "no adapter" in message for message in caplog.messages)
+    assert not any(
+        "adapter says that it is of" in message or "no adapter" in message
+        for message in caplog.messages
+    )
     assert sum("itself with LoRA beside it" in sentence for sentence in result.verdict) == 1
     recipe = Recipe.load(built / "recipe.yaml")
     assert recipe.sources[:2] == list(config.sources)
-    assert (recipe.sources[2].model, recipe.merge.parameters[2]) == (config.base.model, {"weight": 1.0})
-    model = config.base.model_copy(update={"adapter": str(built)}) if of_adapters else SourceRef(model=str(built))
+    assert (recipe.sources[2].model, recipe.merge.parameters[2]) == (
+        config.base.model,
+        {"weight": 1.0},
+    )
+    model = (
+        config.base.model_copy(update={"adapter": str(built)})
+        if of_adapters
+        else SourceRef(model=str(built))
+    )
     assert Evaluator(config).evaluate(model, "test") == row.scores
-    assert Evaluator(config).evaluate(model).mean > Evaluator(config).evaluate(result.winner).mean + 0.1
+    assert (
+        Evaluator(config).evaluate(model).mean
+        > Evaluator(config).evaluate(result.winner).mean + 0.1
+    )
     _, live = merge_lora.learn_together(evaluator := Evaluator(config), config.stages[0])
     task = evaluator.tasks.prepared(config.sources[0])
-    assert np.allclose(task.evaluate(live).values, Evaluator(config).evaluate(model).values, atol=1e-3)
-    shutil.copytree(tmp_path / "study", tmp_path / "moved", ignore=shutil.ignore_patterns("model-with-lora"))
+    assert np.allclose(
+        task.evaluate(live).values, Evaluator(config).evaluate(model).values, atol=1e-3
+    )
+    shutil.copytree(
+        tmp_path / "study", tmp_path / "moved", ignore=shutil.ignore_patterns("model-with-lora")
+    )
     monkeypatch.chdir(tmp_path)
     assert run_search(config, Path("moved"), build=False).rows == result.rows
-    assert (tmp_path / "moved" / "model-with-lora" / "recipe.yaml").exists()  # built again, where the study is now
-    assert not list((tmp_path / "study" / "baselines").rglob("README.md"))  # with a path of this machine
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "baselines").rglob("*")}
+    assert (
+        tmp_path / "moved" / "model-with-lora" / "recipe.yaml"
+    ).exists()  # built again, where the study is now
+    assert not list(
+        (tmp_path / "study" / "baselines").rglob("README.md")
+    )  # with a path of this machine
+    before = {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "baselines").rglob("*")
+    }
     assert run_search(config, tmp_path / "study", build=False).rows == result.rows
     assert {file: file.stat().st_mtime_ns for file in before} == before
     run_search(config, tmp_path / "again", build=False)
     (weights,) = built.glob("*.safetensors")
-    assert (tmp_path / "again" / "model-with-lora" / weights.name).read_bytes() == weights.read_bytes()
+    assert (
+        tmp_path / "again" / "model-with-lora" / weights.name
+    ).read_bytes() == weights.read_bytes()
 
 
 def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
-    """The modules in the adapter's config are sorted, so that the same training writes the same file."""
+    """The modules in the adapter's config are sorted, so that the same training writes the same
+    file."""
     model = AutoModelForCausalLM.from_pretrained(tiny / "base")
     LoraAscent(model, Lora(1e-3, 1)).tuned.save_pretrained(tmp_path)
     modules = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
@@ -107,26 +171,44 @@ def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
 
 
 def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):
-    """Where paths run through resident sources, training adapters for a source does not change what a path scores."""
+    """Where paths run through resident sources, training adapters for a source does not change what
+    a path scores."""
     monkeypatch.setattr(lora_phase, "RATES", (1e-2,))
     evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    LoraTrainer(evaluator, tmp_path).fine_tunes({"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None)
+    LoraTrainer(evaluator, tmp_path).fine_tunes(
+        {"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None
+    )
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
 
 def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch):
-    """An adapter for a classifier, which does not generate, is trained on its labels, read again and scored."""
+    """An adapter for a classifier, which does not generate, is trained on its labels, read again
+    and scored."""
     monkeypatch.setattr(lora_phase, "RATES", (1e-2,))
     random_class("bert", 0).save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
     ref = SourceRef(model=str(tmp_path / "a"))
-    examples = {"search": [Example(str(i), color, color) for i, color in enumerate(("red", "green", "blue"))]}
-    config = search_config("ps", sources=[ref, ref], base=None, merge={"method": "linear"}, fitness={"task": "classification"})
+    examples = {
+        "search": [
+            Example(str(i), color, color) for i, color in enumerate(("red", "green", "blue"))
+        ]
+    }
+    config = search_config(
+        "ps",
+        sources=[ref, ref],
+        base=None,
+        merge={"method": "linear"},
+        fitness={"task": "classification"},
+    )
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
-    (tuned,) = LoraTrainer(evaluator, tmp_path / "tuned").fine_tunes({"a": ("a", ref)}, 60, lambda progress: None).values()
+    (tuned,) = (
+        LoraTrainer(evaluator, tmp_path / "tuned")
+        .fine_tunes({"a": ("a", ref)}, 60, lambda progress: None)
+        .values()
+    )
     after = evaluator.evaluate(tuned.model).mean
     assert after > before + 0.5
 
@@ -140,24 +222,34 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
 
     monkeypatch.setattr(LoraTrainer, "_train", train)
     starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
-    tuned = LoraTrainer(Evaluator(search_config()), tmp_path).fine_tunes(starts, 8.5, lambda progress: None)
-    assert list(tuned) == ["lora:source:0:0.0001:8.5", "lora:source:0:0.0003:8.5", "lora:source:0:0.0005:8.5"]
+    tuned = LoraTrainer(Evaluator(search_config()), tmp_path).fine_tunes(
+        starts, 8.5, lambda progress: None
+    )
+    assert list(tuned) == [
+        "lora:source:0:0.0001:8.5",
+        "lora:source:0:0.0003:8.5",
+        "lora:source:0:0.0005:8.5",
+    ]
     adapter = str(tmp_path / "source-0" / "lora-0.0003-8.5")
     assert tuned["lora:source:0:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
-    warned = [message for message in caplog.messages if message.startswith("the results have no LoRA")]
+    warned = [
+        message for message in caplog.messages if message.startswith("the results have no LoRA")
+    ]
     assert len(warned) == 5
     assert warned[0] == "the results have no LoRA from a, rate 0.001: not finite"
 
 
 def test_a_fine_tune_climbs(tiny, search_config):
-    """Training raises the score on what it is trained on, gives the same adapter again, and spends what the cost pays for."""
+    """Training raises the score on what it is trained on, gives the same adapter again, and spends
+    what the cost pays for."""
     evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     ref = SourceRef(model=str(tiny / "a"))
     before = evaluator.evaluate(ref).mean
     settings = Lora.for_cost(200, len(evaluator.tasks.examples("search")), rate=5e-3)
     assert (settings.steps, settings.batch) == (66, 5)
     assert Lora.for_cost(75, 128, rate=1e-3).steps == 400
-    make_task, given = evaluator.tasks.differentiable_task, (evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(ref))
+    make_task = evaluator.tasks.differentiable_task
+    given = (evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(ref))
     trained = []
     for _ in range(2):
         plain = AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32)
@@ -170,14 +262,20 @@ def test_a_fine_tune_climbs(tiny, search_config):
 
 @pytest.mark.parametrize(("steps", "peak"), [(4, 1), (30, 3)])
 def test_short_trainings_reach_their_rate(tiny, search_config, steps, peak):
-    """The rate rises over a tenth of the steps, and over one at least: Adam's first step is then as long as the rate."""
+    """The rate rises over a tenth of the steps, and over one at least: Adam's first step is then as
+    long as the rate."""
     evaluator = Evaluator(search_config(output={"dtype": "float32"}))
-    examples, tokenizer = evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))
+    examples = evaluator.tasks.examples("search")
+    tokenizer = evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))
     moved: list[float] = []
 
     def after(step: int, model: Any) -> None:
         if step == 1:  # Adam's first step moves each number by the rate
-            moved.extend(float(value.detach().abs().max()) for name, value in model.named_parameters() if "lora_B" in name)
+            moved.extend(
+                float(value.detach().abs().max())
+                for name, value in model.named_parameters()
+                if "lora_B" in name
+            )
 
     plain = AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32)
     make_task = evaluator.tasks.differentiable_task

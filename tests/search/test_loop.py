@@ -34,13 +34,22 @@ from hf_evomerge.search.study.study import Study, Trial
 
 @pytest.mark.parametrize("kind", SPACES)
 def test_a_search_finds_something_good(kind, tmp_path):
-    """Each kind of search spends its budget exactly and ends with a winner better than every parent."""
+    """Each kind of search spends its budget exactly and ends with a winner better than every
+    parent."""
     study, result = toy_search(tmp_path, ToyRunner(), kind)
     config = toy_config(kind)
-    budgets = {"ps-first": 14, "ps": 31, "dfs-first": 12, "dfs": 20 if kind in ("hybrid", "first") else 31, "random": 51}
+    budgets = {
+        "ps-first": 14,
+        "ps": 31,
+        "dfs-first": 12,
+        "dfs": 20 if kind in ("hybrid", "first") else 31,
+        "random": 51,
+    }
     for stage in config.stages:
         spent = sum(trial.cost for trial in study.trials(stage.name))
-        generation = 7 * 4 / EXAMPLES + 1 if kind == "batches" else 0  # the mean at the end leaves no room for part of one
+        generation = (
+            7 * 4 / EXAMPLES + 1 if kind == "batches" else 0
+        )  # the mean at the end leaves no room for part of one
         assert budgets[stage.name] - generation - 1e-9 < spent < budgets[stage.name] + 1e-9
     assert len({trial.stage for trial in study.trials()}) == len(config.stages)
     winner = max(row.scores.mean or -9 for row in result.rows if row.winner)
@@ -54,7 +63,11 @@ def test_a_sweep_finds_the_best_path_of_one_model(tmp_path):
     worth = [0.5, 0.4, 0.0, 0.3, 0.1, 0.6]
 
     def scores(job: Job) -> np.ndarray:
-        layers = job.target.flow.to_path().unique_layers if isinstance(job.target, Recipe) and job.target.flow else []
+        layers = (
+            job.target.flow.to_path().unique_layers
+            if isinstance(job.target, Recipe) and job.target.flow
+            else []
+        )
         found = sum(worth[layer] for _, layer in layers) + hardness(job.split)
         return found if job.batch is None else found[list(job.batch)]
 
@@ -68,31 +81,42 @@ def test_a_sweep_finds_the_best_path_of_one_model(tmp_path):
 
 
 def test_a_failed_candidate_is_a_failed_trial(tmp_path):
-    """A candidate that fails is stored as FAILED with its message, and the search goes on to a good winner."""
+    """A candidate that fails is stored as FAILED with its message, and the search goes on to a good
+    winner."""
 
     def fails(job: Job) -> bool:
-        return isinstance(job.target, Recipe) and job.split == "search" and toy_scores(job)[0] < -0.25
+        return (
+            isinstance(job.target, Recipe) and job.split == "search" and toy_scores(job)[0] < -0.25
+        )
 
     study, result = toy_search(tmp_path, ToyRunner(fails=fails))
     states = [trial.state for trial in study.trials()]
     assert 0 < states.count("FAILED") < 31
-    assert all((trial.scores.error == "toy: this one fails") == (trial.state == "FAILED") for trial in study.trials())
+    assert all(
+        (trial.scores.error == "toy: this one fails") == (trial.state == "FAILED")
+        for trial in study.trials()
+    )
     assert all(trial.fitness is None for trial in study.trials() if trial.state == "FAILED")
     assert study.best("ps")[0].state == "COMPLETE"
     assert max(row.scores.mean or -9 for row in result.rows if row.winner) > -0.2
 
 
 def test_all_failing_is_one_line(tmp_path):
-    """Where the whole first generation fails, the search ends after it with one line that says why."""
+    """Where the whole first generation fails, the search ends after it with one line that says
+    why."""
     runner = ToyRunner(fails=lambda job: isinstance(job.target, Recipe))
     with pytest.raises(SearchError) as caught:
         toy_search(tmp_path, runner)
-    assert str(caught.value) == "ps: every candidate of the first generation failed: toy: this one fails"
+    assert (
+        str(caught.value)
+        == "ps: every candidate of the first generation failed: toy: this one fails"
+    )
     assert len(Study.open(tmp_path).trials()) == 7
 
 
 def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path):
-    """A parent that cannot be evaluated ends the search before a trial is made; once it can be, the search goes on."""
+    """A parent that cannot be evaluated ends the search before a trial is made; once it can be, the
+    search goes on."""
     runner = ToyRunner(fails=lambda job: job.target == SourceRef(model="b"))
     with pytest.raises(SearchError, match="b: cannot be evaluated: toy: this one fails"):
         toy_search(tmp_path, runner)
@@ -102,7 +126,8 @@ def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_failed_evaluation_is_a_row_of_the_results(split, tmp_path):
-    """Where the first finalist or parent fails on a split, the search ends; going on ends with the same table, and free."""
+    """Where the first finalist or parent fails on a split, the search ends; going on ends with the
+    same table, and free."""
     asked: list[str] = []
 
     def fails(job: Job) -> bool:
@@ -110,7 +135,9 @@ def test_a_failed_evaluation_is_a_row_of_the_results(split, tmp_path):
         return asked[-1] == split and asked.count(split) == 1
 
     study, result = toy_search(tmp_path, ToyRunner(fails=fails))
-    stored = [study.evaluation(label, split) for label, judged in study.evaluated() if judged == split]
+    stored = [
+        study.evaluation(label, split) for label, judged in study.evaluated() if judged == split
+    ]
     assert any(scores is not None and scores.error == "toy: this one fails" for scores in stored)
     again = ToyRunner()
     assert table_rows(toy_search(tmp_path, again)[1]) == table_rows(result)
@@ -118,11 +145,16 @@ def test_a_failed_evaluation_is_a_row_of_the_results(split, tmp_path):
 
 
 def test_identical_recipes_are_evaluated_once(tmp_path):
-    """Genomes that decode to the same recipe share one evaluation; each is still a trial of its own, pointing at the first."""
+    """Genomes that decode to the same recipe share one evaluation; each is still a trial of its
+    own, pointing at the first."""
     runner = ToyRunner()
     study, _ = toy_search(tmp_path, runner, "none")
     trials = study.trials("dfs")
-    evaluated = [job.target.to_yaml() for job in runner.jobs if job.split == "search" and isinstance(job.target, Recipe)]
+    evaluated = [
+        job.target.to_yaml()
+        for job in runner.jobs
+        if job.split == "search" and isinstance(job.target, Recipe)
+    ]
     duplicates = [trial for trial in trials if trial.duplicate_of is not None]
     assert len(evaluated) == len(set(evaluated)) == len({trial.recipe_key for trial in trials})
     assert len(evaluated) + len(duplicates) == len(trials) == 31
@@ -135,29 +167,44 @@ def test_identical_recipes_are_evaluated_once(tmp_path):
         assert trial.scores.seconds == 0
 
 
-@pytest.mark.parametrize(("budget", "generations"), [(1, [1]), (7, [7]), (15, [7, 7, 1]), (20, [7, 7, 6])])
+@pytest.mark.parametrize(
+    ("budget", "generations"), [(1, [1]), (7, [7]), (15, [7, 7, 1]), (20, [7, 7, 6])]
+)
 def test_the_budget_is_exact(budget, generations, tmp_path):
     """The number of trials is the budget, also where that is no multiple of the population."""
-    study, _ = toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": budget, "population": 7}])
+    study, _ = toy_search(
+        tmp_path, ToyRunner(), optimize=[{"evaluations": budget, "population": 7}]
+    )
     seen = [trial.generation for trial in study.trials()]
     assert [seen.count(generation) for generation in sorted(set(seen))] == generations
 
 
 def test_no_generation_starts_after_the_minutes(tmp_path):
-    """A budget in minutes that is spent ends a stage after a whole generation, and a resumed search does not exceed it."""
-    with pytest.raises(SearchError, match="ps: ended before its first trial; give it more minutes, or more evaluations"):
+    """A budget in minutes that is spent ends a stage after a whole generation, and a resumed search
+    does not exceed it."""
+    with pytest.raises(
+        SearchError,
+        match="ps: ended before its first trial; give it more minutes, or more evaluations",
+    ):
         toy_search(tmp_path / "none", ToyRunner(), optimize=[{**OPTIMIZER, "minutes": 1e-9}])
-    study, _ = toy_search(tmp_path / "some", ToyRunner(), optimize=[{**OPTIMIZER, "evaluations": 7}])
+    study, _ = toy_search(
+        tmp_path / "some", ToyRunner(), optimize=[{**OPTIMIZER, "evaluations": 7}]
+    )
     study.set_meta("seconds", 100.0, "ps")
     study, _ = toy_search(tmp_path / "some", ToyRunner(), optimize=[{**OPTIMIZER, "minutes": 1.0}])
     assert len(study.trials()) == 7
 
 
 def test_batches(tmp_path):
-    """All candidates of a generation are scored on the same examples, another generation on others; finals and means on all."""
+    """All candidates of a generation are scored on the same examples, another generation on others;
+    finals and means on all."""
     runner = ToyRunner()
     toy_search(tmp_path, runner, "batches")
-    generations = [jobs for jobs in runner.rounds if jobs and isinstance(jobs[0].target, Recipe) and jobs[0].split == "search"]
+    generations = [
+        jobs
+        for jobs in runner.rounds
+        if jobs and isinstance(jobs[0].target, Recipe) and jobs[0].split == "search"
+    ]
     batches = [{job.batch for job in jobs} for jobs in generations]
     assert all(len(batch) == 1 for batch in batches)
     means = [jobs for jobs, batch in zip(generations, batches, strict=True) if batch == {None}]
@@ -166,22 +213,36 @@ def test_batches(tmp_path):
     assert all(len(jobs) == 1 for jobs in means)
     drawn = [batch.pop() for batch in batches if batch != {None}]
     assert len(set(drawn)) == len(drawn) > 8
-    assert all(len(set(batch or ())) == 4 and list(batch or ()) == sorted(batch or ()) for batch in drawn)
+    assert all(
+        len(set(batch or ())) == 4 and list(batch or ()) == sorted(batch or ()) for batch in drawn
+    )
     assert {i for batch in drawn for i in batch or ()} <= set(range(EXAMPLES))
-    assert all(job.batch is None for job in runner.jobs if job.split != "search" or isinstance(job.target, SourceRef))
+    assert all(
+        job.batch is None
+        for job in runner.jobs
+        if job.split != "search" or isinstance(job.target, SourceRef)
+    )
 
 
 def test_batches_grow(tmp_path, monkeypatch):
-    """By default a generation has 16 examples, and twice as many after every so many generations, up to half of all."""
+    """By default a generation has 16 examples, and twice as many after every so many generations,
+    up to half of all."""
     monkeypatch.setattr(optimizer, "GROWTH", 4)
 
     def scores(job: Job) -> np.ndarray:
         return np.resize(toy_scores(Job(job.target)), 64 if job.batch is None else len(job.batch))
 
     study = Study.create(tmp_path, {})
-    run_phases(SearchRun(toy_config("ps"), study, ToyRunner(scores=scores), SourceSummary(LAYERS), {"search": 64}))
+    run_phases(
+        SearchRun(
+            toy_config("ps"), study, ToyRunner(scores=scores), SourceSummary(LAYERS), {"search": 64}
+        )
+    )
     trials = study.trials("ps")
-    generations = [[trial for trial in trials if trial.generation == number] for number in range(trials[-1].generation + 1)]
+    generations = [
+        [trial for trial in trials if trial.generation == number]
+        for number in range(trials[-1].generation + 1)
+    ]
     sizes = [found[0].scores.values.size for found in generations if len(found) > 1]
     assert sizes == [16] * 4 + [32] * (len(sizes) - 4)
     assert len(sizes) > 6
@@ -191,13 +252,16 @@ def test_batches_grow(tmp_path, monkeypatch):
 
 
 def test_a_recipe_is_scored_anew_on_other_examples(tmp_path):
-    """With batches a recipe that comes back in a later generation is no duplicate: its old score was on other examples."""
+    """With batches a recipe that comes back in a later generation is no duplicate: its old score
+    was on other examples."""
     study, _ = toy_search(tmp_path, ToyRunner(), "none", optimize=[{**OPTIMIZER, "batch": 4}])
     trials = study.trials("dfs")
     for trial in trials:
         if trial.duplicate_of is not None and trial.scores.values.size < EXAMPLES:
             assert trials[trial.duplicate_of].generation == trial.generation
-    evaluated = [(trial.recipe_key, trial.generation) for trial in trials if trial.duplicate_of is None]
+    evaluated = [
+        (trial.recipe_key, trial.generation) for trial in trials if trial.duplicate_of is None
+    ]
     assert len(evaluated) == len(set(evaluated))
     assert len({key for key, _ in evaluated}) < len(evaluated)
 
@@ -210,16 +274,20 @@ def test_a_batch_of_all_is_no_batch(tmp_path):
 
 
 def test_a_stage_begins_at_the_winner_of_its_first(tmp_path):
-    """What runs first has its own fitness; the stage after it begins at its best genome, near by, and shares its row's cost."""
+    """What runs first has its own fitness; the stage after it begins at its best genome, near by,
+    and shares its row's cost."""
     runner = ToyRunner()
     study, result = toy_search(tmp_path, runner, "first")
     for first, stage in (("ps-first", "ps"), ("dfs-first", "dfs")):
-        best, trials = study.best(first)[0], study.trials(stage)
+        best = study.best(first)[0]
+        trials = study.trials(stage)
         assert trials[0].genome.tobytes() == best.genome.tobytes()
         assert (trials[0].generation, trials[1].generation, trials[0].cost) == (0, 1, 1.0)
         spread = np.std([trial.genome - best.genome for trial in trials if trial.generation == 1])
         assert 0.02 < spread < 0.06
-    searched = [job for job in runner.jobs if job.split == "search" and isinstance(job.target, Recipe)]
+    searched = [
+        job for job in runner.jobs if job.split == "search" and isinstance(job.target, Recipe)
+    ]
     assert [job.fitness is not None for job in searched[:15]] == [True] * 14 + [False]
     assert all(job.fitness is None for job in runner.jobs if job not in searched[:14])
     assert all((trial.fitness or 0) > 5 for trial in study.trials("ps-first"))
@@ -237,7 +305,8 @@ def test_a_stage_begins_at_the_winner_of_its_first(tmp_path):
 
 
 def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path):
-    """Every DFS recipe of a hybrid search carries the merge that validation chose, as its first source."""
+    """Every DFS recipe of a hybrid search carries the merge that validation chose, as its first
+    source."""
     study, _ = toy_search(tmp_path, ToyRunner(), "hybrid")
     finalists = [trial.recipe_key or "" for trial in study.best("ps", 3)]
     chosen = max(finalists, key=lambda key: study.evaluation(key, "validation").mean)  # type: ignore[union-attr, return-value, arg-type]
@@ -252,14 +321,22 @@ def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", slow_beyond(["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune"])
+    "kind",
+    slow_beyond(
+        ["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune"]
+    ),
 )
 def test_resuming_changes_nothing(kind, tmp_path):
-    """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
+    """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results
+    of one never stopped."""
     whole = ToyRunner()
     study, result = toy_search(tmp_path / "whole", whole, kind)
-    expected, table, total = facts(study.folder), table_rows(result), len(whole.jobs)
-    for stop in sorted({0, 3, min(9, total - 2), total - 5, total - 1}):  # the pieces below end at every eleventh job
+    expected = facts(study.folder)
+    table = table_rows(result)
+    total = len(whole.jobs)
+    for stop in sorted(
+        {0, 3, min(9, total - 2), total - 5, total - 1}
+    ):  # the pieces below end at every eleventh job
         folder = tmp_path / str(stop)
         with pytest.raises(StoppedError):
             toy_search(folder, ToyRunner(stop_after=stop), kind)
@@ -268,7 +345,8 @@ def test_resuming_changes_nothing(kind, tmp_path):
         assert facts(study.folder) == expected
         assert table_rows(result) == table
         assert len(rest.jobs) == total - stop
-    folder, pieces = tmp_path / "pieces", 0
+    folder = tmp_path / "pieces"
+    pieces = 0
     while True:
         try:
             study, result = toy_search(folder, ToyRunner(stop_after=11, shuffle=pieces), kind)
@@ -288,29 +366,39 @@ def test_the_order_of_finishing_changes_nothing(kind, tmp_path):
 
 
 def test_another_seed_is_another_search(tmp_path):
-    """The seed decides the genomes of every stage, and the stages of one search do not repeat each other's."""
+    """The seed decides the genomes of every stage, and the stages of one search do not repeat each
+    other's."""
     first = toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0].trials()
     other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute={"seed": 1})[0].trials()
     seen = {trial.genome.tobytes() for trial in first}
     assert seen.isdisjoint(trial.genome.tobytes() for trial in other if trial.stage != "dfs")
-    random = {"optimize": [{**OPTIMIZER, "by": "random"}], "compare": {"baselines": ["average", "random"]}}
+    random = {
+        "optimize": [{**OPTIMIZER, "by": "random"}],
+        "compare": {"baselines": ["average", "random"]},
+    }
     both = toy_search(tmp_path / "2", ToyRunner(), **random)[0].trials()
     assert len({trial.genome.tobytes() for trial in both}) == len(both) == 62
 
 
 def test_a_study_of_another_search_is_refused(tmp_path):
-    """Going on with other settings is refused: by the first genome that differs, or by trials that are left over."""
+    """Going on with other settings is refused: by the first genome that differs, or by trials that
+    are left over."""
     toy_search(tmp_path, ToyRunner())
     with pytest.raises(SearchError, match="ps trial 0: the stored genome is not the one"):
         toy_search(tmp_path, ToyRunner(), compute={"seed": 1})
-    with pytest.raises(SearchError, match="the study holds trial 14, which this search never asked for"):
+    with pytest.raises(
+        SearchError, match="the study holds trial 14, which this search never asked for"
+    ):
         toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])
 
 
 def test_two_searches_cannot_write_to_one_study(tmp_path):
     """A search refuses a study that another holds, and writes nothing."""
     study = Study.create(tmp_path, {})
-    with study.exclusive(), pytest.raises(SearchError, match="another process is running this study"):
+    with (
+        study.exclusive(),
+        pytest.raises(SearchError, match="another process is running this study"),
+    ):
         toy_search(tmp_path, ToyRunner())
     assert study.trials() == []
 
@@ -319,7 +407,8 @@ def test_two_searches_cannot_write_to_one_study(tmp_path):
 
 
 def test_progress(tmp_path):
-    """One report comes after every trial and evaluation; the best never falls, and replayed trials are told from fresh ones."""
+    """One report comes after every trial and evaluation; the best never falls, and replayed trials
+    are told from fresh ones."""
     reports: list[Progress] = []
     with pytest.raises(StoppedError):
         toy_search(tmp_path, ToyRunner(stop_after=2 + 10), callbacks=[Watch(reports.append)])
@@ -339,7 +428,8 @@ def test_the_best_of_batches_is_not_reported(tmp_path):
     """The best so far is that of trials scored on all examples; until there is one, none."""
     reports: list[Progress] = []
     study, _ = toy_search(tmp_path, ToyRunner(), "batches", callbacks=[Watch(reports.append)])
-    stage, best = [report for report in reports if report.phase == "ps"], None
+    stage = [report for report in reports if report.phase == "ps"]
+    best = None
     for report, trial in zip(stage, study.trials("ps"), strict=True):
         if trial.scores.values.size == EXAMPLES and trial.fitness is not None:
             best = trial.fitness if best is None else max(best, trial.fitness)
@@ -348,10 +438,13 @@ def test_the_best_of_batches_is_not_reported(tmp_path):
 
 
 class Recorder(SearchCallback):
-    """Notes what it is told, and stops each stage after so many generations; afterwards it would not."""
+    """Notes what it is told, and stops each stage after so many generations; afterwards it would
+    not."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after, self.trials, self.stages = stop_after, list[Trial](), list[tuple[str, int]]()
+        self.stop_after = stop_after
+        self.trials = list[Trial]()
+        self.stages = list[tuple[str, int]]()
         self.generations: list[Generation] = []
 
     def on_trial(self, study: Study, trial: Trial) -> None:
@@ -370,8 +463,11 @@ class Recorder(SearchCallback):
 
 
 def test_callbacks(tmp_path):
-    """Callbacks are told of every new trial once, of every generation, also replayed ones, and of the end of every stage."""
-    first, second, third = Recorder(), Recorder(), Recorder()
+    """Callbacks are told of every new trial once, of every generation, also replayed ones, and of
+    the end of every stage."""
+    first = Recorder()
+    second = Recorder()
+    third = Recorder()
     with pytest.raises(StoppedError):
         toy_search(tmp_path, ToyRunner(stop_after=2 + 10), "hybrid", callbacks=[first])
     study, _ = toy_search(tmp_path, ToyRunner(), "hybrid", callbacks=[second])
@@ -380,7 +476,9 @@ def test_callbacks(tmp_path):
     assert len(first.generations) == 1
     generations = [(each.stage, each.number) for each in second.generations]
     assert generations == list(dict.fromkeys(generations))
-    assert [each.replayed for each in second.generations] == [True] + [False] * (len(generations) - 1)
+    assert [each.replayed for each in second.generations] == [True] + [False] * (
+        len(generations) - 1
+    )
     assert second.generations[0].trials[0].fitness == first.generations[0].trials[0].fitness
     assert [stage for stage, _ in second.stages] == ["ps", "dfs", "random"]
     toy_search(tmp_path, ToyRunner(), "hybrid", callbacks=[third])
@@ -393,16 +491,31 @@ def test_callbacks(tmp_path):
 
 
 def test_a_stage_that_was_stopped_stays_so(tmp_path):
-    """A stage that a callback ends is not gone on with when the search is resumed, wherever it was killed."""
-    study, result = toy_search(tmp_path / "whole", ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
-    assert [sum(trial.stage == stage for trial in study.trials()) for stage in ("ps", "dfs", "random")] == [14, 12, 14]
-    expected, table = facts(study.folder), table_rows(result)
-    _, again = toy_search(tmp_path / "whole", ToyRunner(stop_after=0), "hybrid")  # nothing is evaluated, and nobody stops it
+    """A stage that a callback ends is not gone on with when the search is resumed, wherever it was
+    killed."""
+    study, result = toy_search(
+        tmp_path / "whole", ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)]
+    )
+    assert [
+        sum(trial.stage == stage for trial in study.trials()) for stage in ("ps", "dfs", "random")
+    ] == [14, 12, 14]
+    expected = facts(study.folder)
+    table = table_rows(result)
+    _, again = toy_search(
+        tmp_path / "whole", ToyRunner(stop_after=0), "hybrid"
+    )  # nothing is evaluated, and nobody stops it
     assert table_rows(again) == table
     for stop_after in (2 + 9, 2 + 14, 2 + 14 + 3 + 4):
         folder = tmp_path / f"stopped-{stop_after}"
         with pytest.raises(StoppedError):
-            toy_search(folder, ToyRunner(stop_after=stop_after), "hybrid", callbacks=[Recorder(stop_after=2)])
-        resumed, result = toy_search(folder, ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
+            toy_search(
+                folder,
+                ToyRunner(stop_after=stop_after),
+                "hybrid",
+                callbacks=[Recorder(stop_after=2)],
+            )
+        resumed, result = toy_search(
+            folder, ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)]
+        )
         assert facts(resumed.folder) == expected
         assert table_rows(result) == table

@@ -52,7 +52,10 @@ def scored(config, out, most=1000):
         trials = study.trials()
     last = config.spaces[-1]
     assert score(best) == max(trial.fitness for trial in trials if trial.stage == last)
-    return [(trial.stage, trial.number, trial.genome.tobytes(), trial.recipe_key, trial.fitness) for trial in trials]
+    return [
+        (trial.stage, trial.number, trial.genome.tobytes(), trial.recipe_key, trial.fitness)
+        for trial in trials
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ps", "dfs", "hybrid"])
@@ -83,7 +86,8 @@ def test_a_killed_search_goes_on_with_the_same_trials(search_config, tmp_path):
 
 
 def test_candidates_are_told_once(search_config, tmp_path):
-    """A candidate that was told, or that another generation asked for, is refused; a failed one is a trial."""
+    """A candidate that was told, or that another generation asked for, is refused; a failed one is
+    a trial."""
     with Search.open(settings(search_config), tmp_path / "out") as search:
         first, second, *others = search.ask()
         assert search.tell(first, [0.5, 1.5]).fitness == 1.0
@@ -98,7 +102,10 @@ def test_candidates_are_told_once(search_config, tmp_path):
 def test_a_study_is_held(search_config, tmp_path):
     """Nobody else writes to the study while it is open; closed, it is free."""
     config = settings(search_config)
-    with Search.open(config, tmp_path / "out"), pytest.raises(SearchError, match="another process is running"):
+    with (
+        Search.open(config, tmp_path / "out"),
+        pytest.raises(SearchError, match="another process is running"),
+    ):
         Search.open(config, tmp_path / "out")
     Search.open(config, tmp_path / "out").close()
 

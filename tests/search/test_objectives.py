@@ -1,4 +1,5 @@
-"""Searches for several objectives: what is proposed, what is on the front, which point wins; resuming changes nothing."""
+"""Searches for several objectives: what is proposed, what is on the front, which point wins;
+resuming changes nothing."""
 
 import json
 import re
@@ -51,9 +52,16 @@ def long_paths(job: Job) -> Scores:
     """Long paths are right on all examples and on half of the other objective, in proportion."""
     hops = [(0, 0)] * 3
     if isinstance(job.target, Recipe) and job.target.flow is not None:
-        hops = [(term.source, term.layer) for hop in job.target.flow.to_path().hops for term in hop.terms]
+        hops = [
+            (term.source, term.layer)
+            for hop in job.target.flow.to_path().hops
+            for term in hop.terms
+        ]
     of_a = sum(source == 0 for source, _ in hops)
-    others = {"hops": Scores([len(hops)]), "other": Scores([float(len(hops) - of_a)] * 2, correct=[True, False])}
+    others = {
+        "hops": Scores([len(hops)]),
+        "other": Scores([float(len(hops) - of_a)] * 2, correct=[True, False]),
+    }
     return Scores(np.linspace(0, 1, EXAMPLES) + of_a + 0.1 * len(job.split), others=others)
 
 
@@ -64,27 +72,51 @@ def _search(folder: Path, **how: Any) -> tuple[Study, Result, int]:
 
 
 def test_points_that_nothing_beats():
-    """Non-dominated points, the knee, and an even choice of them, of a front that can be read off."""
-    points = [np.array(point) for point in ([0, 10], [4, 9], [3, 8], [8, 6], [10, 0], [4, 9], [9, 1])]
+    """Non-dominated points, the knee, and an even choice of them, of a front that can be read
+    off."""
+    points = [
+        np.array(point) for point in ([0, 10], [4, 9], [3, 8], [8, 6], [10, 0], [4, 9], [9, 1])
+    ]
     assert non_dominated(points) == [0, 1, 3, 4, 6]
     whole = [points[i] for i in non_dominated(points)]
     assert knee(whole) == 2
-    assert knee([np.array([*point, point[1], 7]) for point in whole]) == 2  # one that says the same, and one that says nothing
-    assert knee([np.array(point) for point in ([-9.345, -9, -9], [-9.527, -8, -8], [-10.481, -7, -7], [-10.555, -6, -6])]) == 1
+    assert (
+        knee([np.array([*point, point[1], 7]) for point in whole]) == 2
+    )  # one that says the same, and one that says nothing
+    assert (
+        knee(
+            [
+                np.array(point)
+                for point in (
+                    [-9.345, -9, -9],
+                    [-9.527, -8, -8],
+                    [-10.481, -7, -7],
+                    [-10.555, -6, -6],
+                )
+            ]
+        )
+        == 1
+    )
     assert spread(whole, 2) == [0, 3]
     assert spread(whole, 4) == [0, 1, 2, 3]
     assert spread(whole, 9) == [0, 1, 2, 3, 4]
 
 
 def test_the_optimizer_approaches_a_front_the_same_way_every_time():
-    """Same seed, same genomes; they stay inside the bounds, begin at the start, and end close to the front of ZDT1."""
+    """Same seed, same genomes; they stay inside the bounds, begin at the start, and end close to
+    the front of ZDT1."""
 
     def run(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         start = Start(np.full(6, 0.5), 0.2, np.zeros(6), np.ones(6), candidates=(np.full(6, 0.25),))
-        optimizer, found, told = ParetoOptimizer(start, objectives=2, population=20, seed=seed), [], []
+        optimizer = ParetoOptimizer(start, objectives=2, population=20, seed=seed)
+        found = []
+        told = []
         for _ in range(30):
             points = optimizer.ask() or []
-            told = [np.array([-x[0], -(g := 1 + 9 * x[1:].mean()) * (1 - np.sqrt(x[0] / g))]) for x in points]
+            told = [
+                np.array([-x[0], -(g := 1 + 9 * x[1:].mean()) * (1 - np.sqrt(x[0] / g))])
+                for x in points
+            ]
             told[3] = np.full(2, np.nan)  # one that failed
             optimizer.tell([0.0] * len(points), objectives=told)
             found += points
@@ -105,7 +137,8 @@ def test_the_optimizer_approaches_a_front_the_same_way_every_time():
 
 
 def test_what_can_be_left_out_is_left_out_however_small_the_steps():
-    """Half of the first generation is without some coordinates, where these begin far from 0 in short steps too."""
+    """Half of the first generation is without some coordinates, where these begin far from 0 in
+    short steps too."""
     start = Start(np.ones(20), 0.04, np.full(20, -np.inf), np.full(20, np.inf), prunable=True)
     points = ParetoOptimizer(start, objectives=2, population=30).ask() or []
     off = np.array([(point < 0.1).sum() for point in points])
@@ -115,8 +148,12 @@ def test_what_can_be_left_out_is_left_out_however_small_the_steps():
 
 
 def test_a_search_finds_a_front(tmp_path):
-    """The front is what no trial beats; its points are judged, one wins, and text, JSON and verdict say so."""
-    study, result, _ = _search(tmp_path, fails=lambda job: isinstance(job.target, Recipe) and len(job.target.flow.path) == 5)
+    """The front is what no trial beats; its points are judged, one wins, and text, JSON and verdict
+    say so."""
+    study, result, _ = _search(
+        tmp_path,
+        fails=lambda job: isinstance(job.target, Recipe) and len(job.target.flow.path) == 5,
+    )
     numbers = [point.number for point in result.front]
     fitness = [point.trial.scores.mean or 0.0 for point in result.front]
     assert numbers == list(range(len(numbers)))
@@ -138,16 +175,25 @@ def test_a_search_finds_a_front(tmp_path):
     text = str(result)
     assert "hops, search" in text
     assert f"{winners[0].number} *" in text
-    assert any(sentence.startswith(f"The front has {len(numbers)} points") for sentence in result.verdict)
-    assert any("better than a in one objective and worse in none, on the test examples" in each for each in result.verdict)
+    assert any(
+        sentence.startswith(f"The front has {len(numbers)} points") for sentence in result.verdict
+    )
+    assert any(
+        "better than a in one objective and worse in none, on the test examples" in each
+        for each in result.verdict
+    )
 
 
 def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
-    """A fitness, or another objective: one line each; the search goes on, for candidates may differ in it, as they do here."""
+    """A fitness, or another objective: one line each; the search goes on, for candidates may differ
+    in it, as they do here."""
     with pytest.raises(StoppedError):
         _search(tmp_path, stop_after=20)
     assert [line for line in caplog.messages if "every source" in line] == [
-        "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood",
+        (
+            "every source scores the same on every search example: this fitness sees nothing to "
+            "combine; try likelihood"
+        ),
         "objectives: other is 0 for every source; it may see nothing",
     ]
     caplog.clear()
@@ -157,7 +203,8 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
 
 
 def test_resuming_changes_nothing(tmp_path):
-    """Stopped anywhere and resumed, a study ends with the trials and objectives, to the last bit, of one never stopped."""
+    """Stopped anywhere and resumed, a study ends with the trials and objectives, to the last bit,
+    of one never stopped."""
     _, result, count = _search(tmp_path / "whole")
     for stop in (1, 9, count - 2):
         with pytest.raises(StoppedError):
@@ -173,19 +220,49 @@ def test_resuming_changes_nothing(tmp_path):
         ({"objectives": ["hops", "hops"]}, "objectives: hops is there twice"),
         (
             {"objectives": [{"name": "fitness", "data": {"search": {"jsonl": "x"}}}]},
-            "objectives: fitness is there twice; the fitness and what a model takes have their own names",
+            (
+                "objectives: fitness is there twice; the fitness and what a model takes have "
+                "their own names"
+            ),
         ),
-        ({"objectives": [{"name": "same"}]}, "objectives.0: same: is what the fitness measures already"),
-        ({"objectives": [{"name": 3}]}, "objectives.0.name: must be a text (found 3)"),
-        ({"objectives": ["tokes"]}, "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'"),
-        ({"objectives": ["tokens"]}, "objectives: tokens counts those of answers, and likelihood writes none"),
-        ({"space": "ps", "objectives": ["parameters"]}, "objectives: parameters is the same for every merge of a ps search"),
-        ({"optimize": [{**NSGA, "batch": 4}]}, "optimize.0: batch: says nothing to by: nsga2; leave it out"),
-        ({"optimize": [{"by": "cma"}]}, "optimize: by: cma cannot search dfs with path.kind: gates with obj"),
-        ({"optimize": [NSGA, NSGA]}, "optimize: by: nsga2 cannot search dfs with path.kind: gates with obj"),
-        ({"objectives": [], "optimize": [{"by": "nsga2"}]}, "optimize: by: nsga2 cannot search dfs with path.kind: gates; wr"),
         (
-            {"data": {"search": {"jsonl": "x"}}, "objectives": [{"name": "more", "data": {"test": {"jsonl": "x"}}}]},
+            {"objectives": [{"name": "same"}]},
+            "objectives.0: same: is what the fitness measures already",
+        ),
+        ({"objectives": [{"name": 3}]}, "objectives.0.name: must be a text (found 3)"),
+        (
+            {"objectives": ["tokes"]},
+            "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'",
+        ),
+        (
+            {"objectives": ["tokens"]},
+            "objectives: tokens counts those of answers, and likelihood writes none",
+        ),
+        (
+            {"space": "ps", "objectives": ["parameters"]},
+            "objectives: parameters is the same for every merge of a ps search",
+        ),
+        (
+            {"optimize": [{**NSGA, "batch": 4}]},
+            "optimize.0: batch: says nothing to by: nsga2; leave it out",
+        ),
+        (
+            {"optimize": [{"by": "cma"}]},
+            "optimize: by: cma cannot search dfs with path.kind: gates with obj",
+        ),
+        (
+            {"optimize": [NSGA, NSGA]},
+            "optimize: by: nsga2 cannot search dfs with path.kind: gates with obj",
+        ),
+        (
+            {"objectives": [], "optimize": [{"by": "nsga2"}]},
+            "optimize: by: nsga2 cannot search dfs with path.kind: gates; wr",
+        ),
+        (
+            {
+                "data": {"search": {"jsonl": "x"}},
+                "objectives": [{"name": "more", "data": {"test": {"jsonl": "x"}}}],
+            },
             "objectives: more has data for test, and the search for search",
         ),
     ],
@@ -199,13 +276,17 @@ def test_refusals(more, message):
 
 
 def test_no_objective_is_tested_on_what_another_looks_at(settings):
-    """Test examples of one objective that the search looks at for another are refused, whichever task they are for."""
+    """Test examples of one objective that the search looks at for another are refused, whichever
+    task they are for."""
     data = settings["data"]
     for name, more in (
         ("exchanged", {"search": data["test"], "test": data["search"]}),
         ("same", {**data, "test": data["search"]}),
     ):
-        given = {**settings, "objectives": [{"name": name, "fitness": {"task": "perplexity"}, "data": more}]}
+        given = {
+            **settings,
+            "objectives": [{"name": name, "fitness": {"task": "perplexity"}, "data": more}],
+        }
         with pytest.raises(FitnessError, match="the splits overlap"):
             plan_search(validate(SearchConfig, given, SearchError))
 
@@ -214,12 +295,15 @@ def test_without_pymoo(tiny, search_config, monkeypatch):
     """Where pymoo is missing the search says so before it begins."""
     monkeypatch.setitem(sys.modules, "pymoo", None)
     with pytest.raises(SearchError, match=r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
-        plan_search(search_config("dfs", objectives=["hops"], path={"kind": "gates", "repetitions": 1}))
+        plan_search(
+            search_config("dfs", objectives=["hops"], path={"kind": "gates", "repetitions": 1})
+        )
 
 
 @pytest.fixture(scope="module")
 def settings(tiny: Path) -> dict[str, Any]:
-    """A search of the tiny family for the likelihood on two sets of problems, and hops and parameters."""
+    """A search of the tiny family for the likelihood on two sets of problems, and hops and
+    parameters."""
     data = {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "test")}
     return {
         "space": "dfs",
@@ -240,9 +324,16 @@ def settings(tiny: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_killed_and_resumed(settings, tmp_path):
-    """Killed with two workers and resumed with none, the study is bit for bit that of one process; every point can be built."""
+    """Killed with two workers and resumed with none, the study is bit for bit that of one process;
+    every point can be built."""
     config = validate(SearchConfig, settings, SearchError)
-    killed(lambda seen: seen.phase == "dfs" and seen.done >= 7, run_search, config, tmp_path / "killed", workers=2)
+    killed(
+        lambda seen: seen.phase == "dfs" and seen.done >= 7,
+        run_search,
+        config,
+        tmp_path / "killed",
+        workers=2,
+    )
     resumed = resume_search(tmp_path / "killed", build=False)
     whole = run_search(config, tmp_path / "whole", build=False)
     study = Study.open(tmp_path / "whole")
@@ -266,28 +357,45 @@ def test_killed_and_resumed(settings, tmp_path):
     stored = 0
     for file in built.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
-            stored += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+            stored += sum(
+                int(np.prod(tensors.get_slice(name).get_shape()))
+                for name in tensors.keys()  # noqa: SIM118
+            )
     assert stored == last.trial.scores.others["parameters"].mean
     record = write_record(tmp_path / "whole", tmp_path / "record")
-    assert [each.name for each in record.objectives] == ["fitness", "hops", "parameters", "sure", "more"]
+    assert [each.name for each in record.objectives] == [
+        "fitness",
+        "hops",
+        "parameters",
+        "sure",
+        "more",
+    ]
     assert record.results == whole.published()
     assert record.parents["a"]["hops"] == 2.0
     rows = parquet.read_table(tmp_path / "record" / "trials.parquet").to_pylist()
     names = ("hops", "parameters", "sure", "more")
-    assert [[row[f"objective.{name}"] for name in names] for row in rows if row["stage"] == "dfs"] == [
-        [trial.scores.others[name].mean for name in names] for trial in study.trials("dfs")
-    ]
+    assert [
+        [row[f"objective.{name}"] for name in names] for row in rows if row["stage"] == "dfs"
+    ] == [[trial.scores.others[name].mean for name in names] for trial in study.trials("dfs")]
     assert found_recipe(tmp_path / "whole")[0].key == whole.winner.key
     assert len(front(config, study)) == len(whole.front)
     with pytest.raises(SearchError, match="the points of the front are 0 to"):
         found_recipe(tmp_path / "whole", len(whole.front))
 
 
-def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(settings, tiny, monkeypatch):
-    """A study keeps their absolute names, so that it goes on from another folder; a record has no folder in it."""
+def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
+    settings, tiny, monkeypatch
+):
+    """A study keeps their absolute names, so that it goes on from another folder; a record has no
+    folder in it."""
     monkeypatch.chdir(tiny)
-    given = {**settings, "objectives": ["hops", {"name": "more", "data": {"search": {"jsonl": "test.jsonl"}}}]}
-    config = validate(SearchConfig, {**given, "data": {"search": {"jsonl": "search.jsonl"}}}, SearchError)
+    given = {
+        **settings,
+        "objectives": ["hops", {"name": "more", "data": {"search": {"jsonl": "test.jsonl"}}}],
+    }
+    config = validate(
+        SearchConfig, {**given, "data": {"search": {"jsonl": "search.jsonl"}}}, SearchError
+    )
     (split,) = (split for split in rooted(config).splits if split.startswith("objective:"))
     assert rooted(config).splits[split].jsonl == str(tiny / "test.jsonl")
     published = _public_settings(rooted(config), lambda ref: SourceRef(model="me/it"))
@@ -296,12 +404,27 @@ def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(set
 
 
 def test_the_picture(tmp_path):
-    """Each objective has a panel with the fitness over it, in which the front is where its values are."""
+    """Each objective has a panel with the fitness over it, in which the front is where its values
+    are."""
     study, result, _ = _search(tmp_path)
     panels = front_scenes(toy_config("dfs", **TOY), study, result.winner)
-    assert [scene.label.split(":")[0] for scene in panels] == ["fitness over hops", "fitness over other"]
+    assert [scene.label.split(":")[0] for scene in panels] == [
+        "fitness over hops",
+        "fitness over other",
+    ]
     for scene, name in zip(panels, ("hops", "other"), strict=True):
-        points = [mark.at for mark in marks_of(scene) if isinstance(mark, Symbol) and mark.look == "point"]
-        expected = [(point.trial.scores.others[name].mean, point.trial.scores.mean) for point in result.front]
+        points = [
+            mark.at for mark in marks_of(scene) if isinstance(mark, Symbol) and mark.look == "point"
+        ]
+        expected = [
+            (point.trial.scores.others[name].mean, point.trial.scores.mean)
+            for point in result.front
+        ]
         assert set(expected) <= set(points)
-        assert sum(isinstance(mark, Group) and mark.tip.endswith("; this model") for mark in marks_of(scene)) == 1
+        assert (
+            sum(
+                isinstance(mark, Group) and mark.tip.endswith("; this model")
+                for mark in marks_of(scene)
+            )
+            == 1
+        )

@@ -19,7 +19,12 @@ Objective = Callable[[np.ndarray], float]
 ALL = ["cma", "random"]
 
 
-def _start(dimension: int = 4, mean: float = 0.3, sigma: float = 0.2, bounds: tuple[float, float] = (-1.0, 1.0)) -> Start:
+def _start(
+    dimension: int = 4,
+    mean: float = 0.3,
+    sigma: float = 0.2,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Start:
     lower, upper = (np.full(dimension, bound) for bound in bounds)
     return Start(np.full(dimension, mean), sigma, lower, upper)
 
@@ -32,7 +37,9 @@ def _ellipsoid(x: np.ndarray) -> float:
     return -float((10.0 ** (3 * np.arange(x.size) / (x.size - 1)) * (x - 0.1) ** 2).sum())
 
 
-def _run(optimizer: Optimizer, objective: Objective, budget: int) -> Iterator[tuple[list[np.ndarray], list[float]]]:
+def _run(
+    optimizer: Optimizer, objective: Objective, budget: int
+) -> Iterator[tuple[list[np.ndarray], list[float]]]:
     """Generations and their fitness until the budget is spent or the optimizer has converged."""
     spent = 0
     while spent < budget and (genomes := optimizer.ask()) is not None:
@@ -56,7 +63,8 @@ def _fingerprint(algorithm: Any, seed: int = 3, budget: int = 150) -> str:
 
 @pytest.mark.parametrize("algorithm", ALL)
 def test_same_seed_same_genomes(algorithm):
-    """The same seed and fitness give the same genomes bit for bit, whatever numpy's global generator holds; others differ."""
+    """The same seed and fitness give the same genomes bit for bit, whatever numpy's global
+    generator holds; others differ."""
     np.random.seed(1)
     first = _fingerprint(algorithm)
     np.random.seed(2)
@@ -96,13 +104,20 @@ def test_global_random_numbers_are_left_alone(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALL)
 def test_genomes_lie_within_bounds(algorithm):
-    """Every genome lies within the bounds, also where the optimum is outside, where the start is on a bound, and one-sided."""
+    """Every genome lies within the bounds, also where the optimum is outside, where the start is on
+    a bound, and one-sided."""
     for mean in (-1.0, 0.0, 1.0):
         start = _start(3, mean=mean, sigma=0.5)
-        for genomes, _ in _run(Optimizer(start, algorithm=algorithm), lambda x: float(x.sum()), 120):
+        for genomes, _ in _run(
+            Optimizer(start, algorithm=algorithm), lambda x: float(x.sum()), 120
+        ):
             assert all((genome >= -1).all() and (genome <= 1).all() for genome in genomes)
-    half = Start(np.zeros(3), 0.5, np.array([-np.inf, 0.0, -np.inf]), np.array([np.inf, 0.1, np.inf]))
-    seen = np.array([x for xs, _ in _run(Optimizer(half, algorithm=algorithm), lambda x: x[0], 120) for x in xs])
+    half = Start(
+        np.zeros(3), 0.5, np.array([-np.inf, 0.0, -np.inf]), np.array([np.inf, 0.1, np.inf])
+    )
+    seen = np.array(
+        [x for xs, _ in _run(Optimizer(half, algorithm=algorithm), lambda x: x[0], 120) for x in xs]
+    )
     assert (seen[:, 1] >= 0).all()
     assert (seen[:, 1] <= 0.1).all()
     assert seen[:, 0].max() > 0.5
@@ -110,7 +125,8 @@ def test_genomes_lie_within_bounds(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALL)
 def test_failed_candidates(algorithm):
-    """Candidates that fail (NaN) do not stop the search, and do not keep it from the optimum of the others."""
+    """Candidates that fail (NaN) do not stop the search, and do not keep it from the optimum of the
+    others."""
 
     def objective(x: np.ndarray) -> float:
         return float("nan") if x[0] > 0.25 or abs(x[1] - 0.1) < 0.02 else _sphere(x)
@@ -133,12 +149,15 @@ def test_a_generation_in_which_all_fail(algorithm):
         genomes = optimizer.ask()
         assert genomes is not None
         assert all(np.isfinite(genome).all() for genome in genomes)
-        optimizer.tell([float("nan") if generation in (0, 5) else _sphere(genome) for genome in genomes])
+        optimizer.tell(
+            [float("nan") if generation in (0, 5) else _sphere(genome) for genome in genomes]
+        )
 
 
 @pytest.mark.parametrize("objective", [_sphere, _ellipsoid])
 def test_better_than_random_search(objective):
-    """With the same number of evaluations CMA-ES comes ten times closer to the optimum than random search."""
+    """With the same number of evaluations CMA-ES comes ten times closer to the optimum than random
+    search."""
     for seed in range(3):
         evolved = _best(Optimizer(_start(6), seed=seed), objective, 400)
         random = _best(Optimizer(_start(6), algorithm="random", seed=seed), objective, 400)
@@ -156,7 +175,8 @@ def test_convergence_ends_the_search():
 
 
 def test_equal_fitness_is_not_convergence():
-    """Accuracies that do not differ, from the first generation on or near the end, do not end a search before its budget."""
+    """Accuracies that do not differ, from the first generation on or near the end, do not end a
+    search before its budget."""
 
     def rounded(x: np.ndarray) -> float:
         return round(20 * max(0.0, 1 + 5 * _sphere(x))) / 20
@@ -179,7 +199,8 @@ def test_random_search_fills_the_bounds():
 
 @pytest.mark.parametrize(("dimension", "population"), [(6, 9), (2, 6), (192, 19)])
 def test_default_population(dimension, population):
-    """A generation has 4 + floor(3 ln n) candidates unless told otherwise: 9 for the paper's six numbers."""
+    """A generation has 4 + floor(3 ln n) candidates unless told otherwise: 9 for the paper's six
+    numbers."""
     for algorithm in ("cma", "random"):
         assert len(Optimizer(_start(dimension), algorithm=algorithm).ask() or []) == population  # type: ignore[arg-type]
         assert len(Optimizer(_start(dimension), algorithm=algorithm, population=5).ask() or []) == 5  # type: ignore[arg-type]
@@ -194,7 +215,8 @@ def test_the_first_generation_is_around_the_start():
 
 
 def test_thousands_of_coordinates():
-    """The paper's 4288 numbers take a fraction of a second per generation: their covariance is kept diagonal."""
+    """The paper's 4288 numbers take a fraction of a second per generation: their covariance is kept
+    diagonal."""
     start = Start(np.zeros(4288), 0.1, np.full(4288, -np.inf), np.full(4288, np.inf))
     generations = list(_run(Optimizer(start), _sphere, 29 * 3))
     assert [len(genomes) for genomes, _ in generations] == [29] * 3
@@ -218,14 +240,17 @@ def test_genomes_are_the_callers_to_change():
 
 @pytest.mark.parametrize("algorithm", ["cma", "random"])
 def test_asking_and_telling_out_of_turn(algorithm):
-    """Asking twice, telling first, telling twice or another number of values is refused, and the search can go on."""
+    """Asking twice, telling first, telling twice or another number of values is refused, and the
+    search can go on."""
     optimizer = Optimizer(_start(3), algorithm=algorithm)
     with pytest.raises(SearchError, match=r"tell\(\) got 1 values for 0 genomes"):
         optimizer.tell([1.0])
     genomes = optimizer.ask() or []
     with pytest.raises(SearchError, match=r"ask\(\) was called twice without tell\(\)"):
         optimizer.ask()
-    with pytest.raises(SearchError, match=rf"tell\(\) got {len(genomes) - 1} values for {len(genomes)} genomes"):
+    with pytest.raises(
+        SearchError, match=rf"tell\(\) got {len(genomes) - 1} values for {len(genomes)} genomes"
+    ):
         optimizer.tell([0.0] * (len(genomes) - 1))
     optimizer.tell([_sphere(genome) for genome in genomes])
     with pytest.raises(SearchError, match="for 0 genomes"):
@@ -235,7 +260,10 @@ def test_asking_and_telling_out_of_turn(algorithm):
 
 def test_one_number_is_too_few():
     """CMA-ES needs two numbers and says what to do instead; random search does with one."""
-    with pytest.raises(SearchError, match="at least 2 numbers to evolve; give finer layer groups, or write by: random"):
+    with pytest.raises(
+        SearchError,
+        match="at least 2 numbers to evolve; give finer layer groups, or write by: random",
+    ):
         Optimizer(_start(1))
     assert Optimizer(_start(1), algorithm="random").ask()
 
@@ -254,7 +282,8 @@ def test_cma_begins_at_the_best_candidate():
 
 
 def test_the_mean_is_scored_on_all_examples():
-    """On batches the mean of the distribution is asked for now and then and when the budget ends, to be scored in full."""
+    """On batches the mean of the distribution is asked for now and then and when the budget ends,
+    to be scored in full."""
     optimizer = Optimizer(_start(), population=8, seed=1, budgets=(20.0,), shares=(0.125,))
     full: list[tuple[float, float]] = []
     while (points := optimizer.ask()) is not None:

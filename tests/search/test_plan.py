@@ -13,16 +13,26 @@ from hf_evomerge.search.plan import plan_search
 
 
 def test_plan(search_config, tmp_path, monkeypatch):
-    """A plan says what each phase does, adds up their times, counts workers where they help, and writes nothing."""
+    """A plan says what each phase does, adds up their times, counts workers where they help, and
+    writes nothing."""
     monkeypatch.chdir(tmp_path)
-    plan = plan_search(search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2}))
+    plan = plan_search(
+        search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2})
+    )
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
     text = {phase.name: phase.text for phase in plan.phases}
     assert list(text) == ["parents", "ps", "dfs", "random", "finalists", "test"]
     assert text["parents"] == "3 models on all search examples"
-    assert text["ps"] == "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
-    assert text["dfs"].startswith("gates (how much of each layer is kept), 6 numbers to evolve, 8 evaluations, paths of ")
-    assert text["finalists"] == "up to 6 of the best models on 4 validation examples, which name the winner"
+    assert text["ps"] == (
+        "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
+    )
+    assert text["dfs"].startswith(
+        "gates (how much of each layer is kept), 6 numbers to evolve, 8 evaluations, paths of "
+    )
+    assert (
+        text["finalists"]
+        == "up to 6 of the best models on 4 validation examples, which name the winner"
+    )
     assert text["test"] == "7 models on 6 test examples: all rows of the table"
     assert all(0 < phase.seconds < 60 for phase in plan.phases)
     assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
@@ -31,9 +41,12 @@ def test_plan(search_config, tmp_path, monkeypatch):
 
 
 def test_the_plan_of_a_gradient(search_config):
-    """Steps wait for each other, so workers do not shorten them, and cost three scores of their batch each."""
+    """Steps wait for each other, so workers do not shorten them, and cost three scores of their
+    batch each."""
     config = search_config(
-        "ps", merge={"groups": "tensor", "starts": []}, optimize=[{**GRADIENT, "evaluations": 60, "batch": 1}]
+        "ps",
+        merge={"groups": "tensor", "starts": []},
+        optimize=[{**GRADIENT, "evaluations": 60, "batch": 1}],
     )
     plan = plan_search(config)
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
@@ -42,11 +55,21 @@ def test_the_plan_of_a_gradient(search_config):
     others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
     fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
-    small = plan_search(search_config("ps", merge={"method": "ties"}, optimize=[{**GRADIENT, "evaluations": 2}]))
+    small = plan_search(
+        search_config("ps", merge={"method": "ties"}, optimize=[{**GRADIENT, "evaluations": 2}])
+    )
     assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
-    assert any("gradient steps, and fewer than 20 hardly move" in warning for warning in small.warnings)
+    assert any(
+        "gradient steps, and fewer than 20 hardly move" in warning for warning in small.warnings
+    )
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
-    assert [phase.name for phase in both.phases] == ["parents", "ps-first", "ps", "finalists", "test"]
+    assert [phase.name for phase in both.phases] == [
+        "parents",
+        "ps-first",
+        "ps",
+        "finalists",
+        "test",
+    ]
     assert "up to 2 of the best models" in both.phases[3].text
 
 
@@ -54,30 +77,46 @@ def test_a_plan_warns(search_config, search_settings):
     """Small or missing splits and budgets of few generations are named, with what to do."""
     data = search_settings()["data"]
     config = search_config(
-        "ps", optimize=[{"evaluations": 9, "population": 8}], data={"search": data["search"], "validation": data["test"]}
+        "ps",
+        optimize=[{"evaluations": 9, "population": 8}],
+        data={"search": data["search"], "validation": data["test"]},
     )
     warnings = "\n".join(plan_search(config).warnings)
-    assert "data.test: not given: the table is measured on what the winner was chosen on" in warnings
+    assert (
+        "data.test: not given: the table is measured on what the winner was chosen on" in warnings
+    )
     assert "search: 5 examples: the standard error of an accuracy is up to 0.22" in warnings
     assert "validation: 6 examples: the standard error" in warnings
-    assert "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
+    assert (
+        "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
+    )
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
-    plan = plan_search(search_config("ps", compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}}))
+    plan = plan_search(
+        search_config(
+            "ps", compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}}
+        )
+    )
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == "16 trainings, 4 starts at 4 rates, each of 8 evaluations"
     assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
-    """The plan notes sections that nobody looks at, and half precision on a processor; a quick one does not warn of itself."""
+    """The plan notes sections that nobody looks at, and half precision on a processor; a quick one
+    does not warn of itself."""
     gates = {"kind": "gates", "repetitions": 1}
     assert not any("not looked at" in note for note in plan_search(search_config("hybrid")).notes)
     unused = search_config("ps", path=gates, optimize=[{"batch": 1}])
-    assert plan_search(unused).notes[0] == ("path is not looked at, for space is ps; leave it out, or write space: hybrid")
+    assert plan_search(unused).notes[0] == (
+        "path is not looked at, for space is ps; leave it out, or write space: hybrid"
+    )
     step = {"evaluations": 8, "population": 4}
     plan = plan_search(search_config("ps", optimize=[step, {**step, "space": "dfs"}]))
     assert [note for note in plan.notes if "looked" in note] == [
-        "a step with space: dfs is not looked at, for space is ps; leave it out, or write space: hybrid"
+        (
+            "a step with space: dfs is not looked at, for space is ps; leave it out, or write "
+            "space: hybrid"
+        )
     ]
     text = plan_search(search_config("dfs", path=gates)).to_text()
     assert "paths of 2 to 4 hops" in text
@@ -85,8 +124,12 @@ def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     half = plan_search(search_config("ps", tiny_half))
     assert [note.partition(":")[0] for note in half.notes] == ["output.dtype"]
     assert not plan_search(search_config("ps", tiny_half, output={"dtype": "float32"})).notes
-    quick = {key: value for key, value in search_settings("ps").items() if key not in ("merge", "path")}
-    warnings = plan_search(validate(SearchConfig, {**quick, "optimize": "quick"}, SearchError)).warnings
+    quick = {
+        key: value for key, value in search_settings("ps").items() if key not in ("merge", "path")
+    }
+    warnings = plan_search(
+        validate(SearchConfig, {**quick, "optimize": "quick"}, SearchError)
+    ).warnings
     assert not any("hardly move" in line for line in warnings)
 
 
@@ -102,8 +145,11 @@ def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     ],
 )
 def test_workers_by_default(device, threads, models, workers, search_config, monkeypatch):
-    """Threads times workers are no more than the cores, the models of all workers fit into memory, and each GPU has one."""
+    """Threads times workers are no more than the cores, the models of all workers fit into memory,
+    and each GPU has one."""
     monkeypatch.setattr(memory, "cores", lambda: 16)
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr(
+        os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__
+    )
     config = search_config("ps", compute={"device": device, "threads": threads})
     assert memory.default_workers(config, {"parents": 10**8, "ps": models}) == workers

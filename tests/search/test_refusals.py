@@ -28,34 +28,90 @@ SPREAD = {"quantization": "4bit", "device": "auto", "device_map": "auto"}
     ("changes", "kind", "message"),
     [
         ({"merge": {"method": "dare_tise"}}, RecipeError, "'dare_tise' is not known"),
-        ({"merge": {"parameters": {"wait": 1.0}}}, SearchError, "merge.parameters.wait: task_arithmetic has no such"),
+        (
+            {"merge": {"parameters": {"wait": 1.0}}},
+            SearchError,
+            "merge.parameters.wait: task_arithmetic has no such",
+        ),
         ({"merge": {"options": {"density": 1.0}}}, SearchError, "merge.options.density"),
         ({"merge": SLERP}, EvoMergeError, "out of range"),
         ({"base": None}, RecipeError, "name the base model"),
         ({"base": {"model": "./nowhere/base"}}, SourceError, "./nowhere/base: no such folder"),
-        ({"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]}, SourceError, "./nowhere/a: no such folder"),
-        ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: no such file"),
-        ({"compute": {"device": "toaster"}}, SearchError, "compute.device: 'toaster' cannot be used here: "),
+        (
+            {"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]},
+            SourceError,
+            "./nowhere/a: no such folder",
+        ),
+        (
+            {"data": {"search": {"jsonl": "nowhere.jsonl"}}},
+            FitnessError,
+            "nowhere.jsonl: no such file",
+        ),
+        (
+            {"compute": {"device": "toaster"}},
+            SearchError,
+            "compute.device: 'toaster' cannot be used here: ",
+        ),
         ({"data": {}}, FitnessError, "data.search: not given"),
-        ({"fitness": WRITES, "compare": LORA}, SearchError, "baselines: lora follows a gradient; leave it out: "),
-        ({"compare": TOGETHER}, SearchError, "baselines: merge+lora goes with merge weights that are searched by: gradient"),
+        (
+            {"fitness": WRITES, "compare": LORA},
+            SearchError,
+            "baselines: lora follows a gradient; leave it out: ",
+        ),
+        (
+            {"compare": TOGETHER},
+            SearchError,
+            "baselines: merge+lora goes with merge weights that are searched by: gradient",
+        ),
         (
             {"compare": TOGETHER, "merge": {"method": "ties"}},
             SearchError,
             "merge+lora adds an adapter to a sum of task vectors",
         ),
-        ({"compare": TOGETHER, "merge": {"options": {"lambda": 0}}}, SearchError, "without normalize and lambda: 0"),
-        ({"compare": TOGETHER, "base": None, "merge": {"method": "linear"}}, SearchError, "adds an adapter to a sum"),
+        (
+            {"compare": TOGETHER, "merge": {"options": {"lambda": 0}}},
+            SearchError,
+            "without normalize and lambda: 0",
+        ),
+        (
+            {"compare": TOGETHER, "base": None, "merge": {"method": "linear"}},
+            SearchError,
+            "adds an adapter to a sum",
+        ),
         ({"optimize": [{"by": "gradient", "fitness": WRITES}, {}]}, FitnessError, NO_GRADIENT),
         ({"optimize": [GRADIENT], "fitness": WRITES}, FitnessError, NO_GRADIENT),
-        ({"optimize": [GRADIENT], "merge": {"method": "model_stock"}}, SearchError, "every parameter of model_stock is fixed"),
-        ({"optimize": [GRADIENT], "merge": SCE}, RecipeError, "sce has no gradient; those that have one are "),
+        (
+            {"optimize": [GRADIENT], "merge": {"method": "model_stock"}},
+            SearchError,
+            "every parameter of model_stock is fixed",
+        ),
+        (
+            {"optimize": [GRADIENT], "merge": SCE},
+            RecipeError,
+            "sce has no gradient; those that have one are ",
+        ),
         ({"optimize": [GRADIENT], "merge": TIES}, SearchError, NO_DENSITY),
-        ({**PACKED, "space": "dfs", "merge": {}, "optimize": []}, EvoMergeError, "quantization: goes with space: ps"),
-        ({**PACKED, "compute": WEIGHTS}, EvoMergeError, "quantization: goes with space: ps and adapters that run unmerged"),
-        ({**PACKED, "merge": {"method": "ties"}}, EvoMergeError, "quantization: ties is not the sum"),
+        (
+            {**PACKED, "space": "dfs", "merge": {}, "optimize": []},
+            EvoMergeError,
+            "quantization: goes with space: ps",
+        ),
+        (
+            {**PACKED, "compute": WEIGHTS},
+            EvoMergeError,
+            "quantization: goes with space: ps and adapters that run unmerged",
+        ),
+        (
+            {**PACKED, "merge": {"method": "ties"}},
+            EvoMergeError,
+            "quantization: ties is not the sum",
+        ),
         ({**PACKED, "compare": LORA}, EvoMergeError, "baselines: lora fine-tunes whole models"),
-        ({**PACKED, "compute": SPREAD}, EvoMergeError, "compute.device_map: goes with space: ps over whole"),
+        (
+            {**PACKED, "compute": SPREAD},
+            EvoMergeError,
+            "compute.device_map: goes with space: ps over whole",
+        ),
         (
             {**PACKED, "merge": {"method": "ties"}, "compute": {"unmerged": True}},
             EvoMergeError,
@@ -66,13 +122,23 @@ SPREAD = {"quantization": "4bit", "device": "auto", "device_map": "auto"}
             SearchError,
             "a method that can merge one source less (found ps, slerp of 2)",
         ),
-        ({"compare": {"contributions": True}, "space": "dfs"}, SearchError, "compare.contributions: goes with space: ps"),
-        ({"compare": {"contributions": True}, "merge": {"router": 1}}, SearchError, "no merge is left without b"),
+        (
+            {"compare": {"contributions": True}, "space": "dfs"},
+            SearchError,
+            "compare.contributions: goes with space: ps",
+        ),
+        (
+            {"compare": {"contributions": True}, "merge": {"router": 1}},
+            SearchError,
+            "no merge is left without b",
+        ),
     ],
 )
 def test_refused_before_anything_begins(changes, kind, message, search_config, adapters, tmp_path):
-    """What cannot work is refused with one line that names it, before a folder or a study is made."""
-    out, changes = tmp_path / "out", dict(changes)
+    """What cannot work is refused with one line that names it, before a folder or a study is
+    made."""
+    out = tmp_path / "out"
+    changes = dict(changes)
     given = adapters if changes.pop("adapters", False) else {}
     with pytest.raises(kind, match=re.escape(message)) as caught:
         run_search(search_config(**{"space": "ps", **given, **changes}), out)
@@ -81,24 +147,31 @@ def test_refused_before_anything_begins(changes, kind, message, search_config, a
 
 
 def test_sources_that_do_not_fit_are_refused(tiny, search_config, tmp_path):
-    """Sources of different depth cannot be merged, nor layers of different width share a path, and no study is made."""
+    """Sources of different depth cannot be merged, nor layers of different width share a path, and
+    no study is made."""
     deep = [{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}]
     with pytest.raises(SourceError, match=r"number of layers differs: 2 in .* 3 in "):
         run_search(search_config(sources=deep), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tiny / "a")
-    wide = type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 32, "head_dim": 16}))
+    wide = type(model)(
+        type(model.config)(**{**model.config.to_dict(), "hidden_size": 32, "head_dim": 16})
+    )
     wide.save_pretrained(tmp_path / "wide")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "wide")
     for space in ("dfs", "hybrid"):
         with pytest.raises(SourceError, match=r"head_dim .*16"):
             run_search(
-                search_config(space, sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}]), tmp_path / "out"
+                search_config(
+                    space, sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}]
+                ),
+                tmp_path / "out",
             )
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_of_the_users_is_overwritten(search_config, tmp_path):
-    """A folder that holds a model, a recipe or another search file, and no study, is refused and left as it was."""
+    """A folder that holds a model, a recipe or another search file, and no study, is refused and
+    left as it was."""
     config = search_config()
     search_config(compute={"seed": 1}).save(tmp_path / "search.yaml")
     with pytest.raises(SearchError, match=r"the search\.yaml of another search"):
@@ -125,12 +198,17 @@ def test_nothing_of_the_users_is_overwritten(search_config, tmp_path):
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
 
 
-def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(tiny, tmp_path, search_config, monkeypatch):
-    """Answers that are no numbers, and retained examples that the search looks at, are refused by file and line."""
+def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
+    tiny, tmp_path, search_config, monkeypatch
+):
+    """Answers that are no numbers, and retained examples that the search looks at, are refused by
+    file and line."""
     monkeypatch.setattr(ModelPool, "model", None)
     with pytest.raises(FitnessError, match=r"search\.jsonl:1: the answer .* is not a number"):
         run_search(search_config(fitness={"task": "generation"}), tmp_path / "a")
     same = search_config(compare={"retain": {"old": {"jsonl": str(tiny / "validation.jsonl")}}})
-    with pytest.raises(FitnessError, match=r"retain\.old: .*validation\.jsonl:1 is .* of the validation split"):
+    with pytest.raises(
+        FitnessError, match=r"retain\.old: .*validation\.jsonl:1 is .* of the validation split"
+    ):
         run_search(same, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []

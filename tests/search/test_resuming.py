@@ -1,4 +1,5 @@
-"""A search that was killed, moved, or is begun again: it goes on to the same trials, or is refused with what differs."""
+"""A search that was killed, moved, or is begun again: it goes on to the same trials, or is refused
+with what differs."""
 
 import shutil
 import signal
@@ -41,7 +42,8 @@ def _stop_in_mid_generation(search: Program, folder: Path, population: int) -> N
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_killed_and_resumed(search_config, tmp_path):
-    """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
+    """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of
+    one that never stopped."""
     optimizer = {"evaluations": 20, "population": 5}
     config = search_config(
         "hybrid",
@@ -53,7 +55,9 @@ def test_killed_and_resumed(search_config, tmp_path):
         ],
     )
     config.save(tmp_path / "given.yaml")
-    search = Program(COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path)
+    search = Program(
+        COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path
+    )
     try:
         _stop_in_mid_generation(search, tmp_path / "killed", 5)
         workers = descendants(search.pid)
@@ -91,19 +95,26 @@ def _score(folder: Path) -> None:
 
 
 def test_other_settings_are_refused(begun, search_config):
-    """A folder with scores of other settings is refused, with each key that differs and both of its values."""
+    """A folder with scores of other settings is refused, with each key that differs and both of its
+    values."""
     _score(begun)
     optimizer = {"evaluations": 7, "population": 4}
     other = search_config(merge={"groups": "model"}, optimize=[optimizer], compute={"seed": 3})
     with pytest.raises(SearchError) as caught:
         run_search(other, begun)
-    for part in (str(begun), "seed was 0 and is 3", "optimize.0.evaluations was 8 and is 7", "choose another folder"):
+    for part in (
+        str(begun),
+        "seed was 0 and is 3",
+        "optimize.0.evaluations was 8 and is 7",
+        "choose another folder",
+    ):
         assert part in str(caught.value)
     assert "population" not in str(caught.value)
 
 
 def test_settings_that_an_older_version_did_not_know(search_config, tmp_path):
-    """A study without a key that is not set goes on; without one that is set it is refused by that key."""
+    """A study without a key that is not set goes on; without one that is set it is refused by that
+    key."""
     settings = search_config().model_dump(mode="json")
     assert settings["merge"].pop("router") is None
     Study.create(tmp_path / "old", settings).close()
@@ -116,10 +127,12 @@ def test_settings_that_an_older_version_did_not_know(search_config, tmp_path):
 
 
 def test_a_study_without_scores_takes_other_settings(search_settings, tmp_path):
-    """A limit under which nothing can be scored is taken out of the file, and the search is that of the new file."""
+    """A limit under which nothing can be scored is taken out of the file, and the search is that of
+    the new file."""
     settings = search_settings("ps")
     short = {"limits": {"seconds": 0.001}}
-    file, out = tmp_path / "given.yaml", tmp_path / "out"
+    file = tmp_path / "given.yaml"
+    out = tmp_path / "out"
     validate(SearchConfig, {**settings, "compute": short}, SearchError).save(file)
     with pytest.raises(SearchError, match="cannot be evaluated"):
         run_search(SearchConfig.load(file), out, build=False)
@@ -143,19 +156,26 @@ def test_a_study_without_scores_follows_the_file_beside_it(begun, search_config)
 
 
 def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
-    """While a process evaluates the first models of a study, another cannot give it other settings."""
-    with Study.open(begun) as study, study.exclusive(), pytest.raises(SearchError, match="another process is running"):
+    """While a process evaluates the first models of a study, another cannot give it other
+    settings."""
+    with (
+        Study.open(begun) as study,
+        study.exclusive(),
+        pytest.raises(SearchError, match="another process is running"),
+    ):
         run_search(search_config(compute={"seed": 3}), begun)
     with Study.open(begun) as study:
         assert study.meta("settings")["compute"]["seed"] == 0
 
 
 def test_a_source_may_be_mended_before_it_is_scored(adapters, search_config, tmp_path):
-    """An adapter of which not one model could be scored is another file afterwards, and the search goes on with that."""
+    """An adapter of which not one model could be scored is another file afterwards, and the search
+    goes on with that."""
     folder = shutil.copytree(Path(adapters["sources"][0]["adapter"]), tmp_path / "adapter")
     sources = [{**adapters["sources"][0], "adapter": str(folder)}, adapters["sources"][1]]
     config = search_config("ps", base=adapters["base"], sources=sources)
-    file, whole = folder / "adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()
+    file = folder / "adapter_model.safetensors"
+    whole = (folder / "adapter_model.safetensors").read_bytes()
     broken = {name: tensor.fill_(float("nan")) for name, tensor in load_file(file).items()}
     save_file(broken, file)
     with pytest.raises(SearchError):
@@ -167,33 +187,46 @@ def test_a_source_may_be_mended_before_it_is_scored(adapters, search_config, tmp
 
 
 def test_a_search_that_was_killed_at_its_very_begin(begun, search_config):
-    """Where only the study was made when the search was killed, resuming leaves the search file as well."""
+    """Where only the study was made when the search was killed, resuming leaves the search file as
+    well."""
     resume_search(begun, build=False)
     assert SearchConfig.load(begun / "search.yaml") == search_config()
 
 
-def test_a_study_does_not_depend_on_the_current_directory(tiny, tmp_path, search_settings, monkeypatch):
-    """A search that was begun with relative names goes on from elsewhere, with the same trials, and its recipe builds there."""
+def test_a_study_does_not_depend_on_the_current_directory(
+    tiny, tmp_path, search_settings, monkeypatch
+):
+    """A search that was begun with relative names goes on from elsewhere, with the same trials, and
+    its recipe builds there."""
     monkeypatch.chdir(tiny)
     settings = search_settings("ps", Path("."))
     settings["sources"] = [{"model": "./a"}, {"model": "b"}]
-    result = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
+    result = run_search(
+        validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False
+    )
     monkeypatch.chdir(tmp_path)
     again = resume_search("out", build=False)
     assert again.to_json() == result.to_json()
     assert again.winner == result.winner
     assert build_model(Recipe.load("out/recipe.yaml"), "built", progress=False).is_dir()
-    assert [source.model for source in SearchConfig.load("out/search.yaml").sources] == [str(tiny / "a"), str(tiny / "b")]
+    assert [source.model for source in SearchConfig.load("out/search.yaml").sources] == [
+        str(tiny / "a"),
+        str(tiny / "b"),
+    ]
     monkeypatch.chdir(tiny)
-    repeated = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
+    repeated = run_search(
+        validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False
+    )
     assert repeated.to_json() == result.to_json()
 
 
 @pytest.mark.parametrize("how", slow_beyond(["copied"], ["copied", "alone"]))
 def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monkeypatch):
-    """A study that is copied with sources and data beside it goes on there, as if it had never been elsewhere; one that is
-    moved without them reads them where they are. It has the same recipes, and what is built names the places of today."""
-    old, new = tmp_path / "old" / "place", tmp_path / "new"
+    """A study that is copied with sources and data beside it goes on there, as if it had never been
+    elsewhere; one that is moved without them reads them where they are. It has the same recipes,
+    and what is built names the places of today."""
+    old = tmp_path / "old" / "place"
+    new = tmp_path / "new"
     shutil.copytree(tiny, old / "data")
     config = validate(SearchConfig, search_settings("ps", old / "data"), SearchError)
     whole = run_search(config, tmp_path / "whole", build=False)
@@ -207,7 +240,9 @@ def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monke
     result = resume_search(new / "study")
     data = old / "data" if how == "alone" else new / "data"
     assert [ref.model for ref in result.winner.sources] == [str(data / "a"), str(data / "b")]
-    assert [row.scores.values.tolist() for row in result.rows] == [row.scores.values.tolist() for row in whole.rows]
+    assert [row.scores.values.tolist() for row in result.rows] == [
+        row.scores.values.tolist() for row in whole.rows
+    ]
     assert facts(new / "study") == facts(tmp_path / "whole")
     for file in ("recipe.yaml", "model/recipe.yaml"):
         assert (str(old) in (new / "study" / file).read_text()) == (how == "alone")
@@ -215,5 +250,7 @@ def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monke
     assert check_study(new / "study") == []
     with Study.open(new / "study") as study:
         assert edited(study)[1] is None
-    repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
+    repeated = run_search(
+        validate(SearchConfig, search_settings("ps", data), SearchError), new / "study"
+    )
     assert repeated.to_json() == result.to_json()

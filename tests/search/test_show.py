@@ -21,20 +21,48 @@ from hf_evomerge.search.study.paths import settings_of
 from hf_evomerge.search.study.study import Study, Trial
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
-SETTINGS = {"sources": SOURCES, "fitness": {"task": "likelihood"}, "data": {"search": {"jsonl": "problems.jsonl"}}}
+SETTINGS = {
+    "sources": SOURCES,
+    "fitness": {"task": "likelihood"},
+    "data": {"search": {"jsonl": "problems.jsonl"}},
+}
 RECIPES = [
-    Recipe.model_validate({"sources": SOURCES, "merge": {"method": "linear", "parameters": [{"weight": w}, {"weight": 1}]}})
+    Recipe.model_validate(
+        {
+            "sources": SOURCES,
+            "merge": {"method": "linear", "parameters": [{"weight": w}, {"weight": 1}]},
+        }
+    )
     for w in (0.1, 0.2, 0.3)
 ]
-PATH = Recipe.model_validate({"sources": SOURCES, "flow": {"path": ["0:0-3", "1:2"], "scales": [1, 1, 1, 1, 0.5]}})
+PATH = Recipe.model_validate(
+    {"sources": SOURCES, "flow": {"path": ["0:0-3", "1:2"], "scales": [1, 1, 1, 1, 0.5]}}
+)
 
 
 def _scores(*values: float) -> Scores:
     return Scores(values, correct=np.array(values) > 0, seconds=2.0)
 
 
-def _trial(study: Study, number: int, recipe: Recipe, scores: Scores, stage: str = "ps", same: int | None = None) -> None:
-    study.add_trial(Trial(stage, number, number // 2, np.zeros(2), study.add_recipe(recipe), scores, duplicate_of=same))
+def _trial(
+    study: Study,
+    number: int,
+    recipe: Recipe,
+    scores: Scores,
+    stage: str = "ps",
+    same: int | None = None,
+) -> None:
+    study.add_trial(
+        Trial(
+            stage,
+            number,
+            number // 2,
+            np.zeros(2),
+            study.add_recipe(recipe),
+            scores,
+            duplicate_of=same,
+        )
+    )
 
 
 @pytest.fixture
@@ -50,7 +78,8 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_a_study(study):
-    """A study is shown stage by stage: how many trials, the best of them with standard errors, and the first failure."""
+    """A study is shown stage by stage: how many trials, the best of them with standard errors, and
+    the first failure."""
     lines = describe_study(study.folder, 5).splitlines()
     assert lines[0] == "hybrid search over a, b"
     assert "dfs (data flow space): 1 trials, 0 failed, 0 with a recipe seen before" in lines
@@ -69,12 +98,19 @@ def test_a_study(study):
 
 
 def test_only_what_was_scored_alike_is_listed(tmp_path):
-    """A better score of a batch is not put below a worse one of all examples; that there are such is said. Long paths fold."""
+    """A better score of a batch is not put below a worse one of all examples; that there are such
+    is said. Long paths fold."""
     study = Study.create(tmp_path, {**SETTINGS, "space": "hybrid"})
     _trial(study, 0, RECIPES[0], _scores(-1, -2))
     _trial(study, 1, RECIPES[1], _scores(5))
     path = [f"0:{layer}" for layer in range(30)]
-    _trial(study, 0, Recipe.model_validate({"sources": SOURCES, "flow": {"path": path}}), _scores(1, 2), stage="dfs")
+    _trial(
+        study,
+        0,
+        Recipe.model_validate({"sources": SOURCES, "flow": {"path": path}}),
+        _scores(1, 2),
+        stage="dfs",
+    )
     text = describe_study(tmp_path)
     assert ("-1.500" in text, "5.000" in text) == (True, False)
     assert text.count("others were scored on fewer examples") == 1
@@ -83,19 +119,32 @@ def test_only_what_was_scored_alike_is_listed(tmp_path):
 
 
 def test_adapters_of_one_model_are_told_apart(tmp_path):
-    """Sources that are one model with several adapters are shown with these, by their short names like everywhere."""
+    """Sources that are one model with several adapters are shown with these, by their short names
+    like everywhere."""
     sources = [{"model": "org/a", "adapter": f"org/{name}"} for name in ("ja", "maths")]
     Study.create(tmp_path, {**SETTINGS, "sources": sources, "space": "ps"})
     assert describe_study(tmp_path).startswith("ps search over a+ja, a+maths")
 
 
 def test_a_recipe_in_one_line():
-    """Weights of groups are shown from the least to the greatest, with the source's name; a hybrid has its path behind them."""
+    """Weights of groups are shown from the least to the greatest, with the source's name; a hybrid
+    has its path behind them."""
     groups = {"default": 0.25, "head": 1.5}
-    merge = {"method": "ties", "options": {"density": 0.5}, "parameters": [{"weight": groups}, {"weight": [0.5, 0.75]}]}
-    both = {"sources": SOURCES, "base": {"model": "org/c"}, "merge": merge, "flow": {"path": ["2:0-1"], "scales": [1, 0.8]}}
+    merge = {
+        "method": "ties",
+        "options": {"density": 0.5},
+        "parameters": [{"weight": groups}, {"weight": [0.5, 0.75]}],
+    }
+    both = {
+        "sources": SOURCES,
+        "base": {"model": "org/c"},
+        "merge": merge,
+        "flow": {"path": ["2:0-1"], "scales": [1, 0.8]},
+    }
     text = describe_recipe(Recipe.model_validate(both))
-    assert text == "ties: density 0.5, a weight 0.25 to 1.5, b weight 0.5 to 0.75; path 2:0, 2:1 (scale 0.8)"
+    assert text == (
+        "ties: density 0.5, a weight 0.25 to 1.5, b weight 0.5 to 0.75; path 2:0, 2:1 (scale 0.8)"
+    )
 
 
 def test_an_empty_study(tmp_path):
@@ -105,7 +154,8 @@ def test_an_empty_study(tmp_path):
 
 
 def test_the_table_of_results():
-    """The table has a line per model with standard errors, costs for those that cost something, and a mark on the winner."""
+    """The table has a line per model with standard errors, costs for those that cost something, and
+    a mark on the winner."""
     rows = [
         Row("base", "base", Scores([1.0, 3.0])),
         Row("average", "uniform average", Scores.failed("too wide")),
@@ -114,29 +164,59 @@ def test_the_table_of_results():
     lines = str(Result(RECIPES[0], "test", rows)).splitlines()
     assert lines[1].split()[:4] == ["base", "2.000", "±", "1.000"]
     assert lines[2].split() == ["uniform", "average", "failed"]
-    assert lines[3].split() == ["evolved", "PS", "*", "4.000", "±", "1.000", "1.000", "±", "0.000", "40", "62"]
-    assert lines[5] == "2 test examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
+    assert lines[3].split() == [
+        "evolved",
+        "PS",
+        "*",
+        "4.000",
+        "±",
+        "1.000",
+        "1.000",
+        "±",
+        "0.000",
+        "40",
+        "62",
+    ]
+    assert (
+        lines[5]
+        == "2 test examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
+    )
 
 
 def test_long_names_are_folded():
-    """The tables are whole in 80 columns where a model has a long name, of which nothing is lost."""
+    """The tables are whole in 80 columns where a model has a long name, of which nothing is
+    lost."""
     name = "SmolLM2-135M-Instruct.Q4_1+loraA"
     rows = [
         Row("source", name, _scores(*np.linspace(-99, -1, 20))),
-        Row("ps", "evolved PS", _scores(*np.linspace(-50, 9, 20)), evaluations=40000, seconds=61000.6, winner=True),
+        Row(
+            "ps",
+            "evolved PS",
+            _scores(*np.linspace(-50, 9, 20)),
+            evaluations=40000,
+            seconds=61000.6,
+            winner=True,
+        ),
     ]
-    lines = str(Result(RECIPES[0], "test", rows, unit="nats per answer")).partition("20 test examples")[0].splitlines()
+    lines = (
+        str(Result(RECIPES[0], "test", rows, unit="nats per answer"))
+        .partition("20 test examples")[0]
+        .splitlines()
+    )
     assert max(map(len, lines)) <= 80
     assert lines[1].split()[0] + lines[2].strip() == name
 
 
 def test_numbers():
-    """Fitness and accuracy are means with the standard error of the mean; what is not known is left out."""
+    """Fitness and accuracy are means with the standard error of the mean; what is not known is left
+    out."""
     values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     error = values.std(ddof=1) / np.sqrt(5)
     assert Figures.of(Scores(values)).fitness_text == f"0.600 ± {error:.3f}"
     assert Figures.of(Scores(values)).accuracy_text == ""
-    assert Figures.of(Scores(values * 9, correct=values > 0)).accuracy_text == f"0.600 ± {error:.3f}"
+    assert (
+        Figures.of(Scores(values * 9, correct=values > 0)).accuracy_text == f"0.600 ± {error:.3f}"
+    )
     assert Figures.of(Scores([0.25])).fitness_text == "0.250"
     assert Figures.of(Scores([0.25], correct=[True])).accuracy_text == "1.000"
     assert Figures.of(Scores.failed("x")).fitness_text == "failed"
@@ -156,19 +236,34 @@ class _Trials:
 
 
 def test_trials_are_drawn_as_the_study_has_them():
-    """Each has its fitness, accuracy, examples, cost and objectives; a failed one has none; stages stand in order."""
+    """Each has its fitness, accuracy, examples, cost and objectives; a failed one has none; stages
+    stand in order."""
     right = Scores([-1.0, -3.0], correct=[True, False], others={"hops": Scores([7.0])})
     study = _Trials(
-        Trial("dfs", 0, 0, np.zeros(1), None, right, cost=0.5), Trial("ps", 3, 1, np.zeros(1), None, Scores.failed("broken"))
+        Trial("dfs", 0, 0, np.zeros(1), None, right, cost=0.5),
+        Trial("ps", 3, 1, np.zeros(1), None, Scores.failed("broken")),
     )
     failed, scored = plots.drawn_trials(cast(Study, study), ["fitness", "hops"])
-    assert (failed.stage, failed.number, failed.generation, failed.fitness, failed.examples) == ("ps", 3, 1, None, 0)
-    assert (scored.stage, scored.fitness, scored.accuracy, scored.examples, scored.cost) == ("dfs", -2.0, 0.5, 2, 0.5)
+    assert (failed.stage, failed.number, failed.generation, failed.fitness, failed.examples) == (
+        "ps",
+        3,
+        1,
+        None,
+        0,
+    )
+    assert (scored.stage, scored.fitness, scored.accuracy, scored.examples, scored.cost) == (
+        "dfs",
+        -2.0,
+        0.5,
+        2,
+        0.5,
+    )
     assert scored.others == {"fitness": -2.0, "hops": 7.0}
 
 
 def test_a_search_has_pictures_of_what_its_winner_is(hybrid_search, tmp_path, monkeypatch):
-    """A hybrid has its fitness with its unit, the weights by source, and the path, whose last source is the merge."""
+    """A hybrid has its fitness with its unit, the weights by source, and the path, whose last
+    source is the merge."""
     drawn: dict[str, list[str]] = {}
 
     def keep(scenes: Any, file: Path) -> None:
@@ -177,7 +272,8 @@ def test_a_search_has_pictures_of_what_its_winner_is(hybrid_search, tmp_path, mo
 
     monkeypatch.setattr(plots, "save_scenes", keep)
     with closing(Study.open(hybrid_search)) as study:
-        config, winner = settings_of(study), Recipe.load(hybrid_search / "recipe.yaml")
+        config = settings_of(study)
+        winner = Recipe.load(hybrid_search / "recipe.yaml")
         plots.draw_pictures(config, study, winner, [4, 4], tmp_path / "plots")
     assert list(drawn) == ["fitness.png", "weights.png", "path.png"]
     assert "fitness (nats per answer)" in drawn["fitness.png"]

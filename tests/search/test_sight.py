@@ -1,4 +1,5 @@
-"""Searches over vision-language models: examples with pictures, candidates in memory, what is built of the winner."""
+"""Searches over vision-language models: examples with pictures, candidates in memory, what is built
+of the winner."""
 
 import json
 from pathlib import Path
@@ -30,13 +31,20 @@ def _save(folder: Path, name: str) -> None:
     lines = []
     for number, color in enumerate(COLORS):
         picture(color).save(folder / f"{color}.png")
-        lines.append({"prompt": "what is it ?" + " ?" * (number % 2), "answer": f" w{number}", "picture": f"{color}.png"})
+        lines.append(
+            {
+                "prompt": "what is it ?" + " ?" * (number % 2),
+                "answer": f" w{number}",
+                "picture": f"{color}.png",
+            }
+        )
     (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 @pytest.fixture
 def parents(made_once: Any) -> Any:
-    """Makes, once for each, a model of sight, a plain one and a base that lack its last words, and pictures to ask about."""
+    """Makes, once for each, a model of sight, a plain one and a base that lack its last words, and
+    pictures to ask about."""
 
     def of(name: str) -> Path:
         for library in NEEDS.get(name, []):
@@ -51,7 +59,10 @@ def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any
     data = {"jsonl": str(folder / "pictures.jsonl"), "image_field": "picture", "chat": True}
     given = {
         "space": "ps",
-        "sources": [{"model": str(folder / "sight"), "component": "text"}, {"model": str(folder / "plain")}],
+        "sources": [
+            {"model": str(folder / "sight"), "component": "text"},
+            {"model": str(folder / "plain")},
+        ],
         "base": {"model": str(folder / "base")},
         "merge": {"method": "task_arithmetic", "groups": "model"},
         "optimize": [{"evaluations": 6}],
@@ -61,19 +72,31 @@ def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any
     }
     output = {"vocabulary": None if "gemma3" in folder.name else "tokenizer", "dtype": "float32"}
     given["output"] = output | fields.get("output", {})
-    return validate(SearchConfig, {key: value for key, value in given.items() if value is not None}, SearchError)
+    return validate(
+        SearchConfig, {key: value for key, value in given.items() if value is not None}, SearchError
+    )
 
 
 def recipe_of(config: SearchConfig, *weights: float) -> Recipe:
     """The merge with these weights."""
-    merge = {"method": "task_arithmetic", "sources": [0, 1], "parameters": [{"weight": weight} for weight in weights]}
-    return config.recipe(merge=Recipe.model_validate({"sources": config.sources, "merge": merge}).merge)
+    merge = {
+        "method": "task_arithmetic",
+        "sources": [0, 1],
+        "parameters": [{"weight": weight} for weight in weights],
+    }
+    return config.recipe(
+        merge=Recipe.model_validate({"sources": config.sources, "merge": merge}).merge
+    )
 
 
 def by_hand(folder: Path, processor: Any, example: Any) -> tuple[float, list[int]]:
-    """The log-probability of an answer after text and picture, one example alone; and three tokens that are written."""
+    """The log-probability of an answer after text and picture, one example alone; and three tokens
+    that are written."""
     model: Any = AutoModelForImageTextToText.from_pretrained(folder)
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.prompt}]}
+    message = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": example.prompt}],
+    }
     text = processor.apply_chat_template([message], add_generation_prompt=True)
     image = example.pictures[0].load()
     before = processor(text=text, images=[[image]], return_tensors="pt")
@@ -83,15 +106,19 @@ def by_hand(folder: Path, processor: Any, example: Any) -> tuple[float, list[int
         logits = model(**whole).logits[0].log_softmax(-1)
         written = model.generate(**before, max_new_tokens=3, do_sample=False)[0, start:].tolist()
     targets = [*whole["input_ids"][0, start:].tolist(), processor.tokenizer.eos_token_id]
-    return sum(float(logits[start - 1 + place, token]) for place, token in enumerate(targets)), written
+    return sum(
+        float(logits[start - 1 + place, token]) for place, token in enumerate(targets)
+    ), written
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], CLASSES))
 def test_a_candidate_in_memory_is_the_one_that_is_built(name, parents, tmp_path):
-    """Its tensors have the bits of a build, its scores in batches are those of each example alone, and it writes the same."""
+    """Its tensors have the bits of a build, its scores in batches are those of each example alone,
+    and it writes the same."""
     folder = parents(name)
     config = search_of(folder)
-    evaluator, recipe = Evaluator(config), recipe_of(search_of(folder), 0.4, 0.3)
+    evaluator = Evaluator(config)
+    recipe = recipe_of(search_of(folder), 0.4, 0.3)
     out = build_model(recipe, tmp_path / "out", progress=False)
     scores = evaluator.evaluate(recipe, "search")
     assert scores.error is None, scores.error
@@ -102,21 +129,33 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name, parents, tmp_path)
     writing = {"task": "generation", "max_new_tokens": 3, "extract": "all"}
     generated = Evaluator(search_of(folder, writing)).evaluate(recipe, "search")
     assert generated.error is None, generated.error
-    for example, value, output in zip(evaluator.tasks.examples("search"), scores.values, generated.outputs or [], strict=True):
+    for example, value, output in zip(
+        evaluator.tasks.examples("search"), scores.values, generated.outputs or [], strict=True
+    ):
         wanted, written = by_hand(out, processor, example)
         assert value == pytest.approx(wanted, abs=1e-3)
-        assert output.split() == processor.tokenizer.decode(written, skip_special_tokens=True).split()
+        assert (
+            output.split() == processor.tokenizer.decode(written, skip_special_tokens=True).split()
+        )
 
 
 @pytest.mark.slow
 def test_a_search_over_pictures_ends_with_a_model_that_sees(parents, tmp_path):
-    """Parents are scored too, the plain one in the body of the one that sees; the winner answers as the search said."""
+    """Parents are scored too, the plain one in the body of the one that sees; the winner answers as
+    the search said."""
     folder = parents("llava")
     run_search(search_of(folder), tmp_path / "search", workers=1)
     results = json.loads((tmp_path / "search" / "results.json").read_text())
-    assert [row["model"] for row in results["rows"]][:4] == ["base", "sight", "plain", "uniform average"]
+    assert [row["model"] for row in results["rows"]][:4] == [
+        "base",
+        "sight",
+        "plain",
+        "uniform average",
+    ]
     winner = next(row for row in results["rows"] if row["winner"])
-    again = Evaluator(search_of(folder)).evaluate(SourceRef(model=str(tmp_path / "search" / "model")), "test")
+    again = Evaluator(search_of(folder)).evaluate(
+        SourceRef(model=str(tmp_path / "search" / "model")), "test"
+    )
     assert again.mean == pytest.approx(winner["fitness"], abs=1e-5)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "search" / "model")
     assert model.config.text_config.vocab_size == len(WORDS)
@@ -124,9 +163,11 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents, tmp_path):
 
 
 def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
-    """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of what is built."""
+    """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of
+    what is built."""
     folder = parents("llava")
-    path, steps = {"kind": "gates", "max_hops": 5}, [{"by": "gradient", "evaluations": 5}]
+    path = {"kind": "gates", "max_hops": 5}
+    steps = [{"by": "gradient", "evaluations": 5}]
     config = search_of(folder, space="hybrid", path=path, optimize=steps, compare={"baselines": []})
     assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
     result = run_search(config, tmp_path / "search")
@@ -134,7 +175,8 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
     flow = {"path": ["0:0", "1:1*0.5 + 2:0*0.5", "2:1"], "scales": [1.0, 0.9, 1.2]}
     recipe = recipe_of(config, 0.4, 0.3)
     recipe = config.recipe(merge=recipe.merge, flow=FlowPart.model_validate(flow))
-    evaluator, out = Evaluator(config), build_model(recipe, tmp_path / "out", progress=False)
+    evaluator = Evaluator(config)
+    out = build_model(recipe, tmp_path / "out", progress=False)
     live = evaluator.evaluate(recipe, "test")
     assert live.error is None, live.error
     built = Evaluator(config).evaluate(SourceRef(model=str(out)), "test")
@@ -156,10 +198,18 @@ def test_what_does_not_go_with_parts_is_refused(parents):
 
 
 def test_an_average_that_cannot_be_made_is_left_out_and_said(parents, tmp_path, caplog):
-    """A path may run through sources with other vocabularies, which have no average: that is said, and there is no row."""
+    """A path may run through sources with other vocabularies, which have no average: that is said,
+    and there is no row."""
     folder = parents("llava")
-    path, steps = {"kind": "paper", "scales": "none", "repetitions": 1}, [{"evaluations": 2, "population": 2}]
-    given = {"path": path, "optimize": steps, "base": None, "merge": None, "output": {"vocabulary": None}}
+    path = {"kind": "paper", "scales": "none", "repetitions": 1}
+    steps = [{"evaluations": 2, "population": 2}]
+    given = {
+        "path": path,
+        "optimize": steps,
+        "base": None,
+        "merge": None,
+        "output": {"vocabulary": None},
+    }
     config = search_of(folder, space="dfs", **given)
     result = run_search(config, tmp_path / "search", build=False)
     assert [row.stage for row in result.rows] == ["source", "source", "dfs"]

@@ -1,4 +1,5 @@
-"""Searches over the layers of one model: they find, build and fold a path, and what cannot work is refused in one line."""
+"""Searches over the layers of one model: they find, build and fold a path, and what cannot work is
+refused in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,12 @@ SWEEP = {"by": "sweep", "evaluations": 6}
 
 def _settings(tiny: Path, path: dict[str, Any], *steps: dict[str, Any]) -> dict[str, Any]:
     """One model of three layers, and no base."""
-    return {"sources": [{"model": str(tiny / "deep")}], "base": None, "path": path, "optimize": [*steps]}
+    return {
+        "sources": [{"model": str(tiny / "deep")}],
+        "base": None,
+        "path": path,
+        "optimize": [*steps],
+    }
 
 
 @pytest.mark.parametrize(
@@ -32,8 +38,11 @@ def _settings(tiny: Path, path: dict[str, Any], *steps: dict[str, Any]) -> dict[
     ids=["sweep", "sweep-gradient", "cma", "dfs"],
 )
 def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
-    """Each search is planned, and ends with a path of the hops that it may have, built from one source, that folds."""
-    config = search_config("dfs", **_settings(tiny, path, *steps), compare={"baselines": ["average"]})
+    """Each search is planned, and ends with a path of the hops that it may have, built from one
+    source, that folds."""
+    config = search_config(
+        "dfs", **_settings(tiny, path, *steps), compare={"baselines": ["average"]}
+    )
     plan = plan_search(config)
     (phase,) = (phase for phase in plan.phases if phase.name == "dfs")
     if steps == [SWEEP]:
@@ -51,16 +60,30 @@ def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
         from transformers import AutoModelForCausalLM
 
         plain = fold(tmp_path / "out" / "model", tmp_path / "plain")
-        assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == len(result.winner.flow.path)
+        assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == len(
+            result.winner.flow.path
+        )
 
 
 def test_what_cannot_work_is_refused(tiny, search_config):
-    """A budget that ends before the sweep, and more layers than there are: before a model is read."""
+    """A budget that ends before the sweep, and more layers than there are: before a model is
+    read."""
     sweep = {"by": "sweep", "evaluations": 2}
     for path, steps, message in (
-        (PRUNE, [sweep], r"optimize: by: sweep: all candidates, 5 of 5 examples at first, take 3 evaluations \(found 2\)"),
+        (
+            PRUNE,
+            [sweep],
+            (
+                r"optimize: by: sweep: all candidates, 5 of 5 examples at first, take 3 "
+                r"evaluations \(found 2\)"
+            ),
+        ),
         (PRUNE, [sweep, {}], r"optimize: by: sweep: all candidates"),
-        ({**PRUNE, "layers": 3}, [], r"path\.layers: the model has 3 layers; leave out fewer than these \(found 3\)"),
+        (
+            {**PRUNE, "layers": 3},
+            [],
+            r"path\.layers: the model has 3 layers; leave out fewer than these \(found 3\)",
+        ),
     ):
         with pytest.raises(SearchError, match=message):
             plan_search(search_config("dfs", **_settings(tiny, path, *steps)))

@@ -25,7 +25,8 @@ from hf_evomerge.search.spaces.parameter import ParameterSpace
 
 @pytest.fixture
 def run(tiny: Path, tmp_path: Path) -> Path:
-    """What transformers' Trainer leaves: four checkpoints with optimizer states, and a folder of logs."""
+    """What transformers' Trainer leaves: four checkpoints with optimizer states, and a folder of
+    logs."""
     folder = tmp_path / "run"
     for step, name in {"3": "base", "20": "a", "100": "b"}.items():
         shutil.copytree(tiny / name, folder / f"checkpoint-{step}")
@@ -39,7 +40,10 @@ def run(tiny: Path, tmp_path: Path) -> Path:
 
 
 def _sources(run: object, checkpoints: object) -> list[SourceRef]:
-    given = {"sources": {"run": str(run), "checkpoints": checkpoints}, "merge": {"method": "linear"}}
+    given = {
+        "sources": {"run": str(run), "checkpoints": checkpoints},
+        "merge": {"method": "linear"},
+    }
     return validate(Recipe, given, RecipeError).sources
 
 
@@ -48,20 +52,37 @@ def _names(run: Path, checkpoints: object) -> list[str]:
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(run):
-    """By number and not by letter; the last of them, those of a pattern, or those that are named."""
-    shutil.copytree(run / "checkpoint-20", run / "final")  # as a Trainer's last save; it has no place in the order
-    assert _names(run, "all") == ["checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-1000"]
+    """By number and not by letter; the last of them, those of a pattern, or those that are
+    named."""
+    shutil.copytree(
+        run / "checkpoint-20", run / "final"
+    )  # as a Trainer's last save; it has no place in the order
+    assert _names(run, "all") == [
+        "checkpoint-3",
+        "checkpoint-20",
+        "checkpoint-100",
+        "checkpoint-1000",
+    ]
     assert _names(run, "last 2") == ["checkpoint-100", "checkpoint-1000"]
     assert _names(run, "*-1*") == ["checkpoint-100", "checkpoint-1000"]
     assert _names(run, ["checkpoint-20", "checkpoint-3"]) == ["checkpoint-20", "checkpoint-3"]
 
 
 def test_links_among_checkpoints(run, tiny):
-    """One to another checkpoint counts none twice; one that leads out of the run is refused, whatever it leads to."""
+    """One to another checkpoint counts none twice; one that leads out of the run is refused,
+    whatever it leads to."""
     (run / "latest").symlink_to("checkpoint-1000")
-    assert _names(run, "all") == ["checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-1000"]
+    assert _names(run, "all") == [
+        "checkpoint-3",
+        "checkpoint-20",
+        "checkpoint-100",
+        "checkpoint-1000",
+    ]
     (run / "checkpoint-2000").symlink_to(tiny / "a")
-    with pytest.raises(RecipeError, match=r"checkpoint-2000: a link to .*, which is not in .*; list checkpoints as sources"):
+    with pytest.raises(
+        RecipeError,
+        match=r"checkpoint-2000: a link to .*, which is not in .*; list checkpoints as sources",
+    ):
         _sources(run, "last 2")
     assert _names(run, ["latest", "checkpoint-3"]) == ["latest", "checkpoint-3"]
 
@@ -69,18 +90,33 @@ def test_links_among_checkpoints(run, tiny):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ({"run": "RUN", "checkpoints": "last 1"}, "1 of its checkpoints are 'last 1', and a merge takes 2; it has"),
+        (
+            {"run": "RUN", "checkpoints": "last 1"},
+            "1 of its checkpoints are 'last 1', and a merge takes 2; it has",
+        ),
         ({"run": "RUN", "checkpoints": "step-*"}, "0 of its checkpoints are 'step-"),
         ({"run": "RUN/nowhere"}, "no such folder of checkpoints"),
-        ({"run": "RUN", "checkpoints": ["checkpoint-3", "../x"]}, "../x is not in it; list checkpoints"),
-        ({"run": "RUN", "checkpoints": ["checkpoint-3", "/tmp"]}, "/tmp is not in it; list checkpoints"),
-        ({"run": "RUN", "checkpoint": "all"}, "sources: checkpoint: no such key; did you mean checkpoints?"),
+        (
+            {"run": "RUN", "checkpoints": ["checkpoint-3", "../x"]},
+            "../x is not in it; list checkpoints",
+        ),
+        (
+            {"run": "RUN", "checkpoints": ["checkpoint-3", "/tmp"]},
+            "/tmp is not in it; list checkpoints",
+        ),
+        (
+            {"run": "RUN", "checkpoint": "all"},
+            "sources: checkpoint: no such key; did you mean checkpoints?",
+        ),
     ],
 )
 def test_a_run_that_is_none_is_one_line(run, sources, message):
-    """Too few checkpoints, no folder, others' folders, and another key are named before anything is read."""
+    """Too few checkpoints, no folder, others' folders, and another key are named before anything is
+    read."""
     given = {**sources, "run": sources["run"].replace("RUN", str(run))}
-    with pytest.raises(RecipeError, match=message.replace("*", r"\*").replace("?", r"\?")) as caught:
+    with pytest.raises(
+        RecipeError, match=message.replace("*", r"\*").replace("?", r"\?")
+    ) as caught:
         validate(Recipe, {"sources": given, "merge": {"method": "linear"}}, RecipeError)
     assert "\n" not in str(caught.value)
 
@@ -99,7 +135,9 @@ def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch):
 def test_a_search_file_has_a_run(run, tiny):
     """The study's file names every checkpoint, so that it means the same when the run goes on."""
     data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
-    config = minimal(sources={"run": str(run), "checkpoints": "last 3"}, merge={"method": "linear"}, data=data)
+    config = minimal(
+        sources={"run": str(run), "checkpoints": "last 3"}, merge={"method": "linear"}, data=data
+    )
     assert config.source_names == ["checkpoint-20", "checkpoint-100", "checkpoint-1000"]
 
 
@@ -110,7 +148,11 @@ def test_what_is_built_is_the_weighted_mean(soup, run, tmp_path):
     assert line == f"{soup} average of 4 checkpoints"
     out = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
     inputs = [load_file(Path(source.model) / "model.safetensors") for source in recipe.sources]
-    weights = [1.0] * 4 if soup == "uniform" else [1 / 2, 2**0.5 / 2 - 1 / 2, 3**0.5 / 2 - 2**0.5 / 2, 1 - 3**0.5 / 2]
+    weights = (
+        [1.0] * 4
+        if soup == "uniform"
+        else [1 / 2, 2**0.5 / 2 - 1 / 2, 3**0.5 / 2 - 2**0.5 / 2, 1 - 3**0.5 / 2]
+    )
     assert out.keys() == inputs[0].keys()
     for name, tensor in out.items():
         wanted = linear([each[name].double().numpy() for each in inputs], weights)
@@ -118,21 +160,33 @@ def test_what_is_built_is_the_weighted_mean(soup, run, tmp_path):
 
 
 def test_the_weights_of_a_decay():
-    """Gradient j of the run counts 1 - sqrt(j / count): the sum of the weights of all checkpoints from j on."""
+    """Gradient j of the run counts 1 - sqrt(j / count): the sum of the weights of all checkpoints
+    from j on."""
     weights = wsm_weights(9)
     assert sum(weights) == pytest.approx(1)
-    assert [sum(weights[j:]) for j in range(9)] == pytest.approx([1 - (j / 9) ** 0.5 for j in range(9)])
+    assert [sum(weights[j:]) for j in range(9)] == pytest.approx(
+        [1 - (j / 9) ** 0.5 for j in range(9)]
+    )
 
 
 def test_greedy_keeps_what_helps(run, tiny, tmp_path):
-    """The best checkpoint is kept, and the average of what is kept is no worse on the data than that alone."""
+    """The best checkpoint is kept, and the average of what is kept is no worse on the data than
+    that alone."""
     data = tmp_path / "problems.jsonl"
-    data.write_text("".join((tiny / f"{split}.jsonl").read_text() for split in ("search", "validation", "test")))
+    data.write_text(
+        "".join((tiny / f"{split}.jsonl").read_text() for split in ("search", "validation", "test"))
+    )
     recipe, line = soup_recipe(str(run), "greedy", data=str(data))
-    kept, score, alone = int(line.split()[3]), *(float(word.strip(",")) for word in (line.split()[7], line.split()[-1]))
+    kept, score, alone = (
+        int(line.split()[3]),
+        *(float(word.strip(",")) for word in (line.split()[7], line.split()[-1])),
+    )
     assert kept == len(recipe.sources)
     assert score >= alone
-    assert {Path(source.model).name for source in recipe.sources} & {"checkpoint-3", "checkpoint-1000"}
+    assert {Path(source.model).name for source in recipe.sources} & {
+        "checkpoint-3",
+        "checkpoint-1000",
+    }
     with pytest.raises(EvoMergeError, match="data: is what greedy scores on"):
         soup_recipe(str(run), "greedy")
 
@@ -147,9 +201,14 @@ def test_the_command_averages_a_run(run, tmp_path):
 
 
 def test_a_search_over_checkpoints_stays_on_the_simplex(run, tiny):
-    """Whatever the genome, the weights of the average are not negative and add up to 1; starts are the known averages."""
+    """Whatever the genome, the weights of the average are not negative and add up to 1; starts are
+    the known averages."""
     data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
-    merge = {"method": "linear", "groups": "model", "starts": ["average", "last", "wsm", "exponential"]}
+    merge = {
+        "method": "linear",
+        "groups": "model",
+        "starts": ["average", "last", "wsm", "exponential"],
+    }
     space = ParameterSpace(minimal(sources={"run": str(run)}, merge=merge, data=data), 2)
     genomes = np.random.default_rng(0).uniform(size=(20, 4))
     for genome in (*genomes, *space.start().candidates):
@@ -157,7 +216,8 @@ def test_a_search_over_checkpoints_stays_on_the_simplex(run, tiny):
         assert part.options.get("normalize", True)
         assert min(each["weight"] for each in part.parameters) >= 0
     weights = {
-        name: np.asarray([each["weight"] for each in space.decode(point).merge.parameters]) for name, point in _starts(space)
+        name: np.asarray([each["weight"] for each in space.decode(point).merge.parameters])
+        for name, point in _starts(space)
     }
     means = {name: each / each.sum() for name, each in weights.items()}
     assert means["average of checkpoints, last"].tolist() == [0, 0, 0.5, 0.5]

@@ -1,4 +1,5 @@
-"""Which sources a search takes, and what it says of doubtful ones: whatever a merge takes, and in the same words."""
+"""Which sources a search takes, and what it says of doubtful ones: whatever a merge takes, and in
+the same words."""
 
 import json
 import logging
@@ -45,20 +46,27 @@ def _hf(*words: object) -> tuple[int, str]:
 
 @pytest.fixture
 def brings_code(tiny: Path, tmp_path: Path) -> Path:
-    """The tiny family as an architecture whose Python code lies beside the weights, and leaves a mark when it runs."""
+    """The tiny family as an architecture whose Python code lies beside the weights, and leaves a
+    mark when it runs."""
     folder = shutil.copytree(tiny, tmp_path / "own")
     for name in ("a", "b", "base"):
         (folder / name / "own.py").write_text(OWN.format(log=str(tmp_path / "ran")))
         code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-        edit_json(folder / name / "config.json", model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
+        edit_json(
+            folder / name / "config.json",
+            model_type="own",
+            architectures=["OwnForCausalLM"],
+            auto_map=code,
+        )
     return folder
 
 
 def test_code_runs_with_consent_alone(brings_code, tmp_path, search_config):
-    """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do resume, eval, inspect
-    and diff, each asked anew."""
+    """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do
+    resume, eval, inspect and diff, each asked anew."""
     search_config("ps", brings_code).save(tmp_path / "search.yaml")
-    out, trust = tmp_path / "out", "--trust-remote-code"
+    out = tmp_path / "out"
+    trust = "--trust-remote-code"
     for words in (
         ("search", tmp_path / "search.yaml", "-o", out),
         ("search", tmp_path / "search.yaml", "-o", out, "--dry-run"),
@@ -108,17 +116,24 @@ def more_words(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
-    """What a search advises it takes: the winner's recipe says what becomes of the vocabularies, and its model has them."""
+    """What a search advises it takes: the winner's recipe says what becomes of the vocabularies,
+    and its model has them."""
     search_config("ps", more_words).save(tmp_path / "search.yaml")
     status, line = _hf("search", tmp_path / "search.yaml", "-o", tmp_path / "out", "--dry-run")
     assert (status, "vocabulary: union" in line) == (1, True)
     names = (str(more_words / name) for name in ("a", "b"))
     problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)), encoding="utf-8")
+    problems.write_text(
+        "".join(f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)),
+        encoding="utf-8",
+    )
     drafted = draft_search([*names], problems, base=str(more_words / "base")).text
     assert "\noutput: {vocabulary: union} #" in drafted
-    merge, steps = {"groups": "tensor", "starts": ["average"]}, [{"by": "gradient", "evaluations": 6}]
-    config = search_config("ps", more_words, merge=merge, optimize=steps, output={"vocabulary": "union"})
+    merge = {"groups": "tensor", "starts": ["average"]}
+    steps = [{"by": "gradient", "evaluations": 6}]
+    config = search_config(
+        "ps", more_words, merge=merge, optimize=steps, output={"vocabulary": "union"}
+    )
     result = run_search(config, tmp_path / "out")
     assert result.winner.vocabulary == "union"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
@@ -129,13 +144,19 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     ("more", "message"),
     [
         (
-            {"merge": {"sources": [0]}, "output": {"vocabulary": "union", "tokens": {"default": 1}}},
+            {
+                "merge": {"sources": [0]},
+                "output": {"vocabulary": "union", "tokens": {"default": 1}},
+            },
             "output.tokens.default: 1 is no source that",
         ),
         ({"output": {"tokens": {}}}, "output.tokens: matched only with vocabulary: union"),
         ({"output": {"tokenizer": 4}}, "output.tokenizer: 4 is not a source"),
         ({"output": {"tokenizer": "base"}, "base": None}, "output.tokenizer: there is no base"),
-        ({"space": "dfs", "output": {"vocabulary": "union"}}, "output.vocabulary: there is no merge; a path has that of"),
+        (
+            {"space": "dfs", "output": {"vocabulary": "union"}},
+            "output.vocabulary: there is no merge; a path has that of",
+        ),
     ],
 )
 def test_vocabularies_that_cannot_be(more, message, search_config):
@@ -146,7 +167,8 @@ def test_vocabularies_that_cannot_be(more, message, search_config):
 
 
 def _doubtful(folder: Path) -> None:
-    """Another rope, another norm, a token of its own, and weights that are no fine-tune of the base's."""
+    """Another rope, another norm, a token of its own, and weights that are no fine-tune of the
+    base's."""
     file = folder / "b" / "config.json"
     edit_json(file, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
     file = folder / "b" / "tokenizer.json"
@@ -160,12 +182,17 @@ def _doubtful(folder: Path) -> None:
 
 
 def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
-    """A search and its dry run say of the sources what `merge --dry-run` says, and how little they are related; once."""
+    """A search and its dry run say of the sources what `merge --dry-run` says, and how little they
+    are related; once."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     _doubtful(folder)
     config = search_config("ps", folder)
     found = check_recipe(config.recipe(merge=config.merge_part())).warnings
-    assert [line.partition(" ")[0] for line in found] == ["rope_parameters", "rms_norm_eps", "tokenizers"]
+    assert [line.partition(" ")[0] for line in found] == [
+        "rope_parameters",
+        "rms_norm_eps",
+        "tokenizers",
+    ]
     warnings = plan_search(config).warnings
     assert set(found) <= set(warnings)
     assert "hardly have a common ancestor" in warnings[0]
@@ -188,5 +215,7 @@ def test_a_model_without_a_head(tiny, search_config, tmp_path):
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     edit_json(folder / "b" / "config.json", architectures=["LlamaModel"])
-    with pytest.raises(EvoMergeError, match=r"b: LlamaModel \(model type 'llama'\) is no model that the task"):
+    with pytest.raises(
+        EvoMergeError, match=r"b: LlamaModel \(model type 'llama'\) is no model that the task"
+    ):
         evaluate_model(str(folder / "b"), search_config("ps"), split="search")

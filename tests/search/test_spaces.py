@@ -19,7 +19,10 @@ from hf_evomerge.search.spaces.space import uniform_average
 
 
 def _config(sources: int = 2, **more: Any) -> SearchConfig:
-    given = {"sources": [{"model": f"org/source-{i}"} for i in range(sources)], "base": {"model": "org/base"}}
+    given = {
+        "sources": [{"model": f"org/source-{i}"} for i in range(sources)],
+        "base": {"model": "org/base"},
+    }
     return minimal(**{**given, "compute": {"seed": 5}, **more})
 
 
@@ -29,32 +32,53 @@ def _merge(space: ParameterSpace, genome: Any) -> MergePart:
 
 @pytest.mark.parametrize(
     ("granularity", "groups"),
-    [({"groups": "model"}, 1), ({"groups": 1}, 3), ({}, 34), ({"groups": 4}, 6), ({"groups": "half"}, 66)],
+    [
+        ({"groups": "model"}, 1),
+        ({"groups": 1}, 3),
+        ({}, 34),
+        ({"groups": 4}, 6),
+        ({"groups": "half"}, 66),
+    ],
 )
 def test_dimension_follows_the_groups(granularity, groups):
-    """The genome has one weight per source and group, and every granularity gives a recipe that the methods accept."""
+    """The genome has one weight per source and group, and every granularity gives a recipe that the
+    methods accept."""
     space = ParameterSpace(_config(3, merge={"method": "task_arithmetic", **granularity}), 32)
-    evolved = len({coordinate.parameter for coordinate in space.coordinates if coordinate.source is not None})
+    evolved = len(
+        {coordinate.parameter for coordinate in space.coordinates if coordinate.source is not None}
+    )
     assert evolved == 1
     assert space.start().mean.size == 3 * groups
     check_part(_merge(space, space.start().mean), sources=3, has_base=True, layer_count=32)
 
 
 def test_a_range_is_begun_at_its_start_and_kept():
-    """The first mean decodes to each parameter's start, or the middle of its range; the bounds to its low and high."""
-    parameters = {"weight": {"low": -1, "high": 3, "start": 0.5}, "density": {"low": 0.2, "high": 0.8}}
-    space = ParameterSpace(_config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4)
+    """The first mean decodes to each parameter's start, or the middle of its range; the bounds to
+    its low and high."""
+    parameters = {
+        "weight": {"low": -1, "high": 3, "start": 0.5},
+        "density": {"low": 0.2, "high": 0.8},
+    }
+    space = ParameterSpace(
+        _config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4
+    )
     start = space.start()
     assert _merge(space, start.mean).parameters == [{"weight": 0.5, "density": 0.5}] * 2
     assert start.sigma == pytest.approx(1 / 6)
     assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 4, [1.0] * 4)
     assert _merge(space, start.lower).parameters == [{"weight": -1.0, "density": 0.2}] * 2
-    assert _merge(space, start.upper).parameters == [{"weight": 3.0, "density": pytest.approx(0.8)}] * 2
+    assert (
+        _merge(space, start.upper).parameters
+        == [{"weight": 3.0, "density": pytest.approx(0.8)}] * 2
+    )
 
 
 def test_each_coordinate_is_one_number_of_the_recipe():
-    """Coordinates run over parameters, then sources, then groups from the embeddings to the head, each to its own place."""
-    space = ParameterSpace(_config(merge={"method": "linear", "parameters": {"weight": {"low": 0, "high": 8}}}), 2)
+    """Coordinates run over parameters, then sources, then groups from the embeddings to the head,
+    each to its own place."""
+    space = ParameterSpace(
+        _config(merge={"method": "linear", "parameters": {"weight": {"low": 0, "high": 8}}}), 2
+    )
     merge = _merge(space, np.arange(8) / 8)
     assert merge.parameters == [
         {"weight": {"embed": 0.0, "blocks.0": 1.0, "blocks.1": 2.0, "head": 3.0}},
@@ -77,7 +101,8 @@ def test_no_two_genomes_share_a_recipe():
 
 
 def test_fixed_parameters_and_options():
-    """A number in the file is fixed and takes no coordinate; a range among the options takes one for the whole model."""
+    """A number in the file is fixed and takes no coordinate; a range among the options takes one
+    for the whole model."""
     ps = {
         "method": "dare_ties",
         "groups": 1,
@@ -93,26 +118,41 @@ def test_fixed_parameters_and_options():
 
 def test_sources_that_take_part():
     """Where some sources take part, only these have coordinates, and the recipe names them."""
-    space = ParameterSpace(_config(3, merge={"method": "linear", "sources": [2, 0], "groups": "model"}), 4)
+    space = ParameterSpace(
+        _config(3, merge={"method": "linear", "sources": [2, 0], "groups": "model"}), 4
+    )
     merge = _merge(space, [0.1, 0.9])
     assert merge.sources == [2, 0]
     assert len(merge.parameters) == 2
 
 
-NAMES = [f"model.layers.{block}.{part}.weight" for block in (0, 1) for part in ("self_attn.q_proj", "mlp.up_proj")]
+NAMES = [
+    f"model.layers.{block}.{part}.weight"
+    for block in (0, 1)
+    for part in ("self_attn.q_proj", "mlp.up_proj")
+]
 TENSORS = dict.fromkeys(["model.embed_tokens.weight", *NAMES, "lm_head.weight"], 96)  # rows
 
 
 def test_groups_as_fine_as_one_wants():
-    """One number per tensor, or per key of a list, gives recipes with these keys, which the methods accept."""
+    """One number per tensor, or per key of a list, gives recipes with these keys, which the methods
+    accept."""
     space = ParameterSpace(_config(merge={"groups": "tensor"}), 2, TENSORS)
     merge = _merge(space, np.arange(12) / 12)
-    assert [list(mapping["weight"]) for mapping in merge.parameters] == [sorted(TENSORS), sorted(TENSORS)]
+    assert [list(mapping["weight"]) for mapping in merge.parameters] == [
+        sorted(TENSORS),
+        sorted(TENSORS),
+    ]
     check_part(merge, sources=2, has_base=True, layer_count=2, names=list(TENSORS))
     keys = ["*mlp*", "blocks.1", "model.embed_tokens.weight", "default"]
     merge = _merge(ParameterSpace(_config(merge={"groups": keys}), 2, TENSORS), np.arange(8) / 8)
-    assert list(merge.parameters[1]["weight"].items()) == list(zip(keys, [0.5, 0.625, 0.75, 0.875], strict=True))
-    for groups, message in ((["*mpl*", "default"], "the pattern '*mpl*' names no tensor"), (["embed"], "no layer group names")):
+    assert list(merge.parameters[1]["weight"].items()) == list(
+        zip(keys, [0.5, 0.625, 0.75, 0.875], strict=True)
+    )
+    for groups, message in (
+        (["*mpl*", "default"], "the pattern '*mpl*' names no tensor"),
+        (["embed"], "no layer group names"),
+    ):
         with pytest.raises(EvoMergeError) as caught:
             ParameterSpace(_config(merge={"groups": groups}), 2, TENSORS)
         assert message in str(caught.value)
@@ -120,8 +160,13 @@ def test_groups_as_fine_as_one_wants():
 
 @pytest.mark.parametrize("sources", slow_beyond([2, 50], [2, 12, 50]))
 def test_the_recipe_of_many_sources_can_be_read(sources: int) -> None:
-    """Runs of rows are longer where there are many sources: every genome is a recipe within the limits of files."""
-    large = {f"model.layers.{block}.mlp.{name}_proj.weight": 18_944 for block in range(28) for name in ("up", "gate", "down")}
+    """Runs of rows are longer where there are many sources: every genome is a recipe within the
+    limits of files."""
+    large = {
+        f"model.layers.{block}.mlp.{name}_proj.weight": 18_944
+        for block in range(28)
+        for name in ("up", "gate", "down")
+    }
     config = _config(sources, merge={"groups": "rows"})
     space = ParameterSpace(config, 28, large)
     assert 5_000 < len(space.coordinates) <= 20_000
@@ -129,7 +174,11 @@ def test_the_recipe_of_many_sources_can_be_read(sources: int) -> None:
     recipe = Recipe(sources=config.sources, base=config.base, merge=merge)
     assert parse_yaml(Recipe, recipe.to_yaml(), SearchError).merge == merge
     with pytest.raises(
-        SearchError, match=r"more than the 28000 numbers and names of a recipe; take more rows_per_group, or larger groups"
+        SearchError,
+        match=(
+            r"more than the 28000 numbers and names of a recipe; take more rows_per_group, or "
+            r"larger groups"
+        ),
     ):
         ParameterSpace(_config(sources, merge={"groups": "rows", "rows_per_group": 8}), 28, large)
 
@@ -139,7 +188,8 @@ FROZEN = [frozenset({next(iter(TENSORS)), list(TENSORS)[-1]}), frozenset(list(TE
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties"])
 def test_numbers_that_change_nothing_leave_the_genome(method):
-    """Where a source's task vectors are 0 it has no numbers, its default is 0, and the reason is said."""
+    """Where a source's task vectors are 0 it has no numbers, its default is 0, and the reason is
+    said."""
     space = ParameterSpace(_config(merge={"method": method}), 2, TENSORS, FROZEN)
     groups = [(each.source, each.group) for each in space.coordinates if each.parameter == "weight"]
     assert groups == [(0, "blocks.0"), (0, "blocks.1"), (1, "blocks.1"), (1, "head")]
@@ -154,7 +204,8 @@ def test_numbers_that_change_nothing_leave_the_genome(method):
 
 
 def test_a_normalised_weight_counts_without_a_task_vector():
-    """With normalize a weight scales the other sources' task vectors, so it is evolved unless all of them are 0."""
+    """With normalize a weight scales the other sources' task vectors, so it is evolved unless all
+    of them are 0."""
     space = ParameterSpace(_config(merge={"options": {"normalize": True}}), 2, TENSORS, FROZEN)
     assert {each.group for each in space.idle} == {"embed"}
     assert not ParameterSpace(_config(merge={"method": "linear"}), 2, TENSORS, FROZEN).idle
@@ -162,7 +213,9 @@ def test_a_normalised_weight_counts_without_a_task_vector():
 
 def test_one_group_is_idle_as_a_whole():
     """With one group a source that equals the base has the fixed weight 0."""
-    space = ParameterSpace(_config(merge={"groups": "model"}), 2, TENSORS, [frozenset(TENSORS), frozenset()])
+    space = ParameterSpace(
+        _config(merge={"groups": "model"}), 2, TENSORS, [frozenset(TENSORS), frozenset()]
+    )
     assert _merge(space, [0.75]).parameters == [{"weight": 0.0}, {"weight": 0.75}]
 
 
@@ -170,25 +223,38 @@ def test_recipes_carry_what_the_search_says():
     """Sources, base, dtype and seed of the search are those of every recipe."""
     config = _config(merge={"method": "linear", "groups": "model"}, output={"dtype": "bfloat16"})
     recipe = ParameterSpace(config, 4).decode(np.array([0.5, 0.5]))
-    assert (recipe.sources, recipe.base, recipe.dtype, recipe.seed) == (config.sources, config.base, "bfloat16", 5)
+    assert (recipe.sources, recipe.base, recipe.dtype, recipe.seed) == (
+        config.sources,
+        config.base,
+        "bfloat16",
+        5,
+    )
 
 
 @pytest.mark.parametrize(
     ("ps", "message"),
     [
-        ({"method": "dare_ties", "parameters": {"density": 2.0}}, "merge.parameters.density: 2.0 is out of range"),
-        ({"method": "dare_ties", "options": {"normalize": 0.5}}, "merge.options.normalize: 0.5 is not true or false"),
+        (
+            {"method": "dare_ties", "parameters": {"density": 2.0}},
+            "merge.parameters.density: 2.0 is out of range",
+        ),
+        (
+            {"method": "dare_ties", "options": {"normalize": 0.5}},
+            "merge.options.normalize: 0.5 is not true or false",
+        ),
     ],
 )
 def test_refusals(ps, message):
-    """What the method does not have, or does not allow, is refused with its key before anything is loaded."""
+    """What the method does not have, or does not allow, is refused with its key before anything is
+    loaded."""
     with pytest.raises(EvoMergeError) as caught:
         ParameterSpace(_config(merge=ps), 4)
     assert message in str(caught.value)
 
 
 def test_flow_space_begins_at_a():
-    """The first mean of a data-flow search is A as it is; embeddings are A's, and scales of 1 are not written down."""
+    """The first mean of a data-flow search is A as it is; embeddings are A's, and scales of 1 are
+    not written down."""
     config = _config(space="dfs", path={"kind": "gates", "order": [1, 0], "repetitions": 2})
     space = FlowSpace(config, [4, 3])
     flow = space.decode(space.start().mean).flow
@@ -198,7 +264,8 @@ def test_flow_space_begins_at_a():
 
 
 def test_flow_space_passes_its_settings_on():
-    """Scales, their bounds and target, the number of passes and the hop limit are those of the file."""
+    """Scales, their bounds and target, the number of passes and the hop limit are those of the
+    file."""
     scales = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta"}
     path = {"kind": "paper", **scales, "repetitions": 3, "max_hops": 4}
     space = FlowSpace(_config(space="dfs", path=path, optimize=[{"sigma": 0.3}]), [2, 2])
@@ -211,7 +278,8 @@ def test_flow_space_passes_its_settings_on():
 
 
 def test_after_a_merge_the_merged_model_comes_first():
-    """In a hybrid search the merged model is A by default, alone the first path that is tried, and part of every recipe."""
+    """In a hybrid search the merged model is A by default, alone the first path that is tried, and
+    part of every recipe."""
     merge = MergePart(method="linear", parameters=[{"weight": 0.25}, {"weight": 0.75}])
     space = FlowSpace(_config(space="hybrid"), [4, 4, 4], merge)
     recipe = space.decode(space.start().mean)
@@ -226,7 +294,8 @@ def test_after_a_merge_the_merged_model_comes_first():
 
 
 def test_uniform_average():
-    """The plain average gives every source the same weight and normalises, whatever the search evolves."""
+    """The plain average gives every source the same weight and normalises, whatever the search
+    evolves."""
     recipe = uniform_average(_config(3))
     assert recipe.merge.method == "linear"
     assert recipe.merge.parameters == [{"weight": 1.0}] * 3
@@ -235,15 +304,32 @@ def test_uniform_average():
 
 
 def test_starts_of_closed_form():
-    """Beside its own start a search may try the average and the sum of the task vectors, inside the bounds."""
-    ranges = {"weight": {"low": 0.0, "high": 0.5, "start": 0.1}, "density": {"low": 0.2, "high": 1.0}}
-    ps = {"method": "dare_ties", "groups": "model", "parameters": ranges, "starts": ["average", "sum"]}
+    """Beside its own start a search may try the average and the sum of the task vectors, inside the
+    bounds."""
+    ranges = {
+        "weight": {"low": 0.0, "high": 0.5, "start": 0.1},
+        "density": {"low": 0.2, "high": 1.0},
+    }
+    ps = {
+        "method": "dare_ties",
+        "groups": "model",
+        "parameters": ranges,
+        "starts": ["average", "sum"],
+    }
     space = ParameterSpace(_config(3, merge=ps), 8)
     start = space.start()
     tried = [_merge(space, candidate).parameters for candidate in start.candidates]
     weights = [[mapping["weight"] for mapping in parameters] for parameters in tried]
-    assert weights == [pytest.approx([0.1] * 3), pytest.approx([1 / 3] * 3), pytest.approx([0.5] * 3)]
-    assert all(mapping["density"] == pytest.approx(0.6) for parameters in tried for mapping in parameters)
+    assert weights == [
+        pytest.approx([0.1] * 3),
+        pytest.approx([1 / 3] * 3),
+        pytest.approx([0.5] * 3),
+    ]
+    assert all(
+        mapping["density"] == pytest.approx(0.6) for parameters in tried for mapping in parameters
+    )
     assert start.candidates[0].tolist() == start.mean.tolist()
     ps["parameters"] = {"weight": {"low": 0.0, "high": 1.0, "start": 1 / 3}}
-    assert ParameterSpace(_config(3, merge={**ps, "starts": ["average"]}), 8).start().candidates == ()
+    assert (
+        ParameterSpace(_config(3, merge={**ps, "starts": ["average"]}), 8).start().candidates == ()
+    )

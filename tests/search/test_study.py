@@ -19,10 +19,15 @@ from hf_evomerge.search.study.study import Study, Trial
 
 
 def _recipe(weight: float) -> Recipe:
-    return Recipe(sources=[SourceRef(model="a")], merge=MergePart(method="linear", parameters=[{"weight": weight}]))
+    return Recipe(
+        sources=[SourceRef(model="a")],
+        merge=MergePart(method="linear", parameters=[{"weight": weight}]),
+    )
 
 
-def _trial(number: int, fitness: float | None, key: str | None = None, stage: str = "ps", **more: object) -> Trial:
+def _trial(
+    number: int, fitness: float | None, key: str | None = None, stage: str = "ps", **more: object
+) -> Trial:
     scores = Scores.failed("it broke") if fitness is None else Scores([fitness])
     return Trial(stage, number, 0, np.array([float(number)]), key or f"key{number}", scores, **more)  # type: ignore[arg-type]
 
@@ -44,7 +49,8 @@ def _same(one: Trial, other: Trial) -> bool:
 
 
 def test_trials_come_back_bit_for_bit(study):
-    """Genomes, scores, flags, times and errors of complete, failed and duplicate trials are the same after reopening."""
+    """Genomes, scores, flags, times and errors of complete, failed and duplicate trials are the
+    same after reopening."""
     rng = np.random.default_rng(0)
     extremes = np.array([0.1 + 0.2, -0.0, 5e-324, 1e100, -np.pi])
     scores = Scores(rng.standard_normal(7), correct=rng.random(7) < 0.5, seconds=0.1 + 0.2)
@@ -67,17 +73,23 @@ def test_trials_come_back_bit_for_bit(study):
 
 
 def test_a_trial_is_stored_once(study):
-    """A second trial of the same stage and number is refused, and the first one stays; trials are listed by number."""
+    """A second trial of the same stage and number is refused, and the first one stays; trials are
+    listed by number."""
     for number in (1, 0):
         study.add_trial(_trial(number, 1.0))
     with pytest.raises(SearchError, match="UNIQUE constraint"):
         study.add_trial(_trial(0, 2.0))
     study.add_trial(_trial(0, 3.0, stage="dfs"))
-    assert [(trial.number, trial.fitness) for trial in study.trials()] == [(0, 3.0), (0, 1.0), (1, 1.0)]
+    assert [(trial.number, trial.fitness) for trial in study.trials()] == [
+        (0, 3.0),
+        (0, 1.0),
+        (1, 1.0),
+    ]
 
 
 def test_best_first(study):
-    """The best trials come by fitness, of equals the earlier, without failures, duplicates and repeated recipes."""
+    """The best trials come by fitness, of equals the earlier, without failures, duplicates and
+    repeated recipes."""
     fitness = [0.2, 0.9, None, 0.9, 0.5, 0.95, -1.0]
     for number, value in enumerate(fitness):
         study.add_trial(_trial(number, value))
@@ -98,7 +110,8 @@ def test_best_of_all_examples_first(study):
 
 def test_recipes_have_the_key_of_their_content(study):
     """The same recipe has one key, another recipe another, and the recipe comes back equal."""
-    one, other = study.add_recipe(_recipe(0.1 + 0.2)), study.add_recipe(_recipe(0.3))
+    one = study.add_recipe(_recipe(0.1 + 0.2))
+    other = study.add_recipe(_recipe(0.3))
     assert one != other
     assert study.add_recipe(_recipe(0.1 + 0.2)) == one == _recipe(0.1 + 0.2).key
     assert study.recipe(one) == _recipe(0.1 + 0.2)
@@ -108,7 +121,8 @@ def test_recipes_have_the_key_of_their_content(study):
 
 @pytest.mark.parametrize("base", [None, SourceRef(model="base", revision="abc")])
 def test_a_recipe_has_other_names_as_text(tmp_path, base):
-    """The text under other names is that of the recipe that was read, renamed and written, of labelled sources too."""
+    """The text under other names is that of the recipe that was read, renamed and written, of
+    labelled sources too."""
     study = Study.create(tmp_path / "study", {"sources": [{"model": "a", "revision": "1"}]})
     sources = [SourceRef(model="a", revision="1"), SourceRef(model="b")]
     flow = FlowPart(path=["0:0", "1:1"], scales=[1.0, 0.5])
@@ -125,7 +139,8 @@ def test_a_recipe_has_other_names_as_text(tmp_path, base):
 
 
 def test_evaluations_by_label_and_split(study):
-    """Scores are found under their label and their split only; a failed evaluation has its message and time."""
+    """Scores are found under their label and their split only; a failed evaluation has its message
+    and time."""
     study.add_evaluation("base", "test", Scores([0.25], correct=[True], seconds=2.0))
     found = study.evaluation("base", "test")
     assert (found.mean, found.accuracy, found.seconds) == (0.25, 1.0, 2.0)
@@ -139,7 +154,9 @@ def test_evaluations_by_label_and_split(study):
 def test_create_refuses_an_existing_study(study):
     """A search does not begin where a study is, and leaves that study alone."""
     study.add_trial(_trial(0, 1.0))
-    with pytest.raises(SearchError, match="there is a study here already; continue it with `hf-evomerge search"):
+    with pytest.raises(
+        SearchError, match="there is a study here already; continue it with `hf-evomerge search"
+    ):
         Study.create(study.folder, {})
     assert len(Study.open(study.folder).trials()) == 1
 
@@ -149,7 +166,10 @@ def test_open_refuses_what_is_no_study(tmp_path):
     with pytest.raises(SearchError, match=r"no study\.db here"):
         Study.open(tmp_path)
     file = tmp_path / STUDY_FILE
-    for content in (b"not a database at all, but long enough to be one" * 100, b"SQLite format 3\0" + b"\1" * 5000):
+    for content in (
+        b"not a database at all, but long enough to be one" * 100,
+        b"SQLite format 3\0" + b"\1" * 5000,
+    ):
         file.write_bytes(content)
         with pytest.raises(SearchError, match=f"{STUDY_FILE}: not a study"):
             Study.open(tmp_path)
@@ -162,7 +182,8 @@ def test_open_refuses_what_is_no_study(tmp_path):
 
 
 def test_exclusive_refuses_a_second_holder(study):
-    """While a search holds the study no other process can, reading stays possible, and afterwards it is free again."""
+    """While a search holds the study no other process can, reading stays possible, and afterwards
+    it is free again."""
 
     def hold() -> None:
         with Study.open(study.folder) as other:
@@ -184,8 +205,10 @@ def _long(number: int) -> Trial:
 
 
 def test_survives_being_killed(study, tmp_path):
-    """However often the writer is killed, each reported trial is there, every trial is whole, and it can go on."""
-    said, reported = tmp_path / "said", -1
+    """However often the writer is killed, each reported trial is there, every trial is whole, and
+    it can go on."""
+    said = tmp_path / "said"
+    reported = -1
 
     def write(pause: float) -> None:
         killer = Timer(pause, os.kill, (os.getpid(), signal.SIGKILL))

@@ -27,11 +27,14 @@ ALONE = {"task": "agreement", "max_new_tokens": 4}
 @pytest.fixture(scope="session")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with prompts of the sources ``a`` and ``b`` for every split."""
-    folder, rng = tmp_path_factory.mktemp("prompts"), random.Random(0)
+    folder = tmp_path_factory.mktemp("prompts")
+    rng = random.Random(0)
     for name in ("a", "b"):
         for split, count in (("search", 4), ("validation", 2), ("test", 2)):
             texts = [" ".join(f"w{rng.randint(0, 11)}" for _ in range(6)) for _ in range(count)]
-            lines = [json.dumps({"prompt": f"{split} {name}{i} {text}"}) for i, text in enumerate(texts)]
+            lines = [
+                json.dumps({"prompt": f"{split} {name}{i} {text}"}) for i, text in enumerate(texts)
+            ]
             (folder / f"{name}-{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
 
@@ -40,7 +43,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def agreement(prompts: Path) -> Given:
     """The data of an agreement with both sources."""
     return {
-        split: {"sources": {name: {"jsonl": str(prompts / f"{name}-{split}.jsonl")} for name in ("a", "b")}}
+        split: {
+            "sources": {
+                name: {"jsonl": str(prompts / f"{name}-{split}.jsonl")} for name in ("a", "b")
+            }
+        }
         for split in ("search", "validation", "test")
     }
 
@@ -48,14 +55,20 @@ def agreement(prompts: Path) -> Given:
 @pytest.fixture
 def terms(agreement: Given) -> Given:
     """A sum of the likelihood and the agreement."""
-    return {"terms": [OWN, {"task": "agreement", "weight": 0.2, "max_new_tokens": 4, "data": agreement}]}
+    return {
+        "terms": [OWN, {"task": "agreement", "weight": 0.2, "max_new_tokens": 4, "data": agreement}]
+    }
 
 
-@pytest.mark.parametrize(("space", "more"), slow_beyond(["ps"], [("ps", {}), ("dfs", {"evaluations": 20})]))
+@pytest.mark.parametrize(
+    ("space", "more"), slow_beyond(["ps"], [("ps", {}), ("dfs", {"evaluations": 20})])
+)
 def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
     """By gradient and in batches it shows every term; two workers give the same trials."""
     steps = [{**GRADIENT, "batch": 2, **more}]
-    config = search_config(space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"})
+    config = search_config(
+        space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"}
+    )
     result = run_search(config, tmp_path / "whole", build=False)
     study = Study.open(tmp_path / "whole")
     steps = [trial for trial in study.trials(space) if trial.scores.gradient is not None]
@@ -75,8 +88,11 @@ def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
 
 @pytest.mark.slow
 def test_agreement_alone_climbs(search_config, agreement, tmp_path):
-    """Without a label a search by gradient finds a merge that agrees better with both parents, by every score of the study."""
-    config = search_config(optimize=[GRADIENT], fitness=ALONE, data=agreement, merge={"groups": "tensor"})
+    """Without a label a search by gradient finds a merge that agrees better with both parents, by
+    every score of the study."""
+    config = search_config(
+        optimize=[GRADIENT], fitness=ALONE, data=agreement, merge={"groups": "tensor"}
+    )
     result = run_search(config, tmp_path / "search")
     trials = Study.open(tmp_path / "search").trials("ps")
     assert (result.row("ps").scores.mean or 0) > (result.row("average").scores.mean or 0) - 0.05
@@ -89,9 +105,15 @@ def test_agreement_alone_climbs(search_config, agreement, tmp_path):
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, agreement, tmp_path):
-    """How far a model is from the base on the search's own answers may be traded against the likelihood."""
+    """How far a model is from the base on the search's own answers may be traded against the
+    likelihood."""
     pytest.importorskip("pymoo")
-    objectives = [{"name": "near-the-base", "fitness": {"task": "agreement", "source": "base", "separator": " "}}]
+    objectives = [
+        {
+            "name": "near-the-base",
+            "fitness": {"task": "agreement", "source": "base", "separator": " "},
+        }
+    ]
     config = search_config(objectives=objectives)
     run_search(config, tmp_path, build=False)
     scores = Study.open(tmp_path).evaluation("base", "search")
@@ -106,8 +128,12 @@ def test_a_term_by_evolution(search_config, terms, tmp_path):
     row = next(row for row in result.rows if row.winner)
     assert row.scores.outputs is not None
     assert list(row.scores.others) == ["likelihood", "agreement", "generation"]
-    by_gradient = search_config(optimize=[GRADIENT], fitness={"terms": [OWN, {**writes, "weight": 2.0}]})
-    with pytest.raises(EvoMergeError, match=r"fitness\.task: generation has no gradient; use likelihood"):
+    by_gradient = search_config(
+        optimize=[GRADIENT], fitness={"terms": [OWN, {**writes, "weight": 2.0}]}
+    )
+    with pytest.raises(
+        EvoMergeError, match=r"fitness\.task: generation has no gradient; use likelihood"
+    ):
         check_search(by_gradient, Evaluator(by_gradient))
 
 
@@ -121,17 +147,33 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, 
     run_search(config, tmp_path / "search", build=False)
     file = tmp_path / "b-search.jsonl"
     file.write_text(file.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
-    with pytest.raises(EvoMergeError, match=r"the search examples .* are not what this study was begun on"):
+    with pytest.raises(
+        EvoMergeError, match=r"the search examples .* are not what this study was begun on"
+    ):
         run_search(config, tmp_path / "search", build=False)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["fitness"]["terms"][1].pop("data"), "search.jsonl:1: belongs to no source; there are base, a, b: write"),
-        (lambda s: s["fitness"]["terms"][1]["data"].pop("test"), "has data for search, validation, and the search for search"),
-        (lambda s: s["fitness"]["terms"][1].update(weight=0), "fitness: terms.1.weight: must be more than 0 (found 0)"),
-        (lambda s: s["fitness"]["terms"][1]["data"]["search"]["sources"].update(c={"jsonl": "c.jsonl"}), "c.jsonl"),
+        (
+            lambda s: s["fitness"]["terms"][1].pop("data"),
+            "search.jsonl:1: belongs to no source; there are base, a, b: write",
+        ),
+        (
+            lambda s: s["fitness"]["terms"][1]["data"].pop("test"),
+            "has data for search, validation, and the search for search",
+        ),
+        (
+            lambda s: s["fitness"]["terms"][1].update(weight=0),
+            "fitness: terms.1.weight: must be more than 0 (found 0)",
+        ),
+        (
+            lambda s: s["fitness"]["terms"][1]["data"]["search"]["sources"].update(
+                c={"jsonl": "c.jsonl"}
+            ),
+            "c.jsonl",
+        ),
         (
             lambda s: s["fitness"]["terms"][1]["data"]["search"].update(chat=True),
             "'sources': each source has fields of its own; move 'chat' there",
@@ -140,9 +182,14 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, 
             lambda s: s["fitness"]["terms"][1]["data"]["search"]["sources"]["a"].update(chat=True),
             "agreement: a: data.chat: the tokenizer has no chat template",
         ),
-        (lambda s: s.update(optimize=[{"fitness": s["fitness"]}, {}]), "terms: have data in the search's own fitness only"),
         (
-            lambda s: s["fitness"]["terms"][1]["data"].update(test=s["fitness"]["terms"][1]["data"]["search"]),
+            lambda s: s.update(optimize=[{"fitness": s["fitness"]}, {}]),
+            "terms: have data in the search's own fitness only",
+        ),
+        (
+            lambda s: s["fitness"]["terms"][1]["data"].update(
+                test=s["fitness"]["terms"][1]["data"]["search"]
+            ),
             "the splits overlap",
         ),
     ],

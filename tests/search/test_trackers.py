@@ -40,8 +40,10 @@ def cut_short(config: SearchConfig, out: Path) -> None:
 
 @pytest.mark.slow
 def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
-    """A run gets each generation once, then the results; a resumed search goes on in it, and takes back what is lost."""
-    fake, written = Fake("wandb"), list[tuple[str, Any]]()
+    """A run gets each generation once, then the results; a resumed search goes on in it, and takes
+    back what is lost."""
+    fake = Fake("wandb")
+    written = list[tuple[str, Any]]()
 
     class Writer:
         def __init__(self, folder: str, purge_step: int) -> None:
@@ -52,7 +54,11 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
 
     board = ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = Writer  # type: ignore[attr-defined]
-    modules = {"wandb": fake, "torch.utils.tensorboard": board, "tensorboard": ModuleType("tensorboard")}
+    modules = {
+        "wandb": fake,
+        "torch.utils.tensorboard": board,
+        "tensorboard": ModuleType("tensorboard"),
+    }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setenv("WANDB_PROJECT", "merges")
@@ -61,8 +67,15 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
     result = run_search(config, tmp_path / "out", build=False)
     steps = [given[2] for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
     assert steps == list(range(1, len(steps) + 1))
-    assert [given for name, given in written if name == "open"] == [("runs", 1), ("runs", steps.index(2) + 1)]
-    shown = [given[0] for name, given in written if name == "add_scalar" and given[0].startswith("results/")]
+    assert [given for name, given in written if name == "open"] == [
+        ("runs", 1),
+        ("runs", steps.index(2) + 1),
+    ]
+    shown = [
+        given[0]
+        for name, given in written
+        if name == "add_scalar" and given[0].startswith("results/")
+    ]
     assert shown == [f"results/{row.model}" for row in result.rows]
     assert written[-1] == ("close", ())
     resume_search(tmp_path / "out", build=False)
@@ -72,7 +85,8 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
     assert opened[0]["id"].startswith("out-")
     assert opened[0]["config"]["space"] == "ps"
     logged = [given for name, given in fake.calls if name == "log"]
-    generations, (last, summary) = logged[:-1], logged[-1]
+    generations = logged[:-1]
+    (last, summary) = logged[-1]
     study = Study.open(tmp_path / "out")
     by_generation: dict[int, list[float]] = {}
     for trial in study.trials("ps"):
@@ -80,9 +94,13 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
     assert [step for step, _ in generations] == list(range(1, len(by_generation) + 1))
     assert len(generations) >= 2
     for number, (_, values) in enumerate(generations):
-        assert values["ps/mean"] == pytest.approx(sum(by_generation[number]) / len(by_generation[number]))
+        assert values["ps/mean"] == pytest.approx(
+            sum(by_generation[number]) / len(by_generation[number])
+        )
         assert values["ps/best of generation"] == max(by_generation[number])
-    assert generations[-1][1]["evaluations"] == pytest.approx(sum(trial.cost for trial in study.trials()), abs=1e-3)
+    assert generations[-1][1]["evaluations"] == pytest.approx(
+        sum(trial.cost for trial in study.trials()), abs=1e-3
+    )
     assert last == len(generations) + 1
     assert summary == {f"results/{row.model}": row.scores.mean for row in result.rows}
     assert [name for name, _ in fake.calls].count("finish") == 2
@@ -90,7 +108,8 @@ def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("failure", [ConnectionError, SystemExit])
 def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, failure):
-    """One that fails in the middle costs a warning, no trial; a resume tells it the rest; one that cannot begin is a line."""
+    """One that fails in the middle costs a warning, no trial; a resume tells it the rest; one that
+    cannot begin is a line."""
     fake = Fake("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     log = fake.log
@@ -98,23 +117,30 @@ def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, fail
     def refuse(*_: Any, **__: Any) -> None:
         raise failure("the server\nis gone")
 
-    monkeypatch.setattr(fake, "log", lambda values, step: refuse() if step > 1 else log(values, step))
+    monkeypatch.setattr(
+        fake, "log", lambda values, step: refuse() if step > 1 else log(values, step)
+    )
     config = search_config("ps", report_to=["wandb"])
     run_search(config, tmp_path / "out", build=False)
     said = [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()]
-    assert said == ["report_to: wandb has failed, and is told no more before a resume: the server is gone"]
+    assert said == [
+        "report_to: wandb has failed, and is told no more before a resume: the server is gone"
+    ]
     monkeypatch.setattr(fake, "log", log)
     resume_search(tmp_path / "out", build=False)
     steps = [given[0] for name, given in fake.calls if name == "log"]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > 2
     monkeypatch.setattr(fake, "init", refuse)
-    with pytest.raises(SearchError, match="report_to: wandb: the server is gone; mend that, or leave it out"):
+    with pytest.raises(
+        SearchError, match="report_to: wandb: the server is gone; mend that, or leave it out"
+    ):
         run_search(config, tmp_path / "other", build=False)
 
 
 def test_trackio(search_config, tmp_path, monkeypatch):
-    """trackio itself has one run with every generation and the results, however often the search was resumed."""
+    """trackio itself has one run with every generation and the results, however often the search
+    was resumed."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
         monkeypatch.delitem(sys.modules, name)
@@ -124,7 +150,9 @@ def test_trackio(search_config, tmp_path, monkeypatch):
     cut_short(config, tmp_path / "out")
     run_search(config, tmp_path / "out", build=False)
     connection = sqlite3.connect(tmp_path / "trackio" / "merges.db")
-    rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    rows = connection.execute(
+        "SELECT run_name, step, metrics FROM metrics ORDER BY step"
+    ).fetchall()
     assert len({name for name, _, _ in rows}) == 1
     study = Study.open(tmp_path / "out")
     generations = len({trial.generation for trial in study.trials("ps")})

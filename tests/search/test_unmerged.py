@@ -1,4 +1,5 @@
-"""Searches over LoRA adapters of one base, which run on it without being merged; the result is an adapter too."""
+"""Searches over LoRA adapters of one base, which run on it without being merged; the result is an
+adapter too."""
 
 import shutil
 from typing import Any
@@ -32,17 +33,23 @@ KINDS: dict[str, dict[str, Any]] = {
     "cma": {"merge": {"groups": "block"}},
     "hybrid": {
         "space": "hybrid",
-        "optimize": [{**GRADIENT, "space": "ps", "batch": 2}, {**GRADIENT, "space": "dfs", "batch": 2}],
+        "optimize": [
+            {**GRADIENT, "space": "ps", "batch": 2},
+            {**GRADIENT, "space": "dfs", "batch": 2},
+        ],
     },
 }
 
 
 @pytest.mark.parametrize("kind", slow_beyond(["rows", "hybrid"], KINDS))
 def test_unmerged_candidates_score_as_merged_ones(kind, adapters, search_config, tmp_path):
-    """Every row of the table has the score, up to rounding, that the same model has when it is merged."""
+    """Every row of the table has the score, up to rounding, that the same model has when it is
+    merged."""
     config = search_config(**{"space": "ps", **KINDS[kind], **adapters})
     result = run_search(config, tmp_path, build=False)
-    merged = Evaluator(config.model_copy(update={"compute": config.compute.model_copy(update={"unmerged": False})}))
+    merged = Evaluator(
+        config.model_copy(update={"compute": config.compute.model_copy(update={"unmerged": False})})
+    )
     assert len(result.rows) >= 5
     with Study.open(tmp_path) as study:
         for row in result.rows:
@@ -52,29 +59,43 @@ def test_unmerged_candidates_score_as_merged_ones(kind, adapters, search_config,
 
 
 def test_memory_is_that_of_the_base_and_its_adapters(adapters, search_config):
-    """A search over adapters is said to hold the base and factors, far less than a search that merges."""
+    """A search over adapters is said to hold the base and factors, far less than a search that
+    merges."""
     config = search_config(**{**ROWS, **adapters})
     light = memory_of_models(config, Evaluator(config))["ps"]
-    merging = config.model_copy(update={"compute": config.compute.model_copy(update={"unmerged": False})})
+    merging = config.model_copy(
+        update={"compute": config.compute.model_copy(update={"unmerged": False})}
+    )
     assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
 
 
 @pytest.mark.parametrize("kind", slow_beyond(["8bit"], ["8bit", "4bit"]))
 def test_a_quantised_base(kind, adapters, search_config, tmp_path):
-    """Every score is one on the quantised base, as peft has it there; two workers give the same study."""
+    """Every score is one on the quantised base, as peft has it there; two workers give the same
+    study."""
     config = search_config(**{**ROWS, **adapters}, compute={"quantization": kind})
     result = run_search(config, tmp_path / "whole", build=False)
-    base = AutoModelForCausalLM.from_pretrained(adapters["base"]["model"], **packed(kind, torch.float32, "cpu"))  # type: ignore[arg-type]
+    base = AutoModelForCausalLM.from_pretrained(
+        adapters["base"]["model"], **packed(kind, torch.float32, "cpu")
+    )  # type: ignore[arg-type]
     keep_differentiable(base)
     evaluator = Evaluator(config)
-    plain = Evaluator(config.model_copy(update={"compute": config.compute.model_copy(update={"quantization": None})}))
+    plain = Evaluator(
+        config.model_copy(
+            update={"compute": config.compute.model_copy(update={"quantization": None})}
+        )
+    )
     with torch.inference_mode():
         for label, ref in config.parents.items():
-            model: Any = base if ref.adapter is None else PeftModel.from_pretrained(base, ref.adapter).eval()
+            model: Any = (
+                base if ref.adapter is None else PeftModel.from_pretrained(base, ref.adapter).eval()
+            )
             task = evaluator.tasks.prepared(ref, "test")
             row = next(row for row in result.rows if row.label == label)
             assert np.allclose(task.evaluate(model).values, row.scores.values, atol=2e-3), label
-            assert not np.allclose(plain.evaluate(ref, "test").values, row.scores.values, atol=2e-3), label
+            assert not np.allclose(
+                plain.evaluate(ref, "test").values, row.scores.values, atol=2e-3
+            ), label
             base = base if ref.adapter is None else model.unload()
     assert f"run on their base of {kind[0]} bits unmerged" in describe_study(tmp_path / "whole")
     if kind == "4bit":  # workers take long to start
@@ -92,7 +113,9 @@ def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):
     save_file(tensors, broken / "adapter_model.safetensors")
     sources = [adapters["sources"][0], {**adapters["sources"][1], "adapter": str(broken)}]
     config = search_config("ps", base=adapters["base"], sources=sources)
-    with pytest.raises(SearchError, match=r"broken: \S+: the adapter has NaN, or infinite numbers; make it again"):
+    with pytest.raises(
+        SearchError, match=r"broken: \S+: the adapter has NaN, or infinite numbers; make it again"
+    ):
         run_search(config, tmp_path / "out", build=False)
 
 
@@ -100,23 +123,33 @@ def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):
 
 
 def test_a_search_over_adapters_ends_with_one(adapters, search_config, tmp_path):
-    """The winner is an adapter that scores what the search says, which commands and functions open as the model it is."""
+    """The winner is an adapter that scores what the search says, which commands and functions open
+    as the model it is."""
     config = search_config("ps", **adapters)
     result = run_search(config, tmp_path / "out")
     folder = tmp_path / "out" / "model"
-    assert {"adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "tokenizer.json"} <= {
-        file.name for file in folder.iterdir()
-    }
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recipe.yaml",
+        "tokenizer.json",
+    } <= {file.name for file in folder.iterdir()}
     winner = next(row for row in result.rows if row.winner)
-    assert evaluate_model(str(folder), config).scores.mean == pytest.approx(winner.scores.mean, abs=1e-5)
-    whole = build_model(Recipe.load(folder / "recipe.yaml"), tmp_path / "whole", progress=False, whole=True)
+    assert evaluate_model(str(folder), config).scores.mean == pytest.approx(
+        winner.scores.mean, abs=1e-5
+    )
+    whole = build_model(
+        Recipe.load(folder / "recipe.yaml"), tmp_path / "whole", progress=False, whole=True
+    )
     assert inspect_model(folder).stored == inspect_model(whole).stored
     assert (diff_models(folder, whole).total.weights.relative or 0) < 1e-6
 
 
 def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tiny, tmp_path):
     """A chat template that the recipe gives goes with the adapter, and is read with it."""
-    recipe = Recipe.model_validate({**adapters, "merge": {"method": "task_arithmetic"}, "chat_template": "X"})
+    recipe = Recipe.model_validate(
+        {**adapters, "merge": {"method": "task_arithmetic"}, "chat_template": "X"}
+    )
     folder = build_model(recipe, tmp_path / "out", progress=False)
     source = open_source(str(folder))
     assert source.tokenizer().chat_template == "X"
@@ -124,17 +157,25 @@ def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tiny, tmp_path):
 
 
 def test_adapters_are_merged_again(adapters, tiny, tmp_path):
-    """A recipe names an adapter alone; the one that is kept names its base, and the result is that of both steps at once."""
+    """A recipe names an adapter alone; the one that is kept names its base, and the result is that
+    of both steps at once."""
     half = {"weight": 0.5}
-    merge, alone = {"method": "task_arithmetic", "parameters": [half, half]}, adapters["sources"][0]["adapter"]
+    merge = {"method": "task_arithmetic", "parameters": [half, half]}
+    alone = adapters["sources"][0]["adapter"]
     first = build_model(Recipe.model_validate({**adapters, "merge": merge}), tmp_path / "first")
-    data = {**adapters, "sources": [{"model": str(first)}, {"model": alone}], "merge": {"method": "task_arithmetic"}}
+    data = {
+        **adapters,
+        "sources": [{"model": str(first)}, {"model": alone}],
+        "merge": {"method": "task_arithmetic"},
+    }
     second = build_model(Recipe.model_validate(data), tmp_path / "second")
     assert Recipe.load(second / "recipe.yaml").sources == [
         SourceRef(model=str(tiny / "base"), adapter=adapter) for adapter in (str(first), alone)
     ]
     merge = {"method": "task_arithmetic", "parameters": [{"weight": 1.5}, {"weight": 0.5}]}
-    once = build_model(Recipe.model_validate({**adapters, "merge": merge}), tmp_path / "once", whole=True)
+    once = build_model(
+        Recipe.model_validate({**adapters, "merge": merge}), tmp_path / "once", whole=True
+    )
     state = AutoModelForCausalLM.from_pretrained(once).state_dict()
     source = open_source(str(second))
     for name in source.tensors:

@@ -17,16 +17,30 @@ def _row(stage: RowStage, model: str, right: float, **more: object) -> Row:
     """A model that solves the first share of the examples."""
     correct = np.arange(N) < right * N
     against = {
-        "average": Against("the plain average", "the average is the better merge", "over the plain average"),
-        "random": Against("the random search", "random search found the better one", "over random search"),
-        "lora": Against(f"a {model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging"),
+        "average": Against(
+            "the plain average", "the average is the better merge", "over the plain average"
+        ),
+        "random": Against(
+            "the random search", "random search found the better one", "over random search"
+        ),
+        "lora": Against(
+            f"a {model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging"
+        ),
         "ps": Against(model, "the validation split chose the other one"),
         "dfs": Against(model, "the validation split chose the other one"),
     }.get(stage)
-    return Row(stage, model, Scores(np.where(correct, -0.5, -2.0), correct=correct), against=against, **more)  # type: ignore[arg-type]
+    return Row(
+        stage,
+        model,
+        Scores(np.where(correct, -0.5, -2.0), correct=correct),
+        against=against,
+        **more,
+    )  # type: ignore[arg-type]
 
 
-def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: float = 0.4) -> list[Row]:
+def _rows(
+    winner: float, parent: float = 0.2, average: float = 0.3, random: float = 0.4
+) -> list[Row]:
     return [
         _row("base", "base (tiny)", 0.05),
         _row("source", "maths", parent),
@@ -52,14 +66,23 @@ def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: floa
         (
             _rows(0.31, parent=0.3, average=0.3),
             [
-                r"Evolved PS is not distinguishable from its best parent, maths, on 200 examples: \+0\.010 \(",
-                r"The search added nothing over the plain average that 200 examples could show: \+0\.010 \(",
+                (
+                    r"Evolved PS is not distinguishable from its best parent, maths, on 200 "
+                    r"examples: \+0\.010 \("
+                ),
+                (
+                    r"The search added nothing over the plain average that 200 examples could "
+                    r"show: \+0\.010 \("
+                ),
             ],
         ),
         (
             _rows(0.1, parent=0.5, average=0.4),
             [
-                r"Evolved PS is WORSE than its best parent, maths, by 0\.400 of accuracy \(0\.3.*: use that one instead$",
+                (
+                    r"Evolved PS is WORSE than its best parent, maths, by 0\.400 of accuracy "
+                    r"\(0\.3.*: use that one instead$"
+                ),
                 ".*WORSE than the plain average",
             ],
         ),
@@ -74,62 +97,99 @@ def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: floa
     ids=["gain", "nothing", "loss", "below the base"],
 )
 def test_the_winner_is_compared(rows, sentences):
-    """Gains and losses beside parents, base, average and random search have their size; two answers of 200 are neither."""
+    """Gains and losses beside parents, base, average and random search have their size; two answers
+    of 200 are neither."""
     for said, sentence in zip(verdict(rows, "test"), sentences, strict=False):
         assert re.match(sentence, said), said
 
 
 def test_nothing_right_and_nothing_chosen():
-    """A winner without a right answer is said to have none; rows without a winner, or a failed one, say nothing."""
+    """A winner without a right answer is said to have none; rows without a winner, or a failed one,
+    say nothing."""
     assert verdict(_rows(0.0), "test")[0] == f"EVERY ANSWER of evolved PS IS WRONG ({N} of {N})"
     assert verdict([_row("source", "a", 0.5), _row("source", "b", 0.5)], "test") == []
     assert verdict([Row("ps", "evolved PS", Scores.failed("broke"), winner=True)], "test") == []
 
 
 def test_stages_are_compared_and_the_split_is_named():
-    """The stage that lost is compared with the winner; figures of a split that chose the winner are called optimistic."""
+    """The stage that lost is compared with the winner; figures of a split that chose the winner are
+    called optimistic."""
     rows = [*_rows(0.9), _row("dfs", "evolved PS+DFS", 0.895)]
     sentences = verdict(rows, "validation")
-    assert any(s.startswith("Evolved PS is not distinguishable from evolved PS+DFS") for s in sentences)
-    assert sentences[-1] == "The validation examples helped to choose the winner: its own figures are optimistic"
+    assert any(
+        s.startswith("Evolved PS is not distinguishable from evolved PS+DFS") for s in sentences
+    )
+    assert (
+        sentences[-1]
+        == "The validation examples helped to choose the winner: its own figures are optimistic"
+    )
 
 
 def test_forgetting_is_named():
-    """What the winner loses on examples that were not searched on is measured against the best parent there."""
+    """What the winner loses on examples that were not searched on is measured against the best
+    parent there."""
     rows = _rows(0.9)
     kept = {"base (tiny)": 0.1, "maths": 0.8, "japanese": 0.2}
-    rows = [Row(**{**vars(row), "retained": {"sums": _row("source", "", kept.get(row.model, 0.4)).scores}}) for row in rows]
+    rows = [
+        Row(
+            **{
+                **vars(row),
+                "retained": {"sums": _row("source", "", kept.get(row.model, 0.4)).scores},
+            }
+        )
+        for row in rows
+    ]
     sentence = next(s for s in verdict(rows, "test") if s.startswith("On sums"))
-    assert sentence.startswith("On sums, which was not searched on, it is worse than the best there, maths: -0.400 (")
+    assert sentence.startswith(
+        "On sums, which was not searched on, it is worse than the best there, maths: -0.400 ("
+    )
     assert "on sums" in rows_table(rows, "")
-    assert Result.to_json(Result(None, "test", rows))["rows"][1]["retained"]["sums"]["accuracy"] == 0.8  # type: ignore[arg-type]
+    assert (
+        Result.to_json(Result(None, "test", rows))["rows"][1]["retained"]["sums"]["accuracy"] == 0.8
+    )  # type: ignore[arg-type]
 
 
 def test_answers_that_were_cut_are_warned_about():
-    """More than 2 % of cut answers are named with their model and shown in a column; 1 % is not worth a word."""
+    """More than 2 % of cut answers are named with their model and shown in a column; 1 % is not
+    worth a word."""
     rows = _rows(0.9)
     for share, said in ((0.01, False), (0.1, True)):
         cut = rows[-2].scores.replace(outputs=["x"] * N, truncated=np.arange(N) < share * N)
         marked = [*rows[:-2], Row("ps", "evolved PS", cut, winner=True), rows[-1]]
-        assert any(s.startswith("ANSWERS WERE CUT") and "evolved PS 10%" in s for s in verdict(marked, "test")) == said
+        assert (
+            any(
+                s.startswith("ANSWERS WERE CUT") and "evolved PS 10%" in s
+                for s in verdict(marked, "test")
+            )
+            == said
+        )
         assert f"{share:.1%}" in rows_table(marked, "")
 
 
 def test_parents_that_complement_each_other():
-    """Before a search: who solves what alone, how far apart the sources are, and how many examples a difference takes."""
-    one, other = _row("source", "a", 0.5).scores, Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
+    """Before a search: who solves what alone, how far apart the sources are, and how many examples
+    a difference takes."""
+    one = _row("source", "a", 0.5).scores
+    other = Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
     notes, warning = about_parents({"a": one, "b": other}, 100)
-    assert notes[0] == "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%"
-    assert notes[1] == "a difference of 0.05 in accuracy needs about 2353 test examples to be seen; there are 100"
+    assert (
+        notes[0] == "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%"
+    )
+    assert notes[1] == (
+        "a difference of 0.05 in accuracy needs about 2353 test examples to be seen; there are 100"
+    )
     assert warning is None
 
 
 def test_a_parent_that_is_nowhere_ahead():
-    """Only what is known is said: no word against merging by a likelihood, a hint where right or wrong leads nowhere."""
-    form, number = Scores([-15.0] * N, correct=[False] * N), Scores([-29.0] * N, correct=[False] * N)
+    """Only what is known is said: no word against merging by a likelihood, a hint where right or
+    wrong leads nowhere."""
+    form = Scores([-15.0] * N, correct=[False] * N)
+    number = Scores([-29.0] * N, correct=[False] * N)
     _, warning = about_parents({"form": form, "number": number}, 100)
     assert warning is None  # a merge of such a pair was right in four answers of five
-    solves, none = np.arange(N) < N / 2, Scores([0.0] * N)
+    solves = np.arange(N) < N / 2
+    none = Scores([0.0] * N)
     _, warning = about_parents({"a": Scores(solves), "b": none}, 100)
     assert warning.startswith("no other source solves a search example that a does not: ")
     _, warning = about_parents({"a": none, "b": none}, 100)
@@ -138,9 +198,14 @@ def test_a_parent_that_is_nowhere_ahead():
 
 
 def test_a_search_by_likelihood_is_judged_by_it():
-    """Where no answer is right anywhere, the log-likelihood says which parent is the best, and that the winner is WORSE."""
-    noise, wrong = np.random.default_rng(0).normal(0, 1, N), [False] * N
-    parents = [Row("source", name, Scores(mean + noise, correct=wrong)) for name, mean in (("a", -26.0), ("b", -23.6))]
+    """Where no answer is right anywhere, the log-likelihood says which parent is the best, and that
+    the winner is WORSE."""
+    noise = np.random.default_rng(0).normal(0, 1, N)
+    wrong = [False] * N
+    parents = [
+        Row("source", name, Scores(mean + noise, correct=wrong))
+        for name, mean in (("a", -26.0), ("b", -23.6))
+    ]
     rows = [*parents, Row("ps", "evolved PS", Scores(-28.6 - noise, correct=wrong), winner=True)]
     result = Result(None, "test", rows, unit="nats per answer")  # type: ignore[arg-type]
     every, sentence, *_ = result.verdict
@@ -158,28 +223,39 @@ def test_a_search_by_likelihood_is_judged_by_it():
 
 
 def test_accuracy_and_fitness_that_disagree():
-    """A winner with more right answers and a worse log-likelihood has both said; accuracy goes first where it tells."""
+    """A winner with more right answers and a worse log-likelihood has both said; accuracy goes
+    first where it tells."""
     right = np.arange(N) < N / 2
     rows = [
         Row("source", "a", Scores(np.full(N, -1.0), correct=[False] * N)),
         Row("ps", "evolved PS", Scores(np.where(right, -1.0, -9.0), correct=right), winner=True),
     ]
     sentence = verdict(rows, "test", "nats per answer")[0]
-    assert sentence.startswith("Evolved PS is better than its best parent, a, by 0.500 of accuracy (")
+    assert sentence.startswith(
+        "Evolved PS is better than its best parent, a, by 0.500 of accuracy ("
+    )
     assert "; but WORSE in fitness (nats per answer): -4.000 (" in sentence
 
 
 def test_an_interval_and_a_test_that_disagree_are_explained():
-    """Five answers more of thirty: the interval excludes 0 and p is .062, so the words say hardly, and the footnote why."""
+    """Five answers more of thirty: the interval excludes 0 and p is .062, so the words say hardly,
+    and the footnote why."""
     won = np.arange(30) < 5
-    rows = [Row("source", "a", Scores([0.0] * 30)), Row("ps", "evolved PS", Scores(won), winner=True)]
+    rows = [
+        Row("source", "a", Scores([0.0] * 30)),
+        Row("ps", "evolved PS", Scores(won), winner=True),
+    ]
     text = str(Result(None, "test", rows))  # type: ignore[arg-type]
-    assert "is hardly distinguishable from its best parent, a, on 30 examples: +0.167 (0.016 to 0.296), p = 0.062" in text
+    assert (
+        "is hardly distinguishable from its best parent, a, on 30 examples: +0.167 (0.016 to "
+        "0.296), p = 0.062"
+    ) in text
     assert "with hardly, only one of these holds" in text
 
 
 def test_cut_answers_on_retained_data_are_warned_about():
-    """Answers to retained examples that were cut are counted in table and file, and named above 2 %."""
+    """Answers to retained examples that were cut are counted in table and file, and named above 2
+    %."""
     cut = Scores([1.0] * N, outputs=["x"] * N, truncated=np.arange(N) < 0.1 * N)
     rows = [Row(**{**vars(row), "retained": {"sums": cut}}) for row in _rows(0.9)[3:5]]
     warned = next(s for s in verdict(rows, "test") if s.startswith("ANSWERS WERE CUT"))
@@ -190,7 +266,8 @@ def test_cut_answers_on_retained_data_are_warned_about():
 
 @pytest.mark.parametrize("winner", [0.9, 0.1])
 def test_the_results_have_the_lead(winner):
-    """Every row but the winner's has the winner's lead over it in JSON; in the text the sentences say it, once."""
+    """Every row but the winner's has the winner's lead over it in JSON; in the text the sentences
+    say it, once."""
     rows = _rows(winner)
     text = str(Result(None, "test", rows))  # type: ignore[arg-type]
     assert max(map(len, rows_table(rows, "").splitlines())) <= 80

@@ -1,11 +1,14 @@
-"""Check the merged model on every type of causal language model; write benchmarks/pages/model-tests.md.
+"""Check the merged model on every type of causal language model; write
+benchmarks/pages/model-tests.md.
 
-Every property on some thirty architectures, by the checks of the tests (``tests/modeling/properties.py``): a few minutes on one
-core. And, on every type that the installed transformers knows, whether the model works, or why not: about ten minutes.
+Every property on some thirty architectures, by the checks of the tests
+(``tests/modeling/properties.py``): a few minutes on one core. And, on every type that the installed
+transformers knows, whether the model works, or why not: about ten minutes.
 
     python tests/slow/model_matrix.py
     python tests/slow/model_matrix.py --print                          # writes nothing
-    python tests/slow/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes nothing
+    python tests/slow/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes
+    nothing
 """
 
 import argparse
@@ -28,26 +31,46 @@ from tiny_models import ARCHITECTURES  # noqa: E402
 from type_verdicts import FAILS, verdict  # noqa: E402
 
 DOCUMENT = ROOT / "benchmarks" / "pages" / "model-tests.md"
-BEGIN, END = "<!-- begin of the table that tests/slow/model_matrix.py writes -->\n", "<!-- end of the table -->\n"
+BEGIN = "<!-- begin of the table that tests/slow/model_matrix.py writes -->\n"
+END = "<!-- end of the table -->\n"
 
 
 def main() -> int:
     """Run the checks, write or print the table, and say what failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=ARCHITECTURES, nargs="*", help="print the rows of these architectures, write nothing")
-    parser.add_argument("--types", choices=TYPES, nargs="*", help="print the verdicts on these types, write nothing")
-    parser.add_argument("--print", action="store_true", help="print the tables of everything, write nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        choices=ARCHITECTURES,
+        nargs="*",
+        help="print the rows of these architectures, write nothing",
+    )
+    parser.add_argument(
+        "--types", choices=TYPES, nargs="*", help="print the verdicts on these types, write nothing"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="print the tables of everything, write nothing"
+    )
     arguments = parser.parse_args()
-    only, kinds = arguments.only, arguments.types
+    only = arguments.only
+    kinds = arguments.types
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     failures: list[str] = []
     if only or kinds:
-        print(table({name: row(name, failures) for name in only}) if only else "", types(kinds, failures) if kinds else "")
+        print(
+            table({name: row(name, failures) for name in only}) if only else "",
+            types(kinds, failures) if kinds else "",
+        )
     else:
-        text = table({name: row(name, failures) for name in ARCHITECTURES}) + variants(failures) + types(TYPES, failures)
+        text = (
+            table({name: row(name, failures) for name in ARCHITECTURES})
+            + variants(failures)
+            + types(TYPES, failures)
+        )
         if arguments.print:
             print(text)
         else:
@@ -77,23 +100,40 @@ def row(architecture: str, failures: list[str]) -> dict[str, str]:
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """The versions, the properties, the table, and the reasons why a property does not apply, as Markdown."""
+    """The versions, the properties, the table, and the reasons why a property does not apply, as
+    Markdown."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
-    lines = [f"\nWith {versions}, on a CPU, in float32.\n", "| column | what is checked |", "| --- | --- |"]
-    lines += [f"| {title(name)} | {' '.join((item.check.__doc__ or '').split())} |" for name, item in PROPERTIES.items()]
-    lines += ["", f"| architecture | {' | '.join(map(title, PROPERTIES))} |", "| --- " * (len(PROPERTIES) + 1) + "|"]
-    lines += [f"| {architecture} | {' | '.join(cells.values())} |" for architecture, cells in rows.items()]
+    lines = [
+        f"\nWith {versions}, on a CPU, in float32.\n",
+        "| column | what is checked |",
+        "| --- | --- |",
+    ]
+    lines += [
+        f"| {title(name)} | {' '.join((item.check.__doc__ or '').split())} |"
+        for name, item in PROPERTIES.items()
+    ]
+    lines += [
+        "",
+        f"| architecture | {' | '.join(map(title, PROPERTIES))} |",
+        "| --- " * (len(PROPERTIES) + 1) + "|",
+    ]
+    lines += [
+        f"| {architecture} | {' | '.join(cells.values())} |" for architecture, cells in rows.items()
+    ]
     lines += ["", "Not applicable:", ""]
     for name, item in PROPERTIES.items():
         reasons: dict[str, list[str]] = {}
         for architecture, reason in item.not_applicable.items():
             reasons.setdefault(reason, []).append(architecture)
-        lines += [f"- {title(name)}, {', '.join(where)}: {reason}." for reason, where in reasons.items()]
+        lines += [
+            f"- {title(name)}, {', '.join(where)}: {reason}." for reason, where in reasons.items()
+        ]
     return "\n".join([*lines, "", ""])
 
 
 def variants(failures: list[str]) -> str:
-    """By how much folded variants of the architectures differ from the merged models, as Markdown."""
+    """By how much folded variants of the architectures differ from the merged models, as
+    Markdown."""
     lines = ["Folding, of further architectures and of variants that are built differently:\n"]
     lines += ["| variant | fold stream | fold mlp delta |", "| --- | --- | --- |"]
     for name, (architecture, fields) in VARIANTS.items():

@@ -1,4 +1,5 @@
-"""The scripts beside this file: each ends with status 0, which is what it says where nothing was found wrong."""
+"""The scripts beside this file: each ends with status 0, which is what it says where nothing was
+found wrong."""
 
 import subprocess
 import sys
@@ -18,17 +19,21 @@ def _run(script: str, *arguments: str) -> None:
 
 
 def test_every_property_holds_on_every_type_of_model():
-    """Merged models of every architecture have every property, and every type works or is refused for a reason."""
+    """Merged models of every architecture have every property, and every type works or is refused
+    for a reason."""
     _run("model_matrix.py", "--print")
 
 
 def test_transformers_own_tests_pass():
     """The model class passes the suite that transformers has for each of its classes."""
-    pytest.importorskip("parameterized", reason="transformers' tests need it: pip install parameterized")
+    pytest.importorskip(
+        "parameterized", reason="transformers' tests need it: pip install parameterized"
+    )
     _run("transformers_tests.py")
 
 
 @pytest.mark.parametrize("part", LENGTHS)
 def test_nothing_is_lost(part):
-    """Whatever is let go wrong, at random, is survived to the last bit or ends in one line that is true."""
+    """Whatever is let go wrong, at random, is survived to the last bit or ends in one line that is
+    true."""
     _run("reliability.py", part, f"--{part}", str(LENGTHS[part]))

@@ -3,10 +3,11 @@
     pip install parameterized accelerate
     python tests/slow/transformers_tests.py
 
-The tests are those of the installed version's source distribution, which pip downloads. It holds the common tests of models
-(``tests/test_modeling_common.py``) but neither those of generation nor those of export: these run too where ``--checkout``
-names a git checkout of transformers at the installed version. Nothing of transformers' tests is kept: they are unpacked into a
-temporary folder, beside the testers below.
+The tests are those of the installed version's source distribution, which pip downloads. It holds
+the common tests of models (``tests/test_modeling_common.py``) but neither those of generation nor
+those of export: these run too where ``--checkout`` names a git checkout of transformers at the
+installed version. Nothing of transformers' tests is kept: they are unpacked into a temporary
+folder, beside the testers below.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
-# One class of tests per case: architecture, path and scales. Every path has two hops, because transformers asks that a tested
+# One class of tests per case: architecture, path and scales. Every path has two hops, because
+# transformers asks that a tested
 # model has at most two layers. Without a path it is transformers' own model, to compare with.
 CASES: dict[str, tuple[str, list[str], list[float]]] = {
     "Llama": ("llama", [], []),
@@ -35,12 +37,21 @@ CASES: dict[str, tuple[str, list[str], list[float]]] = {
 }
 
 # Tests that are left out, and why: "name" in every case, "Case.name" in one.
-_EXPERTS = "whether there are experts is asked of the class, but here an instance's source architecture decides; see Experts"
-_OLD_NAME = "the cache's old name is taken without a warning, because older transformers know no other"
+_EXPERTS = (
+    "whether there are experts is asked of the class, but here an instance's source architecture "
+    "decides; see Experts"
+)
+_OLD_NAME = (
+    "the cache's old name is taken without a warning, because older transformers know no other"
+)
 _NORM = "the last norm of the vision tower is no part of LLaVA, so it gets no gradient"
 SKIPPED: dict[str, str] = {
     **dict.fromkeys(
-        (f"{case}.test_bc_cache_name_forward" for case in ("Identity", "Repeat", "Sum", "Experts", "Sight")), _OLD_NAME
+        (
+            f"{case}.test_bc_cache_name_forward"
+            for case in ("Identity", "Repeat", "Sum", "Experts", "Sight")
+        ),
+        _OLD_NAME,
     ),
     **{
         f"{case}.test_eager_matches_batched_and_grouped_inference_{dtype}": _EXPERTS
@@ -55,7 +66,8 @@ SKIPPED: dict[str, str] = {
     "Sum.test_attention_outputs": "there is one attention per cache slot, so three for two hops",
 }
 
-# Modules that transformers' tests import and the source distribution lacks, and what stands for them: no tests of that kind.
+# Modules that transformers' tests import and the source distribution lacks, and what stands for
+# them: no tests of that kind.
 MISSING = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
@@ -155,16 +167,22 @@ for name, (architecture, path, scales) in CASES.items():
             setattr(tester, test, unittest.skip(reason)(lambda self: None))
     globals()[name] = tester
 del tester
-"""
+"""  # noqa: E501
 
 
 def main() -> None:
     """Download, run, and print the counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkout", type=Path, help="git checkout of transformers at the installed version, for all its tests"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="run the tests that match this expression of pytest -k")
+    parser.add_argument(
+        "--checkout",
+        type=Path,
+        help="git checkout of transformers at the installed version, for all its tests",
+    )
+    parser.add_argument(
+        "--only", default="", help="run the tests that match this expression of pytest -k"
+    )
     arguments = parser.parse_args()
     if find_spec("parameterized") is None:
         sys.exit("transformers' tests need parameterized: pip install parameterized")
@@ -181,7 +199,15 @@ def main() -> None:
 def download(folder: Path) -> Path:
     """The source distribution of the installed transformers, unpacked."""
     wanted = f"transformers=={version('transformers')}"
-    options = ["--quiet", "--no-binary", "transformers", "--no-deps", "--no-build-isolation", "--dest", str(folder)]
+    options = [
+        "--quiet",
+        "--no-binary",
+        "transformers",
+        "--no-deps",
+        "--no-build-isolation",
+        "--dest",
+        str(folder),
+    ]
     subprocess.run([sys.executable, "-m", "pip", "download", *options, wanted], check=True)
     with tarfile.open(next(folder.glob("transformers-*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")
@@ -189,7 +215,8 @@ def download(folder: Path) -> Path:
 
 
 def write_tests(source: Path, target: Path) -> list[str]:
-    """Lay out the package of tests; returns the modules that the source lacks, in whose place something empty is put."""
+    """Lay out the package of tests; returns the modules that the source lacks, in whose place
+    something empty is put."""
     shutil.copytree(source, target)
     lacking = [name for name in MISSING if not (target / name).exists()]
     for name in lacking:
@@ -205,32 +232,64 @@ def write_tests(source: Path, target: Path) -> list[str]:
 def run(folder: Path, only: str) -> ElementTree.Element:
     """Run the testers with pytest; returns its report as XML."""
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    options = ["-q", "--tb=short", "--disable-warnings", "-p", "no:cacheprovider", "--junitxml=report.xml"]
+    options = [
+        "-q",
+        "--tb=short",
+        "--disable-warnings",
+        "-p",
+        "no:cacheprovider",
+        "--junitxml=report.xml",
+    ]
     options += ["-k", only] if only else []
     # offline: whatever these tests fetch is not about the merged model
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    subprocess.run([sys.executable, "-m", "pytest", *options, "tests/test_evo_merged.py"], cwd=folder, env=environment)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "tests/test_evo_merged.py"],
+        cwd=folder,
+        env=environment,
+    )
     return ElementTree.parse(folder / "report.xml").getroot()
 
 
 def print_counts(report: ElementTree.Element) -> int:
-    """Print passed, failed and skipped tests of every case as a Markdown table, and what failed; returns the exit status."""
-    order = ("skipped", "passed", "failed")  # a test with subtests is what the last of its kinds here says
+    """Print passed, failed and skipped tests of every case as a Markdown table, and what failed;
+    returns the exit status."""
+    order = (
+        "skipped",
+        "passed",
+        "failed",
+    )  # a test with subtests is what the last of its kinds here says
     kinds: dict[tuple[str, str], str] = {}
     for case in report.iter("testcase"):
         tags = {child.tag for child in case}
-        kind = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
+        kind = (
+            "failed"
+            if tags & {"failure", "error"}
+            else "skipped"
+            if "skipped" in tags
+            else "passed"
+        )
         key = case.get("classname", "").rpartition(".")[2], case.get("name", "")
         kinds[key] = max(kinds.get(key, kind), kind, key=order.index)
     counts = Counter((name, kind) for (name, _), kind in kinds.items())
     print("| case | passed | failed | skipped |\n| --- | --- | --- | --- |")
     for name in CASES:
-        print(f"| {name} | {counts[name, 'passed']} | {counts[name, 'failed']} | {counts[name, 'skipped']} |")
+        print(
+            f"| {name} | {counts[name, 'passed']} | {counts[name, 'failed']} | "
+            f"{counts[name, 'skipped']} |"
+        )
     for (name, test), kind in kinds.items():
         if kind == "failed":
             print(f"failed: {name}.{test}")
     for reason in dict.fromkeys(SKIPPED.values()):
-        print(f"left out, {reason}: {', '.join(test for test, why in SKIPPED.items() if why == reason)}")
+        print(
+            f"left out, {reason}: "
+            f"{', '.join(test for test, why in SKIPPED.items() if why == reason)}"
+        )
     return int("failed" in kinds.values())
 
 

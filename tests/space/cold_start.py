@@ -1,7 +1,8 @@
-"""Starts the Space from its files alone, in a fresh environment with only its requirements: `python cold_start.py MODEL`.
+"""Starts the Space from its files alone, in a fresh environment with only its requirements:
+`python cold_start.py MODEL`.
 
-Prints one line of JSON: seconds to install, to the first page, to the first answer, and the answer. Downloads what
-requirements.txt names, torch included; not part of the tests.
+Prints one line of JSON: seconds to install, to the first page, to the first answer, and the answer.
+Downloads what requirements.txt names, torch included; not part of the tests.
 """
 
 import argparse
@@ -29,7 +30,9 @@ def main() -> None:
     """Install, start, ask, stop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a published model: a folder, or a repository")
-    parser.add_argument("--environment", help="an environment to use again, or to make; a temporary one by default")
+    parser.add_argument(
+        "--environment", help="an environment to use again, or to make; a temporary one by default"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(given.environment or Path(folder) / "environment")
@@ -38,7 +41,12 @@ def main() -> None:
         for name, content in space_files(model).items():
             (file := Path(folder) / "app" / name).parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
-        print(json.dumps({"install": installed, **start(environment, Path(folder) / "app")}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"install": installed, **start(environment, Path(folder) / "app")},
+                ensure_ascii=False,
+            )
+        )
 
 
 def install(environment: Path) -> float:
@@ -57,15 +65,22 @@ def start(environment: Path, app: Path) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = {
-        name: value for name, value in os.environ.items() if not name.startswith(("EVOMERGE", "PYTHON", "VIRTUAL_ENV"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EVOMERGE", "PYTHON", "VIRTUAL_ENV"))
     }
-    variables |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    variables |= {
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
     begin = time.monotonic()
     process = subprocess.Popen([environment / "bin" / "python", "app.py"], cwd=app, env=variables)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, process)
-        page, client = round(time.monotonic() - begin, 1), Client(url, verbose=False)
+        page = round(time.monotonic() - begin, 1)
+        client = Client(url, verbose=False)
         prompt = (client.predict(api_name="/about")["examples"] or [{"prompt": "1"}])[0]["prompt"]
         answer = client.predict(prompt, "evolved", 32, None, api_name="/answer")
         said = {"prompt": prompt, "text": answer["text"], "right": answer["right"]}

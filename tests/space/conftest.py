@@ -1,4 +1,5 @@
-"""The Space under test: small published models made by real searches, and the page started on a free port."""
+"""The Space under test: small published models made by real searches, and the page started on a
+free port."""
 
 import json
 import os
@@ -21,16 +22,25 @@ for _needed in ("gradio", "gradio_client", "pyarrow"):
 
 
 @pytest.fixture(scope="session")
-def finished(search_config: Callable[..., Any], made_once: Callable[..., Path]) -> Callable[..., Path]:
-    """Makes a search of the tiny family, published with its record: the model's folder, which a function may change."""
+def finished(
+    search_config: Callable[..., Any], made_once: Callable[..., Path]
+) -> Callable[..., Path]:
+    """Makes a search of the tiny family, published with its record: the model's folder, which a
+    function may change."""
     from hf_evomerge.hub.record import write_record
     from hf_evomerge.search.run import run_search
 
     def make(space: str, change: Callable[[Path], None] = lambda folder: None) -> Path:
         optimizer = {"evaluations": 12, "population": 4}
         optimize = [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}]
-        merge = {} if space == "dfs" else {"merge": {}, "compare": {"finalists": 2, "contributions": True}}
-        config = search_config(space, path={"kind": "gates", "repetitions": 2}, optimize=optimize, **merge)
+        merge = (
+            {}
+            if space == "dfs"
+            else {"merge": {}, "compare": {"finalists": 2, "contributions": True}}
+        )
+        config = search_config(
+            space, path={"kind": "gates", "repetitions": 2}, optimize=optimize, **merge
+        )
 
         def search(out: Path) -> None:
             run_search(config, out / "search")
@@ -45,7 +55,8 @@ def finished(search_config: Callable[..., Any], made_once: Callable[..., Path]) 
 
 @pytest.fixture(scope="session")
 def dfs(finished: Callable[..., Path]) -> Path:
-    """A model with a path. The answer of its first example is how it begins itself, that of the second is not."""
+    """A model with a path. The answer of its first example is how it begins itself, that of the
+    second is not."""
     return finished("dfs", _with_answers)
 
 
@@ -67,7 +78,8 @@ def ps(finished: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def broken(dfs: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes a copy of the model with a path in which files are replaced, or are gone where the text is None."""
+    """Makes a copy of the model with a path in which files are replaced, or are gone where the text
+    is None."""
 
     def make(**files: str | None) -> Path:
         copy = tmp_path / "copy"
@@ -88,7 +100,9 @@ def serve() -> Iterator[Callable[..., Served]]:
     started = []
 
     def start(model: str | Path) -> Served:
-        blocks, show = app.serve(str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+        blocks, show = app.serve(
+            str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True
+        )
         started.append(blocks)
         return Served(blocks, show)
 

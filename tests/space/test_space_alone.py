@@ -1,4 +1,5 @@
-"""The Space as a stranger's machine starts it: the files of its repository, and no other copy of the package."""
+"""The Space as a stranger's machine starts it: the files of its repository, and no other copy of
+the package."""
 
 import os
 import re
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 from hub_fixtures import use_hub
+from local_hub import LocalHub
 from served import greedy
 
 from hf_evomerge.hub.space import push_space
-from local_hub import LocalHub
 
 START = """
 import importlib.abc, importlib.machinery, runpy, sys
@@ -28,7 +29,7 @@ class Alone(importlib.abc.MetaPathFinder):
 sys.path[0] = sys.argv[1]
 sys.meta_path.insert(0, Alone())
 runpy.run_path(sys.argv[1] + "/app.py", run_name="__main__")
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -38,16 +39,31 @@ def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     with LocalHub(tmp_path / "hub") as hub:
-        api, space = use_hub(monkeypatch, hub, tmp_path / "client"), tmp_path / "space"
+        api = use_hub(monkeypatch, hub, tmp_path / "client")
+        space = tmp_path / "space"
         api.create_repo("local/evolved")
         api.upload_folder(repo_id="local/evolved", folder_path=dfs)
         push_space("local/evolved", "local/evolved", api=api)
         api.snapshot_download("local/evolved", repo_type="space", local_dir=space)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVOMERGE", "HF_"))}
-        kept |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "GRADIO_ANALYTICS_ENABLED": "False"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "EVOMERGE", "HF_"))
+        }
+        kept |= {
+            "GRADIO_SERVER_NAME": "127.0.0.1",
+            "GRADIO_SERVER_PORT": port,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+        }
         settings = {**kept, **hub.environment(home=tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
-        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        with subprocess.Popen([sys.executable, "-c", START, str(space)], cwd=space, env=settings, **streams) as process:
+        streams: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
+        with subprocess.Popen(
+            [sys.executable, "-c", START, str(space)], cwd=space, env=settings, **streams
+        ) as process:
             said = []
             for line in process.stdout:
                 said.append(line)
@@ -61,7 +77,8 @@ def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.mark.slow
 def test_the_repository_is_all_that_a_space_needs(url, dfs):
-    """A pushed Space starts from its files alone: it answers without the model's code, judges, and writes a recipe."""
+    """A pushed Space starts from its files alone: it answers without the model's code, judges, and
+    writes a recipe."""
     from gradio_client import Client
 
     client: Any = Client(url, verbose=False)

@@ -1,4 +1,5 @@
-"""The named API as strangers use it: what each endpoint answers, hostile calls, and twenty visitors at once."""
+"""The named API as strangers use it: what each endpoint answers, hostile calls, and twenty visitors
+at once."""
 
 import json
 import threading
@@ -24,7 +25,8 @@ def client(served: Served) -> Any:
 
 
 def test_the_api_is_named_and_described(client):
-    """The public endpoints are the two named ones, each with description and parameters; the page's events are not."""
+    """The public endpoints are the two named ones, each with description and parameters; the page's
+    events are not."""
     info = client.view_api(return_format="dict", print_info=False)
     assert set(info["named_endpoints"]) == NAMES
     assert not info["unnamed_endpoints"]
@@ -41,7 +43,8 @@ def test_answers_are_the_models(client, dfs, tiny):
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
     assert client.predict(PROMPT, "b", 8, api_name="/answer")["text"] == greedy(tiny / "b", PROMPT)
     about = client.predict(api_name="/about")
-    path, scales = about["path"][::-1], [0.7] * len(about["path"])
+    path = about["path"][::-1]
+    scales = [0.7] * len(about["path"])
     changed = client.predict(PROMPT, "evolved", 8, None, path, scales, api_name="/answer")
     assert changed["text"] == greedy(dfs, PROMPT, path=path, scales=scales)
     assert 0 < changed["tokens"] <= 8
@@ -80,7 +83,8 @@ HOSTILE: list[tuple[str, list[Any], str]] = [
 
 @pytest.mark.parametrize(("name", "arguments", "said"), HOSTILE)
 def test_hostile_calls_get_a_friendly_line(client, name, arguments, said):
-    """Wrong types, endless and empty input, unknown models and layers: one line that says what is wrong, and no trace."""
+    """Wrong types, endless and empty input, unknown models and layers: one line that says what is
+    wrong, and no trace."""
     with pytest.raises(AppError, match=said) as caught:
         client.predict(*arguments, api_name=name)
     assert "Traceback" not in str(caught.value)
@@ -91,20 +95,24 @@ def _call(served: Served, name: str, data: list[Any], session: str) -> None:
     """Call one of the page's own functions past the queue, as no page would."""
     number = next(number for number, each in served.blocks.fns.items() if each.api_name == name)
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
-    call = urllib.request.Request(f"{served.url}gradio_api/run/predict", body, {"Content-Type": "application/json"})
+    call = urllib.request.Request(
+        f"{served.url}gradio_api/run/predict", body, {"Content-Type": "application/json"}
+    )
     with suppress(urllib.error.HTTPError):
         urllib.request.urlopen(call, timeout=60).close()
 
 
 def test_what_visitors_sent_and_saw_is_not_kept(served):
-    """Each visitor's state has their edit, and no words of theirs: a thousand long ones would fill the memory."""
+    """Each visitor's state has their edit, and no words of theirs: a thousand long ones would fill
+    the memory."""
     _call(served, "gloss", ["a very long prompt " * 10_000], "long")
     kept = served.blocks.state_holder["long"]
     assert len(str([part.get("props", {}).get("value") for part in kept.components])) < 100_000
 
 
 def test_what_is_asked_beside_an_edit_is_not_kept(served):
-    """The published model's answer is kept for the next edit, and neither the prompt nor its pictures are."""
+    """The published model's answer is kept for the next edit, and neither the prompt nor its
+    pictures are."""
     prompt = "w3 w1 w4 w1 5 9"
     *_, answers = served.show.ask_changed(prompt, Edit.of(served.show.published), 4, "visitor")
     assert answers[0].state == "done"
@@ -112,7 +120,8 @@ def test_what_is_asked_beside_an_edit_is_not_kept(served):
 
 
 def test_the_state_of_few_visitors_is_kept(serve, monkeypatch):
-    """The last visitors have a state, however many there were: each is a copy of the page, which Gradio keeps."""
+    """The last visitors have a state, however many there were: each is a copy of the page, which
+    Gradio keeps."""
     import app
 
     monkeypatch.setattr(app, "SESSIONS", 3)
@@ -125,22 +134,31 @@ def test_the_state_of_few_visitors_is_kept(serve, monkeypatch):
 def test_a_visitor_who_was_forgotten_edits_the_published_path(served):
     """A page whose state is gone changes what was published; it said that the model has no path."""
     _call(served, "fill", [], "another")
-    number = next(number for number, each in served.blocks.fns.items() if each.api_name == "partial_1")
+    number = next(
+        number for number, each in served.blocks.fns.items() if each.api_name == "partial_1"
+    )
     edit = served.blocks.fns[number].inputs[0]
-    values = [1.0 if part.get_block_name() == "slider" else None for part in served.blocks.fns[number].inputs]
+    values = [
+        1.0 if part.get_block_name() == "slider" else None
+        for part in served.blocks.fns[number].inputs
+    ]
     _call(served, "partial_1", values, "gone")
-    assert len(served.blocks.state_holder["gone"][edit._id].way) == len(served.show.published.path) + 1
+    assert (
+        len(served.blocks.state_holder["gone"][edit._id].way) == len(served.show.published.path) + 1
+    )
 
 
 def test_a_list_of_wrong_pictures_is_one_complaint(served, capfd):
-    """A hundred thousand numbers in place of pictures were 43 million characters of the page's log."""
+    """A hundred thousand numbers in place of pictures were 43 million characters of the page's
+    log."""
     _call(served, "rehearsed", ["w1", list(range(100_000)), None], "wrong")
     assert len(capfd.readouterr().err) < 100_000
 
 
 @pytest.mark.parametrize("value", [None, 1.5, "x", [0], {"a": 1}, 10**30, -1, True])
 def test_what_no_page_sends_leaves_no_trace(served, capfd, value):
-    """The page's own functions refuse what is no problem, prompt, parent or number in words, and not in the log."""
+    """The page's own functions refuse what is no problem, prompt, parent or number in words, and
+    not in the log."""
     for name, data in (
         ("take_sample", [value]),
         ("gloss", [value]),
@@ -153,7 +171,8 @@ def test_what_no_page_sends_leaves_no_trace(served, capfd, value):
 
 
 def test_a_visitor_who_was_forgotten_asks_the_parents(served, capfd):
-    """A page whose state is gone may have chosen parents, of which the page that Gradio begins with knows none."""
+    """A page whose state is gone may have chosen parents, of which the page that Gradio begins with
+    knows none."""
     _call(served, "answer_1", [PROMPT, None, ["b"], 8], "forgotten")
     assert "Traceback" not in capfd.readouterr().err
 
@@ -163,7 +182,11 @@ def test_twenty_visitors_get_their_own_answers(served, dfs):
     """Twenty at once, each with their own prompt and path, get exactly their own answer."""
     path = served.show.published.path
     jobs = [
-        (f"w{k % 12} w{(5 * k) % 12} {k % 10}", [*path, path[k % len(path)]], [1.0 + k / 40] * (len(path) + 1))
+        (
+            f"w{k % 12} w{(5 * k) % 12} {k % 10}",
+            [*path, path[k % len(path)]],
+            [1.0 + k / 40] * (len(path) + 1),
+        )
         for k in range(20)
     ]
     wanted = [greedy(dfs, prompt, 12, way, scales) for prompt, way, scales in jobs]
@@ -171,7 +194,9 @@ def test_twenty_visitors_get_their_own_answers(served, dfs):
 
     def ask(k: int) -> str:
         prompt, way, scales = jobs[k]
-        return str(clients[k].predict(prompt, "evolved", 12, None, way, scales, api_name="/answer")["text"])
+        return str(
+            clients[k].predict(prompt, "evolved", 12, None, way, scales, api_name="/answer")["text"]
+        )
 
     with ThreadPoolExecutor(20) as pool:
         got = list(pool.map(ask, range(20)))
@@ -180,10 +205,12 @@ def test_twenty_visitors_get_their_own_answers(served, dfs):
 
 
 def test_a_full_queue_turns_visitors_away(served, dfs, monkeypatch):
-    """Beyond the limit of the queue a call is refused at once in words, and those who wait are served."""
+    """Beyond the limit of the queue a call is refused at once in words, and those who wait are
+    served."""
     import models
 
-    plain, gate = models._write, threading.Event()
+    plain = models._write
+    gate = threading.Event()
 
     def held(*arguments: Any, **named: Any) -> bool:
         gate.wait(60)

@@ -1,4 +1,5 @@
-"""The page in a real browser: every tab, an answer, an edit, the replay, errors, a phone, and two visitors side by side."""
+"""The page in a real browser: every tab, an answer, an edit, the replay, errors, a phone, and two
+visitors side by side."""
 
 import json
 import re
@@ -15,9 +16,20 @@ from pyarrow import parquet
 from served import Served, greedy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
-expect = playwright.expect  # waits until what it says is so: after a press, nothing on the page is read at once
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+expect = (
+    playwright.expect
+)  # waits until what it says is so: after a press, nothing on the page is read at once
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH"
+)
 SECONDS = 30  # before what is waited for counts as missing: a busy machine takes its time
 SHOWN = {  # what is there once a tab is
     "Try": "#ev-prompt:visible",
@@ -41,11 +53,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float]]:
-    """Makes every token take as long as the number in it says, and no answer end by itself; at the end, nobody waits."""
+    """Makes every token take as long as the number in it says, and no answer end by itself; at the
+    end, nobody waits."""
     import models
     from transformers import StoppingCriteriaList
 
-    plain, greedily, seconds = StoppingCriteriaList.__call__, models.greedy, [1.0]
+    plain = StoppingCriteriaList.__call__
+    greedily = models.greedy
+    seconds = [1.0]
 
     def call(self: Any, *arguments: Any, **named: Any) -> Any:
         begin = time.monotonic()
@@ -69,7 +84,8 @@ def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float
 @pytest.fixture
 def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
     """Opens the page as a new visitor; what the page complains of in the console fails the test."""
-    contexts, complaints = [], []
+    contexts = []
+    complaints = []
 
     def open_page(url: str = served.url, wait: bool = True, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
@@ -92,8 +108,10 @@ def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
 def several(ps: Path, tmp_path: Path) -> Path:
     """The merge, whose record has a second objective."""
     folder = shutil.copytree(ps, tmp_path / "several")
-    file, table_file = folder / "study.json", folder / "trials.parquet"
-    text, table = file.read_text(encoding="utf-8"), parquet.read_table(table_file)
+    file = folder / "study.json"
+    table_file = folder / "trials.parquet"
+    text = file.read_text(encoding="utf-8")
+    table = parquet.read_table(table_file)
     others = [1.0 - k / 20 for k in range(table.num_rows)]
     parquet.write_table(table.append_column("objective.English", pyarrow.array(others)), table_file)
     study = json.loads(text)
@@ -134,20 +152,26 @@ def _begins(text: str) -> re.Pattern[str]:
 
 
 def _wait_for_changed(page: Any, answer: str) -> None:
-    """Wait until the changed path's answer is this one; answers of edits on the way may come before."""
+    """Wait until the changed path's answer is this one; answers of edits on the way may come
+    before."""
     script = """answer => {
         const shown = document.querySelector('#ev-answers2 .ev-card.ev-done:nth-child(2) .ev-answer');
         return shown && shown.innerText.trim() === answer;
-    }"""
-    page.wait_for_function(script, arg=answer, timeout=120_000)  # another visitor's edit may be scored first
+    }"""  # noqa: E501
+    page.wait_for_function(
+        script, arg=answer, timeout=120_000
+    )  # another visitor's edit may be scored first
 
 
 def test_a_visitor_asks_and_compares(visit, served, dfs, tiny):
-    """An example, asked of all four models: each one's own answer, marked, with what it solved; time and speed are in a tip."""
+    """An example, asked of all four models: each one's own answer, marked, with what it solved;
+    time and speed are in a tip."""
     page = visit()
     prompt = served.show.published.examples[0].prompt
     page.locator("#ev-samples button").first.click()
-    page.wait_for_function("text => document.querySelector('#ev-prompt textarea').value === text", arg=prompt)
+    page.wait_for_function(
+        "text => document.querySelector('#ev-prompt textarea').value === text", arg=prompt
+    )
     expect(page.locator("#ev-ask")).to_have_text("Ask all four")
     page.click("#ev-ask")
     for place, folder in enumerate((dfs, tiny / "a", tiny / "b", tiny / "base"), 1):
@@ -156,7 +180,9 @@ def test_a_visitor_asks_and_compares(visit, served, dfs, tiny):
     first = page.locator("#ev-answers .ev-card").first
     expect(first).to_contain_text("right")
     expect(first).to_contain_text(re.compile(r"\d+ of \d+ unseen problems"))
-    expect(first.locator(".ev-more")).to_have_attribute("data-tip", re.compile(r"\d+ tokens? in [\d.]+ s, [\d.]+ a second"))
+    expect(first.locator(".ev-more")).to_have_attribute(
+        "data-tip", re.compile(r"\d+ tokens? in [\d.]+ s, [\d.]+ a second")
+    )
     expect(page.locator("#ev-stop")).to_be_hidden()
     page.click("#ev-options button.label-wrap")
     page.get_by_label("b", exact=True).uncheck()
@@ -165,16 +191,20 @@ def test_a_visitor_asks_and_compares(visit, served, dfs, tiny):
     expect(page.locator("#ev-answers .ev-card.ev-unasked")).to_contain_text("not asked")
     page.click("#ev-another")
     other = served.show.published.examples[1].prompt
-    page.wait_for_function("text => document.querySelector('#ev-prompt textarea').value === text", arg=other)
+    page.wait_for_function(
+        "text => document.querySelector('#ev-prompt textarea').value === text", arg=other
+    )
     _tab(page, "Recipe")
     expect(page.locator("#ev-recipe")).to_contain_text("sources:")
 
 
 @pytest.mark.slow
 def test_an_edit_changes_the_answer_at_once(visit, served, dfs):
-    """Press a hop, drop it, repeat one, scale one: picture, recipe and answer follow; undo and reset bring the path back."""
+    """Press a hop, drop it, repeat one, scale one: picture, recipe and answer follow; undo and
+    reset bring the path back."""
     page = visit()
-    path, scales = list(served.show.published.path), list(served.show.published.scales)
+    path = list(served.show.published.path)
+    scales = list(served.show.published.scales)
     prompt = served.show.published.examples[1].prompt
     _prompt(page, prompt)
     page.locator("#ev-edit [data-hop='1']:visible").click()
@@ -209,12 +239,15 @@ def test_an_edit_changes_the_answer_at_once(visit, served, dfs):
 @pytest.mark.slow
 def test_two_visitors_do_not_see_each_other(visit, served):
     """What one visitor edits, another does not see."""
-    one, other = visit(), visit()
+    one = visit()
+    other = visit()
     hops = len(served.show.published.path)
     for page in (one, other):
         _tab(page, "Beat evolution")
     one.click("#ev-repeat")
-    one.wait_for_function(f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops + 1}")
+    one.wait_for_function(
+        f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops + 1}"
+    )
     other.click("#ev-later")
     other.wait_for_selector("#ev-said >> text=is now hop")
     expect(other.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(hops)
@@ -223,14 +256,16 @@ def test_two_visitors_do_not_see_each_other(visit, served):
 
 @pytest.mark.slow
 def test_the_replay_walks_through_the_moments(visit, monkeypatch):
-    """It plays when the tab is opened, from the first moment to the published model; the slider shows any of them."""
+    """It plays when the tab is opened, from the first moment to the published model; the slider
+    shows any of them."""
     import actions
 
     monkeypatch.setattr(actions, "FRAME_SECONDS", 6)  # a busy browser draws two frames at once
     page = visit()
     expect(page.locator("#ev-pause")).to_be_hidden()
     _tab(page, "Evolution")
-    best, shown = page.locator("#ev-best"), page.locator("#ev-film svg.ev-svg:visible")
+    best = page.locator("#ev-best")
+    shown = page.locator("#ev-film svg.ev-svg:visible")
     expect(shown).to_have_attribute("aria-label", re.compile("; 1 is shown"))
     expect(page.locator("#ev-pause")).to_be_visible()
     best.locator("text=The published model").wait_for()
@@ -246,7 +281,8 @@ def test_the_replay_walks_through_the_moments(visit, monkeypatch):
 def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
     """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus.
 
-    What the model would say after each hop is written on it without a press; on the last one it is the answer.
+    What the model would say after each hop is written on it without a press; on the last one it is
+    the answer.
     """
     page = visit()
     _tab(page, "Path")
@@ -280,14 +316,18 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
 
 @pytest.mark.slow
 def test_answers_are_there_before_the_first_click(visit, served):
-    """Every model's answer to the example that the page opens with, and what it solved, above the fold with Ask."""
-    phone, laptop = {"width": 390, "height": 844}, {"width": 1280, "height": 720}
+    """Every model's answer to the example that the page opens with, and what it solved, above the
+    fold with Ask."""
+    phone = {"width": 390, "height": 844}
+    laptop = {"width": 1280, "height": 720}
     page = visit(viewport=phone)
     for size in (phone, laptop):
         page.set_viewport_size(size)
         known = page.locator("#ev-answers .ev-known")
         expect(known).to_have_count(4)
-        expect(known.first.locator(".ev-more")).to_have_attribute("data-tip", re.compile("answered in advance"))
+        expect(known.first.locator(".ev-more")).to_have_attribute(
+            "data-tip", re.compile("answered in advance")
+        )
         for what in ("#ev-ask", "#ev-answers .ev-known >> nth=0"):
             box = page.locator(what).bounding_box()
             assert box["y"] + box["height"] <= size["height"], what
@@ -297,16 +337,23 @@ def test_answers_are_there_before_the_first_click(visit, served):
     expect(page.locator("#ev-answers2 .ev-known")).to_contain_text("as published")
     page.click("#ev-drop")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
-    for what in ("#ev-edit", "#ev-reset", "#ev-answers2 .ev-card >> nth=0", "#ev-answers2 .ev-card >> nth=1"):
+    for what in (
+        "#ev-edit",
+        "#ev-reset",
+        "#ev-answers2 .ev-card >> nth=0",
+        "#ev-answers2 .ev-card >> nth=1",
+    ):
         box = page.locator(what).bounding_box()
         assert box["y"] + box["height"] <= laptop["height"], what
 
 
 @pytest.mark.slow
 def test_an_edit_is_shared_and_scored(visit, served, dfs):
-    """A link opens the page with the edit and its answer; the score says how many examples it gets right."""
+    """A link opens the page with the edit and its answer; the score says how many examples it gets
+    right."""
     page = visit()
-    path, scales = list(served.show.published.path), list(served.show.published.scales)
+    path = list(served.show.published.path)
+    scales = list(served.show.published.scales)
     _tab(page, "Beat evolution")
     page.click("#ev-drop")
     page.wait_for_selector("#ev-said >> text=is dropped")
@@ -314,7 +361,9 @@ def test_an_edit_is_shared_and_scored(visit, served, dfs):
     there = visit(f"{served.url}{href}")
     there.wait_for_selector("#ev-said >> text=is dropped")
     expect(there.locator("#ev-scored")).to_contain_text("This link's merge")
-    _wait_for_changed(there, greedy(dfs, served.show.published.examples[0].prompt, 64, path[1:], scales[1:]))
+    _wait_for_changed(
+        there, greedy(dfs, served.show.published.examples[0].prompt, 64, path[1:], scales[1:])
+    )
     total = len(served.show.published.examples)  # scored without a press: the model is small
     there.wait_for_selector(f"#ev-scored >> text=of {total} unseen problems")
     expect(there.locator("#ev-scored .ev-theirs b")).to_have_text(re.compile(f"^[1-{total}]$"))
@@ -327,8 +376,11 @@ def test_an_edit_is_shared_and_scored(visit, served, dfs):
 @pytest.mark.slow
 @pytest.mark.parametrize(("theme", "wide"), [("light", 1280), ("dark", 820)])
 def test_everybody_can_use_it(visit, served, theme, wide):
-    """Every tab has its part and none is wider than a phone; axe finds nothing, there or on a wider screen, in both themes."""
-    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python brings axe-core")
+    """Every tab has its part and none is wider than a phone; axe finds nothing, there or on a wider
+    screen, in both themes."""
+    axe = pytest.importorskip(
+        "axe_playwright_python", reason="axe-playwright-python brings axe-core"
+    )
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     page = visit(f"{served.url}?__theme={theme}", reduced_motion="reduce", **phone)
     expect(page.locator("#ev-answers .ev-known").first).to_be_visible()
@@ -339,17 +391,28 @@ def test_everybody_can_use_it(visit, served, theme, wide):
             page.set_viewport_size({"width": width, "height": 844})
             page.locator(part).first.wait_for()
             page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
-            found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")
-            assert not [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]], (name, width)
-    for part, said in (("recipe", "sources:"), ("commands", "from_pretrained"), ("citation", "2403.13187")):
+            found = page.evaluate(
+                "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})"
+            )
+            assert not [
+                (one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]
+            ], (name, width)
+    for part, said in (
+        ("recipe", "sources:"),
+        ("commands", "from_pretrained"),
+        ("citation", "2403.13187"),
+    ):
         expect(page.locator(f"#ev-{part}")).to_contain_text(said)
-    red = "Number(getComputedStyle(document.querySelector('.ev-heading h1')).color.match(/\\d+/)[0])"
+    red = (
+        "Number(getComputedStyle(document.querySelector('.ev-heading h1')).color.match(/\\d+/)[0])"
+    )
     assert page.evaluate(f"{red} > 127") == (theme == "dark")
 
 
 @pytest.mark.slow
 def test_hostile_prompts_are_text(visit, served):
-    """Markup and control characters are shown or left out, never run; no prompt, or one too long, is one line.
+    """Markup and control characters are shown or left out, never run; no prompt, or one too long,
+    is one line.
 
     Edits are answered to a problem of the search whatever stands in the prompt.
     """
@@ -372,12 +435,15 @@ def test_hostile_prompts_are_text(visit, served):
     page.wait_for_selector("#ev-answers2 .ev-done")
     page.wait_for_selector("#ev-said >> text=runs twice")
     assert page.evaluate("window.hacked") is None
-    expect(page.locator("#ev-answers img, #ev-answers2 img, #ev-said img, #ev-problem img")).to_have_count(0)
+    expect(
+        page.locator("#ev-answers img, #ev-answers2 img, #ev-said img, #ev-problem img")
+    ).to_have_count(0)
 
 
 @pytest.mark.slow
 def test_an_answer_can_be_stopped(visit, served, slow):
-    """Stop ends the answer that is being written and keeps what is there; the next one ends when its page is closed."""
+    """Stop ends the answer that is being written and keeps what is there; the next one ends when
+    its page is closed."""
     page = visit()
     page.fill("#ev-prompt textarea", "w1 w2")
     page.click("#ev-ask")
@@ -393,8 +459,10 @@ def test_an_answer_can_be_stopped(visit, served, slow):
 
 @pytest.mark.slow
 def test_who_waits_sees_their_place(visit, slow):
-    """While the model answers one visitor, the next sees their place in the queue, and then their answer."""
-    first, second = visit(), visit()
+    """While the model answers one visitor, the next sees their place in the queue, and then their
+    answer."""
+    first = visit()
+    second = visit()
     first.fill("#ev-prompt textarea", "w1 w2")
     first.click("#ev-ask")
     first.wait_for_selector("#ev-answers .ev-writing")
@@ -408,7 +476,8 @@ def test_who_waits_sees_their_place(visit, slow):
 
 @pytest.mark.slow
 def test_the_page_opens_while_the_queue_is_full(visit, served, slow):
-    """Whoever comes while the queue is full sees the whole page, and is told why no question and no edit is taken."""
+    """Whoever comes while the queue is full sees the whole page, and is told why no question and no
+    edit is taken."""
     slow[0] = 20.0
     served.fill_queue()
     page = visit()
@@ -422,30 +491,39 @@ def test_the_page_opens_while_the_queue_is_full(visit, served, slow):
     _tab(page, "Evolution")
     page.locator("#ev-best >> text=The published model").wait_for()
     page.locator("#ev-moment input[type=range]").press("Home")
-    expect(page.locator("#ev-film svg.ev-svg:visible")).to_have_attribute("aria-label", re.compile("; 1 is shown"))
+    expect(page.locator("#ev-film svg.ev-svg:visible")).to_have_attribute(
+        "aria-label", re.compile("; 1 is shown")
+    )
 
 
 @pytest.mark.slow
 def test_a_new_question_ends_the_old_one(visit, served, slow):
-    """Who edits on while an answer is written does not wait for it: the newest edit's answer is what is shown."""
+    """Who edits on while an answer is written does not wait for it: the newest edit's answer is
+    what is shown."""
     page = visit()
     _prompt(page, served.show.published.examples[1].prompt)
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-answers2 .ev-writing")
     page.click("#ev-repeat")
     hops = len(served.show.published.path) + 2
-    page.wait_for_function(f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops}")
+    page.wait_for_function(
+        f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops}"
+    )
     slow[0] = 0.0
     page.locator(f"#ev-answers2 .ev-done:nth-child(2) .ev-role >> text='{hops} hops'").wait_for()
 
 
 @pytest.mark.slow
 def test_the_page_is_there_before_the_model(visit, serve, dfs, monkeypatch):
-    """While the weights load, everything but the answers is shown, with progress; an answer waits and then comes."""
+    """While the weights load, everything but the answers is shown, with progress; an answer waits
+    and then comes."""
     import loading
 
-    plain, gate = loading.load, Event()
-    monkeypatch.setattr(loading, "load", lambda *arguments, **named: gate.wait() and plain(*arguments, **named))
+    plain = loading.load
+    gate = Event()
+    monkeypatch.setattr(
+        loading, "load", lambda *arguments, **named: gate.wait() and plain(*arguments, **named)
+    )
     late = serve(dfs)
     page = visit(late.url, wait=False)
     page.wait_for_selector("#ev-status >> text=Loading the weights")
@@ -462,9 +540,11 @@ def test_the_page_is_there_before_the_model(visit, serve, dfs, monkeypatch):
 
 @pytest.mark.slow
 def test_other_models_have_their_page(visit, serve, several, broken):
-    """A merge of weights shows its heat map and takes other weights, no model says what to set, a broken one what is wrong.
+    """A merge of weights shows its heat map and takes other weights, no model says what to set, a
+    broken one what is wrong.
 
-    The merge is of a search for two objectives: the pointer and the arrow keys name the models of its front.
+    The merge is of a search for two objectives: the pointer and the arrow keys name the models of
+    its front.
     """
     page = visit(serve(several).url)
     _tab(page, "Evolution")

@@ -39,7 +39,8 @@ def hosted(folder: Path) -> Host:
 
 
 def answers(host: Host, jobs: list[Job]) -> list[Any]:
-    """Answers to jobs, tokens that the head reads from hidden states, and judgements of examples."""
+    """Answers to jobs, tokens that the head reads from hidden states, and judgements of
+    examples."""
     written = [host.whole_answer(job).text for job in jobs]
     assert all(written)
     return [written, host.lens(jobs[0]), host.score(jobs[0], host.published.examples)]
@@ -49,12 +50,18 @@ def test_a_path_answers_there(dfs):
     """The published path, another one and a parent answer as on the processor."""
     host = hosted(dfs)
     layers = tuple(dict.fromkeys(host.published.path))
-    jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)), Job("a", PROMPT, 8)]
+    jobs = [
+        Job(EVOLVED, PROMPT, 8),
+        Job(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)),
+        Job("a", PROMPT, 8),
+    ]
     wanted = answers(host, jobs)
     with models_there():
         host = hosted(dfs)
         assert answers(host, jobs) == wanted
-        assert {host.evolved.model.device, host._parents["a"].model.device} == {torch.device(DEVICE)}
+        assert {host.evolved.model.device, host._parents["a"].model.device} == {
+            torch.device(DEVICE)
+        }
 
 
 def test_weights_are_turned_there(ps):
@@ -69,11 +76,18 @@ def test_weights_are_turned_there(ps):
 def test_adapters_answer_there(tiny, tmp_path):
     """An adapter and its parents on one base answer as on the processor."""
     base = {"model": str(tiny / "base")}
-    sources = [{**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))} for seed, name in enumerate("xy")]
-    folder = build_model(merge_of(*sources, method="task_arithmetic", base=base), tmp_path / "out", progress=False)
+    sources = [
+        {**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))}
+        for seed, name in enumerate("xy")
+    ]
+    folder = build_model(
+        merge_of(*sources, method="task_arithmetic", base=base), tmp_path / "out", progress=False
+    )
     jobs = [Job(key, PROMPT, 8) for key in (EVOLVED, "base+x", "base+y", "base")]
     wanted = [hosted(folder).whole_answer(job).text for job in jobs]
     with models_there():
         host = hosted(folder)
         assert [host.whole_answer(job).text for job in jobs] == wanted
-        assert {parameter.device for parameter in host.evolved.model.parameters()} == {torch.device(DEVICE)}
+        assert {parameter.device for parameter in host.evolved.model.parameters()} == {
+            torch.device(DEVICE)
+        }

@@ -1,4 +1,5 @@
-"""The Space's own files: a complete header, requirements that agree with the package's, and imports that are uploaded."""
+"""The Space's own files: a complete header, requirements that agree with the package's, and imports
+that are uploaded."""
 
 import re
 import sys
@@ -14,7 +15,18 @@ from hf_evomerge.hub.space import LEFT_OUT, space_files
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space_app"
 MODULES = sorted(SPACE.glob("*.py"))
-THEIRS = {"PIL", "diffusers", "gradio", "huggingface_hub", "jinja2", "numpy", "peft", "pyarrow", "pydantic", "safetensors"}
+THEIRS = {
+    "PIL",
+    "diffusers",
+    "gradio",
+    "huggingface_hub",
+    "jinja2",
+    "numpy",
+    "peft",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+}
 THEIRS |= {"spaces", "torch", "torchvision", "transformers", "yaml"}
 
 
@@ -24,7 +36,8 @@ def _requirements() -> list[str]:
 
 
 def test_the_header_is_what_a_space_needs():
-    """The README's header names SDK, a version that is required, file, hardware, license, a description of 60 characters."""
+    """The README's header names SDK, a version that is required, file, hardware, license, a
+    description of 60 characters."""
     header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert header["sdk"] == "gradio"
     assert re.fullmatch(r"6\.\d+\.\d+", header["sdk_version"])
@@ -33,7 +46,16 @@ def test_the_header_is_what_a_space_needs():
     assert header["python_version"] == "3.11"
     assert (SPACE / header["app_file"]).is_file()
     assert len(header["short_description"]) <= 60
-    assert {"title", "emoji", "colorFrom", "colorTo", "license", "pinned", "suggested_hardware", "tags"} <= set(header)
+    assert {
+        "title",
+        "emoji",
+        "colorFrom",
+        "colorTo",
+        "license",
+        "pinned",
+        "suggested_hardware",
+        "tags",
+    } <= set(header)
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert {header["colorFrom"], header["colorTo"]} <= colours
 
@@ -41,7 +63,10 @@ def test_the_header_is_what_a_space_needs():
 def test_the_extra_and_the_requirements_agree():
     """The extra `space` names the packages of requirements.txt, in the same ranges."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = {found.name.replace("_", "-"): found for found in map(Requirement, project["optional-dependencies"]["space"])}
+    extra = {
+        found.name.replace("_", "-"): found
+        for found in map(Requirement, project["optional-dependencies"]["space"])
+    }
     space = {found.name.replace("_", "-"): found for found in map(Requirement, _requirements())}
     assert {name: str(found.specifier) for name, found in extra.items()} == {
         name: str(f.specifier) for name, f in space.items()
@@ -51,18 +76,24 @@ def test_the_extra_and_the_requirements_agree():
 def _package(folder: Path) -> dict[str, Path]:
     """The modules of the package in a folder, by dotted name."""
     files = (file.relative_to(folder) for file in (folder / "hf_evomerge").rglob("*.py"))
-    return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): folder / file for file in files}
+    return {
+        ".".join(file.with_suffix("").parts).removesuffix(".__init__"): folder / file
+        for file in files
+    }
 
 
 def test_what_the_modules_import_is_uploaded():
-    """Every module of the package that the Space imports, and those that these import, is in its repository.
+    """Every module of the package that the Space imports, and those that these import, is in its
+    repository.
 
-    The app's own modules count with what their functions import, the package's with what they import at once. Everything else
-    is the standard library's or named in the requirements.
+    The app's own modules count with what their functions import, the package's with what they
+    import at once. Everything else is the standard library's or named in the requirements.
     """
     uploaded = {name for name in space_files("user/model") if name.endswith(".py")}
-    own, package = {file.stem: file for file in MODULES}, _package(ROOT)
-    waiting, seen = list(own), set[str]()
+    own = {file.stem: file for file in MODULES}
+    package = _package(ROOT)
+    waiting = list(own)
+    seen = set[str]()
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -70,22 +101,46 @@ def test_what_the_modules_import_is_uploaded():
         seen.add(name)
         file = own.get(name) or package[name]
         assert str(file.relative_to(SPACE if name in own else ROOT)) in uploaded, name
-        for imported, _ in imports(file, SPACE if name in own else ROOT / "hf_evomerge", at_once=name not in own):
+        for imported, _ in imports(
+            file, SPACE if name in own else ROOT / "hf_evomerge", at_once=name not in own
+        ):
             parts = imported.split(".")
-            inside = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & (own.keys() | package.keys())
+            inside = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & (
+                own.keys() | package.keys()
+            )
             waiting += inside
-            assert inside or parts[0] in sys.stdlib_module_names or parts[0] in THEIRS, f"{name} imports {imported}"
+            assert inside or parts[0] in sys.stdlib_module_names or parts[0] in THEIRS, (
+                f"{name} imports {imported}"
+            )
     assert "hf_evomerge.fitness.generation" in seen
 
 
 def test_nothing_is_uploaded_that_the_space_does_without():
-    """No demo, no weights, no Hub on loopback, no search, no command line: fewer than 90 files, less than 1 MB."""
+    """No demo, no weights, no Hub on loopback, no search, no command line: fewer than 90 files,
+    less than 1 MB."""
     files = space_files("user/model")
     rooms = {name.split("/")[1] for name in files if name.startswith("hf_evomerge/")}
-    assert not rooms & {"cli", "demo", "hub", "mergekit", "merging", "search", "_bundled", "__main__.py"}
-    assert LEFT_OUT - {"_bundled"} <= {file.name for file in (ROOT / "hf_evomerge").iterdir()}, "a room that is gone"
+    assert not rooms & {
+        "cli",
+        "demo",
+        "hub",
+        "mergekit",
+        "merging",
+        "search",
+        "_bundled",
+        "__main__.py",
+    }
+    assert LEFT_OUT - {"_bundled"} <= {file.name for file in (ROOT / "hf_evomerge").iterdir()}, (
+        "a room that is gone"
+    )
     assert len(files) < 90
-    assert sum(len(content) if isinstance(content, bytes) else Path(content).stat().st_size for content in files.values()) < 1e6
+    assert (
+        sum(
+            len(content) if isinstance(content, bytes) else Path(content).stat().st_size
+            for content in files.values()
+        )
+        < 1e6
+    )
 
 
 def test_no_module_hides_one_of_the_standard_library():
@@ -102,6 +157,10 @@ def test_the_documentation_lists_the_endpoints():
 
     page = (ROOT / "docs" / "space.md").read_text(encoding="utf-8")
     listed = {
-        name: re.findall(r"`(\w+)`", arguments) for name, arguments in re.findall(r"^\| `/(\w+)` \|([^|]*)\|", page, re.M)
+        name: re.findall(r"`(\w+)`", arguments)
+        for name, arguments in re.findall(r"^\| `/(\w+)` \|([^|]*)\|", page, re.M)
     }
-    assert listed == {function.__name__: list(signature(function).parameters) for function, _ in endpoints(Showcase(""))}
+    assert listed == {
+        function.__name__: list(signature(function).parameters)
+        for function, _ in endpoints(Showcase(""))
+    }

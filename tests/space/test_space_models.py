@@ -1,4 +1,5 @@
-"""The models behind the Space: answers are transformers' own, bounded, stoppable, and nothing foreign is run."""
+"""The models behind the Space: answers are transformers' own, bounded, stoppable, and nothing
+foreign is run."""
 
 import copy
 import json
@@ -48,7 +49,8 @@ def host(dfs: Path) -> Host:
 
 
 def test_an_answer_is_what_transformers_generates(host, dfs):
-    """The streamed pieces grow into transformers' own greedy answer, with the number of its tokens."""
+    """The streamed pieces grow into transformers' own greedy answer, with the number of its
+    tokens."""
     pieces = list(host.answer(Job(EVOLVED, PROMPT, 8)))
     texts = [piece.text for piece in pieces if piece.state == "writing"]
     assert pieces[-1].state == "done"
@@ -58,10 +60,12 @@ def test_an_answer_is_what_transformers_generates(host, dfs):
 
 
 def test_a_changed_path_is_what_with_path_generates(host, dfs):
-    """Another path gives the answer of the same model with that path, and leaves the published one as it was."""
+    """Another path gives the answer of the same model with that path, and leaves the published one
+    as it was."""
     before = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
     layers = list(dict.fromkeys(host.published.path))
-    path, scales = [*layers, *reversed(layers)], [0.5 + k / 4 for k in range(2 * len(layers))]
+    path = [*layers, *reversed(layers)]
+    scales = [0.5 + k / 4 for k in range(2 * len(layers))]
     changed = host.whole_answer(Job(EVOLVED, PROMPT, 8, tuple(path), tuple(scales))).text
     assert changed == greedy(dfs, PROMPT, path=path, scales=scales)
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == before
@@ -85,15 +89,22 @@ def test_parents_are_loaded_only_when_asked(dfs, tiny):
 
 
 def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
-    """The merged adapter, each parent and the base answer as themselves, in any order, with one model in memory."""
-    wholes, base = {}, {"model": str(tiny / "base")}
-    sources = [{**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))} for seed, name in enumerate("xy")]
+    """The merged adapter, each parent and the base answer as themselves, in any order, with one
+    model in memory."""
+    wholes = {}
+    base = {"model": str(tiny / "base")}
+    sources = [
+        {**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))}
+        for seed, name in enumerate("xy")
+    ]
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
     published = build_model(recipe, tmp_path / "out", progress=False)
     wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
     for name, source in zip("xy", recipe.sources, strict=True):
         alone = merge_of(source.model_dump(exclude_none=True))
-        wholes[f"base+{name}"] = build_model(alone, tmp_path / f"whole-{name}", progress=False, whole=True)
+        wholes[f"base+{name}"] = build_model(
+            alone, tmp_path / f"whole-{name}", progress=False, whole=True
+        )
     wholes["base"] = tiny / "base"
     host = _host(published)
     monkeypatch.setattr(loading, "load", None)
@@ -106,7 +117,8 @@ def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
 
 
 def test_answers_end_at_the_bounds(host, monkeypatch):
-    """Tokens are bounded by what was asked, by the model's positions and by the Space; time by the host."""
+    """Tokens are bounded by what was asked, by the model's positions and by the Space; time by the
+    host."""
     plain = StoppingCriteriaList.__call__
 
     def slow(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -126,7 +138,9 @@ def test_answers_end_at_the_bounds(host, monkeypatch):
         assert 0 < endless.whole_answer(Job(EVOLVED, PROMPT, 40)).tokens < 12
     endless.max_seconds = 60.0
     assert endless.whole_answer(Job(EVOLVED, PROMPT, 3)).tokens == 3
-    assert endless.whole_answer(Job(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4  # the model's positions less the prompt
+    assert (
+        endless.whole_answer(Job(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4
+    )  # the model's positions less the prompt
 
 
 def test_a_prompt_longer_than_the_model_is_explained(host):
@@ -164,7 +178,12 @@ def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
     monkeypatch.setattr(type(layer), "forward", slow)
     hops = host.published.path * (300 // len(host.published.path))
     begin = time.monotonic()
-    pieces = list(host.answer(Job(EVOLVED, PROMPT, 4, hops, (1.0,) * len(hops)), lambda: time.monotonic() - begin > 0.5))
+    pieces = list(
+        host.answer(
+            Job(EVOLVED, PROMPT, 4, hops, (1.0,) * len(hops)),
+            lambda: time.monotonic() - begin > 0.5,
+        )
+    )
     assert (pieces[-1].state, pieces[-1].tokens) == ("stopped", 0)
     assert host._pass.acquire(timeout=30), "300 layers would take 90 seconds"
     host._pass.release()
@@ -172,7 +191,9 @@ def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
 
 def test_one_pass_at_a_time(host, monkeypatch):
     """However many ask at once, the model runs one answer at a time and each gets their own."""
-    inside, most, lock = 0, 0, threading.Lock()
+    inside = 0
+    most = 0
+    lock = threading.Lock()
     plain = models._write
 
     def counted(*arguments: Any, **named: Any) -> bool:
@@ -203,7 +224,8 @@ def test_one_pass_at_a_time(host, monkeypatch):
 
 
 def test_too_little_memory_is_explained(dfs, monkeypatch):
-    """A model that does not fit says how much it needs; a parent makes room for another before that."""
+    """A model that does not fit says how much it needs; a parent makes room for another before
+    that."""
     host = _host(dfs)
     host.whole_answer(Job("a", PROMPT, 2))
     room = [0.0]
@@ -235,7 +257,10 @@ def test_no_code_of_a_parent_is_run(dfs, tiny, tmp_path):
     evil = tmp_path / "evil"
     shutil.copytree(tiny / "a", evil)
     config = json.loads((evil / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    }
     (evil / "config.json").write_text(json.dumps(config))
     (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nConfig = Model = None\n")
     host = Host(read(str(dfs)))
@@ -251,13 +276,18 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host):
     """With a template the prompt is a chat, without special tokens of the tokenizer's own."""
     loaded = copy.copy(host.evolved)
     tokenizer = copy.deepcopy(loaded.tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
+    )
     loaded = replace(loaded, tokenizer=tokenizer)
     plain = tokenizer("w1", add_special_tokens=True)["input_ids"]
     assert models.encode("w1", loaded, Data(chat=False)).ids == plain
     chat = tokenizer("s w2 u w1 w9", add_special_tokens=False)["input_ids"]
     assert models.encode("w1", loaded, Data(chat=True, system="w2")).ids == chat
-    assert models.encode("w1", loaded, None).ids == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
+    assert (
+        models.encode("w1", loaded, None).ids
+        == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_no_model_is_no_crash():
@@ -269,7 +299,8 @@ def test_no_model_is_no_crash():
 
 
 def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
-    """With a parent's weight at 0 the answer is that of the merge without it; afterwards every bit is as it was."""
+    """With a parent's weight at 0 the answer is that of the merge without it; afterwards every bit
+    is as it was."""
     host = _host(ps)
     before = {name: tensor.clone() for name, tensor in host.evolved.model.state_dict().items()}
     published = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
@@ -280,34 +311,57 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
     answer = host.whole_answer(Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))).text
     assert answer == greedy(Path(without), PROMPT) != published
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == published
-    assert all(tensor.equal(before[name]) for name, tensor in host.evolved.model.state_dict().items())
+    assert all(
+        tensor.equal(before[name]) for name, tensor in host.evolved.model.state_dict().items()
+    )
 
 
 def test_rounding_does_not_hide_a_weighted_sum():
-    """A merge in bfloat16 is turned down though its rounding outweighs a norm's change; DARE and slerp are still refused."""
+    """A merge in bfloat16 is turned down though its rounding outweighs a norm's change; DARE and
+    slerp are still refused."""
     torch.manual_seed(0)
     shapes = {"0.weight": (64, 64), "0.bias": (64,), "1.weight": (64,)}
-    base = {name: torch.ones(shape) if name == "1.weight" else 0.02 * torch.randn(shape) for name, shape in shapes.items()}
-    near, far = ([{n: t + size * torch.randn_like(t) for n, t in base.items()} for _ in "ab"] for size in (1e-3, 0.5))
+    base = {
+        name: torch.ones(shape) if name == "1.weight" else 0.02 * torch.randn(shape)
+        for name, shape in shapes.items()
+    }
+    near, far = (
+        [{n: t + size * torch.randn_like(t) for n, t in base.items()} for _ in "ab"]
+        for size in (1e-3, 0.5)
+    )
 
     def model(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
-        made = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64, bias=False)).bfloat16()
+        made = torch.nn.Sequential(
+            torch.nn.Linear(64, 64), torch.nn.LayerNorm(64, bias=False)
+        ).bfloat16()
         made.load_state_dict(tensors)
         return made
 
-    def turned(tensors: dict[str, torch.Tensor], parents: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def turned(
+        tensors: dict[str, torch.Tensor], parents: list[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
         there = [model(parent).float() for parent in parents]
-        with mixing.mixed(made := model(tensors), there, model(base).float(), ((mixing.ALL, (0.0,) * len(parents)),)):
+        with mixing.mixed(
+            made := model(tensors),
+            there,
+            model(base).float(),
+            ((mixing.ALL, (0.0,) * len(parents)),),
+        ):
             return {name: tensor.float().clone() for name, tensor in made.state_dict().items()}
 
     parents = [{name: tensor.bfloat16().float() for name, tensor in one.items()} for one in near]
     summed = {
-        n: merging.task_arithmetic(t.bfloat16().float(), [one[n] for one in parents], weights=[0.7, 0.6])
+        n: merging.task_arithmetic(
+            t.bfloat16().float(), [one[n] for one in parents], weights=[0.7, 0.6]
+        )
         for n, t in base.items()
     }
     for name, tensor in turned(summed, parents).items():
         assert torch.allclose(tensor, base[name], rtol=2**-6, atol=1e-3)
-    thinned = {n: merging.dare_linear(t, [one[n] for one in near], density=0.5, name=n) for n, t in base.items()}
+    thinned = {
+        n: merging.dare_linear(t, [one[n] for one in near], density=0.5, name=n)
+        for n, t in base.items()
+    }
     curved = {n: merging.slerp([t, far[0][n]], t=0.5) for n, t in base.items()}
     for tensors, given in ((thinned, near), (curved, far[:1])):
         with pytest.raises(SpaceError, match="no weighted sum"):
@@ -323,7 +377,8 @@ def test_the_answer_is_seen_to_come_about(host, ps):
 
 
 def test_answers_are_there_before_anybody_asks(dfs, tiny):
-    """Every model answers the first examples when the page starts; what is on record is taken as it is."""
+    """Every model answers the first examples when the page starts; what is on record is taken as it
+    is."""
     show = Showcase(str(dfs))
     show.load()
     prompt = show.published.examples[0].prompt
@@ -332,17 +387,22 @@ def test_answers_are_there_before_anybody_asks(dfs, tiny):
     assert [card.text for card in cards] == [
         greedy(folder, prompt, 64) for folder in (dfs, tiny / "a", tiny / "b", tiny / "base")
     ]
-    assert [card.role for card in cards] == ["evolved", "parent", "parent", ""], "a base called base is so once"
+    assert [card.role for card in cards] == ["evolved", "parent", "parent", ""], (
+        "a base called base is so once"
+    )
     assert {card.state for card in cards} == {"known"}
     assert cards[0].right
     assert {card.state for card in show.in_advance("another prompt")} == {"unasked"}
     assert cards[0].solved == show.in_advance("another prompt")[0].solved != None  # noqa: E711
-    (asked,) = [[card.state for card in answers] for answers in list(show.ask(prompt, ["b"], 64, "me"))[-1:]]
+    (asked,) = [
+        [card.state for card in answers] for answers in list(show.ask(prompt, ["b"], 64, "me"))[-1:]
+    ]
     assert asked == ["done", "unasked", "done", "unasked"], "the comparison stays"
 
 
 def test_a_changed_model_is_scored_as_the_search_scores(dfs, monkeypatch):
-    """The examples are judged by the search's own task: as each answer by itself is, for the published and a changed path."""
+    """The examples are judged by the search's own task: as each answer by itself is, for the
+    published and a changed path."""
     monkeypatch.setattr(showcase, "_AT_ONCE", 2)
     show = Showcase(str(dfs))
     show.load()
@@ -350,10 +410,18 @@ def test_a_changed_model_is_scored_as_the_search_scores(dfs, monkeypatch):
     changed = Edit.of(published).way.drop()
     wanted = {}
     for name, way in (("own", Edit.of(published).way), ("changed", changed)):
-        texts = [greedy(dfs, each.prompt, 64, list(way.hops), list(way.scales)) for each in published.examples]
-        wanted[name] = [published.judge(text, each) for text, each in zip(texts, published.examples, strict=True)]
+        texts = [
+            greedy(dfs, each.prompt, 64, list(way.hops), list(way.scales))
+            for each in published.examples
+        ]
+        wanted[name] = [
+            published.judge(text, each)
+            for text, each in zip(texts, published.examples, strict=True)
+        ]
     assert wanted["own"][0]
     scored = list(show.score(Edit(changed), "me"))
-    assert scored == [(done, sum(wanted["changed"][:done]), sum(wanted["own"][:done])) for done in (2, 3)]
+    assert scored == [
+        (done, sum(wanted["changed"][:done]), sum(wanted["own"][:done])) for done in (2, 3)
+    ]
     with pytest.raises(SpaceError, match="does not work"):
         list(show.score(Edit(Route(("0:99",), (1.0,))), "me"))

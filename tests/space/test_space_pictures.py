@@ -1,4 +1,5 @@
-"""The Space's pictures: every number is where it belongs, at any size, and no text becomes markup."""
+"""The Space's pictures: every number is where it belongs, at any size, and no text becomes
+markup."""
 
 import re
 from dataclasses import replace
@@ -22,7 +23,8 @@ from hf_evomerge.pictures.weights import weights_of
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Problem, Record, Results, Row, StageSummary
 
-MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
 
 
@@ -45,59 +47,96 @@ class _Tags(HTMLParser):
 
 
 def _way(hops: int) -> Route:
-    return Route(tuple(f"{k % 2}:{k % 32}" for k in range(hops)), tuple(0.5 + (k % 7) / 7 for k in range(hops)))
+    return Route(
+        tuple(f"{k % 2}:{k % 32}" for k in range(hops)),
+        tuple(0.5 + (k % 7) / 7 for k in range(hops)),
+    )
 
 
 def test_a_picture_of_a_path_has_a_table_that_says_the_same():
-    """There is a picture for each width of screens, and a row per hop with its layers, its scale and what it adds."""
+    """There is a picture for each width of screens, and a row per hop with its layers, its scale
+    and what it adds."""
     html = pictures.path_picture(Route(("0:0", "0:1 + 1:0*-2"), (1.0, -0.5)), ["a", "b"], [2, 2])
-    assert [frame.attrib["aria-label"].split(".")[0] for frame in _frames(html)] == ["Path picture: 2 hops over 3 layers"] * 3
+    assert [frame.attrib["aria-label"].split(".")[0] for frame in _frames(html)] == [
+        "Path picture: 2 hops over 3 layers"
+    ] * 3
     cells = re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html)
-    assert cells == ["1", "a, layer 0", "1", "1", "2", f"a, layer 1 + b, layer 0 ({TIMES} {MINUS}2)", f"{MINUS}0.5", "2 + 4"]
+    assert cells == [
+        "1",
+        "a, layer 0",
+        "1",
+        "1",
+        "2",
+        f"a, layer 1 + b, layer 0 ({TIMES} {MINUS}2)",
+        f"{MINUS}0.5",
+        "2 + 4",
+    ]
     assert "<table" not in pictures.path_picture(_way(3), ["a", "b"], [2, 3], listed=False)
 
 
 def test_a_merge_has_a_table_that_says_the_same():
-    """Each layer group is a row with the numbers of each source; a merge without numbers is words."""
-    merge = {"method": "ties", "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}]}
+    """Each layer group is a row with the numbers of each source; a merge without numbers is
+    words."""
+    merge = {
+        "method": "ties",
+        "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}],
+    }
     html = pictures.weights_picture(weights_of(merge, ["a", "b"]))
     assert len(_frames(html)) == 3
-    assert re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html) == ["embed", "1", "0.75", "0", f"{MINUS}0.5", "0.75"]
+    assert re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html) == [
+        "embed",
+        "1",
+        "0.75",
+        "0",
+        f"{MINUS}0.5",
+        "0.75",
+    ]
     assert "<table" not in pictures.weights_picture(weights_of(merge, ["a", "b"]), listed=False)
     assert "no numbers to draw" in pictures.weights_picture(weights_of({"method": "linear"}, ["a"]))
 
 
 def test_the_commands_of_a_local_model_name_its_folder(tmp_path):
-    """What is to be pasted names the model's own folder, also with a space in it, and promises no comparison or rebuild."""
+    """What is to be pasted names the model's own folder, also with a space in it, and promises no
+    comparison or rebuild."""
     said = views.commands(Published("/x/my search/model", "my search"))
     assert 'from_pretrained("/x/my search/model")' in said
     assert "hf-evomerge merge '/x/my search/model/recipe.yaml' --out rebuilt" in said
     assert "compare" not in said
     published = Published("user/m", "user/m", revision="0" * 40, parents=(Parent("a", "user/a"),))
     assert "compare" in views.commands(published)
-    unpublished = replace(published, parents=(*published.parents, Parent("b", "b", missing="not published")))
+    unpublished = replace(
+        published, parents=(*published.parents, Parent("b", "b", missing="not published"))
+    )
     assert "reproduce" not in views.commands(unpublished)
     assert "only its author can build it again: b cannot" in views.commands(unpublished)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "config.json").symlink_to(tmp_path / "model" / "config.json")
-    assert f'from_pretrained("{tmp_path}/model")' in views.commands(Published(str(tmp_path / "links"), "links"))
+    assert f'from_pretrained("{tmp_path}/model")' in views.commands(
+        Published(str(tmp_path / "links"), "links")
+    )
 
 
 def test_the_front_is_shown_where_there_are_several_objectives():
     """Each further objective has a picture with its points; one objective has none."""
     names = ("fitness", "hops", "tokens")
     front = [{"number": k, "stage": "dfs", "trial": k, "winner": k == 1} for k in range(3)]
-    front = [{**point, "search": dict.fromkeys(names, k), "judged": {}} for k, point in enumerate(front)]
+    front = [
+        {**point, "search": dict.fromkeys(names, k), "judged": {}} for k, point in enumerate(front)
+    ]
     objectives = [{"name": name, "unit": "u"} for name in names]
-    record = Record.model_validate({"objectives": objectives, "results": {"split": "test", "front": front}})
+    record = Record.model_validate(
+        {"objectives": objectives, "results": {"split": "test", "front": front}}
+    )
     trials = (Trial("dfs", 0, 0, 0.0, others={"hops": 0.0, "tokens": 0.0}),)
     found = Published(model="m", name="m", record=record, trials=trials)
     html = views.front_view(found)
     labels = [frame.attrib["aria-label"].split(":")[0] for frame in _frames(html)]
     assert labels == ["fitness over hops"] * 3 + ["fitness over tokens"] * 3
-    assert views.front_view(replace(found, record=record.model_copy(update={"objectives": []}))) == ""
+    assert (
+        views.front_view(replace(found, record=record.model_copy(update={"objectives": []}))) == ""
+    )
 
 
 def test_no_text_of_a_repository_becomes_markup():
@@ -105,10 +144,22 @@ def test_no_text_of_a_repository_becomes_markup():
     from published import Parent
 
     trials = (
-        Trial("ps", 0, 0, -1.0, recipe=f"{{sources: [{{model: a}}], merge: {{method: '{EVIL[:20]}'}}}}"),
+        Trial(
+            "ps",
+            0,
+            0,
+            -1.0,
+            recipe=f"{{sources: [{{model: a}}], merge: {{method: '{EVIL[:20]}'}}}}",
+        ),
         Trial(EVIL, 1, 0, -1.0, path=("0:0",), scales=(1.0,)),
     )
-    point = {"number": 0, "stage": EVIL, "trial": 0, "winner": True, "search": {"fitness": 1, EVIL[:40]: 1}}
+    point = {
+        "number": 0,
+        "stage": EVIL,
+        "trial": 0,
+        "winner": True,
+        "search": {"fitness": 1, EVIL[:40]: 1},
+    }
     study = {
         "levels": {EVIL: -1.0},
         "licenses": {EVIL: EVIL},
@@ -134,11 +185,18 @@ def test_no_text_of_a_repository_becomes_markup():
         parents=(Parent(EVIL, EVIL, EVIL), Parent(EVIL, EVIL, missing=EVIL)),
         notes=(EVIL,),
     )
-    html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licenses(found)
+    html = (
+        views.heading(found)
+        + views.path_view(found)
+        + views.fitness_view(found)
+        + views.licenses(found)
+    )
     for trial in trials:
         html += "".join(views.film_view(replace(found, trials=(trial,)), 0))
     html += (
-        cards([Card(EVIL, EVIL, state="error", text=EVIL, note=EVIL)]) + message(EVIL) + table([EVIL], [[EVIL]], caption=EVIL)
+        cards([Card(EVIL, EVIL, state="error", text=EVIL, note=EVIL)])
+        + message(EVIL)
+        + table([EVIL], [[EVIL]], caption=EVIL)
     )
     html += pictures.path_picture(_way(3), [EVIL, EVIL], [2, 2], select=True)
     assert "<img" not in html
@@ -157,15 +215,23 @@ def test_the_words_above_a_path_are_not_on_each_other(hops, select):
     """Title, the ends of the route and the names of the sources each have a place of their own."""
     for scales in ((1.0,) * hops, (0.25, *(1.0,) * hops, 2.77)[:hops]):
         way = Route(tuple(f"{k % 2}:{k % 8}" for k in range(hops)), scales)
-        for frame in _frames(pictures.path_picture(way, ["japanese", "maths"], [8, 8], select=select)):
+        for frame in _frames(
+            pictures.path_picture(way, ["japanese", "maths"], [8, 8], select=select)
+        ):
             spots = []
             for node in frame.iter():
                 if node.tag == "text" and float(node.attrib["y"]) < 96:
                     size = 6.0 * len(node.text or "")
-                    x = float(node.attrib["x"]) - {"end": size, "middle": size / 2}.get(node.attrib["text-anchor"], 0.0)
+                    x = float(node.attrib["x"]) - {"end": size, "middle": size / 2}.get(
+                        node.attrib["text-anchor"], 0.0
+                    )
                     spots.append((x, x + size, float(node.attrib["y"]), node.text))
             for at, (left, right, y, _) in enumerate(spots):
-                assert not [one for one in spots[:at] if one[0] < right and left < one[1] and abs(one[2] - y) < 10], spots
+                assert not [
+                    one
+                    for one in spots[:at]
+                    if one[0] < right and left < one[1] and abs(one[2] - y) < 10
+                ], spots
             said = "".join(frame.itertext())
             assert "tokens" in said
             assert "answer" in said
@@ -173,11 +239,16 @@ def test_the_words_above_a_path_are_not_on_each_other(hops, select):
 
 @pytest.mark.parametrize("path", [(), ("0:0", "1:1")])
 def test_the_film_ends_on_the_published_model(path):
-    """The record names its trial, which is the last moment of its stage; a stage that hardly moves gives way to another."""
+    """The record names its trial, which is the last moment of its stage; a stage that hardly moves
+    gives way to another."""
     trials = [Trial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
-    trials += [Trial("dfs", k, k, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
+    trials += [
+        Trial("dfs", k, k, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path
+    ]
     stage = "dfs" if path else "ps"
-    record = Record(splits={"search": 16}, results=Results(rows=[Row(stage=stage, winner=True)]), trial=5)
+    record = Record(
+        splits={"search": 16}, results=Results(rows=[Row(stage=stage, winner=True)]), trial=5
+    )
     shown = Published("m", "m", record=record, trials=tuple(trials))
     found = shown.winner
     assert (found.stage, found.number) == (stage, 5)
@@ -192,48 +263,76 @@ def test_the_film_ends_on_the_published_model(path):
     part = replace(shown, trials=(Trial("ps", 0, 0, -1.0, examples=8),))
     assert "on the last batches of 8 search problems." in views.film_view(part, 0)[1]
     if path:
-        still = replace(shown, trials=tuple(trials[:10]), record=record.model_copy(update={"trial": 1}))
+        still = replace(
+            shown, trials=tuple(trials[:10]), record=record.model_copy(update={"trial": 1})
+        )
         assert (still.film[0], still.film[1][-1].trial.number) == ("ps", 7)
         assert "<b>Trial 7</b>" in views.film_view(still, 99)[1]
-    unknown = Published("m", "m", record=Record(results=Results(rows=[Row(stage="ps", winner=True)])), trials=tuple(trials))
+    unknown = Published(
+        "m",
+        "m",
+        record=Record(results=Results(rows=[Row(stage="ps", winner=True)])),
+        trials=tuple(trials),
+    )
     assert unknown.winner is None
 
 
 def test_a_better_row_that_is_not_on_show_is_explained():
-    """Where another evolved model did better on the test than the one that validation chose, a sentence says why."""
-    rows = [Row(stage="ps", model="PS", accuracy=0.9, winner=True), Row(stage="dfs", model="PS+DFS", accuracy=0.95)]
+    """Where another evolved model did better on the test than the one that validation chose, a
+    sentence says why."""
+    rows = [
+        Row(stage="ps", model="PS", accuracy=0.9, winner=True),
+        Row(stage="dfs", model="PS+DFS", accuracy=0.95),
+    ]
     rows += [Row(stage="average", model="average", accuracy=0.99)]
 
     def said(rows: list[Row]) -> str:
         results = Results(examples=100, rows=rows)
-        return views.results_table(Published("m", "m", record=Record(results=results, splits={"validation": 9})))
+        return views.results_table(
+            Published("m", "m", record=Record(results=results, splits={"validation": 9}))
+        )
 
-    assert "PS+DFS did better here, but the validation problems, which decide, preferred PS" in said(rows)
+    assert (
+        "PS+DFS did better here, but the validation problems, which decide, preferred PS"
+        in said(rows)
+    )
     assert "95 ± 0" in said(rows)
     assert "did better" not in said([rows[0], rows[2]])
 
 
 def test_what_each_source_gives_is_published(ps):
     """Record, page and card have a row per source, in the same words."""
-    record, license = Record.load(ps / "study.json"), decide_license([ParentLicense("a", "mit")])
+    record = Record.load(ps / "study.json")
+    license = decide_license([ParentLicense("a", "mit")])
     first, second = record.results.contributions
     assert (first.source, second.source) == ("a", "b")
     idle = Comparison("fitness", -0.25, -0.5, -0.125, 0.01, 9)
     given = [first, second.model_copy(update={"source": EVIL, "left_out": idle})]
-    record = record.model_copy(update={"results": record.results.model_copy(update={"contributions": given})})
-    html = views.fitness_view(replace(read(str(ps)), record=record)).partition("What each source gives")[2]
-    cells = [[unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in html.split("<tr")[1:4]]
+    record = record.model_copy(
+        update={"results": record.results.model_copy(update={"contributions": given})}
+    )
+    html = views.fitness_view(replace(read(str(ps)), record=record)).partition(
+        "What each source gives"
+    )[2]
+    cells = [
+        [unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in html.split("<tr")[1:4]
+    ]
     assert cells[0] == ["source", "fitness lost without it"]
     assert cells[1][0] == "a"
     assert cells[1][1].replace(MINUS, "-") == str(first.left_out)
     assert cells[2] == [EVIL, f"{MINUS}0.250 ({MINUS}0.500 to {MINUS}0.125), p = 0.01"]
-    card = render_card(replace(CardFacts.of_folder(ps), study=record), "u/m", license).partition("What each source gives")[2]
+    card = render_card(replace(CardFacts.of_folder(ps), study=record), "u/m", license).partition(
+        "What each source gives"
+    )[2]
     lines = [line for line in card.splitlines() if line.startswith("|")][:4]
     assert lines[0] == "| source | fitness lost without it |"
     assert lines[2].startswith(f"| {first.source} | {first.left_out} |")
     assert lines[3].endswith(" | -0.250 (-0.500 to -0.125), p = 0.01 |")
     assert "<img" not in html + lines[3]
-    plain = record.model_copy(update={"results": record.results.model_copy(update={"contributions": []})})
+    plain = record.model_copy(
+        update={"results": record.results.model_copy(update={"contributions": []})}
+    )
     assert "each source gives" not in views.results_table(Published("m", "m", record=plain))
 
 
@@ -249,12 +348,17 @@ def test_a_card_says_what_its_model_solves():
 
 
 def test_a_visitors_score_stands_beside_the_searchs():
-    """Both numbers are there while it is counted; at the end a sentence says who leads, and of a link whose merge that is."""
+    """Both numbers are there while it is counted; at the end a sentence says who leads, and of a
+    link whose merge that is."""
     problems = [Problem(prompt=str(k), answer="1") for k in range(50)]
 
-    def said(right: int, before: int = 49, done: int = 50, algorithm: str = "cma", linked: bool = False) -> str:
+    def said(
+        right: int, before: int = 49, done: int = 50, algorithm: str = "cma", linked: bool = False
+    ) -> str:
         record = Record(examples=problems, stages=[StageSummary(stage="ps", algorithm=algorithm)])
-        return views.scores(Published("m", "m", record=record), Edit(linked=linked), done, right, before)
+        return views.scores(
+            Published("m", "m", record=record), Edit(linked=linked), done, right, before
+        )
 
     assert "You beat evolution by 1 of 50 unseen problems." in said(50)
     assert "A draw: both solve 49 of 50 unseen problems." in said(49)
@@ -266,14 +370,20 @@ def test_a_visitors_score_stands_beside_the_searchs():
 
 
 def test_the_problem_that_only_the_merge_solves_says_so():
-    """Its gloss, and how many there are of its kind; another prompt has what is unknown, or nothing."""
+    """Its gloss, and how many there are of its kind; another prompt has what is unknown, or
+    nothing."""
     problems = [
-        Problem(prompt="q", answer="1", gloss="What?", right={"evolved": True, "base": right}) for right in (True, False)
+        Problem(prompt="q", answer="1", gloss="What?", right={"evolved": True, "base": right})
+        for right in (True, False)
     ]
     problems[1] = problems[1].model_copy(update={"prompt": "telling"})
-    shown = Published("m", "m", record=Record(examples=problems, alone=3, results=Results(examples=9)))
+    shown = Published(
+        "m", "m", record=Record(examples=problems, alone=3, results=Results(examples=9))
+    )
     assert [example.prompt for example in shown.examples] == ["telling", "q"]
-    assert "Only the merge solves this one, and 2 more of 9 unseen problems." in views.gloss(shown, "telling")
+    assert "Only the merge solves this one, and 2 more of 9 unseen problems." in views.gloss(
+        shown, "telling"
+    )
     assert "Only" not in views.gloss(shown, "q")
     assert views.gloss(shown, "other") == ""
     assert "5 of 5" in views.gloss(shown, "other", "5 of 5 words are unknown")

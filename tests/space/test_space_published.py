@@ -1,4 +1,5 @@
-"""What the Space reads of a published model, and what it makes of missing, broken and hostile files."""
+"""What the Space reads of a published model, and what it makes of missing, broken and hostile
+files."""
 
 import json
 import time
@@ -44,7 +45,8 @@ def test_variables_win_over_the_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "model", ["", "no such folder", "../no such/../x", "a/b/c", "user/name?x", "<img src=x>", "user/\nname"]
+    "model",
+    ["", "no such folder", "../no such/../x", "a/b/c", "user/name?x", "<img src=x>", "user/\nname"],
 )
 def test_a_model_that_is_none_is_explained(model):
     """An unset or impossible model is one line that names the variable."""
@@ -74,7 +76,13 @@ def test_what_is_missing_is_left_out(broken):
     [
         ("study__json", "{"),
         ("study__json", "[1]"),
-        ("study__json", '{"results": 3, "examples": [1, {"prompt": 2}], "levels": {"a": "x"}, "settings": null}'),
+        (
+            "study__json",
+            (
+                '{"results": 3, "examples": [1, {"prompt": 2}], "levels": {"a": "x"}, '
+                '"settings": null}'
+            ),
+        ),
         ("trials__parquet", "not parquet"),
         ("recipe__yaml", "a: [1"),
         ("recipe__yaml", "- 1"),
@@ -88,7 +96,13 @@ def test_what_is_broken_is_left_out(broken, name, text):
     import views
 
     found = reading.read(str(broken(**{name: text})))
-    for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licenses):
+    for view in (
+        views.heading,
+        views.path_view,
+        views.fitness_view,
+        views.commands,
+        views.licenses,
+    ):
         view(found)
     views.film_view(found, 0)
     assert found.path
@@ -100,7 +114,8 @@ def test_what_is_broken_is_left_out(broken, name, text):
 
 @pytest.mark.parametrize("hop", ["0", "<b>", 3, None, {}, "0:" + "9" * 20])
 def test_a_path_that_cannot_be_read_is_left_out_and_said(broken, dfs, hop):
-    """One bad hop in the configuration, or in a trial of the record, does not take the page down."""
+    """One bad hop in the configuration, or in a trial of the record, does not take the page
+    down."""
     import pyarrow as pa
     import views
     from pyarrow import parquet
@@ -109,7 +124,10 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken, dfs, hop):
     folder = broken(config__json=json.dumps({**config, "path": [*config["path"], hop]}))
     table = parquet.read_table(folder / "trials.parquet")
     column = table.column_names.index("path")
-    parquet.write_table(table.set_column(column, "path", pa.array([[str(hop)]] * len(table))), folder / "trials.parquet")
+    parquet.write_table(
+        table.set_column(column, "path", pa.array([[str(hop)]] * len(table))),
+        folder / "trials.parquet",
+    )
     found = reading.read(str(folder))
     assert found.path == ()
     assert found.context == 48
@@ -131,9 +149,12 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken, dfs, hop):
     ids=["doubling", "endless", "long"],
 )
 def test_yaml_has_limits_in_the_space_too(broken, name, text):
-    """A recipe or a card beyond the limits of YAML is left out, with a note, within seconds of the processor."""
+    """A recipe or a card beyond the limits of YAML is left out, with a note, within seconds of the
+    processor."""
     begin = time.process_time()
-    found = reading.read(str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text})))
+    found = reading.read(
+        str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text}))
+    )
     assert time.process_time() - begin < 20
     assert found.path
     if name == "README__md":
@@ -150,14 +171,19 @@ def test_without_configuration_there_is_no_model(broken):
 
 
 def test_a_published_recipe_opens_no_folder_of_the_server(broken, monkeypatch):
-    """Of a model from the Hub only repositories are parents: a folder's name in its recipe is never a folder here."""
+    """Of a model from the Hub only repositories are parents: a folder's name in its recipe is never
+    a folder here."""
     sources = [
         {"model": "/etc"},
         {"model": "japanese"},
         {"model": "user/maths", "revision": "f" * 40},
         {"model": "other/maths"},
     ]
-    folder = broken(recipe__yaml=json.dumps({"sources": sources, "base": {"model": "user/evolved"}, "flow": {"path": ["0:0"]}}))
+    folder = broken(
+        recipe__yaml=json.dumps(
+            {"sources": sources, "base": {"model": "user/evolved"}, "flow": {"path": ["0:0"]}}
+        )
+    )
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = []
 
@@ -175,24 +201,39 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken, monkeypatch):
     assert set(asked[1:]) == {commit}
     by_label = {parent.label: parent for parent in found.parents}
     assert list(by_label) == ["etc", "japanese", "user/maths", "other/maths", "evolved (2)"]
-    assert [label for label, parent in by_label.items() if not parent.missing] == ["user/maths", "other/maths", "evolved (2)"]
+    assert [label for label, parent in by_label.items() if not parent.missing] == [
+        "user/maths",
+        "other/maths",
+        "evolved (2)",
+    ]
     names = {"source:0": "x/etc", "source:2": "u/maths", "source:3": "v/maths"}
     named = replace(found, record=Record(names=names))
-    assert [parent.label for parent in reading._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
+    assert [parent.label for parent in reading._parents(named)][:4] == [
+        "etc",
+        "japanese",
+        "u/maths",
+        "v/maths",
+    ]
     assert by_label["user/maths"].revision == "f" * 40
 
 
 @pytest.mark.parametrize(("rows", "characters"), [(2000, 10_000), (1, 2 << 20)])
 def test_a_small_file_of_endless_trials_is_left_out(broken, monkeypatch, rows, characters):
-    """A few kilobytes that say one text thousands of times, or one without end, are never held whole."""
+    """A few kilobytes that say one text thousands of times, or one without end, are never held
+    whole."""
     import pyarrow as pa
     from pyarrow import parquet
 
     monkeypatch.setattr(reading, "_MOST_READ", 1 << 20)
-    folder, read = broken(), []
+    folder = broken()
+    read = []
     monkeypatch.setattr(reading, "_trial", read.append)
     one = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), ["x" * characters])
-    parquet.write_table(pa.table({"stage": ["ps"] * rows, "recipe": one}), folder / "trials.parquet", compression="zstd")
+    parquet.write_table(
+        pa.table({"stage": ["ps"] * rows, "recipe": one}),
+        folder / "trials.parquet",
+        compression="zstd",
+    )
     assert (folder / "trials.parquet").stat().st_size < 20_000
     found = reading.read(str(folder))
     assert found.trials == ()
@@ -201,7 +242,8 @@ def test_a_small_file_of_endless_trials_is_left_out(broken, monkeypatch, rows, c
 
 
 def test_a_published_recipe_looks_for_no_run(broken, tmp_path):
-    """A recipe that names a folder of checkpoints is left out: its folders would be listed on the page's own machine."""
+    """A recipe that names a folder of checkpoints is left out: its folders would be listed on the
+    page's own machine."""
     (tmp_path / "runs" / "private-1").mkdir(parents=True)
     (tmp_path / "runs" / "private-1" / "config.json").write_text("{}")
     text = json.dumps({"sources": {"run": str(tmp_path / "runs")}, "merge": {"method": "linear"}})

@@ -1,4 +1,5 @@
-"""The Space of a model that sees: published with its examples' pictures, asked with them or with a visitor's, within limits."""
+"""The Space of a model that sees: published with its examples' pictures, asked with them or with a
+visitor's, within limits."""
 
 import base64
 import io
@@ -16,6 +17,7 @@ import pytest
 import seeing
 from gradio_client.exceptions import AppError
 from hub_fixtures import use_hub
+from local_hub import LocalHub
 from models import EVOLVED, Job
 from PIL import Image
 from served import Served
@@ -31,7 +33,6 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.sections import CompareConfig
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
-from local_hub import LocalHub
 
 
 def _file(size: tuple[int, int] = (24, 24), kind: str = "PNG") -> bytes:
@@ -50,7 +51,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(scope="module", params=slow_beyond(["ps"], ["ps", "dfs"]))
-def search(request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def search(
+    request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A short search of the demo's model that sees, published with its Space and its sources."""
     folder: Path = tmp_path_factory.mktemp("seeing") / request.param
     family = folder.parent / "family"
@@ -75,10 +78,12 @@ def served(search: Path, serve: Callable[..., Served]) -> Served:
 
 
 def test_models_answer_as_in_the_search(search, served):
-    """The evolved model and each parent, one of which is blind by itself, give the answers that the search scored."""
+    """The evolved model and each parent, one of which is blind by itself, give the answers that the
+    search scored."""
     published, host = served.show.need()
     evaluator = Evaluator(settings_in(search))
-    example, shown = evaluator.tasks.examples("test")[0], published.examples[0]
+    example = evaluator.tasks.examples("test")[0]
+    shown = published.examples[0]
     drawn = [picture.load().tobytes() for picture in shown.pictures]
     assert drawn == [picture.load().tobytes() for picture in example.pictures]
     assert published.sees
@@ -93,7 +98,8 @@ def test_models_answer_as_in_the_search(search, served):
 
 
 def test_path_and_weights_work_with_pictures(served):
-    """What a model would answer after each layer ends with its answer; a path, or the parents' shares, can be changed."""
+    """What a model would answer after each layer ends with its answer; a path, or the parents'
+    shares, can be changed."""
     published, host = served.show.need()
     shown = published.examples[0]
     said = host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
@@ -101,28 +107,50 @@ def test_path_and_weights_work_with_pictures(served):
     assert liked[-1] == tokens
     assert tokens[0] in said
     if published.path:
-        short = Job(EVOLVED, shown.prompt, 8, published.path[:2], published.scales[:2], pictures=shown.pictures)
+        short = Job(
+            EVOLVED,
+            shown.prompt,
+            8,
+            published.path[:2],
+            published.scales[:2],
+            pictures=shown.pictures,
+        )
         assert host.whole_answer(short).text != said
     else:
-        alone = Job(EVOLVED, shown.prompt, 8, factors=((mixing.ALL, (0.0, 0.0)),), pictures=shown.pictures)
-        base = Job(f"{published.name.rpartition('/')[2]}-base", shown.prompt, 8, pictures=shown.pictures)
+        alone = Job(
+            EVOLVED, shown.prompt, 8, factors=((mixing.ALL, (0.0, 0.0)),), pictures=shown.pictures
+        )
+        base = Job(
+            f"{published.name.rpartition('/')[2]}-base", shown.prompt, 8, pictures=shown.pictures
+        )
         assert host.whole_answer(alone).text == host.whole_answer(base).text
     assert host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text == said
 
 
 def test_strangers_pictures(served):
-    """The API takes pictures as texts; without them, or with too few, it says what is missing; other words need no mark."""
+    """The API takes pictures as texts; without them, or with too few, it says what is missing;
+    other words need no mark."""
     published, host = served.show.need()
-    shown, client = published.examples[0], served.client()
+    shown = published.examples[0]
+    client = served.client()
     seen = client.predict(api_name="/about")["examples"][0]["pictures"]
     answered = client.predict(shown.prompt, EVOLVED, 8, seen, api_name="/answer")
-    assert answered["text"] == host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+    assert (
+        answered["text"]
+        == host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+    )
     assert answered["right"] is not None
     other = base64.b64encode(_file()).decode()
-    assert client.predict(shown.prompt, EVOLVED, 8, [other, seen[1]], api_name="/answer")["right"] is None
+    assert (
+        client.predict(shown.prompt, EVOLVED, 8, [other, seen[1]], api_name="/answer")["right"]
+        is None
+    )
     with pytest.raises(AppError, match=r"2 places for pictures .* 1 picture"):
         client.predict(shown.prompt, EVOLVED, 8, seen[:1], api_name="/answer")
-    for wrong, said in (("http://127.0.0.1/a.png", "not followed"), (base64.b64encode(b"GIF8").decode(), "no picture")):
+    for wrong, said in (
+        ("http://127.0.0.1/a.png", "not followed"),
+        (base64.b64encode(b"GIF8").decode(), "no picture"),
+    ):
         with pytest.raises(AppError, match=said):
             client.predict(shown.prompt, EVOLVED, 8, [wrong], api_name="/answer")
     assert client.predict("\u7c60", EVOLVED, 4, [other], api_name="/answer")["tokens"] >= 1
@@ -135,14 +163,26 @@ def test_files_of_visitors_do_not_stay(served):
 
 def test_a_gallery_follows_no_address(served):
     """A visitor who sends an address in place of a file is told so, and it is not opened."""
-    picture = {"image": {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}}, "caption": None}
+    picture = {
+        "image": {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}},
+        "caption": None,
+    }
     config = json.load(urllib.request.urlopen(f"{served.url}config"))
     names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
     wanted = ["ev-prompt", "ev-pictures", "ev-others", "ev-tokens"]
-    asked = next(one for one in config["dependencies"] if [names[part] for part in one["inputs"]] == wanted)
-    body = {"data": ["w", [picture], [], 4], "fn_index": asked["id"], "session_hash": "s", "trigger_id": None}
+    asked = next(
+        one for one in config["dependencies"] if [names[part] for part in one["inputs"]] == wanted
+    )
+    body = {
+        "data": ["w", [picture], [], 4],
+        "fn_index": asked["id"],
+        "session_hash": "s",
+        "trigger_id": None,
+    }
     call = urllib.request.Request(
-        f"{served.url}gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{served.url}gradio_api/queue/join",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     urllib.request.urlopen(call).close()
     with urllib.request.urlopen(f"{served.url}gradio_api/queue/data?session_hash=s") as events:
@@ -152,10 +192,15 @@ def test_a_gallery_follows_no_address(served):
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(b"x" * (seeing.MAX_BYTES + 1), "may have 8 MB"), (_file((4100, 4100)), "16 million"), (_file(kind="TIFF"), "no picture")],
+    [
+        (b"x" * (seeing.MAX_BYTES + 1), "may have 8 MB"),
+        (_file((4100, 4100)), "16 million"),
+        (_file(kind="TIFF"), "no picture"),
+    ],
 )
 def test_pictures_have_limits(data, said):
-    """What is no picture, too large, or in another format, is refused by its header, in one line."""
+    """What is no picture, too large, or in another format, is refused by its header, in one
+    line."""
     with pytest.raises(EvoMergeError, match=said):
         seeing.checked([data])
     with pytest.raises(EvoMergeError, match="give 8 at most"):
@@ -165,6 +210,10 @@ def test_pictures_have_limits(data, said):
 def test_a_damaged_picture_is_said(served):
     """One that ends too soon passes the header's check, and is one line."""
     noisy = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(noisy, format="PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        noisy, format="PNG"
+    )
     with pytest.raises(SpaceError, match="cannot be read"):
-        served.show.host.whole_answer(Job(EVOLVED, "w", 4, pictures=seeing.checked([noisy.getvalue()[:3000]])))
+        served.show.host.whole_answer(
+            Job(EVOLVED, "w", 4, pictures=seeing.checked([noisy.getvalue()[:3000]]))
+        )

@@ -14,7 +14,8 @@ from hf_evomerge.record import Problem, Record
 
 
 def test_control_characters_are_left_out_and_said():
-    """Control characters, lone surrogates and direction marks go, with a note; text, emoji and newlines stay."""
+    """Control characters, lone surrogates and direction marks go, with a note; text, emoji and
+    newlines stay."""
     prompt, note = texts.clean_prompt("a\x00b\x1b[31m\ud800\u202ec\r\nd\t👩‍🔬 ")
     assert prompt == "ab[31mc\nd\t👩‍🔬"
     assert note == "4 control characters were left out of the prompt."
@@ -22,8 +23,11 @@ def test_control_characters_are_left_out_and_said():
 
 
 def test_an_example_is_asked_to_the_letter():
-    """A prompt that is an example but for the space around it is asked as the search asked it; any other as it was sent."""
-    show = shown(Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")])))
+    """A prompt that is an example but for the space around it is asked as the search asked it; any
+    other as it was sent."""
+    show = shown(
+        Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")]))
+    )
     assert show.question("1 + 1 =")[0] == "1 + 1 = "
     assert show.question(" 1 + 2 = ")[0] == "1 + 2 ="
 
@@ -64,7 +68,8 @@ def test_the_bound_of_tokens_is_checked(tokens):
     ],
 )
 def test_an_answer_is_judged_as_the_search_did(text, answer, fitness, right):
-    """Numbers are compared where the search compared numbers, texts where it compared texts, and nothing is said otherwise."""
+    """Numbers are compared where the search compared numbers, texts where it compared texts, and
+    nothing is said otherwise."""
     assert _verdict(text, answer, fitness) is right
 
 
@@ -93,5 +98,9 @@ def test_a_wrong_answer_says_why(text, reason):
 
 def test_a_list_has_commas_and_one_and():
     """A, B and C; one hop is a hop."""
-    assert [listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == ["A", "A and B", "A, B and C"]
+    assert [listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == [
+        "A",
+        "A and B",
+        "A, B and C",
+    ]
     assert [texts.counted(count, "hop") for count in (1, 2)] == ["1 hop", "2 hops"]

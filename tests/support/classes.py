@@ -10,16 +10,27 @@ import transformers
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 IMAGE = {"image_size": 8, "patch_size": 4}
 WORDS = {"vocab_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 STACK = {"layers": 1, "attention_heads": 2, "ffn_dim": 20}
 BOTH = {f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in STACK.items()}
-LABELS = {"id2label": {0: "red", 1: "green", 2: "blue"}, "label2id": {"red": 0, "green": 1, "blue": 2}}
+LABELS = {
+    "id2label": {0: "red", 1: "green", 2: "blue"},
+    "label2id": {"red": 0, "green": 1, "blue": 2},
+}
 
 # Name: class and fields of its config.
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("BertForSequenceClassification", {**SIZES, **LABELS, "vocab_size": 32, "max_position_embeddings": 16}),
+    "bert": (
+        "BertForSequenceClassification",
+        {**SIZES, **LABELS, "vocab_size": 32, "max_position_embeddings": 16},
+    ),
     "vit": ("ViTForImageClassification", {**SIZES, **LABELS, **IMAGE}),
     "clip": (
         "CLIPModel",
@@ -33,10 +44,20 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
         "T5ForConditionalGeneration",
         {"vocab_size": 32, "d_model": 16, "d_kv": 4, "d_ff": 20, "num_layers": 1, "num_heads": 2},
     ),
-    "bart": ("BartForConditionalGeneration", {**BOTH, **WORDS, "d_model": 16, "max_position_embeddings": 16}),
+    "bart": (
+        "BartForConditionalGeneration",
+        {**BOTH, **WORDS, "d_model": 16, "max_position_embeddings": 16},
+    ),
     "whisper": (
         "WhisperForConditionalGeneration",
-        {**BOTH, **WORDS, "d_model": 16, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
+        {
+            **BOTH,
+            **WORDS,
+            "d_model": 16,
+            "num_mel_bins": 8,
+            "max_source_positions": 16,
+            "max_target_positions": 16,
+        },
     ),
 }
 
@@ -54,13 +75,24 @@ def random_weights(make: Callable[[], Any], seed: int, size: float = 0.1) -> Any
 def random_class(name: str, seed: int, **changes: Any) -> PreTrainedModel:
     """A random model of one of `CLASSES`, with other fields."""
     kind, fields = CLASSES[name]
-    return random_weights(lambda: getattr(transformers, kind)(transformers.CONFIG_MAPPING[name](**{**fields, **changes})), seed)
+    return random_weights(
+        lambda: getattr(transformers, kind)(
+            transformers.CONFIG_MAPPING[name](**{**fields, **changes})
+        ),
+        seed,
+    )
 
 
 def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
     """A checkpoint that consists of the tensors and a config."""
     folder.mkdir()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 11, "vocab_size": 7, **more}
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": 11,
+        "vocab_size": 7,
+        **more,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -69,4 +101,7 @@ def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) ->
 def edit_json(file: Path, **fields: Any) -> None:
     """Change keys of a file; None takes one out."""
     data = {**json.loads(file.read_text(encoding="utf-8")), **fields}
-    file.write_text(json.dumps({key: value for key, value in data.items() if value is not None}), encoding="utf-8")
+    file.write_text(
+        json.dumps({key: value for key, value in data.items() if value is not None}),
+        encoding="utf-8",
+    )

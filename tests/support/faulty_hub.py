@@ -1,4 +1,5 @@
-"""A Hub on loopback that remembers requests and has bad days: which request goes wrong, how, and how often, is ordered."""
+"""A Hub on loopback that remembers requests and has bad days: which request goes wrong, how, and
+how often, is ordered."""
 
 import os
 import re
@@ -33,11 +34,12 @@ class Seen:
 class Fault:
     """What goes wrong with requests in whose `METHOD /path?query` a regular expression is found.
 
-    The actions: `status` answers with `status`, `headers` and `body`; `reset` reads `after_bytes` of the request and cuts the
-    connection with a TCP reset; `hang_up` ends it without an answer. After these three the request is not carried out, unless
-    `carried_out` is set. `truncate` sends `after_bytes` of the answer's body and ends the connection, with a reset where `rst`
-    is set; `corrupt` inverts the byte at `at` of the body, by default the middle one; `delay` waits for `seconds`.
-    `skip` requests pass first, then `times` are hit; None for all.
+    The actions: `status` answers with `status`, `headers` and `body`; `reset` reads `after_bytes`
+    of the request and cuts the connection with a TCP reset; `hang_up` ends it without an answer.
+    After these three the request is not carried out, unless `carried_out` is set. `truncate` sends
+    `after_bytes` of the answer's body and ends the connection, with a reset where `rst` is set;
+    `corrupt` inverts the byte at `at` of the body, by default the middle one; `delay` waits for
+    `seconds`. `skip` requests pass first, then `times` are hit; None for all.
     """
 
     match: str
@@ -67,7 +69,8 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, fault: Fault) -> Fault:
-        """Order a fault, and return it. Where several match a request, the one that was added first has it."""
+        """Order a fault, and return it. Where several match a request, the one that was added first
+        has it."""
         re.compile(fault.match)
         with self._lock:
             self._faults.append(fault)
@@ -107,7 +110,9 @@ class _Handler(Handler):
             super().finish()
 
     def answer(self, request: Request) -> Response:
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
+        headers = {
+            name: value for name, value in self.headers.items() if name.lower() != "authorization"
+        }
         self.server.requests.append(Seen(request.method, request.target, headers))
         fault = self.fault = self.server.faults.take(f"{request.method} {request.target}")
         if fault is None or fault.action in ("truncate", "corrupt"):
@@ -125,7 +130,8 @@ class _Handler(Handler):
         raise self._reset() if fault.action == "reset" else _CutOffError
 
     def send_body(self, payload: bytes | Slice) -> None:
-        fault, self.fault = self.fault, None
+        fault = self.fault
+        self.fault = None
         if fault is None or fault.action not in ("truncate", "corrupt"):
             super().send_body(payload)
             return
@@ -142,7 +148,8 @@ class _Handler(Handler):
         raise _CutOffError
 
     def _reset(self) -> _CutOffError:
-        """End the connection with a TCP reset: the error that a client sees where a machine on the way gives up."""
+        """End the connection with a TCP reset: the error that a client sees where a machine on the
+        way gives up."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
         return _CutOffError()
@@ -158,7 +165,8 @@ class _Server(Server):
     """A server whose handlers know what was ordered."""
 
     def __init__(self, port: int, respond: Callable[[Request], Response], hub: "FaultyHub") -> None:
-        self.faults, self.requests = hub.faults, hub.requests
+        self.faults = hub.faults
+        self.requests = hub.requests
         super().__init__(port, respond, _Handler)
 
 

@@ -1,4 +1,5 @@
-"""A process of its own that may be killed, for tests: a fork, which has imported all that this process has."""
+"""A process of its own that may be killed, for tests: a fork, which has imported all that this
+process has."""
 
 import os
 import signal
@@ -15,7 +16,8 @@ from hf_evomerge.recipes.recipe import Recipe
 
 
 def status_of_fork(work: Callable[[], object]) -> int:
-    """Do something in a fork of this process, and return how that ended: its exit status, or the negative signal."""
+    """Do something in a fork of this process, and return how that ended: its exit status, or the
+    negative signal."""
     child = os.fork()
     if child == 0:
         try:
@@ -30,7 +32,8 @@ def status_of_fork(work: Callable[[], object]) -> int:
 
 def build_and_die(call: int, recipe: Recipe, out: Path, **how: Any) -> None:
     """Build in this process, which is killed when it looks at so many pieces."""
-    look, calls = writer._is_finite, []
+    look = writer._is_finite
+    calls = []
 
     def killing(piece: torch.Tensor) -> bool:
         calls.append(1)

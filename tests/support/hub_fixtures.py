@@ -1,4 +1,5 @@
-"""A hub on loopback for each test, and ways to talk to it: the client in this process, or a program of its own."""
+"""A hub on loopback for each test, and ways to talk to it: the client in this process, or a program
+of its own."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,8 @@ Connect = Callable[[LocalHub], HfApi]
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FaultyHub]:
-    """A running hub of user `local`, who also writes in `acme`; its requests can be looked at and made to fail."""
+    """A running hub of user `local`, who also writes in `acme`; its requests can be looked at and
+    made to fail."""
     with FaultyHub(tmp_path / "hub", orgs=["acme"]) as hub:
         yield hub
 
@@ -46,7 +48,11 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
     """
 
     def run(code: str, *arguments: str, check: bool = True) -> str:
-        environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment = {
+            **os.environ,
+            **hub.environment(home=tmp_path / "client"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         done = warm.run(code, *arguments, env=environment)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
@@ -56,7 +62,8 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
 
 @pytest.fixture
 def command(lfs_api: HfApi, caplog: pytest.LogCaptureFixture) -> Callable[..., Said]:
-    """Runs `hf-evomerge` in this process, whose client is the hub's, and gives its status and what it said and logged."""
+    """Runs `hf-evomerge` in this process, whose client is the hub's, and gives its status and what
+    it said and logged."""
 
     def run(*words: object) -> Said:
         caplog.clear()
@@ -70,11 +77,16 @@ def command(lfs_api: HfApi, caplog: pytest.LogCaptureFixture) -> Callable[..., S
 def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path) -> HfApi:
     """Make the client of this process one of a running hub, as its user, with its cache in `home`.
 
-    The client reads its environment when it is imported: here its own constants are told what a new process reads there.
+    The client reads its environment when it is imported: here its own constants are told what a new
+    process reads there.
     """
     patch.setattr(constants, "ENDPOINT", hub.endpoint)
-    patch.setattr(hf_api.api, "endpoint", hub.endpoint)  # what the functions of huggingface_hub are methods of
-    patch.setattr(transformers_hub, "_hf_api", None, raising=False)  # transformers keeps one, of the first endpoint that it saw
+    patch.setattr(
+        hf_api.api, "endpoint", hub.endpoint
+    )  # what the functions of huggingface_hub are methods of
+    patch.setattr(
+        transformers_hub, "_hf_api", None, raising=False
+    )  # transformers keeps one, of the first endpoint that it saw
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -99,7 +111,8 @@ def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
 
 
 def upload_models(api: HfApi, *folders: Path, licenses: Sequence[str] = ()) -> dict[str, str]:
-    """Put models on the hub as ``local/FOLDER``, with a card each that states a license; gives their names there, by folder."""
+    """Put models on the hub as ``local/FOLDER``, with a card each that states a license; gives
+    their names there, by folder."""
     names = {str(folder): f"local/{folder.name}" for folder in folders}
     for (folder, name), license in zip_longest(names.items(), licenses):
         api.create_repo(name)
@@ -116,7 +129,8 @@ def commit_titles(api: HfApi, repo_id: str = "local/merge") -> list[str]:
 
 
 def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:
-    """Nothing waits between attempts, neither the program nor the client; gives how long the program meant to."""
+    """Nothing waits between attempts, neither the program nor the client; gives how long the
+    program meant to."""
     waited: list[float] = []
     clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited))
     patch.setattr("hf_evomerge.checkpoints.client.time", clock)

@@ -21,7 +21,10 @@ def imports(file: Path, root: Path, *, at_once: bool = False) -> list[tuple[str,
         elif isinstance(node, ast.ImportFrom):
             base = parts[: -node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            found += [(module, node.lineno), *((f"{module}.{alias.name}", node.lineno) for alias in node.names)]
+            found += [
+                (module, node.lineno),
+                *((f"{module}.{alias.name}", node.lineno) for alias in node.names),
+            ]
         elif at_once and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             nodes += node.orelse
         elif not (at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):

@@ -1,4 +1,5 @@
-"""Tasks that kill or stop the process that scores them, and jobs of every kind; for tests of runners.
+"""Tasks that kill or stop the process that scores them, and jobs of every kind; for tests of
+runners.
 
 Worker processes import it, and actors of a cluster get it with the task.
 """
@@ -30,7 +31,8 @@ EXAMPLES = [
 
 
 class KillingTask:
-    """The likelihood task, but the example called deadly kills the process, as a lack of memory would."""
+    """The likelihood task, but the example called deadly kills the process, as a lack of memory
+    would."""
 
     def __init__(self) -> None:
         self.task: Any = make_task(LikelihoodSpec(separator=" "))
@@ -58,7 +60,8 @@ class KillingTask:
 
 
 class FailingTask(KillingTask):
-    """The likelihood task on a machine that fails as often as the file says that ``FAILURES`` names."""
+    """The likelihood task on a machine that fails as often as the file says that ``FAILURES``
+    names."""
 
     def evaluate(self, model: Any) -> Scores:
         file = Path(os.environ["FAILURES"])
@@ -82,8 +85,14 @@ class DeadlyTask(KillingTask):
 def harmless_jobs(config: SearchConfig) -> list[Job]:
     """Merges, paths and a parent, on the two harmless examples."""
     fields = {"sources": config.sources, "base": config.base}
-    merges = [{"method": "task_arithmetic", "parameters": [{"weight": i / 4}, {"weight": 1 - i / 4}]} for i in range(4)]
+    merges = [
+        {"method": "task_arithmetic", "parameters": [{"weight": i / 4}, {"weight": 1 - i / 4}]}
+        for i in range(4)
+    ]
     paths = [["0:0", "1:1"], ["0:0-1", "1:0-1"]]
     recipes = [{"merge": merge} for merge in merges] + [{"flow": {"path": path}} for path in paths]
-    targets = [*(Recipe.model_validate({**fields, **parts}) for parts in recipes), config.sources[0]]
+    targets = [
+        *(Recipe.model_validate({**fields, **parts}) for parts in recipes),
+        config.sources[0],
+    ]
     return [Job(target, "search", (0, 1)) for target in targets]

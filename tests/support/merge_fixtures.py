@@ -1,4 +1,5 @@
-"""Tiny parents for the merge tests: a base and three fine-tunes of it, on disk, in bfloat16 and in float32."""
+"""Tiny parents for the merge tests: a base and three fine-tunes of it, on disk, in bfloat16 and in
+float32."""
 
 from pathlib import Path
 
@@ -21,14 +22,18 @@ def family(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def half_family(tmp_path_factory) -> Path:
     """A base and three sources in bfloat16, with a head of their own."""
-    return save_family(tmp_path_factory.mktemp("half"), tiny_config(tie_word_embeddings=False), torch.bfloat16)
+    return save_family(
+        tmp_path_factory.mktemp("half"), tiny_config(tie_word_embeddings=False), torch.bfloat16
+    )
 
 
 @pytest.fixture
 def make_recipe():
     """Makes a recipe from a folder of `save_family`."""
 
-    def make(folder: Path, method: str, parameters=(), options=None, count=2, base=True, **fields) -> Recipe:
+    def make(
+        folder: Path, method: str, parameters=(), options=None, count=2, base=True, **fields
+    ) -> Recipe:
         data = {
             "sources": [{"model": str(folder / f"source{index}")} for index in range(count)],
             "merge": {"method": method, "parameters": list(parameters), "options": options or {}},
@@ -46,7 +51,9 @@ def open_all():
     """Opens the sources and the base of a recipe."""
 
     def opened(recipe: Recipe) -> tuple[list[Source], Source | None]:
-        return [open_source(ref) for ref in recipe.sources], None if recipe.base is None else open_source(recipe.base)
+        return [
+            open_source(ref) for ref in recipe.sources
+        ], None if recipe.base is None else open_source(recipe.base)
 
     return opened
 

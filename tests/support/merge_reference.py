@@ -1,4 +1,5 @@
-"""The merge methods once more, in float64 numpy and without regard to speed: what the tests compare with.
+"""The merge methods once more, in float64 numpy and without regard to speed: what the tests compare
+with.
 
 Written from the formulas alone; shares no code with the package.
 """
@@ -11,7 +12,9 @@ import numpy as np
 
 def random_field(seed: int, source: int, name: str, count: int) -> np.ndarray:
     """DARE's 16-bit random numbers, all of them, from the beginning."""
-    key = int.from_bytes(hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()[:16], "little")
+    key = int.from_bytes(
+        hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()[:16], "little"
+    )
     words = np.random.Philox(key=key, counter=0).random_raw(math.ceil(count / 4))
     out = []
     for word in words.tolist():
@@ -81,7 +84,8 @@ def breadcrumbs(delta, density, gamma, rescale="none"):
     """Without the largest and the smallest; of equal magnitudes the first counts as larger."""
     if density >= 1:
         return delta
-    target, top = int(density * delta.size), int(gamma * delta.size)
+    target = int(density * delta.size)
+    top = int(gamma * delta.size)
     bottom = max(0, delta.size - target - top)
     order = np.argsort(-np.abs(delta), kind="stable")[::-1]
     kept = np.zeros_like(delta)
@@ -91,13 +95,17 @@ def breadcrumbs(delta, density, gamma, rescale="none"):
 
 
 def della(delta, density, epsilon, field, rescale="l1"):
-    """DELLA's MagPrune on a matrix, with its random numbers handed in; of equal magnitudes the first counts as smaller."""
+    """DELLA's MagPrune on a matrix, with its random numbers handed in; of equal magnitudes the
+    first counts as smaller."""
     if density >= 1 or density <= 0:
         return delta * density
     rows = delta if delta.ndim > 1 else delta[None]
-    kept, numbers = np.zeros_like(rows), np.reshape(field, rows.shape)
+    kept = np.zeros_like(rows)
+    numbers = np.reshape(field, rows.shape)
     for row in range(rows.shape[0]):
-        ranked = sorted(range(rows.shape[1]), key=lambda column, row=row: (abs(rows[row, column]), column))
+        ranked = sorted(
+            range(rows.shape[1]), key=lambda column, row=row: (abs(rows[row, column]), column)
+        )
         for rank, column in enumerate(ranked):
             relative = rank / (rows.shape[1] - 1) if rows.shape[1] > 1 else 0.5
             probability = min(1.0, max(0.0, density + epsilon * (2 * relative - 1)))
@@ -141,7 +149,9 @@ def sce(base, sources, select_topk=1.0, floor=1e-6):
         positive = column.sum() >= 0
         agree = [i for i, value in enumerate(column) if value != 0 and (value > 0) == positive]
         if agree:
-            out[position] += sum(weights[i] * column[i] for i in agree) / sum(weights[i] for i in agree)
+            out[position] += sum(weights[i] * column[i] for i in agree) / sum(
+                weights[i] for i in agree
+            )
     return out
 
 
@@ -152,7 +162,9 @@ def arc(first, second, t):
     if 1 - cosine * cosine <= 1e-16:
         return first + t * (second - first)
     theta = math.acos(cosine)
-    return first * (math.sin(theta - t * theta) / math.sin(theta)) + second * (math.sin(t * theta) / math.sin(theta))
+    return first * (math.sin(theta - t * theta) / math.sin(theta)) + second * (
+        math.sin(t * theta) / math.sin(theta)
+    )
 
 
 def nuslerp(base, first, second, weights, flatten=True, row_wise=False):
@@ -205,10 +217,14 @@ def karcher(sources, weights, max_iter=10, tol=1e-5):
         for share, unit in zip(shares, units, strict=True):
             cosine = min(1.0, max(-1.0, float(point @ unit)))
             if math.acos(cosine) >= tol:
-                step = step + share * math.acos(cosine) / math.sin(math.acos(cosine)) * (unit - cosine * point)
+                step = step + share * math.acos(cosine) / math.sin(math.acos(cosine)) * (
+                    unit - cosine * point
+                )
         if np.linalg.norm(step) < tol:
             break
-        point = np.cos(np.linalg.norm(step)) * point + np.sin(np.linalg.norm(step)) * step / np.linalg.norm(step)
+        point = np.cos(np.linalg.norm(step)) * point + np.sin(
+            np.linalg.norm(step)
+        ) * step / np.linalg.norm(step)
         point = point / np.linalg.norm(point)
     return (alphas @ lengths) * point.reshape(sources[0].shape)
 

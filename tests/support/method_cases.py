@@ -22,19 +22,46 @@ CASES = [
     ("slerp", [{}, {}], {"t": GROUPED}),
     ("passthrough", [{"scale": GROUPED}], {}),
     ("task_arithmetic", _THREE, {"lambda": 0.8}),
-    ("ties", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}], {"rescale": "l1"}),
+    (
+        "ties",
+        [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}],
+        {"rescale": "l1"},
+    ),
     ("dare_linear", _SPARSE, {}),
-    ("dare_ties", [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}], {"normalize": True}),
-    ("breadcrumbs", [{"weight": 0.6, "density": GROUPED, "gamma": 0.2}, {"density": 0.4, "gamma": GROUPED}], {"rescale": "l1"}),
+    (
+        "dare_ties",
+        [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}],
+        {"normalize": True},
+    ),
+    (
+        "breadcrumbs",
+        [{"weight": 0.6, "density": GROUPED, "gamma": 0.2}, {"density": 0.4, "gamma": GROUPED}],
+        {"rescale": "l1"},
+    ),
     ("breadcrumbs_ties", [{**values, "gamma": 0.1} for values in _SPARSE], {"normalize": True}),
-    ("della", [{"weight": 0.6, "density": GROUPED, "epsilon": 0.1}, {"density": 0.5, "epsilon": _EPSILON}], {}),
-    ("della_linear", [{**values, "epsilon": 0.2} for values in _SPARSE], {"rescale": "expected", "lambda": 1.2}),
+    (
+        "della",
+        [
+            {"weight": 0.6, "density": GROUPED, "epsilon": 0.1},
+            {"density": 0.5, "epsilon": _EPSILON},
+        ],
+        {},
+    ),
+    (
+        "della_linear",
+        [{**values, "epsilon": 0.2} for values in _SPARSE],
+        {"rescale": "expected", "lambda": 1.2},
+    ),
     ("model_stock", [{}, {}, {}], {}),
     ("model_stock", [{}, {}], {"filter_wise": True}),
     ("sce", [{}, {}, {}], {"select_topk": GROUPED}),
     ("nuslerp", [{"weight": GROUPED}, {"weight": 0.3}], {}),
     ("nuslerp", [{"weight": GROUPED}, {"weight": 0.3}], {"nuslerp_flatten": False}),
-    ("nuslerp", [{"weight": 0.7}, {"weight": GROUPED}], {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    (
+        "nuslerp",
+        [{"weight": 0.7}, {"weight": GROUPED}],
+        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
     ("multislerp", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": 0.2}], {}),
     ("karcher", [{"weight": 0.6}, {"weight": GROUPED}, {}], {}),
     ("linear", [{"weight": [0.2, 0.9]}, {"weight": {"*up_proj*": [0.5, 0.1], "default": 0.4}}], {}),
@@ -46,12 +73,25 @@ IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
 
 
-def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NAME, keep=False, slice_size=1 << 17):
+def merge(
+    method,
+    base,
+    sources,
+    parameters=(),
+    options=None,
+    *,
+    seed=0,
+    name=NAME,
+    keep=False,
+    slice_size=1 << 17,
+):
     """Merge one tensor in float32."""
     chosen = get_method(method)
     job = TensorJob(name, chosen, base, sources, seed=seed, keep=keep)
     out = torch.empty(sources[0].shape)
-    given = complete(chosen, parameters, options or {}, sources=len(sources), has_base=True, layer_count=4)
+    given = complete(
+        chosen, parameters, options or {}, sources=len(sources), has_base=True, layer_count=4
+    )
     job.run(*given, out, slice_size=slice_size)
     return out
 

@@ -31,11 +31,12 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from hf_evomerge.fitness.likelihood import LikelihoodSpec, LikelihoodTask
 
-NAME, COUNT = "standin", 2
+NAME = "standin"
+COUNT = 2
 _ATEN = torch.ops.aten
 _MOVES = {_ATEN._to_copy.default, _ATEN.copy_.default, _ATEN._copy_from.default}
 _INDEXED = {
-    _ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default,
+    _ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default,  # noqa: E501
     _ATEN._unsafe_index.Tensor,
 }  # fmt: skip
 _NUMBERS = {_ATEN.fill_.Tensor, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Tensor}
@@ -48,11 +49,14 @@ class StandIn(torch.Tensor):
     """A tensor of the device.
 
     Attributes:
-        inner: The processor's tensor that holds the numbers; views of one tensor have views of one memory.
+        inner: The processor's tensor that holds the numbers; views of one tensor have views of one
+            memory.
     """
 
     inner: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what leaves the device is a plain tensor
+    __torch_function__ = (
+        torch._C._disabled_torch_function_impl
+    )  # what leaves the device is a plain tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, device: torch.device) -> StandIn:
@@ -71,11 +75,20 @@ class StandIn(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Compute one operation on the processor's tensors."""
-        with torch.inference_mode(False), torch.no_grad():  # a wrapper made in inference mode could be no view
-            if func._can_decompose():  # inference mode brings these, such as `Tensor.to`, in one piece
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # a wrapper made in inference mode could be no view
+            if (
+                func._can_decompose()
+            ):  # inference mode brings these, such as `Tensor.to`, in one piece
                 return func.decompose(*args, **(kwargs or {}))
             return _compute(func, args, dict(kwargs or {}))
 
@@ -89,10 +102,14 @@ class StandIn(torch.Tensor):
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.inner = value.inner  # type: ignore[attr-defined]
 
-    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> torch.Tensor:
+    def new_tensor(
+        self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    ) -> torch.Tensor:
         """Make a tensor here: PyTorch's own takes the current device, which is always number 0."""
         where = self.device if device is None else device
-        return torch.tensor(data, dtype=dtype or self.dtype, device=where, requires_grad=requires_grad)
+        return torch.tensor(
+            data, dtype=dtype or self.dtype, device=where, requires_grad=requires_grad
+        )
 
     def data_ptr(self) -> int:
         """Where the numbers lie."""
@@ -105,7 +122,9 @@ class StandIn(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         """The numbers, where they are asked for by force, as of a GPU's tensor."""
         if not force:
-            raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
+            raise TypeError(
+                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first."
+            )
         return self.detach().cpu().numpy()
 
     def tolist(self) -> Any:
@@ -130,32 +149,46 @@ class StandIn(torch.Tensor):
         return ["inner"], self.device
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, torch.Tensor], device: torch.device, size: Any, stride: Any) -> StandIn:
+    def __tensor_unflatten__(
+        inner: dict[str, torch.Tensor], device: torch.device, size: Any, stride: Any
+    ) -> StandIn:
         """Undo `__tensor_flatten__`."""
         return StandIn(inner["inner"], device)
 
 
 def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Compute an operation on the processor's tensors; its results go to the device of the operands.
+    """Compute an operation on the processor's tensors; its results go to the device of the
+    operands.
 
     Raises:
         RuntimeError: Tensors or a generator of several devices meet.
     """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    owners = {id(tensor.inner if isinstance(tensor, StandIn) else tensor): tensor for tensor in tensors}
+    owners = {
+        id(tensor.inner if isinstance(tensor, StandIn) else tensor): tensor for tensor in tensors
+    }
     device = _device_of(func, tensors)
     if kwargs.get("device") is not None:
-        device, kwargs["device"] = kwargs["device"], torch.device("cpu")
+        device = kwargs["device"]
+        kwargs["device"] = torch.device("cpu")
     if func is _ATEN._copy_from.default:
-        func, args = _ATEN.copy_.default, (args[1], args[0], *args[2:])
+        func = _ATEN.copy_.default
+        args = (args[1], args[0], *args[2:])
     kwargs.pop("pin_memory", None)
-    inside = tree_map(lambda leaf: leaf.inner if isinstance(leaf, StandIn) else leaf, (args, kwargs))
-    if func is _ATEN.histc.default:  # of whole numbers: a GPU's counts them, the processor's does not
+    inside = tree_map(
+        lambda leaf: leaf.inner if isinstance(leaf, StandIn) else leaf, (args, kwargs)
+    )
+    if (
+        func is _ATEN.histc.default
+    ):  # of whole numbers: a GPU's counts them, the processor's does not
         inside = ((inside[0][0].float(), *inside[0][1:]), inside[1])
     with _random_state(func, device, kwargs.get("generator")):
         results = func(*inside[0], **inside[1])
     for tensor in tensors:
-        if isinstance(tensor, StandIn) and (tensor.inner.shape, tensor.inner.stride()) != (tensor.shape, tensor.stride()):
+        if isinstance(tensor, StandIn) and (tensor.inner.shape, tensor.inner.stride()) != (
+            tensor.shape,
+            tensor.stride(),
+        ):
             raise NotImplementedError(f"{func} changes the shape of a tensor of {NAME} in place")
 
     def placed(result: Any) -> Any:
@@ -168,14 +201,20 @@ def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | None:
     """The device of an operation; raises `RuntimeError` where its tensors are not of one device."""
-    devices = list(dict.fromkeys(tensor.device for tensor in tensors if isinstance(tensor, StandIn)))
+    devices = list(
+        dict.fromkeys(tensor.device for tensor in tensors if isinstance(tensor, StandIn))
+    )
     if func in _MOVES:
         return devices[0] if devices else None
     strangers = [tensor for tensor in tensors if not isinstance(tensor, StandIn)]
     if torch.Tag.pointwise in func.tags or func in _NUMBERS:
         strangers = [tensor for tensor in strangers if tensor.dim()]
     if func in _INDEXED:
-        strangers = [tensor for tensor in strangers if tensor.dtype not in (torch.long, torch.int, torch.bool)]
+        strangers = [
+            tensor
+            for tensor in strangers
+            if tensor.dtype not in (torch.long, torch.int, torch.bool)
+        ]
     found = [*devices, *dict.fromkeys(tensor.device for tensor in strangers)]
     if len(found) > 1:
         raise RuntimeError(
@@ -186,14 +225,19 @@ def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | Non
 
 
 @contextmanager
-def _random_state(func: Any, device: torch.device | None, generator: torch.Generator | None) -> Iterator[None]:
+def _random_state(
+    func: Any, device: torch.device | None, generator: torch.Generator | None
+) -> Iterator[None]:
     """Let an operation draw from the state of its device."""
     if device is None or device.type != NAME or torch.Tag.nondeterministic_seeded not in func.tags:
         yield
         return
     if generator is not None:
-        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device}'")
-    before, index = torch.get_rng_state(), device.index or 0
+        raise RuntimeError(
+            f"Expected a '{NAME}' device type for generator but found '{generator.device}'"
+        )
+    before = torch.get_rng_state()
+    index = device.index or 0
     torch.set_rng_state(_states[index])
     try:
         yield
@@ -205,7 +249,9 @@ def _random_state(func: Any, device: torch.device | None, generator: torch.Gener
 def _seed_all(seed: int) -> None:
     """Seed the state of every device; its numbers are others than the processor's."""
     for index in range(COUNT):
-        _states[index] = torch.Generator().manual_seed((seed + 7919 * (index + 1)) % 2**63).get_state()
+        _states[index] = (
+            torch.Generator().manual_seed((seed + 7919 * (index + 1)) % 2**63).get_state()
+        )
 
 
 def random_state(device: torch.device | int = 0) -> torch.Tensor:
@@ -232,7 +278,8 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
 
 @contextmanager
 def standing_in() -> Iterator[None]:
-    """Let the device be there, and this thread run backward passes on it; afterwards there is none."""
+    """Let the device be there, and this thread run backward passes on it; afterwards there is
+    none."""
     _register()
     _seed_all(0)
     _there[0] = True
@@ -250,14 +297,19 @@ def task_there() -> LikelihoodTask:
 
 
 def _register() -> None:
-    """Make the device's name and its operations known to this process, once; that cannot be undone."""
+    """Make the device's name and its operations known to this process, once; that cannot be
+    undone."""
     if _libraries:
         return
     module: Any = types.ModuleType(f"torch.{NAME}")
-    module.is_available, module.device_count = lambda: _there[0], lambda: COUNT if _there[0] else 0
-    module.is_initialized, module.current_device = lambda: True, lambda: 0
-    module._is_in_bad_fork, module.manual_seed_all = lambda: False, _seed_all
-    module.get_rng_state, module.set_rng_state = random_state, _set_random_state
+    module.is_available = lambda: _there[0]
+    module.device_count = lambda: COUNT if _there[0] else 0
+    module.is_initialized = lambda: True
+    module.current_device = lambda: 0
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = _seed_all
+    module.get_rng_state = random_state
+    module.set_rng_state = _set_random_state
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
     _setup_privateuseone_for_python_backend(NAME, backend_module=module, hook=_Hooks())
     library = torch.library.Library("aten", "IMPL")

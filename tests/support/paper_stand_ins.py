@@ -1,4 +1,5 @@
-"""Stand-ins for what the paper's example files name: tiny models and data sets under the same names, on a Hub on loopback."""
+"""Stand-ins for what the paper's example files name: tiny models and data sets under the same
+names, on a Hub on loopback."""
 
 import io
 import json
@@ -21,7 +22,9 @@ MODELS = {
     "mistralai/Mistral-7B-v0.1": 0,
 }
 DATA = {"SakanaAI/gsm8k-ja-test_250-1319": 1069, "juletxara/mgsm": 4}
-EXPERTS = [f"yongxianwei/Qwen2-VL-7B-{name}" for name in ("OCR", "VQA", "Geometry", "Chart", "Grounding")]
+EXPERTS = [
+    f"yongxianwei/Qwen2-VL-7B-{name}" for name in ("OCR", "VQA", "Geometry", "Chart", "Grounding")
+]
 SIGHT = {  # class, and type of the language part
     "llava-hf/llava-v1.6-mistral-7b-hf": ("llava_next", "mistral"),
     "llava-hf/llama3-llava-next-8b-hf": ("llava_next", "llama"),
@@ -30,11 +33,20 @@ SIGHT = {  # class, and type of the language part
 PLAIN = ["meta-llama/Meta-Llama-3-8B", "hkust-nlp/dart-math-llama3-8b-prop2diff"]
 PICTURES = "SakanaAI/JA-VLM-Bench-In-the-Wild"
 PIPELINES = [
-    *("stabilityai/stable-diffusion-xl-base-1.0", "RunDiffusion/Juggernaut-XL-v9", "mhdang/dpo-sdxl-text2image-v1"),
+    *(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "RunDiffusion/Juggernaut-XL-v9",
+        "mhdang/dpo-sdxl-text2image-v1",
+    ),
     "stabilityai/japanese-stable-diffusion-xl",
 ]
 LIGHTNING = "ByteDance/SDXL-Lightning"
-ORGS = sorted({name.partition("/")[0] for name in (*MODELS, *DATA, *SIGHT, *PLAIN, *PIPELINES, LIGHTNING, PICTURES)})
+ORGS = sorted(
+    {
+        name.partition("/")[0]
+        for name in (*MODELS, *DATA, *SIGHT, *PLAIN, *PIPELINES, LIGHTNING, PICTURES)
+    }
+)
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "答え", "は", "です", "円", "問題"]
 
 
@@ -42,16 +54,25 @@ def sizes(words: list[str]) -> dict[str, int]:
     """Fields of a language model with these words."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return {
-        **{"vocab_size": len(words), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2},
+        **{
+            "vocab_size": len(words),
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 2,
+        },
         **{"num_attention_heads": 1, "num_key_value_heads": 1, **ids},
     }
 
 
 def save_sight(folder: Path) -> None:
-    """Save the models that see, whose vocabularies have rows at the end that the plain ones lack, and plain Llamas."""
+    """Save the models that see, whose vocabularies have rows at the end that the plain ones lack,
+    and plain Llamas."""
     words = [*WORDS, *(mark for mark in MARKS[4:] if mark.startswith("<"))]
     for seed, (name, (kind, language)) in enumerate(SIGHT.items()):
-        ids = {f"{what}_token_id": words.index(f"<{what}>") for what in ("image", "video", "vision_start", "vision_end")}
+        ids = {
+            f"{what}_token_id": words.index(f"<{what}>")
+            for what in ("image", "video", "vision_start", "vision_end")
+        }
         text = {**sizes(words), **(ROPE if kind == "qwen2_vl" else {"model_type": language})}
         if kind == "qwen2_vl":
             vision = {**QWEN, "embed_dim": 16, "hidden_size": 8}
@@ -60,7 +81,10 @@ def save_sight(folder: Path) -> None:
         else:
             vision = {"model_type": "clip_vision_model", **IMAGE}
             config = CONFIG_MAPPING[kind](
-                text_config=text, vision_config=vision, image_token_index=ids["image_token_id"], image_grid_pinpoints=[[8, 8]]
+                text_config=text,
+                vision_config=vision,
+                image_token_index=ids["image_token_id"],
+                image_grid_pinpoints=[[8, 8]],
             )
             save(folder / name, config, seed, "LlavaNextForConditionalGeneration")
         processor(kind, words).save_pretrained(folder / name)
@@ -79,7 +103,9 @@ def save_models(folder: Path) -> None:
     for seed, (name, added) in enumerate(MODELS.items()):
         torch.manual_seed(seed)
         words = [*WORDS, *(f"[MORE{number}]" for number in range(added))]
-        MistralForCausalLM(MistralConfig(**sizes(words))).to(torch.bfloat16).save_pretrained(folder / name)
+        MistralForCausalLM(MistralConfig(**sizes(words))).to(torch.bfloat16).save_pretrained(
+            folder / name
+        )
         word_tokenizer(words).save_pretrained(folder / name)
 
 
@@ -92,7 +118,9 @@ def save_data(folder: Path) -> None:
         (folder / name / "ja.jsonl").write_text(text, encoding="utf-8")
         files = "\n  data_files:\n  - {split: test, path: ja.jsonl}"
         config = "ja" if name.endswith("mgsm") else "default"
-        (folder / name / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}{files}\n---\n", encoding="utf-8")
+        (folder / name / "README.md").write_text(
+            f"---\nconfigs:\n- config_name: {config}{files}\n---\n", encoding="utf-8"
+        )
 
 
 def save_pictures(folder: Path) -> None:
@@ -100,20 +128,30 @@ def save_pictures(folder: Path) -> None:
     (folder / PICTURES).mkdir(parents=True)
     stream = io.BytesIO()
     picture().save(stream, format="PNG")
-    rows = [{"question": f"問題 {number}", "answer": "答え", "image": {"bytes": stream.getvalue()}} for number in range(4)]
+    rows = [
+        {"question": f"問題 {number}", "answer": "答え", "image": {"bytes": stream.getvalue()}}
+        for number in range(4)
+    ]
     Dataset.from_list(rows).to_parquet(folder / PICTURES / "test.parquet")
     (folder / "picture.png").write_bytes(stream.getvalue())
-    lines = [json.dumps({"question": f"問題 {n} {n}", "answer": f" {n % 10}", "picture": "picture.png"}) for n in range(204)]
+    lines = [
+        json.dumps({"question": f"問題 {n} {n}", "answer": f" {n % 10}", "picture": "picture.png"})
+        for n in range(204)
+    ]
     (folder / "pictures.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def save_pipelines(folder: Path) -> None:
-    """Save the pipelines that draw, the last of them with other words, an adapter of them, and what they are asked for."""
+    """Save the pipelines that draw, the last of them with other words, an adapter of them, and what
+    they are asked for."""
     for seed, name in enumerate(PIPELINES):
         save_sdxl(folder / name, 10 * seed, words="abcdefgh"[: 8 - seed])
     (folder / LIGHTNING).mkdir(parents=True)
     module = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-    low_rank = {f"{module}.lora_down.weight": torch.randn(2, 8), f"{module}.lora_up.weight": torch.randn(8, 2)}
+    low_rank = {
+        f"{module}.lora_down.weight": torch.randn(2, 8),
+        f"{module}.lora_up.weight": torch.randn(8, 2),
+    }
     save_file(low_rank, folder / LIGHTNING / "sdxl_lightning_4step_lora.safetensors")
     prompts = [json.dumps({"prompt": f"a garden {number}"}) for number in range(4)]
     (folder / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
@@ -126,7 +164,10 @@ def publish(api: HfApi, folder: Path) -> None:
     save_data(folder)
     save_pictures(folder)
     save_pipelines(folder)
-    for kind, names in (("model", [*MODELS, *SIGHT, *PLAIN, *PIPELINES, LIGHTNING]), ("dataset", [*DATA, PICTURES])):
+    for kind, names in (
+        ("model", [*MODELS, *SIGHT, *PLAIN, *PIPELINES, LIGHTNING]),
+        ("dataset", [*DATA, PICTURES]),
+    ):
         for name in names:
             api.create_repo(name, repo_type=kind, exist_ok=True)
             api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder / name)

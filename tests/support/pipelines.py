@@ -1,4 +1,5 @@
-"""Tiny random diffusion pipelines: SDXL, whose U-Net has attention in some blocks, a DiT, and a U-Net that draws classes."""
+"""Tiny random diffusion pipelines: SDXL, whose U-Net has attention in some blocks, a DiT, and a
+U-Net that draws classes."""
 
 import json
 import string
@@ -16,16 +17,24 @@ from classes import random_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SIZE = 8  # pixels of the latents of all of them
-_END, _START = "<|endoftext|>", "<|startoftext|>"
+_END = "<|endoftext|>"
+_START = "<|startoftext|>"
 _random = partial(random_weights, size=0.05)
 
 
 def vae(seed: int, channels: int = 4) -> Any:
     """A picture has twice the size of its latents."""
-    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+    }
     return _random(
         lambda: diffusers.AutoencoderKL(
-            block_out_channels=[4, 4], latent_channels=channels, norm_num_groups=2, layers_per_block=1, **blocks
+            block_out_channels=[4, 4],
+            latent_channels=channels,
+            norm_num_groups=2,
+            layers_per_block=1,
+            **blocks,
         ),
         seed,
     )
@@ -35,8 +44,8 @@ def unet(seed: int) -> Any:
     """A U-Net of SDXL's kind."""
     return _random(
         lambda: diffusers.UNet2DConditionModel(
-            sample_size=SIZE, block_out_channels=[4, 8], layers_per_block=1, norm_num_groups=2, cross_attention_dim=16,
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+            sample_size=SIZE, block_out_channels=[4, 8], layers_per_block=1, norm_num_groups=2, cross_attention_dim=16,  # noqa: E501
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],  # noqa: E501
             attention_head_dim=[2, 2], use_linear_projection=True, addition_embed_type="text_time",
             addition_time_embed_dim=4, projection_class_embeddings_input_dim=4 * 6 + 8,
         ),
@@ -48,17 +57,21 @@ def tokenizer(folder: Path, words: str = string.ascii_lowercase) -> Any:
     """Letters."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = [*words, *(f"{letter}</w>" for letter in words), _START, _END]
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: number for number, token in enumerate(tokens)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16
+    )
 
 
 def save_sdxl(folder: Path, seed: int, words: str = string.ascii_lowercase) -> Any:
     """Save a pipeline of SDXL's kind; returns it."""
     words_of = tokenizer(folder.with_name(f"{folder.name}-words"), words)
     text = CLIPTextConfig(
-        vocab_size=len(words_of), hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=16, projection_dim=8, bos_token_id=len(words_of) - 2, eos_token_id=len(words_of) - 1,
+        vocab_size=len(words_of), hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,  # noqa: E501
+        max_position_embeddings=16, projection_dim=8, bos_token_id=len(words_of) - 2, eos_token_id=len(words_of) - 1,  # noqa: E501
     )  # fmt: skip
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae(seed),
@@ -77,7 +90,7 @@ def save_dit(folder: Path, seed: int) -> Any:
     """Save a class-conditional diffusion transformer of two blocks; returns the pipeline."""
     transformer = _random(
         lambda: diffusers.DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=2, sample_size=SIZE,
+            num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=2, sample_size=SIZE,  # noqa: E501
             patch_size=4, num_embeds_ada_norm=1000, norm_num_groups=2,
         ),
         seed,
@@ -90,6 +103,10 @@ def save_dit(folder: Path, seed: int) -> Any:
 def draw(pipeline: Any, prompt: str = "a cat", seed: int = 0) -> torch.Tensor:
     """A picture in two steps, as numbers."""
     pipeline.set_progress_bar_config(disable=True)
-    chosen: dict[str, Any] = {"class_labels": [1]} if isinstance(pipeline, diffusers.DiTPipeline) else {"prompt": prompt}
+    chosen: dict[str, Any] = (
+        {"class_labels": [1]} if isinstance(pipeline, diffusers.DiTPipeline) else {"prompt": prompt}
+    )
     generator = torch.Generator().manual_seed(seed)
-    return torch.as_tensor(pipeline(**chosen, num_inference_steps=2, generator=generator, output_type="np").images)
+    return torch.as_tensor(
+        pipeline(**chosen, num_inference_steps=2, generator=generator, output_type="np").images
+    )

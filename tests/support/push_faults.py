@@ -1,4 +1,5 @@
-"""Pushes of one small merge to a Hub on loopback, each with one call that goes wrong; for the tests and the benchmark."""
+"""Pushes of one small merge to a Hub on loopback, each with one call that goes wrong; for the tests
+and the benchmark."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a push ended: its line if it failed, what is wrong with that end if anything is, and how many calls went wrong."""
+    """How a push ended: its line if it failed, what is wrong with that end if anything is, and how
+    many calls went wrong."""
 
     error: str | None
     complaint: str | None
@@ -44,13 +46,27 @@ class Outcome:
 
 
 class Bench:
-    """A merge of some checkpoints of a family, which are on a running hub, to be pushed under ever new names."""
+    """A merge of some checkpoints of a family, which are on a running hub, to be pushed under ever
+    new names."""
 
-    def __init__(self, hub: FaultyHub, api: HfApi, family: Path, scratch: Path, *, parents: Sequence[str] = ("a", "b")) -> None:
-        self.hub, self.api, self._count = hub, api, 0
+    def __init__(
+        self,
+        hub: FaultyHub,
+        api: HfApi,
+        family: Path,
+        scratch: Path,
+        *,
+        parents: Sequence[str] = ("a", "b"),
+    ) -> None:
+        self.hub = hub
+        self.api = api
+        self._count = 0
         self._seen: list[Seen] = []
         self._calls: dict[str, list[str]] = {}
-        recipe = {"sources": [{"model": str(family / name)} for name in parents], "merge": {"method": "linear"}}
+        recipe = {
+            "sources": [{"model": str(family / name)} for name in parents],
+            "merge": {"method": "linear"},
+        }
         self.model = build_model(Recipe.model_validate(recipe), scratch / "model", progress=False)
         self.published = {str(family / name): f"local/{name}" for name in parents}
         for folder, repo_id in self.published.items():
@@ -58,26 +74,34 @@ class Bench:
             api.upload_folder(repo_id=repo_id, folder_path=folder)
 
     def calls(self, way: str) -> list[str]:
-        """The calls of a push in which nothing goes wrong, in their order, as patterns of `Fault`."""
+        """The calls of a push in which nothing goes wrong, in their order, as patterns of
+        `Fault`."""
         if way not in self._calls:
             assert self.push(way, []).complaint is None
             self._calls[way] = [_pattern(seen.method, seen.target) for seen in self._seen]
         return self._calls[way]
 
     def push(self, way: str, faults: Sequence[Fault]) -> Outcome:
-        """Push under a new name, ``NAME`` in the faults' patterns, and look at what is there afterwards."""
+        """Push under a new name, ``NAME`` in the faults' patterns, and look at what is there
+        afterwards."""
         self._count += 1
-        repo_id, options = f"local/m{self._count}", PushOptions(published=self.published, **WAYS[way])
-        (self.model / "vocab.bin").write_bytes(b"\0" + str(self._count).encode())  # the Hub asks only for what it lacks
+        repo_id = f"local/m{self._count}"
+        options = PushOptions(published=self.published, **WAYS[way])
+        (self.model / "vocab.bin").write_bytes(
+            b"\0" + str(self._count).encode()
+        )  # the Hub asks only for what it lacks
         for fault in faults:
             fault.match = fault.match.replace("NAME", f"m{self._count}")
             self.hub.faults.add(fault)
-        error, last = None, self.hub.requests[-1]
+        error = None
+        last = self.hub.requests[-1]
         try:
             push_model(self.model, repo_id, options, api=self.api)
         except HubError as cause:
             error = str(cause)
-        self._seen = list(takewhile(lambda seen: seen is not last, reversed(self.hub.requests)))[::-1]
+        self._seen = list(takewhile(lambda seen: seen is not last, reversed(self.hub.requests)))[
+            ::-1
+        ]
         self.hub.faults.clear()
         hits = sum(fault.hits for fault in faults)
         return Outcome(error, next(self._complaints(repo_id, way, error), None), hits)
@@ -89,15 +113,22 @@ class Bench:
         revision = "try" if way == "branch" else "refs/pr/1"
         titles = []
         with suppress(RepositoryNotFoundError, RevisionNotFoundError):
-            titles = [commit.title for commit in self.api.list_repo_commits(repo_id, revision=revision)]
+            titles = [
+                commit.title for commit in self.api.list_repo_commits(repo_id, revision=revision)
+            ]
         ours = sum("hf_evomerge" in title for title in titles)
         if ours > 1:
             yield f"the same commit twice: {titles}"
         if error is not None:
-            if ours != ("published, " in error or "holds the model" in error) and "not known" not in error:
+            if (
+                ours != ("published, " in error or "holds the model" in error)
+                and "not known" not in error
+            ):
                 yield f"{ours} commits of ours are there, but it says: {error}"
             return
-        if ours != 1 or "model.safetensors" not in self.api.list_repo_files(repo_id, revision=revision):
+        if ours != 1 or "model.safetensors" not in self.api.list_repo_files(
+            repo_id, revision=revision
+        ):
             yield "success, but the weights are not there"
         pulls = [(one.num, one.status) for one in self.api.get_repo_discussions(repo_id)]
         if pulls != ([] if way == "branch" else [(1, "open")]):

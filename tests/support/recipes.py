@@ -15,12 +15,23 @@ def ref_of(model: Model) -> dict[str, Any]:
 
 
 def merge_of(
-    *models: Model, method: str = "linear", base: Model | None = None, weights: Sequence[Any] = (), **fields: Any
+    *models: Model,
+    method: str = "linear",
+    base: Model | None = None,
+    weights: Sequence[Any] = (),
+    **fields: Any,
 ) -> Recipe:
-    """A merge of the models with these weights; further fields of the recipe, and under `merge` of that part."""
-    merge = {"method": method, "parameters": [{"weight": weight} for weight in weights], **fields.pop("merge", {})}
+    """A merge of the models with these weights; further fields of the recipe, and under `merge` of
+    that part."""
+    merge = {
+        "method": method,
+        "parameters": [{"weight": weight} for weight in weights],
+        **fields.pop("merge", {}),
+    }
     based = {} if base is None else {"base": ref_of(base)}
-    return Recipe.model_validate({"sources": list(map(ref_of, models)), "merge": merge, **based, **fields})
+    return Recipe.model_validate(
+        {"sources": list(map(ref_of, models)), "merge": merge, **based, **fields}
+    )
 
 
 def path_of(*models: Model, hops: str | list[str], **fields: Any) -> Recipe:

@@ -14,9 +14,15 @@ from hf_evomerge.search.file.config import SearchConfig
 Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., SearchConfig]
 GRADIENT = {"by": "gradient", "evaluations": 12}
-WEIGHTS = {"starts": [], "parameters": {"weight": {"low": 0.0, "high": 1.0}}}  # few scores, so plainly
+WEIGHTS = {
+    "starts": [],
+    "parameters": {"weight": {"low": 0.0, "high": 1.0}},
+}  # few scores, so plainly
 BY_GRADIENT: dict[str, dict[str, Any]] = {
-    "ps": {"merge": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS}, "optimize": [{**GRADIENT, "batch": 2}]},
+    "ps": {
+        "merge": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS},
+        "optimize": [{**GRADIENT, "batch": 2}],
+    },
     "dfs": {"path": {"kind": "gates"}, "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}]},
     "hybrid": {
         "merge": {"groups": "block", **WEIGHTS},
@@ -33,13 +39,20 @@ BY_GRADIENT: dict[str, dict[str, Any]] = {
 FIRST = {"by": "gradient", "evaluations": 12, "fitness": {"task": "likelihood"}}
 BY_BOTH: dict[str, dict[str, Any]] = {
     "ps": {"optimize": [FIRST, {"evaluations": 10, "population": 4}]},
-    "dfs": {"path": {"kind": "gates"}, "optimize": [{**FIRST, "evaluations": 30}, {"evaluations": 10, "population": 4}]},
+    "dfs": {
+        "path": {"kind": "gates"},
+        "optimize": [{**FIRST, "evaluations": 30}, {"evaluations": 10, "population": 4}],
+    },
 }
 
 
 def minimal(**more: Any) -> SearchConfig:
     """Settings of a search over two sources that are not there; keywords replace whole sections."""
-    settings = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}}
+    settings = {
+        "space": "ps",
+        "sources": [{"model": "a"}, {"model": "b"}],
+        "fitness": {"task": "likelihood"},
+    }
     return validate(SearchConfig, {**settings, **more}, SearchError)
 
 

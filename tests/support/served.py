@@ -1,4 +1,5 @@
-"""What the tests of the Space talk to: a page that runs, and what transformers itself would answer."""
+"""What the tests of the Space talk to: a page that runs, and what transformers itself would
+answer."""
 
 import json
 import urllib.error
@@ -7,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
-def greedy(folder: Path, prompt: str, tokens: int = 8, path: list[str] | None = None, scales: list[float] | None = None) -> str:
+def greedy(
+    folder: Path,
+    prompt: str,
+    tokens: int = 8,
+    path: list[str] | None = None,
+    scales: list[float] | None = None,
+) -> str:
     """What transformers' own generation answers, within the model's positions."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,8 +27,12 @@ def greedy(folder: Path, prompt: str, tokens: int = 8, path: list[str] | None = 
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     room = model.config.get_text_config().max_position_embeddings - inputs["input_ids"].shape[1]
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=min(tokens, room), do_sample=False, pad_token_id=0)
-    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        output = model.generate(
+            **inputs, max_new_tokens=min(tokens, room), do_sample=False, pad_token_id=0
+        )
+    return str(
+        tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ).strip()
 
 
 def shown(published: Any) -> Any:
@@ -30,7 +41,8 @@ def shown(published: Any) -> Any:
     from showcase import Showcase
 
     show = Showcase("")
-    show.published, show.host = published, Host(published)
+    show.published = published
+    show.host = Host(published)
     show.ready.set()
     return show
 
@@ -39,7 +51,9 @@ class Served:
     """A page that runs, and what is behind it."""
 
     def __init__(self, blocks: Any, show: Any) -> None:
-        self.blocks, self.show, self.url = blocks, show, blocks.local_url
+        self.blocks = blocks
+        self.show = show
+        self.url = blocks.local_url
 
     def client(self) -> Any:
         from gradio_client import Client
@@ -49,7 +63,9 @@ class Served:
     def fill_queue(self) -> urllib.error.HTTPError:
         """Ask and ask until the queue takes no more; returns how that was said."""
         body = json.dumps({"data": ["w1", "evolved", 1, None, None, None]}).encode()
-        call = urllib.request.Request(f"{self.url}gradio_api/call/answer", body, {"Content-Type": "application/json"})
+        call = urllib.request.Request(
+            f"{self.url}gradio_api/call/answer", body, {"Content-Type": "application/json"}
+        )
         for _ in range(200):
             try:
                 urllib.request.urlopen(call, timeout=30)

@@ -1,4 +1,5 @@
-"""Fails a test whose skip nobody expects, where EVOMERGE_SKIPS=listed: what every run skips is never tested.
+"""Fails a test whose skip nobody expects, where EVOMERGE_SKIPS=listed: what every run skips is
+never tested.
 
 `.ci/run` sets the variable. The hooks are those of pytest; a conftest imports them.
 """
@@ -34,7 +35,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:
-    if os.environ.get("EVOMERGE_SKIPS") != "listed" or not report.skipped or hasattr(report, "wasxfail"):
+    if (
+        os.environ.get("EVOMERGE_SKIPS") != "listed"
+        or not report.skipped
+        or hasattr(report, "wasxfail")
+    ):
         return
     reason = report.longrepr[2]
     if not re.search("|".join(EXPECTED), reason):

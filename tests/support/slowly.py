@@ -1,4 +1,5 @@
-"""Tables of cases of which only some run in every `make test`; the others are behind the marker `slow`."""
+"""Tables of cases of which only some run in every `make test`; the others are behind the marker
+`slow`."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -9,4 +10,7 @@ import pytest
 def slow_beyond(often: Collection[Any], cases: Iterable[Any]) -> list[Any]:
     """Mark every case as slow that is not among these, nor its first value."""
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*row, marks=[] if row in often or row[0] in often else pytest.mark.slow) for row in rows]
+    return [
+        pytest.param(*row, marks=[] if row in often or row[0] in often else pytest.mark.slow)
+        for row in rows
+    ]

@@ -11,9 +11,16 @@ SIZE = 0.2  # of the numbers in the matrices
 
 
 def save_adapter(base: Path | Any, folder: Path, seed: int, **settings: Any) -> Path:
-    """Save an adapter of a model, which is loaded from its folder or is changed; it changes everything that it may."""
+    """Save an adapter of a model, which is loaded from its folder or is changed; it changes
+    everything that it may."""
     model = AutoModelForCausalLM.from_pretrained(base) if isinstance(base, Path) else base
-    given = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
+    given = {
+        "r": 4,
+        "lora_alpha": 7,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+        **settings,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuned = get_peft_model(model, LoraConfig(**given))  # begins at random numbers
@@ -21,7 +28,10 @@ def save_adapter(base: Path | Any, folder: Path, seed: int, **settings: Any) -> 
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * (SIZE if "lora_" in name else SIZE / 10))
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=generator)
+                    * (SIZE if "lora_" in name else SIZE / 10)
+                )
     tuned.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()  # names the base's folder, which the Hub does not take
     return folder

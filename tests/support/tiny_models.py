@@ -5,11 +5,23 @@ from inspect import signature
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MambaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MambaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 VOCAB = 64
 _COMMON: dict[str, Any] = {
-    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
     **{"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
 _HEAD_DIM = {"head_dim": 8}
@@ -22,8 +34,15 @@ def kinds(*names: str) -> Callable[[int], list[str]]:
     return lambda count: [names[layer % len(names)] for layer in range(count)]
 
 
-_alternating, _conv, _linear = (kinds(name, "full_attention") for name in ("sliding_attention", "conv", "linear_attention"))
-_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_alternating, _conv, _linear = (
+    kinds(name, "full_attention") for name in ("sliding_attention", "conv", "linear_attention")
+)
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 
 _ALTERNATING = {"layer_types": kinds("sliding_attention", "full_attention")}
 
@@ -33,8 +52,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {**_HEAD_DIM, **_SLIDING},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {**_HEAD_DIM, **_ALTERNATING, **_SLIDING, "use_sliding_window": True},
-    "qwen3_moe": {**_HEAD_DIM, **_EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": lambda count: [1]},
-    "qwen3_5_text": {**_HEAD_DIM, **_LINEAR, "layer_types": kinds("linear_attention", "full_attention")},
+    "qwen3_moe": {
+        **_HEAD_DIM,
+        **_EXPERTS,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": lambda count: [1],
+    },
+    "qwen3_5_text": {
+        **_HEAD_DIM,
+        **_LINEAR,
+        "layer_types": kinds("linear_attention", "full_attention"),
+    },
     "gemma": _HEAD_DIM,
     "gemma2": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING, "query_pre_attn_scalar": 8},
@@ -42,11 +70,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi3": {"pad_token_id": 0},
     "gpt2": {},
     "gpt_neo": {
-        "attention_types": lambda count: [[["global", "local"], count // 2], [["global"], count % 2]],
+        "attention_types": lambda count: [
+            [["global", "local"], count // 2],
+            [["global"], count % 2],
+        ],
         "window_size": 4,
     },
     "gpt_neox": {},
-    "gpt_oss": {**_HEAD_DIM, **_SLIDING, **_ALTERNATING, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {
+        **_HEAD_DIM,
+        **_SLIDING,
+        **_ALTERNATING,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "olmo2": {},
     "granite": {"residual_multiplier": 0.7, "embedding_multiplier": 2.0, "logits_scaling": 3.0},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
@@ -56,10 +93,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "bloom": {},
     "opt": {"ffn_dim": 40, "word_embed_proj_dim": 32},
-    "lfm2": {"layer_types": kinds("conv", "full_attention"), "block_ff_dim": 40, "block_auto_adjust_ff_dim": False},
+    "lfm2": {
+        "layer_types": kinds("conv", "full_attention"),
+        "block_ff_dim": 40,
+        "block_auto_adjust_ff_dim": False,
+    },
     "exaone4": {**_SLIDING, **_ALTERNATING, "sliding_window_pattern": 2},
     "glm4": _HEAD_DIM,
-    "smollm3": {"no_rope_layers": lambda count: [layer % 2 for layer in range(count)], "layer_types": None},
+    "smollm3": {
+        "no_rope_layers": lambda count: [layer % 2 for layer in range(count)],
+        "layer_types": None,
+    },
     "mamba": {"state_size": 4, "conv_kernel": 4, "time_step_rank": 4},
 }
 
@@ -75,17 +119,26 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
-# Until the cache had one name for all architectures, generation chose it by the name of the model's class.
+# Until the cache had one name for all architectures, generation chose it by the name of the model's
+# class.
 OLD_CACHE_NAMES = "cache" not in signature(MambaForCausalLM.forward).parameters
 if OLD_CACHE_NAMES:
     del ARCHITECTURES["mamba"]
 
 
 def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any) -> PreTrainedModel:
-    """A random model of a few thousand parameters in eval mode; every call gives a new object with the same weights."""
-    given = {**_COMMON, "num_hidden_layers": layers, **ARCHITECTURES.get(architecture, {}), **fields}
+    """A random model of a few thousand parameters in eval mode; every call gives a new object with
+    the same weights."""
+    given = {
+        **_COMMON,
+        "num_hidden_layers": layers,
+        **ARCHITECTURES.get(architecture, {}),
+        **fields,
+    }
     given = {name: value(layers) if callable(value) else value for name, value in given.items()}
-    config = CONFIG_MAPPING[architecture](**{name: value for name, value in given.items() if value is not None})
+    config = CONFIG_MAPPING[architecture](
+        **{name: value for name, value in given.items() if value is not None}
+    )
 
     def change(name: str, parameter: torch.Tensor) -> None:
         if "norm" in name:
@@ -96,7 +149,9 @@ def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any)
     return built(config, seed, change)
 
 
-def built(config: PreTrainedConfig, seed: int, change: Callable[[str, torch.Tensor], None]) -> PreTrainedModel:
+def built(
+    config: PreTrainedConfig, seed: int, change: Callable[[str, torch.Tensor], None]
+) -> PreTrainedModel:
     """A random model of a config in eval mode, each of whose parameters is changed."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[]):

@@ -33,15 +33,21 @@ def hardness(split: str) -> np.ndarray:
 
 
 def toy_scores(job: Job) -> np.ndarray:
-    """Scores of the toy task: a weight of 0.7 for each source, and a path of five hops with scales near 1.1, are best."""
-    target, value = job.target, -2.0
+    """Scores of the toy task: a weight of 0.7 for each source, and a path of five hops with scales
+    near 1.1, are best."""
+    target = job.target
+    value = -2.0
     if isinstance(target, Recipe):
         value = 0.0
         if target.merge is not None:
-            value -= sum((float(mapping["weight"]) - 0.7) ** 2 for mapping in target.merge.parameters)  # type: ignore[arg-type]
+            value -= sum(
+                (float(mapping["weight"]) - 0.7) ** 2 for mapping in target.merge.parameters
+            )  # type: ignore[arg-type]
         if target.flow is not None:
             path = target.flow.to_path()
-            value -= (len(path) - 5) ** 2 / 10 + float(np.mean([(scale - 1.1) ** 2 for scale in path.scales]))
+            value -= (len(path) - 5) ** 2 / 10 + float(
+                np.mean([(scale - 1.1) ** 2 for scale in path.scales])
+            )
     scores = value + hardness(job.split) + (10.0 if job.fitness is not None else 0.0)
     return scores if job.batch is None else scores[list(job.batch)]
 
@@ -57,7 +63,9 @@ class ToyRunner:
         fails: Callable[[Job], bool] = lambda _: False,
         scores: Callable[[Job], np.ndarray | Scores] = toy_scores,
     ) -> None:
-        self.stop_after, self.fails, self.scores = stop_after, fails, scores
+        self.stop_after = stop_after
+        self.fails = fails
+        self.scores = scores
         self.rng = None if shuffle is None else random.Random(shuffle)
         self.jobs: list[Job] = []
         self.rounds: list[list[Job]] = []
@@ -75,7 +83,12 @@ class ToyRunner:
                 yield index, Scores.failed("toy: this one fails", 0.5)
             else:
                 scores = self.scores(jobs[index])
-                yield index, scores if isinstance(scores, Scores) else Scores(scores, correct=scores > 0, seconds=0.25)
+                yield (
+                    index,
+                    scores
+                    if isinstance(scores, Scores)
+                    else Scores(scores, correct=scores > 0, seconds=0.25),
+                )
 
     def close(self) -> None:
         """Nothing to free."""
@@ -86,26 +99,42 @@ OPTIMIZER = {"evaluations": 31, "population": 7}
 SPACES: dict[str, dict[str, Any]] = {
     "ps": {"merge": {"method": "linear", "groups": "model"}, "optimize": [OPTIMIZER]},
     "dfs": {"space": "dfs", "path": {"kind": "paper", "scales": "slot"}, "optimize": [OPTIMIZER]},
-    "none": {"space": "dfs", "path": {"kind": "paper", "scales": "none", "repetitions": 1}, "optimize": [OPTIMIZER]},
+    "none": {
+        "space": "dfs",
+        "path": {"kind": "paper", "scales": "none", "repetitions": 1},
+        "optimize": [OPTIMIZER],
+    },
     "terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}, "optimize": [OPTIMIZER]},
     "hybrid": {
         "space": "hybrid",
         "merge": {"method": "linear", "groups": "model"},
         "path": {"kind": "paper", "scales": "slot"},
-        "optimize": [{**OPTIMIZER, "space": "ps"}, {"evaluations": 20, "population": 6, "space": "dfs"}],
+        "optimize": [
+            {**OPTIMIZER, "space": "ps"},
+            {"evaluations": 20, "population": 6, "space": "dfs"},
+        ],
         "compare": {"baselines": ["average", "random"]},
     },
     "first": {
         "space": "hybrid",
         "merge": {"method": "linear", "groups": "model"},
         "optimize": [
-            {"by": "cma", "evaluations": 14, "population": 7, "fitness": {"task": "generation"}, "space": "ps"},
+            {
+                "by": "cma",
+                "evaluations": 14,
+                "population": 7,
+                "fitness": {"task": "generation"},
+                "space": "ps",
+            },
             {**OPTIMIZER, "space": "ps"},
             {**OPTIMIZER, "by": "cma", "evaluations": 12, "space": "dfs"},
             {**OPTIMIZER, "evaluations": 20, "space": "dfs"},
         ],
     },
-    "batches": {"merge": {"method": "linear", "groups": "model"}, "optimize": [{**OPTIMIZER, "batch": 4}]},
+    "batches": {
+        "merge": {"method": "linear", "groups": "model"},
+        "optimize": [{**OPTIMIZER, "batch": 4}],
+    },
 }
 
 SWEEP: dict[str, Any] = {
@@ -131,11 +160,14 @@ def toy_search(
 ) -> tuple[Study, Result]:
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
-    config, counts = toy_config(kind, **more), dict.fromkeys(splits, EXAMPLES)
+    config = toy_config(kind, **more)
+    counts = dict.fromkeys(splits, EXAMPLES)
     sources = SourceSummary(LAYERS if len(config.sources) > 1 else [6])
     return study, run_phases(SearchRun(config, study, runner, sources, counts, callbacks=callbacks))
 
 
 def table_rows(result: Result) -> list[tuple[Any, ...]]:
     """What the table of a search says."""
-    return [(row.stage, row.model, row.scores.mean, row.evaluations, row.winner) for row in result.rows]
+    return [
+        (row.stage, row.model, row.scores.mean, row.evaluations, row.winner) for row in result.rows
+    ]

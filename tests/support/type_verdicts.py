@@ -1,6 +1,8 @@
-"""What the merged model does with each type of causal language model in transformers: works, works in place, refuses.
+"""What the merged model does with each type of causal language model in transformers: works, works
+in place, refuses.
 
-Knows the types' tiny models and the package. `refusal` builds on the meta device only and is cheap; `verdict` runs everything.
+Knows the types' tiny models and the package. `refusal` builds on the meta device only and is cheap;
+`verdict` runs everything.
 """
 
 import re
@@ -27,7 +29,11 @@ from hf_evomerge.routing.pool import LayerPool
 IDENTITY = LayerPath.identity(4)
 MOVED = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2")
 SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"])
-WORKS, IN_PLACE, REFUSED, PLAIN_FAILS, FAILS = "works", "in place", "refused", "the plain class fails", "NO"
+WORKS = "works"
+IN_PLACE = "in place"
+REFUSED = "refused"
+PLAIN_FAILS = "the plain class fails"
+FAILS = "NO"
 SEES = "sees"
 
 
@@ -39,7 +45,8 @@ class Verdict(NamedTuple):
 
 
 def refusal(model_type: str) -> Verdict | None:
-    """How the configuration alone refuses a type, or a path that moves its layers; None where it does not."""
+    """How the configuration alone refuses a type, or a path that moves its layers; None where it
+    does not."""
     kind = CONFIG_MAPPING[model_type]
     try:
         check_alike([kind() if composite(kind) else tiny_config(model_type, 4)])
@@ -55,8 +62,11 @@ def refusal(model_type: str) -> Verdict | None:
 
 
 def composite(kind: type[PreTrainedConfig]) -> bool:
-    """Whether a config has parts that are models, or an encoder: made without arguments, it is enough to be refused."""
-    return "text_config" in kind.sub_configs or bool(kind.sub_configs.keys() - {"attn_config", "ffn_config"})
+    """Whether a config has parts that are models, or an encoder: made without arguments, it is
+    enough to be refused."""
+    return "text_config" in kind.sub_configs or bool(
+        kind.sub_configs.keys() - {"attn_config", "ffn_config"}
+    )
 
 
 def verdict(model_type: str, folder: Path) -> Verdict:
@@ -65,7 +75,9 @@ def verdict(model_type: str, folder: Path) -> Verdict:
         early = refusal(model_type)
     except Exception as cause:
         return Verdict(PLAIN_FAILS, reason(cause))
-    if early is not None and (early.outcome in (REFUSED, SEES) or composite(CONFIG_MAPPING[model_type])):
+    if early is not None and (
+        early.outcome in (REFUSED, SEES) or composite(CONFIG_MAPPING[model_type])
+    ):
         return early
     try:
         sources = [tiny_source(model_type, 4, seed) for seed in (0, 1)]
@@ -73,8 +85,14 @@ def verdict(model_type: str, folder: Path) -> Verdict:
     except Exception as cause:
         return Verdict(PLAIN_FAILS, reason(cause))
     try:
-        paths = {"identity": IDENTITY} if early is not None else {"identity": IDENTITY, "moved": MOVED, "sums": SUMS}
-        unbuilt = [check(sources, path, folder / name, cached=not remark) for name, path in paths.items()]
+        paths = (
+            {"identity": IDENTITY}
+            if early is not None
+            else {"identity": IDENTITY, "moved": MOVED, "sums": SUMS}
+        )
+        unbuilt = [
+            check(sources, path, folder / name, cached=not remark) for name, path in paths.items()
+        ]
     except EvoMergeError as cause:
         return Verdict(REFUSED, reason(cause))
     except Exception as cause:
@@ -84,32 +102,46 @@ def verdict(model_type: str, folder: Path) -> Verdict:
 
 
 def plain(sources: list[PreTrainedModel], folder: Path) -> str:
-    """Save the sources; raises where the plain class cannot run, or gives something else when it is loaded again.
+    """Save the sources; raises where the plain class cannot run, or gives something else when it is
+    loaded again.
 
     Returns a remark where it computes something else without a cache.
     """
     logits = sources[0](token_ids()).logits
     assert torch.isfinite(logits).all(), "logits are not finite"
-    steps = [torch.cat([greedy(source, use_cache=cache) for source in sources]) for cache in (True, False)]
+    steps = [
+        torch.cat([greedy(source, use_cache=cache) for source in sources])
+        for cache in (True, False)
+    ]
     for number, source in enumerate(sources):
         source.save_pretrained(folder / str(number))
-    assert alike(AutoModelForCausalLM.from_pretrained(folder / "0"), sources[0]), "it is another model when it is loaded again"
+    assert alike(AutoModelForCausalLM.from_pretrained(folder / "0"), sources[0]), (
+        "it is another model when it is loaded again"
+    )
     return "" if close(*steps) else "the plain class's logits depend on the cache"
 
 
 def check(sources: list[PreTrainedModel], path: LayerPath, folder: Path, *, cached: bool) -> str:
-    """What is made in memory, saved and loaded, rerouted and built from files is one model, whose layers compute as at home.
+    """What is made in memory, saved and loaded, rerouted and built from files is one model, whose
+    layers compute as at home.
 
     Returns why it cannot be built from files, if so.
     """
     model = LayerPool(sources).model(path)
     logits = model(token_ids()).logits
     if path is IDENTITY:
-        assert torch.equal(logits, sources[0](token_ids()).logits), "the identity path is not the source"
-    assert torch.equal(model.with_path(model.config.path)(token_ids()).logits, logits), "with_path differs"
+        assert torch.equal(logits, sources[0](token_ids()).logits), (
+            "the identity path is not the source"
+        )
+    assert torch.equal(model.with_path(model.config.path)(token_ids()).logits, logits), (
+        "with_path differs"
+    )
     model.save_pretrained(folder / "saved")
     flow = FlowPart(path=path.as_text(), scales=path.scales)
-    files = [Source(folder.parent / str(number), SourceRef(model=str(number))) for number in range(len(sources))]
+    files = [
+        Source(folder.parent / str(number), SourceRef(model=str(number)))
+        for number in range(len(sources))
+    ]
     unbuilt = ""
     try:
         write_checkpoint(Routed(files, flow), folder / "built", progress=False)
@@ -120,9 +152,16 @@ def check(sources: list[PreTrainedModel], path: LayerPath, folder: Path, *, cach
         assert type(again) is EvoMergedForCausalLM
         assert alike(again, model), f"{name}: another model when it is loaded"
     if cached:
-        assert close(greedy(model, use_cache=True), greedy(model, use_cache=False)), "logits depend on the cache"
-    counts = [len(each(token_ids(), output_hidden_states=True).hidden_states or ()) for each in (model, sources[0])]
-    assert not counts[1] or counts[0] - len(path) == counts[1] - len(IDENTITY), "hidden states are not counted by hop"
+        assert close(greedy(model, use_cache=True), greedy(model, use_cache=False)), (
+            "logits depend on the cache"
+        )
+    counts = [
+        len(each(token_ids(), output_hidden_states=True).hidden_states or ())
+        for each in (model, sources[0])
+    ]
+    assert not counts[1] or counts[0] - len(path) == counts[1] - len(IDENTITY), (
+        "hidden states are not counted by hop"
+    )
     if path is not SUMS:
         assert at_home(model, sources), "a layer computes something else than in its source"
     return unbuilt
@@ -133,7 +172,10 @@ def at_home(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> bool
     calls: list[tuple[int, Any, dict[str, Any], Any]] = []
     hooks = [
         layer.register_forward_hook(
-            lambda module, args, kwargs, output, slot=slot: calls.append((slot, args, dict(kwargs), output)), with_kwargs=True
+            lambda module, args, kwargs, output, slot=slot: calls.append(
+                (slot, args, dict(kwargs), output)
+            ),
+            with_kwargs=True,
         )
         for slot, layer in enumerate(model.layers)
     ]
@@ -142,19 +184,35 @@ def at_home(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> bool
         hook.remove()
     own: list[list[nn.Module]] = []
     for source in sources:
-        own.append(list(source.get_submodule(find_layers(source, source.config.num_hidden_layers)).children()))
+        own.append(
+            list(
+                source.get_submodule(
+                    find_layers(source, source.config.num_hidden_layers)
+                ).children()
+            )
+        )
     same = []
     for slot, args, kwargs, output in calls:
         source, layer = model.config.slots[slot]
         found = own[source][layer](*args, **kwargs)
-        same.append(torch.equal(*(item[0] if isinstance(item, (tuple, list)) else item for item in (found, output))))
+        same.append(
+            torch.equal(
+                *(item[0] if isinstance(item, (tuple, list)) else item for item in (found, output))
+            )
+        )
     return bool(same) and all(same)
 
 
 def alike(again: PreTrainedModel, model: PreTrainedModel) -> bool:
-    """Whether two models have the same bits in every tensor, buffers included, and the same logits but for rounding."""
-    ours, theirs = ({**each.state_dict(), **dict(each.named_buffers(remove_duplicate=False))} for each in (model, again))
-    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
+    """Whether two models have the same bits in every tensor, buffers included, and the same logits
+    but for rounding."""
+    ours, theirs = (
+        {**each.state_dict(), **dict(each.named_buffers(remove_duplicate=False))}
+        for each in (model, again)
+    )
+    if ours.keys() != theirs.keys() or not all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    ):
         return False
     wanted = model(token_ids()).logits
     return bool((again(token_ids()).logits - wanted).abs().max() <= 1e-5 * wanted.std())
@@ -164,7 +222,9 @@ def greedy(model: PreTrainedModel, **options: Any) -> torch.Tensor:
     """The logits of each step of a greedy generation."""
     fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 6}
     recorded = {"output_logits": True, "return_dict_in_generate": True}
-    steps = model.generate(token_ids(), attention_mask=torch.ones_like(token_ids()), **fixed, **recorded, **options)
+    steps = model.generate(
+        token_ids(), attention_mask=torch.ones_like(token_ids()), **fixed, **recorded, **options
+    )
     return torch.stack(steps.logits)
 
 
@@ -174,7 +234,8 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def row(line: str) -> tuple[str, Verdict] | None:
-    """A line of the table in benchmarks/pages/model-tests.md as a type and its verdict; None where it is another line."""
+    """A line of the table in benchmarks/pages/model-tests.md as a type and its verdict; None where
+    it is another line."""
     cells = re.split(r"(?<!\\) *\| *", line.strip())[1:-1]
     known = len(cells) == 3 and cells[1] in (WORKS, IN_PLACE, REFUSED, SEES, PLAIN_FAILS, FAILS)
     return (cells[0].strip(), Verdict(cells[1], cells[2])) if known else None
@@ -184,5 +245,9 @@ def reason(cause: BaseException) -> str:
     """An error as a cell of a table: one line, without the field's name."""
     text = " ".join(str(cause).split()).replace("|", "\\|")
     text = re.sub(r"^text_config\.\w+: ", "", text)
-    kind = "" if isinstance(cause, (EvoMergeError, ValueError, AssertionError)) else f"{type(cause).__name__}: "
+    kind = (
+        ""
+        if isinstance(cause, (EvoMergeError, ValueError, AssertionError))
+        else f"{type(cause).__name__}: "
+    )
     return f"{kind}{text}"[:200]

@@ -1,4 +1,5 @@
-"""Processes that begin with torch and transformers imported: forks of a server that has done nothing else.
+"""Processes that begin with torch and transformers imported: forks of a server that has done
+nothing else.
 
 A cold interpreter takes seconds for these imports. The package is imported by the process itself.
 """
@@ -24,7 +25,14 @@ from typing import Any
 import pytest
 
 IMPORTED = (
-    *("numpy", "cma", "safetensors.torch", "torch", "transformers.modeling_utils", "transformers.generation.utils"),
+    *(
+        "numpy",
+        "cma",
+        "safetensors.torch",
+        "torch",
+        "transformers.modeling_utils",
+        "transformers.generation.utils",
+    ),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"),
     *("pydantic.types", "rich.progress", "typer.main"),
@@ -43,20 +51,26 @@ class WarmProcess(ForkServerProcess):
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self._environment)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started the tests in the background
-        gc.freeze()  # a search collects garbage often: half a second each time, among what the server imported
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # also where a shell started the tests in the background
+        # a search collects garbage often: half a second each time, among what the server imported
+        gc.freeze()
         read_environment()
         super().run()
 
 
 def read_environment() -> None:
-    """Read what huggingface_hub and transformers read when they are imported, which the server did."""
+    """Read what huggingface_hub and transformers read when they are imported, which the server
+    did."""
     from huggingface_hub import constants, hf_api
 
     importlib.reload(constants)
     hf_api.api.endpoint = constants.ENDPOINT
     modules = os.environ.get("HF_MODULES_CACHE", f"{constants.HF_HOME}/modules")
-    sys.path[:] = [place for place in sys.path if not Path(place, "transformers_modules").exists()]  # of the process before
+    sys.path[:] = [
+        place for place in sys.path if not Path(place, "transformers_modules").exists()
+    ]  # of the process before
     for name in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
         importlib.import_module(name).HF_MODULES_CACHE = modules  # type: ignore[attr-defined]
 
@@ -68,7 +82,8 @@ class _Context(ForkServerContext):
 @contextmanager
 def warm_workers(method: str | None = None) -> Iterator[None]:
     """Start what would be a cold interpreter by this method, or as a `WarmProcess`."""
-    usual, context = multiprocessing.get_context, _Context()
+    usual = multiprocessing.get_context
+    context = _Context()
     context.set_forkserver_preload(list(IMPORTED))
 
     def get_context(asked: str | None = None) -> Any:
@@ -80,12 +95,19 @@ def warm_workers(method: str | None = None) -> Iterator[None]:
 
 
 class Program:
-    """Python code that runs in a warm process as a program of its own, with the methods of `subprocess.Popen`.
+    """Python code that runs in a warm process as a program of its own, with the methods of
+    `subprocess.Popen`.
 
     Its workers are forks of it; the files `said` and `errors` have what it wrote so far.
     """
 
-    def __init__(self, code: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        *arguments: object,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         folder = mkdtemp(prefix="warm-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.said, self.errors = (Path(folder, name) for name in ("said", "errors"))
@@ -143,5 +165,9 @@ def _work(code: str, arguments: list[str], cwd: Path, *said: Path) -> None:
     main = sys.modules["__main__"] = ModuleType("__main__")
     with warm_workers("fork"), pytest.MonkeyPatch.context() as patch:
         usual = ForkProcess.start
-        patch.setattr(ForkProcess, "start", lambda process: (ForkingPickler.dumps(process._args[1:]), usual(process))[1])
+        patch.setattr(
+            ForkProcess,
+            "start",
+            lambda process: (ForkingPickler.dumps(process._args[1:]), usual(process))[1],
+        )
         exec(compile(code, "<program>", "exec"), main.__dict__)

@@ -1,4 +1,5 @@
-"""Searches that are watched, or ended as a killed process is; processes that are there; studies that are changed."""
+"""Searches that are watched, or ended as a killed process is; processes that are there; studies
+that are changed."""
 
 import sqlite3
 import time
@@ -27,7 +28,9 @@ class KilledError(BaseException):
     """As if the process had been killed."""
 
 
-def killed(when: Callable[[Progress], object], run: Callable[..., object], *given: Any, **more: Any) -> None:
+def killed(
+    when: Callable[[Progress], object], run: Callable[..., object], *given: Any, **more: Any
+) -> None:
     """Run a search, or go on with it, and end it where its progress is such."""
 
     def see(progress: Progress) -> None:
@@ -56,10 +59,14 @@ def are_gone(*pids: int) -> bool:
 def descendants(pid: int) -> list[int]:
     """Processes that a process has begun, and those that they have."""
     try:
-        lists = [(task / "children").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()]
+        lists = [
+            (task / "children").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
     except OSError:
         return []
-    return [each for own in lists for child in map(int, own) for each in (child, *descendants(child))]
+    return [
+        each for own in lists for child in map(int, own) for each in (child, *descendants(child))
+    ]
 
 
 def sql(folder: Path, statement: str) -> None:

@@ -1,4 +1,5 @@
-"""The merge methods, one family a file. Importing this package imports every file of it, which registers them. No torch."""
+"""The merge methods, one family a file. Importing this package imports every file of it, which
+registers them. No torch."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,5 @@
-"""arcee_fusion: takes over from a source only what changed most, and where rows changed most (https://arcee.ai)."""
+"""arcee_fusion: takes over from a source only what changed most, and where rows changed most
+(https://arcee.ai)."""
 
 from __future__ import annotations
 
@@ -39,19 +40,32 @@ class Fusion:
 def fusion(inputs: TensorJob, call: Call) -> Fusion:
     """The importance of a tensor's elements, and how much of it is enough."""
     whole = Fusion(
-        inputs.lines(np.concatenate([_divergence(inputs, *span) for span in row_spans(inputs.numel, inputs.width)])), math.inf
+        inputs.lines(
+            np.concatenate(
+                [_divergence(inputs, *span) for span in row_spans(inputs.numel, inputs.width)]
+            )
+        ),
+        math.inf,
     )
-    order = inputs.derived("importance", lambda start, stop: whole.importance(inputs.tensor(0, start, stop), start))
-    q1, median, q3 = (order.largest(inputs.numel - math.floor(q * (inputs.numel - 1))) for q in (0.25, 0.5, 0.75))
+    order = inputs.derived(
+        "importance", lambda start, stop: whole.importance(inputs.tensor(0, start, stop), start)
+    )
+    q1, median, q3 = (
+        order.largest(inputs.numel - math.floor(q * (inputs.numel - 1))) for q in (0.25, 0.5, 0.75)
+    )
     return Fusion(whole.divergence, median + 1.5 * (q3 - q1))
 
 
 def _divergence(inputs: TensorJob, start: int, stop: int) -> NDArray[np.float64]:
-    """``sum p log(p / q)`` of each row, p and q being the softmax of the source's row and of the base's."""
+    """``sum p log(p / q)`` of each row, p and q being the softmax of the source's row and of the
+    base's."""
     origin = inputs.base(start, stop)
     assert origin is not None
     base = origin.numpy(force=True).astype(np.float64).reshape(-1, inputs.width)
-    p = _softmax(base + inputs.tensor(0, start, stop).numpy(force=True).reshape(-1, inputs.width)) + 1e-8
+    p = (
+        _softmax(base + inputs.tensor(0, start, stop).numpy(force=True).reshape(-1, inputs.width))
+        + 1e-8
+    )
     q = _softmax(base) + 1e-8
     return np.maximum((p * np.log(p / q)).sum(axis=1), 0.0)
 
@@ -63,10 +77,12 @@ def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @register_method("arcee_fusion", task_vectors=True, prepare=fusion, memory=4, count=(1, 1))
 def arcee_fusion(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """The base, and the source's elements where ``abs(d)`` times the divergence of their row is far above the median.
+    """The base, and the source's elements where ``abs(d)`` times the divergence of their row is far
+    above the median.
 
-    The importance of an element is ``|d|`` times the Kullback-Leibler divergence of the softmax of the source's row from that
-    of the base's row. Taken over is what reaches ``median + 1.5 * (q3 - q1)`` of the tensor's importance.
+    The importance of an element is ``|d|`` times the Kullback-Leibler divergence of the softmax of
+    the source's row from that of the base's row. Taken over is what reaches ``median + 1.5 * (q3 -
+    q1)`` of the tensor's importance.
 
     Example:
         >>> import torch

@@ -1,7 +1,9 @@
-"""Parts that several merge methods share: declarations of parameters, the sum, the vote on signs, sparse task vectors.
+"""Parts that several merge methods share: declarations of parameters, the sum, the vote on signs,
+sparse task vectors.
 
-All arithmetic is float32, one rounding per multiplication and per addition (no fused multiply-add), so that the same recipe
-gives the same bits on every processor. Nothing here imports torch: tensors bring their own operations.
+All arithmetic is float32, one rounding per multiplication and per addition (no fused multiply-add),
+so that the same recipe gives the same bits on every processor. Nothing here imports torch: tensors
+bring their own operations.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ DENSITY = Parameter(
     grouped=True,
 )
 NORMALIZE = Parameter(
-    "normalize", "flag", False, "global", "Divide by the sum of the weights (of those that count for the element)."
+    "normalize",
+    "flag",
+    False,
+    "global",
+    "Divide by the sum of the weights (of those that count for the element).",
 )
 LAMBDA = Parameter(
     "lambda",
@@ -56,7 +62,10 @@ TRIM_RESCALE = Parameter(
     "choice",
     "none",
     "global",
-    "After trimming: l1 restores the sum of the absolute values, none leaves the elements as they are.",
+    (
+        "After trimming: l1 restores the sum of the absolute values, none leaves the elements as "
+        "they are."
+    ),
     choices=("none", "l1"),
 )
 DROP_RESCALE = Parameter(
@@ -64,20 +73,23 @@ DROP_RESCALE = Parameter(
     "choice",
     "l1",
     "global",
-    "After dropping: l1 restores the sum of the absolute values (mergekit's), expected divides by the density (the DARE "
+    "After dropping: l1 restores the sum of the absolute values (mergekit's), expected "
+    "divides by the density (the DARE "
     "paper's), none leaves the elements as they are.",
     choices=("l1", "expected", "none"),
 )
 
 
 Mask = Callable[["Tensor", int], "Tensor"]
-"""Gives a slice of a task vector, which begins at a position, as a new tensor with 0 for what is not kept."""
+"""Gives a slice of a task vector, which begins at a position, as a new tensor with 0 for what is
+not kept."""
 Sparse = tuple[Mask, float] | None
 """What is kept of a task vector, and the factor on it; None: nothing."""
 
 
 def weighted_sum(tensors: list[Tensor], weights: list[float], owns: bool = False) -> Tensor:
-    """``sum_i w_i x_i``, in a tensor of its own or, where it `owns` them, in one of these; weight 0 is as good as absent."""
+    """``sum_i w_i x_i``, in a tensor of its own or, where it `owns` them, in one of these; weight 0
+    is as good as absent."""
     total: Tensor | None = None
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight != 0:
@@ -107,7 +119,8 @@ def elect(parts: list[Tensor]) -> Tensor:
 
 
 def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize: bool) -> Tensor:
-    """TIES' merge (arXiv:2306.01708): the sum of the weighted parts that have the elected sign, a new tensor.
+    """TIES' merge (arXiv:2306.01708): the sum of the weighted parts that have the elected sign, a
+    new tensor.
 
     Args:
         parts: ``D_i = w_i * trimmed d_i``; overwritten.
@@ -128,7 +141,9 @@ def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize:
     mixed.mul_(sign)
     if count is not None:
         if min(weights) > 0:
-            count.clamp_(min=min(weights))  # where none agrees the sum is 0, and so is what is divided
+            count.clamp_(
+                min=min(weights)
+            )  # where none agrees the sum is 0, and so is what is divided
         else:
             count.masked_fill_(count == 0, 1.0)
         mixed.div_(count)
@@ -149,18 +164,23 @@ def l1_factor(inputs: TensorJob, index: int, mask: Mask) -> float:
 
 
 def each(pick: Callable[[TensorJob, int, Mapping[str, float], str], Sparse]) -> Prepare:
-    """Make the ``prepare`` of a sparse method: `pick` says what is kept of each source that has a weight."""
+    """Make the ``prepare`` of a sparse method: `pick` says what is kept of each source that has a
+    weight."""
 
     def prepare(inputs: TensorJob, call: Call) -> list[Sparse]:
         rescale = call.options["rescale"]
-        return [pick(inputs, n, values, rescale) if values["weight"] else None for n, values in enumerate(call.sources)]
+        return [
+            pick(inputs, n, values, rescale) if values["weight"] else None
+            for n, values in enumerate(call.sources)
+        ]
 
     return prepare
 
 
 def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
     """The task vectors that ``call.prepared`` leaves, as new tensors, and their weights."""
-    parts, weights = [], []
+    parts = []
+    weights = []
     for vector, weight, kept in zip(vectors, call.weights, call.prepared, strict=True):
         if kept is not None:
             mask, factor = kept
@@ -180,7 +200,8 @@ def add_sparse(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
 
 
 def vote_sparse(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """The vote of TIES on what ``call.prepared`` leaves of the task vectors; see `elect` and `agreeing`."""
+    """The vote of TIES on what ``call.prepared`` leaves of the task vectors; see `elect` and
+    `agreeing`."""
     parts, weights = sparse(vectors, call)
     if not parts:
         return onto_base(base, vectors[0].new_zeros(vectors[0].shape), call)

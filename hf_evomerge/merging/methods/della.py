@@ -1,4 +1,5 @@
-"""della and della_linear: drop at random, small elements more often than large ones (arXiv:2406.11617), then vote or add up."""
+"""della and della_linear: drop at random, small elements more often than large ones
+(arXiv:2406.11617), then vote or add up."""
 
 from __future__ import annotations
 
@@ -9,7 +10,18 @@ from typing import TYPE_CHECKING
 from ..method import Call
 from ..parameters import Parameter
 from ..registry import register_method
-from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, each, l1_factor, vote_sparse
+from .common import (
+    DENSITY,
+    DROP_RESCALE,
+    LAMBDA,
+    NORMALIZE,
+    WEIGHT,
+    Sparse,
+    add_sparse,
+    each,
+    l1_factor,
+    vote_sparse,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +33,8 @@ EPSILON = Parameter(
     "number",
     0.15,
     "source",
-    "The smallest element of a row is kept with probability density - epsilon, the largest with density + epsilon, and what "
+    "The smallest element of a row is kept with probability density - epsilon, the largest "
+    "with density + epsilon, and what "
     "is between by its rank; probabilities end at 0 and 1.",
     low=0.0,
     high=0.5,
@@ -29,7 +42,8 @@ EPSILON = Parameter(
 )
 RESCALE = replace(
     DROP_RESCALE,
-    help="After dropping: l1 restores the sum of the absolute values (mergekit's), expected divides each element by its own "
+    help="After dropping: l1 restores the sum of the absolute values (mergekit's), expected "
+    "divides each element by its own "
     "probability (the DELLA paper's), none leaves the elements as they are.",
 )
 _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
@@ -37,7 +51,8 @@ _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
 
 def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:
     """The mask of MagPrune (arXiv:2406.11617), and the factor that makes up for what is dropped."""
-    rho, epsilon = values["density"], values["epsilon"]
+    rho = values["density"]
+    epsilon = values["epsilon"]
     if rho in (0, 1):
         return None if rho == 0 else (inputs.drop(index, rho).apply, 1.0)
     mask = inputs.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
@@ -47,18 +62,22 @@ def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
 
 @register_method(
     "della",
-    parameters=[NORMALIZE.with_default(True) if item is NORMALIZE else item for item in _PARAMETERS],
+    parameters=[
+        NORMALIZE.with_default(True) if item is NORMALIZE else item for item in _PARAMETERS
+    ],
     task_vectors=True,
     prepare=each(drop),
     memory=6,
     random=True,
 )
 def della(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """DELLA: keep elements at random, large ones of a row more often than small ones, rescale, average those that agree.
+    """DELLA: keep elements at random, large ones of a row more often than small ones, rescale,
+    average those that agree.
 
-    As `dare_ties` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a row of n is
-    kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0 being the smallest magnitude of the
-    row. A row is a vector along the last dimension. ``rescale: expected`` divides each element by its own probability.
+    As `dare_ties` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a
+    row of n is kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0
+    being the smallest magnitude of the row. A row is a vector along the last dimension. ``rescale:
+    expected`` divides each element by its own probability.
 
     Example:
         >>> import torch
@@ -70,13 +89,22 @@ def della(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     return vote_sparse(base, vectors, call)
 
 
-@register_method("della_linear", parameters=_PARAMETERS, task_vectors=True, prepare=each(drop), memory=6, random=True)
+@register_method(
+    "della_linear",
+    parameters=_PARAMETERS,
+    task_vectors=True,
+    prepare=each(drop),
+    memory=6,
+    random=True,
+)
 def della_linear(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add up with the weights.
+    """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add
+    up with the weights.
 
-    As `dare_linear` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a row of n is
-    kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0 being the smallest magnitude of the
-    row. A row is a vector along the last dimension. ``rescale: expected`` divides each element by its own probability.
+    As `dare_linear` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of
+    a row of n is kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0
+    being the smallest magnitude of the row. A row is a vector along the last dimension. ``rescale:
+    expected`` divides each element by its own probability.
 
     Example:
         >>> import torch

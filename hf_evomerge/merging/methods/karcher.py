@@ -1,4 +1,5 @@
-"""karcher: the Karcher mean of the sources on the sphere, their Riemannian centre of mass (arXiv:2603.04972)."""
+"""karcher: the Karcher mean of the sources on the sphere, their Riemannian centre of mass
+(arXiv:2603.04972)."""
 
 from __future__ import annotations
 
@@ -33,10 +34,11 @@ TOL = Parameter(
 def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     """The factors of the tensors.
 
-    Every step of the iteration is a linear combination of the unit vectors ``u_i``, so it is done on their coefficients, with
-    their inner products, and the tensors are read once.
+    Every step of the iteration is a linear combination of the unit vectors ``u_i``, so it is done
+    on their coefficients, with their inner products, and the tensors are read once.
     """
-    count, tol = len(call.sources), call.options["tol"]
+    count = len(call.sources)
+    tol = call.options["tol"]
     if count == 1:
         return [1.0]
     total = divisor(call.weights)
@@ -47,16 +49,26 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     valid = [index for index in there if lengths[index] > tol]
     if not valid:
         return [0.0] * count
-    gram = np.array([[inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b]) for b in valid] for a in valid])
-    mean = _mean(np.array([alphas[index] for index in valid]), gram, int(call.options["max_iter"]), tol)
+    gram = np.array(
+        [
+            [inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b]) for b in valid]
+            for a in valid
+        ]
+    )
+    mean = _mean(
+        np.array([alphas[index] for index in valid]), gram, int(call.options["max_iter"]), tol
+    )
     factors = [0.0] * count
     for index, factor in zip(valid, mean, strict=True):
         factors[index] = scale * float(factor) / lengths[index]
     return factors
 
 
-def _mean(alphas: NDArray[np.float64], gram: NDArray[np.float64], max_iter: int, tol: float) -> NDArray[np.float64]:
-    """The mean of unit vectors with these inner products, as coefficients: gradient descent along great circles."""
+def _mean(
+    alphas: NDArray[np.float64], gram: NDArray[np.float64], max_iter: int, tol: float
+) -> NDArray[np.float64]:
+    """The mean of unit vectors with these inner products, as coefficients: gradient descent along
+    great circles."""
 
     def length(vector: NDArray[np.float64]) -> float:
         return math.sqrt(max(0.0, float(vector @ gram @ vector)))
@@ -69,7 +81,9 @@ def _mean(alphas: NDArray[np.float64], gram: NDArray[np.float64], max_iter: int,
         thetas = np.arccos(cosines)
         far = thetas >= tol
         steps = np.where(far, alphas * thetas / np.where(far, np.sin(thetas), 1.0), 0.0)
-        tangent = steps - float(steps @ cosines) * mean  # sum_i alpha_i theta_i / sin(theta_i) (u_i - cos(theta_i) mean)
+        tangent = (
+            steps - float(steps @ cosines) * mean
+        )  # sum_i alpha_i theta_i / sin(theta_i) (u_i - cos(theta_i) mean)
         size = length(tangent)
         if size < tol:
             break
@@ -79,12 +93,16 @@ def _mean(alphas: NDArray[np.float64], gram: NDArray[np.float64], max_iter: int,
     return mean
 
 
-@register_method("karcher", parameters=[replace(WEIGHT, low=0.0), MAX_ITER, TOL], prepare=coefficients)
+@register_method(
+    "karcher", parameters=[replace(WEIGHT, low=0.0), MAX_ITER, TOL], prepare=coefficients
+)
 def karcher(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
-    """Karcher mean: the direction whose squared angles to the sources are least, at their mean length; per tensor. No base.
+    """Karcher mean: the direction whose squared angles to the sources are least, at their mean
+    length; per tensor. No base.
 
-    The weighted mean of the unit vectors on the sphere, found by gradient descent along great circles (arXiv:2603.04972),
-    times the weighted mean of the lengths. Weights are divided by their sum.
+    The weighted mean of the unit vectors on the sphere, found by gradient descent along great
+    circles (arXiv:2603.04972), times the weighted mean of the lengths. Weights are divided by their
+    sum.
 
     Example:
         >>> import torch

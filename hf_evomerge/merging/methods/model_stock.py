@@ -1,4 +1,5 @@
-"""model_stock: between the base and the mean of the sources, as far as their angle says (arXiv:2403.19522)."""
+"""model_stock: between the base and the mean of the sources, as far as their angle says
+(arXiv:2403.19522)."""
 
 from __future__ import annotations
 
@@ -19,15 +20,25 @@ if TYPE_CHECKING:
     from ..arithmetic import TensorJob
     from ..rows import Lines
 
-FILTER_WISE = Parameter("filter_wise", "flag", False, "global", "One angle per row of a tensor, rather than one per tensor.")
+FILTER_WISE = Parameter(
+    "filter_wise",
+    "flag",
+    False,
+    "global",
+    "One angle per row of a tensor, rather than one per tensor.",
+)
 
 
 def ratio(inputs: TensorJob, call: Call) -> float | Lines:
-    """The interpolation ratio ``t = N cos(theta) / (1 + (N - 1) cos(theta))``, theta being the mean angle between sources."""
-    rows, count = call.options["filter_wise"], len(call.sources)
+    """The interpolation ratio ``t = N cos(theta) / (1 + (N - 1) cos(theta))``, theta being the mean
+    angle between sources."""
+    rows = call.options["filter_wise"]
+    count = len(call.sources)
 
     def inner(left: int, right: int) -> NDArray[np.float64]:
-        return inputs.line_products(left, right) if rows else np.array([inputs.product(left, right)])
+        return (
+            inputs.line_products(left, right) if rows else np.array([inputs.product(left, right)])
+        )
 
     cosines = [
         # The floor is mergekit's: task vectors that are nearly 0 count as perpendicular
@@ -41,12 +52,15 @@ def ratio(inputs: TensorJob, call: Call) -> float | Lines:
     return inputs.lines(t) if rows else float(t[0])
 
 
-@register_method("model_stock", parameters=[FILTER_WISE], task_vectors=True, prepare=ratio, count=(2, None))
+@register_method(
+    "model_stock", parameters=[FILTER_WISE], task_vectors=True, prepare=ratio, count=(2, None)
+)
 def model_stock(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """Model stock: ``base + t mean(d_i)``; the more the task vectors point the same way, the nearer t is to 1.
+    """Model stock: ``base + t mean(d_i)``; the more the task vectors point the same way, the nearer
+    t is to 1.
 
-    ``t = N cos(theta) / (1 + (N - 1) cos(theta))`` for N sources (arXiv:2403.19522), theta being the mean angle between two
-    task vectors; 0 where the denominator is.
+    ``t = N cos(theta) / (1 + (N - 1) cos(theta))`` for N sources (arXiv:2403.19522), theta being
+    the mean angle between two task vectors; 0 where the denominator is.
 
     Example:
         >>> import torch

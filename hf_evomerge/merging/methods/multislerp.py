@@ -1,7 +1,9 @@
-"""multislerp: the weighted mean direction of any number of sources, or of their task vectors, at their mean length.
+"""multislerp: the weighted mean direction of any number of sources, or of their task vectors, at
+their mean length.
 
-The method projects unit vectors to the tangent space at their weighted mean, averages them there, and maps the average back
-to the sphere. The tangent vectors at that very mean add up to 0, so what remains is the mean itself, put back on the sphere.
+The method projects unit vectors to the tangent space at their weighted mean, averages them there,
+and maps the average back to the sphere. The tangent vectors at that very mean add up to 0, so what
+remains is the mean itself, put back on the sphere.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 
     from ..arithmetic import TensorJob
 
-NORMALIZE_WEIGHTS = Parameter("normalize_weights", "flag", True, "global", "Divide the weights by their sum.")
+NORMALIZE_WEIGHTS = Parameter(
+    "normalize_weights", "flag", True, "global", "Divide the weights by their sum."
+)
 
 
 def coefficients(inputs: TensorJob, call: Call) -> list[float]:
-    """The factors of the tensors: ``u_i = x_i / |x_i|``, ``m = sum w_i u_i``, result ``m / |m| * sum w_i |x_i|``."""
+    """The factors of the tensors: ``u_i = x_i / |x_i|``, ``m = sum w_i u_i``, result ``m / |m| *
+    sum w_i |x_i|``."""
     weights = call.weights
     if len(weights) == 1:
         return [1.0]
@@ -33,18 +38,27 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     there = [index for index, weight in enumerate(weights) if weight != 0]
     lengths = {index: math.sqrt(inputs.product(index, index)) for index in there}
     shares = {index: weights[index] / (lengths[index] + 1e-8) for index in there}
-    square = sum(shares[a] * shares[b] * inputs.product(min(a, b), max(a, b)) for a in there for b in there)
-    if square < 1e-14:  # opposite directions cancel: a straight line, as mergekit has it for two sources
+    square = sum(
+        shares[a] * shares[b] * inputs.product(min(a, b), max(a, b)) for a in there for b in there
+    )
+    if (
+        square < 1e-14
+    ):  # opposite directions cancel: a straight line, as mergekit has it for two sources
         return weights
     factor = sum(weights[index] * lengths[index] for index in there) / math.sqrt(square)
     return [factor * shares.get(index, 0.0) for index in range(len(weights))]
 
 
 @register_method(
-    "multislerp", parameters=[WEIGHT, NORMALIZE_WEIGHTS], task_vectors=True, base_optional=True, prepare=coefficients
+    "multislerp",
+    parameters=[WEIGHT, NORMALIZE_WEIGHTS],
+    task_vectors=True,
+    base_optional=True,
+    prepare=coefficients,
 )
 def multislerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
-    """Weighted mean on the sphere, of the sources or, where a base is given, of their task vectors; per tensor.
+    """Weighted mean on the sphere, of the sources or, where a base is given, of their task vectors;
+    per tensor.
 
     ``m / |m| * sum w_i |x_i|`` with ``m = sum w_i x_i / |x_i|``; one source is given back as it is.
 

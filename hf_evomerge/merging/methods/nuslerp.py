@@ -1,4 +1,5 @@
-"""nuslerp: spherical interpolation of two sources, or of their task vectors, by weights; per tensor, per row or per column."""
+"""nuslerp: spherical interpolation of two sources, or of their task vectors, by weights; per
+tensor, per row or per column."""
 
 from __future__ import annotations
 
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-FLATTEN = Parameter("nuslerp_flatten", "flag", True, "global", "One angle per tensor, rather than one per row or column.")
+FLATTEN = Parameter(
+    "nuslerp_flatten",
+    "flag",
+    True,
+    "global",
+    "One angle per tensor, rather than one per row or column.",
+)
 ROW_WISE = Parameter(
     "nuslerp_row_wise",
     "flag",
     False,
     "global",
-    "Without nuslerp_flatten, which vectors have an angle of their own: true: those along the first dimension of a tensor, "
+    "Without nuslerp_flatten, which vectors have an angle of their own: true: those along "
+    "the first dimension of a tensor, "
     "false: those along the last (the name is mergekit's).",
 )
 
@@ -45,22 +53,32 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float] | list[Lines]:
 
 
 def _arc(t: float, first: Numbers, second: Numbers, dot: Numbers) -> list[Numbers]:
-    """``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta``; straight where the two are parallel."""
+    """``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta``; straight where the two are
+    parallel."""
     lengths = np.maximum(np.sqrt(first), 1e-7) * np.maximum(np.sqrt(second), 1e-7)
     cosine = np.clip(dot / lengths, -1.0, 1.0)
     parallel = 1 - cosine**2 <= 1e-16
     theta = np.arccos(np.where(parallel, 0.0, cosine))
-    return [np.where(parallel, share, np.sin(share * theta) / np.sin(theta)) for share in (1 - t, t)]
+    return [
+        np.where(parallel, share, np.sin(share * theta) / np.sin(theta)) for share in (1 - t, t)
+    ]
 
 
 @register_method(
-    "nuslerp", parameters=[WEIGHT, FLATTEN, ROW_WISE], task_vectors=True, base_optional=True, prepare=coefficients, count=(2, 2)
+    "nuslerp",
+    parameters=[WEIGHT, FLATTEN, ROW_WISE],
+    task_vectors=True,
+    base_optional=True,
+    prepare=coefficients,
+    count=(2, 2),
 )
 def nuslerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
-    """Spherical interpolation of two sources, or of their task vectors where a base is given; ``t = w_2 / (w_1 + w_2)``.
+    """Spherical interpolation of two sources, or of their task vectors where a base is given; ``t =
+    w_2 / (w_1 + w_2)``.
 
-    Coefficients as of `slerp`, ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta``, with one angle theta per
-    tensor, per row or per column; straight only where the cosine is 1 to 1e-16.
+    Coefficients as of `slerp`, ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta``,
+    with one angle theta per tensor, per row or per column; straight only where the cosine is 1 to
+    1e-16.
 
     Example:
         >>> import torch
@@ -72,6 +90,9 @@ def nuslerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
     if call.options["nuslerp_flatten"]:
         mixed = weighted_sum(tensors, factors)
     else:
-        first, second = (tensor.mul(lines.slice(call.start, tensor)) for tensor, lines in zip(tensors, factors, strict=True))
+        first, second = (
+            tensor.mul(lines.slice(call.start, tensor))
+            for tensor, lines in zip(tensors, factors, strict=True)
+        )
         mixed = first.add_(second)
     return mixed if base is None else mixed.add_(base)

@@ -11,7 +11,9 @@ from ..registry import register_method
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCALE = Parameter("scale", "number", 1.0, "source", "Factor of the source's tensors.", grouped=True, smooth=True)
+SCALE = Parameter(
+    "scale", "number", 1.0, "source", "Factor of the source's tensors.", grouped=True, smooth=True
+)
 
 
 @register_method("passthrough", parameters=[SCALE], count=(1, 1))

@@ -1,4 +1,5 @@
-"""ram: the mean of the task vectors that change an element, in place of the mean of all (arXiv:2601.13572)."""
+"""ram: the mean of the task vectors that change an element, in place of the mean of all
+(arXiv:2601.13572)."""
 
 from __future__ import annotations
 
@@ -12,13 +13,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPSILON = Parameter(
-    "epsilon", "number", 1e-5, "global", "A source changes the elements that it moves by more than this.", low=0.0
+    "epsilon",
+    "number",
+    1e-5,
+    "global",
+    "A source changes the elements that it moves by more than this.",
+    low=0.0,
 )
 
 
 @register_method("ram", parameters=[EPSILON], task_vectors=True)
 def ram(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """RAM: each element moves by the mean over the sources that change it; the whole step of the only one that does.
+    """RAM: each element moves by the mean over the sources that change it; the whole step of the
+    only one that does.
 
     Example:
         >>> import torch
@@ -26,7 +33,8 @@ def ram(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
         >>> ram(torch.zeros(2), [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])])
         tensor([1., 3.])
     """
-    total, count = base.new_zeros(base.shape), base.new_zeros(base.shape)
+    total = base.new_zeros(base.shape)
+    count = base.new_zeros(base.shape)
     for vector in vectors:
         changed = vector.abs().gt(call.options["epsilon"])
         total.add_(vector.mul(changed))

@@ -1,4 +1,5 @@
-"""sce: select the elements that vary most between sources, calculate weights, erase minority signs (arXiv:2408.07990)."""
+"""sce: select the elements that vary most between sources, calculate weights, erase minority signs
+(arXiv:2408.07990)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ SELECT_TOPK = Parameter(
     "number",
     1.0,
     "global",
-    "Share of the elements, of those that differ between the sources at all, that is merged: those of largest variance.",
+    (
+        "Share of the elements, of those that differ between the sources at all, that is merged: "
+        "those of largest variance."
+    ),
     low=0.0,
     high=1.0,
     search=(0.1, 1.0),
@@ -58,7 +62,8 @@ def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]
 
 
 def selection(inputs: TensorJob, call: Call) -> Selection:
-    """Select the elements that vary most, and weigh the sources by their shares of the squares that are left."""
+    """Select the elements that vary most, and weigh the sources by their shares of the squares that
+    are left."""
     cut = None
     if call.options["select_topk"] < 1:
 
@@ -90,12 +95,14 @@ def _square(inputs: TensorJob, index: int, cut: Cut | None) -> float:
 
 @register_method("sce", parameters=[SELECT_TOPK], task_vectors=True, prepare=selection, memory=4)
 def sce(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
-    """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted by the sources' squares.
+    """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted
+    by the sources' squares.
 
-    The steps of arXiv:2408.07990. Select: the share ``select_topk`` of the elements whose variance between the task vectors
-    ``d_i`` is largest. Calculate: ``w_i = sum d_i^2 / sum_j sum d_j^2`` over these elements. Erase: elements whose sign is
-    not that of ``sum_i d_i``. The rest is ``base + sum w_i d_i / sum w_i`` over the sources that are left for an element.
-    As in mergekit, weights are equal in a tensor where the mean squares of the task vectors add up to less than 1e-6.
+    The steps of arXiv:2408.07990. Select: the share ``select_topk`` of the elements whose variance
+    between the task vectors ``d_i`` is largest. Calculate: ``w_i = sum d_i^2 / sum_j sum d_j^2``
+    over these elements. Erase: elements whose sign is not that of ``sum_i d_i``. The rest is ``base
+    + sum w_i d_i / sum w_i`` over the sources that are left for an element. As in mergekit, weights
+    are equal in a tensor where the mean squares of the task vectors add up to less than 1e-6.
 
     Example:
         >>> import torch
@@ -104,10 +111,17 @@ def sce(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
         >>> sce(base, [a, b])
         tensor([3., 1.])
     """
-    cut, weights = call.prepared.cut, call.prepared.weights
+    cut = call.prepared.cut
+    weights = call.prepared.weights
     if weights is None:
         return base.clone()
     parts = selected(vectors, cut, call.start)
     sign = elect(parts)
-    there = [(part.mul_(weight), weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
-    return agreeing([part for part, _ in there], sign, [weight for _, weight in there], normalize=True).add_(base)
+    there = [
+        (part.mul_(weight), weight)
+        for part, weight in zip(parts, weights, strict=True)
+        if weight > 0
+    ]
+    return agreeing(
+        [part for part, _ in there], sign, [weight for _, weight in there], normalize=True
+    ).add_(base)

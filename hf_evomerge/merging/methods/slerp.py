@@ -1,4 +1,5 @@
-"""slerp: along the great circle between two models (Shoemake 1985, "Animating rotation with quaternion curves")."""
+"""slerp: along the great circle between two models (Shoemake 1985, "Animating rotation with
+quaternion curves")."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ _PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its 
 def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     """The factors of the two tensors, from the angle between them as flat vectors."""
     t = call.options["t"]
-    dot, first, second = inputs.product(0, 1), inputs.product(0, 0), inputs.product(1, 1)
+    dot = inputs.product(0, 1)
+    first = inputs.product(0, 0)
+    second = inputs.product(1, 1)
     cosine = dot / math.sqrt(first * second) if min(first, second) > 1e-16 else 1.0
     if abs(cosine) > _PARALLEL:
         return [1 - t, t]
@@ -43,10 +46,12 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
 
 @register_method("slerp", parameters=[T], prepare=coefficients, count=(2, 2))
 def slerp(base: Tensor | None, models: list[Tensor], call: Call) -> Tensor:
-    """Spherical interpolation between two models, per tensor: two sources, or the base (t = 0) and one source (t = 1).
+    """Spherical interpolation between two models, per tensor: two sources, or the base (t = 0) and
+    one source (t = 1).
 
-    Coefficients ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta`` on the raw tensors, theta being the angle
-    between the whole flattened tensors; linear interpolation where they are nearly parallel (|cos| > 0.9995).
+    Coefficients ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta`` on the raw
+    tensors, theta being the angle between the whole flattened tensors; linear interpolation where
+    they are nearly parallel (|cos| > 0.9995).
 
     Example:
         >>> import torch

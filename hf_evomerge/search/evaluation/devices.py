@@ -1,4 +1,5 @@
-"""The devices that candidates are evaluated on: whether they are there, and of which kind; each kind has its own last bits."""
+"""The devices that candidates are evaluated on: whether they are there, and of which kind; each
+kind has its own last bits."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ DEVICES = "devices"  # the study's note of the kinds that its scores are from
 def devices_of(config: SearchConfig) -> list[str]:
     """The devices of a search on this machine, one for each worker.
 
-    ``auto`` is every GPU, or the processor where there is none; the first GPU where models are spread over all.
+    ``auto`` is every GPU, or the processor where there is none; the first GPU where models are
+    spread over all.
     """
     if (device := config.compute.device) != "auto":
         return [device] if isinstance(device, str) else list(device)
@@ -39,7 +41,11 @@ def device_memory(device: str) -> float:
 
     if torch.device(device).type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    return (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else math.inf
+    )
 
 
 def check_device(device: str) -> None:
@@ -49,11 +55,14 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as cause:
-        raise SearchError(f"compute.device: {device!r} cannot be used here: {cause}; auto is what there is") from cause
+        raise SearchError(
+            f"compute.device: {device!r} cannot be used here: {cause}; auto is what there is"
+        ) from cause
 
 
 def device_kind(device: str) -> str:
-    """Name what a device's last bits depend on: a GPU's name; a processor's maker, and the instructions that torch uses."""
+    """Name what a device's last bits depend on: a GPU's name; a processor's maker, and the
+    instructions that torch uses."""
     import torch
 
     kind = torch.device(device).type
@@ -63,8 +72,13 @@ def device_kind(device: str) -> str:
         return f"{kind} of {platform.platform()}"
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    maker = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), platform.processor())
-    return " ".join(filter(None, ("CPU", platform.machine(), maker, torch.backends.cpu.get_cpu_capability())))
+    maker = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")),
+        platform.processor(),
+    )
+    return " ".join(
+        filter(None, ("CPU", platform.machine(), maker, torch.backends.cpu.get_cpu_capability()))
+    )
 
 
 def admit(study: Study, kind: str, where: str = "", *, mixed: bool = False) -> None:
@@ -84,7 +98,8 @@ def admit(study: Study, kind: str, where: str = "", *, mixed: bool = False) -> N
         return
     if known and not mixed:
         raise SearchError(
-            f"{where and f'{where}: '}{kind} is not what the study's scores are from ({', '.join(known)}), and other kinds of "
+            f"{where and f'{where}: '}{kind} is not what the study's scores are from "
+            f"({', '.join(known)}), and other kinds of "
             "device give other last bits; leave it out, or allow it with --mixed-devices"
         )
     study.set_meta(DEVICES, [*known, kind])

@@ -1,7 +1,8 @@
-"""Scores recipes and parents: the tasks of a search, prepared once for all candidates, run on its live models.
+"""Scores recipes and parents: the tasks of a search, prepared once for all candidates, run on its
+live models.
 
-Knows nothing of genomes or of the study, and holds no state that changes a score: the same recipe on the same examples gives
-the same numbers in any order and in any process.
+Knows nothing of genomes or of the study, and holds no state that changes a score: the same recipe
+on the same examples gives the same numbers in any order and in any process.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MAX_MESSAGE, EvoMergeError, FitnessError, MachineError, is_of_machine, one_line
+from ...errors import (
+    MAX_MESSAGE,
+    EvoMergeError,
+    FitnessError,
+    MachineError,
+    is_of_machine,
+    one_line,
+)
 from ...fitness import DifferentiableTask, Example, Scores, Task, TaskSpec
 from ...fitness.encoding import encode_prompt, room
 from ...fitness.writing import WritingSpec, WritingTask
@@ -33,7 +41,8 @@ class Evaluator:
     """Scores candidates and parents.
 
     Args:
-        config: The search: sources, dtype, devices (of the first worker, where there are several), threads, task and data.
+        config: The search: sources, dtype, devices (of the first worker, where there are several),
+            threads, task and data.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
         trust_remote_code: Whether Python files that come with the sources may be run.
@@ -60,7 +69,9 @@ class Evaluator:
         self.config = config
         self.sources = SearchSources(config, trust_remote_code=trust_remote_code, weights=weights)
         self.models = ModelPool(config, self.sources)
-        self.tasks = SearchTasks(config, self.sources, self.models, task_factory=task_factory, examples=examples)
+        self.tasks = SearchTasks(
+            config, self.sources, self.models, task_factory=task_factory, examples=examples
+        )
         self.models.check = self.tasks.check_scored
 
     def evaluate(
@@ -83,8 +94,8 @@ class Evaluator:
             rows: How many examples go together, where the tasks say more.
 
         Returns:
-            The scores. Whatever goes wrong inside, a GPU out of memory included, is their error: one bad candidate must not
-            end a search.
+            The scores. Whatever goes wrong inside, a GPU out of memory included, is their error:
+            one bad candidate must not end a search.
 
         Raises:
             MachineError: The machine has failed, not the candidate.
@@ -92,39 +103,62 @@ class Evaluator:
         begin = time.perf_counter()
         try:
             config = self.config
-            if isinstance(target, Recipe) and (target.sources, target.base) != (config.sources, target.base and config.base):
-                raise FitnessError("the recipe is of other sources than the search; build it, and score the model")
-            task = self.tasks.prepared(target, split, batch, fitness, rows)
-            scores = task.evaluate(self.models.model(target)) if slopes is None else self._differentiated(task, target, slopes)
-            if (count := len(batch) if batch is not None else len(self.tasks.examples(split))) != scores.values.size:
+            if isinstance(target, Recipe) and (target.sources, target.base) != (
+                config.sources,
+                target.base and config.base,
+            ):
                 raise FitnessError(
-                    f"the task gave {scores.values.size} scores for {count} examples; there must be one per example"
+                    "the recipe is of other sources than the search; build it, and score the model"
+                )
+            task = self.tasks.prepared(target, split, batch, fitness, rows)
+            scores = (
+                task.evaluate(self.models.model(target))
+                if slopes is None
+                else self._differentiated(task, target, slopes)
+            )
+            if (
+                count := len(batch) if batch is not None else len(self.tasks.examples(split))
+            ) != scores.values.size:
+                raise FitnessError(
+                    f"the task gave {scores.values.size} scores for {count} examples; there "
+                    "must be one per example"
                 )
             scores = scores.replace(seconds=time.perf_counter() - begin)
             if split in SPLITS and batch is None and slopes is None and fitness is None:
-                scores = scores.replace(others={**scores.others, **self._others(target, split, scores, rows)})
+                scores = scores.replace(
+                    others={**scores.others, **self._others(target, split, scores, rows)}
+                )
             return scores
         except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
-            line, is_machines = f"{kind}{one_line(error, MAX_MESSAGE)}", is_of_machine(error)
+            line = f"{kind}{one_line(error, MAX_MESSAGE)}"
+            is_machines = is_of_machine(error)
         if is_machines:
             raise MachineError(f"the machine has failed, not the model: {line}")
         return Scores.failed(line, time.perf_counter() - begin)
 
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
-        """Return what a model writes after an example's prompt, greedily, as far as it has positions."""
-        model, tokenizer = self.models.model(target), self.tasks.tokenizer(target)
+        """Return what a model writes after an example's prompt, greedily, as far as it has
+        positions."""
+        model = self.models.model(target)
+        tokenizer = self.tasks.tokenizer(target)
         most = room(model, encode_prompt(example, tokenizer))
-        task = WritingTask(WritingSpec(task="answer", max_new_tokens=max(1, min(max_new_tokens, most))))
+        task = WritingTask(
+            WritingSpec(task="answer", max_new_tokens=max(1, min(max_new_tokens, most)))
+        )
         task.prepare([example], tokenizer)
         return task.write(model)[0][0].strip()
 
-    def _others(self, target: Target, split: str, scores: Scores, rows: int | None) -> dict[str, Scores]:
+    def _others(
+        self, target: Target, split: str, scores: Scores, rows: int | None
+    ) -> dict[str, Scores]:
         found: dict[str, Scores] = {}
         for objective in self.config.objectives:
             if isinstance(objective, TaskObjective):
-                task = self.tasks.prepared(target, objective.split(split), None, objective.fitness, rows)
+                task = self.tasks.prepared(
+                    target, objective.split(split), None, objective.fitness, rows
+                )
                 found[objective.name] = task.evaluate(self.models.model(target))
             else:
                 found[objective] = self._taken(objective, target, scores)
@@ -134,13 +168,22 @@ class Evaluator:
         """Measure what a model took to be scored."""
         if what == "tokens":
             if scores.outputs is None:
-                raise FitnessError("objectives: tokens counts those of answers, and the task keeps none")
+                raise FitnessError(
+                    "objectives: tokens counts those of answers, and the task keeps none"
+                )
             tokenizer = self.tasks.tokenizer(target)
-            return Scores([len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in scores.outputs])
+            return Scores(
+                [
+                    len(tokenizer(text, add_special_tokens=False)["input_ids"])
+                    for text in scores.outputs
+                ]
+            )
         if what == "seconds":
             return Scores([scores.seconds])
         if what == "parameters":
-            return Scores([sum(parameter.numel() for parameter in self.models.model(target).parameters())])
+            return Scores(
+                [sum(parameter.numel() for parameter in self.models.model(target).parameters())]
+            )
         if isinstance(target, Recipe) and target.flow is not None:
             return Scores([len(target.flow.path)])
         ref = target if isinstance(target, SourceRef) else target.sources[target.merge_sources[0]]

@@ -1,4 +1,5 @@
-"""Gradient requests, for numbers of a merge or gates of a path; and how live models give the gradients."""
+"""Gradient requests, for numbers of a merge or gates of a path; and how live models give the
+gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class WeightSlopes:
     """Gradient request for numbers of a merge.
 
     Attributes:
-        numbers: Numbers, in the order of the coordinates. Those that have no gradient, such as densities, get 0.
+        numbers: Numbers, in the order of the coordinates. Those that have no gradient, such as
+            densities, get 0.
         widths: How far each number moves over its coordinate's 0 to 1.
     """
 
@@ -35,11 +37,17 @@ class WeightSlopes:
     widths: tuple[float, ...]
 
     def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
-        """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
+        """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its
+        backward pass."""
         assert recipe.merge is not None  # the space makes recipes with a merge part
         gradient, model = models.merge_gradient(recipe.merge)
         found = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
-        return np.array([found.get(number, 0.0) * width for number, width in zip(self.numbers, self.widths, strict=True)])
+        return np.array(
+            [
+                found.get(number, 0.0) * width
+                for number, width in zip(self.numbers, self.widths, strict=True)
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,13 @@ class GateSlopes:
         from ...routing.gates import gate_gradient
 
         running = [index for index, active in enumerate(self.active) if active]
-        slots, gates = [self.slots[i] for i in running], [self.gates[i] for i in running]
+        slots = [self.slots[i] for i in running]
+        gates = [self.gates[i] for i in running]
         hops = [self.hops[i] for i in running]
         gradient = np.zeros(len(self.slots))
-        gradient[running] = gate_gradient(models.layer_pool(recipe), slots, gates, backward, hops=hops)
+        gradient[running] = gate_gradient(
+            models.layer_pool(recipe), slots, gates, backward, hops=hops
+        )
         return gradient
 
 
@@ -78,12 +89,15 @@ Slopes = WeightSlopes | GateSlopes
 def recomputed(model: PreTrainedModel) -> Iterator[None]:
     """Let the layers keep their inputs alone and compute what is inside anew in the backward pass.
 
-    Not transformers' own switch: that one works in training mode only, which brings dropout with it.
+    Not transformers' own switch: that one works in training mode only, which brings dropout with
+    it.
     """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:

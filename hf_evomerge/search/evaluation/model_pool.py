@@ -1,4 +1,5 @@
-"""The models of a search in memory: sources that stay, parents that come and go, and recipes without copying a layer.
+"""The models of a search in memory: sources that stay, parents that come and go, and recipes
+without copying a layer.
 
 Knows neither tasks nor scores.
 """
@@ -35,12 +36,14 @@ class ModelPool:
     """Turns recipes and parents into live models, on the devices of a search.
 
     Args:
-        config: The search: sources, dtype, devices (of the first worker, where there are several) and threads.
+        config: The search: sources, dtype, devices (of the first worker, where there are several)
+            and threads.
         sources: Its opened sources.
 
     Attributes:
         check: Refuses a source that the search's task cannot score, before it is loaded.
-        loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
+        loading: Called when the loading of models begins and ends, whose time is not an
+            evaluation's.
         dtype: The dtype of the models.
     """
 
@@ -48,8 +51,13 @@ class ModelPool:
         import torch
 
         torch.set_num_threads(config.compute.threads)
-        self.config, self.sources = config, sources
-        self.dtype = getattr(torch, config.output.dtype) if config.output.dtype else sources[0].config.dtype or torch.float32
+        self.config = config
+        self.sources = sources
+        self.dtype = (
+            getattr(torch, config.output.dtype)
+            if config.output.dtype
+            else sources[0].config.dtype or torch.float32
+        )
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
         self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
@@ -66,7 +74,8 @@ class ModelPool:
         return devices_of(self.config)[0]
 
     def model(self, target: Target) -> PreTrainedModel:
-        """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""
+        """A live model of a recipe or a parent. It shares parameters with others made here: use it
+        before the next one."""
         if isinstance(target, SourceRef):
             return self._parent(target)
         if target.flow is None:
@@ -74,8 +83,11 @@ class ModelPool:
             return self._merged_model(target.merge)
         return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
 
-    def merge_gradient(self, part: MergePart) -> tuple[Callable[..., dict[Number, float]], PreTrainedModel]:
-        """Gradient function of this kind of merges (see `MergeGradient`), and the resident model that it leaves merged."""
+    def merge_gradient(
+        self, part: MergePart
+    ) -> tuple[Callable[..., dict[Number, float]], PreTrainedModel]:
+        """Gradient function of this kind of merges (see `MergeGradient`), and the resident model
+        that it leaves merged."""
         from ...merging.gradient import MergeGradient
         from ...merging.joined import JoinedAdapters
 
@@ -102,28 +114,33 @@ class ModelPool:
         return self._pool[1]
 
     def forget(self) -> None:
-        """Let go of every model, sources that paths run through among them; what is wanted again is loaded again."""
+        """Let go of every model, sources that paths run through among them; what is wanted again is
+        loaded again."""
         self._visitor = self._merger = self._gradient = self._applied = self._pool = None
         self._merged_models.clear()
         self._resident.clear()
         gc.collect()
 
     def _parent(self, ref: SourceRef) -> PreTrainedModel:
-        """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
+        """The plain model of a parent. It is let go when another whole model is needed, unless
+        paths run through it."""
         if ref in self._resident:
             return self._resident[ref]
         if (model := self._alone(ref)) is not None:
             return model
         if self._visitor is None or self._visitor[0] != ref:
             self._visitor = None
-            if self.config.space == "ps":  # one whole model at a time, where every candidate is written into the same one
+            if (
+                self.config.space == "ps"
+            ):  # one whole model at a time, where every candidate is written into the same one
                 self.forget()
             gc.collect()
             self._visitor = (ref, self._whole(ref))
         return self._visitor[1]
 
     def _alone(self, ref: SourceRef) -> PreTrainedModel | None:
-        """The base of a search over adapters, with one of them or with none; None where other models must be loaded."""
+        """The base of a search over adapters, with one of them or with none; None where other
+        models must be loaded."""
         from ...merging.joined import JoinedAdapters
 
         refs = [self.config.sources[number] for number in self.config.merge_sources]
@@ -138,10 +155,12 @@ class ModelPool:
         return model
 
     def _whole(self, ref: SourceRef) -> PreTrainedModel:
-        """A parent as it is; a plain language model beside one that sees is put into that one, or it could not see."""
+        """A parent as it is; a plain language model beside one that sees is put into that one, or
+        it could not see."""
         from ...merging.live import write_part
 
-        source, host = next((one for one in self.sources.all if one.ref == ref), None), self.sources.host
+        source = next((one for one in self.sources.all if one.ref == ref), None)
+        host = self.sources.host
         if source is None or host is None or not source.is_whole:
             return self.load(self.sources.open(ref))
         model = self.load(host.whole)
@@ -158,7 +177,8 @@ class ModelPool:
         return self._resident[ref]
 
     def load(self, source: Parent, quantization: Quantization | None = None) -> Any:
-        """Load a plain model of its own, or a pipeline, ready to be scored; quantised where a kind is given."""
+        """Load a plain model of its own, or a pipeline, ready to be scored; quantised where a kind
+        is given."""
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -174,11 +194,17 @@ class ModelPool:
                 return load_pipeline(source, dtype).to(self.device)
         kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
         spread = self.config.compute.device_map
-        places = packed(quantization, self.dtype, self.device) if quantization else {"device_map": spread}
+        places = (
+            packed(quantization, self.dtype, self.device)
+            if quantization
+            else {"device_map": spread}
+        )
         with self._unmeasured():
             source.download()
             sees = getattr(source.config, "has_parts", False)  # a merged model says it
-            loaded: Any = (kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)).from_pretrained(
+            loaded: Any = (
+                kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)
+            ).from_pretrained(
                 source.folder,
                 generation_config=_stated_generation(source.folder),
                 dtype=self.dtype,
@@ -190,15 +216,23 @@ class ModelPool:
             )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
-            raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
+            raise SourceError(
+                f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); "
+                "download it again"
+            )
         attach_modules(source, model, dtype)
         write_adapter(source, model)
         if quantization:
             keep_differentiable(model)
         elif spread is None:
             model.to(self.device)
-        elif any(parameter.is_meta for parameter in model.parameters()):  # accelerate has left it on the processor or on disk
-            raise SourceError(f"{source}: compute.device_map: the GPUs together have not the memory for it; take more of them")
+        elif any(
+            parameter.is_meta for parameter in model.parameters()
+        ):  # accelerate has left it on the processor or on disk
+            raise SourceError(
+                f"{source}: compute.device_map: the GPUs together have not the memory for "
+                "it; take more of them"
+            )
         ready: PreTrainedModel = model.eval().requires_grad_(False)
         return ready
 
@@ -212,7 +246,8 @@ class ModelPool:
             self.loading(False)
 
     def _merged_model(self, part: MergePart) -> PreTrainedModel:
-        """The resident merged model with these parameters written into it; its config is that of the first source."""
+        """The resident merged model with these parameters written into it; its config is that of
+        the first source."""
         merger, model = self._merger_of(part)
         if self._applied != part:
             self._applied = None
@@ -223,17 +258,30 @@ class ModelPool:
     def _merger_of(self, part: MergePart) -> tuple[LiveMerger | JoinedAdapters, PreTrainedModel]:
         """Merger of this kind, made when it is first asked for, and its resident model."""
         if part.slices is not None:
-            raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
+            raise SourceError(
+                "merge.slices: a stack is built on disk and not scored in memory; build it, "
+                "and give its folder"
+            )
         numbers = list(part.sources or range(len(self.sources)))
-        router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
-        kind, joined = self.sources.kind_of(part), self.sources.runs_unmerged(part)
+        router: int | Literal["merge"] = (
+            numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
+        )
+        kind = self.sources.kind_of(part)
+        joined = self.sources.runs_unmerged(part)
         key = ("joined", part.method, *numbers, router) if joined else kind
         if self._merger is None or self._merger[0] != key:
-            self._merger = self._gradient = self._applied = None  # first: task vectors of two kinds are not held at once
-            self._merger = (key, *(self._joined(part, router) if joined else self._live_merger(part, router)))
+            self._merger = self._gradient = self._applied = (
+                None  # first: task vectors of two kinds are not held at once
+            )
+            self._merger = (
+                key,
+                *(self._joined(part, router) if joined else self._live_merger(part, router)),
+            )
         return self._merger[1:]
 
-    def _joined(self, part: MergePart, router: int | Literal["merge"]) -> tuple[JoinedAdapters, PreTrainedModel]:
+    def _joined(
+        self, part: MergePart, router: int | Literal["merge"]
+    ) -> tuple[JoinedAdapters, PreTrainedModel]:
         """Adapters on their base, which is loaded for them alone."""
         from ...merging.joined import JoinedAdapters
 
@@ -247,12 +295,16 @@ class ModelPool:
                 source.download()
             return JoinedAdapters(plan.sources, plan.base, part.method, model, router=router), model
 
-    def _live_merger(self, part: MergePart, router: int | Literal["merge"]) -> tuple[LiveMerger, PreTrainedModel]:
+    def _live_merger(
+        self, part: MergePart, router: int | Literal["merge"]
+    ) -> tuple[LiveMerger, PreTrainedModel]:
         """Merger that writes into a whole model of the first source, and that model."""
         from ...merging.live import LiveMerger
 
         merged = self.sources.merged(part)
-        first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
+        first = (part.sources or [0])[0]
+        rows = merged.vocab_size
+        plan = merged.plan
         source = self.sources[first]
         if (first, rows) not in self._merged_models:
             self._visitor = None
@@ -268,13 +320,16 @@ class ModelPool:
                 part.method,
                 part.options,
                 self.config.compute.seed,
-                getattr(model, source.part) if source.whole.entries and source.part else model,  # of a pipeline the part
+                getattr(model, source.part)
+                if source.whole.entries and source.part
+                else model,  # of a pipeline the part
                 router=router,
             )
         return merger, model
 
     def _body(self, first: Parent) -> Any:
-        """The model that merges are written into: the first source, with the parts that others give."""
+        """The model that merges are written into: the first source, with the parts that others
+        give."""
         from ...checkpoints.component import Component
         from ...merging.live import write_part
 
@@ -290,7 +345,8 @@ class ModelPool:
 
 
 def _stated_generation(folder: Path) -> GenerationConfig | None:
-    """Generation config of a folder, of which the special tokens alone are read; None without a file.
+    """Generation config of a folder, of which the special tokens alone are read; None without a
+    file.
 
     transformers would read the whole file, and refuse a model for settings that do not count here.
     """
@@ -300,4 +356,6 @@ def _stated_generation(folder: Path) -> GenerationConfig | None:
     if not file.is_file():
         return None
     stated = read_mapping(file, str(file))
-    return GenerationConfig(**{name: stated.get(name) for name in (*SPECIAL_TOKENS, *FORCED_TOKENS)})
+    return GenerationConfig(
+        **{name: stated.get(name) for name in (*SPECIAL_TOKENS, *FORCED_TOKENS)}
+    )

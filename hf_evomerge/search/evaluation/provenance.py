@@ -1,7 +1,9 @@
-"""Provenance of a study's scores: examples, sources, task. Taken down when it begins, and compared when it goes on.
+"""Provenance of a study's scores: examples, sources, task. Taken down when it begins, and compared
+when it goes on.
 
-A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256 counts; weights whose size,
-times and inode are those of before are not read again, so that going on costs next to nothing.
+A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256
+counts; weights whose size, times and inode are those of before are not read again, so that going on
+costs next to nothing.
 """
 
 from __future__ import annotations
@@ -52,14 +54,20 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
         return SourceRef(**pins[str(ref)])
 
     base = pinned(config.base) if config.base is not None else None
-    return config.model_copy(update={"sources": [pinned(ref) for ref in config.sources], "base": base})
+    return config.model_copy(
+        update={"sources": [pinned(ref) for ref in config.sources], "base": base}
+    )
 
 
-def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None) -> None:
-    """Take down what a new study stands on; refuse to go on with one that stands on something else by now.
+def check_same_grounds(
+    study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None
+) -> None:
+    """Take down what a new study stands on; refuse to go on with one that stands on something else
+    by now.
 
     Raises:
-        SearchError: Examples, a source's file or the task have changed; the message names the first that has.
+        SearchError: Examples, a source's file or the task have changed; the message names the first
+            that has.
         DamagedStudyError: A study with scores does not know any more what they stand on.
     """
     from ...checkpoints.digests import digest_source
@@ -71,7 +79,13 @@ def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callabl
     examples = {split: [sha256(text.encode()).hexdigest()] for split, text in texts.items()}
     _compare(study, "examples", "the {} examples", examples)
     for label, source in _sources(evaluator).items():
-        _compare(study, "files", f"{{}} of {source}", digest_source(source, study.meta("files", label) or {}), of=label)
+        _compare(
+            study,
+            "files",
+            f"{{}} of {source}",
+            digest_source(source, study.meta("files", label) or {}),
+            of=label,
+        )
     _compare(study, "task", "the task's {}", _task(evaluator.config, task_factory))
 
 
@@ -81,14 +95,17 @@ def files(study: Study, evaluator: Evaluator) -> dict[str, Files]:
 
 
 def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
-    """Raise `SearchError` where the sources' files on this machine are not those that a study notes."""
+    """Raise `SearchError` where the sources' files on this machine are not those that a study
+    notes."""
     from ...checkpoints.digests import digest_source
 
     for label, source in _sources(evaluator).items():
         found = digest_source(source, known[label])
         for name in {**known[label], **found}:
             if found.get(name, [None])[0] != known[label].get(name, [None])[0]:
-                raise SearchError(f"{source}: {name} is not what the search stands on; bring the same files there")
+                raise SearchError(
+                    f"{source}: {name} is not what the search stands on; bring the same files there"
+                )
 
 
 def _sources(evaluator: Evaluator) -> dict[str, Parent]:
@@ -97,7 +114,9 @@ def _sources(evaluator: Evaluator) -> dict[str, Parent]:
     return dict(zip(evaluator.config.parents, opened, strict=True))
 
 
-def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], of: str = "") -> None:
+def _compare(
+    study: Study, key: str, what: str, found: Mapping[str, list[Any]], of: str = ""
+) -> None:
     before = study.meta(key, of)
     if before is None and study.has_scores:
         raise DamagedStudyError(study.folder, f"{key}{f' of {of}' if of else ''} (lost)")
@@ -107,7 +126,8 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], 
             changed = f"version {was}, now {now}" if isinstance(now, int) else "changed"
             how = "lost" if name not in found else "new" if name not in before else changed
             raise SearchError(
-                f"{study.folder}: {what.format(name)} ({how}) are not what this study was begun on, and scores would not be "
+                f"{study.folder}: {what.format(name)} ({how}) are not what this study was "
+                "begun on, and scores would not be "
                 "comparable; restore them, or choose another folder"
             )
     if before != found:
@@ -124,7 +144,8 @@ def _text_of(example: Example) -> list[Any]:
 
 
 def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[Any]]:
-    """Version of each registered task's scores; digests of the text of a user's function or class, and of task files."""
+    """Version of each registered task's scores; digests of the text of a user's function or class,
+    and of task files."""
     specs = [config.fitness, *config.task_specs]
     parts: dict[str, Any] = {f"scores of {spec.task}": spec.scores_version for spec in specs}
     if task_factory is not None and isinstance(task := task_factory(), FunctionTask):
@@ -133,10 +154,15 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
         parts["scores"] = spec_type.scores_version
     elif task_factory is not None:
         parts["code"] = _text(type(task))
-    of_terms = [spec for term in getattr(config.fitness, "terms", ()) for spec in term.data.values()]
+    of_terms = [
+        spec for term in getattr(config.fitness, "terms", ()) for spec in term.data.values()
+    ]
     named = (name for spec in [*config.splits.values(), *of_terms] for name in spec.lm_eval or ())
     files = dict.fromkeys(filter(os.path.isfile, named))
-    parts |= {f"file {n}, {Path(name).name}": sha256(Path(name).read_bytes()).hexdigest() for n, name in enumerate(files)}
+    parts |= {
+        f"file {n}, {Path(name).name}": sha256(Path(name).read_bytes()).hexdigest()
+        for n, name in enumerate(files)
+    }
     return {name: [part] for name, part in parts.items()}
 
 
@@ -147,14 +173,21 @@ def _text(thing: Any) -> str:
         thing = type(thing)  # an object that can be called
     try:
         text = inspect.getsource(thing)
-    except (OSError, TypeError, SyntaxError, TokenError):  # made at a prompt, in C, or in a file that has changed since
+    except (
+        OSError,
+        TypeError,
+        SyntaxError,
+        TokenError,
+    ):  # made at a prompt, in C, or in a file that has changed since
         text = f"{thing.__module__}.{thing.__qualname__}"
     return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def versions() -> dict[str, str]:
     """The versions that the bits of a search's scores depend on."""
-    return {name: version_of(name) for name in ("cma", "hf-evomerge", "numpy", "torch", "transformers")}
+    return {
+        name: version_of(name) for name in ("cma", "hf-evomerge", "numpy", "torch", "transformers")
+    }
 
 
 def version_of(name: str) -> str:

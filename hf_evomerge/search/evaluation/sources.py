@@ -1,4 +1,5 @@
-"""The checkpoints of a search, opened: its sources and base, recipes as the build has them, and whose tokenizer goes with what.
+"""The checkpoints of a search, opened: its sources and base, recipes as the build has them, and
+whose tokenizer goes with what.
 
 Reads headers and configs; loads no model.
 """
@@ -29,7 +30,8 @@ class SourceSummary:
     Attributes:
         layers: Number of layers of each source.
         tensors: Names of the weights of the sources that are merged, and how many rows each has.
-        unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
+        unchanged: Per source that is merged the names of the tensors that equal the base's; empty
+            where there is no base.
     """
 
     layers: Sequence[int]
@@ -53,11 +55,14 @@ class SearchSources:
         SourceError: A source cannot be read.
     """
 
-    def __init__(self, config: SearchConfig, *, trust_remote_code: bool = False, weights: bool = True) -> None:
+    def __init__(
+        self, config: SearchConfig, *, trust_remote_code: bool = False, weights: bool = True
+    ) -> None:
         from ...checkpoints.component import as_parts
 
         self.config = config
-        self.trust_remote_code, self.weights = trust_remote_code, weights
+        self.trust_remote_code = trust_remote_code
+        self.weights = weights
         self._opened: dict[SourceRef, Parent] = {}
         self._checkpoints: dict[Hashable, Checkpoint] = {}
         self._merges: dict[Hashable, Merged] = {}
@@ -81,18 +86,29 @@ class SearchSources:
 
     @cached_property
     def summary(self) -> SourceSummary:
-        """Facts about the sources that the spaces need; of a merge also where weights are the base's, if they may be read."""
+        """Facts about the sources that the spaces need; of a merge also where weights are the
+        base's, if they may be read."""
         from ...checkpoints.unchanged import unchanged_tensors
         from ...merging.rows import row_count
 
         if self.config.space == "dfs":
             return SourceSummary(self.layers)
         plan = self.merged(self.config.merge_part()).plan
-        merged, base = plan.sources, plan.base
-        names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.merge.router)
-        tensors = {name: row_count(merged[0].tensors[name].shape) for name in names if ".rotary_emb.inv_freq" not in name}
+        merged = plan.sources
+        base = plan.base
+        names = merged_names(
+            (name for name, info in merged[0].tensors.items() if info.is_float),
+            self.config.merge.router,
+        )
+        tensors = {
+            name: row_count(merged[0].tensors[name].shape)
+            for name in names
+            if ".rotary_emb.inv_freq" not in name
+        }
         base = base if self.weights else None
-        unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
+        unchanged = (
+            [unchanged_tensors(source, base) for source in merged] if base is not None else []
+        )
         return SourceSummary(self.layers, tensors, unchanged)
 
     def open(self, ref: SourceRef) -> Parent:
@@ -120,17 +136,28 @@ class SearchSources:
 
     def kind_of(self, part: MergePart) -> Hashable:
         """Key of a kind of merges: they differ in numbers alone."""
-        return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self))), part.router
+        return (
+            part.method,
+            tuple(sorted(part.options)),
+            tuple(part.sources or range(len(self))),
+            part.router,
+        )
 
     def runs_unmerged(self, part: MergePart) -> bool:
-        """Decide whether such merges run as adapters on their base; raises `SourceError` where they should and cannot."""
+        """Decide whether such merges run as adapters on their base; raises `SourceError` where they
+        should and cannot."""
         from ...merging.joined import why_merged
 
         compute = self.config.compute
-        wanted = "quantization" if compute.quantization else "unmerged" if compute.unmerged else None
+        wanted = (
+            "quantization" if compute.quantization else "unmerged" if compute.unmerged else None
+        )
         if compute.unmerged is False or self.config.space != "ps":  # paths run through whole layers
             if compute.quantization:
-                raise SourceError("compute.quantization: goes with space: ps and adapters that run unmerged; leave it out")
+                raise SourceError(
+                    "compute.quantization: goes with space: ps and adapters that run "
+                    "unmerged; leave it out"
+                )
             return False
         refs = [self.config.sources[number] for number in part.sources or range(len(self))]
         if wanted is None and (self.base is None or any(ref.adapter is None for ref in refs)):
@@ -143,16 +170,21 @@ class SearchSources:
 
     @cached_property
     def host(self) -> Parent | None:
-        """The model that a merged part, or the layers of a path, are put into; None where whole models are."""
+        """The model that a merged part, or the layers of a path, are put into; None where whole
+        models are."""
         dfs = self.config.space == "dfs"
         first = self[(self.config.path.order or [0])[0] if dfs else self.config.merge_sources[0]]
         return None if first.is_whole else first
 
     def tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
-        """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""
+        """The checkpoint whose tokenizer goes with a target, and what is the same for all that
+        share it."""
         if isinstance(target, SourceRef):
             owner = self.open(target)
-            if self.host is not None and owner.config.model_type != self.host.whole.config.model_type:
+            if (
+                self.host is not None
+                and owner.config.model_type != self.host.whole.config.model_type
+            ):
                 owner = self.host.whole  # which it is put into
             return owner.folder, owner
         merge = target.merge and tuple(target.merge_sources)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...checkpoints.architecture import is_of_kind
 from ...errors import FitnessError, SourceError
-from ...fitness import ChoiceTask, DifferentiableTask, Example, FunctionTask, Task, TaskSpec, load_examples, make_task
+from ...fitness import (
+    ChoiceTask,
+    DifferentiableTask,
+    Example,
+    FunctionTask,
+    Task,
+    TaskSpec,
+    load_examples,
+    make_task,
+)
 from ...fitness.agreement import AgreementTask, Reference
 from ...fitness.classification import ClassificationSpec, ClassificationTask, Head
 from ...fitness.pictures import SeeingTokenizer
@@ -35,13 +44,16 @@ class SearchTasks:
     Args:
         config: The search.
         sources: Its opened sources, whose tokenizers encode the examples.
-        models: Its live models: a classification needs the heads of sources, an agreement compares with parents.
+        models: Its live models: a classification needs the heads of sources, an agreement compares
+            with parents.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
 
     Attributes:
-        parents: The models that an agreement may compare with, by the names that examples have for them.
-        headed: The models whose heads a classification goes through, in the order of the heads' names.
+        parents: The models that an agreement may compare with, by the names that examples have for
+            them.
+        headed: The models whose heads a classification goes through, in the order of the heads'
+            names.
     """
 
     def __init__(
@@ -53,11 +65,14 @@ class SearchTasks:
         task_factory: Callable[[], Task] | None = None,
         examples: Mapping[str, Sequence[Example]] | None = None,
     ) -> None:
-        self.config, self.sources, self._models = config, sources, models
+        self.config = config
+        self.sources = sources
+        self._models = models
         self._make_task = task_factory or (lambda: make_task(config.fitness))
         self._given = dict(examples) if examples is not None else {}
         self._examples: dict[str, Sequence[Example]] = {}
-        self.parents, self.headed = parents_of(config), config.sources
+        self.parents = parents_of(config)
+        self.headed = config.sources
         self._tokenizers: dict[Any, Any] = {}
         self._heads: dict[SourceRef, PreTrainedModel] = {}
         self._tasks: dict[Any, Task] = {}
@@ -66,19 +81,27 @@ class SearchTasks:
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
         there = {**self.config.splits, **self._given}
-        return [*(split for split in SPLITS if split in there), *(split for split in there if ":" in split)]
+        return [
+            *(split for split in SPLITS if split in there),
+            *(split for split in there if ":" in split),
+        ]
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            spec, fitness = self.config.splits.get(split), self.config.fitness
+            spec = self.config.splits.get(split)
+            fitness = self.config.fitness
             if spec is None and split not in self._given:
                 raise FitnessError(f"data.{split}: not given; name a file or data set")
             if spec is None or split in self._given:
                 own = self._given[split]
             else:
                 own = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
-            if isinstance(fitness, TermsSpec) and split in SPLITS and not any(example.beside for example in own):
+            if (
+                isinstance(fitness, TermsSpec)
+                and split in SPLITS
+                and not any(example.beside for example in own)
+            ):
                 own = fitness.deal(own, split)
             self._examples[split] = own
         return self._examples[split]
@@ -98,7 +121,8 @@ class SearchTasks:
         return {split: len(examples) for split, examples in self.of_splits.items()}
 
     def check_examples(self, split: str) -> None:
-        """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
+        """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer
+        and no model."""
         own = {each.name: each.fitness for each in only_task_objectives(self.config.objectives)}
         try:
             fitness = own.get(objective_of(split))
@@ -112,14 +136,17 @@ class SearchTasks:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
             parts = (fitness or self.config.fitness).parts
-            task = next(part.task for part in parts if not isinstance(make_task(part), DifferentiableTask))
+            task = next(
+                part.task for part in parts if not isinstance(make_task(part), DifferentiableTask)
+            )
             raise FitnessError(
                 f"fitness.task: {task} has no gradient; use likelihood, or by: cma, after a step "
                 "{by: gradient, fitness: {task: likelihood}}"
             )
 
     def differentiable_task(self) -> DifferentiableTask:
-        """An unprepared task that has a gradient: that of the first stage; raises `FitnessError` where it has none."""
+        """An unprepared task that has a gradient: that of the first stage; raises `FitnessError`
+        where it has none."""
         fitness = self.config.stages[0].fitness
         self.check_gradient(fitness)
         task = self._new_task(fitness)
@@ -127,12 +154,20 @@ class SearchTasks:
         return task
 
     def tokenizer(self, target: Target) -> Any:
-        """The tokenizer that goes with a target; one that reads pictures where the examples have some."""
+        """The tokenizer that goes with a target; one that reads pictures where the examples have
+        some."""
         which, owner = self.sources.tokenizer_owner(target)
         if which not in self._tokenizers:
-            examples = (each for split in self.splits for example in self.examples(split) for each in example.all)
+            examples = (
+                each
+                for split in self.splits
+                for example in self.examples(split)
+                for each in example.all
+            )
             seeing = any(example.pictures for example in examples)
-            self._tokenizers[which] = SeeingTokenizer(owner.processor()) if seeing else owner.tokenizer()
+            self._tokenizers[which] = (
+                SeeingTokenizer(owner.processor()) if seeing else owner.tokenizer()
+            )
         return self._tokenizers[which]
 
     def prepared(
@@ -153,8 +188,8 @@ class SearchTasks:
             batch: Only the examples with these numbers.
             fitness: The task; the search's own where None.
             rows: How many examples go together, where the task says more.
-            ready: Whether the sources that the task compares with are run, unless they have been: on all examples of the split,
-                and now, before a candidate takes the memory.
+            ready: Whether the sources that the task compares with are run, unless they have been:
+                on all examples of the split, and now, before a candidate takes the memory.
         """
         which, owner = self.sources.tokenizer_owner(target)
         key = (which, split, batch, None if fitness is None else fitness.model_dump_json(), rows)
@@ -164,9 +199,14 @@ class SearchTasks:
             examples = self.examples(split)
             task: Any = self._new_task(fitness, owner)
             for part in _parts(task):
-                if rows is not None and getattr(getattr(part, "spec", None), "batch_size", 0) > rows:
+                if (
+                    rows is not None
+                    and getattr(getattr(part, "spec", None), "batch_size", 0) > rows
+                ):
                     part.spec = part.spec.model_copy(update={"batch_size": rows})
-            task.prepare(examples if batch is None else [examples[i] for i in batch], self.tokenizer(target))
+            task.prepare(
+                examples if batch is None else [examples[i] for i in batch], self.tokenizer(target)
+            )
             self._tasks[key] = task
         found = self._tasks[key]
         if ready and isinstance(found, AgreementTask | TermsTask):
@@ -195,7 +235,10 @@ class SearchTasks:
 
     def _heads_of(self, names: Sequence[str]) -> dict[str, Head]:
         if len(names) > len(self.headed) or len(set(names)) < len(names):
-            raise FitnessError(f"fitness.heads: {', '.join(names)}; give each of the {len(self.headed)} sources one name")
+            raise FitnessError(
+                f"fitness.heads: {', '.join(names)}; give each of the {len(self.headed)} "
+                "sources one name"
+            )
         return {
             name: Head(self.sources.open(ref).config, partial(self._head, ref))
             for name, ref in zip(names, self.headed, strict=False)
@@ -214,24 +257,35 @@ class SearchTasks:
         whole = source.whole
         if whole.entries:
             if self.config.space != "ps":
-                raise SourceError(f"{whole}: a path runs through language models; of diffusion pipelines write space: ps")
+                raise SourceError(
+                    f"{whole}: a path runs through language models; of diffusion pipelines "
+                    "write space: ps"
+                )
             if not isinstance(self._make_task(), FunctionTask | ChoiceTask):
                 raise SourceError(
-                    f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot score; give a Python function "
+                    f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot "
+                    "score; give a Python function "
                     "(FunctionTask), or fitness: {task: choice}"
                 )
             return
         kinds = list(self.config.fitness.kinds)
         if any(example.head for split in self.splits[:1] for example in self.examples(split)):
             kinds.append("MODEL_MAPPING")  # scored through the sources' heads
-        own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
+        own = whole.trust_remote_code and "AutoModelForCausalLM" in (
+            getattr(whole.config, "auto_map", None) or {}
+        )
         if not own and not is_of_kind(whole.config, kinds):
             kind = ", ".join(whole.config.architectures or ["its architecture"])
-            task, advice = self.config.fitness.task, "give the language model alone, or take a task for it"
+            task = self.config.fitness.task
+            advice = "give the language model alone, or take a task for it"
             if isinstance(self.config.fitness, ClassificationSpec):
-                advice = "one without a head is scored through those of others, which fitness.heads names"
+                advice = (
+                    "one without a head is scored through those of others, which fitness.heads "
+                    "names"
+                )
             raise SourceError(
-                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; {advice}. "
+                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that "
+                f"the task {task} scores; {advice}. "
                 "`hf-evomerge merge` takes other models too"
             )
 

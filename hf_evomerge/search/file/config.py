@@ -1,4 +1,5 @@
-"""The search file: what is evolved, how, on which data. Read from YAML; every key is checked before anything is loaded."""
+"""The search file: what is evolved, how, on which data. Read from YAML; every key is checked before
+anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from ...recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, Sources, l
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
 from ..optimizers.ask_tell import Algorithm
-from .objectives import FITNESS, TAKEN, AnyObjective, name_of, objective_splits, only_task_objectives
+from .objectives import (
+    FITNESS,
+    TAKEN,
+    AnyObjective,
+    name_of,
+    objective_splits,
+    only_task_objectives,
+)
 from .paths import AnyPath, GatesPath, PrunePath
 from .presets import SPACES, completed, filled
 from .sections import CompareConfig, ComputeConfig, MergeConfig, OutputConfig
@@ -39,7 +47,10 @@ def _is_list(steps: Any) -> Any:
     return steps
 
 
-_Steps = Annotated[tuple[Step, ...], BeforeValidator(_is_list, json_schema_input_type=Literal["quick"] | tuple[Step, ...])]
+_Steps = Annotated[
+    tuple[Step, ...],
+    BeforeValidator(_is_list, json_schema_input_type=Literal["quick"] | tuple[Step, ...]),
+]
 
 
 class SearchConfig(StrictModel):
@@ -48,9 +59,11 @@ class SearchConfig(StrictModel):
     about: str | None = Field(default=None, min_length=1, max_length=300)
     """Purpose of the result, in one sentence; the model's card and its Space begin with it."""
     space: Literal["ps", "dfs", "hybrid"]
-    """``ps``: merges. ``dfs``: paths. ``hybrid``: merges, then paths through the winner and the sources."""
+    """``ps``: merges. ``dfs``: paths. ``hybrid``: merges, then paths through the winner and the
+    sources."""
     sources: Sources
-    """The models that are merged or followed, or the checkpoints of a run as in a recipe; one is enough for ``dfs``."""
+    """The models that are merged or followed, or the checkpoints of a run as in a recipe; one is
+    enough for ``dfs``."""
     base: SourceRef | None = None
     """Their common ancestor; methods that merge task vectors need it."""
     merge: MergeConfig = Field(default_factory=MergeConfig)
@@ -58,18 +71,21 @@ class SearchConfig(StrictModel):
     path: AnyPath = GatesPath(kind="gates")
     """Data flow space: the kind of paths, ``gates`` by default."""
     optimize: _Steps = ()
-    """The optimizers, one after the other, at most two for each space. ``quick``: a first look, at 48 scores of the search
-    examples, by gradient where there is one. By ``cma`` with 1,000 evaluations where absent."""
+    """The optimizers, one after the other, at most two for each space. ``quick``: a first look, at
+    48 scores of the search examples, by gradient where there is one. By ``cma`` with 1,000
+    evaluations where absent."""
     fitness: AnyTaskSpec
     """The task and its settings; see ``docs/fitness.md``."""
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
-    """Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
-    ``validation`` before a winner is named; ``test`` is touched once, at the end."""
+    """Where examples come from, per split. ``search`` is what candidates are scored on; the best
+    are scored again on ``validation`` before a winner is named; ``test`` is touched once, at the
+    end."""
     compare: CompareConfig = Field(default_factory=CompareConfig)
     """The models that the result is compared with, and further data to compare on."""
     objectives: tuple[AnyObjective, ...] = ()
-    """More objectives, where there is no single best model: further tasks, and what a model takes: ``tokens`` of its answers,
-    ``hops``, ``parameters``, ``seconds``. The search then finds the models that nothing beats in all of them, by ``nsga2``."""
+    """More objectives, where there is no single best model: further tasks, and what a model takes:
+    ``tokens`` of its answers, ``hops``, ``parameters``, ``seconds``. The search then finds the
+    models that nothing beats in all of them, by ``nsga2``."""
     output: OutputConfig = Field(default_factory=OutputConfig)
     """Dtype, tokenizer, vocabulary and other parts of the result."""
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
@@ -81,7 +97,11 @@ class SearchConfig(StrictModel):
     def splits(self) -> dict[str, DataSpec]:
         """Origin of the examples of each split, the retained ones among them."""
         retained = {f"{RETAINED}{name}": spec for name, spec in self.compare.retain.items()}
-        return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
+        return {
+            **{str(split): spec for split, spec in self.data.items()},
+            **retained,
+            **objective_splits(self.objectives),
+        }
 
     @property
     def refs(self) -> list[SourceRef]:
@@ -90,17 +110,26 @@ class SearchConfig(StrictModel):
 
     @property
     def parents(self) -> dict[str, SourceRef]:
-        """The base and the sources, by the labels of their scores: ``base``, ``source:0`` and so on."""
+        """The base and the sources, by the labels of their scores: ``base``, ``source:0`` and so
+        on."""
         base = {} if self.base is None else {"base": self.base}
         return {**base, **{f"source:{number}": ref for number, ref in enumerate(self.sources)}}
 
     @property
     def parent_names(self) -> dict[str, str]:
-        """Names of the parents in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
+        """Names of the parents in tables and plots, by the labels of their scores: ``source:0`` and
+        so on, ``base``."""
         apart = [self.base] if self.base is not None and self.base not in self.sources else []
         names = labels_of([*self.sources, *apart])
-        base = {} if self.base is None else {"base": names[-1 if apart else self.sources.index(self.base)]}
-        return {**{f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])}, **base}
+        base = (
+            {}
+            if self.base is None
+            else {"base": names[-1 if apart else self.sources.index(self.base)]}
+        )
+        return {
+            **{f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])},
+            **base,
+        }
 
     @property
     def source_names(self) -> list[str]:
@@ -114,8 +143,12 @@ class SearchConfig(StrictModel):
 
     @property
     def units(self) -> dict[str, str]:
-        """Units of the objectives by their names, the fitness first; empty where a task does not say one."""
-        tasks = {each.name: (each.fitness or self.fitness).unit for each in only_task_objectives(self.objectives)}
+        """Units of the objectives by their names, the fitness first; empty where a task does not
+        say one."""
+        tasks = {
+            each.name: (each.fitness or self.fitness).unit
+            for each in only_task_objectives(self.objectives)
+        }
         found = {FITNESS: self.fitness.unit, **TAKEN, **tasks}
         return {name: found[name] for name in self.objective_names}
 
@@ -132,26 +165,40 @@ class SearchConfig(StrictModel):
         if not isinstance(data, Mapping):
             return data
         if "space" not in data and data.keys() & {"merge", "flow", "merge_method"}:
-            raise ValueError("this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`")
+            raise ValueError(
+                "this is a recipe, not a search file; build it with `hf-evomerge merge FILE "
+                "--out FOLDER`"
+            )
         return completed(filled(data))
 
     @field_validator("about")
     @classmethod
     def _is_said(cls, about: str | None) -> str | None:
         if about is not None and about.startswith("..."):
-            raise ValueError("still waits to be filled in; write what the model is for, one sentence in quotes")
+            raise ValueError(
+                "still waits to be filled in; write what the model is for, one sentence in quotes"
+            )
         return about
 
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
         if len(self.sources) == 1 and self.space != "dfs":
-            raise ValueError(f"sources: {self.space} merges two or more models; with one write space: dfs (found 1)")
+            raise ValueError(
+                f"sources: {self.space} merges two or more models; with one write space: dfs "
+                "(found 1)"
+            )
         merge = None if self.space == "dfs" else self.merge_part()
         try:
-            validate(Recipe, self._recipe(merge, FlowPart(path=["0:0"]) if merge is None else None), RecipeError)
+            validate(
+                Recipe,
+                self._recipe(merge, FlowPart(path=["0:0"]) if merge is None else None),
+                RecipeError,
+            )
         except RecipeError as cause:
             key = str(cause).partition(":")[0].partition(".")[0]
-            raise ValueError(f"{'output.' if key in OutputConfig.model_fields else ''}{cause}") from cause
+            raise ValueError(
+                f"{'output.' if key in OutputConfig.model_fields else ''}{cause}"
+            ) from cause
         return self
 
     @model_validator(mode="after")
@@ -163,7 +210,9 @@ class SearchConfig(StrictModel):
         if max(order) >= count:
             raise ValueError(f"path.order: {order} must be distinct numbers from 0 to {count - 1}")
         if isinstance(self.path, PrunePath) and len(order) > 1:
-            raise ValueError(f"path.kind: prune goes with one model; name it in path.order (found {len(order)})")
+            raise ValueError(
+                f"path.kind: prune goes with one model; name it in path.order (found {len(order)})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -172,15 +221,22 @@ class SearchConfig(StrictModel):
             if len(steps := self.steps(space)) > 2:
                 raise ValueError(f"optimize: {space} has 2 steps at most (found {len(steps)})")
             if steps[-1].fitness is not None:
-                raise ValueError("optimize: the last step of a space climbs the search's own fitness; leave fitness out there")
+                raise ValueError(
+                    "optimize: the last step of a space climbs the search's own fitness; "
+                    "leave fitness out there"
+                )
         for stage in (stage for stage in self.stages if stage.role != "random"):
             by = _BY["ps" if stage.space == "ps" else self.path.kind]
             if self.objectives and stage.role == "main":
                 by = ("nsga2", "random") if "cma" in by else ("random",)
             if stage.algorithm not in by:
                 kind = [] if stage.space == "ps" else [f"path.kind: {self.path.kind}"]
-                what = " with ".join([stage.space, *kind, *(["objectives"] if self.objectives else [])])
-                raise ValueError(f"optimize: by: {stage.algorithm} cannot search {what}; write {' or '.join(by)}")
+                what = " with ".join(
+                    [stage.space, *kind, *(["objectives"] if self.objectives else [])]
+                )
+                raise ValueError(
+                    f"optimize: by: {stage.algorithm} cannot search {what}; write {' or '.join(by)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -188,16 +244,28 @@ class SearchConfig(StrictModel):
         terms = self.fitness.terms if isinstance(self.fitness, TermsSpec) else ()
         objectives = only_task_objectives(self.objectives)
         parts = {f"fitness.terms: {term.fitness.task}": term.data for term in terms}
-        for key, data in (parts | {f"objectives: {each.name}": each.data for each in objectives}).items():
+        for key, data in (
+            parts | {f"objectives: {each.name}": each.data for each in objectives}
+        ).items():
             if data and self.data and data.keys() != self.data.keys():
-                raise ValueError(f"{key} has data for {', '.join(data)}, and the search for {', '.join(self.data)}")
-        for task in (*(step.fitness for step in self.optimize), *(each.fitness for each in objectives)):
+                raise ValueError(
+                    f"{key} has data for {', '.join(data)}, and the search for "
+                    f"{', '.join(self.data)}"
+                )
+        for task in (
+            *(step.fitness for step in self.optimize),
+            *(each.fitness for each in objectives),
+        ):
             if isinstance(task, TermsSpec) and any(term.data for term in task.terms):
-                raise ValueError("terms: have data in the search's own fitness only; leave it out of steps and objectives")
+                raise ValueError(
+                    "terms: have data in the search's own fitness only; leave it out of "
+                    "steps and objectives"
+                )
         for split, spec in self.data.items() if self.fitness.task == "lm_eval" else ():
             if spec.lm_eval is None:
                 raise ValueError(
-                    f"data.{split}: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]"
+                    f"data.{split}: the documents of fitness.task lm_eval are its own; write "
+                    "lm_eval: [a task, ...]"
                 )
         return self
 
@@ -205,18 +273,36 @@ class SearchConfig(StrictModel):
     def _check_objectives(self) -> SearchConfig:
         names = [name_of(objective) for objective in self.objectives]
         tasks = [objective.name for objective in only_task_objectives(self.objectives)]
-        if taken := [name for name in names if names.count(name) > 1 or name == FITNESS or (name in tasks and name in TAKEN)]:
-            raise ValueError(f"objectives: {taken[0]} is there twice; the fitness and what a model takes have their own names")
-        if self.space == "ps" and (same := [name for name in names if name in ("hops", "parameters")]):
-            raise ValueError(f"objectives: {same[0]} is the same for every merge of a ps search; leave it out, or search paths")
+        if taken := [
+            name
+            for name in names
+            if names.count(name) > 1 or name == FITNESS or (name in tasks and name in TAKEN)
+        ]:
+            raise ValueError(
+                f"objectives: {taken[0]} is there twice; the fitness and what a model takes "
+                "have their own names"
+            )
+        if self.space == "ps" and (
+            same := [name for name in names if name in ("hops", "parameters")]
+        ):
+            raise ValueError(
+                f"objectives: {same[0]} is the same for every merge of a ps search; leave it "
+                "out, or search paths"
+            )
         if "tokens" in names and not isinstance(self.fitness, WritingSpec):
-            raise ValueError(f"objectives: tokens counts those of answers, and {self.fitness.task} writes none; use generation")
+            raise ValueError(
+                f"objectives: tokens counts those of answers, and {self.fitness.task} writes "
+                "none; use generation"
+            )
         return self
 
     @property
     def stages(self) -> list[Stage]:
         """The stages in the order they run."""
-        return make_stages({space: self.steps(space) for space in self.spaces}, random="random" in self.compare.baselines)
+        return make_stages(
+            {space: self.steps(space) for space in self.spaces},
+            random="random" in self.compare.baselines,
+        )
 
     @property
     def spaces(self) -> tuple[SpaceName, ...]:
@@ -238,7 +324,9 @@ class SearchConfig(StrictModel):
 
     def merge_part(self) -> MergePart:
         """A merge of the kind that is searched, with the method's defaults for numbers."""
-        return MergePart(method=self.merge.method, sources=self.merge.sources, router=self.merge.router)
+        return MergePart(
+            method=self.merge.method, sources=self.merge.sources, router=self.merge.router
+        )
 
     def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:
         own = {"sources": self.sources, "base": self.base, "seed": self.compute.seed}

@@ -1,4 +1,5 @@
-"""Objectives beside the fitness, further tasks and what a model takes: how they are written, and which numbers they are."""
+"""Objectives beside the fitness, further tasks and what a model takes: how they are written, and
+which numbers they are."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from ..optimizers.ask_tell import Vector
 from .splits import objective_split
 
 Taken = Literal["tokens", "hops", "parameters", "seconds"]
-"""What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time for the fitness."""
+"""What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time
+for the fitness."""
 
 FITNESS = "fitness"
 TAKEN: dict[Taken, str] = {
@@ -41,7 +43,10 @@ class TaskObjective(StrictModel):
     @model_validator(mode="after")
     def _is_another(self) -> TaskObjective:
         if self.fitness is None and not self.data:
-            raise ValueError(f"{self.name}: is what the fitness measures already; give a fitness, or data, of its own")
+            raise ValueError(
+                f"{self.name}: is what the fitness measures already; give a fitness, or "
+                "data, of its own"
+            )
         return self
 
     def split(self, split: str) -> str:
@@ -54,7 +59,9 @@ def _kind(written: Any) -> str:
     return "[taken]" if isinstance(written, str) else "[task]"
 
 
-AnyObjective = Annotated[Annotated[Taken, Tag("[taken]")] | Annotated[TaskObjective, Tag("[task]")], Discriminator(_kind)]
+AnyObjective = Annotated[
+    Annotated[Taken, Tag("[taken]")] | Annotated[TaskObjective, Tag("[task]")], Discriminator(_kind)
+]
 
 
 def name_of(objective: AnyObjective) -> str:
@@ -63,7 +70,8 @@ def name_of(objective: AnyObjective) -> str:
 
 
 def values(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
-    """The value of the fitness and of the other objectives, by name, as people read them; None where there is none."""
+    """The value of the fitness and of the other objectives, by name, as people read them; None
+    where there is none."""
     found = {FITNESS: scores, **scores.others}
     return {name: found[name].mean if name in found else None for name in names}
 
@@ -76,7 +84,10 @@ def known_values(scores: Scores, names: Sequence[str]) -> dict[str, float]:
 def vector(scores: Scores, names: Sequence[str]) -> Vector:
     """The same as numbers to be maximised, in the order of the names; NaN where there is none."""
     return np.array(
-        [np.nan if value is None else -value if name in TAKEN else value for name, value in values(scores, names).items()]
+        [
+            np.nan if value is None else -value if name in TAKEN else value
+            for name, value in values(scores, names).items()
+        ]
     )
 
 
@@ -87,4 +98,8 @@ def only_task_objectives(objectives: Sequence[AnyObjective]) -> list[TaskObjecti
 
 def objective_splits(objectives: Sequence[AnyObjective]) -> dict[str, DataSpec]:
     """Return the data of objectives' own splits."""
-    return {each.split(split): spec for each in only_task_objectives(objectives) for split, spec in each.data.items()}
+    return {
+        each.split(split): spec
+        for each in only_task_objectives(objectives)
+        for split, spec in each.data.items()
+    }

@@ -1,4 +1,5 @@
-"""Defaults of a search file that depend on more than one key, and of a task that knows its data. What the file says stays."""
+"""Defaults of a search file that depend on more than one key, and of a task that knows its data.
+What the file says stays."""
 
 from __future__ import annotations
 
@@ -23,16 +24,23 @@ _FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in steps and merge as a search by gradient, objectives or ``optimize: quick`` have them.
 
-    A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor, where the method looks at
-    whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors and each source alone.
-    ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge method have one; where not,
-    by CMA-ES with three groups of blocks.
+    A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor,
+    where the method looks at whole tensors), and begins at the best of .5, the uniform average, the
+    sum of the task vectors and each source alone. ``quick`` spends 48 scores of the search
+    examples: by gradient where the fitness and the merge method have one; where not, by CMA-ES with
+    three groups of blocks.
     """
-    spaces, given, merge = SPACES.get(str(data.get("space")), ()), data.get("optimize"), data.get("merge") or {}
+    spaces = SPACES.get(str(data.get("space")), ())
+    given = data.get("optimize")
+    merge = data.get("merge") or {}
     quick = given == "quick"
     if not quick and not isinstance(given, list | tuple | None):
         return dict(data)  # is refused with the rest
-    steps = [dict(each) if isinstance(each, Mapping | Step) else each for each in given or () if not quick]
+    steps = [
+        dict(each) if isinstance(each, Mapping | Step) else each
+        for each in given or ()
+        if not quick
+    ]
     if not spaces or not all(isinstance(step, dict) for step in steps):
         return dict(data)  # as well
     for step in steps:
@@ -40,7 +48,13 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     for space in spaces:
         if not any(step.get("space") in (None, space) for step in steps):
             budget = {"evaluations": _QUICK // len(spaces)} if quick else {}
-            steps.append({"by": _usual(data, space, quick=quick), "space": space if len(spaces) > 1 else None, **budget})
+            steps.append(
+                {
+                    "by": _usual(data, space, quick=quick),
+                    "space": space if len(spaces) > 1 else None,
+                    **budget,
+                }
+            )
     if spaces[0] != "dfs" and isinstance(merge, Mapping):
         *_, last = (step["by"] for step in steps if step.get("space") in (None, spaces[0]))
         merge = _weights(merge, gradient=last == "gradient", quick=quick)
@@ -48,16 +62,22 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
-    path, merge = data.get("path"), data.get("merge") or {}
+    path = data.get("path")
+    merge = data.get("merge") or {}
     kind = path.get("kind") if isinstance(path, Mapping) else getattr(path, "kind", "gates")
     if data.get("objectives"):
         return "nsga2"
-    smooth = kind in ("gates", "prune") if space == "dfs" else isinstance(merge, Mapping) and _smooth(merge)
+    smooth = (
+        kind in ("gates", "prune")
+        if space == "dfs"
+        else isinstance(merge, Mapping) and _smooth(merge)
+    )
     return "gradient" if quick and smooth and _differentiable(data.get("fitness")) else "cma"
 
 
 def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool) -> dict[str, Any]:
-    """The section of parameter space with the groups, starts and bounds that suit its optimizer, where it says no others."""
+    """The section of parameter space with the groups, starts and bounds that suit its optimizer,
+    where it says no others."""
     method = _method(part)
     if method is None or not (gradient or quick):
         return dict(part)
@@ -74,7 +94,8 @@ def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool) -> dict[st
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a search file, those of its splits with what the fitness task knows of its examples.
+    """The sections of a search file, those of its splits with what the fitness task knows of its
+    examples.
 
     So have the objectives that have examples of their own.
     """
@@ -82,7 +103,9 @@ def completed(data: Mapping[str, Any]) -> dict[str, Any]:
     objectives = sections.get("objectives")
     if isinstance(objectives, list | tuple):
         sections["objectives"] = [
-            _complete(each, each.get("fitness") or data.get("fitness")) if isinstance(each, Mapping) else each
+            _complete(each, each.get("fitness") or data.get("fitness"))
+            if isinstance(each, Mapping)
+            else each
             for each in objectives
         ]
     return sections
@@ -90,19 +113,28 @@ def completed(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _complete(sections: Mapping[str, Any], fitness: Any) -> dict[str, Any]:
     """Sections with ``data`` as the task of a section knows it."""
-    splits, spec = sections.get("data"), _task(fitness)
+    splits = sections.get("data")
+    spec = _task(fitness)
     if not isinstance(splits, Mapping) or spec is None:
         return dict(sections)
-    data = {split: spec.complete(given) if isinstance(given, Mapping) else given for split, given in splits.items()}
+    data = {
+        split: spec.complete(given) if isinstance(given, Mapping) else given
+        for split, given in splits.items()
+    }
     return {**sections, "data": data}
 
 
 def _task(fitness: Any) -> TaskSpec | None:
-    """The task of a section; None where it cannot be read, which is complained about with the rest."""
+    """The task of a section; None where it cannot be read, which is complained about with the
+    rest."""
     from ...fitness import TaskSpec, parse_task
 
     try:
-        return fitness if isinstance(fitness, TaskSpec) else parse_task(fitness if isinstance(fitness, Mapping) else {})
+        return (
+            fitness
+            if isinstance(fitness, TaskSpec)
+            else parse_task(fitness if isinstance(fitness, Mapping) else {})
+        )
     except EvoMergeError:
         return None
 

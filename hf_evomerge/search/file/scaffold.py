@@ -1,4 +1,5 @@
-"""A first search file: what can be seen in the headers of the models and in the data, with comments for who reads it first."""
+"""A first search file: what can be seen in the headers of the models and in the data, with comments
+for who reads it first."""
 
 from __future__ import annotations
 
@@ -32,14 +33,33 @@ from ...recipes.strict_yaml import in_line, parse_yaml
 from .config import SearchConfig
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input", "text")
-ANSWERS = ("answer", "answer_number", "passage", "output", "response", "completion", "target", "label")
+ANSWERS = (
+    "answer",
+    "answer_number",
+    "passage",
+    "output",
+    "response",
+    "completion",
+    "target",
+    "label",
+)
 GLOSSES = ("gloss", "translation", "english")
 HEADS = ("head", "task")
-LABELS = ("label", "labels", "score", "scores")  # by the rule of sentence-transformers all other fields are texts
+LABELS = (
+    "label",
+    "labels",
+    "score",
+    "scores",
+)  # by the rule of sentence-transformers all other fields are texts
 TASKS = {
     "classification": "the log-probability of the right label, which has a gradient",
-    "retrieval": "the log-probability of a prompt's own answer among all answers, by the cosine of pooled hidden states",
-    "generation": "1 for a right answer, 0 for another; an encoder-decoder writes, and there is no gradient",
+    "retrieval": (
+        "the log-probability of a prompt's own answer among all answers, by the cosine of pooled "
+        "hidden states"
+    ),
+    "generation": (
+        "1 for a right answer, 0 for another; an encoder-decoder writes, and there is no gradient"
+    ),
 }
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
@@ -89,15 +109,17 @@ def draft_search(
     device: str = "cpu",
     measure: Measure | None = None,
 ) -> Draft:
-    """Write a search file for these models and problems: a quick search first, with what one would change after it.
+    """Write a search file for these models and problems: a quick search first, with what one would
+    change after it.
 
     Of repositories only small files and headers are fetched, unless something is measured. Models
     of one depth are merged (``space: ps``), others can only be followed layer by layer
     (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
 
     Args:
-        sources: Folders or repositories of two or more fine-tunes. One may be a LoRA adapter, which names its base or is one of
-            the base that is given; ``BASE+ADAPTER`` says both; and a folder of adapters stands for all of them.
+        sources: Folders or repositories of two or more fine-tunes. One may be a LoRA adapter, which
+            names its base or is one of the base that is given; ``BASE+ADAPTER`` says both; and a
+            folder of adapters stands for all of them.
         data: A file with one JSON object per line.
         base: Their common ancestor; that of adapters is known.
         device: Where candidates will be evaluated.
@@ -105,7 +127,8 @@ def draft_search(
 
     Raises:
         SourceError: A model cannot be read, or the models cannot be merged.
-        FitnessError: The data cannot be read, has no fields that look like prompt and answer, or too few records.
+        FitnessError: The data cannot be read, has no fields that look like prompt and answer, or
+            too few records.
 
     Example:
         >>> draft = draft_search(["fine-tune-a", "fine-tune-b"], "problems.jsonl", base="base")
@@ -115,51 +138,83 @@ def draft_search(
     names = [name for given in sources for name in _adapters_in(given)]
     if len(names) < 2:
         raise SearchError(
-            "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge init --example prune`"
+            "sources: give the names of two fine-tunes of one model, or more; for one see "
+            "`hf-evomerge init --example prune`"
         )
     opened = [open_source(_named(name, base)) for name in names]
-    file, problems = os.fspath(data), _Problems(os.fspath(data), opened)
+    file = os.fspath(data)
+    problems = _Problems(os.fspath(data), opened)
     refs = [source.ref.model_copy(update={"component": problems.component}) for source in opened]
     given = SourceRef(model=base) if base else _base_of(refs)
     everyone = [*opened, *([open_source(given)] if given is not None else [])]
     depths = [source.layer_count for source in everyone]
     by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
-    settings = {"base": given, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
-    parts = as_parts([Component(each, problems.component) for each in everyone] if problems.component else everyone)
-    merged, ancestor = dict(enumerate(parts[: len(opened)])), next(iter(parts[len(opened) :]), None)
-    matched, matched_base = match_tokens(Recipe.model_validate({"sources": refs, **settings}), merged, ancestor)
+    settings = {
+        "base": given,
+        "merge": {"method": "linear"},
+        "vocabulary": "union" if by_token else None,
+    }
+    parts = as_parts(
+        [Component(each, problems.component) for each in everyone]
+        if problems.component
+        else everyone
+    )
+    merged = dict(enumerate(parts[: len(opened)]))
+    ancestor = next(iter(parts[len(opened) :]), None)
+    matched, matched_base = match_tokens(
+        Recipe.model_validate({"sources": refs, **settings}), merged, ancestor
+    )
     check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
-    templates, based = [most_common_template([source.folder]) is not None for source in everyone], given is not None
+    templates = [most_common_template([source.folder]) is not None for source in everyone]
+    based = given is not None
 
     def written(form: AnswerForm) -> str:
         lines = [
-            *_models(depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype),
+            *_models(
+                depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype
+            ),
             *problems.fitness(form.separator),
             *problems.splits(chat=form.chat, some=any(templates)),
-            *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=based),
+            *_afterwards(
+                depths, len(opened), gradient=problems.task != "multiple_choice", based=based
+            ),
         ]
         return "\n".join(lines) + "\n"
 
-    text, said = written(problems.form(chat=all(templates))), list[str]()
+    text = written(problems.form(chat=all(templates)))
+    said = list[str]()
     config = parse_yaml(SearchConfig, text, SearchError)
     if measure is not None and problems.task not in TASKS:
         form, said = measure(config)
         text = written(form)
     size = sum(info.numel for info in opened[0].tensors.values())
     found = (
-        f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, {size / 1e6:,.4g}M parameters each",
-        f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
+        (
+            f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, "
+            f"{size / 1e6:,.4g}M parameters each"
+        ),
+        f"{problems.count} problems in {file}: "
+        + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
         *said,
-        *(f"warning: {line}" for line in twins(everyone, [*labels_of(refs), "the base"], download=False)),
+        *(
+            f"warning: {line}"
+            for line in twins(everyone, [*labels_of(refs), "the base"], download=False)
+        ),
     )
     return Draft(text, found)
 
 
 def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
     """The base of the adapters among some sources; raises `SearchError` where they have several."""
-    bases = {ref.model_copy(update={"adapter": None, "adapter_revision": None}) for ref in refs if ref.adapter is not None}
+    bases = {
+        ref.model_copy(update={"adapter": None, "adapter_revision": None})
+        for ref in refs
+        if ref.adapter is not None
+    }
     if len(bases) > 1:
-        raise SearchError(f"sources: adapters of {', '.join(sorted(map(str, bases)))}; give those of one base")
+        raise SearchError(
+            f"sources: adapters of {', '.join(sorted(map(str, bases)))}; give those of one base"
+        )
     return next(iter(bases), None)
 
 
@@ -174,27 +229,54 @@ def _adapters_in(name: str) -> list[str]:
 def _named(name: str, base: str | None) -> SourceRef:
     """A source as it is named on a command line."""
     folder = Path(name)
-    if base is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+    if (
+        base is not None
+        and (folder / "adapter_config.json").is_file()
+        and not (folder / "config.json").exists()
+    ):
         return SourceRef(model=base, adapter=name)
     model, _, adapter = (name, "", "") if folder.exists() else name.partition("+")
-    pairs = ((part, "", "") if Path(part).exists() else part.partition("@") for part in (model, adapter))
+    pairs = (
+        (part, "", "") if Path(part).exists() else part.partition("@") for part in (model, adapter)
+    )
     (model, _, revision), (adapter, _, at) = pairs
-    return SourceRef(model=model, revision=revision or None, adapter=adapter or None, adapter_revision=at or None)
+    return SourceRef(
+        model=model, revision=revision or None, adapter=adapter or None, adapter_revision=at or None
+    )
 
 
 def _models(
-    depths: Sequence[int], refs: Sequence[SourceRef], given: SourceRef | None, *, by_token: bool, device: str, dtype: Any
+    depths: Sequence[int],
+    refs: Sequence[SourceRef],
+    given: SourceRef | None,
+    *,
+    by_token: bool,
+    device: str,
+    dtype: Any,
 ) -> list[str]:
     """Write the beginning of the file: the look, the models, and where they run."""
     return [
-        "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
-        "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
+        (
+            "# A quick look whether these models merge: it costs what 48 models cost to score on "
+            "the search examples, and fills in"
+        ),
+        (
+            "# what is not said below. Afterwards take this line out, and say more: see the end "
+            "of the file."
+        ),
         "optimize: quick",
-        '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
+        (
+            '# about: "..." # what the model is for, one sentence in quotes; its card and its '
+            "Space open with it"
+        ),
         *_space(depths, given is not None),
         "sources: # the fine-tunes that are merged",
         *(f"  - {in_line(ref)}" for ref in refs),
-        *([f"base: {in_line(given)} # the common ancestor: merged are the differences from it"] if given else []),
+        *(
+            [f"base: {in_line(given)} # the common ancestor: merged are the differences from it"]
+            if given
+            else []
+        ),
         *_output(by_token=by_token, blurred=device == "cpu" and getattr(dtype, "itemsize", 4) < 4),
         "# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"
         if device == "cpu"
@@ -205,8 +287,10 @@ def _models(
 def _output(*, by_token: bool, blurred: bool) -> list[str]:
     """The dtype and the vocabulary, where the models' own will not do."""
     said = {
-        "dtype: float32": blurred and "half precision blurs scores on a processor; on a GPU take it out",
-        "vocabulary: union": by_token and "they have not the same tokens: rows are matched by token",
+        "dtype: float32": blurred
+        and "half precision blurs scores on a processor; on a GPU take it out",
+        "vocabulary: union": by_token
+        and "they have not the same tokens: rows are matched by token",
     }
     chosen = {key: why for key, why in said.items() if why}
     return [f"output: {{{', '.join(chosen)}}} # {'; '.join(chosen.values())}"] if chosen else []
@@ -215,20 +299,45 @@ def _output(*, by_token: bool, blurred: bool) -> list[str]:
 def _space(depths: Sequence[int], based: bool) -> list[str]:
     if len(set(depths)) > 1:
         found = ", ".join(map(str, depths))
-        return [f"space: dfs # a path through their layers, which are {found}: only models of one depth can be merged"]
-    lines = ["space: ps # how much of each model's weights; dfs: which layer of which model runs next; hybrid: both"]
-    return lines if based else [*lines, "merge: {method: linear} # a weighted mean; with a base, merging differences is better"]
+        return [
+            (
+                f"space: dfs # a path through their layers, which are {found}: only models of "
+                "one depth can be merged"
+            )
+        ]
+    lines = [
+        (
+            "space: ps # how much of each model's weights; dfs: which layer of which model runs "
+            "next; hybrid: both"
+        )
+    ]
+    return (
+        lines
+        if based
+        else [
+            *lines,
+            "merge: {method: linear} # a weighted mean; with a base, merging differences is better",
+        ]
+    )
 
 
 def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: bool) -> list[str]:
-    merged, cost = len(set(depths)) == 1, "# in scores of all search examples"
-    lines = ["After the quick look, in place of optimize" + (" and merge above:" if merged and not based else " above:")]
-    path, linear = "path: {kind: gates, repetitions: 2} # how often a layer may run", [] if based else ["method: linear"]
+    merged = len(set(depths)) == 1
+    cost = "# in scores of all search examples"
+    lines = [
+        "After the quick look, in place of optimize"
+        + (" and merge above:" if merged and not based else " above:")
+    ]
+    path = "path: {kind: gates, repetitions: 2} # how often a layer may run"
+    linear = [] if based else ["method: linear"]
     if gradient:
         lines += [] if merged and based else [f"merge: {{{linear[0]}}}"] if merged else [path]
         lines.append(f"optimize: [{{by: gradient, evaluations: 150}}] {cost}")
     if gradient and merged:
-        lines.append("Or, without a gradient (task: generation) every number costs, so that blocks share theirs:")
+        lines.append(
+            "Or, without a gradient (task: generation) every number costs, so that blocks "
+            "share theirs:"
+        )
     if merged:
         groups = -(-depths[0] // max(1, depths[0] // 8))
         numbers = f"{count} x {groups} weights, and those of embeddings and head"
@@ -237,45 +346,71 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
         lines += [*([] if merged else [path]), f"optimize: [{{evaluations: 500}}] {cost}"]
     if gradient:
         both = ", merge+lora" if merged and based else ""
-        lines.append(f"Is a fine-tune at the same cost better? `compare: {{baselines: [average, lora{both}]}}` says.")
+        lines.append(
+            f"Is a fine-tune at the same cost better? `compare: {{baselines: [average, "
+            f"lora{both}]}}` says."
+        )
     if gradient and merged:
-        lines.append("Or, so that each model keeps what it does, without right answers: task: agreement, on prompts of each.")
+        lines.append(
+            "Or, so that each model keeps what it does, without right answers: task: "
+            "agreement, on prompts of each."
+        )
     return [f"# {line}" for line in lines]
 
 
 def _task_of(source: Parent) -> str:
-    """The first task that scores models of this class; where none does `likelihood`, which the search refuses."""
+    """The first task that scores models of this class; where none does `likelihood`, which the
+    search refuses."""
     tasks = ("likelihood", *TASKS)
-    return next((task for task in tasks if is_of_kind(source.config, parse_task({"task": task}).kinds)), tasks[0])
+    return next(
+        (task for task in tasks if is_of_kind(source.config, parse_task({"task": task}).kinds)),
+        tasks[0],
+    )
 
 
 class _Problems:
     """Problem records: what they are, and how many go into which split."""
 
     def __init__(self, file: str, sources: Sequence[Parent]) -> None:
-        self.file, records = file, [record for _, record in read_jsonl(file)]
+        self.file = file
+        records = [record for _, record in read_jsonl(file)]
         self.component: str | None = None
         self.heads: list[str] = []
         self.count = len(records)
         if self.count < LEAST:
-            raise FitnessError(f"{file}: {self.count} records; a search needs {LEAST} at least, to search, choose and test")
+            raise FitnessError(
+                f"{file}: {self.count} records; a search needs {LEAST} at least, to search, "
+                "choose and test"
+            )
         tasks = [_task_of(source) for source in sources]
         if "retrieval" in tasks and len(set(tasks)) > 1:
             bare = sources[tasks.index("retrieval")]
             kind = (bare.config.architectures or ["a model"])[0]
-            raise SearchError(f"{bare}: {kind} has no head, as others here have; leave it out, or give it as the base")
+            raise SearchError(
+                f"{bare}: {kind} has no head, as others here have; leave it out, or give it "
+                "as the base"
+            )
         self.task = tasks[0]
         self.where = self._pair(records[0], sources[0]) or self._fields(records[0])
         if "choices" in self.where and self.task != "likelihood":
             del self.where["choices"]
         elif "choices" in self.where:
             self.task = "multiple_choice"
-        if self.task == "classification" and len({tuple(compared_labels(source)) for source in sources}) > 1:
+        if (
+            self.task == "classification"
+            and len({tuple(compared_labels(source)) for source in sources}) > 1
+        ):
             self._read_heads(sources, records)
-        says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
+        says = (
+            name
+            for name in GLOSSES
+            if all(isinstance(record.get(name), str) and record[name] for record in records)
+        )
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
-        if all(_MARK in str(record.get(self.where.get("answer_field", "answer"))) for record in records):
+        if all(
+            _MARK in str(record.get(self.where.get("answer_field", "answer"))) for record in records
+        ):
             self.where["answer_after"] = _MARK
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
         for example in self.examples if self.task == "classification" and not self.heads else ():
@@ -283,10 +418,13 @@ class _Problems:
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:
             raise FitnessError(
-                f"{file}: {sum(times > 1 for times in prompts.values())} prompts occur more than once, such as {most[0]!r:.60}"
+                f"{file}: {sum(times > 1 for times in prompts.values())} prompts occur more "
+                f"than once, such as {most[0]!r:.60}"
                 "; keep one of each, so that a model is not tested on what it was searched with"
             )
-        if self.count < FEW:  # examples are dear: the one point that a gradient ends at needs no choosing
+        if (
+            self.count < FEW
+        ):  # examples are dear: the one point that a gradient ends at needs no choosing
             self.sizes = {"search": self.count // 2, "test": self.count - self.count // 2}
             return
         part = self.count * 3 // 10
@@ -294,11 +432,20 @@ class _Problems:
         self.sizes = {**sizes, "test": min(self.count - sum(sizes.values()), MOST["test"])}
 
     def _pair(self, record: Mapping[str, Any], source: Parent) -> dict[str, Any]:
-        """Find the two texts and the label of a cross-encoder's record; empty for a model or a record of another kind."""
-        texts = [name for name, value in record.items() if isinstance(value, str) and name.isidentifier()]
+        """Find the two texts and the label of a cross-encoder's record; empty for a model or a
+        record of another kind."""
+        texts = [
+            name for name, value in record.items() if isinstance(value, str) and name.isidentifier()
+        ]
         texts = [name for name in texts if name not in LABELS and not name.endswith("id")]
-        label, ranks = next((name for name in LABELS if name in record), None), len(head_labels(source)) == 1
-        if self.task != "classification" or label is None or len(texts) < 2 or not (ranks or record.keys().isdisjoint(PROMPTS)):
+        label = next((name for name in LABELS if name in record), None)
+        ranks = len(head_labels(source)) == 1
+        if (
+            self.task != "classification"
+            or label is None
+            or len(texts) < 2
+            or not (ranks or record.keys().isdisjoint(PROMPTS))
+        ):
             return {}
         return {"template": f"{{{texts[0]}}}\t{{{texts[1]}}}", "answer_field": label}
 
@@ -307,14 +454,18 @@ class _Problems:
         example = '{"prompt": "2 + 3 =", "answer": 5}'
         if chat := record.keys() & {"messages", "conversations"}:
             raise FitnessError(
-                f"{self.file}: {min(chat)} holds whole chats; write each problem as {example}; `chat: true` puts the prompt "
+                f"{self.file}: {min(chat)} holds whole chats; write each problem as "
+                f"{example}; `chat: true` puts the prompt "
                 "into the model's chat template"
             )
-        prompt, answer = (next((name for name in names if name in record), None) for names in (PROMPTS, ANSWERS))
+        prompt, answer = (
+            next((name for name in names if name in record), None) for names in (PROMPTS, ANSWERS)
+        )
         if prompt is None or answer is None:
             what = "prompt" if prompt is None else "answer"
             raise FitnessError(
-                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call it {what}, as in {example}, "
+                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; "
+                f"call it {what}, as in {example}, "
                 f"or write the search file by hand, with {what}_field"
             )
         found = {"prompt_field": prompt, "answer_field": answer}
@@ -322,10 +473,13 @@ class _Problems:
             found["template"] = "{instruction}\n{input}"
         if isinstance(record.get("choices"), (list, dict)):
             found["choices"] = "choices"
-        return {key: name for key, name in found.items() if name != DataSpec.model_fields[key].default}
+        return {
+            key: name for key, name in found.items() if name != DataSpec.model_fields[key].default
+        }
 
     def _read_heads(self, sources: Sequence[Parent], records: Sequence[Mapping[str, Any]]) -> None:
-        """Find the field that says which source's head an example is for, by the labels; raises `FitnessError`."""
+        """Find the field that says which source's head an example is for, by the labels; raises
+        `FitnessError`."""
         answer = self.where.get("answer_field", "answer")
         labels = [set(head_labels(source)) for source in sources]
         for field in HEADS:
@@ -333,67 +487,120 @@ class _Problems:
             for record in records:
                 answers.setdefault(str(record.get(field)), set()).add(str(record.get(answer)))
             orders = permutations(answers) if len(answers) == len(labels) <= 6 else ()
-            fits = [names for names in orders if all(answers[name] <= known for name, known in zip(names, labels, strict=True))]
+            fits = [
+                names
+                for names in orders
+                if all(answers[name] <= known for name, known in zip(names, labels, strict=True))
+            ]
             if len(fits) == 1:
-                self.heads, self.where["head_field"] = list(fits[0]), field
+                self.heads = list(fits[0])
+                self.where["head_field"] = field
                 self.component = next(iter(sources[0].layout.parts))
                 return
         raise FitnessError(
-            f"{self.file}: the sources have other labels each, so each example says whose head it is for, in a field called "
-            f"{' or '.join(HEADS)}, by a name whose answers are labels of one source alone; write one"
+            f"{self.file}: the sources have other labels each, so each example says whose "
+            "head it is for, in a field called "
+            f"{' or '.join(HEADS)}, by a name whose answers are labels of one source alone; "
+            "write one"
         )
 
     def fitness(self, separator: str) -> list[str]:
         """The task's section."""
         answers = [example.answer for example in self.examples]
-        long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
-        between = f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the answer's beginning"
+        long = median(map(len, answers)) > _LONG
+        numbers = all(_NUMBER.fullmatch(answer) for answer in answers)
+        between = (
+            f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the "
+            "answer's beginning"
+        )
         if self.task in TASKS:
             pair = "\t" if "\t" in self.where.get("template", "") else None
             extract = "all" if self.task == "generation" else None
-            said = {"task": self.task, "heads": self.heads, "pair_separator": pair, "extract": extract}
-            return [f"fitness: {in_line({key: value for key, value in said.items() if value})} # {TASKS[self.task]}"]
+            said = {
+                "task": self.task,
+                "heads": self.heads,
+                "pair_separator": pair,
+                "extract": extract,
+            }
+            return [
+                (
+                    f"fitness: {in_line({key: value for key, value in said.items() if value})} # "
+                    f"{TASKS[self.task]}"
+                )
+            ]
         if self.task == "multiple_choice":
-            score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
+            score = (
+                "  score: log_probability # of the right choice among them, which is smooth; the "
+                "accuracy is told beside it"
+            )
             return ["fitness:", "  task: multiple_choice", score, between]
-        task = "  task: likelihood # the log-probability of the right answer: one forward pass a problem, and it has a gradient"
+        task = (
+            "  task: likelihood # the log-probability of the right answer: one forward pass a "
+            "problem, and it has a gradient"
+        )
         lines = ["fitness:", task, between]
         if long:
-            lines.append("  normalize: token # answers are long: the mean over an answer's tokens, so that each counts alike")
+            lines.append(
+                "  normalize: token # answers are long: the mean over an answer's tokens, so "
+                "that each counts alike"
+            )
         if numbers:
             lines += [
-                "  # Where a model has to reason first, in place of the above: it writes, and the last number counts.",
+                (
+                    "  # Where a model has to reason first, in place of the above: it writes, "
+                    "and the last number counts."
+                ),
                 "  # task: generation",
                 "  # max_new_tokens: 256 # where an answer is cut",
             ]
         return lines
 
     def form(self, *, chat: bool) -> AnswerForm:
-        """Guess the form: a space, unless there is one, a chat template ends the prompt, or the writing has none."""
+        """Guess the form: a space, unless there is one, a chat template ends the prompt, or the
+        writing has none."""
         prompts = [example.prompt for example in self.examples]
         spaced = any(example.answer[:1].isspace() for example in self.examples)
-        spaceless = sum(prompt[-1:].isspace() or bool(_NO_SPACES.search(prompt)) for prompt in prompts) * 2 > len(prompts)
+        spaceless = sum(
+            prompt[-1:].isspace() or bool(_NO_SPACES.search(prompt)) for prompt in prompts
+        ) * 2 > len(prompts)
         return AnswerForm("" if chat or spaced or spaceless else " ", chat)
 
     def splits(self, *, chat: bool, some: bool) -> list[str]:
         """The data's section: slices of one shuffle."""
-        chosen = "validation chooses among the best" if "validation" in self.sizes else "and chooses, as there are few"
+        chosen = (
+            "validation chooses among the best"
+            if "validation" in self.sizes
+            else "and chooses, as there are few"
+        )
         lines = [f"data: # search scores the candidates, {chosen}, test is used once, at the end"]
-        lines.append("  # Each takes count records from start on, of all in the order of shuffle_seed, so that none is in two.")
+        lines.append(
+            "  # Each takes count records from start on, of all in the order of "
+            "shuffle_seed, so that none is in two."
+        )
         meant = {
-            **dict.fromkeys(("prompt_field", "answer_field"), "prompt_field and answer_field name the fields that are read."),
-            "answer_after": "answer_after: what follows it is the answer, without the reasoning before it.",
-            "choices": "choices: the field with what there is to choose from.",
-            "template": "template: the prompt, with fields of the record in braces.",
-            "head_field": "head_field: the field that says through which head an example is scored.",
-            "gloss_field": "gloss_field: the prompt in a language that readers know; no model sees it.",
+            "answer_after": "what follows it is the answer, without the reasoning before it.",
+            "choices": "the field with what there is to choose from.",
+            "template": "the prompt, with fields of the record in braces.",
+            "head_field": "the field that says through which head an example is scored.",
+            "gloss_field": "the prompt in a language that readers know; no model sees it.",
         }
-        lines += dict.fromkeys(f"  # {text}" for key, text in meant.items() if key in self.where)
+        if "prompt_field" in self.where or "answer_field" in self.where:
+            lines.append("  # prompt_field and answer_field name the fields that are read.")
+        lines += [f"  # {key}: {text}" for key, text in meant.items() if key in self.where]
         if chat:
             lines.append("  # chat: true puts the prompt into the model's chat template.")
         if some and not chat:
-            lines.append("  # Not every model here has a chat template; where all have, `chat: true` puts the prompt into it.")
-        start, same = 0, {"jsonl": self.file, **self.where, **({"chat": True} if chat else {}), "shuffle_seed": 0}
+            lines.append(
+                "  # Not every model here has a chat template; where all have, `chat: true` "
+                "puts the prompt into it."
+            )
+        start = 0
+        same = {
+            "jsonl": self.file,
+            **self.where,
+            **({"chat": True} if chat else {}),
+            "shuffle_seed": 0,
+        }
         for split, size in self.sizes.items():
             lines.append(f"  {split}: {in_line({**same, 'start': start, 'count': size})}")
             start += size

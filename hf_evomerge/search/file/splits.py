@@ -1,4 +1,5 @@
-"""Names of splits: the search's own, ``retain:NAME`` of retained data, ``objective:NAME:SPLIT`` of an objective's own."""
+"""Names of splits: the search's own, ``retain:NAME`` of retained data, ``objective:NAME:SPLIT`` of
+an objective's own."""
 
 SPLITS = ("search", "validation", "test")
 RETAINED = "retain:"

@@ -1,4 +1,5 @@
-"""Steps of a search file, and the stages that they make: what each searches, how, on which task, at what cost."""
+"""Steps of a search file, and the stages that they make: what each searches, how, on which task, at
+what cost."""
 
 from __future__ import annotations
 
@@ -19,40 +20,47 @@ SpaceName = Literal["ps", "dfs"]
 Role = Literal["first", "main", "random"]
 _FIRST: dict[SpaceName, StageName] = {"ps": "ps-first", "dfs": "dfs-first"}
 _BATCH = 16  # examples of the first generations, where the file does not say it
-_STEP, _FEWEST = 8, 4  # examples of a gradient's step: many small steps lead further than few large ones
-_STEPS = 60  # of a gradient, for which its batches are made smaller than that where there are few examples
+_STEP = 8
+_FEWEST = 4  # examples of a gradient's step: many small steps lead further than few large ones
+# of a gradient, for which its batches are made smaller than that where there are few examples
+_STEPS = 60
 
 
 class Step(StrictModel):
     """Optimizer, and its budget. The second step of a space begins at the winner of its first."""
 
     by: Algorithm = "cma"
-    """``cma``; ``gradient`` (Adam on batches), where the fitness has a gradient, of merges and gates; ``random``; ``sweep``
-    (every layer in turn) with ``path: {kind: prune}``; ``nsga2`` where there are
-    several objectives, and there by default."""
+    """``cma``; ``gradient`` (Adam on batches), where the fitness has a gradient, of merges and
+    gates; ``random``; ``sweep`` (every layer in turn) with ``path: {kind: prune}``; ``nsga2`` where
+    there are several objectives, and there by default."""
     space: Literal["ps", "dfs"] | None = None
     """The space that it searches, in a hybrid search; each, one after the other, where absent."""
     evaluations: Count = 1000
-    """Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge weights three times
-    as much, one of gates twice as much for as many hops as the first source has layers."""
+    """Budget in scores of all search examples. A score of a batch counts as its share, a gradient
+    of merge weights three times as much, one of gates twice as much for as many hops as the first
+    source has layers."""
     minutes: Positive | None = None
     """Budget in minutes; no generation starts after it. Whichever budget ends first."""
     population: Annotated[Count, Field(ge=2, le=10_000)] | None = None
-    """Candidates per generation of ``cma``, ``random`` and ``nsga2``; 4 + floor(3 ln n) where absent, and twice that for
-    ``nsga2``."""
+    """Candidates per generation of ``cma``, ``random`` and ``nsga2``; 4 + floor(3 ln n) where
+    absent, and twice that for ``nsga2``."""
     sigma: Positive | None = None
-    """First step size. Of merges as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); of paths in the
-    units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default in a second step."""
+    """First step size. Of merges as a fraction of each parameter's range, 1/6 by default
+    (``gradient``: 0.04); of paths in the units of the genome, 0.1 by default (gates by evolution:
+    0.2); 0.04 by default in a second step."""
     batch: Count | Literal["all"] | None = None
-    """Number of search examples per generation of ``cma``, ``gradient`` and ``sweep``, drawn anew for each, or ``all``. Where
-    absent 16, which with ``cma`` doubles after every 100 generations, up to half of the examples, and with ``gradient`` 8 or
-    fewer."""
+    """Number of search examples per generation of ``cma``, ``gradient`` and ``sweep``, drawn anew
+    for each, or ``all``. Where absent 16, which with ``cma`` doubles after every 100 generations,
+    up to half of the examples, and with ``gradient`` 8 or fewer."""
     fitness: AnyTaskSpec | None = None
     """What a first step climbs; the search's own fitness where absent."""
 
     @model_validator(mode="after")
     def _check_heard(self) -> Step:
-        for key, deaf in {"population": ("gradient", "sweep"), "batch": ("random", "nsga2")}.items():
+        for key, deaf in {
+            "population": ("gradient", "sweep"),
+            "batch": ("random", "nsga2"),
+        }.items():
             if self.by in deaf and getattr(self, key) is not None:
                 raise ValueError(f"{key}: says nothing to by: {self.by}; leave it out")
         return self
@@ -66,8 +74,9 @@ class Stage:
         name: Its name in the study.
         number: Its place among the stages of the search, from 0; its random numbers depend on it.
         space: What it searches.
-        role: ``main``: its winner may be the search's; ``first``: the main stage of the space begins at its winner;
-            ``random``: a random search to compare with, of the budget of all other stages, in the space of the first.
+        role: ``main``: its winner may be the search's; ``first``: the main stage of the space
+            begins at its winner; ``random``: a random search to compare with, of the budget of all
+            other stages, in the space of the first.
         step: The settings of its optimizer; a random search has those of the first space.
         evaluations: Its budget, in scores of all search examples.
         minutes: Its budget in minutes; infinite where unbounded.
@@ -102,12 +111,16 @@ class Stage:
         return self.step.fitness
 
     def batch_sizes(self, examples: int) -> tuple[int, ...]:
-        """Sizes of the batches that generations are scored on, of so many examples: one after the other, see `GROWTH`."""
+        """Sizes of the batches that generations are scored on, of so many examples: one after the
+        other, see `GROWTH`."""
         batch = self.step.batch
         if batch == "all" or self.algorithm in ("random", "nsga2"):
             return (examples,)
         if batch is None and self.algorithm == "gradient":
-            batch = min(_STEP, max(1, min(_FEWEST, examples // 2), examples * self.evaluations // (3 * _STEPS)))
+            batch = min(
+                _STEP,
+                max(1, min(_FEWEST, examples // 2), examples * self.evaluations // (3 * _STEPS)),
+            )
         if batch is not None or self.algorithm in ("gradient", "sweep"):
             return (min(examples, batch or _BATCH),)
         sizes = [min(examples, _BATCH)]
@@ -125,9 +138,17 @@ def make_stages(steps: Mapping[SpaceName, Sequence[Step]], *, random: bool) -> l
     """
     stages: list[Stage] = []
 
-    def add(name: StageName, space: SpaceName, role: Role, step: Step, begins_at: StageName | None = None) -> None:
+    def add(
+        name: StageName,
+        space: SpaceName,
+        role: Role,
+        step: Step,
+        begins_at: StageName | None = None,
+    ) -> None:
         minutes = math.inf if step.minutes is None else step.minutes
-        stages.append(Stage(name, len(stages), space, role, step, step.evaluations, minutes, begins_at))
+        stages.append(
+            Stage(name, len(stages), space, role, step, step.evaluations, minutes, begins_at)
+        )
 
     for space, (*before, last) in steps.items():
         for step in before:
@@ -135,8 +156,11 @@ def make_stages(steps: Mapping[SpaceName, Sequence[Step]], *, random: bool) -> l
         add(space, space, "main", last, _FIRST[space] if before else None)
     if random:
         space, (*_, own) = next(iter(steps.items()))
-        if own.by == "sweep":  # a sweep starts from the full depth, which is no place for a random search
+        if (
+            own.by == "sweep"
+        ):  # a sweep starts from the full depth, which is no place for a random search
             own = Step(by="random")
-        evaluations, minutes = sum(stage.evaluations for stage in stages), sum(stage.minutes for stage in stages)
+        evaluations = sum(stage.evaluations for stage in stages)
+        minutes = sum(stage.minutes for stage in stages)
         stages.append(Stage("random", len(stages), space, "random", own, evaluations, minutes))
     return stages

@@ -1,8 +1,8 @@
 """Proposes genomes: pycma's CMA-ES, or random search. Knows nothing of models or recipes.
 
-Fitness is maximised everywhere in this package; it is negated here, where pycma is called. All random numbers come from one
-generator of the optimizer's own, so the same seed and the same fitness values give the same genomes, whatever else runs in the
-process.
+Fitness is maximised everywhere in this package; it is negated here, where pycma is called. All
+random numbers come from one generator of the optimizer's own, so the same seed and the same fitness
+values give the same genomes, whatever else runs in the process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from ...errors import SearchError
 
 GROWTH = 100
-"""Generations, after which the next share of the examples is drawn: near the optimum a small batch no longer tells."""
+"""Generations, after which the next share of the examples is drawn: near the optimum a small batch
+no longer tells."""
 
-_SEPARABLE = 1000  # coordinates, beyond which a full covariance takes minutes of linear algebra per generation
+# coordinates, beyond which a full covariance takes minutes of linear algebra per generation
+_SEPARABLE = 1000
 
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
@@ -35,15 +37,17 @@ class Start:
         mean: The first mean of the distribution, shape (n,).
         sigma: Its step size.
         lower, upper: Bounds of each coordinate, shape (n,); infinite where there are none.
-        candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
-            important, should the budget not do for all.
-        names: What the candidates are, such as "a splice"; what `mean` is where there are no candidates.
-        groups: Group of each coordinate, for a search by gradient with few examples: its members move together at first,
-            shape (n,). None: each moves by itself.
-        prunable: Whether coordinates switch something off at their lower bound: a search by gradient gives up those that stay
-            there, and tries its steps before it goes on from them.
-        moves: The points that a sweep tries from one, few enough to try all; an empty list ends it. None where there is no
-            such list.
+        candidates: Points that are scored before the search begins, which it does at the best of
+            them. The first are the most important, should the budget not do for all.
+        names: What the candidates are, such as "a splice"; what `mean` is where there are no
+            candidates.
+        groups: Group of each coordinate, for a search by gradient with few examples: its members
+            move together at first, shape (n,). None: each moves by itself.
+        prunable: Whether coordinates switch something off at their lower bound: a search by
+            gradient gives up those that stay there, and tries its steps before it goes on from
+            them.
+        moves: The points that a sweep tries from one, few enough to try all; an empty list ends it.
+            None where there is no such list.
     """
 
     mean: Vector
@@ -57,10 +61,13 @@ class Start:
     moves: Callable[[Vector], list[Vector]] | None = None
 
     def sample(self, rng: np.random.Generator) -> Vector:
-        """Draw one genome of random search: uniform between bounds, and normal around the mean where there are none."""
+        """Draw one genome of random search: uniform between bounds, and normal around the mean
+        where there are none."""
         bounded = np.isfinite(self.lower) & np.isfinite(self.upper)
         normal = self.mean + self.sigma * rng.standard_normal(self.mean.shape)
-        uniform = rng.uniform(np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0))
+        uniform = rng.uniform(
+            np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0)
+        )
         return np.where(bounded, uniform, normal)
 
 
@@ -72,7 +79,8 @@ class Request:
         full: Whether they are scored on all examples, also where generations are scored on batches.
         price: Cost of each of them, in scores of the examples that it is scored on.
         active: Coordinates that the gradient of the fitness is wanted of too; None where it is not.
-        repeats: Number of asks since the one whose batch they are scored on; a batch of their own where 0.
+        repeats: Number of asks since the one whose batch they are scored on; a batch of their own
+            where 0.
     """
 
     full: bool = False
@@ -88,15 +96,18 @@ class Asked:
         request: What is to be done with the genomes of the last `ask`.
         gradients, objectives: Values last told, where they were wanted.
         spent: Cost of what has been told, in scores of all examples.
-        share: Share of the examples that the genomes of the last `ask` are scored on, unless it is to be all.
+        share: Share of the examples that the genomes of the last `ask` are scored on, unless it is
+            to be all.
     """
 
     _batches: Batches
     sigma: float
 
     def __init__(self, budget: float = np.inf, share: float = 1.0) -> None:
-        self.budget, self.share = budget, share
-        self.request, self.spent = Request(), 0.0
+        self.budget = budget
+        self.share = share
+        self.request = Request()
+        self.spent = 0.0
         self.gradients: list[Vector] = []
         self.objectives: list[Vector] = []
         self._asked: list[Vector] | None = None
@@ -112,27 +123,41 @@ class Asked:
         if self._asked is not None:
             raise SearchError("ask() was called twice without tell()")
         try:
-            self._asked = next(self._batches) if self._told is None else self._batches.send(self._told)
+            self._asked = (
+                next(self._batches) if self._told is None else self._batches.send(self._told)
+            )
         except StopIteration:
             return None
         return [genome.copy() for genome in self._asked]
 
-    def tell(self, fitness: Sequence[float], gradients: Sequence[Vector] = (), objectives: Sequence[Vector] = ()) -> None:
+    def tell(
+        self,
+        fitness: Sequence[float],
+        gradients: Sequence[Vector] = (),
+        objectives: Sequence[Vector] = (),
+    ) -> None:
         """Report the genomes of the last `ask`, in its order.
 
         Args:
             fitness: Fitness of each; NaN for a candidate that failed.
-            gradients: Gradient of each, where `request` wants it; those of candidates that failed are not looked at.
-            objectives: The values of all objectives of each, to be maximised, where there are several; NaN as above.
+            gradients: Gradient of each, where `request` wants it; those of candidates that failed
+                are not looked at.
+            objectives: The values of all objectives of each, to be maximised, where there are
+                several; NaN as above.
         """
         if self._asked is None or len(fitness) != len(self._asked):
-            raise SearchError(f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes")
+            raise SearchError(
+                f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes"
+            )
         self.spent += self.cost * len(fitness)
-        self._asked, self._told = None, [float(value) for value in fitness]
-        self.gradients, self.objectives = list(gradients), list(objectives)
+        self._asked = None
+        self._told = [float(value) for value in fitness]
+        self.gradients = list(gradients)
+        self.objectives = list(objectives)
 
     def best_candidate(self, start: Start) -> Generator[list[Vector], list[float], Vector]:
-        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or the mean without any.
+        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or
+        the mean without any.
 
         One alone leaves nothing to choose: it is scored on all examples, to be a result itself.
         """
@@ -142,11 +167,15 @@ class Asked:
             return start.mean.copy()
         return (yield from self.best_of(candidates, full=len(start.candidates) == 1))
 
-    def best_of(self, points: list[Vector], *, full: bool = False) -> Generator[list[Vector], list[float], Vector]:
+    def best_of(
+        self, points: list[Vector], *, full: bool = False
+    ) -> Generator[list[Vector], list[float], Vector]:
         """Ask for points; gives the best, of equals the first."""
         self.request = Request(full=full)
         values = yield points
-        return points[int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))].copy()
+        return points[
+            int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))
+        ].copy()
 
 
 def default_population(dimension: int) -> int:
@@ -159,13 +188,16 @@ class Optimizer(Asked):
 
     Args:
         start: Where to begin.
-        algorithm: ``cma`` or ``random``. Beyond 1,000 coordinates the covariance of CMA-ES is kept diagonal.
+        algorithm: ``cma`` or ``random``. Beyond 1,000 coordinates the covariance of CMA-ES is kept
+            diagonal.
         population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
         seed: Seed of the generator.
-        budgets: In scores of all examples; they only decide how many candidates of the start, and means, are scored. A search
-            that was given more has several, each for when the one before is spent.
-        shares: Shares of the examples that generations are scored on: `GROWTH` generations of each, and the last from then on.
-            Below 1, the mean of the distribution is scored on all of them now and then, and at the end.
+        budgets: In scores of all examples; they only decide how many candidates of the start, and
+            means, are scored. A search that was given more has several, each for when the one
+            before is spent.
+        shares: Shares of the examples that generations are scored on: `GROWTH` generations of each,
+            and the last from then on. Below 1, the mean of the distribution is scored on all of
+            them now and then, and at the end.
 
     Raises:
         SearchError: The settings contradict each other, or `tell` does not match the last `ask`.
@@ -191,8 +223,12 @@ class Optimizer(Asked):
         super().__init__(budgets[0], shares[0])
         self.later = list(budgets[1:])
         if start.mean.size < 2 and algorithm != "random":
-            raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or write by: random")
-        self.start, self.shares = start, shares
+            raise SearchError(
+                "CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or "
+                "write by: random"
+            )
+        self.start = start
+        self.shares = shares
         self.population = population or default_population(start.mean.size)
         self.rng = np.random.default_rng(seed)
         self.sigma = start.sigma
@@ -203,7 +239,8 @@ class Optimizer(Asked):
             yield [self.start.sample(self.rng) for _ in range(self.population)]
 
     def _is_last(self) -> bool:
-        """Tell whether the budget falls short of another generation on a batch and the mean on all examples."""
+        """Tell whether the budget falls short of another generation on a batch and the mean on all
+        examples."""
         return self.share < 1 and self.spent + self.population * self.share + 1 > self.budget
 
     def _is_over(self) -> bool:
@@ -213,7 +250,8 @@ class Optimizer(Asked):
         return self._is_last()
 
     def _cma_batches(self) -> Batches:
-        """Run CMA-ES from the start until it converges, which equal fitness alone does not say: accuracies have few values."""
+        """Run CMA-ES from the start until it converges, which equal fitness alone does not say:
+        accuracies have few values."""
         import cma
 
         mean = yield from self.best_candidate(self.start)
@@ -234,11 +272,15 @@ class Optimizer(Asked):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             strategy = cma.CMAEvolutionStrategy(mean, self.start.sigma, options)
-        generations, mean_at = 0, self.spent
+        generations = 0
+        mean_at = self.spent
         while not strategy.stop():
             self.share = self.shares[min(len(self.shares) - 1, generations // GROWTH)]
-            if self.share < 1 and (self._is_last() or self.spent - mean_at >= max(4.0, 0.1 * self.spent)):
-                self.request, mean_at = Request(full=True), self.spent
+            if self.share < 1 and (
+                self._is_last() or self.spent - mean_at >= max(4.0, 0.1 * self.spent)
+            ):
+                self.request = Request(full=True)
+                mean_at = self.spent
                 yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
                 if self._is_over():
                     break

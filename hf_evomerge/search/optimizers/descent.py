@@ -1,4 +1,5 @@
-"""Follows the gradient of the fitness: projected Adam on batches of examples, a point at a time. Knows nothing of models."""
+"""Follows the gradient of the fitness: projected Adam on batches of examples, a point at a time.
+Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from .ask_tell import Asked, Batches, Request, Start, Vector
 
-_FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
+_FIRST = 0.9
+_SECOND = 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
 _FLOOR = 0.02  # of the rate, where the cosine ends
-_QUIET = 10  # steps at the lower bound, after which a coordinate is given up; a sixth of the steps where these are few
+# steps at the lower bound, after which a coordinate is given up; a sixth of the steps where these
+# are few
+_QUIET = 10
 _TRIES = 4  # lengths of a step of gates, each half of the one before
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
 _WINDOW = 10  # of the last points, which are averaged; an eighth of the steps where these are few
@@ -23,21 +27,25 @@ _FAR = 6.5  # nats: an example that begins further from its answer counts for mo
 
 
 def checks_of(budget: float) -> tuple[float, ...]:
-    """Shares of a budget, after which the average of the last points is scored in full; it is scored at the end anyway."""
+    """Shares of a budget, after which the average of the last points is scored in full; it is
+    scored at the end anyway."""
     return _CHECKS if len(_CHECKS) <= _MOST * budget else ()
 
 
 class GradientOptimizer(Asked):
     """Ask for a point, evaluate it and its gradient anywhere, tell both.
 
-    Adam ascends on batches with a rate that falls as a cosine over the budget, inside the bounds. What is scored on all
-    examples, and so competes for the result, is the average of the last points: at the end, and where that takes little of
-    the budget also halfway and at three quarters.
+    Adam ascends on batches with a rate that falls as a cosine over the budget, inside the bounds.
+    What is scored on all examples, and so competes for the result, is the average of the last
+    points: at the end, and where that takes little of the budget also halfway and at three
+    quarters.
 
     Args:
-        start: Where to begin. Its candidates are scored first, on one batch, and the best is the first point; its sigma is the
-            first rate. Where coordinates are prunable, those that stay at their lower bound are given up, which is cheaper.
-        price: Cost of a gradient, in scores of the same examples, given which coordinates are still in play.
+        start: Where to begin. Its candidates are scored first, on one batch, and the best is the
+            first point; its sigma is the first rate. Where coordinates are prunable, those that
+            stay at their lower bound are given up, which is cheaper.
+        price: Cost of a gradient, in scores of the same examples, given which coordinates are still
+            in play.
         budget: Budget in scores of all examples.
         share: Share of the examples that a batch holds.
         examples: How many search examples there are.
@@ -49,16 +57,25 @@ class GradientOptimizer(Asked):
         >>> start = Start(np.zeros(2), 0.1, np.full(2, -1.0), np.ones(2))
         >>> optimizer = GradientOptimizer(start, price=lambda active: 3.0, budget=300.0, share=1.0)
         >>> while (points := optimizer.ask()) is not None:
-        ...     optimizer.tell([-float(((x - 0.5) ** 2).sum()) for x in points], [1.0 - 2 * x for x in points])
+        ...     scores = [-float(((x - 0.5) ** 2).sum()) for x in points]
+        ...     optimizer.tell(scores, [1.0 - 2 * x for x in points])
         >>> np.allclose(points_of_the_end := optimizer.average, 0.5, atol=0.01)
         True
     """
 
     def __init__(
-        self, start: Start, *, price: Callable[[NDArray[np.bool_]], float], budget: float, share: float, examples: int = _MANY
+        self,
+        start: Start,
+        *,
+        price: Callable[[NDArray[np.bool_]], float],
+        budget: float,
+        share: float,
+        examples: int = _MANY,
     ) -> None:
         super().__init__(budget, share)
-        self.start, self.price, self.examples = start, price, examples
+        self.start = start
+        self.price = price
+        self.examples = examples
         self.sigma = start.sigma
         self.average = start.mean.copy()
         self._batches = self._steps()
@@ -66,10 +83,13 @@ class GradientOptimizer(Asked):
     def _steps(self) -> Batches:
         """Candidates, steps, and scores in full."""
         point = yield from self.best_candidate(self.start)
-        begin, self.average = point, point.copy()
+        begin = point
+        self.average = point.copy()
         adam: _Adam | _Nested | None = None
-        quiet, checks = np.zeros(point.size, dtype=int), list(checks_of(self.budget))
-        good, rate = point, self.start.sigma
+        quiet = np.zeros(point.size, dtype=int)
+        checks = list(checks_of(self.budget))
+        good = point
+        rate = self.start.sigma
         trust = _TrustRegion() if self.start.prunable else None
         last = 1.0 if trust is None else 1 + 3 * self.share  # what the end costs
         steps = self.budget / (self.price(quiet == 0) * self.share)
@@ -82,13 +102,20 @@ class GradientOptimizer(Asked):
                 break
             self.request = Request(price=price, active=active)
             (fitness,) = yield [point]
-            self.sigma = rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))))
+            self.sigma = rate * (
+                _FLOOR
+                + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent / self.budget)))
+            )
             if math.isnan(fitness):  # go back, and on in smaller steps
-                point, rate, adam = good, rate / 2, None
+                point = good
+                rate = rate / 2
+                adam = None
                 continue
-            good, adam = point, adam or self._ascent(fitness)
+            good = point
+            adam = adam or self._ascent(fitness)
             step = self.sigma * adam.direction(self.gradients[0])
-            lower, upper = np.where(active, self.start.lower, point), np.where(active, self.start.upper, point)
+            lower = np.where(active, self.start.lower, point)
+            upper = np.where(active, self.start.upper, point)
             if trust is None:
                 point = np.clip(point + step, lower, upper)
             else:
@@ -100,16 +127,20 @@ class GradientOptimizer(Asked):
                 del checks[0]
                 self.request = Request(full=True)
                 yield [self.average]
-        if trust is not None and self.spent + last <= self.budget:  # an average of gates is a path of its own
+        if (
+            trust is not None and self.spent + last <= self.budget
+        ):  # an average of gates is a path of its own
             self.average = yield from self.best_of([self.average, point, begin])
         self.request = Request(full=True)
         yield [self.average]
 
     def _ascent(self, fitness: float) -> _Adam | _Nested:
-        """Begin an ascent. Examples that are far from their answers tell more, and bear more numbers.
+        """Begin an ascent. Examples that are far from their answers tell more, and bear more
+        numbers.
 
-        A share of each step, from 0 to 1, is taken by each coordinate alone and not with its group: that of the examples in
-        128, where one whose fitness is f below 0, and further than 6.5, counts for (f / 6.5)^2.
+        A share of each step, from 0 to 1, is taken by each coordinate alone and not with its group:
+        that of the examples in 128, where one whose fitness is f below 0, and further than 6.5,
+        counts for (f / 6.5)^2.
         """
         fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) ** 2 / _MANY)
         groups = self.start.groups
@@ -117,20 +148,29 @@ class GradientOptimizer(Asked):
 
 
 class _TrustRegion:
-    """Tries each step on the batch that its gradient is of, and halves it until it holds; then steps may grow again.
+    """Tries each step on the batch that its gradient is of, and halves it until it holds; then
+    steps may grow again.
 
-    A step d along a gradient g should change the fitness by <g, d>. It holds where the fitness does not fall short of this by
-    more than sum_i |g_i d_i|, the most that these slopes explain: a step straight up must not lose anything, one that older
-    gradients lead down may. Scores of one batch are compared with each other alone, so no noise of sampling is in them.
+    A step d along a gradient g should change the fitness by <g, d>. It holds where the fitness does
+    not fall short of this by more than sum_i |g_i d_i|, the most that these slopes explain: a step
+    straight up must not lose anything, one that older gradients lead down may. Scores of one batch
+    are compared with each other alone, so no noise of sampling is in them.
     """
 
     def __init__(self) -> None:
         self.factor = 1.0
 
     def step(
-        self, asked: Asked, fitness: float, point: Vector, step: Vector, bounds: tuple[Vector, Vector], least: float
+        self,
+        asked: Asked,
+        fitness: float,
+        point: Vector,
+        step: Vector,
+        bounds: tuple[Vector, Vector],
+        least: float,
     ) -> Generator[list[Vector], list[float], Vector]:
-        """Ask for points along a step from one whose fitness and gradient were told; gives the first that holds, or that one.
+        """Ask for points along a step from one whose fitness and gradient were told; gives the
+        first that holds, or that one.
 
         What is asked for leaves `least` of the budget.
         """
@@ -152,12 +192,15 @@ class _TrustRegion:
 class _Nested:
     """Adam's direction of groups of coordinates, and a share of that of each coordinate.
 
-    With few examples many numbers would follow the noise of a step as far as its signal, which groups have in common.
+    With few examples many numbers would follow the noise of a step as far as its signal, which
+    groups have in common.
     """
 
     def __init__(self, groups: NDArray[np.int64], fine: float) -> None:
-        self.groups, self.fine = groups, fine
-        self.coarse, self.each = _Adam(int(groups.max()) + 1), _Adam(groups.size)
+        self.groups = groups
+        self.fine = fine
+        self.coarse = _Adam(int(groups.max()) + 1)
+        self.each = _Adam(groups.size)
 
     def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
         """Upwards, each coordinate at most about 1."""
@@ -169,7 +212,9 @@ class _Nested:
 
 class _Adam:
     def __init__(self, size: int) -> None:
-        self.first, self.second, self.count = np.zeros(size), np.zeros(size), 0
+        self.first = np.zeros(size)
+        self.second = np.zeros(size)
+        self.count = 0
 
     def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
         """Upwards, each coordinate at most about 1."""
@@ -177,6 +222,7 @@ class _Adam:
         self.count += 1
         self.first = _FIRST * self.first + (1 - _FIRST) * slope
         self.second = _SECOND * self.second + (1 - _SECOND) * slope**2
-        first, second = self.first / (1 - _FIRST**self.count), self.second / (1 - _SECOND**self.count)
+        first = self.first / (1 - _FIRST**self.count)
+        second = self.second / (1 - _SECOND**self.count)
         direction: Vector = first / (np.sqrt(second) + 1e-8)
         return direction

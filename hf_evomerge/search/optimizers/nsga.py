@@ -1,4 +1,5 @@
-"""Proposes genomes where there are several objectives: pymoo's NSGA-II. Knows nothing of models, nor what objectives are."""
+"""Proposes genomes where there are several objectives: pymoo's NSGA-II. Knows nothing of models,
+nor what objectives are."""
 
 from __future__ import annotations
 
@@ -11,18 +12,21 @@ from ...errors import SearchError, optional
 from .ask_tell import Asked, Batches, Start, Vector, default_population, to_costs
 
 _STEPS = 4  # between the start's points and a bound, where a coordinate has none
-_MOST_LEFT_OUT = 0.5  # of the coordinates, where they are prunable, of a genome of the first generation
+_MOST_LEFT_OUT = (
+    0.5  # of the coordinates, where they are prunable, of a genome of the first generation
+)
 
 
 class ParetoOptimizer(Asked):
     """Ask for genomes, evaluate them anywhere, tell the values of all their objectives.
 
-    The first generation is the start's mean and candidates, and points around these; where coordinates are prunable, a share
-    of them is switched off in every second one of those. From then on it is NSGA-II (Deb et al., 2002) with pymoo's settings.
+    The first generation is the start's mean and candidates, and points around these; where
+    coordinates are prunable, a share of them is switched off in every second one of those. From
+    then on it is NSGA-II (Deb et al., 2002) with pymoo's settings.
 
     Args:
-        start: Where to begin. A coordinate without bounds stays within four step sizes of the start's points, and of 0 where
-            coordinates are prunable.
+        start: Where to begin. A coordinate without bounds stays within four step sizes of the
+            start's points, and of 0 where coordinates are prunable.
         objectives: How many there are.
         population: Candidates per generation; twice the default of CMA-ES where None.
         seed: Seed of all random numbers.
@@ -35,15 +39,21 @@ class ParetoOptimizer(Asked):
         >>> optimizer = ParetoOptimizer(start, objectives=2, population=8)
         >>> for _ in range(20):
         ...     points = optimizer.ask()
-        ...     optimizer.tell([0.0] * 8, objectives=[np.array([x[0], 1 - x[0] - x[1]]) for x in points])
+        ...     objectives = [np.array([x[0], 1 - x[0] - x[1]]) for x in points]
+        ...     optimizer.tell([0.0] * 8, objectives=objectives)
         >>> bool(np.mean([x[1] for x in points]) < 0.1)
         True
     """
 
-    def __init__(self, start: Start, *, objectives: int, population: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, start: Start, *, objectives: int, population: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         optional("pymoo", "objectives", "objectives: a search for several", SearchError)
-        self.start, self.count, self.seed, self.sigma = start, objectives, seed, start.sigma
+        self.start = start
+        self.count = objectives
+        self.seed = seed
+        self.sigma = start.sigma
         self.population = population or 2 * default_population(start.mean.size)
         self._batches = self._generations()
 
@@ -56,28 +66,38 @@ class ParetoOptimizer(Asked):
 
         lower, upper = self._bounds()
         problem = Problem(n_var=lower.size, n_obj=self.count, xl=lower, xu=upper)
-        algorithm = NSGA2(pop_size=self.population, sampling=np.clip(self._first(), lower, upper), seed=self.seed)
+        algorithm = NSGA2(
+            pop_size=self.population, sampling=np.clip(self._first(), lower, upper), seed=self.seed
+        )
         algorithm.setup(problem, termination=NoTermination())
         while (offspring := algorithm.ask()) is not None and len(offspring):
             yield list(np.asarray(offspring.get("X"), dtype=np.float64))
-            costs = np.column_stack([to_costs(column) for column in np.array(self.objectives).T])  # a failed one is worse
+            costs = np.column_stack(
+                [to_costs(column) for column in np.array(self.objectives).T]
+            )  # a failed one is worse
             Evaluator().eval(StaticProblem(problem, F=costs), offspring)
             algorithm.tell(infills=offspring)
 
     def _bounds(self) -> tuple[Vector, Vector]:
-        points, reach = np.array([self.start.mean, *self.start.candidates]), _STEPS * self.start.sigma
+        points = np.array([self.start.mean, *self.start.candidates])
+        reach = _STEPS * self.start.sigma
         lowest = points.min(0) - reach
         if self.start.prunable:  # which are off below 0
             lowest = np.minimum(lowest, -reach)
         lower = np.where(np.isfinite(self.start.lower), self.start.lower, lowest)
-        return lower, np.where(np.isfinite(self.start.upper), self.start.upper, points.max(0) + reach)
+        return lower, np.where(
+            np.isfinite(self.start.upper), self.start.upper, points.max(0) + reach
+        )
 
     def _first(self) -> NDArray[np.float64]:
         """The first generation, shape (population, n)."""
-        rng, known = np.random.default_rng(self.seed), [self.start.mean, *self.start.candidates]
+        rng = np.random.default_rng(self.seed)
+        known = [self.start.mean, *self.start.candidates]
         points = known[: self.population]
         while len(points) < self.population:
-            point = known[len(points) % len(known)] + self.start.sigma * rng.standard_normal(self.start.mean.size)
+            point = known[len(points) % len(known)] + self.start.sigma * rng.standard_normal(
+                self.start.mean.size
+            )
             if self.start.prunable and len(points) % 2:
                 out = rng.random(point.size) < rng.uniform(0, _MOST_LEFT_OUT)
                 point = np.where(out, -0.5 * self.start.sigma, point)
@@ -86,7 +106,8 @@ class ParetoOptimizer(Asked):
 
 
 def non_dominated(vectors: Sequence[Vector]) -> list[int]:
-    """Indices of the points that none is better than in one objective without being worse in another; of equals the first.
+    """Indices of the points that none is better than in one objective without being worse in
+    another; of equals the first.
 
     Example:
         >>> non_dominated([np.array(point) for point in ([1, 1], [2, 0], [0, 0], [1, 1])])
@@ -102,17 +123,20 @@ def non_dominated(vectors: Sequence[Vector]) -> list[int]:
 
 
 def scaled(vectors: Sequence[Vector]) -> NDArray[np.float64]:
-    """Points with each objective between 0, the worst of them, and 1, the best; 0 where all are the same."""
+    """Points with each objective between 0, the worst of them, and 1, the best; 0 where all are the
+    same."""
     points = np.array(vectors, dtype=np.float64).reshape(len(vectors), -1)
-    low, width = points.min(0), np.ptp(points, axis=0)
+    low = points.min(0)
+    width = np.ptp(points, axis=0)
     return np.where(width > 0, (points - low) / np.where(width > 0, width, 1.0), 0.0)
 
 
 def knee(vectors: Sequence[Vector]) -> int:
-    """The point of a front that bulges most: farthest beyond the line, or plane, through the best of each objective.
+    """The point of a front that bulges most: farthest beyond the line, or plane, through the best
+    of each objective.
 
-    Objectives that go together, as hops and parameters do, share the weight of one. The first of equals, the best in the first
-    objective where a front is sorted by it.
+    Objectives that go together, as hops and parameters do, share the weight of one. The first of
+    equals, the best in the first objective where a front is sorted by it.
 
     Example:
         >>> knee([np.array(point) for point in ([0.0, 1.0], [0.8, 0.9], [1.0, 0.0])])
@@ -120,12 +144,15 @@ def knee(vectors: Sequence[Vector]) -> int:
     """
     points = scaled(vectors)
     ends = np.unique(points[points.argmax(0)], axis=0)
-    normal = np.linalg.lstsq(ends, np.ones(len(ends)), rcond=None)[0]  # the shortest, where the ends leave it open
+    normal = np.linalg.lstsq(ends, np.ones(len(ends)), rcond=None)[
+        0
+    ]  # the shortest, where the ends leave it open
     return int(np.argmax(np.round(points @ np.maximum(normal, 0.0), 9)))
 
 
 def spread(vectors: Sequence[Vector], count: int) -> list[int]:
-    """Indices of so many points of a front: the best of each objective, the knee, then always the one farthest from those."""
+    """Indices of so many points of a front: the best of each objective, the knee, then always the
+    one farthest from those."""
     points = scaled(vectors)
     chosen = list(dict.fromkeys([*(int(best) for best in points.argmax(0)), knee(vectors)]))[:count]
     while len(chosen) < min(count, len(points)):

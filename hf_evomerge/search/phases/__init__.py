@@ -1,4 +1,5 @@
-"""Phases of a search, one file each: what a phase costs, checks, does, and adds to the table of results."""
+"""Phases of a search, one file each: what a phase costs, checks, does, and adds to the table of
+results."""
 
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from .phase import Phase
 from .stages import StagePhase
 from .winner import Winner
 
-PHASES: tuple[type[Phase], ...] = (Parents, StagePhase, Winner, Average, LoraTrainings, MergeWithLora, LeaveOneOut, HeldOut)
+PHASES: tuple[type[Phase], ...] = (
+    Parents,
+    StagePhase,
+    Winner,
+    Average,
+    LoraTrainings,
+    MergeWithLora,
+    LeaveOneOut,
+    HeldOut,
+)
 """Kinds of phases, in the order that they run. A new baseline is a file here and a line above."""
 
 

@@ -30,5 +30,11 @@ class Average(Phase):
             return
         recipe = uniform_average(run.config)
         label = run.study.add_recipe(recipe)
-        against = Against("the plain average", worse="the average is the better merge", undecided="over the plain average")
-        run.entries.append(Entry("average", "uniform average", label, recipe, against=against, optional=True))
+        against = Against(
+            "the plain average",
+            worse="the average is the better merge",
+            undecided="over the plain average",
+        )
+        run.entries.append(
+            Entry("average", "uniform average", label, recipe, against=against, optional=True)
+        )

@@ -1,4 +1,5 @@
-"""Fine-tunes a model with LoRA on the examples that a search has, by the package's own likelihood of the right answers."""
+"""Fine-tunes a model with LoRA on the examples that a search has, by the package's own likelihood
+of the right answers."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import numpy as np
 from ...errors import SearchError, optional
 from ...fitness import DifferentiableTask, Example, Scores
 
-STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights has
+# of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights
+# has
+STEP_COST = 3
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,20 @@ class Lora:
     bfloat16: bool = False
 
     @classmethod
-    def for_cost(cls, cost: float, examples: int, *, rate: float, batch: int = 8, **more: Any) -> Lora:
-        """Take as many steps as a cost, in scores of so many examples, pays for; other arguments are the attributes."""
+    def for_cost(
+        cls, cost: float, examples: int, *, rate: float, batch: int = 8, **more: Any
+    ) -> Lora:
+        """Take as many steps as a cost, in scores of so many examples, pays for; other arguments
+        are the attributes."""
         batch = min(batch, examples)
-        return cls(rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more)
+        return cls(
+            rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more
+        )
 
 
 class LoraAscent:
-    """LoRA adapters (peft's) in a model, and AdamW, which raises a score by them. The same steps give the same adapters.
+    """LoRA adapters (peft's) in a model, and AdamW, which raises a score by them. The same steps
+    give the same adapters.
 
     Args:
         model: A plain model; adapters are put into it.
@@ -60,26 +69,42 @@ class LoraAscent:
         import torch
 
         library = optional("peft", "lora", "fine-tuning", SearchError)
-        kind = "CAUSAL_LM" if model.can_generate() else None  # no class of classifiers leaves the head in place
+        kind = (
+            "CAUSAL_LM" if model.can_generate() else None
+        )  # no class of classifiers leaves the head in place
         adapters = library.LoraConfig(
-            r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type=kind
+            r=settings.rank,
+            lora_alpha=2 * settings.rank,
+            target_modules="all-linear",
+            task_type=kind,
         )
-        with torch.random.fork_rng(devices=[]):  # adapters begin on the processor, whatever the device
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # adapters begin on the processor, whatever the device
             torch.default_generator.manual_seed(settings.seed)
             self.tuned = library.get_peft_model(model, adapters)
-        # peft has put a set in place of "all-linear"; in the file its order would be another each time
+        # peft has put a set in place of "all-linear"; in the file its order would be another each
+        # time
         adapters.target_modules = sorted(adapters.target_modules)
-        self.settings, self.done, self._model = settings, 0, model
-        self._trained = [parameter for parameter in self.tuned.parameters() if parameter.requires_grad]
+        self.settings = settings
+        self.done = 0
+        self._model = model
+        self._trained = [
+            parameter for parameter in self.tuned.parameters() if parameter.requires_grad
+        ]
         for parameter in self._trained:
             parameter.data = parameter.data.float()
-        self._optimizer = torch.optim.AdamW(self._trained, lr=settings.rate, weight_decay=0.0, maximize=True)
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=settings.rate, weight_decay=0.0, maximize=True
+        )
 
     def step(self, task: DifferentiableTask) -> Scores:
-        """Score a prepared task, and take a step along its gradient; other parameters keep the gradients that they ask for."""
+        """Score a prepared task, and take a step along its gradient; other parameters keep the
+        gradients that they ask for."""
         import torch
 
-        settings, self.done = self.settings, self.done + 1
+        settings = self.settings
+        self.done = self.done + 1
         warmup = max(1, settings.steps // 10) if settings.warmup is None else settings.warmup
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (self.done - 1) / settings.steps)))
         for group in self._optimizer.param_groups:
@@ -87,7 +112,11 @@ class LoraAscent:
         self._optimizer.zero_grad()
         for parameter in self._trained:
             parameter.requires_grad_(True)
-        with torch.autocast(self._trained[0].device.type, torch.bfloat16) if settings.bfloat16 else nullcontext():
+        with (
+            torch.autocast(self._trained[0].device.type, torch.bfloat16)
+            if settings.bfloat16
+            else nullcontext()
+        ):
             scores = task.backward(self._model)  # which has the adapters now
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
@@ -117,7 +146,8 @@ def fine_tune(
         SearchError: peft is not installed.
         FitnessError: A score is not finite.
     """
-    ascent, drawn = LoraAscent(model, settings), batches(examples, settings.batch, settings.seed)
+    ascent = LoraAscent(model, settings)
+    drawn = batches(examples, settings.batch, settings.seed)
     for step in range(1, settings.steps + 1):
         task = make_task()
         task.prepare(next(drawn), tokenizer)
@@ -127,8 +157,10 @@ def fine_tune(
 
 
 def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
-    """Draw batches without end: all examples once, in an order of the seed, before any is seen again."""
-    rng, order = np.random.default_rng(seed), list[int]()
+    """Draw batches without end: all examples once, in an order of the seed, before any is seen
+    again."""
+    rng = np.random.default_rng(seed)
+    order = list[int]()
     while True:
         if len(order) < size:
             order = [int(i) for i in rng.permutation(len(examples))]

@@ -36,7 +36,9 @@ class HeldOut(Phase):
         splits = [judged_on(sizes), *(name for name in sizes if name.startswith(RETAINED))]
         examples = " + ".join(f"{sizes[name]} {name}" for name in splits)
         text = f"{planner.rows} models on {examples} examples: all rows of the table"
-        return PhasePlan(self.name, text, planner.rows * planner.second * sum(sizes[name] for name in splits))
+        return PhasePlan(
+            self.name, text, planner.rows * planner.second * sum(sizes[name] for name in splits)
+        )
 
     def run(self, run: SearchRun) -> None:
         """Score the entries and the front, and make the result; the rows of stages come last."""

@@ -1,4 +1,5 @@
-"""Phase that scores the winner without each of its sources: what its absence costs is what a source gives."""
+"""Phase that scores the winner without each of its sources: what its absence costs is what a source
+gives."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class LeaveOneOut(Phase):
             except EvoMergeError as cause:
                 name = config.source_names[number]
                 said = one_line(cause, 200)
-                raise SearchError(f"{where}: no merge is left without {name}; leave it out: {said}") from cause
+                raise SearchError(
+                    f"{where}: no merge is left without {name}; leave it out: {said}"
+                ) from cause
 
     def plan(self, planner: Planner) -> PhasePlan:
         """One score for the winner, and one without each source."""

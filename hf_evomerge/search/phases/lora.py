@@ -1,7 +1,8 @@
-"""Baseline: the best of LoRA fine-tunes of every parent and of the average, each at the cost of the search.
+"""Baseline: the best of LoRA fine-tunes of every parent and of the average, each at the cost of the
+search.
 
-A training sees the examples that the search sees. The adapters stay in the study's folder, and can be
-scored and used like any source with an adapter.
+A training sees the examples that the search sees. The adapters stay in the study's folder, and can
+be scored and used like any source with an adapter.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class LoraTrainings(Phase):
         spent = sum(stage.evaluations for stage in config.stages if stage.role != "random")
         starts = len(parents_once(config)) + planner.can_average
         count = starts * len(RATES)
-        text = f"{count} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
+        text = (
+            f"{count} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
+        )
         seconds = count * (spent * sizes["search"] + sizes[planner.chosen_on]) * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1)
 
@@ -65,7 +68,9 @@ class LoraTrainings(Phase):
         """Train, and give the best a row; a warning where none could be trained."""
         assert run.evaluator is not None  # the search has been checked
         names = run.config.parent_names
-        starts: dict[str, tuple[str, Any]] = {label: (names[label], ref) for label, ref in parents_once(run.config).items()}
+        starts: dict[str, tuple[str, Any]] = {
+            label: (names[label], ref) for label, ref in parents_once(run.config).items()
+        }
         if run.can_average:
             starts["average"] = ("the average", uniform_average(run.config))
         cost = run.searched
@@ -80,10 +85,15 @@ class LoraTrainings(Phase):
             return
         best = max(fitness, key=fitness.__getitem__)
         name = trained[best].name
-        shown = f"{name} (best of {len(fitness)} on {run.chosen_on} examples, {cost:g} evaluations each)"
+        shown = (
+            f"{name} (best of {len(fitness)} on {run.chosen_on} examples, {cost:g} evaluations "
+            "each)"
+        )
         against = Against(f"a {name}", "here fine-tuning is worth more than merging")
         spent = len(trained) * cost
-        run.entries.append(Entry("lora", shown, best, targets[best], evaluations=spent, against=against))
+        run.entries.append(
+            Entry("lora", shown, best, targets[best], evaluations=spent, against=against)
+        )
 
 
 @dataclass(frozen=True)
@@ -105,15 +115,18 @@ class LoraTrainer:
 
     Attributes:
         evaluator: Evaluator with the search's task, examples, dtype and device.
-        folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to be
-            built first.
+        folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to
+            be built first.
     """
 
     evaluator: Evaluator
     folder: Path
 
-    def fine_tunes(self, starts: Starts, cost: float, report: Callable[[Progress], None]) -> dict[str, Trained]:
-        """Fine-tune every start with LoRA at every rate, unless the folder holds the adapter already.
+    def fine_tunes(
+        self, starts: Starts, cost: float, report: Callable[[Progress], None]
+    ) -> dict[str, Trained]:
+        """Fine-tune every start with LoRA at every rate, unless the folder holds the adapter
+        already.
 
         What cannot be built or trained is left out, with a warning.
 
@@ -136,13 +149,21 @@ class LoraTrainer:
             which = f"from {starts[label][0]}, rate {rate:g}"
             lora = Lora.for_cost(cost, examples, rate=rate, seed=seed)
 
-            def after_step(step: int, _: object, number: int = number, which: str = which, steps: int = lora.steps) -> None:
+            def after_step(
+                step: int,
+                _: object,
+                number: int = number,
+                which: str = which,
+                steps: int = lora.steps,
+            ) -> None:
                 nonlocal fresh
                 fresh += cost / steps
                 done = round(cost * (number + step / steps), 2)
                 seconds = time.perf_counter() - begin
                 note = f"{which}, step {step} of {steps}"
-                report(Progress("lora", done, total, number, seconds=seconds, fresh=fresh, note=note))
+                report(
+                    Progress("lora", done, total, number, seconds=seconds, fresh=fresh, note=note)
+                )
 
             folder = self.folder / label.replace(":", "-")
             out = folder / f"lora-{rate:g}-{cost:g}"
@@ -158,7 +179,8 @@ class LoraTrainer:
         return trained
 
     def _plain(self, start: SourceRef | Recipe, folder: Path) -> SourceRef:
-        """A model that an adapter can be trained for: a parent as it is, or what has to be built first."""
+        """A model that an adapter can be trained for: a parent as it is, or what has to be built
+        first."""
         if isinstance(start, SourceRef):
             if start.adapter is None:
                 return start
@@ -166,29 +188,48 @@ class LoraTrainer:
         if not (folder / "config.json").exists():
             from ...building.build import build_model
 
-            build_model(start, folder, progress=False, trust_remote_code=self.evaluator.sources.trust_remote_code, whole=True)
+            build_model(
+                start,
+                folder,
+                progress=False,
+                trust_remote_code=self.evaluator.sources.trust_remote_code,
+                whole=True,
+            )
         return SourceRef(model=str(folder))
 
-    def _train(self, start: SourceRef, lora: Lora, out: Path, after_step: Callable[[int, Any], None]) -> None:
+    def _train(
+        self, start: SourceRef, lora: Lora, out: Path, after_step: Callable[[int, Any], None]
+    ) -> None:
         """Train one adapter, with no other model in memory, and write it in one piece."""
-        models, tasks = self.evaluator.models, self.evaluator.tasks
+        models = self.evaluator.models
+        tasks = self.evaluator.tasks
         models.forget()
-        tasks.prepared(start, fitness=self.evaluator.config.stages[0].fitness)  # runs what the task compares with
+        tasks.prepared(
+            start, fitness=self.evaluator.config.stages[0].fitness
+        )  # runs what the task compares with
         model: Any = models.model(start)
-        examples, tokenizer = tasks.examples("search"), tasks.tokenizer(start)
+        examples = tasks.examples("search")
+        tokenizer = tasks.tokenizer(start)
         try:
-            tuned = fine_tune(model, tasks.differentiable_task, examples, tokenizer, lora, after_step=after_step)
+            tuned = fine_tune(
+                model, tasks.differentiable_task, examples, tokenizer, lora, after_step=after_step
+            )
             save_adapter(tuned, out)
         finally:
             models.forget()  # peft has put its layers into the model
 
 
 def save_adapter(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
-    """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is whole."""
+    """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is
+    whole."""
     unfinished = out.with_name(f".{out.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    tuned.save_pretrained(unfinished, save_embedding_layers=False)  # they are the model's, whatever their size
-    (unfinished / "README.md").unlink(missing_ok=True)  # peft's names a folder as base model, which the Hub refuses
+    tuned.save_pretrained(
+        unfinished, save_embedding_layers=False
+    )  # they are the model's, whatever their size
+    (unfinished / "README.md").unlink(
+        missing_ok=True
+    )  # peft's names a folder as base model, which the Hub refuses
     if recipe is not None:
         recipe.save(unfinished / RECIPE_FILE)
     os.replace(unfinished, out)
@@ -197,9 +238,13 @@ def save_adapter(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
 def check_training(baseline: str, config: SearchConfig, evaluator: Evaluator) -> None:
     """Refuse a baseline that trains where it cannot: raises `SearchError` with the reason."""
     if config.compute.quantization:
-        raise SearchError(f"compare.baselines: {baseline} fine-tunes whole models; leave it out, or quantization")
+        raise SearchError(
+            f"compare.baselines: {baseline} fine-tunes whole models; leave it out, or quantization"
+        )
     try:
         evaluator.tasks.differentiable_task()
     except FitnessError as error:
-        raise SearchError(f"compare.baselines: {baseline} follows a gradient; leave it out: {error}") from error
+        raise SearchError(
+            f"compare.baselines: {baseline} follows a gradient; leave it out: {error}"
+        ) from error
     optional("peft", "lora", "fine-tuning", SearchError)

@@ -2,8 +2,8 @@
 
 The LoRA has free directions beside the parents' own.
 
-A step costs what it costs a merge alone, three scores of its batch: one backward pass gives both gradients. The result is a
-recipe: the merge, and the adapter of the base as one more source.
+A step costs what it costs a merge alone, three scores of its batch: one backward pass gives both
+gradients. The result is a recipe: the merge, and the adapter of the base as one more source.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ MANY = 256
 
 
 class MergeWithLora(Phase):
-    """Search of the merge weights again, with a LoRA of the base beside them; the model is built."""
+    """Search of the merge weights again, with a LoRA of the base beside them; the model is
+    built."""
 
     name = "together"
     title = "merge with LoRA beside it"
@@ -63,7 +64,8 @@ class MergeWithLora(Phase):
         return PhasePlan(self.name, text, stage.seconds, at_once=1)
 
     def run(self, run: SearchRun) -> None:
-        """Train and build the model, unless the study's folder holds it; a warning where that fails."""
+        """Train and build the model, unless the study's folder holds it; a warning where that
+        fails."""
         assert run.evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
         try:
@@ -71,9 +73,15 @@ class MergeWithLora(Phase):
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA beside it: {error}")
             return
-        against = Against("itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better")
+        against = Against(
+            "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better"
+        )
         cost = stage.evaluations
-        run.entries.append(Entry("together", self.title, f"together:{cost}", model, evaluations=cost, against=against))
+        run.entries.append(
+            Entry(
+                "together", self.title, f"together:{cost}", model, evaluations=cost, against=against
+            )
+        )
 
 
 def _built(run: SearchRun, evaluator: Evaluator, stage: Stage) -> SourceRef:
@@ -96,7 +104,8 @@ def _built(run: SearchRun, evaluator: Evaluator, stage: Stage) -> SourceRef:
 
 
 def _train(run: SearchRun, evaluator: Evaluator, stage: Stage, adapter: Path) -> None:
-    """Learn merge weights and adapter, with no other model in memory, and write them in one piece."""
+    """Learn merge weights and adapter, with no other model in memory, and write them in one
+    piece."""
     begin = time.perf_counter()
 
     def report(spent: float) -> None:
@@ -107,7 +116,9 @@ def _train(run: SearchRun, evaluator: Evaluator, stage: Stage, adapter: Path) ->
     evaluator.models.forget()
     try:
         recipe, tuned = learn_together(evaluator, stage, after_step=report)
-        tuned.peft_config["default"].base_model_name_or_path = str(recipe.base and recipe.base.model)
+        tuned.peft_config["default"].base_model_name_or_path = str(
+            recipe.base and recipe.base.model
+        )
         save_adapter(tuned, adapter, recipe)
     finally:
         evaluator.models.forget()
@@ -119,28 +130,45 @@ def together_stage(config: SearchConfig) -> Stage:
     Raises:
         SearchError: The search has none; says what to leave out.
     """
-    method, where = get_method(config.merge.method), "compare.baselines: merge+lora"
+    method = get_method(config.merge.method)
+    where = "compare.baselines: merge+lora"
     options = config.merge.options
-    if not (method.is_sum and method.task_vectors) or options.get("normalize") or options.get("lambda") == 0:
+    if (
+        not (method.is_sum and method.task_vectors)
+        or options.get("normalize")
+        or options.get("lambda") == 0
+    ):
         plain = "task_arithmetic, without normalize and lambda: 0"
-        raise SearchError(f"{where} adds an adapter to a sum of task vectors; leave it out, or write {plain}")
+        raise SearchError(
+            f"{where} adds an adapter to a sum of task vectors; leave it out, or write {plain}"
+        )
     if config.base is None or config.base.adapter is not None:
-        raise SearchError(f"{where} needs a base, and one that is no adapter; name it, or leave merge+lora out")
+        raise SearchError(
+            f"{where} needs a base, and one that is no adapter; name it, or leave merge+lora out"
+        )
     for stage in config.stages:
         if stage.space == "ps" and stage.algorithm == "gradient":
             return stage
-    raise SearchError(f"{where} goes with merge weights that are searched by: gradient; leave it out")
+    raise SearchError(
+        f"{where} goes with merge weights that are searched by: gradient; leave it out"
+    )
 
 
 def learn_together(
-    evaluator: Evaluator, stage: Stage, rate: float | None = None, *, after_step: Callable[[float], None] = lambda spent: None
+    evaluator: Evaluator,
+    stage: Stage,
+    rate: float | None = None,
+    *,
+    after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
-    """Search as a stage does, from its start and with its budget, and train LoRA adapters by the same steps.
+    """Search as a stage does, from its start and with its budget, and train LoRA adapters by the
+    same steps.
 
     Args:
         evaluator: Evaluator of the search.
         stage: A stage of `together_stage`.
-        rate: Peak rate of the adapters; by default 5e-4 for 256 examples and more, in proportion below.
+        rate: Peak rate of the adapters; by default 5e-4 for 256 examples and more, in proportion
+            below.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
@@ -149,44 +177,61 @@ def learn_together(
     Raises:
         FitnessError: A score is not finite.
     """
-    config, examples = evaluator.config, evaluator.tasks.examples("search")
-    space, count = make_space(config, stage, evaluator.sources.summary), len(examples)
-    size, start, budget = stage.batch_sizes(count)[0], space.start(), stage.evaluations
-    optimizer = GradientOptimizer(start, price=space.price, budget=budget, share=size / count, examples=count)
-    rate, seed = RATE * min(1.0, count / MANY) if rate is None else rate, config.compute.seed
+    config = evaluator.config
+    examples = evaluator.tasks.examples("search")
+    space = make_space(config, stage, evaluator.sources.summary)
+    count = len(examples)
+    size = stage.batch_sizes(count)[0]
+    start = space.start()
+    budget = stage.evaluations
+    optimizer = GradientOptimizer(
+        start, price=space.price, budget=budget, share=size / count, examples=count
+    )
+    rate = RATE * min(1.0, count / MANY) if rate is None else rate
+    seed = config.compute.seed
     recipe = space.decode(optimizer.average)
     assert recipe.merge is not None  # a space of merges
     _, model = evaluator.models.merge_gradient(recipe.merge)
     ascent = LoraAscent(model, Lora.for_cost(budget, count, rate=rate, batch=size, seed=seed))
-    drawn, tokenizer = batches(examples, size, seed), evaluator.tasks.tokenizer(recipe)
+    drawn = batches(examples, size, seed)
+    tokenizer = evaluator.tasks.tokenizer(recipe)
     while (points := optimizer.ask()) is not None:
         request = optimizer.request
         batch = examples if request.full else next(drawn)
-        found, slopes = list[Scores](), list[Any]()
+        found = list[Scores]()
+        slopes = list[Any]()
         for point in points:
-            recipe, task = space.decode(point), evaluator.tasks.differentiable_task()
+            recipe = space.decode(point)
+            task = evaluator.tasks.differentiable_task()
             task.prepare(batch, tokenizer)
 
-            def step(model: Any, task: DifferentiableTask = task, found: list[Scores] = found) -> None:
+            def step(
+                model: Any, task: DifferentiableTask = task, found: list[Scores] = found
+            ) -> None:
                 found.append(ascent.step(task))
 
             if request.active is None:
                 found.append(task.evaluate(evaluator.models.model(recipe)))
             else:
-                slopes.append(space.slopes(point, request.active).take(evaluator.models, recipe, step))
+                slopes.append(
+                    space.slopes(point, request.active).take(evaluator.models, recipe, step)
+                )
         optimizer.tell([float(scores.values.mean()) for scores in found], slopes)
         after_step(optimizer.spent)
     return recipe, ascent.tuned
 
 
 def with_adapter(recipe: Recipe, adapter: Path) -> Recipe:
-    """Add an adapter of the base, whole, to the recipe of a sum of task vectors, as one more source."""
+    """Add an adapter of the base, whole, to the recipe of a sum of task vectors, as one more
+    source."""
     assert recipe.merge is not None  # `together_stage` has looked
     assert recipe.base is not None
     if not (scale := float(recipe.merge.options.get("lambda", 1.0))):  # type: ignore[arg-type]
         raise SearchError("lambda is 0 at the end: nothing is added to the base")
     whole = {"weight": 1.0 / scale}
     places = [*recipe.merge_sources, len(recipe.sources)]
-    merge = recipe.merge.model_copy(update={"sources": places, "parameters": [*recipe.merge.parameters, whole]})
+    merge = recipe.merge.model_copy(
+        update={"sources": places, "parameters": [*recipe.merge.parameters, whole]}
+    )
     more = recipe.base.model_copy(update={"adapter": str(adapter)})
     return recipe.model_copy(update={"sources": [*recipe.sources, more], "merge": merge})

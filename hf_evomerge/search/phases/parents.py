@@ -47,10 +47,13 @@ class Parents(Phase):
 
 
 def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
-    """Say whether the sources have anything to give each other, and which objectives see nothing."""
+    """Say whether the sources have anything to give each other, and which objectives see
+    nothing."""
     config = run.config
     refs = parents_once(config)
-    sources = {config.parent_names[label]: scores[label] for label in refs if refs[label] != config.base}
+    sources = {
+        config.parent_names[label]: scores[label] for label in refs if refs[label] != config.base
+    }
     notes, warning = about_parents(sources, run.sizes[run.judged_on])
     for note in notes:
         logger.info(note)
@@ -59,4 +62,6 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     for name in config.objective_names[1:]:
         others = [each.others[name].mean for each in sources.values() if name in each.others]
         if len(others) > 1 and len(set(others)) == 1 and name not in ("hops", "parameters"):
-            logger.warning(f"objectives: {name} is {others[0]:.4g} for every source; it may see nothing")
+            logger.warning(
+                f"objectives: {name} is {others[0]:.4g} for every source; it may see nothing"
+            )

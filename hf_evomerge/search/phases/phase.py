@@ -1,4 +1,5 @@
-"""Phase of a search: the interface that the dry run, the search, the live table and the results share."""
+"""Phase of a search: the interface that the dry run, the search, the live table and the results
+share."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Planner:
 
     Attributes:
         sizes: Number of examples per split.
-        second: Seconds that one model takes for one example; not a number where no weights are read.
+        second: Seconds that one model takes for one example; not a number where no weights are
+            read.
         phases: The plans so far.
         warnings: What will probably disappoint, one line each.
         merge: The merge that a later stage of a hybrid search builds on.
@@ -219,7 +221,9 @@ class SearchRun:
         """Recipes of the study, by their keys."""
         return {key: self.study.recipe(key) for key in keys}
 
-    def evaluate(self, targets: Mapping[str, Target], split: str, phase: str, *, required: bool = False) -> dict[str, Scores]:
+    def evaluate(
+        self, targets: Mapping[str, Target], split: str, phase: str, *, required: bool = False
+    ) -> dict[str, Scores]:
         """Score labelled models on a split: stored scores are read, others evaluated and stored.
 
         Args:

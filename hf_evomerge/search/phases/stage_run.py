@@ -1,8 +1,9 @@
 """Asks for the candidates of one stage and is told their scores, generation by generation.
 
-What the study holds is replayed: the optimizer is asked again from the start and told what is stored.
-So nothing but the study is kept, and a search that was killed ends with the same trials as one that
-was not. Who evaluates is the caller's affair: the search's runner, a person, or the user's own code.
+What the study holds is replayed: the optimizer is asked again from the start and told what is
+stored. So nothing but the study is kept, and a search that was killed ends with the same trials as
+one that was not. Who evaluates is the caller's affair: the search's runner, a person, or the user's
+own code.
 """
 
 from __future__ import annotations
@@ -101,7 +102,11 @@ class StageRun:
                 self.tell(candidates[index], scores)
         points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=False)
         names = {point.tobytes(): name for point, name in points}
-        return {trial.recipe_key: names[key] for trial in self.trials if (key := trial.genome.tobytes()) in names}
+        return {
+            trial.recipe_key: names[key]
+            for trial in self.trials
+            if (key := trial.genome.tobytes()) in names
+        }
 
     def ask(self) -> list[Candidate]:
         """Candidates of the current generation that have no scores yet.
@@ -126,14 +131,17 @@ class StageRun:
         """Store what a candidate scored; raises `SearchError` where it was not asked for."""
         generation = self._open
         if generation is None or generation.waiting.get(candidate.key) is not candidate:
-            raise SearchError(f"{self.stage} candidate {candidate.number}: was not asked for, or has been told")
+            raise SearchError(
+                f"{self.stage} candidate {candidate.number}: was not asked for, or has been told"
+            )
         trial = candidate.trial(self.stage, self.generation, scores)
         self._add(generation, trial)
         del generation.waiting[candidate.key]
         return trial
 
     def _begin_generation(self) -> None:
-        """Ask the optimizer, and sort out what is stored, cannot be decoded, or was evaluated before."""
+        """Ask the optimizer, and sort out what is stored, cannot be decoded, or was evaluated
+        before."""
         budget = self.stage.evaluations
         in_time = len(self.trials) in self.stored or self._seconds() < self.stage.minutes * 60
         genomes = self.optimizer.ask() if self.spent < budget and in_time else None
@@ -174,11 +182,16 @@ class StageRun:
         alive = values[~np.isnan(values)]
         if self.generation == 0 and not alive.size:
             error = trials[0].scores.error
-            raise SearchError(f"{self.stage}: every candidate of the first generation failed: {error}")
+            raise SearchError(
+                f"{self.stage}: every candidate of the first generation failed: {error}"
+            )
         self._progress.mean = float(alive.mean()) if alive.size else None
         if generation.whole:
             empty = np.zeros(0)
-            slopes = [empty if trial.scores.gradient is None else trial.scores.gradient for trial in trials]
+            slopes = [
+                empty if trial.scores.gradient is None else trial.scores.gradient
+                for trial in trials
+            ]
             objectives = [vector(trial.scores, self.config.objective_names) for trial in trials]
             self.optimizer.tell(values.tolist(), slopes, objectives)
         if self._progress.fresh:
@@ -193,20 +206,26 @@ class StageRun:
         for callback in self.callbacks:
             callback.on_stage(self.study, self.stage.name, self.trials)
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
-            raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+            raise SearchError(
+                f"{self.stage}: the study holds trial {min(extra)}, which this search never "
+                "asked for"
+            )
 
     def _tell(self, generation: int, trials: list[Trial]) -> bool:
-        """Tell the callbacks of a generation; whether one ends the stage, or had ended it here before.
+        """Tell the callbacks of a generation; whether one ends the stage, or had ended it here
+        before.
 
-        They are asked after the last generation that is stored, and the study keeps the answer: so one that looks at a clock
-        does not give a study other trials when it is resumed.
+        They are asked after the last generation that is stored, and the study keeps the answer: so
+        one that looks at a clock does not give a study other trials when it is resumed.
         """
         replayed = all(trial.number in self.stored for trial in trials)
         evaluations = round(self.spent, 3)
         sigma = self.optimizer.sigma
         best = self._progress.best
         mean = self._progress.mean
-        told = Generation(self.stage.name, generation, trials, best, mean, sigma, evaluations, replayed)
+        told = Generation(
+            self.stage.name, generation, trials, best, mean, sigma, evaluations, replayed
+        )
         for callback in self.callbacks:
             callback.on_generation(self.study, told)
         if (stopped := self.study.meta("stopped", self.stage.name)) is not None:
@@ -220,19 +239,27 @@ class StageRun:
 
     def _optimizer(self) -> Asked:
         """Make the optimizer of the stage, as it was before it was given more evaluations."""
-        stage, start, count = self.stages[0], self.start, max(self.example_count, 1)
-        settings, budget = stage.step, stage.evaluations
+        stage = self.stages[0]
+        start = self.start
+        count = max(self.example_count, 1)
+        settings = stage.step
+        budget = stage.evaluations
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
-        algorithm, seed = self.stage.algorithm, self.config.compute.seed + self.stage.number
+        algorithm = self.stage.algorithm
+        seed = self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
             price = self.space.price
-            return GradientOptimizer(start, price=price, budget=budget, share=shares[0], examples=count)
+            return GradientOptimizer(
+                start, price=price, budget=budget, share=shares[0], examples=count
+            )
         if algorithm == "sweep":
             return sweep_over(start, size=sizes[0], examples=count, budget=budget)
         if algorithm == "nsga2":
             count = len(self.config.objective_names)
-            return ParetoOptimizer(start, objectives=count, population=settings.population, seed=seed)
+            return ParetoOptimizer(
+                start, objectives=count, population=settings.population, seed=seed
+            )
         return Optimizer(
             start,
             algorithm=algorithm,
@@ -243,13 +270,21 @@ class StageRun:
         )
 
     def _start(self, begin_at: Vector | None) -> Start:
-        """Return where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
-        settings, start = self.stage.step, self.space.start()
+        """Return where the stage begins. A genome to begin at is scored first, so that it competes
+        for the result."""
+        settings = self.stage.step
+        start = self.space.start()
         if begin_at is None:
             return start
         near = _NEAR if settings.sigma is None and settings.by != "gradient" else start.sigma
         mean = np.clip(begin_at, start.lower, start.upper)
-        return replace(start, mean=mean, sigma=near, candidates=(mean,), names=(f"winner of {self.stage.begins_at}",))
+        return replace(
+            start,
+            mean=mean,
+            sigma=near,
+            candidates=(mean,),
+            names=(f"winner of {self.stage.begins_at}",),
+        )
 
     def _seconds(self) -> float:
         """Wall time of the stage so far, in this process and those before it."""
@@ -268,11 +303,14 @@ class StageRun:
         return Candidate(number, genome, key, recipe, batch, slopes, self.stage.fitness, cost)
 
     def _check_same(self, stored: Trial, genome: Vector) -> None:
-        """Refuse to go on with a study that another program began: the trials would be of two searches."""
+        """Refuse to go on with a study that another program began: the trials would be of two
+        searches."""
         if not np.array_equal(stored.genome, genome):
             raise SearchError(
-                f"{self.stage} trial {stored.number}: the stored genome is not the one that this search asks for; resume with "
-                f"the library versions and the kind of machine that it was begun with ({self.study.meta('versions')})"
+                f"{self.stage} trial {stored.number}: the stored genome is not the one that "
+                "this search asks for; resume with "
+                "the library versions and the kind of machine that it was begun with "
+                f"({self.study.meta('versions')})"
             )
 
     def _batch(self) -> Batch | None:
@@ -354,7 +392,15 @@ class Candidate:
 
     def trial(self, stage: Stage, generation: int, scores: Scores) -> Trial:
         """The finished trial."""
-        return Trial(stage.name, self.number, generation, self.genome, self.key or None, scores, cost=self.cost)
+        return Trial(
+            stage.name,
+            self.number,
+            generation,
+            self.genome,
+            self.key or None,
+            scores,
+            cost=self.cost,
+        )
 
 
 @dataclass

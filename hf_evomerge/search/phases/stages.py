@@ -51,7 +51,8 @@ class StagePhase(Phase):
         return [cls(stage) for stage in config.stages]
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
-        """Refuse a space without a model that could be built, and gradients that are not to be had."""
+        """Refuse a space without a model that could be built, and gradients that are not to be
+        had."""
         stage = self.stage
         if stage.role == "random":
             return
@@ -66,7 +67,8 @@ class StagePhase(Phase):
         findings.warnings += [line for line in warnings if line not in findings.warnings]
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """Time candidates near the start on batches of each size; warn of a budget that hardly moves it."""
+        """Time candidates near the start on batches of each size; warn of a budget that hardly
+        moves it."""
         config = planner.config
         stage = self.stage
         space = make_space(config, stage, planner.evaluator.sources.summary, planner.merge)
@@ -79,7 +81,9 @@ class StagePhase(Phase):
         if complaint := schedule.complaint(stage):
             planner.warnings.append(complaint)
         path = config.path
-        scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
+        scales = (
+            "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
+        )
         parts = [
             config.merge.method if stage.space == "ps" else scales,
             f"{start.mean.size} numbers to evolve",
@@ -142,7 +146,13 @@ def stage_run(
     begin_at = None if stage.begins_at is None else study.best(stage.begins_at)[0].genome
     space = make_space(config, stage, sources, merge)
     return StageRun(
-        config, study, stage=stage, space=space, example_count=example_count, begin_at=begin_at, callbacks=callbacks
+        config,
+        study,
+        stage=stage,
+        space=space,
+        example_count=example_count,
+        begin_at=begin_at,
+        callbacks=callbacks,
     )
 
 
@@ -157,7 +167,9 @@ def _finalists(run: SearchRun, stage: Stage) -> list[str]:
     if not best:
         errors = [trial.scores.error for trial in run.study.trials(stage.name)]
         if not errors:
-            raise SearchError(f"{stage}: ended before its first trial; give it more minutes, or more evaluations")
+            raise SearchError(
+                f"{stage}: ended before its first trial; give it more minutes, or more evaluations"
+            )
         raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0]}")
     if stage.algorithm == "sweep":  # the others are on the way to these
         best = [trial for trial in best if trial.scores.values.size == best[0].scores.values.size]
@@ -174,7 +186,9 @@ def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entr
     if start is not None:
         name = f"start of {name.removeprefix('evolved ')}: {start}"
     if stage.role == "random":
-        against = Against("the random search", "random search found the better one", "over random search")
+        against = Against(
+            "the random search", "random search found the better one", "over random search"
+        )
     else:
         against = Against(name, "the validation split chose the other one")
     return Entry(
@@ -236,7 +250,11 @@ class _Schedule:
 
     def kind(self, stage: Stage) -> str:
         """What a round is called."""
-        return "gradient steps" if stage.algorithm == "gradient" else f"generations of {self.population}"
+        return (
+            "gradient steps"
+            if stage.algorithm == "gradient"
+            else f"generations of {self.population}"
+        )
 
     def in_words(self, stage: Stage, count: int) -> str:
         """Rounds and sizes of batches, for people."""
@@ -254,13 +272,17 @@ class _Schedule:
         if stage.role == "random" or stage.algorithm == "sweep" or total >= least:
             return None
         return (
-            f"{stage}: evaluations: {self.budget} do for {total:.1f} {self.kind(stage)}, and fewer than "
+            f"{stage}: evaluations: {self.budget} do for {total:.1f} {self.kind(stage)}, and "
+            "fewer than "
             f"{least} hardly move; give more, or a smaller {'batch' if gradient else 'population'}"
         )
 
 
-def _timed(stage: Stage, space: Space, start: Start, schedule: _Schedule, planner: Planner) -> tuple[Recipe, Recipe, float]:
-    """The recipe of the start, another as good, and the seconds that all rounds of it would take."""
+def _timed(
+    stage: Stage, space: Space, start: Start, schedule: _Schedule, planner: Planner
+) -> tuple[Recipe, Recipe, float]:
+    """The recipe of the start, another as good, and the seconds that all rounds of it would
+    take."""
     step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
     near: Vector = np.clip(start.mean + step, start.lower, start.upper)
     first = space.decode(start.mean)
@@ -283,25 +305,32 @@ def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
     needed = math.ceil(sweep_cost(start, size=size, examples=examples))
     if needed > budget:
         raise SearchError(
-            f"optimize: by: sweep: all candidates, {size} of {examples} examples at first, take {needed} evaluations (found "
+            f"optimize: by: sweep: all candidates, {size} of {examples} examples at first, "
+            f"take {needed} evaluations (found "
             f"{budget}); give as many, or a smaller batch"
         )
 
 
 def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> list[str]:
-    """Refuse what could not be built, on a stage's first recipe, and layers that cannot run anywhere; what is doubtful."""
+    """Refuse what could not be built, on a stage's first recipe, and layers that cannot run
+    anywhere; what is doubtful."""
     from ...building.routed import Routed
     from ...routing.config import check_configs
 
     checkpoint = evaluator.sources.checkpoint(recipe)
     if isinstance(checkpoint, Routed) and recipe.flow is not None:
         configs = [each.config for each in checkpoint.checkpoints]
-        check_configs(configs, recipe.flow.embedding_source, names=checkpoint.checkpoints, anywhere=True)
+        check_configs(
+            configs, recipe.flow.embedding_source, names=checkpoint.checkpoints, anywhere=True
+        )
     return checkpoint.warnings
 
 
-def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, space: Space) -> list[str]:
-    """Refuse gates for blocks that see the scale of their input, and gradients that are not to be had; says what one leaves."""
+def _check_gradient(
+    config: SearchConfig, stage: Stage, evaluator: Evaluator, space: Space
+) -> list[str]:
+    """Refuse gates for blocks that see the scale of their input, and gradients that are not to be
+    had; says what one leaves."""
     from ...merging.gradient import check_differentiable
     from ...routing.gates import check_gates
 
@@ -314,6 +343,9 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, sp
             if still := space.unmoved:
                 names = ", ".join(still)
                 if len(still) == len({each.parameter for each in space.coordinates}):
-                    raise SearchError(f"optimize: by: gradient moves no {names}; give weight a range, or write cma")
+                    raise SearchError(
+                        f"optimize: by: gradient moves no {names}; give weight a range, or "
+                        "write cma"
+                    )
                 return [f"ps: a gradient moves no {names}: those numbers stay at their start"]
     return []

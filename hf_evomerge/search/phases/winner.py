@@ -33,7 +33,9 @@ class Winner(Phase):
         config = planner.config
         count = config.compare.finalists * sum(stage.role != "first" for stage in config.stages)
         size = planner.sizes["validation"]
-        text = f"up to {count} of the best models on {size} validation examples, which name the winner"
+        text = (
+            f"up to {count} of the best models on {size} validation examples, which name the winner"
+        )
         return PhasePlan(self.name, text, count * planner.second * size)
 
     def run(self, run: SearchRun) -> None:
@@ -83,5 +85,7 @@ def _scores(run: SearchRun, keys: Sequence[str], split: str) -> dict[str, Scores
     if split != "search":
         return run.evaluate(run.recipes(keys), split, Winner.name)
     trials = [trial for stage in run.config.stages for trial in run.study.trials(stage.name)]
-    first = {trial.recipe_key: trial.scores for trial in reversed(trials) if trial.fitness is not None}
+    first = {
+        trial.recipe_key: trial.scores for trial in reversed(trials) if trial.fitness is not None
+    }
     return {key: first[key] for key in keys}

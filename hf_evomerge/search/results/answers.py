@@ -1,4 +1,5 @@
-"""Answers and scores of the models of a search, example by example: read from its study, and written to a file."""
+"""Answers and scores of the models of a search, example by example: read from its study, and
+written to a file."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Answer:
     """Answer of one model to one example, and its score.
 
     Attributes:
-        model: What the model is called in the table of results; of what has no row there, the trial that it was.
+        model: What the model is called in the table of results; of what has no row there, the trial
+            that it was.
         split: The split of the example.
         prompt, expected: The example.
         answer: What the model wrote; None where the task has it write nothing.
@@ -43,8 +45,11 @@ class Answer:
     truncated: bool
 
 
-def study_answers(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Iterator[Answer]:
-    """Yield every answer and score of the parents, the finalists and the winners of a study, model by model, split by split.
+def study_answers(
+    folder: str | os.PathLike[str], *, trust_remote_code: bool = False
+) -> Iterator[Answer]:
+    """Yield every answer and score of the parents, the finalists and the winners of a study, model
+    by model, split by split.
 
     Answers of single trials are in the study too; see `Study.answers`.
 
@@ -65,14 +70,21 @@ def study_answers(folder: str | os.PathLike[str], *, trust_remote_code: bool = F
                 continue
             if split not in examples:
                 if split not in config.splits:
-                    raise SearchError(f"{folder}: the {split} examples came from Python; read Study.answers beside them")
-                examples[split] = load_examples(config.splits[split], trust_remote_code=trust_remote_code)
+                    raise SearchError(
+                        f"{folder}: the {split} examples came from Python; read "
+                        "Study.answers beside them"
+                    )
+                examples[split] = load_examples(
+                    config.splits[split], trust_remote_code=trust_remote_code
+                )
             outputs: Sequence[str | None] = scores.outputs or [None] * scores.values.size
             for i, (example, output) in enumerate(zip(examples[split], outputs, strict=True)):
                 right = None if scores.correct is None else bool(scores.correct[i])
                 cut = scores.truncated is not None and bool(scores.truncated[i])
                 text = (example.prompt, example.answer, output)
-                yield Answer(names.get(label, label), split, *text, float(scores.values[i]), right, cut)
+                yield Answer(
+                    names.get(label, label), split, *text, float(scores.values[i]), right, cut
+                )
 
 
 def _names(study: Study, config: SearchConfig) -> dict[str, str]:
@@ -91,7 +103,8 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
 
 
 def export_answers(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
-    """Write every answer as a line of JSON with the fields of `Answer`; returns how many there are."""
+    """Write every answer as a line of JSON with the fields of `Answer`; returns how many there
+    are."""
     lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in study_answers(folder)]
     write_whole(file, "".join(f"{line}\n" for line in lines))
     return len(lines)

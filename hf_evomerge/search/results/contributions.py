@@ -13,15 +13,20 @@ from ...record import Contribution
 
 
 def without(recipe: Recipe, source: int) -> Recipe:
-    """Take one merged source, by its position, out of a recipe without a path; the tokenizer stays the same.
+    """Take one merged source, by its position, out of a recipe without a path; the tokenizer stays
+    the same.
 
     Raises:
         RecipeError: The routers are those of the source.
     """
-    merge, numbers = recipe.merge, recipe.merge_sources
+    merge = recipe.merge
+    numbers = recipe.merge_sources
     assert merge is not None  # the search has been checked
     kept = [at for at in range(len(numbers)) if at != source]
-    alone = {"sources": [numbers[at] for at in kept], "parameters": [merge.parameters[at] for at in kept if merge.parameters]}
+    alone = {
+        "sources": [numbers[at] for at in kept],
+        "parameters": [merge.parameters[at] for at in kept if merge.parameters],
+    }
     tokenizer = recipe.tokenizer
     if tokenizer is None and not isinstance(recipe.vocabulary, dict):
         tokenizer = numbers[0]
@@ -29,8 +34,11 @@ def without(recipe: Recipe, source: int) -> Recipe:
     return validate(Recipe, {**dict(recipe), **changed}, RecipeError)
 
 
-def contributions(names: Sequence[str], whole: Scores, others: Sequence[Scores]) -> list[Contribution]:
-    """Compare a merge with what is left of it without each of its sources; nothing where there are fewer than two examples.
+def contributions(
+    names: Sequence[str], whole: Scores, others: Sequence[Scores]
+) -> list[Contribution]:
+    """Compare a merge with what is left of it without each of its sources; nothing where there are
+    fewer than two examples.
 
     Args:
         names: Names of the sources.

@@ -1,7 +1,7 @@
 """The trials of a study for other programs, one row each: CSV and Parquet.
 
-A trial's numbers are the values of its merge, by source, parameter and group, or the genome's own (``x000``) where it has a
-path.
+A trial's numbers are the values of its merge, by source, parameter and group, or the genome's own
+(``x000``) where it has a path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
         folder: The study's folder.
 
     Returns:
-        Rows with the same keys: what there is of a trial, and ``params.NAME`` for each of its numbers; None where it has none.
+        Rows with the same keys: what there is of a trial, and ``params.NAME`` for each of its
+        numbers; None where it has none.
 
     Raises:
         SearchError: There is no study, or no trial in it.
@@ -40,7 +41,10 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
         config = settings_of(study)
         names = config.objective_names
         rows = [
-            {**trial_row(trial, names), **{f"params.{name}": value for name, value in params.items()}}
+            {
+                **trial_row(trial, names),
+                **{f"params.{name}": value for name, value in params.items()},
+            }
             for stage in STAGES
             for trial, params in _with_params(study, config, stage)
         ]
@@ -58,7 +62,11 @@ def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:
         "generation": trial.generation,
         "state": trial.state,
         "fitness": trial.fitness,
-        **{f"objective.{name}": value for name, value in values(trial.scores, objectives).items() if name != FITNESS},
+        **{
+            f"objective.{name}": value
+            for name, value in values(trial.scores, objectives).items()
+            if name != FITNESS
+        },
         "standard_error": trial.scores.standard_error,
         "accuracy": trial.scores.accuracy,
         "examples": trial.scores.values.size,
@@ -71,17 +79,23 @@ def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:
 
 
 def check_new(file: Path) -> None:
-    """Raise `SearchError` where a file to write is there already, as the study's own are, or cannot be made."""
+    """Raise `SearchError` where a file to write is there already, as the study's own are, or cannot
+    be made."""
     if os.path.lexists(file):
         raise SearchError(f"{file}: exists already; choose another name")
     if not file.absolute().parent.is_dir():
-        raise SearchError(f"{file}: there is no folder {file.parent}; make it, or choose another place")
+        raise SearchError(
+            f"{file}: there is no folder {file.parent}; make it, or choose another place"
+        )
 
 
 def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
     """Write the trials as CSV; returns how many there are."""
     rows = trial_rows(folder)
-    with whole_file(file) as name, name.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
+    with (
+        whole_file(file) as name,
+        name.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out,
+    ):
         writer = csv.DictWriter(out, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -103,12 +117,17 @@ def write_parquet(rows: list[Row], file: str | os.PathLike[str]) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows), name, compression="zstd")
 
 
-def _with_params(study: Study, config: SearchConfig, stage: str) -> Iterator[tuple[Trial, dict[str, float]]]:
+def _with_params(
+    study: Study, config: SearchConfig, stage: str
+) -> Iterator[tuple[Trial, dict[str, float]]]:
     for trial in study.trials(stage):
         recipe = study.recipe(trial.recipe_key) if trial.recipe_key is not None else None
         if recipe is None or recipe.flow is not None:
             width = max(3, len(str(trial.genome.size)))
-            yield trial, {f"x{number:0{width}}": float(value) for number, value in enumerate(trial.genome)}
+            yield (
+                trial,
+                {f"x{number:0{width}}": float(value) for number, value in enumerate(trial.genome)},
+            )
         else:
             yield trial, dict(_merge_numbers(recipe))
 
@@ -123,7 +142,8 @@ def _merge_numbers(recipe: Recipe) -> Iterator[tuple[str, float]]:
 
 
 def numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
-    """The numbers in a value of a recipe, with their names: its own, and the keys and places that lead to each."""
+    """The numbers in a value of a recipe, with their names: its own, and the keys and places that
+    lead to each."""
     if isinstance(value, Mapping):
         for key, inside in value.items():
             yield from numbers(f"{name}.{key}" if name else str(key), inside)

@@ -1,4 +1,5 @@
-"""The models of a search that no other beats in every objective: which they are, which one is the winner, and as a table."""
+"""The models of a search that no other beats in every objective: which they are, which one is the
+winner, and as a table."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Point:
     Attributes:
         number: What it is picked by; from 0, the best fitness first.
         trial: The trial that found it, with its scores on the search split.
-        scores: Scores on the split that the table of results is measured on; None where it is one of many.
+        scores: Scores on the split that the table of results is measured on; None where it is one
+            of many.
         winner: Whether the search ended with it.
     """
 
@@ -41,7 +43,8 @@ class Point:
 
 
 def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[Point]:
-    """The front of the trials of some stages, by their scores on the search split; the best fitness comes first.
+    """The front of the trials of some stages, by their scores on the search split; the best fitness
+    comes first.
 
     Args:
         config: The search.
@@ -57,73 +60,116 @@ def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = Non
 
 
 def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[str]:
-    """Recipe keys of as many points of a front as the search has finalists: its ends, its knee, an even choice of the rest."""
+    """Recipe keys of as many points of a front as the search has finalists: its ends, its knee, an
+    even choice of the rest."""
     points = front(config, study, stages)
     vectors = [vector(point.trial.scores, config.objective_names) for point in points]
     return [points[i].key for i in spread(vectors, config.compare.finalists)] if points else []
 
 
-def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None) -> list[Point]:
-    """The points with what they scored where the results are measured, and the winner marked where there is one."""
-    return [replace(point, scores=scores.get(point.key), winner=point.key == winner) for point in points]
+def judged(
+    points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None
+) -> list[Point]:
+    """The points with what they scored where the results are measured, and the winner marked where
+    there is one."""
+    return [
+        replace(point, scores=scores.get(point.key), winner=point.key == winner) for point in points
+    ]
 
 
 def picked(config: SearchConfig, study: Study, pick: int) -> str:
-    """The recipe key of a point of the front, by its number; raises `SearchError` where there is none."""
+    """The recipe key of a point of the front, by its number; raises `SearchError` where there is
+    none."""
     if not config.objectives:
-        raise SearchError(f"--pick: {study.folder} has one objective, and no front to pick from; its winner is in model/")
+        raise SearchError(
+            f"--pick: {study.folder} has one objective, and no front to pick from; its "
+            "winner is in model/"
+        )
     points = front(config, study)
     if pick >= len(points):
-        raise SearchError(f"--pick: the points of the front are 0 to {len(points) - 1} (found {pick})")
+        raise SearchError(
+            f"--pick: the points of the front are 0 to {len(points) - 1} (found {pick})"
+        )
     return points[pick].key
 
 
 def published_point(point: Point, names: Sequence[str]) -> record.Point:
-    """A point as it is published: what it scored on the search split, and where the results are measured."""
+    """A point as it is published: what it scored on the search split, and where the results are
+    measured."""
     judged = {} if point.scores is None else known_values(point.scores, names)
     searched = known_values(point.trial.scores, names)
-    return record.Point(point.number, point.trial.stage, point.trial.number, searched, judged, point.winner, point.key)
+    return record.Point(
+        point.number,
+        point.trial.stage,
+        point.trial.number,
+        searched,
+        judged,
+        point.winner,
+        point.key,
+    )
 
 
 def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> str:
-    """The front as text: a line per point, its objectives on the search split and where the results are measured."""
+    """The front as text: a line per point, its objectives on the search split and where the results
+    are measured."""
     caption = "the front; * is its knee" if any(point.winner for point in points) else "the front"
-    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left"
+    )
     table.add_column("point", justify="right")
-    headings = [f"{name}, search" for name in names] + ([f"{name}, {split}" for name in names] if split != "search" else [])
+    headings = [f"{name}, search" for name in names] + (
+        [f"{name}, {split}" for name in names] if split != "search" else []
+    )
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         cells = [objective_text(point.trial.scores, name) for name in names]
         if split != "search":
-            cells += ["" if point.scores is None else objective_text(point.scores, name) for name in names]
+            cells += [
+                "" if point.scores is None else objective_text(point.scores, name) for name in names
+            ]
         table.add_row(f"{point.number}{' *' if point.winner else ''}", *cells)
     return render(table)
 
 
 def objective_text(scores: Scores, name: str) -> str:
     """Format one objective of a model, with its standard error where there is one."""
-    return Figures.of(scores).fitness_text if name == FITNESS else other_text(scores.others.get(name))
+    return (
+        Figures.of(scores).fitness_text if name == FITNESS else other_text(scores.others.get(name))
+    )
 
 
-def front_verdict(points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str) -> list[str]:
+def front_verdict(
+    points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str
+) -> list[str]:
     """Describe a front in sentences: how far it reaches, and which parents its points dominate."""
     ends = []
     for name in names:
-        found = [value for point in points if (value := values(point.trial.scores, [name])[name]) is not None]
+        found = [
+            value
+            for point in points
+            if (value := values(point.trial.scores, [name])[name]) is not None
+        ]
         ends.append(f"{name} from {min(found):.4g} to {max(found):.4g}")
     sentences = [f"The front has {len(points)} points on the search examples: {', '.join(ends)}"]
     scored = [point for point in points if point.scores is not None and point.scores.error is None]
     for row in rows:
         if row.stage not in ("base", "source", "average") or row.scores.error is not None:
             continue
-        theirs, better = vector(row.scores, names), []
+        theirs = vector(row.scores, names)
+        better = []
         for point in scored:
             ours = vector(point.scores, names) if point.scores is not None else theirs
             if (ours >= theirs).all() and (ours > theirs).any():
                 better.append(str(point.number))
         what = f"better than {row.model.removeprefix('base: ')} in one objective and worse in none"
         many = len(better) > 1
-        said = f"Point{'s' * many} {', '.join(better)} {'are' if many else 'is'}" if better else "No point is"
-        sentences.append(f"{said} {what}, on the {split} examples, of the {len(scored)} that were scored there")
+        said = (
+            f"Point{'s' * many} {', '.join(better)} {'are' if many else 'is'}"
+            if better
+            else "No point is"
+        )
+        sentences.append(
+            f"{said} {what}, on the {split} examples, of the {len(scored)} that were scored there"
+        )
     return sentences

@@ -1,4 +1,5 @@
-"""Draws the pictures of a search from its study: fitness over evaluations, and what the winner is."""
+"""Draws the pictures of a search from its study: fitness over evaluations, and what the winner
+is."""
 
 from __future__ import annotations
 
@@ -21,11 +22,15 @@ from ..file.objectives import FITNESS, known_values
 from ..study.study import Study
 from .front import front, judged, published_point
 
-_CHART, _PANEL = 860, 420  # pixels: cards are narrower than the widest pages
+_CHART = 860
+_PANEL = 420  # pixels: cards are narrower than the widest pages
 
 
-def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path) -> None:
-    """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner has them.
+def draw_pictures(
+    config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path
+) -> None:
+    """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner
+    has them.
 
     Stages with a fitness of their own are in a picture apart, without the parents.
 
@@ -47,7 +52,10 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
     name = str(Objective(FITNESS, config.units[FITNESS]))
     save("fitness", fitness_scene(own, parent_levels(config, study), name, _CHART))
     if others := [trial for trial in trials if trial.stage in apart]:
-        save("fitness-first", fitness_scene(others, {}, ", ".join(dict.fromkeys(apart.values())), _CHART))
+        save(
+            "fitness-first",
+            fitness_scene(others, {}, ", ".join(dict.fromkeys(apart.values())), _CHART),
+        )
     if config.objectives:
         save("front", *front_scenes(config, study, winner))
     names = config.source_names
@@ -55,7 +63,8 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
         save("weights", weights_scene(weights))
     if winner.flow is not None:
         if winner.merge is not None:
-            names, layers = [*names, "merged"], [*layers, layers[winner.merge_sources[0]]]
+            names = [*names, "merged"]
+            layers = [*layers, layers[winner.merge_sources[0]]]
         gated = config.path.gated
         save("path", path_scene(winner.flow.to_path(), names, layers, gated=gated, width=None))
 
@@ -63,9 +72,15 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
 def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Scene]:
     """The front of a study on the search split, over each objective beside the fitness."""
     names = config.objective_names
-    trials = [trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")]
-    points = [published_point(point, names) for point in judged(front(config, study), {}, winner.key)]
-    parents = {name: known_values(scores, names) for name, scores in parent_scores(config, study).items()}
+    trials = [
+        trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")
+    ]
+    points = [
+        published_point(point, names) for point in judged(front(config, study), {}, winner.key)
+    ]
+    parents = {
+        name: known_values(scores, names) for name, scores in parent_scores(config, study).items()
+    }
     first, *others = [Objective(name, unit) for name, unit in config.units.items()]
     return [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
 
@@ -90,12 +105,19 @@ def drawn_trials(study: Study, names: Sequence[str] = ()) -> list[Drawn]:
 
 
 def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:
-    """Scores of the base and the sources on the search split, by their short names; without those that failed."""
+    """Scores of the base and the sources on the search split, by their short names; without those
+    that failed."""
     names = {**config.parent_names, "base": "base"}
     scored = {name: study.evaluation(label, "search") for label, name in names.items()}
-    return {name: scores for name, scores in scored.items() if scores is not None and scores.error is None}
+    return {
+        name: scores
+        for name, scores in scored.items()
+        if scores is not None and scores.error is None
+    }
 
 
 def parent_levels(config: SearchConfig, study: Study) -> dict[str, float]:
     """Return parents' fitness."""
-    return {name: float(scores.values.mean()) for name, scores in parent_scores(config, study).items()}
+    return {
+        name: float(scores.values.mean()) for name, scores in parent_scores(config, study).items()
+    }

@@ -1,4 +1,5 @@
-"""Result of a search: the winner, the comparison that it was measured in, and what that says in words."""
+"""Result of a search: the winner, the comparison that it was measured in, and what that says in
+words."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ class Result:
     """Result of a search.
 
     Attributes:
-        winner: The recipe that scored best on the validation split (on the search split where there is none).
+        winner: The recipe that scored best on the validation split (on the search split where there
+            is none).
         split: What `rows` were measured on.
         rows: Base, sources, uniform average, the winner of each stage.
         objectives: The names of the objectives, where there are several.
         front: The models that no other beats in all of them, the best fitness first.
-        unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
-        looks: How often the test split was scored: again where the search was given more evaluations after its results.
+        unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no
+            unit.
+        looks: How often the test split was scored: again where the search was given more
+            evaluations after its results.
         notes: Sentences after those of the comparison, such as what a source gives the winner.
         contributions: What each source gives the winner, where that was asked for.
     """
@@ -61,7 +65,11 @@ class Result:
         """The comparison for the record. Each row has the winner's lead over it."""
         rows = [published(self.rows, row) for row in self.rows]
         points = [published_point(point, self.objectives) for point in self.front]
-        more = {key: value for key, value in (("front", points), ("contributions", self.contributions)) if value}
+        more = {
+            key: value
+            for key, value in (("front", points), ("contributions", self.contributions))
+            if value
+        }
         given: dict[str, Any] = {"rows": rows, "verdict": self.verdict, **more}
         return Results(split=self.split, examples=self.examples, **given)
 
@@ -72,8 +80,13 @@ class Result:
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
-        caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
+        caption = (
+            f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval "
+            "of 95 %; * is the winner"
+        )
         caption += f"\n{RULE}" if self.verdict else ""
         more = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
         more += ["", contributions_table(self.contributions)] if self.contributions else []
-        return "\n".join([rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in self.verdict)])
+        return "\n".join(
+            [rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in self.verdict)]
+        )

@@ -22,12 +22,15 @@ from .table import render
 
 
 def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
-    """Describe what a search has found so far; raises `SearchError` where the folder has no study."""
+    """Describe what a search has found so far; raises `SearchError` where the folder has no
+    study."""
     with Study.open(folder) as study:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
-        bits = f" of {settings.compute.quantization[0]} bits" if settings.compute.quantization else ""
+        bits = (
+            f" of {settings.compute.quantization[0]} bits" if settings.compute.quantization else ""
+        )
         unmerged = f", which run on their base{bits} unmerged" if study.meta("unmerged") else ""
         parts = [f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"]
         for stage in settings.stages:
@@ -35,7 +38,10 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 continue
             failed = [trial for trial in trials if trial.state == "FAILED"]
             count = stage_facts(stage, trials)
-            said = f"{count['trials']} trials, {count['failed']} failed, {count['duplicates']} with a recipe seen before"
+            said = (
+                f"{count['trials']} trials, {count['failed']} failed, {count['duplicates']} with "
+                "a recipe seen before"
+            )
             parts.append(f"\n{stage} ({stage.title}): {said}")
             budgets = study.meta("budgets", stage.name) or []
             parts += [f"was given more after {spent} evaluations" for spent in budgets]
@@ -45,20 +51,29 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 table.add_column(heading, justify="right", no_wrap=True)
             table.add_column("recipe", overflow="fold")
             listed = study.best(stage.name, best)
-            compared = [trial for trial in listed if trial.scores.values.size == listed[0].scores.values.size]
+            compared = [
+                trial
+                for trial in listed
+                if trial.scores.values.size == listed[0].scores.values.size
+            ]
             for trial in compared:
-                figures, place = Figures.of(trial.scores), (str(trial.number), str(trial.generation))
+                figures = Figures.of(trial.scores)
+                place = (str(trial.number), str(trial.generation))
                 recipe = describe_recipe(study.recipe(trial.recipe_key or ""))
                 table.add_row(*place, figures.fitness_text, figures.accuracy_text, recipe)
             parts.append(render(table, 80))
             parts += [f"fitness: {unit}"] if unit else []
             if len(compared) < len(listed):
-                parts.append("others were scored on fewer examples, a batch: they are not compared here")
+                parts.append(
+                    "others were scored on fewer examples, a batch: they are not compared here"
+                )
             if settings.objectives:
                 points = judged(front(settings, study, [stage.name]), {}, winner)
                 parts.append(front_table(points, settings.objective_names, "search"))
             if failed:
-                parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
+                parts.append(
+                    f"the first failure, trial {failed[0].number}: {failed[0].scores.error}"
+                )
     return "\n".join(parts)
 
 
@@ -70,24 +85,34 @@ def study_facts(folder: str | os.PathLike[str], best: int = 5) -> dict[str, Any]
         best: How many of the best trials of each stage are listed.
 
     Returns:
-        ``space``, ``sources``, ``unit`` of the fitness; ``stages``, as `stage_facts` has them, with the ``best`` trials of
-        each as `trial_rows` has them; and ``results``, what ``results.json`` holds, None where the search has not ended.
+        ``space``, ``sources``, ``unit`` of the fitness; ``stages``, as `stage_facts` has them, with
+        the ``best`` trials of each as `trial_rows` has them; and ``results``, what ``results.json``
+        holds, None where the search has not ended.
 
     Raises:
         SearchError: The folder has no study.
     """
     with Study.open(folder) as study:
-        settings, file, stages = settings_of(study), study.folder / RESULTS_FILE, []
+        settings = settings_of(study)
+        file = study.folder / RESULTS_FILE
+        stages = []
         for stage in settings.stages:
-            rows = [trial_row(trial, settings.objective_names) for trial in study.best(stage.name, best)]
+            rows = [
+                trial_row(trial, settings.objective_names) for trial in study.best(stage.name, best)
+            ]
             stages.append({**stage_facts(stage, study.trials(stage.name)), "best": rows})
         results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        about = {"space": settings.space, "sources": settings.source_names, "unit": settings.fitness.unit}
+        about = {
+            "space": settings.space,
+            "sources": settings.source_names,
+            "unit": settings.fitness.unit,
+        }
         return {**about, "stages": stages, "results": results}
 
 
 def stage_facts(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:
-    """A stage's name and algorithm, how many trials it has and of which kinds, and what they took."""
+    """A stage's name and algorithm, how many trials it has and of which kinds, and what they
+    took."""
     return {
         "stage": stage.name,
         "algorithm": stage.algorithm,
@@ -101,7 +126,8 @@ def stage_facts(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """A recipe in one line: what it merges by how much, and its path with the scales that are not 1."""
+    """A recipe in one line: what it merges by how much, and its path with the scales that are not
+    1."""
     parts = []
     if (merge := recipe.merge) is not None:
         said = [f"{name} {_span(value)}" for name, value in (merge.options or {}).items()]
@@ -112,7 +138,11 @@ def describe_recipe(recipe: Recipe) -> str:
         parts.append(f"{merge.method}: {', '.join(said)}" if said else merge.method)
     if recipe.flow is not None:
         hops = recipe.flow.to_path().hops
-        parts.append(", ".join(f"{hop} (scale {hop.scale:.3g})" if hop.scale != 1 else str(hop) for hop in hops))
+        parts.append(
+            ", ".join(
+                f"{hop} (scale {hop.scale:.3g})" if hop.scale != 1 else str(hop) for hop in hops
+            )
+        )
     return "; path ".join(parts)
 
 

@@ -1,4 +1,5 @@
-"""Models side by side, as rows and as text: the parents, what else one compares with, and the winner of each stage."""
+"""Models side by side, as rows and as text: the parents, what else one compares with, and the
+winner of each stage."""
 
 from __future__ import annotations
 
@@ -40,9 +41,10 @@ class Row:
     """Result of one model on the test split (the validation split where there is no test).
 
     Attributes:
-        stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the sources, a ``lora``, the merge
-            ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``, ``random``, or ``ps-first`` and
-            ``dfs-first`` before them). A row is found by its stage.
+        stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the
+            sources, a ``lora``, the merge ``together`` with one, or the stage of the search that it
+            won (``ps``, ``dfs``, ``random``, or ``ps-first`` and ``dfs-first`` before them). A row
+            is found by its stage.
         model: What the model is called in tables.
         scores: What it scored.
         evaluations: What was spent to find it, in scores of all search examples.
@@ -70,20 +72,27 @@ def base_name(name: str) -> str:
 
 
 def published(rows: Sequence[Row], row: Row) -> record.Row:
-    """Return one of the rows as it is published: without its scores per example, and with the winner's leads over it."""
+    """Return one of the rows as it is published: without its scores per example, and with the
+    winner's leads over it."""
     winner = next((each for each in rows if each.winner and each is not row), None)
     by = measures(*(each.scores for each in rows))
-    leads = [None if winner is None else compare(winner.scores, row.scores, measure) for measure in by]
+    leads = [
+        None if winner is None else compare(winner.scores, row.scores, measure) for measure in by
+    ]
     given: dict[str, Any] = dict(zip(("lead", "fitness_lead"), leads, strict=False))
     if row.scores.others:
-        given["objectives"] = {name: each.mean for name, each in row.scores.others.items() if each.mean is not None}
+        given["objectives"] = {
+            name: each.mean for name, each in row.scores.others.items() if each.mean is not None
+        }
     return record.Row(
         stage=row.stage,
         model=row.model,
         label=row.label,
         **Figures.of(row.scores).model_dump(),
         retained={name: Figures.of(scores) for name, scores in row.retained.items()},
-        evaluations=int(row.evaluations) if row.evaluations == int(row.evaluations) else row.evaluations,
+        evaluations=int(row.evaluations)
+        if row.evaluations == int(row.evaluations)
+        else row.evaluations,
         seconds=row.seconds,
         winner=row.winner,
         **given,
@@ -93,13 +102,24 @@ def published(rows: Sequence[Row], row: Row) -> record.Row:
 def rows_table(rows: Sequence[Row], caption: str) -> str:
     """Models side by side: fitness and accuracy with standard errors, and what they cost.
 
-    Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
-    these.
+    Where there are several objectives, answers cut at the limit of their length, or retained
+    examples, there are columns for these.
     """
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
-    headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
+    headings = [
+        "",
+        "fitness",
+        "accuracy",
+        *others,
+        "evaluations",
+        "to search, s" if "seconds" in others else "seconds",
+    ]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
-    cut_there = [name for name in retained if any(row.retained[name].truncated_share for row in rows if name in row.retained)]
+    cut_there = [
+        name
+        for name in retained
+        if any(row.retained[name].truncated_share for row in rows if name in row.retained)
+    ]
     headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []
@@ -112,8 +132,14 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
             *(other_text(row.scores.others.get(name)) for name in others),
             f"{row.evaluations:.0f}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
-            *(Figures.of(row.retained[name]).best_text if name in row.retained else "" for name in retained),
-            *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
+            *(
+                Figures.of(row.retained[name]).best_text if name in row.retained else ""
+                for name in retained
+            ),
+            *(
+                f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else ""
+                for name in cut_there
+            ),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
         )
     return f"{render(figures)}\n\n{caption}"
@@ -137,7 +163,8 @@ def _with_columns(*headings: str) -> Table:
 
 
 def other_text(scores: Scores | None) -> str:
-    """The value of an objective beside the fitness, with its standard error where it has one; empty where there is none."""
+    """The value of an objective beside the fitness, with its standard error where it has one; empty
+    where there is none."""
     if scores is None or scores.mean is None:
         return ""
     if scores.values.size == 1:
@@ -147,7 +174,9 @@ def other_text(scores: Scores | None) -> str:
 
 def render(table: Table, width: int = 400) -> str:
     """A table as text, at most as wide as it needs."""
-    console = Console(width=width, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
+    console = Console(
+        width=width, highlight=False, force_terminal=False, force_jupyter=False, color_system=None
+    )
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -1,6 +1,8 @@
-"""Batches that fit into memory: halved at the first evaluation of each kind until it does, and the same from then on.
+"""Batches that fit into memory: halved at the first evaluation of each kind until it does, and the
+same from then on.
 
-The size may change a score's last bits, so the study notes it, and whoever goes on with the study has the same.
+The size may change a score's last bits, so the study notes it, and whoever goes on with the study
+has the same.
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ from .runner import Runner
 
 logger = logging.getLogger(__name__)
 
-ROWS = "rows"  # the study's note of how many examples are evaluated together at most, by kind of job
-_SIGNS = ("OutOfMemoryError", "CUDA out of memory", "MPS backend out of memory", "can't allocate memory")
+ROWS = (
+    "rows"  # the study's note of how many examples are evaluated together at most, by kind of job
+)
+_SIGNS = (
+    "OutOfMemoryError",
+    "CUDA out of memory",
+    "MPS backend out of memory",
+    "can't allocate memory",
+)
 
 
 class FittedRunner:
-    """A runner whose first job of each kind on the search examples is run alone, in batches that it has the memory for.
+    """A runner whose first job of each kind on the search examples is run alone, in batches that it
+    has the memory for.
 
     Args:
         runner: What evaluates.
@@ -33,7 +43,9 @@ class FittedRunner:
     """
 
     def __init__(self, runner: Runner, study: Study, rows: int) -> None:
-        self._runner, self._study, self._most = runner, study, rows
+        self._runner = runner
+        self._study = study
+        self._most = rows
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs; see `Runner`."""
@@ -42,8 +54,14 @@ class FittedRunner:
         for kind in dict.fromkeys(_kind(job) for job in jobs if job.split == "search"):
             if kind in known:
                 continue
-            own = [index for index, job in enumerate(jobs) if job.split == "search" and _kind(job) == kind]
-            for index in sorted(own, key=lambda index: -_hops(jobs[index])):  # the longest path first
+            own = [
+                index
+                for index, job in enumerate(jobs)
+                if job.split == "search" and _kind(job) == kind
+            ]
+            for index in sorted(
+                own, key=lambda index: -_hops(jobs[index])
+            ):  # the longest path first
                 rows, scores = self._fit(jobs[index])
                 done.add(index)
                 if _is_too_large(scores):  # at any size, which says nothing of the others
@@ -76,17 +94,30 @@ class FittedRunner:
                 if rows == 1 or not _is_too_large(scores):
                     return rows, scores
             rows //= 2
-            logger.warning("out of memory: %d examples are evaluated together from here on (%s)", rows, _kind(job))
+            logger.warning(
+                "out of memory: %d examples are evaluated together from here on (%s)",
+                rows,
+                _kind(job),
+            )
 
 
 def largest_batch(config: SearchConfig) -> int | None:
     """The largest batch of a search's tasks; None where none of them has one."""
-    return max((task.batch_size for task in config.task_specs if hasattr(task, "batch_size")), default=None)
+    return max(
+        (task.batch_size for task in config.task_specs if hasattr(task, "batch_size")), default=None
+    )
 
 
 def _kind(job: Job) -> str:
-    """Name what a job's memory depends on, beside its batches; that of other splits is that of the search examples."""
-    what = "model" if not isinstance(job.target, Recipe) else "path" if job.target.flow is not None else "merge"
+    """Name what a job's memory depends on, beside its batches; that of other splits is that of the
+    search examples."""
+    what = (
+        "model"
+        if not isinstance(job.target, Recipe)
+        else "path"
+        if job.target.flow is not None
+        else "merge"
+    )
     return what if job.slopes is None else f"{what}, gradient"
 
 

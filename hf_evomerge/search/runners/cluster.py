@@ -1,7 +1,8 @@
-"""Evaluates on the devices of a Ray cluster. An actor for each gets recipes and gives scores; tensors stay where they are read.
+"""Evaluates on the devices of a Ray cluster. An actor for each gets recipes and gives scores;
+tensors stay where they are read.
 
-Who gets which job is decided by `PoolRunner`, as for worker processes. Ray starts the actors, carries the messages and says who
-has died.
+Who gets which job is decided by `PoolRunner`, as for worker processes. Ray starts the actors,
+carries the messages and says who has died.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def require_ray() -> Any:
 
 
 class ClusterEvaluator:
-    """Actor: an `Evaluator` that is made from one message, and says meanwhile what its evaluation takes."""
+    """Actor: an `Evaluator` that is made from one message, and says meanwhile what its evaluation
+    takes."""
 
     def __init__(self) -> None:
         self._begun = self._loading_since = 0.0
@@ -58,7 +60,8 @@ class ClusterEvaluator:
 
         Args:
             expected: The versions there.
-            message: Pickled for after they have been compared: config, the evaluator's other arguments, the files' digests.
+            message: Pickled for after they have been compared: config, the evaluator's other
+                arguments, the files' digests.
 
         Returns:
             The kind of device.
@@ -68,7 +71,9 @@ class ClusterEvaluator:
         """
         for name, version in expected.items():
             if (here := version_of(name)) != version:
-                raise SearchError(f"has {name} {here}, and the search runs with {version}; install the same")
+                raise SearchError(
+                    f"has {name} {here}, and the search runs with {version}; install the same"
+                )
         config, arguments, files = pickle.loads(message)
         for device in devices_of(config):
             check_device(device)
@@ -81,11 +86,13 @@ class ClusterEvaluator:
     def evaluate(self, job: Job) -> Scores:
         """Evaluate a job."""
         assert self._evaluator is not None  # it has been started
-        self._loaded, self._begun = 0.0, time.monotonic()
+        self._loaded = 0.0
+        self._begun = time.monotonic()
         return self._evaluator.evaluate(*job.arguments)
 
     def taken(self) -> float:
-        """Seconds that the evaluation has taken so far, without those in which models were loaded."""
+        """Seconds that the evaluation has taken so far, without those in which models were
+        loaded."""
         now = time.monotonic()
         loading = now - self._loading_since if self._loading_since else 0.0
         return now - self._begun - self._loaded - loading
@@ -114,13 +121,25 @@ class RayWorker:
         admit: Called with the kind of its device, and the name of the machine.
     """
 
-    def __init__(self, node: _Node, make: Callable[[], Any], first: tuple[Any, ...], admit: Callable[[str, str], None]) -> None:
-        self.node, self._make, self._first, self._admit = node, make, first, admit
+    def __init__(
+        self,
+        node: _Node,
+        make: Callable[[], Any],
+        first: tuple[Any, ...],
+        admit: Callable[[str, str], None],
+    ) -> None:
+        self.node = node
+        self._make = make
+        self._first = first
+        self._admit = admit
         self.index: int | None = None
         self.ref: Any = None  # what it will answer
         self._actor: Any = None
-        self._ready, self._deaths = False, 0
-        self._limit, self._begun, self._next = Limit(), 0.0, 0.0
+        self._ready = False
+        self._deaths = 0
+        self._limit = Limit()
+        self._begun = 0.0
+        self._next = 0.0
         self._asked: tuple[Any, float] | None = None
 
     def takes_job(self) -> bool:
@@ -141,15 +160,21 @@ class RayWorker:
                 self._deaths += 1
                 if self._deaths == _STARTS:
                     what = one_line(cause.__cause__ or cause, 500)
-                    raise SearchError(f"{self.node.name}: a worker does not start: {what}") from cause
+                    raise SearchError(
+                        f"{self.node.name}: a worker does not start: {what}"
+                    ) from cause
                 return False
-            self._ready, self._deaths = True, 0
+            self._ready = True
+            self._deaths = 0
         return self._ready and self.index is None
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
         """See `PoolWorker`."""
-        self.index, self._limit, self._asked = index, limit, None
-        self._begun, self._next = time.monotonic(), limit.seconds
+        self.index = index
+        self._limit = limit
+        self._asked = None
+        self._begun = time.monotonic()
+        self._next = limit.seconds
         self.ref = self._actor.evaluate.remote(job)
 
     def look(self) -> Scores | None:
@@ -169,7 +194,8 @@ class RayWorker:
         answer, since = self._asked
         seconds = passed
         if _is_there(answer):
-            self._asked, self._next = None, passed + 1.0
+            self._asked = None
+            self._next = passed + 1.0
             try:
                 seconds = require_ray().get(answer)
             except require_ray().exceptions.RayError:  # which the next look will find
@@ -200,7 +226,10 @@ class RayWorker:
             raise kind(f"{self.node.name}: {one_line(error.cause, 500)}") from error
         except ray.exceptions.RayError as error:
             self.end()
-            if isinstance(error, ray.exceptions.ActorUnavailableError) or self.node.id not in _alive():
+            if (
+                isinstance(error, ray.exceptions.ActorUnavailableError)
+                or self.node.id not in _alive()
+            ):
                 raise MachineLostError from error
             raise EOFError from error
         self.ref = None
@@ -210,17 +239,19 @@ class RayWorker:
 class RayRunner(PoolRunner[RayWorker]):
     """Evaluates with an actor on every device of a cluster; see `PoolRunner`.
 
-    Joins the cluster that ``RAY_ADDRESS`` names, or that runs on this machine, or starts one here. Machines that come later are
-    used, those that go are not missed.
+    Joins the cluster that ``RAY_ADDRESS`` names, or that runs on this machine, or starts one here.
+    Machines that come later are used, those that go are not missed.
 
     Args:
         config: The search.
-        workers: How many actors at most; one per device where None. More than there are GPUs share them.
+        workers: How many actors at most; one per device where None. More than there are GPUs share
+            them.
         memory: Bytes that one of them takes, by which a machine without GPU has so many.
         limits: What a job may take; everything by default.
         files: The digests of the sources' files, which those of every machine must have.
         admit: Called with the kind of each device, and the name of its machine.
-        **evaluator_arguments: The evaluators' other arguments. The examples are sent to the machines.
+        **evaluator_arguments: The evaluators' other arguments. The examples are sent to the
+            machines.
 
     Raises:
         SearchError: Ray is not installed, or no machine has the search's device.
@@ -242,26 +273,38 @@ class RayRunner(PoolRunner[RayWorker]):
         self._own = not self._ray.is_initialized()
         if self._own:
             _join(self._ray)
-        self._wanted, self._memory, self._threads, self._admit = workers, memory, config.compute.threads, admit
+        self._wanted = workers
+        self._memory = memory
+        self._threads = config.compute.threads
+        self._admit = admit
         nodes = _alive()
         gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
         named = given if isinstance(given := config.compute.device, str) else given[0]
         on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
-        self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
+        self._per_gpu = (
+            math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
+        )
         here = "cpu" if named == "auto" else named
         config = on_device(config, "cuda" if on_gpu else here)
         message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
         self._first = (versions(), self._ray.put(message))
-        self._actor = self._ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(ClusterEvaluator)
+        self._actor = self._ray.remote(
+            concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0
+        )(ClusterEvaluator)
         self._looked = self._asked = self._alive_at = time.monotonic()
         self._follow(nodes)
         if not self.workers:
             names = ", ".join(node.name for node, _ in nodes.values())
             what = "a GPU"
             if not on_gpu:
-                what = f"{config.compute.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the models"
+                what = (
+                    f"{config.compute.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the "
+                    "models"
+                )
             self.close()
-            raise SearchError(f"compute.device: no machine of the cluster has {what}; there are {names}")
+            raise SearchError(
+                f"compute.device: no machine of the cluster has {what}; there are {names}"
+            )
 
     def free(self) -> Iterator[RayWorker]:
         """See `PoolRunner`."""
@@ -281,11 +324,18 @@ class RayRunner(PoolRunner[RayWorker]):
         if busy:
             self._alive_at = now
         elif now - self._alive_at > _ALONE:
-            raise SearchError(f"no machine of the cluster is ready after {_ALONE:.0f} s; see `ray status`, and go on")
+            raise SearchError(
+                f"no machine of the cluster is ready after {_ALONE:.0f} s; see `ray status`, "
+                "and go on"
+            )
         if now - self._looked > TICK:  # at all of them: one may have taken too long
             self._looked = now
             return busy
-        there, _ = self._ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
+        there, _ = (
+            self._ray.wait(list(pending), num_returns=len(pending), timeout=0)
+            if pending
+            else ([], [])
+        )
         for worker in (workers := [pending[ref] for ref in there]):
             if worker.index is None:  # it has started
                 worker.takes_job()
@@ -298,34 +348,52 @@ class RayRunner(PoolRunner[RayWorker]):
             self._ray.shutdown()
 
     def _follow(self, nodes: Mapping[str, tuple[_Node, Mapping[str, float]]]) -> None:
-        """Have workers on the machines that there are, and forget those of machines that are gone."""
-        for worker in [worker for worker in self.workers if worker.node.id not in nodes and worker.index is None]:
+        """Have workers on the machines that there are, and forget those of machines that are
+        gone."""
+        for worker in [
+            worker
+            for worker in self.workers
+            if worker.node.id not in nodes and worker.index is None
+        ]:
             worker.end()
             self.workers.remove(worker)
         known = {worker.node.id for worker in self.workers}
         for node, resources in nodes.values():
             count = 0 if node.id in known else self._count(resources)
             room = count if self._wanted is None else min(count, self._wanted - len(self.workers))
-            self.workers += [RayWorker(node, self._maker(node), self._first, self._admit) for _ in range(room)]
+            self.workers += [
+                RayWorker(node, self._maker(node), self._first, self._admit) for _ in range(room)
+            ]
 
     def _count(self, resources: Mapping[str, float]) -> int:
         if self._per_gpu:
             return int(resources.get("GPU", 0)) * self._per_gpu
-        return workers_that_fit(int(resources.get("CPU", 0)), resources.get("memory", 0.0), self._threads, self._memory)
+        return workers_that_fit(
+            int(resources.get("CPU", 0)), resources.get("memory", 0.0), self._threads, self._memory
+        )
 
     def _maker(self, node: _Node) -> Callable[[], Any]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         place = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        needs = {"num_gpus": 1 / self._per_gpu, "num_cpus": 0} if self._per_gpu else {"num_cpus": self._threads}
+        needs = (
+            {"num_gpus": 1 / self._per_gpu, "num_cpus": 0}
+            if self._per_gpu
+            else {"num_cpus": self._threads}
+        )
         return lambda: self._actor.options(scheduling_strategy=place, **needs).remote()
 
 
 def _join(ray: Any) -> None:
-    """Join a cluster, or start one; Ray's own handler of SIGTERM does not take the place of ours."""
+    """Join a cluster, or start one; Ray's own handler of SIGTERM does not take the place of
+    ours."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by Ray's default: beside any other load its workers hardly run
-    before, named, address = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS"), None
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # 15 by Ray's default: beside any other load its workers hardly run
+    before = signal.getsignal(signal.SIGTERM)
+    named = os.environ.get("RAY_ADDRESS")
+    address = None
     try:
         try:
             _reach(named or _last_started())
@@ -334,9 +402,13 @@ def _join(ray: Any) -> None:
                 raise
             address = "local"  # what was started here is gone, and has left its address behind
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as cause:  # Ray's own are of many kinds, and plain where it does not start in time
+    except (
+        Exception
+    ) as cause:  # Ray's own are of many kinds, and plain where it does not start in time
         where = named or "this machine"
-        raise SearchError(f"--ray: the cluster at {where} cannot be joined: {one_line(cause, 300)}") from cause
+        raise SearchError(
+            f"--ray: the cluster at {where} cannot be joined: {one_line(cause, 300)}"
+        ) from cause
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
@@ -345,7 +417,9 @@ def _join(ray: Any) -> None:
 def _reach(address: str) -> None:
     """Raise `OSError` where nobody listens; Ray itself tries for twenty minutes."""
     host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:  # others are not addresses of the network: auto, or a client's
+    if (
+        port.isdigit() and "/" not in host
+    ):  # others are not addresses of the network: auto, or a client's
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 

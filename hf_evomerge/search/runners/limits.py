@@ -33,7 +33,8 @@ class Limit:
     whose: str = "compute.limits.seconds"
 
     def exceeded(self, seconds: float) -> str | None:
-        """The line that says that the limit is exceeded after so many seconds; None where it is not."""
+        """The line that says that the limit is exceeded after so many seconds; None where it is
+        not."""
         if seconds > self.seconds:
             return f"took longer than {math.ceil(self.seconds)} s ({self.whose})"
         return None
@@ -50,34 +51,53 @@ class Limits:
     """
 
     def __init__(
-        self, config: LimitsConfig, *, examples: Mapping[str, int], layers: int, parents: Callable[[], Iterable[Scores | None]]
+        self,
+        config: LimitsConfig,
+        *,
+        examples: Mapping[str, int],
+        layers: int,
+        parents: Callable[[], Iterable[Scores | None]],
     ) -> None:
-        self._config, self._examples, self._layers, self._parents = config, examples, layers, parents
+        self._config = config
+        self._examples = examples
+        self._layers = layers
+        self._parents = parents
         self._slowest = math.inf
 
     def of(self, job: Job) -> Limit:
         """Return what a job may take.
 
-        Where the file sets no time it is ten times what the slowest parent took, and more for as many more examples, a longer
-        path or a gradient. The parents then have no limit, nor have scores by another fitness than theirs.
+        Where the file sets no time it is ten times what the slowest parent took, and more for as
+        many more examples, a longer path or a gradient. The parents then have no limit, nor have
+        scores by another fitness than theirs.
         """
         if self._config.seconds is not None:
             return Limit(self._config.seconds)
         if not isinstance(job.target, Recipe) or job.fitness is not None:
             return Limit()
         if self._slowest == math.inf:
-            self._slowest = max((scores.seconds for scores in self._parents() if scores is not None), default=math.inf)
+            self._slowest = max(
+                (scores.seconds for scores in self._parents() if scores is not None),
+                default=math.inf,
+            )
         return Limit(
             max(FLOOR, TIMES * self._slowest * self.size(job)),
             f"{TIMES} times a parent's time; compute.limits.seconds is not set",
         )
 
     def size(self, job: Job) -> float:
-        """Estimate what a job takes, in scores of one parent on the search split: by its examples, its hops, its gradient."""
-        examples = (self._examples[job.split] if job.batch is None else len(job.batch)) / self._examples["search"]
+        """Estimate what a job takes, in scores of one parent on the search split: by its examples,
+        its hops, its gradient."""
+        examples = (
+            self._examples[job.split] if job.batch is None else len(job.batch)
+        ) / self._examples["search"]
         if not isinstance(job.target, Recipe):
             return examples
-        layers = sum(len(hop.terms) for hop in job.target.flow.to_path().hops) if job.target.flow is not None else 0
+        layers = (
+            sum(len(hop.terms) for hop in job.target.flow.to_path().hops)
+            if job.target.flow is not None
+            else 0
+        )
         if isinstance(job.slopes, GateSlopes):
             layers = max(layers, sum(job.slopes.active))
         return examples * max(1.0, layers / self._layers) * (1 if job.slopes is None else GRADIENT)

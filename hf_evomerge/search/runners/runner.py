@@ -1,4 +1,5 @@
-"""Runs evaluations: here, or in worker processes side by side. The search does not know which, and neither do the scores."""
+"""Runs evaluations: here, or in worker processes side by side. The search does not know which, and
+neither do the scores."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 PAUSE = 10.0  # seconds after which a job is tried again where the machine failed
 WORTH = 3.0  # seconds of work after which a patient runner starts another process
 MOVES = 3  # machines that may be lost under a job
-DIED = "its process died twice, see what it wrote above; out of memory? go on with fewer --workers or a smaller batch_size"
+DIED = (
+    "its process died twice, see what it wrote above; out of memory? go on with fewer --workers "
+    "or a smaller batch_size"
+)
 
 
 class Runner(Protocol):
@@ -43,7 +47,8 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Evaluates in this process, one job after the other. A job that kills the process ends the search with it.
+    """Evaluates in this process, one job after the other. A job that kills the process ends the
+    search with it.
 
     Args:
         evaluator: What scores.
@@ -84,14 +89,16 @@ class PoolWorker(Protocol):
     index: int | None
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
-        """Give the worker a job; raises `MachineError` or `SearchError` where it cannot be started."""
+        """Give the worker a job; raises `MachineError` or `SearchError` where it cannot be
+        started."""
 
     def look(self) -> Scores | None:
         """The scores of the job where it is finished or was given up; None where it is not.
 
         Raises:
             EOFError: The process has died.
-            MachineError: The machine has failed, not the job, or the process was killed while it started.
+            MachineError: The machine has failed, not the job, or the process was killed while it
+                started.
             MachineLostError: The machine that it was on is gone.
             SearchError: It does not start.
         """
@@ -104,12 +111,14 @@ AnyWorker = TypeVar("AnyWorker", bound=PoolWorker)
 
 
 class PoolRunner(Generic[AnyWorker]):
-    """Gives every free worker a job, the largest first, until all are done; the same for processes here and on other machines.
+    """Gives every free worker a job, the largest first, until all are done; the same for processes
+    here and on other machines.
 
-    A worker that dies (killed for memory, a crash in native code) takes only its own job with it, which is run again, alone; if
-    it kills its worker again the search ends. A job at which the machine failed is run again, alone, after a pause;
-    if that fails too, the search ends. One whose machine is gone is run again beside the others, so often as `MOVES` says. A
-    job that exceeds a limit is ended, and has failed.
+    A worker that dies (killed for memory, a crash in native code) takes only its own job with it,
+    which is run again, alone; if it kills its worker again the search ends. A job at which the
+    machine failed is run again, alone, after a pause; if that fails too, the search ends. One whose
+    machine is gone is run again beside the others, so often as `MOVES` says. A job that exceeds a
+    limit is ended, and has failed.
 
     Args:
         limits: What a job may take; everything by default.
@@ -124,7 +133,8 @@ class PoolRunner(Generic[AnyWorker]):
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs side by side."""
-        aside, failure = list[int](), None
+        aside = list[int]()
+        failure = None
         for index, scores in self._round(enumerate(jobs)):
             if isinstance(scores, Scores):
                 yield index, scores
@@ -156,11 +166,17 @@ class PoolRunner(Generic[AnyWorker]):
         """Wait until there is something to look at, or for a moment; at which workers."""
         raise NotImplementedError
 
-    def _round(self, jobs: Iterable[tuple[int, Job]]) -> Iterator[tuple[int, Scores | MachineError | None]]:
-        """Evaluate numbered jobs side by side; in place of the scores how the machine failed, None where a worker died."""
+    def _round(
+        self, jobs: Iterable[tuple[int, Job]]
+    ) -> Iterator[tuple[int, Scores | MachineError | None]]:
+        """Evaluate numbered jobs side by side; in place of the scores how the machine failed, None
+        where a worker died."""
         limits = self.limits
-        queue = deque(jobs if limits is None else sorted(jobs, key=lambda numbered: -limits.size(numbered[1])))
-        running, moves = dict[int, Job](), Counter[int]()
+        queue = deque(
+            jobs if limits is None else sorted(jobs, key=lambda numbered: -limits.size(numbered[1]))
+        )
+        running = dict[int, Job]()
+        moves = Counter[int]()
         try:
             while True:
                 for worker in self.free() if queue else ():
@@ -204,8 +220,8 @@ class ProcessRunner(PoolRunner[Worker]):
         config: The search.
         workers: How many processes; they take the search's devices in turn.
         limits: What a job may take; everything by default.
-        patient: Whether another process is started only once those that there are have been at work for some seconds: starting
-            one takes about as long.
+        patient: Whether another process is started only once those that there are have been at work
+            for some seconds: starting one takes about as long.
         **evaluator_arguments: The evaluators' other arguments.
 
     Raises:
@@ -226,11 +242,13 @@ class ProcessRunner(PoolRunner[Worker]):
         self._patient = patient
         devices = devices_of(config)
         self.workers = [
-            Worker(on_device(config, devices[number % len(devices)]), evaluator_arguments) for number in range(workers)
+            Worker(on_device(config, devices[number % len(devices)]), evaluator_arguments)
+            for number in range(workers)
         ]
 
     def free(self) -> Iterator[Worker]:
-        """Workers with nothing to do, as far as there is so much to do that they are worth their start."""
+        """Workers with nothing to do, as far as there is so much to do that they are worth their
+        start."""
         for worker in super().free():
             others = [other.worked for other in self.workers if other.is_running]
             if not self._patient or worker.is_running or not others or min(others) > WORTH:
@@ -243,6 +261,10 @@ class ProcessRunner(PoolRunner[Worker]):
 
 
 def refuse_in_worker() -> None:
-    """Raise `SearchError` where this process is a worker, importing the user's script: it would start a search of its own."""
+    """Raise `SearchError` where this process is a worker, importing the user's script: it would
+    start a search of its own."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SearchError("workers run the script that starts them: call run_search under `if __name__ == '__main__':`")
+        raise SearchError(
+            "workers run the script that starts them: call run_search under `if __name__ == "
+            "'__main__':`"
+        )

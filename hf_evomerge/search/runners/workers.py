@@ -1,4 +1,5 @@
-"""Worker process with an evaluator of its own: started when it is needed, watched, and ended whatever it is at."""
+"""Worker process with an evaluator of its own: started when it is needed, watched, and ended
+whatever it is at."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _READY = "ready"
 
 
 class MachineLostError(Exception):
-    """A worker's machine is gone: taken back, switched off or cut off. That says nothing of its job."""
+    """A worker's machine is gone: taken back, switched off or cut off. That says nothing of its
+    job."""
 
 
 class Worker:
@@ -42,7 +44,8 @@ class Worker:
 
     Attributes:
         index: The number of its job among those of the round; None where it has nothing to do.
-        worked: Seconds that it has been at jobs, without those in which it started or loaded models.
+        worked: Seconds that it has been at jobs, without those in which it started or loaded
+            models.
     """
 
     def __init__(self, config: SearchConfig, arguments: dict[str, Any]) -> None:
@@ -50,7 +53,9 @@ class Worker:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._ready = self._loading = False
-        self._limit, self._seconds, self._seen = Limit(), 0.0, 0.0
+        self._limit = Limit()
+        self._seconds = 0.0
+        self._seen = 0.0
         self.index: int | None = None
         self.worked = 0.0
 
@@ -72,8 +77,13 @@ class Worker:
             try:
                 self._launch()
             except OSError as cause:
-                raise MachineError(f"a worker process cannot be started: {one_line(cause)}") from cause
-        self.index, self._limit, self._seconds, self._seen = index, limit, 0.0, time.monotonic()
+                raise MachineError(
+                    f"a worker process cannot be started: {one_line(cause)}"
+                ) from cause
+        self.index = index
+        self._limit = limit
+        self._seconds = 0.0
+        self._seen = time.monotonic()
         with suppress(OSError):  # it has died just now, which `look` will find
             self.pipe.send(job)
 
@@ -81,7 +91,9 @@ class Worker:
         """See `PoolWorker`."""
         now = time.monotonic()
         if self._ready and not self._loading:
-            passed = min(now - self._seen, 4 * TICK)  # where it is longer, this process stood still as well
+            passed = min(
+                now - self._seen, 4 * TICK
+            )  # where it is longer, this process stood still as well
             self._seconds += passed
             self.worked += passed
         self._seen = now
@@ -102,13 +114,17 @@ class Worker:
         except (EOFError, OSError) as cause:
             assert self._process is not None  # it has a job
             self._process.join(_PATIENCE)
-            ready, by_itself = self._ready, (self._process.exitcode or 0) >= 0
+            ready = self._ready
+            by_itself = (self._process.exitcode or 0) >= 0
             self.end()
             if not ready and not by_itself:
-                raise MachineError("a worker process was killed while it started: out of memory, or by hand") from cause
+                raise MachineError(
+                    "a worker process was killed while it started: out of memory, or by hand"
+                ) from cause
             if not ready:
                 raise SearchError(
-                    "a worker process does not start, see what it wrote above; a script that calls run_search does so under "
+                    "a worker process does not start, see what it wrote above; a script that "
+                    "calls run_search does so under "
                     "`if __name__ == '__main__':`"
                 ) from cause
             raise EOFError from cause
@@ -131,7 +147,9 @@ class Worker:
         self._process = self._pipe = self.index = None
 
     def _launch(self) -> None:
-        context = multiprocessing.get_context("spawn")  # forking after torch has started its threads can hang
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # forking after torch has started its threads can hang
         self._pipe, theirs = context.Pipe()
         self._ready = self._loading = False
         process = context.Process(target=_work, args=(theirs, *self._start))
@@ -141,7 +159,9 @@ class Worker:
                 self._process = process  # only now is there something to end
         except (AttributeError, TypeError, pickle.PicklingError) as cause:
             what = "the task or the examples cannot be sent to a worker process"
-            raise SearchError(f"{what} ({one_line(cause, 100)}); define them in a module, or use workers=0") from cause
+            raise SearchError(
+                f"{what} ({one_line(cause, 100)}); define them in a module, or use workers=0"
+            ) from cause
         finally:
             theirs.close()
 
@@ -160,7 +180,8 @@ def _no_interrupts() -> Iterator[None]:
 
 
 def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> None:
-    """Run the process: jobs come in, scores go out; before them, whether it is ready and whether it loads a model."""
+    """Run the process: jobs come in, scores go out; before them, whether it is ready and whether it
+    loads a model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

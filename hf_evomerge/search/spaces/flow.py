@@ -17,38 +17,55 @@ from ..file.paths import PaperPath, PrunePath
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
-_WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
+_WAITING = (
+    0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
+)
 
 
 class FlowSpace:
     """Paths through the layers of the sources, and of the merged model where a merge came first."""
 
     def __init__(
-        self, config: SearchConfig, layers: Sequence[int], merge: MergePart | None = None, *, step: Step | None = None
+        self,
+        config: SearchConfig,
+        layers: Sequence[int],
+        merge: MergePart | None = None,
+        *,
+        step: Step | None = None,
     ) -> None:
         """Make the space.
 
         Args:
             config: The search.
-            layers: Number of layers of each source, and of the merged model at the end where there is one.
-            merge: The parameter-space part of every recipe of this space: the winner of the stage before.
+            layers: Number of layers of each source, and of the merged model at the end where there
+                is one.
+            merge: The parameter-space part of every recipe of this space: the winner of the stage
+                before.
             step: The step that will search it; the last of this space where absent.
         """
-        self.config, self.merge = config, merge
-        self.step, kind = step or config.steps(config.spaces[-1])[-1], config.path
+        self.config = config
+        self.merge = merge
+        self.step = step or config.steps(config.spaces[-1])[-1]
+        kind = config.path
         merged = [len(config.sources)] if merge is not None else []
         order = kind.order or [*merged, *range(len(config.sources))]
         self.prunes = isinstance(kind, PrunePath)
         if isinstance(kind, PrunePath) and kind.layers >= (depth := layers[order[0]]):
-            raise SearchError(f"path.layers: the model has {depth} layers; leave out fewer than these (found {kind.layers})")
+            raise SearchError(
+                f"path.layers: the model has {depth} layers; leave out fewer than these "
+                f"(found {kind.layers})"
+            )
         self.genome = kind.genome(order, [layers[source] for source in order])
         self.most_hops = self.genome.max_hops
         if self.prunes and self.step.by == "sweep":  # it starts from the full depth
             self.genome = replace(self.genome, max_hops=layers[order[0]])
 
     def start(self) -> Start:
-        """Return where a search begins; one over gates at the best of the sources as they are and of their splices."""
-        gates, gradient, layout = self.config.path.gated, self.step.by == "gradient", self.genome.layout
+        """Return where a search begins; one over gates at the best of the sources as they are and
+        of their splices."""
+        gates = self.config.path.gated
+        gradient = self.step.by == "gradient"
+        layout = self.genome.layout
         sigma = self.step.sigma or (0.2 if gates and not gradient else 0.1)
         lower, upper = self.genome.bounds()
         if not gates:
@@ -58,7 +75,11 @@ class FlowSpace:
         splices = self.genome.splices()
         candidates = (*even, *(self.genome.along(slots, other) for slots in splices))
         names = (*["even gates"] * len(even), *map(self._name, splices))
-        mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
+        mean = (
+            self.genome.along(self.genome.first_pass, other)
+            if gradient
+            else self.genome.start(sigma)
+        )
         lower = np.zeros(mean.size) if gradient else lower
         moves = self._without_one if self.prunes else None
         return Start(mean, sigma, lower, upper, candidates, names, prunable=True, moves=moves)
@@ -83,7 +104,9 @@ class FlowSpace:
         """Request the gates' gradient."""
         gates = self.genome.gates(genome)
         layout = self.genome.layout
-        return GateSlopes(tuple(layout.slots), tuple(gates.tolist()), tuple(active.tolist()), tuple(layout.hops))
+        return GateSlopes(
+            tuple(layout.slots), tuple(gates.tolist()), tuple(active.tolist()), tuple(layout.hops)
+        )
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""
@@ -91,7 +114,9 @@ class FlowSpace:
         flow = FlowPart(
             path=path.as_text(),
             scales=None if all(scale == 1 for scale in path.scales) else path.scales,
-            scale_target=kind.scale_target if isinstance(kind := self.config.path, PaperPath) else "stream",
+            scale_target=kind.scale_target
+            if isinstance(kind := self.config.path, PaperPath)
+            else "stream",
             embedding_source=self.genome.layout.order[0],
         )
         return self.config.recipe(merge=self.merge, flow=flow)

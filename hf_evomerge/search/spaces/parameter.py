@@ -1,4 +1,5 @@
-"""Parameter space: which genome is which merge. A weight in the search file becomes a bound here, and a coordinate."""
+"""Parameter space: which genome is which merge. A weight in the search file becomes a bound here,
+and a coordinate."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from ..file.sections import Range
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
-_ROWS, _MOST_RUNS = 64, 20_000  # runs of all sources together
+_ROWS = 64
+_MOST_RUNS = 20_000  # runs of all sources together
 _MOST = MAX_NODES - 2_000  # numbers and groups: the rest of a recipe has room beside them
 _DIGITS = 4  # of a number of a run of rows: there are thousands, and no score tells more
 
@@ -39,8 +41,8 @@ class Coordinate:
         parameter: The parameter's name.
         span: Its bounds; the genome holds the fraction of the way from low to high.
         source: Position of the source among those that take part; None for a global option.
-        group: The layer group, or a tensor's name and the number of a run of its rows; None for a parameter that has one
-            value for the whole model.
+        group: The layer group, or a tensor's name and the number of a run of its rows; None for a
+            parameter that has one value for the whole model.
     """
 
     parameter: str
@@ -55,11 +57,13 @@ class Coordinate:
 
 
 class ParameterSpace:
-    """The parameters of a merge method: per source and layer group, or global. Every coordinate lies between 0 and 1.
+    """The parameters of a merge method: per source and layer group, or global. Every coordinate
+    lies between 0 and 1.
 
     Attributes:
         coordinates: What each number of a genome is.
-        idle: What would be numbers too, but changes nothing: groups of a source in which every task vector is 0.
+        idle: What would be numbers too, but changes nothing: groups of a source in which every task
+            vector is 0.
     """
 
     def __init__(
@@ -76,14 +80,16 @@ class ParameterSpace:
         Args:
             config: The search.
             layer_count: Number of blocks of the merged sources.
-            tensors: Names of their tensors and how many rows each has; needed for ``groups: tensor`` and ``rows``, and to
-                tell what changes nothing.
+            tensors: Names of their tensors and how many rows each has; needed for ``groups:
+                tensor`` and ``rows``, and to tell what changes nothing.
             unchanged: Per merged source the names of the tensors that equal the base's.
             step: The step that will search it; the last of this space where absent.
         """
-        self.config, self.space = config, config.merge
+        self.config = config
+        self.space = config.merge
         self.step = step or config.steps(config.spaces[0])[-1]
-        self.tensors, self.unchanged = dict(tensors), list(unchanged)
+        self.tensors = dict(tensors)
+        self.unchanged = list(unchanged)
         self.idle: list[Coordinate] = []
         self.groups = self._groups(layer_count)
         self._post_norms = has_post_norms(self.tensors)
@@ -95,23 +101,36 @@ class ParameterSpace:
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
         self.coordinates: list[Coordinate] = []
         method = self.method = get_method(self.space.method)
-        given: dict[str, Mapping[str, Any]] = {"source": self.space.parameters, "global": self.space.options}
+        given: dict[str, Mapping[str, Any]] = {
+            "source": self.space.parameters,
+            "global": self.space.options,
+        }
         for scope, key in (("source", "parameters"), ("global", "options")):
             declared = [parameter for parameter in method.parameters if parameter.scope == scope]
             if unknown := sorted(set(given[scope]) - {parameter.name for parameter in declared}):
                 known = ", ".join(parameter.name for parameter in declared) or "none"
-                raise SearchError(f"merge.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}")
+                raise SearchError(
+                    f"merge.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}"
+                )
             for parameter in declared:
                 self._add(parameter, given[scope].get(parameter.name))
         if not self.coordinates:
-            raise SearchError(f"merge.parameters: every parameter of {method.name} is fixed; give at least one a range")
-        self._check_size(len({(each.parameter, each.source, each.key) for each in self.coordinates}))
+            raise SearchError(
+                f"merge.parameters: every parameter of {method.name} is fixed; give at least "
+                "one a range"
+            )
+        self._check_size(
+            len({(each.parameter, each.source, each.key) for each in self.coordinates})
+        )
 
     def _add(self, parameter: Parameter, given: Any) -> None:
-        """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved unless given."""
+        """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved
+        unless given."""
         if given is None and parameter.search is not None and parameter.grouped:
             given = Range(low=parameter.search[0], high=parameter.search[1])
-        where = f"merge.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
+        where = (
+            f"merge.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
+        )
         if not isinstance(given, Range):
             if given is not None:
                 parameter.check(given, where)
@@ -119,38 +138,56 @@ class ParameterSpace:
             return
         parameter.check(given.low, f"{where}.low")
         parameter.check(given.high, f"{where}.high")
-        sources: list[int | None] = list(range(self.source_count)) if parameter.scope == "source" else [None]
+        sources: list[int | None] = (
+            list(range(self.source_count)) if parameter.scope == "source" else [None]
+        )
         groups: list[str | tuple[str, int] | None] = [None]
         if parameter.grouped and self.groups != ["default"]:
             groups = [run for group in self.groups for run in self._runs(group)]
-        for coordinate in (Coordinate(parameter.name, given, source, group) for source in sources for group in groups):
+        for coordinate in (
+            Coordinate(parameter.name, given, source, group)
+            for source in sources
+            for group in groups
+        ):
             (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
             self._check_size()
 
     def _check_size(self, keys: int = 0) -> None:
         if len(self.coordinates) + keys > _MOST:
             fewer = "more rows_per_group, or " if self.space.groups == "rows" else ""
-            raise SearchError(f"merge.groups: more than the {_MOST} numbers and names of a recipe; take {fewer}larger groups")
+            raise SearchError(
+                f"merge.groups: more than the {_MOST} numbers and names of a recipe; take "
+                f"{fewer}larger groups"
+            )
 
     @cached_property
     def _run_length(self) -> int:
         lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
-        most, rows = _MOST_RUNS // self.source_count, self.tensors.values()
-        few = (length for length in lengths if sum(math.ceil(count / length) for count in rows) <= most)
+        most = _MOST_RUNS // self.source_count
+        rows = self.tensors.values()
+        few = (
+            length for length in lengths if sum(math.ceil(count / length) for count in rows) <= most
+        )
         return next(few, lengths[-1])
 
     def _runs(self, group: str) -> list[str | tuple[str, int]]:
         """The runs of rows of a group; the group itself where it is not divided."""
-        count = math.ceil(self.tensors[group] / self._run_length) if self.space.groups == "rows" else 1
+        count = (
+            math.ceil(self.tensors[group] / self._run_length) if self.space.groups == "rows" else 1
+        )
         return [group] if count == 1 else [(group, run) for run in range(count)]
 
     def _groups(self, layer_count: int) -> list[str]:
         groups = self.space.groups
         if groups == "tensor" or groups == "rows":
             if not self.tensors:
-                raise SearchError(f"merge.groups: {groups} needs the tensors, which are not known here")
+                raise SearchError(
+                    f"merge.groups: {groups} needs the tensors, which are not known here"
+                )
             if groups == "rows" and get_method(self.space.method).prepare is not None:
-                raise SearchError(f"merge.groups: {self.space.method} looks at whole tensors; write tensor")
+                raise SearchError(
+                    f"merge.groups: {self.space.method} looks at whole tensors; write tensor"
+                )
             return sorted(self.tensors, key=tensor_order)
         if isinstance(groups, list):
             check_keys(dict.fromkeys(groups, 0.0), layer_count, list(self.tensors) or None)
@@ -158,7 +195,8 @@ class ParameterSpace:
         return group_keys(groups, layer_count)
 
     def _is_idle(self, coordinate: Coordinate) -> bool:
-        """Tell whether nothing changes with a number: its source's task vectors are 0 in the group."""
+        """Tell whether nothing changes with a number: its source's task vectors are 0 in the
+        group."""
         if coordinate.source is None or not self.unchanged or not self.method.task_vectors:
             return False
         inside = self.tensors if coordinate.key is None else self._members.get(coordinate.key, [])
@@ -176,16 +214,27 @@ class ParameterSpace:
     def unmoved(self) -> list[str]:
         """Parameters with a range that have no gradient."""
         smooth = {parameter.name for parameter in self.method.parameters if parameter.smooth}
-        return [name for name in dict.fromkeys(each.parameter for each in self.coordinates) if name not in smooth]
+        return [
+            name
+            for name in dict.fromkeys(each.parameter for each in self.coordinates)
+            if name not in smooth
+        ]
 
     def notes(self) -> list[str]:
         """Say what is not evolved, and why: one line per source."""
         lines = []
         for source, number in enumerate(self.config.merge_sources):
-            if groups := list(dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)):
-                shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
+            if groups := list(
+                dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)
+            ):
+                shown = ", ".join(groups[:6]) + (
+                    f" and {len(groups) - 6} more" if len(groups) > 6 else ""
+                )
                 label = self.config.source_names[number]
-                lines.append(f"ps: nothing of {label} is evolved in {shown}: its tensors are the base's there")
+                lines.append(
+                    f"ps: nothing of {label} is evolved in {shown}: its tensors are the "
+                    "base's there"
+                )
         return lines
 
     def start(self) -> Start:
@@ -197,39 +246,65 @@ class ParameterSpace:
             candidates.setdefault(point.tobytes(), (name, point))
         names, points = zip(*candidates.values(), strict=True)
         tried = points if len(points) > 1 else ()
-        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, names, groups=self._halves())
+        return Start(
+            mean,
+            sigma,
+            np.zeros(mean.size),
+            np.ones(mean.size),
+            tried,
+            names,
+            groups=self._halves(),
+        )
 
     def _halves(self) -> NDArray[np.int64] | None:
-        """Number of the half of a block, attention or MLP, of each coordinate, where these are runs of rows."""
+        """Number of the half of a block, attention or MLP, of each coordinate, where these are runs
+        of rows."""
         if self.space.groups != "rows":
             return None
-        halves = [(each.parameter, each.source, classify(each.key or "", self._post_norms)) for each in self.coordinates]
+        halves = [
+            (each.parameter, each.source, classify(each.key or "", self._post_norms))
+            for each in self.coordinates
+        ]
         numbers = {half: number for number, half in enumerate(dict.fromkeys(halves))}
         return np.array([numbers[half] for half in halves])
 
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count = self.source_count
-        half, ratio = (count + 1) // 2, 1 - 2 / (count + 1)
+        half = (count + 1) // 2
+        ratio = 1 - 2 / (count + 1)
         decay = [ratio ** (count - 1 - number) for number in range(count)]
         of_run = {"last": [0.0] * (count - half) + [1 / half] * half, "wsm": wsm_weights(count)}
         of_run["exponential"] = [each / math.fsum(decay) for each in decay]
-        if self._normalizes:  # far from the lower bound, where a step would be large beside a weight
-            of_run = {name: [each / max(weights) for each in weights] for name, weights in of_run.items()}
-        alone = [f"{self.config.source_names[number]} alone" for number in self.config.merge_sources]
+        if (
+            self._normalizes
+        ):  # far from the lower bound, where a step would be large beside a weight
+            of_run = {
+                name: [each / max(weights) for each in weights] for name, weights in of_run.items()
+            }
+        alone = [
+            f"{self.config.source_names[number]} alone" for number in self.config.merge_sources
+        ]
         weights: dict[str, dict[str, list[float]]] = {
             "average": {"uniform average": [1 / count] * count},
             "sum": {"sum of the task vectors": [1.0] * count},
             "sources": dict(zip(alone, np.eye(count).tolist(), strict=True)),
-            **{name: {f"average of checkpoints, {name}": chosen} for name, chosen in of_run.items()},
+            **{
+                name: {f"average of checkpoints, {name}": chosen} for name, chosen in of_run.items()
+            },
         }
         points: dict[str, Vector] = {}
-        for name, chosen in (item for start in self.space.starts for item in weights[start].items()):
+        for name, chosen in (
+            item for start in self.space.starts for item in weights[start].items()
+        ):
             point = mean.copy()
             for index, coordinate in enumerate(self.coordinates):
                 if coordinate.parameter == "weight" and coordinate.source is not None:
-                    low, high = coordinate.span.low, coordinate.span.high
-                    point[index] = min(1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low)))
+                    low = coordinate.span.low
+                    high = coordinate.span.high
+                    point[index] = min(
+                        1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low))
+                    )
             points[name] = point
         return points
 
@@ -240,12 +315,16 @@ class ParameterSpace:
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> WeightSlopes:
         """Gradient request for this genome's merge weights."""
         numbers = tuple((each.parameter, each.source, each.group) for each in self.coordinates)
-        return WeightSlopes(numbers, tuple(each.span.high - each.span.low for each in self.coordinates))
+        return WeightSlopes(
+            numbers, tuple(each.span.high - each.span.low for each in self.coordinates)
+        )
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""
         options: dict[str, Any] = dict(self.fixed["global"])
-        parameters: list[dict[str, Any]] = [dict(self.fixed["source"]) for _ in range(self.source_count)]
+        parameters: list[dict[str, Any]] = [
+            dict(self.fixed["source"]) for _ in range(self.source_count)
+        ]
         for coordinate, fraction in zip(self.coordinates, genome, strict=True):
             span = coordinate.span
             value = float(span.low + fraction * (span.high - span.low))
@@ -253,7 +332,9 @@ class ParameterSpace:
             if coordinate.group is None:
                 target[coordinate.parameter] = value
             elif isinstance(coordinate.group, tuple):
-                target.setdefault(coordinate.parameter, {}).setdefault(coordinate.group[0], []).append(round(value, _DIGITS))
+                target.setdefault(coordinate.parameter, {}).setdefault(
+                    coordinate.group[0], []
+                ).append(round(value, _DIGITS))
             else:
                 target.setdefault(coordinate.parameter, {})[coordinate.group] = value
         for coordinate in self.idle:
@@ -261,6 +342,12 @@ class ParameterSpace:
             if coordinate.group is None:
                 parameters[coordinate.source][coordinate.parameter] = 0.0
             else:
-                parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault("default", 0.0)
-        kind: dict[str, Any] = {"method": self.space.method, "sources": self.space.sources, "router": self.space.router}
+                parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault(
+                    "default", 0.0
+                )
+        kind: dict[str, Any] = {
+            "method": self.space.method,
+            "sources": self.space.sources,
+            "router": self.space.router,
+        }
         return self.config.recipe(merge=MergePart(**kind, options=options, parameters=parameters))

@@ -10,10 +10,13 @@ from .flow import FlowSpace
 from .parameter import ParameterSpace
 
 Space = ParameterSpace | FlowSpace
-"""A set of recipes, and the vectors that stand for them: `start`, `decode`, `notes`, `price` and `slopes` of a genome."""
+"""A set of recipes, and the vectors that stand for them: `start`, `decode`, `notes`, `price` and
+`slopes` of a genome."""
 
 
-def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:
+def make_space(
+    config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None
+) -> Space:
     """Make the space that a stage searches.
 
     Args:
@@ -34,4 +37,6 @@ def uniform_average(config: SearchConfig) -> Recipe:
     adapters = config.base is not None and all(ref.adapter is not None for ref in config.sources)
     method, weight = ("task_arithmetic", 1 / len(config.sources)) if adapters else ("linear", 1.0)
     parameters: list[dict[str, ParameterValue]] = [{"weight": weight} for _ in config.sources]
-    return config.recipe(merge=MergePart(method=method, parameters=parameters, router=config.merge.router))
+    return config.recipe(
+        merge=MergePart(method=method, parameters=parameters, router=config.merge.router)
+    )

@@ -1,7 +1,7 @@
 """The file of a study: SQLite tables that survive ``kill -9``. Does not know what a trial is.
 
-Each row is written in a transaction of its own. SQLite checks the file (``integrity_check``) whenever
-a study is opened, and a copy of the end of the last stage lies beside it.
+Each row is written in a transaction of its own. SQLite checks the file (``integrity_check``)
+whenever a study is opened, and a copy of the end of the last stage lies beside it.
 """
 
 from __future__ import annotations
@@ -34,25 +34,36 @@ CREATE TABLE recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL);
 CREATE TABLE trials (
     stage TEXT NOT NULL, number INTEGER NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
     genome BLOB NOT NULL, recipe TEXT REFERENCES recipes (key), duplicate_of INTEGER,
-    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT, cost REAL NOT NULL, gradient BLOB,
+    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
+    cost REAL NOT NULL, gradient BLOB,
     PRIMARY KEY (stage, number));
 CREATE TABLE evaluations (
-    label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
+    label TEXT NOT NULL, split TEXT NOT NULL,
+    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
     PRIMARY KEY (label, split));
 CREATE TABLE answers (
     owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB,
     PRIMARY KEY (owner, split));
 CREATE TABLE objectives (
-    owner TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
+    owner TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL,
+    value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
     PRIMARY KEY (owner, split, name));
 """
-_KEYS = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}  # columns that name a row
+_KEYS = {
+    "meta": 1,
+    "recipes": 1,
+    "trials": 2,
+    "evaluations": 2,
+    "answers": 2,
+    "objectives": 3,
+}  # columns that name a row
 Values = tuple[Any, ...]
 logger = logging.getLogger(__name__)
 
 
 class DamagedStudyError(SearchError):
-    """A study is not as it was written. The message says what is damaged, and how to put the copy in its place."""
+    """A study is not as it was written. The message says what is damaged, and how to put the copy
+    in its place."""
 
     def __init__(self, folder: Path, what: str) -> None:
         super().__init__(f"{folder / STUDY_FILE}: {one_line(what)} is damaged; {_remedy(folder)}")
@@ -70,7 +81,10 @@ class StudyFile:
         """Start a study in a folder that has none; raises `SearchError` where there is one."""
         folder = Path(folder)
         if (folder / STUDY_FILE).exists():
-            raise SearchError(f"{folder}: there is a study here already; continue it with `hf-evomerge search {folder}`")
+            raise SearchError(
+                f"{folder}: there is a study here already; continue it with `hf-evomerge "
+                f"search {folder}`"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f".{STUDY_FILE}.new"
         for leftover in folder.glob(f"{unfinished.name}*"):
@@ -92,7 +106,10 @@ class StudyFile:
         """
         folder = Path(folder)
         if not (folder / STUDY_FILE).is_file():
-            raise SearchError(f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search FILE --out {folder}`")
+            raise SearchError(
+                f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search "
+                f"FILE --out {folder}`"
+            )
         try:
             study = cls(folder, _connect(folder / STUDY_FILE))
         except sqlite3.DatabaseError as cause:
@@ -119,23 +136,33 @@ class StudyFile:
         self._connection.close()
 
     def _check_version(self) -> None:
-        """Raise `SearchError` where the study has another schema, before anything else of it is called damaged."""
+        """Raise `SearchError` where the study has another schema, before anything else of it is
+        called damaged."""
         try:
-            row = self._connection.execute("SELECT * FROM meta WHERE key = 'schema_version'").fetchone()
+            row = self._connection.execute(
+                "SELECT * FROM meta WHERE key = 'schema_version'"
+            ).fetchone()
             version = json.loads(row[1]) if row is not None else SCHEMA_VERSION
         except (sqlite3.DatabaseError, ValueError, RecursionError):
             return
         if version != SCHEMA_VERSION:
             versions = self.meta("versions")
-            writer = one_line(str(versions.get("hf-evomerge"))) if isinstance(versions, dict) else "of another version"
+            writer = (
+                one_line(str(versions.get("hf-evomerge")))
+                if isinstance(versions, dict)
+                else "of another version"
+            )
             raise SearchError(
-                f"{self.folder / STUDY_FILE}: written by hf_evomerge {writer} with schema {one_line(json.dumps(version))}, and "
-                f"this version reads schema {SCHEMA_VERSION}; search again in another folder, or install the version that "
+                f"{self.folder / STUDY_FILE}: written by hf_evomerge {writer} with schema "
+                f"{one_line(json.dumps(version))}, and "
+                f"this version reads schema {SCHEMA_VERSION}; search again in another "
+                "folder, or install the version that "
                 "wrote it; its models are fine"
             )
 
     def backup(self) -> None:
-        """Copy the study to ``study.db.backup``, in one piece; where the disk takes no copy, a warning says so.
+        """Copy the study to ``study.db.backup``, in one piece; where the disk takes no copy, a
+        warning says so.
 
         Raises:
             DamagedStudyError: The study is damaged; the last copy stays.
@@ -150,11 +177,14 @@ class StudyFile:
                 raise DamagedStudyError(self.folder, fault)
             unfinished.replace(self.folder / BACKUP_FILE)
         except (OSError, sqlite3.OperationalError) as cause:
-            logger.warning("%s: no copy of the study could be made: %s", self.folder / BACKUP_FILE, cause)
+            logger.warning(
+                "%s: no copy of the study could be made: %s", self.folder / BACKUP_FILE, cause
+            )
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the study while a search writes to it; raises `SearchError` where another process does."""
+        """Hold the study while a search writes to it; raises `SearchError` where another process
+        does."""
         lock = FileLock(self.folder / f"{STUDY_FILE}.lock")
         try:
             lock.acquire(timeout=0)
@@ -166,7 +196,8 @@ class StudyFile:
             lock.release()
 
     def meta(self, key: str, of: str = "") -> Any:
-        """Read a value stored beside the trials, of a stage, a source or a tracker where it is one's own; None where absent."""
+        """Read a value stored beside the trials, of a stage, a source or a tracker where it is
+        one's own; None where absent."""
         for name, value in self._whole("meta", "key = ?", f"{key}:{of}" if of else key):
             try:
                 return json.loads(value)
@@ -181,7 +212,9 @@ class StudyFile:
     def forget(self) -> None:
         """Drop the values beside the trials, except what every study has."""
         with _told(self.folder / STUDY_FILE), self._connection:
-            self._connection.execute("DELETE FROM meta WHERE key NOT IN ('settings', 'schema_version')")
+            self._connection.execute(
+                "DELETE FROM meta WHERE key NOT IN ('settings', 'schema_version')"
+            )
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row, in a transaction of its own.
@@ -230,7 +263,8 @@ def _fault(connection: sqlite3.Connection) -> str | None:
 
 
 def _fault_of_file(cause: object) -> str:
-    """Say what is damaged; raises `MachineError` where the file may be whole, and there is no room to work with it."""
+    """Say what is damaged; raises `MachineError` where the file may be whole, and there is no room
+    to work with it."""
     if _is_of_disk(cause):
         raise MachineError(f"{STUDY_FILE}: cannot be read or written on this disk: {cause}")
     return f"not a study, or the file ({cause})"
@@ -240,7 +274,10 @@ def _is_of_disk(cause: object) -> bool:
     """Tell whether SQLite had no room to work with a file that may be whole."""
     code = getattr(cause, "sqlite_errorcode", 0)
     reading = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
-    return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and code not in reading
+    return (
+        code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+        and code not in reading
+    )
 
 
 @contextmanager
@@ -259,10 +296,14 @@ def _fault_of_copy(file: Path) -> str | None:
 
 
 def _remedy(folder: Path) -> str:
-    """Say what to do about a damaged study: how to put the copy in its place, where a whole one is there."""
+    """Say what to do about a damaged study: how to put the copy in its place, where a whole one is
+    there."""
     backup = folder / BACKUP_FILE
     if not backup.is_file() or _fault_of_copy(backup) is not None:
-        return "no copy of it is there; search again in another folder, where the same seed gives the same trials"
+        return (
+            "no copy of it is there; search again in another folder, where the same seed gives "
+            "the same trials"
+        )
     with closing(_connect_to_read(backup)) as connection:
         (trials,) = connection.execute("SELECT count(*) FROM trials").fetchone()
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.stat().st_mtime))
@@ -274,7 +315,9 @@ def _remedy(folder: Path) -> str:
 
 
 def _row_name(table: str, row: Values) -> str:
-    return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}".removeprefix("meta ")
+    return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}".removeprefix(
+        "meta "
+    )
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -286,5 +329,9 @@ def _connect(file: Path) -> sqlite3.Connection:
 
 
 def _connect_to_read(file: Path) -> sqlite3.Connection:
-    log = file.with_name(f"{file.name}-wal")  # where there is none, none can be made, and nobody is writing
-    return sqlite3.connect(f"{file.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}", uri=True)
+    log = file.with_name(
+        f"{file.name}-wal"
+    )  # where there is none, none can be made, and nobody is writing
+    return sqlite3.connect(
+        f"{file.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}", uri=True
+    )

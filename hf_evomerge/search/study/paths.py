@@ -1,8 +1,9 @@
 """Paths of the folders and files of a search, also after its study was moved or copied.
 
-A study keeps absolute names and the folder that it was begun in, and nothing of it is rewritten. Whoever reads it looks for a
-name first at the same place seen from the study's folder today, such as data beside it, then at the place of then.
-``evaluation/provenance.py`` decides by content whether it is the same.
+A study keeps absolute names and the folder that it was begun in, and nothing of it is rewritten.
+Whoever reads it looks for a name first at the same place seen from the study's folder today, such
+as data beside it, then at the place of then. ``evaluation/provenance.py`` decides by content
+whether it is the same.
 """
 
 from __future__ import annotations
@@ -22,29 +23,39 @@ Named = TypeVar("Named", bound=StrictModel)
 
 
 def rooted(config: SearchConfig) -> SearchConfig:
-    """The search with absolute names of folders and files, so that its study goes on from any current directory."""
+    """The search with absolute names of folders and files, so that its study goes on from any
+    current directory."""
 
     def place(key: str, name: str) -> str:
         path = str(named_folder(name))
         is_there = os.path.isdir(path) if key in FOLDERS else os.path.isfile(path)
-        return os.path.abspath(path) if is_there else name  # on the Hub, or missing, which others complain of
+        return (
+            os.path.abspath(path) if is_there else name
+        )  # on the Hub, or missing, which others complain of
 
     return renamed(config, place)
 
 
 def followed(named: Named, study: StudyFile) -> Named:
-    """The search of a study, or one of its sources, with the names of today for what has moved with the study."""
-    begun, here = study.meta(NOTE), os.path.abspath(study.folder)
+    """The search of a study, or one of its sources, with the names of today for what has moved with
+    the study."""
+    begun = study.meta(NOTE)
+    here = os.path.abspath(study.folder)
 
     def place(key: str, name: str) -> str:
-        moved = os.path.normpath(os.path.join(here, os.path.relpath(name, begun))) if os.path.isabs(name) else name
+        moved = (
+            os.path.normpath(os.path.join(here, os.path.relpath(name, begun)))
+            if os.path.isabs(name)
+            else name
+        )
         return moved if os.path.exists(moved) else name
 
     return renamed(named, place) if begun not in (None, here) else named
 
 
 def settings_of(study: StudyFile) -> SearchConfig:
-    """The search that a study was begun with, by the names of today; raises `SearchError` where it cannot be read."""
+    """The search that a study was begun with, by the names of today; raises `SearchError` where it
+    cannot be read."""
     if (settings := study.meta("settings")) is None:
         raise DamagedStudyError(study.folder, "settings (lost)")
     try:
@@ -61,10 +72,13 @@ def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
 
 
 def renamed(value: Any, place: Callable[[str, str], str], key: str = "") -> Any:
-    """Settings in which each name of a folder or file is what `place` gives for its key and the name."""
+    """Settings in which each name of a folder or file is what `place` gives for its key and the
+    name."""
     if isinstance(value, StrictModel):
         fields = {name: renamed(each, place, name) for name, each in value}
-        return value.model_copy(update={name: each for name, each in fields.items() if each != getattr(value, name)})
+        return value.model_copy(
+            update={name: each for name, each in fields.items() if each != getattr(value, name)}
+        )
     if isinstance(value, dict):
         return {name: renamed(each, place) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,8 @@
-"""The study: every trial of a search, with its recipe, its scores and what its model wrote. Stores and reads; decides nothing.
+"""The study: every trial of a search, with its recipe, its scores and what its model wrote. Stores
+and reads; decides nothing.
 
-Trials are written as they finish. Nothing is pickled: genomes and scores are arrays of float64 in little-endian order, recipes
-are YAML.
+Trials are written as they finish. Nothing is pickled: genomes and scores are arrays of float64 in
+little-endian order, recipes are YAML.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class Trial:
         number: Number from 0, in the order of `ask`.
         generation: The `ask` it came from.
         genome: The vector, shape (n,).
-        recipe_key: Key of the recipe in the study; None where the genome has none (its error says why).
+        recipe_key: Key of the recipe in the study; None where the genome has none (its error says
+            why).
         scores: What the recipe scored, or why it could not be scored.
-        duplicate_of: Number of the earlier trial whose recipe is the same and whose scores this one shares.
+        duplicate_of: Number of the earlier trial whose recipe is the same and whose scores this one
+            shares.
         cost: What it counts of the budget, in scores of all search examples.
     """
 
@@ -72,7 +75,8 @@ class Study(StudyFile):
     """
 
     def add_trial(self, trial: Trial) -> None:
-        """Store a finished trial, durably; what its model wrote, and its other objectives, are kept under ``stage:number``."""
+        """Store a finished trial, durably; what its model wrote, and its other objectives, are kept
+        under ``stage:number``."""
         if trial.duplicate_of is None:
             self._add_beside(f"{trial.stage}:{trial.number}", "search", trial.scores)
         names = (trial.stage, trial.number, trial.generation, trial.state)
@@ -82,13 +86,20 @@ class Study(StudyFile):
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """Read all trials, or those of one stage, by number."""
-        found, others = [], self._others("search")
-        for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
+        found = []
+        others = self._others("search")
+        for row in self._whole(
+            "trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage
+        ):
             with self._readable("trials", row):
                 values, correct, seconds, error, cost, gradient = row[8:]
                 scores = _scores(values, correct, seconds, error, gradient)
-                scores = scores.replace(others=others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {}))
-                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost))
+                scores = scores.replace(
+                    others=others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {})
+                )
+                found.append(
+                    Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost)
+                )
         return found
 
     def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
@@ -96,36 +107,60 @@ class Study(StudyFile):
 
         Those that were scored on more examples than others come before them: a batch says less.
         """
-        complete = [trial for trial in self.trials(stage) if trial.fitness is not None and trial.duplicate_of is None]
-        complete.sort(key=lambda trial: (-trial.scores.values.size, -(trial.fitness or 0.0), trial.number))
+        complete = [
+            trial
+            for trial in self.trials(stage)
+            if trial.fitness is not None and trial.duplicate_of is None
+        ]
+        complete.sort(
+            key=lambda trial: (-trial.scores.values.size, -(trial.fitness or 0.0), trial.number)
+        )
         first_of_recipe: dict[str | None, Trial] = {}
         for trial in complete:
             first_of_recipe.setdefault(trial.recipe_key, trial)
         return list(first_of_recipe.values())[:count]
 
     def add_recipe(self, recipe: Recipe) -> str:
-        """Store a recipe, with labels for the search's sources, and return its key; the same recipe has the same key."""
+        """Store a recipe, with labels for the search's sources, and return its key; the same recipe
+        has the same key."""
         key = recipe.key
         if not self._connection.execute("SELECT 1 FROM recipes WHERE key = ?", (key,)).fetchone():
-            labels = {ref: SourceRef(model=label, component=ref.component) for label, ref in self._parents.items()}
+            labels = {
+                ref: SourceRef(model=label, component=ref.component)
+                for label, ref in self._parents.items()
+            }
             self.write("recipes", (key, recipe.renamed(lambda ref: labels.get(ref, ref)).to_yaml()))
         return key
 
     def recipe(self, key: str) -> Recipe:
-        """The recipe of a key, its sources where they lie today; raises `SearchError` where there is none."""
-        return Recipe.from_yaml(self._recipe_text(key)).renamed(lambda ref: self._parents.get(ref.model, ref))
+        """The recipe of a key, its sources where they lie today; raises `SearchError` where there
+        is none."""
+        return Recipe.from_yaml(self._recipe_text(key)).renamed(
+            lambda ref: self._parents.get(ref.model, ref)
+        )
 
     def renamed_text(self, key: str, name: Callable[[SourceRef], SourceRef]) -> str:
-        """The YAML of a recipe under other names of its sources; its numbers, of which there may be many, are not parsed."""
+        """The YAML of a recipe under other names of its sources; its numbers, of which there may be
+        many, are not parsed."""
 
         def named(given: dict[str, Any]) -> dict[str, Any]:
             ref = validate(SourceRef, given, SearchError)
-            return name(self._parents.get(ref.model, ref)).model_dump(mode="json", exclude_none=True)
+            return name(self._parents.get(ref.model, ref)).model_dump(
+                mode="json", exclude_none=True
+            )
 
         text = self._recipe_text(key)
         end = next(re.finditer(r"^(?!sources:|base:)\w", text, re.MULTILINE)).start()
         head = read_yaml(text[:end], SearchError).items()
-        return to_yaml({key: [*map(named, refs)] if key == "sources" else named(refs) for key, refs in head}) + text[end:]
+        return (
+            to_yaml(
+                {
+                    key: [*map(named, refs)] if key == "sources" else named(refs)
+                    for key, refs in head
+                }
+            )
+            + text[end:]
+        )
 
     def _recipe_text(self, key: str) -> str:
         for _, text in self._whole("recipes", "key = ?", key):
@@ -136,9 +171,15 @@ class Study(StudyFile):
     def _parents(self) -> dict[str, SourceRef]:
         """The search's base and sources where they lie today, by label."""
         settings = self.meta("settings") or {}
-        sources = {f"source:{number}": ref for number, ref in enumerate(settings.get("sources", []))}
+        sources = {
+            f"source:{number}": ref for number, ref in enumerate(settings.get("sources", []))
+        }
         refs = {"base": settings.get("base"), **sources}
-        return {label: followed(validate(SourceRef, ref, SearchError), self) for label, ref in refs.items() if ref is not None}
+        return {
+            label: followed(validate(SourceRef, ref, SearchError), self)
+            for label, ref in refs.items()
+            if ref is not None
+        }
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
@@ -151,7 +192,9 @@ class Study(StudyFile):
             with self._readable("evaluations", row):
                 outputs, truncated = self.answers(label, split)
                 others = self._others(split, label).get(label, {})
-                return _scores(*row[3:]).replace(outputs=outputs, truncated=truncated, others=others)
+                return _scores(*row[3:]).replace(
+                    outputs=outputs, truncated=truncated, others=others
+                )
         return None
 
     def evaluated(self) -> list[tuple[str, str]]:
@@ -160,22 +203,32 @@ class Study(StudyFile):
 
     @property
     def has_scores(self) -> bool:
-        """True where anything was scored; nothing that a study stands on may change from then on."""
+        """True where anything was scored; nothing that a study stands on may change from then
+        on."""
         return bool(self.evaluated() or self.trials())
 
-    def answers(self, owner: str, split: str = "search") -> tuple[list[str] | None, NDArray[np.bool_] | None]:
-        """Read what a model wrote for the examples that it was scored on, and which of it was cut at the limit of its length.
+    def answers(
+        self, owner: str, split: str = "search"
+    ) -> tuple[list[str] | None, NDArray[np.bool_] | None]:
+        """Read what a model wrote for the examples that it was scored on, and which of it was cut
+        at the limit of its length.
 
         Args:
-            owner: A recipe's key, a parent's label (``base``, ``source:0``), or a trial's ``stage:number``.
-            split: The split that it was scored on; ``search`` for a trial, which may have seen a batch of it.
+            owner: A recipe's key, a parent's label (``base``, ``source:0``), or a trial's
+                ``stage:number``.
+            split: The split that it was scored on; ``search`` for a trial, which may have seen a
+                batch of it.
 
         Returns:
             One output per example, and whether each was cut; None where the task keeps no outputs.
         """
         for row in self._whole("answers", "owner = ? AND split = ?", owner, split):
             with self._readable("answers", row):
-                cut = None if row[3] is None else np.frombuffer(row[3], dtype=np.uint8).astype(np.bool_)
+                cut = (
+                    None
+                    if row[3] is None
+                    else np.frombuffer(row[3], dtype=np.uint8).astype(np.bool_)
+                )
                 return [str(output) for output in json.loads(row[2])], cut
         return None, None
 
@@ -191,7 +244,11 @@ class Study(StudyFile):
     def _add_beside(self, owner: str, split: str, scores: Scores) -> None:
         """Store what goes with scores, before them: scores that are there are whole."""
         if scores.outputs is not None:
-            self.write("answers", (owner, split, json.dumps(scores.outputs), _pack(scores.truncated)), replace=True)
+            self.write(
+                "answers",
+                (owner, split, json.dumps(scores.outputs), _pack(scores.truncated)),
+                replace=True,
+            )
         for name, other in scores.others.items():
             row = (owner, split, name, other.mean, _pack(other.values), _pack(other.correct))
             self.write("objectives", row, replace=True)
@@ -203,7 +260,11 @@ def _score_columns(scores: Scores) -> tuple[Any, ...]:
 
 
 def _scores(
-    values: bytes | None, correct: bytes | None, seconds: float, error: str | None, gradient: bytes | None = None
+    values: bytes | None,
+    correct: bytes | None,
+    seconds: float,
+    error: str | None,
+    gradient: bytes | None = None,
 ) -> Scores:
     if error is not None:
         return Scores.failed(error, seconds)

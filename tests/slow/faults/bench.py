@@ -1,4 +1,5 @@
-"""What the parts share: a tiny family, a search and a build of it, children by fork, and whether two results are the same."""
+"""What the parts share: a tiny family, a search and a build of it, children by fork, and whether
+two results are the same."""
 
 import contextlib
 import os
@@ -30,7 +31,8 @@ def own_memory() -> int:
 
 
 class Bench:
-    """A family on disk, the recipe of a build and the file of a search, and what both give where nothing goes wrong.
+    """A family on disk, the recipe of a build and the file of a search, and what both give where
+    nothing goes wrong.
 
     Args:
         scratch: An empty folder.
@@ -47,10 +49,14 @@ class Bench:
             _save_family(scratch / "tiny", "float32")
             big = tiny_config(hidden_size=256, intermediate_size=768, num_hidden_layers=10)
             save_family(scratch / "big", big, torch.float32, count=2)
-        tiny, big = scratch / "tiny", scratch / "big"
-        self.scratch, self._count = scratch, 0
+        tiny = scratch / "tiny"
+        big = scratch / "big"
+        self.scratch = scratch
+        self._count = 0
         merge = {"parameters": [{"weight": 0.6, "density": 0.5}] * 2}
-        self.recipe = merge_of(big / "source0", big / "source1", method="dare_ties", base=big / "base", merge=merge)
+        self.recipe = merge_of(
+            big / "source0", big / "source1", method="dare_ties", base=big / "base", merge=merge
+        )
         self.recipe.save(scratch / "recipe.yaml")
         self.config = search_of(tiny, evaluations)
         self.config.save(scratch / "search.yaml")
@@ -59,12 +65,19 @@ class Bench:
         self.built, self.searched = self.of_build(scratch / "1"), self.of_search(scratch / "2")
 
     def more(self) -> dict[str, tuple[Callable[[Path], None], Callable[[Path], object], object]]:
-        """What else a kill may hit: how each is done, what is compared of it, and what that is where nothing goes wrong."""
+        """What else a kill may hit: how each is done, what is compared of it, and what that is
+        where nothing goes wrong."""
         from tiny_adapters import save_adapter
 
-        tiny, big = self.scratch / "tiny", self.scratch / "big"
-        path = path_of(big / "source0", big / "source1", hops=[*(f"{i % 2}:{i}" for i in range(10)), "0:9"])
-        adapters = [{"model": str(tiny / "base"), "adapter": str(self.scratch / f"lora{seed}")} for seed in (1, 2)]
+        tiny = self.scratch / "tiny"
+        big = self.scratch / "big"
+        path = path_of(
+            big / "source0", big / "source1", hops=[*(f"{i % 2}:{i}" for i in range(10)), "0:9"]
+        )
+        adapters = [
+            {"model": str(tiny / "base"), "adapter": str(self.scratch / f"lora{seed}")}
+            for seed in (1, 2)
+        ]
         with quiet():
             build_model(path, self.scratch / "routed", progress=False)
             for seed in (1, 2):
@@ -74,10 +87,15 @@ class Bench:
         works: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
             "a fold": (lambda out: void(fold(self.scratch / "routed", out)), self.of_build),
             "an extraction": (
-                lambda out: void(extract_adapter(str(big / "source0"), str(big / "base"), out, progress=False)),
+                lambda out: void(
+                    extract_adapter(str(big / "source0"), str(big / "base"), out, progress=False)
+                ),
                 self.of_build,
             ),
-            "a search over adapters": (lambda out: void(run_search(config, out, build=False)), self.of_search),
+            "a search over adapters": (
+                lambda out: void(run_search(config, out, build=False)),
+                self.of_search,
+            ),
         }
         found = {}
         for name, (work, of) in works.items():
@@ -114,7 +132,10 @@ def search_of(tiny: Path, evaluations: int, seed: int = 0) -> SearchConfig:
         "base": {"model": str(tiny / "base")},
         "optimize": [{"evaluations": evaluations, "population": 6}],
         "fitness": {"task": "likelihood", "separator": " "},
-        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "validation", "test")},
+        "data": {
+            split: {"jsonl": str(tiny / f"{split}.jsonl")}
+            for split in ("search", "validation", "test")
+        },
         "compare": {"finalists": 2},
         "compute": {"seed": seed},
     }
@@ -122,7 +143,8 @@ def search_of(tiny: Path, evaluations: int, seed: int = 0) -> SearchConfig:
 
 
 def start(work: Callable[[], Any], log: Path, before: Callable[[], Any] = lambda: None) -> int:
-    """Do something in a child of this process, all of whose output goes to a file; returns its id."""
+    """Do something in a child of this process, all of whose output goes to a file; returns its
+    id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if pid := os.fork():

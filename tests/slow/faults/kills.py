@@ -1,4 +1,5 @@
-"""Kills at random moments, up to four times each, what searches and builds; lets it end, and compares every bit."""
+"""Kills at random moments, up to four times each, what searches and builds; lets it end, and
+compares every bit."""
 
 import os
 import random
@@ -18,8 +19,11 @@ IN_WORKERS = "a search in two workers"
 
 
 def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
-    """So many kills: every kind of work in turn, and of the plain searches a tenth in worker processes."""
-    bench, rng, lost = Bench(scratch), random.Random(seed), []
+    """So many kills: every kind of work in turn, and of the plain searches a tenth in worker
+    processes."""
+    bench = Bench(scratch)
+    rng = random.Random(seed)
+    lost = []
     works = {
         "a build": (bench.build, bench.of_build, bench.built),
         "a search": (bench.search, bench.of_search, bench.searched),
@@ -33,10 +37,13 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
         if name == "a search" and rng.random() < WORKERS:
             name = IN_WORKERS
         work, of, expected = works[name]
-        out, log = bench.fresh(), scratch / "log"
+        out = bench.fresh()
+        log = scratch / "log"
         hits = 0
         for _ in range(min(CHAIN, count - injected)):
-            hits += _kill(bench, name, work, out, log, rng.uniform(0.02, 1.1) * seconds.get(name, 12.0))
+            hits += _kill(
+                bench, name, work, out, log, rng.uniform(0.02, 1.1) * seconds.get(name, 12.0)
+            )
         begun = out.exists() and "search" not in name  # a folder under its name is whole
         status = 0 if begun else ended(start(lambda out=out, work=work: work(out), log))
         same = status == 0 and of(out) == expected
@@ -52,18 +59,31 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
 
 def _time(bench: Bench, work: Callable[[Path], None]) -> float:
     """How long a child takes."""
-    begin, out = time.monotonic(), bench.fresh()
+    begin = time.monotonic()
+    out = bench.fresh()
     status = ended(start(lambda: work(out), bench.scratch / "log"))
     assert status == 0, (bench.scratch / "log").read_text()
     return time.monotonic() - begin
 
 
-def _kill(bench: Bench, name: str, work: Callable[[Path], None], out: Path, log: Path, after: float) -> bool:
+def _kill(
+    bench: Bench, name: str, work: Callable[[Path], None], out: Path, log: Path, after: float
+) -> bool:
     """Begin, or go on, and kill after some seconds; whether there was something to kill."""
     if name == IN_WORKERS:
-        call = ["search", str(bench.scratch / "search.yaml"), "--out", str(out), "--workers", "2", "--no-model"]
+        call = [
+            "search",
+            str(bench.scratch / "search.yaml"),
+            "--out",
+            str(out),
+            "--workers",
+            "2",
+            "--no-model",
+        ]
         with log.open("a") as stream:
-            process = subprocess.Popen([sys.executable, "-m", "hf_evomerge", *call], stdout=stream, stderr=stream)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hf_evomerge", *call], stdout=stream, stderr=stream
+            )
         with suppress(subprocess.TimeoutExpired):
             process.wait(after)
             return False

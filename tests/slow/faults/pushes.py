@@ -1,7 +1,8 @@
-"""Pushes to a Hub on loopback whose calls go wrong. Which call, which fault and how often it comes is drawn from the seed.
+"""Pushes to a Hub on loopback whose calls go wrong. Which call, which fault and how often it comes
+is drawn from the seed.
 
-What waits between attempts does not wait here. A push is lost where it ends with a traceback, with more than one line, or with
-a line that is not true.
+What waits between attempts does not wait here. A push is lost where it ends with a traceback, with
+more than one line, or with a line that is not true.
 """
 
 import json
@@ -34,7 +35,9 @@ def main(scratch: Path, count: int, seed: int) -> None:
 
     with FaultyHub(scratch / "hub") as hub:
         os.environ.update(hub.environment(home=scratch / "client"))
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # all of this before the client is imported
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = (
+            "1"  # all of this before the client is imported
+        )
         print("\n" + json.dumps(pushes(hub, scratch, count, seed)))
 
 
@@ -49,16 +52,30 @@ def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter
     from push_faults import FAULTS, WAYS, Bench
 
     family = save_family(scratch / "family", tiny_config(), torch.float32, count=2)
-    bench = Bench(hub, HfApi(endpoint=hub.endpoint, token=hub.token), family, scratch, parents=("source0", "source1"))
-    rng, lost = random.Random(seed), []
+    bench = Bench(
+        hub,
+        HfApi(endpoint=hub.endpoint, token=hub.token),
+        family,
+        scratch,
+        parents=("source0", "source1"),
+    )
+    rng = random.Random(seed)
+    lost = []
     table = {name: Counter() for name in FAULTS}
-    with pytest.MonkeyPatch.context() as patch, mock.patch("hf_evomerge.checkpoints.client.tqdm.write"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch("hf_evomerge.checkpoints.client.tqdm.write"),
+    ):
         no_waiting(patch)
         while sum(row["injected"] for row in table.values()) < count:
-            way, name, times = rng.choice(list(WAYS)), rng.choice(list(FAULTS)), rng.choice(TIMES)
+            way = rng.choice(list(WAYS))
+            name = rng.choice(list(FAULTS))
+            times = rng.choice(TIMES)
             calls = bench.calls(way)
             place = rng.randrange(len(calls))
-            fault = Fault(calls[place], **FAULTS[name], times=times, skip=calls[:place].count(calls[place]))
+            fault = Fault(
+                calls[place], **FAULTS[name], times=times, skip=calls[:place].count(calls[place])
+            )
             case = f"{way}, {name} x {times or 'all'} at call {place}, {fault.match}"
             try:
                 outcome = bench.push(way, [fault])

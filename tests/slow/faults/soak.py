@@ -1,4 +1,5 @@
-"""One long search in one process: every trial succeeds, and the memory of the process stays what it was."""
+"""One long search in one process: every trial succeeds, and the memory of the process stays what it
+was."""
 
 import sys
 from pathlib import Path
@@ -30,10 +31,18 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
     study = Study.open(scratch / "soak")
     trials = study.trials("ps")
     study.close()
-    first, last = memory[max(1, int(len(trials) * WARM))], memory[max(memory)]
+    first = memory[max(1, int(len(trials) * WARM))]
+    last = memory[max(memory)]
     whole = sum(trial.scores.error is None for trial in trials)
-    name = f"trials of one search; memory {first >> 20} MiB after a fifth of them, {last >> 20} MiB at the end"
+    name = (
+        f"trials of one search; memory {first >> 20} MiB after a fifth of them, {last >> 20} MiB "
+        "at the end"
+    )
     print(name, file=sys.stderr)
     flat = last < first * (1 + ALLOWED)
-    row = {"injected": len(trials), "survived": whole if flat else 0, "lost": len(trials) - (whole if flat else 0)}
+    row = {
+        "injected": len(trials),
+        "survived": whole if flat else 0,
+        "lost": len(trials) - (whole if flat else 0),
+    }
     return {name: row}, [] if flat else [f"memory grew from {first} to {last}"]

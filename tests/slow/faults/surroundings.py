@@ -1,4 +1,5 @@
-"""A disk that is full, a folder that may not be written, a worker that the kernel kills, a branch on the Hub that moves."""
+"""A disk that is full, a folder that may not be written, a worker that the kernel kills, a branch
+on the Hub that moves."""
 
 import json
 import os
@@ -27,8 +28,10 @@ on_a_hub(*sys.argv[2:])
 
 
 def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
-    """Run so many cases, a quarter of each kind; another user needs root and a checkout that others may read."""
-    bench, rng = Bench(scratch, 12), random.Random(seed)
+    """Run so many cases, a quarter of each kind; another user needs root and a checkout that others
+    may read."""
+    bench = Bench(scratch, 12)
+    rng = random.Random(seed)
     for path in (scratch, *scratch.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     kinds: dict[str, Callable[[Bench, random.Random], str | None]] = {
@@ -55,23 +58,37 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
 
 def _can_be_another() -> bool:
     """Tell whether another user can be had, who may read this checkout."""
-    return os.geteuid() == 0 and all(folder.stat().st_mode & 0o5 == 0o5 for folder in Path(__file__).resolve().parents)
+    return os.geteuid() == 0 and all(
+        folder.stat().st_mode & 0o5 == 0o5 for folder in Path(__file__).resolve().parents
+    )
 
 
 def _full(bench: Bench, rng: random.Random) -> str | None:
-    """A file cannot grow beyond a random size: one line, nothing half-made, and with room the same command ends well."""
-    build, out, log = rng.random() < 0.5, bench.fresh(), bench.scratch / "full.log"
+    """A file cannot grow beyond a random size: one line, nothing half-made, and with room the same
+    command ends well."""
+    build = rng.random() < 0.5
+    out = bench.fresh()
+    log = bench.scratch / "full.log"
     log.unlink(missing_ok=True)
-    call, sizes = _call(bench, out, build), (1000, 3_000_000) if build else (1000, 60_000)
+    call = _call(bench, out, build)
+    sizes = (1000, 3_000_000) if build else (1000, 60_000)
     size = rng.randint(*sizes)
-    status = ended(start(call, log, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))))
+    status = ended(
+        start(
+            call,
+            log,
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)),
+        )
+    )
     complaint = _one_line(status, log) or ("a model is there" if build and out.exists() else None)
     return (complaint and f"at {size} bytes: {complaint}") or _as_ever(bench, out, build, log)
 
 
 def _not_ours(bench: Bench, rng: random.Random) -> str | None:
     """Another user runs the command, who may read everything and write nothing."""
-    build, out, log = rng.random() < 0.5, bench.fresh(), bench.scratch / "other.log"
+    build = rng.random() < 0.5
+    out = bench.fresh()
+    log = bench.scratch / "other.log"
     log.unlink(missing_ok=True)
     log.touch()
     log.chmod(0o666)
@@ -83,10 +100,21 @@ def _not_ours(bench: Bench, rng: random.Random) -> str | None:
 
 def _killed_worker(bench: Bench, rng: random.Random) -> str | None:
     """A worker is killed once at a random moment; the search ends as if it had not been."""
-    out, log = bench.fresh(), bench.scratch / "worker.log"
-    call = ["search", str(bench.scratch / "search.yaml"), "--out", str(out), "--workers", "1", "--no-model"]
+    out = bench.fresh()
+    log = bench.scratch / "worker.log"
+    call = [
+        "search",
+        str(bench.scratch / "search.yaml"),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+        "--no-model",
+    ]
     with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, "-m", "hf_evomerge", *call], stdout=stream, stderr=stream)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hf_evomerge", *call], stdout=stream, stderr=stream
+        )
     while process.poll() is None and not (workers := _children(process.pid)):
         time.sleep(0.05)
     while process.poll() is None and not (out / "study.db-wal").exists():
@@ -101,7 +129,8 @@ def _killed_worker(bench: Bench, rng: random.Random) -> str | None:
 
 
 def _moved(bench: Bench, rng: random.Random) -> str | None:
-    """A search of repositories is killed, its branches get other weights, it goes on: the trials are those of the old ones."""
+    """A search of repositories is killed, its branches get other weights, it goes on: the trials
+    are those of the old ones."""
     folders = [str(bench.scratch / "tiny"), str(bench.fresh()), str(rng.randint(1, 10))]
     call = [sys.executable, "-c", HUB, json.dumps([*sys.path[:3]]), *folders]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -109,7 +138,8 @@ def _moved(bench: Bench, rng: random.Random) -> str | None:
 
 
 def on_a_hub(tiny: str, scratch: str, after: str) -> None:
-    """What `_moved` does, in a process whose client has read the loopback hub's settings; raises where the trials differ."""
+    """What `_moved` does, in a process whose client has read the loopback hub's settings; raises
+    where the trials differ."""
     from local_hub import LocalHub
 
     root = Path(scratch)
@@ -128,13 +158,22 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         for name in ("a", "b"):
             api.create_repo(f"local/{name}")
             api.upload_folder(repo_id=f"local/{name}", folder_path=Path(tiny) / name)
-        settings: dict[str, Any] = search_of(Path(tiny), 12).model_dump(mode="json", exclude_none=True)
+        settings: dict[str, Any] = search_of(Path(tiny), 12).model_dump(
+            mode="json", exclude_none=True
+        )
         settings |= {"sources": [{"model": "local/a"}, {"model": "local/b"}]}
         config = type(search_of(Path(tiny), 12)).model_validate(settings)
-        killed(lambda seen: seen.phase == "ps" and seen.done >= int(after), run_search, config, root / "killed")
+        killed(
+            lambda seen: seen.phase == "ps" and seen.done >= int(after),
+            run_search,
+            config,
+            root / "killed",
+        )
         run_search(config, root / "whole", build=False)
         api.upload_file(
-            path_or_fileobj=Path(tiny) / "b" / "model.safetensors", path_in_repo="model.safetensors", repo_id="local/a"
+            path_or_fileobj=Path(tiny) / "b" / "model.safetensors",
+            path_in_repo="model.safetensors",
+            repo_id="local/a",
         )
         run_search(config, root / "killed", build=False)
         if Bench.of_search(root / "killed")[0] != Bench.of_search(root / "whole")[0]:
@@ -143,12 +182,17 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
 
 def _call(bench: Bench, out: Path, build: bool) -> Callable[[], None]:
     if build:
-        return command("merge", bench.scratch / "recipe.yaml", "--out", out, "--max-shard-size", "4MB")
-    return command("search", bench.scratch / "search.yaml", "--out", out, "--workers", "0", "--no-model")
+        return command(
+            "merge", bench.scratch / "recipe.yaml", "--out", out, "--max-shard-size", "4MB"
+        )
+    return command(
+        "search", bench.scratch / "search.yaml", "--out", out, "--workers", "0", "--no-model"
+    )
 
 
 def _one_line(status: int, log: Path) -> str | None:
-    """What is wrong with how a command failed; None where it said one line and ended with status 1."""
+    """What is wrong with how a command failed; None where it said one line and ended with status
+    1."""
     text = log.read_text(errors="replace")
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     whole = status == 1 and len(errors) == 1 and "Traceback" not in text
@@ -156,14 +200,23 @@ def _one_line(status: int, log: Path) -> str | None:
 
 
 def _as_ever(bench: Bench, out: Path, build: bool, log: Path) -> str | None:
-    """Run the same command again where nothing is wrong any more; what is wrong with what it gives."""
+    """Run the same command again where nothing is wrong any more; what is wrong with what it
+    gives."""
     status = ended(start(_call(bench, out, build), log))
-    same = status == 0 and (bench.of_build(out) == bench.built if build else bench.of_search(out) == bench.searched)
-    return None if same else f"afterwards: status {status}: {log.read_text(errors='replace')[-1000:]}"
+    same = status == 0 and (
+        bench.of_build(out) == bench.built if build else bench.of_search(out) == bench.searched
+    )
+    return (
+        None if same else f"afterwards: status {status}: {log.read_text(errors='replace')[-1000:]}"
+    )
 
 
 def _children(pid: int) -> list[int]:
     """The worker processes of a search."""
     with suppress(OSError):
-        return [one for one in descendants(pid) if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        return [
+            one
+            for one in descendants(pid)
+            if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()
+        ]
     return []

@@ -1,6 +1,8 @@
-"""Ten visitors of a Space at once, for minutes: some leave before they are answered, and its memory stays what it was.
+"""Ten visitors of a Space at once, for minutes: some leave before they are answered, and its memory
+stays what it was.
 
-The Space is a process of its own, and so is what makes its model: the visitors here are threads without either's libraries.
+The Space is a process of its own, and so is what makes its model: the visitors here are threads
+without either's libraries.
 """
 
 import json
@@ -37,33 +39,55 @@ def run(scratch: Path, count: int, seed: int) -> tuple[dict[str, dict[str, int]]
     maker = multiprocessing.get_context("fork").Process(target=_make_model, args=(scratch,))
     maker.start()
     maker.join()
-    settings = {"EVOMERGE_MODEL": str(scratch / "model"), "GRADIO_SERVER_NAME": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    settings = {
+        "EVOMERGE_MODEL": str(scratch / "model"),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "PYTHONUNBUFFERED": "1",
+    }
     settings |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=SPACE, env=os.environ | settings, stdout=subprocess.PIPE, text=True
+        [sys.executable, "app.py"],
+        cwd=SPACE,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    url = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.]+:\d+", line)))
+    url = next(
+        found[0] for line in process.stdout if (found := re.search(r"http://[\d.]+:\d+", line))
+    )
     ends: Counter[str] = Counter()
     lost: list[str] = []
     until = time.monotonic() + 60 * count
-    threads = [threading.Thread(target=_come, args=(url, until, seed + at, ends, lost)) for at in range(VISITORS)]
+    threads = [
+        threading.Thread(target=_come, args=(url, until, seed + at, ends, lost))
+        for at in range(VISITORS)
+    ]
     for thread in threads:
         thread.start()
     memory = []
     while time.monotonic() < until:
         time.sleep(60)
         memory.append(_memory(process.pid))
-        calls, own = sum(ends.values()), _memory(os.getpid())
-        print(f"minute {len(memory)}: {memory[-1]} MiB, {calls} calls; visitors {own} MiB", file=sys.stderr, flush=True)
+        calls = sum(ends.values())
+        own = _memory(os.getpid())
+        print(
+            f"minute {len(memory)}: {memory[-1]} MiB, {calls} calls; visitors {own} MiB",
+            file=sys.stderr,
+            flush=True,
+        )
     for thread in threads:
         thread.join()
     process.terminate()
     process.wait()
-    first, last = memory[int(WARM * len(memory))], memory[-1]
+    first = memory[int(WARM * len(memory))]
+    last = memory[-1]
     if last > first * (1 + ALLOWED):
         lost.append(f"memory grew: MiB of each minute {memory}")
         ends["lost"] += 1
-    name = f"calls of {VISITORS} visitors; memory {first} MiB after a third of the time, {last} MiB at the end"
+    name = (
+        f"calls of {VISITORS} visitors; memory {first} MiB after a third of the time, {last} MiB "
+        "at the end"
+    )
     return {name: {"injected": sum(ends.values()), **ends}}, lost
 
 
@@ -112,28 +136,40 @@ def _come(url: str, until: float, seed: int, ends: Counter[str], lost: list[str]
             lost.append(f"{name} {data}: {type(error).__name__}: {error}")
 
 
-def _next(rng: random.Random, path: list[str], calls: int, session: str) -> tuple[str, list[Any], str, int | None]:
+def _next(
+    rng: random.Random, path: list[str], calls: int, session: str
+) -> tuple[str, list[Any], str, int | None]:
     """The next call: function, values, session, and how many lines of the answer are read."""
     if calls % VISIT == 0:
         return "about", [], session, None
     prompt = " ".join(rng.choices(["w1", "w2", "w3", "4", "5"], k=rng.randint(1, 8)))
     hops = rng.sample(path, k=max(1, len(path) - 1))
-    model, way = rng.choice([("evolved", None), (rng.choice(["a", "b", "nobody"]), None), ("evolved", hops)])
+    model, way = rng.choice(
+        [("evolved", None), (rng.choice(["a", "b", "nobody"]), None), ("evolved", hops)]
+    )
     data = [prompt, model, 16, None, way, None]
     if rng.random() > LEFT:
         return "answer", data, session, None
-    name, data = rng.choice([("answer", data), ("answer_1", [prompt, None, [], 16])])  # of the API, and of the page
+    name, data = rng.choice(
+        [("answer", data), ("answer_1", [prompt, None, [], 16])]
+    )  # of the API, and of the page
     return name, data, f"left-{session}-{calls}", rng.randint(0, 1)
 
 
-def _call(url: str, number: int, data: list[Any], session: str, lines: int | None = None) -> dict[str, Any]:
+def _call(
+    url: str, number: int, data: list[Any], session: str, lines: int | None = None
+) -> dict[str, Any]:
     """Call a function as a page does, and read so many lines, or to the end, which is returned."""
     body = json.dumps({"fn_index": number, "data": data, "session_hash": session}).encode()
-    call = urllib.request.Request(f"{url}/gradio_api/queue/join", body, {"Content-Type": "application/json"})
+    call = urllib.request.Request(
+        f"{url}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
+    )
     urllib.request.urlopen(call, timeout=60).close()
     if lines == 0:
         return {}
-    with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash={session}", timeout=120) as news:
+    with urllib.request.urlopen(
+        f"{url}/gradio_api/queue/data?session_hash={session}", timeout=120
+    ) as news:
         for line in islice(news, lines):
             if b'"process_completed"' in line:
                 output: dict[str, Any] = json.loads(line.removeprefix(b"data:"))["output"]

@@ -1,4 +1,5 @@
-"""A Hub on loopback for the real clients of `huggingface_hub` and `transformers`: no account, no network.
+"""A Hub on loopback for the real clients of `huggingface_hub` and `transformers`: no account, no
+network.
 
 It imitates what `hf-evomerge push`, `space` and `reproduce`, `from_pretrained`, `push_to_hub` and
 the `hf` command ask for: repositories of models, datasets and Spaces, commits of regular and LFS

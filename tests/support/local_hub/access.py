@@ -11,7 +11,8 @@ from .wire import Refusal, Request
 
 NO_ENTRY = "Invalid username or password."
 NO_WRITE = (
-    "Forbidden: you don't have write access to this repo; pass `create_pr=1` as a query parameter to create a Pull Request"
+    "Forbidden: you don't have write access to this repo; pass `create_pr=1` as a query "
+    "parameter to create a Pull Request"
 )
 
 
@@ -51,7 +52,8 @@ class Call:
     endpoint: str
 
     def content_url(self, path: str) -> str:
-        """The address of a content: at another origin than the API, as on the real Hub, so that no token is sent there."""
+        """The address of a content: at another origin than the API, as on the real Hub, so that no
+        token is sent there."""
         return self.endpoint.replace("127.0.0.1", "localhost") + path
 
     def web_url(self, kind: str, repo_id: str, rest: str = "") -> str:
@@ -59,11 +61,14 @@ class Call:
         return f"{self.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}{rest}"
 
     def is_known(self) -> bool:
-        """Whether the request has the account's token, False without a token; raises `Refusal` where it is another."""
+        """Whether the request has the account's token, False without a token; raises `Refusal`
+        where it is another."""
         header = self.request.headers.get("Authorization")
         if not header:
             return False
-        if not hmac.compare_digest(header.removeprefix("Bearer ").strip().encode(), self.account.token.encode()):
+        if not hmac.compare_digest(
+            header.removeprefix("Bearer ").strip().encode(), self.account.token.encode()
+        ):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return True
 
@@ -82,12 +87,16 @@ class Call:
             write: Whether it is to be changed.
 
         Raises:
-            Refusal: Where it is not there or hidden, which look alike: 401 without a token, 404 with one; where it may not be
-                changed, 401 and 403.
+            Refusal: Where it is not there or hidden, which look alike: 401 without a token, 404
+                with one; where it may not be changed, 401 and 403.
         """
-        repository, known = self.store.get(kind, repo_id), self.is_known()
-        if repository is None or (repository.state.private and not (known and self.account.owns(repository.owner))):
-            if not known:  # the real 401 has no code: the client knows it by its https address, which this is not
+        repository = self.store.get(kind, repo_id)
+        known = self.is_known()
+        if repository is None or (
+            repository.state.private and not (known and self.account.owns(repository.owner))
+        ):
+            # the real 401 has no code: the client knows it by its https address, which this is not
+            if not known:
                 raise Refusal(401, NO_ENTRY, code="RepoNotFound")
             raise Refusal(404, "Repository not found", code="RepoNotFound")
         if write and not self.user().owns(repository.owner):

@@ -1,4 +1,5 @@
-"""The metadata on top of a README: read, checked as the Hub checks it, and turned into the tags of a repository."""
+"""The metadata on top of a README: read, checked as the Hub checks it, and turned into the tags of
+a repository."""
 
 from __future__ import annotations
 
@@ -19,16 +20,27 @@ lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple
 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
 fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma grok2-community unknown
 other
-"""
+"""  # noqa: E501
 LICENSES = frozenset(_LICENSES.split())
 SDKS = ("gradio", "streamlit", "docker", "static")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 LANGUAGES = ("code", "multilingual")
-TEXTS = ("tags", "datasets", "models", "metrics", "language", "base_model", "license", "pipeline_tag", "library_name")
+TEXTS = (
+    "tags",
+    "datasets",
+    "models",
+    "metrics",
+    "language",
+    "base_model",
+    "license",
+    "pipeline_tag",
+    "library_name",
+)
 
 
 def front_matter(text: str) -> str | None:
-    """Find the YAML between the two `---` lines at the top of a README; None where there is none."""
+    """Find the YAML between the two `---` lines at the top of a README; None where there is
+    none."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
     return match[1] if match else None
 
@@ -41,8 +53,15 @@ def read_card(data: bytes) -> dict[str, Any]:
     """
     block = front_matter(data.decode("utf-8", "replace"))
     try:
-        card = json.loads(json.dumps(yaml.safe_load(block) if block else {}, default=str))  # JSON has no dates
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # no YAML, or not a thing that JSON could say
+        card = json.loads(
+            json.dumps(yaml.safe_load(block) if block else {}, default=str)
+        )  # JSON has no dates
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # no YAML, or not a thing that JSON could say
         card = {}
     return card if isinstance(card, dict) else {}
 
@@ -74,8 +93,11 @@ def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
 def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
     for key in TEXTS:
         value = card.get(key)
-        if value is not None and not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
-            yield f'"{key}" must be a string or an array of strings'  # `language: [no]` is a boolean to YAML
+        if value is not None and not all(
+            isinstance(item, str) for item in (value if isinstance(value, list) else [value])
+        ):
+            # `language: [no]` is a boolean to YAML
+            yield f'"{key}" must be a string or an array of strings'
     if isinstance(card.get("tags"), str):
         yield '"tags" must be an array'
     for name in _texts(card.get("license")):
@@ -84,13 +106,17 @@ def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
     for name in _texts(card.get("language")):
         if name not in LANGUAGES and not re.fullmatch("[a-z]{2,3}", name):
             yield (
-                f'"language" with value "{name}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code '
+                f'"language" with value "{name}" is not valid. It must be an ISO 639-1, '
+                "639-2 or 639-3 code "
                 '(two/three letters), or a special value like "code", "multilingual".'
             )
     for key, where in (("base_model", "models"), ("datasets", "datasets"), ("models", "models")):
         for name in _texts(card.get(key)):
             if not REPO_ID.fullmatch(name) or "--" in name or ".." in name:
-                yield f'"{key}" with value "{name}" is not valid. Use a {where[:-1]} id from https://hf.co/{where}.'
+                yield (
+                    f'"{key}" with value "{name}" is not valid. Use a {where[:-1]} id from '
+                    f"https://hf.co/{where}."
+                )
     if kind == "space" and card.get("sdk") not in SDKS:
         yield f'"sdk" must be one of [{", ".join(SDKS)}]'
     if len(str(card.get("short_description", ""))) > 60:
@@ -101,12 +127,22 @@ def card_tags(card: dict[str, Any]) -> list[str]:
     """The tags that a repository has because of its card."""
     bases = _texts(card.get("base_model"))
     relation = card.get("base_model_relation") or ("merge" if len(bases) > 1 else "finetune")
-    tags = [tag for key in ("library_name", "pipeline_tag", "tags", "language", "sdk") for tag in _texts(card.get(key))]
-    tags += [f"base_model:{name}" for name in bases] + [f"base_model:{relation}:{name}" for name in bases]
+    tags = [
+        tag
+        for key in ("library_name", "pipeline_tag", "tags", "language", "sdk")
+        for tag in _texts(card.get(key))
+    ]
+    tags += [f"base_model:{name}" for name in bases] + [
+        f"base_model:{relation}:{name}" for name in bases
+    ]
     tags += [f"license:{name}" for name in _texts(card.get("license"))]
     return list(dict.fromkeys(tags))
 
 
 def _texts(value: Any) -> list[str]:
     """Normalise a string or a list to a list of strings."""
-    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str) and item]
+    return [
+        item
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, str) and item
+    ]

@@ -1,4 +1,5 @@
-"""The endpoints that change and list history: what goes where, commits, and pull requests of one commit."""
+"""The endpoints that change and list history: what goes where, commits, and pull requests of one
+commit."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ Operation = tuple[str, dict[str, Any]]
 
 
 def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
-    """Say for each file that a client is about to commit: into git or not, and what is there now."""
+    """Say for each file that a client is about to commit: into git or not, and what is there
+    now."""
     repository = _writable(call, kind, repo_id, revision)
-    there, answers = repository.at(revision), []
+    there = repository.at(revision)
+    answers = []
     for file in call.request.json()["files"]:
         path = check_path(file["path"])
         mode = "lfs" if _is_large(path, file) else "regular"
@@ -38,7 +41,8 @@ def _is_large(path: str, file: dict[str, Any]) -> bool:
 
 def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
     """The repository, if the user may commit to this revision, or propose to: anybody may."""
-    repository, user = call.repository(kind, repo_id), call.user()
+    repository = call.repository(kind, repo_id)
+    user = call.user()
     if call.request.flag("create_pr"):
         return repository
     repository.resolve(revision)
@@ -50,18 +54,27 @@ def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
 
 
 def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
-    """Make a commit of the operations in the body, one a line, and move the branch to it, or open a pull request."""
+    """Make a commit of the operations in the body, one a line, and move the branch to it, or open a
+    pull request."""
     repository = _writable(call, kind, repo_id, revision)
     lines = [json.loads(line) for line in call.request.body().splitlines() if line.strip()]
     (_, header), *operations = ((line["key"], line["value"]) for line in lines)
-    title, message = header["summary"], header.get("description") or ""
+    title = header["summary"]
+    message = header.get("description") or ""
     with repository.lock:
-        base, state = repository.at(revision), repository.state
+        base = repository.at(revision)
+        state = repository.state
         if header.get("parentCommit") not in (None, base.id):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         tree = _apply(call, base.tree, operations)
-        made = repository.add(Commit.make(tree, base.id, title=title, message=message, author=call.user().name))
-        answer = {"success": True, "commitOid": made.id, "commitUrl": call.web_url(kind, repo_id, f"/commit/{made.id}")}
+        made = repository.add(
+            Commit.make(tree, base.id, title=title, message=message, author=call.user().name)
+        )
+        answer = {
+            "success": True,
+            "commitOid": made.id,
+            "commitUrl": call.web_url(kind, repo_id, f"/commit/{made.id}"),
+        }
         if call.request.flag("create_pr"):
             number = _open_pull(call, repository, made, title)
             answer["pullRequestUrl"] = call.web_url(kind, repo_id, f"/discussions/{number}")
@@ -75,23 +88,39 @@ def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
     """The tree after the operations; raises `Refusal` where one cannot be."""
     tree = dict(tree)
     for key, value in operations:
-        path = check_path(str(value.get("path", "")).rstrip("/") if key == "deletedFolder" else value.get("path"))
+        path = check_path(
+            str(value.get("path", "")).rstrip("/") if key == "deletedFolder" else value.get("path")
+        )
         if key == "file":
             content = value["content"]
-            data = base64.b64decode(content, validate=True) if value.get("encoding") == "base64" else content.encode()
+            data = (
+                base64.b64decode(content, validate=True)
+                if value.get("encoding") == "base64"
+                else content.encode()
+            )
             tree[path] = call.store.regular(data)
         elif key == "lfsFile":
             if (entry := call.store.large(value["oid"])) is None:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
             tree[path] = entry
         elif key in ("deletedFile", "deletedFolder"):
-            gone = [name for name in tree if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))]
+            gone = [
+                name
+                for name in tree
+                if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))
+            ]
             if not gone:
-                raise Refusal(404, f"A file with this name doesn't exist: {path}", code="EntryNotFound")
+                raise Refusal(
+                    404, f"A file with this name doesn't exist: {path}", code="EntryNotFound"
+                )
             tree = {name: entry for name, entry in tree.items() if name not in gone}
         else:
             raise Refusal(400, f"unknown operation: {key}")
-    folders = {"/".join(parts[:end]) for parts in (path.split("/") for path in tree) for end in range(1, len(parts))}
+    folders = {
+        "/".join(parts[:end])
+        for parts in (path.split("/") for path in tree)
+        for end in range(1, len(parts))
+    }
     if both := sorted(folders & tree.keys()):
         raise Refusal(400, f"a file and a folder have one name: {both[0]}")
     return tree
@@ -103,7 +132,13 @@ def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     return Response(
         200,
         [
-            {"id": one.id, "title": one.title, "message": one.message, "date": one.date, "authors": [{"user": one.author}]}
+            {
+                "id": one.id,
+                "title": one.title,
+                "message": one.message,
+                "date": one.date,
+                "authors": [{"user": one.author}],
+            }
             for one in repository.log(repository.resolve(revision))
         ],
     )
@@ -116,10 +151,17 @@ def pull_requests(call: Call, kind: str, repo_id: str) -> Response:
 
 
 def _open_pull(call: Call, repository: Repository, head: Commit, title: str) -> int:
-    """Open a pull request of a commit, and return its number. The caller holds the lock, and saves."""
+    """Open a pull request of a commit, and return its number. The caller holds the lock, and
+    saves."""
     state = repository.state
     number = len(state.requests) + 1
-    about = {"num": number, "title": title, "status": "open", "isPullRequest": True, "createdAt": now()}
+    about = {
+        "num": number,
+        "title": title,
+        "status": "open",
+        "isPullRequest": True,
+        "createdAt": now(),
+    }
     repo = {"name": repository.id, "type": SINGULAR[state.kind]}
     state.requests.append({**about, "author": {"name": call.user().name}, "repo": repo})
     state.pulls[f"refs/pr/{number}"] = head.id

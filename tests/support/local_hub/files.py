@@ -15,10 +15,13 @@ from .wire import Refusal, Response, Slice
 def tree(call: Call, kind: str, repo_id: str, revision: str, path: str = "") -> Response:
     """The entries of a folder, or of everything below it."""
     commit = call.repository(kind, repo_id).at(revision)
-    headers, folder = {"X-Repo-Commit": commit.id}, path.strip("/")
+    headers = {"X-Repo-Commit": commit.id}
+    folder = path.strip("/")
     entries = _entries(commit, f"{folder}/" if folder else "", deep=call.request.flag("recursive"))
     if folder and not entries:
-        raise Refusal(404, f'{folder} does not exist on "{revision}"', code="EntryNotFound", headers=headers)
+        raise Refusal(
+            404, f'{folder} does not exist on "{revision}"', code="EntryNotFound", headers=headers
+        )
     return Response(200, entries, headers)
 
 
@@ -34,10 +37,19 @@ def _entries(commit: Commit, prefix: str, *, deep: bool) -> list[dict[str, Any]]
 
 
 def _shown(commit: Commit, path: str) -> dict[str, Any]:
-    """What the API says of a file, or of a folder, whose name changes with what is in it. git would name it otherwise."""
+    """What the API says of a file, or of a folder, whose name changes with what is in it. git would
+    name it otherwise."""
     if (entry := commit.tree.get(path)) is not None:
-        return {"type": "file", "oid": entry.oid, "size": entry.size, "path": path, **entry.lfs_facts("oid")}
-    inside = [f"{name} {entry.oid}" for name, entry in commit.tree.items() if name.startswith(f"{path}/")]
+        return {
+            "type": "file",
+            "oid": entry.oid,
+            "size": entry.size,
+            "path": path,
+            **entry.lfs_facts("oid"),
+        }
+    inside = [
+        f"{name} {entry.oid}" for name, entry in commit.tree.items() if name.startswith(f"{path}/")
+    ]
     oid = hashlib.sha1("\n".join(inside).encode(), usedforsecurity=False).hexdigest()
     return {"type": "directory", "oid": oid, "size": 0, "path": path}
 
@@ -47,18 +59,27 @@ def paths_info(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     commit = call.repository(kind, repo_id).at(revision)
     form = parse_qs(call.request.body().decode("utf-8", "replace"))
     paths = dict.fromkeys(path.strip("/") for path in form.get("paths", []))
-    there = [path for path in paths if any(name == path or name.startswith(f"{path}/") for name in commit.tree)]
+    there = [
+        path
+        for path in paths
+        if any(name == path or name.startswith(f"{path}/") for name in commit.tree)
+    ]
     return Response(200, [_shown(commit, path) for path in there])
 
 
 def resolve(call: Call, kind: str, repo_id: str, revision: str, path: str) -> Response:
-    """Send a file that git keeps; send the client of a large file to another origin, where its token does not go."""
+    """Send a file that git keeps; send the client of a large file to another origin, where its
+    token does not go."""
     commit = call.repository(kind, repo_id).at(revision)
     headers = {"X-Repo-Commit": commit.id}
     entry = commit.tree.get(path)
     if entry is None:
         raise Refusal(404, "Entry not found", code="EntryNotFound", headers=headers)
-    headers |= {"Accept-Ranges": "bytes", "X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.etag}"'}
+    headers |= {
+        "Accept-Ranges": "bytes",
+        "X-Linked-Size": str(entry.size),
+        "X-Linked-ETag": f'"{entry.etag}"',
+    }
     if entry.lfs:
         place = call.content_url(f"/content/{kind}/{repo_id}/{entry.sha256}")
         return Response(302, b"Found", {**headers, "Location": place})
@@ -74,7 +95,8 @@ def content(call: Call, kind: str, repo_id: str, sha256: str) -> Response:
 
 
 def _content(call: Call, entry: Entry, headers: dict[str, str]) -> Response:
-    """A content, or the part of it that a Range header asks for; a header of another form is not heeded, as HTTP wants."""
+    """A content, or the part of it that a Range header asks for; a header of another form is not
+    heeded, as HTTP wants."""
     path = call.store.objects.path(entry.sha256)
     headers = {**headers, "ETag": f'"{entry.etag}"', "Accept-Ranges": "bytes"}
     start, end = _range(call.request.headers.get("Range", ""), entry.size)
@@ -91,9 +113,11 @@ def _range(header: str, size: int) -> tuple[int, int]:
         return 0, size
     first, last = match.groups()
     if not first:
-        start, end = max(0, size - int(last)), size
+        start = max(0, size - int(last))
+        end = size
     else:
-        start, end = int(first), min(int(last) + 1 if last else size, size)
+        start = int(first)
+        end = min(int(last) + 1 if last else size, size)
     if start >= end:
         raise Refusal(416, "Range Not Satisfiable", headers={"Content-Range": f"bytes */{size}"})
     return start, end
@@ -102,15 +126,22 @@ def _range(header: str, size: int) -> tuple[int, int]:
 def batch(call: Call, kind: str, repo_id: str) -> Response:
     """Say for each content where to upload it; one that is here already needs no upload."""
     call.repository(kind, repo_id)
-    call.user()  # whoever can see it: a content may be for a pull request, and shows only where a commit names it
+    # whoever can see it: a content may be for a pull request, and shows only where a commit names
+    # it
+    call.user()
     answers = []
     for item in call.request.json()["objects"]:
-        sha256, size = item["oid"], item["size"]
+        sha256 = item["oid"]
+        size = item["size"]
         answer: dict[str, Any] = {"oid": sha256, "size": size, "authenticated": True}
         if call.store.objects.size(sha256) != size:
             answer["actions"] = {"upload": {"href": call.content_url(f"/lfs/{sha256}")}}
         answers.append(answer)
-    return Response(200, {"transfer": "basic", "objects": answers}, {"Content-Type": "application/vnd.git-lfs+json"})
+    return Response(
+        200,
+        {"transfer": "basic", "objects": answers},
+        {"Content-Type": "application/vnd.git-lfs+json"},
+    )
 
 
 def upload(call: Call, sha256: str) -> Response:

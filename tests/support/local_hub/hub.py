@@ -1,4 +1,5 @@
-"""The hub as a whole: a folder, a port, an account, and the environment that points clients at it."""
+"""The hub as a whole: a folder, a port, an account, and the environment that points clients at
+it."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ TOKEN = "hf_local"
 
 
 class LocalHub:
-    """A Hub on this machine, for the real clients of `huggingface_hub` and `transformers`. No account and no network.
+    """A Hub on this machine, for the real clients of `huggingface_hub` and `transformers`. No
+    account and no network.
 
-    Only programs of this machine can reach it. Everything but the token is kept in `root` and is there again after a
-    restart, also after `kill -9`. What it does not imitate is listed in the package's docstring.
+    Only programs of this machine can reach it. Everything but the token is kept in `root` and is
+    there again after a restart, also after `kill -9`. What it does not imitate is listed in the
+    package's docstring.
 
     Args:
         root: The folder to keep everything in; made if it is not there.
@@ -35,8 +38,8 @@ class LocalHub:
         orgs: More namespaces that the user can write in.
 
     Raises:
-        HubError: Where a name is none that the Hub would take; from `start`, where another hub serves the folder or the port
-            is taken.
+        HubError: Where a name is none that the Hub would take; from `start`, where another hub
+            serves the folder or the port is taken.
 
     Example:
         ```py
@@ -44,13 +47,19 @@ class LocalHub:
             subprocess.run([sys.executable, "push.py"], env={**os.environ, **hub.environment()}, check=True)
             print(HfApi(endpoint=hub.endpoint, token=hub.token).list_repo_files("local/my-model"))
         ```
-    """
+    """  # noqa: E501
 
-    def __init__(self, root: str | Path, port: int = 0, *, user: str = "local", orgs: Iterable[str] = ()) -> None:
+    def __init__(
+        self, root: str | Path, port: int = 0, *, user: str = "local", orgs: Iterable[str] = ()
+    ) -> None:
         self._account = Account(user, TOKEN, tuple(orgs))
         if wrong := [name for name in (user, *self._account.orgs) if not is_name(name)]:
-            raise HubError(f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and .")
-        self.root, self.token, self.user = Path(root).absolute(), TOKEN, user
+            raise HubError(
+                f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and ."
+            )
+        self.root = Path(root).absolute()
+        self.token = TOKEN
+        self.user = user
         self._port = port
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -58,7 +67,8 @@ class LocalHub:
 
     @property
     def endpoint(self) -> str:
-        """The address, for `HF_ENDPOINT` and `HfApi(endpoint=...)`; raises `HubError` where the hub does not run."""
+        """The address, for `HF_ENDPOINT` and `HfApi(endpoint=...)`; raises `HubError` where the hub
+        does not run."""
         if self._server is None:
             raise HubError("the hub does not run; call start(), or use it in a with statement")
         return f"http://127.0.0.1:{self._server.server_port}"
@@ -66,11 +76,12 @@ class LocalHub:
     def environment(self, *, home: str | Path | None = None) -> dict[str, str]:
         """The variables that make a new process talk to this hub and to nothing else.
 
-        They have to be set before `huggingface_hub` is imported, which reads them once. Large files go by LFS.
+        They have to be set before `huggingface_hub` is imported, which reads them once. Large files
+        go by LFS.
 
         Args:
-            home: The folder of the client's cache; by default one in `root`, so that these repositories are not mixed with
-                those of the real Hub that have the same names.
+            home: The folder of the client's cache; by default one in `root`, so that these
+                repositories are not mixed with those of the real Hub that have the same names.
         """
         return {
             "HF_ENDPOINT": self.endpoint,
@@ -86,8 +97,11 @@ class LocalHub:
         }
 
     def describe(self) -> str:
-        """What a person needs to know: where it is, what to export in another terminal, and what it does not do."""
-        exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in self.environment().items())
+        """What a person needs to know: where it is, what to export in another terminal, and what it
+        does not do."""
+        exports = "\n".join(
+            f"export {name}={shlex.quote(value)}" for name, value in self.environment().items()
+        )
         return (
             f"A Hub for programs on this machine: {self.endpoint}, as user {self.user}.\n"
             f"Everything is kept in {self.root}. Ctrl-C stops it.\n\n"
@@ -101,17 +115,26 @@ class LocalHub:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise HubError(f"{self.root}: another hub serves this folder; stop it, or choose another folder") from None
+            raise HubError(
+                f"{self.root}: another hub serves this folder; stop it, or choose another folder"
+            ) from None
         try:
             store = Store(self.root)
-            self._server = self._listen(self._port, lambda request: answer(Call(request, store, self._account, self.endpoint)))
+            self._server = self._listen(
+                self._port,
+                lambda request: answer(Call(request, store, self._account, self.endpoint)),
+            )
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                raise HubError(f"port {self._port} is in use; stop what uses it, or choose another port") from error
+                raise HubError(
+                    f"port {self._port} is in use; stop what uses it, or choose another port"
+                ) from error
             raise
         self._port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
         return self
 
@@ -135,5 +158,10 @@ class LocalHub:
     def __enter__(self) -> LocalHub:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()

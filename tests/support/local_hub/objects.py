@@ -1,4 +1,5 @@
-"""File contents on disk, by their SHA-256. A content is there whole or not at all, whenever the program is killed."""
+"""File contents on disk, by their SHA-256. A content is there whole or not at all, whenever the
+program is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Objects:
     """
 
     def __init__(self, root: Path) -> None:
-        self.folder, self.temporary = root / "objects", root / "tmp"
+        self.folder = root / "objects"
+        self.temporary = root / "tmp"
         shutil.rmtree(self.temporary, ignore_errors=True)  # left by a run that was killed
         for folder in (self.folder, self.temporary):
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,8 @@ class Objects:
         return sha256
 
     def receive(self, sha256: str, pieces: Iterable[bytes]) -> None:
-        """Keep a content that arrives in pieces; raises `Refusal` where it is not the one that was announced."""
+        """Keep a content that arrives in pieces; raises `Refusal` where it is not the one that was
+        announced."""
         write_whole(self.path(sha256), _checked(pieces, sha256), self.temporary)
 
 

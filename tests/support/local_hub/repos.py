@@ -14,9 +14,19 @@ from .wire import Refusal, Response
 def whoami(call: Call) -> Response:
     """The user behind the token."""
     user = call.user()
-    orgs = [{"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": "admin"} for name in user.orgs]
+    orgs = [
+        {"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": "admin"}
+        for name in user.orgs
+    ]
     token = {"type": "access_token", "accessToken": {"displayName": "local", "role": "write"}}
-    about = {"type": "user", "id": user.name, "name": user.name, "fullname": user.name, "isPro": False, "canPay": False}
+    about = {
+        "type": "user",
+        "id": user.name,
+        "name": user.name,
+        "fullname": user.name,
+        "isPro": False,
+        "canPay": False,
+    }
     return Response(200, {**about, "emailVerified": True, "orgs": orgs, "auth": token})
 
 
@@ -25,16 +35,21 @@ def validate_yaml(call: Call) -> Response:
     kind = call.request.json().get("repoType") or "model"
     errors, warnings = check_card(call.request.json()["content"], kind)
     answer = {"errors": errors, "warnings": warnings}
-    shown = {name: [{"message": message} for message in messages] for name, messages in answer.items()}
+    shown = {
+        name: [{"message": message} for message in messages] for name, messages in answer.items()
+    }
     return Response(400 if errors else 200, shown)
 
 
 def create(call: Call) -> Response:
     """Create a repository."""
-    user, wanted = call.user(), call.request.json()
+    user = call.user()
+    wanted = call.request.json()
     kind, owner, repo_id = _names(call)
     if not user.owns(owner):
-        what = f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
+        what = (
+            f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
+        )
         raise Refusal(403, what)
     private = bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
     state = State(kind, repo_id, private=private)
@@ -45,7 +60,9 @@ def create(call: Call) -> Response:
     url = call.web_url(kind, repo_id)
     try:
         call.store.create(state, author=user.name)
-    except Refusal as refusal:  # the client reads the address where it was told that the repository may exist
+    except (
+        Refusal
+    ) as refusal:  # the client reads the address where it was told that the repository may exist
         raise Refusal(refusal.status, refusal.message, body={"url": url}) from None
     return Response(200, {"url": url, "name": repo_id})
 
@@ -59,7 +76,8 @@ def delete(call: Call) -> Response:
 
 def _names(call: Call) -> tuple[str, str, str]:
     """Kind, namespace and id of the repository that a body names."""
-    wanted, user = call.request.json(), call.user()
+    wanted = call.request.json()
+    user = call.user()
     kind = KINDS.get(str(wanted.get("type") or "model"))
     if kind is None:
         raise Refusal(400, f"this hub has models, datasets and spaces, but no {wanted['type']}")
@@ -70,11 +88,14 @@ def _names(call: Call) -> tuple[str, str, str]:
 def describe(call: Call, kind: str, repo_id: str, revision: str = "main") -> Response:
     """What a repository is at a revision: files, tags, card."""
     repository = call.repository(kind, repo_id)
-    return Response(200, _facts(call, repository, repository.at(revision), sizes=call.request.flag("blobs")))
+    return Response(
+        200, _facts(call, repository, repository.at(revision), sizes=call.request.flag("blobs"))
+    )
 
 
 def _facts(call: Call, repository: Repository, commit: Commit, *, sizes: bool) -> dict[str, Any]:
-    state, readme = repository.state, commit.tree.get("README.md")
+    state = repository.state
+    readme = commit.tree.get("README.md")
     card = read_card(call.store.objects.read(readme.sha256)) if readme and not readme.lfs else {}
     return {
         "id": repository.id,
@@ -89,8 +110,15 @@ def _facts(call: Call, repository: Repository, commit: Commit, *, sizes: bool) -
         "likes": 0,
         "tags": card_tags(card),
         "cardData": card or None,
-        "siblings": [{"rfilename": path, **(_sizes(entry) if sizes else {})} for path, entry in commit.tree.items()],
-        **{key: card.get(key) for key in ("library_name", "pipeline_tag", "model-index") if state.kind == "models"},
+        "siblings": [
+            {"rfilename": path, **(_sizes(entry) if sizes else {})}
+            for path, entry in commit.tree.items()
+        ],
+        **{
+            key: card.get(key)
+            for key in ("library_name", "pipeline_tag", "model-index")
+            if state.kind == "models"
+        },
         **({"sdk": card.get("sdk", state.sdk)} if state.kind == "spaces" else {}),
     }
 
@@ -104,9 +132,15 @@ def refs(call: Call, kind: str, repo_id: str) -> Response:
     state = call.repository(kind, repo_id).state
 
     def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
-        return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in list(names.items())]
+        return [
+            {"name": name, "ref": prefix + name, "targetCommit": oid}
+            for name, oid in list(names.items())
+        ]
 
-    answer = {"branches": shown(state.branches, "refs/heads/"), "tags": shown(state.tags, "refs/tags/")}
+    answer = {
+        "branches": shown(state.branches, "refs/heads/"),
+        "tags": shown(state.tags, "refs/tags/"),
+    }
     return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})
 
 
@@ -114,7 +148,9 @@ def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
     """Create a branch, or delete it."""
     if call.request.method == "DELETE" and name == "main":
         raise Refusal(403, "the default branch cannot be deleted")
-    return _ref(call, "branches", kind, repo_id, name, call.request.json().get("startingPoint") or "main")
+    return _ref(
+        call, "branches", kind, repo_id, name, call.request.json().get("startingPoint") or "main"
+    )
 
 
 def tag(call: Call, kind: str, repo_id: str, revision: str) -> Response:

@@ -1,4 +1,5 @@
-"""One repository: its commits, its refs and its settings, in a folder. A commit is a file; moving a ref replaces one file."""
+"""One repository: its commits, its refs and its settings, in a folder. A commit is a file; moving a
+ref replaces one file."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def git_id(data: bytes) -> str:
 
 def pointer(sha256: str, size: int) -> bytes:
     """The text that git keeps in place of an LFS file."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    )
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,19 @@ class Entry:
 
     @property
     def etag(self) -> str:
-        """What the client compares to know whether it has the file: SHA-256 for large files, git's name for others."""
+        """What the client compares to know whether it has the file: SHA-256 for large files, git's
+        name for others."""
         return self.sha256 if self.lfs else self.oid
 
     def lfs_facts(self, name: str) -> dict[str, Any]:
-        """What the API says of a large file, the SHA-256 under this name; nothing of a regular file."""
+        """What the API says of a large file, the SHA-256 under this name; nothing of a regular
+        file."""
         pointer_size = len(pointer(self.sha256, self.size))
-        return {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}} if self.lfs else {}
+        return (
+            {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}}
+            if self.lfs
+            else {}
+        )
 
 
 Tree = dict[str, Entry]
@@ -78,12 +87,22 @@ class Commit:
     tree: Tree
 
     @classmethod
-    def make(cls, tree: Tree, parent: str | None, *, title: str, message: str = "", author: str) -> Commit:
+    def make(
+        cls, tree: Tree, parent: str | None, *, title: str, message: str = "", author: str
+    ) -> Commit:
         """Make a commit, named by what is in it."""
-        rest = {"parent": parent, "title": title, "message": message, "date": now(), "author": author}
+        rest = {
+            "parent": parent,
+            "title": title,
+            "message": message,
+            "date": now(),
+            "author": author,
+        }
         files = sorted((path, entry.oid) for path, entry in tree.items())
         name = hashlib.sha1(json.dumps([files, rest]).encode(), usedforsecurity=False).hexdigest()
-        return cls(name, parent, title, message, str(rest["date"]), author, dict(sorted(tree.items())))
+        return cls(
+            name, parent, title, message, str(rest["date"]), author, dict(sorted(tree.items()))
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
@@ -132,7 +151,8 @@ class Repository:
     """
 
     def __init__(self, folder: Path, temporary: Path, state: State | None = None) -> None:
-        self.folder, self._temporary = folder, temporary
+        self.folder = folder
+        self._temporary = temporary
         self.lock = threading.RLock()
         self.state = state or State(**json.loads((folder / STATE).read_bytes()))
         self._commits: dict[str, Commit] = {}
@@ -164,8 +184,13 @@ class Repository:
         return commit
 
     def resolve(self, revision: str) -> str:
-        """The commit id of a branch, a tag, a pull request, or the beginning of an id (seven digits); raises `Refusal`."""
-        names = ((self.state.branches, "refs/heads/"), (self.state.tags, "refs/tags/"), (self.state.pulls, ""))
+        """The commit id of a branch, a tag, a pull request, or the beginning of an id (seven
+        digits); raises `Refusal`."""
+        names = (
+            (self.state.branches, "refs/heads/"),
+            (self.state.tags, "refs/tags/"),
+            (self.state.pulls, ""),
+        )
         for refs, prefix in names:
             if (oid := refs.get(revision.removeprefix(prefix))) is not None:
                 return oid

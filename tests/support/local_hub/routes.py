@@ -60,11 +60,16 @@ def _route(methods: str, path: str, endpoint: Endpoint, **fixed: str) -> Route:
 
 KINDS = (("/datasets", "datasets"), ("/spaces", "spaces"), ("", "models"))
 ROUTES = [_route(*endpoint) for endpoint in ENDPOINTS]
-ROUTES += [_route(methods, prefix + path, page, kind=kind) for prefix, kind in KINDS for methods, path, page in PAGES]
+ROUTES += [
+    _route(methods, prefix + path, page, kind=kind)
+    for prefix, kind in KINDS
+    for methods, path, page in PAGES
+]
 
 
 def answer(call: Call) -> Response:
-    """Answer a request. One that cannot be read, and a fault of this program, is logged and answered with 500."""
+    """Answer a request. One that cannot be read, and a fault of this program, is logged and
+    answered with 500."""
     try:
         return _dispatch(call)
     except Refusal as refusal:
@@ -77,13 +82,16 @@ def answer(call: Call) -> Response:
 
 
 def _dispatch(call: Call) -> Response:
-    request, allowed = call.request, set[str]()
+    request = call.request
+    allowed = set[str]()
     for methods, pattern, fixed, endpoint in ROUTES:
         match = pattern.fullmatch(request.path)
         if match is None:
             continue
         if request.method in methods:
-            return endpoint(call, **fixed, **{name: unquote(value) for name, value in match.groupdict().items()})
+            return endpoint(
+                call, **fixed, **{name: unquote(value) for name, value in match.groupdict().items()}
+            )
         allowed |= methods
     if allowed:
         raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(allowed))})

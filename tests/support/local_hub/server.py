@@ -21,8 +21,11 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = "hf-evomerge-hub", ""
-    wbufsize = -1  # unbuffered, header and body would be two packets, and the second would wait 40 ms for an acknowledgement
+    server_version = "hf-evomerge-hub"
+    sys_version = ""
+    # unbuffered, header and body would be two packets, and the second would wait 40 ms for an
+    # acknowledgement
+    wbufsize = -1
     disable_nagle_algorithm = True
     timeout = IDLE_SECONDS
     server: Server
@@ -93,7 +96,9 @@ class Handler(BaseHTTPRequestHandler):
             if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
                 raise Refusal(421, f"this server is {' or '.join(LOCAL_NAMES)}")
             return Request(self.command, self.path, self.headers, self.rfile, int(length))  # type: ignore[arg-type]
-        except ValueError as cause:  # a bracket that is not closed, or a length of thousands of digits
+        except (
+            ValueError
+        ) as cause:  # a bracket that is not closed, or a length of thousands of digits
             raise Refusal(400, str(cause)) from cause
 
 
@@ -108,7 +113,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, respond: Callable[[Request], Response], handler: type[Handler] = Handler) -> None:
+    def __init__(
+        self, port: int, respond: Callable[[Request], Response], handler: type[Handler] = Handler
+    ) -> None:
         self.respond = respond
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), handler)

@@ -18,16 +18,20 @@ from .wire import Refusal
 _LARGE = """
 7z arrow bin bz2 ckpt ftz gguf gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar safetensors
 tar tflite tgz wasm xz zip zst
-"""
+"""  # noqa: E501
 LARGE_ENDINGS = tuple(_LARGE.split())
-ATTRIBUTES = "".join(f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE_ENDINGS).encode()
+ATTRIBUTES = "".join(
+    f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE_ENDINGS
+).encode()
 LONGEST_PATH = 1024
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
 
 def is_name(name: str) -> bool:
     """Whether this can be the name of a namespace or a repository."""
-    return bool(NAME.fullmatch(name)) and not (".." in name or "--" in name or name.endswith(".git"))
+    return bool(NAME.fullmatch(name)) and not (
+        ".." in name or "--" in name or name.endswith(".git")
+    )
 
 
 def check_name(name: str) -> str:
@@ -38,7 +42,8 @@ def check_name(name: str) -> str:
 
 
 def check_path(path: object) -> str:
-    """Return a file's path, if it stays inside of a repository wherever it is written; raises `Refusal`."""
+    """Return a file's path, if it stays inside of a repository wherever it is written; raises
+    `Refusal`."""
     if not isinstance(path, str) or not path or len(path) > LONGEST_PATH:
         raise Refusal(400, f"Invalid path: {str(path)[:100]!r}")
     outside = any(part in ("", ".", "..") or part.lower() == ".git" for part in path.split("/"))
@@ -50,8 +55,16 @@ def check_path(path: object) -> str:
 
 def check_ref(name: str) -> str:
     """Return a branch's or tag's name, if git would take it; raises `Refusal`."""
-    bad = re.search(r"\.\.|//|@\{|[\s~^:?*\[\\]|/\.|\.lock(/|$)", name) or name.startswith(("/", "-", ".", "refs/"))
-    if not name or bad or name.endswith(("/", ".")) or not name.isprintable() or re.fullmatch("[0-9a-f]{40}", name):
+    bad = re.search(r"\.\.|//|@\{|[\s~^:?*\[\\]|/\.|\.lock(/|$)", name) or name.startswith(
+        ("/", "-", ".", "refs/")
+    )
+    if (
+        not name
+        or bad
+        or name.endswith(("/", "."))
+        or not name.isprintable()
+        or re.fullmatch("[0-9a-f]{40}", name)
+    ):
         raise Refusal(400, f"Invalid reference name: {name[:100]!r}")
     return name
 
@@ -75,7 +88,9 @@ class Store:
             try:
                 repository = Repository(state.parent, self.objects.temporary)
             except (ValueError, TypeError) as error:
-                raise HubError(f"{state}: no repository of this hub ({error}); move its folder away") from error
+                raise HubError(
+                    f"{state}: no repository of this hub ({error}); move its folder away"
+                ) from error
             self._repositories[repository.state.kind, repository.id] = repository
 
     def get(self, kind: str, repo_id: str) -> Repository | None:
@@ -83,12 +98,17 @@ class Store:
         return self._repositories.get((kind, repo_id))
 
     def create(self, state: State, *, author: str) -> Repository:
-        """Make a repository with its first commit, as the Hub does; raises `Refusal` (409) where it is there already."""
+        """Make a repository with its first commit, as the Hub does; raises `Refusal` (409) where it
+        is there already."""
         with self._lock:
             if (state.kind, state.id) in self._repositories:
-                raise Refusal(409, f"You already created this {SINGULAR[state.kind]} repo: {state.id}")
+                raise Refusal(
+                    409, f"You already created this {SINGULAR[state.kind]} repo: {state.id}"
+                )
             folder = self._folder / state.kind / state.id
-            shutil.rmtree(folder, ignore_errors=True)  # without a state file, it was killed before it was whole
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # without a state file, it was killed before it was whole
             repository = Repository(folder, self.objects.temporary, state)
             tree = {".gitattributes": self.regular(ATTRIBUTES)}
             commit = repository.add(Commit.make(tree, None, title="initial commit", author=author))
@@ -112,4 +132,6 @@ class Store:
     def large(self, sha256: str) -> Entry | None:
         """The entry of a large file that was uploaded before; None where it was not."""
         size = self.objects.size(sha256)
-        return None if size is None else Entry(sha256, size, git_id(pointer(sha256, size)), lfs=True)
+        return (
+            None if size is None else Entry(sha256, size, git_id(pointer(sha256, size)), lfs=True)
+        )

@@ -1,4 +1,5 @@
-"""What travels over HTTP: the request that an endpoint reads, the response it gives, and the refusal it raises."""
+"""What travels over HTTP: the request that an endpoint reads, the response it gives, and the
+refusal it raises."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class Refusal(Exception):  # noqa: N818 - the word of the protocol: an answer, n
     Args:
         status: The HTTP status.
         message: What is wrong; sent as `error` in the body and as `X-Error-Message`.
-        code: `X-Error-Code`, by which the client picks its exception: `RepoNotFound`, `RevisionNotFound` or `EntryNotFound`.
+        code: `X-Error-Code`, by which the client picks its exception: `RepoNotFound`,
+            `RevisionNotFound` or `EntryNotFound`.
         headers: More headers.
         body: More keys of the JSON body.
     """
@@ -33,12 +35,19 @@ class Refusal(Exception):  # noqa: N818 - the word of the protocol: an answer, n
         body: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
-        self.headers, self.body = dict(headers or {}), dict(body or {})
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers = dict(headers or {})
+        self.body = dict(body or {})
 
     def to_response(self) -> Response:
         """Make the answer to send."""
-        headers = {"X-Error-Message": self.message, **({"X-Error-Code": self.code} if self.code else {}), **self.headers}
+        headers = {
+            "X-Error-Message": self.message,
+            **({"X-Error-Code": self.code} if self.code else {}),
+            **self.headers,
+        }
         return Response(self.status, {"error": self.message, **self.body}, headers)
 
 
@@ -53,15 +62,22 @@ class Request:
         length: Bytes of the body.
     """
 
-    def __init__(self, method: str, target: str, headers: Mapping[str, str], stream: BinaryIO, length: int) -> None:
-        self.method, self.target, self.headers = method, target, headers
-        self._stream, self._left = stream, length
+    def __init__(
+        self, method: str, target: str, headers: Mapping[str, str], stream: BinaryIO, length: int
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self._stream = stream
+        self._left = length
         self._body: bytes | None = None
         parts = urlsplit(target)
-        self.path, self.query = parts.path, parse_qs(parts.query, keep_blank_values=True)
+        self.path = parts.path
+        self.query = parse_qs(parts.query, keep_blank_values=True)
 
     def pieces(self) -> Iterator[bytes]:
-        """Read what is left of the body, at most `CHUNK` bytes at a time; raises `ConnectionError` where it ends early."""
+        """Read what is left of the body, at most `CHUNK` bytes at a time; raises `ConnectionError`
+        where it ends early."""
         while self._left:
             piece = self._stream.read(min(self._left, CHUNK))
             if not piece:
@@ -98,7 +114,8 @@ class Slice:
 
 @dataclass
 class Response:
-    """One answer: status, content and headers. Content that is neither bytes nor a slice of a file is sent as JSON."""
+    """One answer: status, content and headers. Content that is neither bytes nor a slice of a file
+    is sent as JSON."""
 
     status: int = 200
     content: Any = b""
@@ -106,10 +123,15 @@ class Response:
 
     def payload(self) -> bytes | Slice:
         """What is sent as the body."""
-        return self.content if isinstance(self.content, bytes | Slice) else json.dumps(self.content).encode()
+        return (
+            self.content
+            if isinstance(self.content, bytes | Slice)
+            else json.dumps(self.content).encode()
+        )
 
     def all_headers(self) -> dict[str, str]:
-        """The headers, with a content type, fit to be sent: no line breaks, and Latin-1 as HTTP wants it."""
+        """The headers, with a content type, fit to be sent: no line breaks, and Latin-1 as HTTP
+        wants it."""
         raw = isinstance(self.content, bytes | Slice)
         kind = "application/octet-stream" if raw else "application/json; charset=utf-8"
         headers = {"Content-Type": kind, "X-Content-Type-Options": "nosniff", **self.headers}

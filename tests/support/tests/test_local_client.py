@@ -38,7 +38,9 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
-    (folder / "config.json").write_text('{"model_type": "llama", "auto_map": {"AutoModel": "m.M"}}', encoding="utf-8")
+    (folder / "config.json").write_text(
+        '{"model_type": "llama", "auto_map": {"AutoModel": "m.M"}}', encoding="utf-8"
+    )
     (folder / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "sub" / "note with space.txt").write_text("hello", encoding="utf-8")
     return folder
@@ -65,7 +67,10 @@ def test_who_am_i(api, hub):
     me = api.whoami()
     assert (me["name"], [org["name"] for org in me["orgs"]]) == ("local", ["acme"])
     assert _status(lambda: api.whoami(token="hf_nobody")) == 401
-    assert _status(lambda: HfApi(endpoint=hub.endpoint, token="hf_nobody").model_info("acme/none")) == 401
+    assert (
+        _status(lambda: HfApi(endpoint=hub.endpoint, token="hf_nobody").model_info("acme/none"))
+        == 401
+    )
 
 
 def test_create_and_delete(api, hub):
@@ -85,7 +90,8 @@ def test_create_and_delete(api, hub):
 
 
 def test_upload_folder_and_download(api, repo, folder, tmp_path):
-    """What was uploaded comes back byte for byte, file by file and as a snapshot; uploading it again makes no commit."""
+    """What was uploaded comes back byte for byte, file by file and as a snapshot; uploading it
+    again makes no commit."""
     before = api.repo_info(repo).sha
     assert api.upload_folder(repo_id=repo, folder_path=folder).oid == before
     assert Path(api.hf_hub_download(repo, "model.safetensors")).read_bytes() == WEIGHTS
@@ -106,17 +112,25 @@ def test_large_files_stay_out_of_git(api, hub, repo):
     assert by_path["config.json"].lfs is None
     api.hf_hub_download(repo, "model.safetensors")
     moved = [seen for seen in hub.requests if seen.target.startswith(("/content/", "/lfs/"))]
-    assert [(seen.method, seen.target.split("/")[1]) for seen in moved] == [("PUT", "lfs"), ("GET", "content")]
+    assert [(seen.method, seen.target.split("/")[1]) for seen in moved] == [
+        ("PUT", "lfs"),
+        ("GET", "content"),
+    ]
 
 
 def test_description(api, repo):
     """The description has card, sizes, and the tags that follow from the card."""
     info = api.model_info(repo, files_metadata=True)
     assert info.tags == [
-        "transformers", "text-generation", "merge", "evomerge", "en", "ja", "base_model:acme/a", "base_model:acme/b",
+        "transformers", "text-generation", "merge", "evomerge", "en", "ja", "base_model:acme/a", "base_model:acme/b",  # noqa: E501
         "base_model:merge:acme/a", "base_model:merge:acme/b", "license:apache-2.0",
     ]  # fmt: skip
-    assert (info.library_name, info.pipeline_tag, info.private, info.gated) == ("transformers", "text-generation", False, False)
+    assert (info.library_name, info.pipeline_tag, info.private, info.gated) == (
+        "transformers",
+        "text-generation",
+        False,
+        False,
+    )
     assert info.card_data.base_model == ["acme/a", "acme/b"]
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
     assert sizes["model.safetensors"] == 300_000
@@ -124,7 +138,8 @@ def test_description(api, repo):
 
 
 def test_tree_and_paths(api, repo):
-    """The tree lists one folder or everything below; facts are given about files and folders that are there."""
+    """The tree lists one folder or everything below; facts are given about files and folders that
+    are there."""
     assert [info.path for info in api.list_repo_tree(repo)] == [
         ".gitattributes", "README.md", "config.json", "model.safetensors", "sub",
     ]  # fmt: skip
@@ -136,11 +151,14 @@ def test_tree_and_paths(api, repo):
 
 
 def test_branches_tags_and_history(api, repo):
-    """Branches and tags are created once, committed to or not, found by every name of a revision, and deleted."""
+    """Branches and tags are created once, committed to or not, found by every name of a revision,
+    and deleted."""
     start = api.repo_info(repo).sha
     api.create_branch(repo, branch="feature/x")
     assert _status(lambda: api.create_branch(repo, branch="feature/x")) == 409
-    made = api.upload_file(path_or_fileobj=b"dev", path_in_repo="d.txt", repo_id=repo, revision="feature/x").oid
+    made = api.upload_file(
+        path_or_fileobj=b"dev", path_in_repo="d.txt", repo_id=repo, revision="feature/x"
+    ).oid
     api.create_tag(repo, tag="v1", revision="feature/x", tag_message="first")
     assert _status(lambda: api.create_tag(repo, tag="v1")) == 409
     for revision in ("feature/x", "v1", made, made[:10]):
@@ -148,12 +166,18 @@ def test_branches_tags_and_history(api, repo):
         assert Path(api.hf_hub_download(repo, "d.txt", revision=revision)).read_bytes() == b"dev"
     assert api.repo_info(repo).sha == start
     refs = api.list_repo_refs(repo)
-    assert {ref.name: ref.target_commit for ref in refs.branches} == {"main": start, "feature/x": made}
+    assert {ref.name: ref.target_commit for ref in refs.branches} == {
+        "main": start,
+        "feature/x": made,
+    }
     assert [(ref.ref, ref.target_commit) for ref in refs.tags] == [("refs/tags/v1", made)]
     history = api.list_repo_commits(repo, revision="v1")
     assert [commit.commit_id for commit in history][:2] == [made, start]
     assert (history[-1].title, history[0].authors) == ("initial commit", ["local"])
-    upload = lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo, revision="v1")  # noqa: E731
+
+    def upload():
+        api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo, revision="v1")
+
     assert _status(upload, BadRequestError) == 400
     api.delete_tag(repo, tag="v1")
     api.delete_branch(repo, branch="feature/x")
@@ -163,7 +187,8 @@ def test_branches_tags_and_history(api, repo):
 
 
 def test_what_is_missing_has_its_own_error(api, repo):
-    """A missing repository, revision and file are told apart, and a missing file is remembered as missing."""
+    """A missing repository, revision and file are told apart, and a missing file is remembered as
+    missing."""
     assert _status(lambda: api.model_info("acme/none"), RepositoryNotFoundError) == 404
     assert _status(lambda: api.model_info("acme/none", token=False), RepositoryNotFoundError) == 401
     assert _status(lambda: api.model_info(repo, revision="none"), RevisionNotFoundError) == 404
@@ -172,9 +197,12 @@ def test_what_is_missing_has_its_own_error(api, repo):
 
 
 def test_pull_requests(api, repo, folder):
-    """A pull request is opened by a commit, is listed and read, takes no other commit, and main stays."""
+    """A pull request is opened by a commit, is listed and read, takes no other commit, and main
+    stays."""
     head = api.repo_info(repo).sha
-    first = api.upload_file(path_or_fileobj=b"v", path_in_repo="v.txt", repo_id=repo, create_pr=True)
+    first = api.upload_file(
+        path_or_fileobj=b"v", path_in_repo="v.txt", repo_id=repo, create_pr=True
+    )
     assert (first.pr_num, first.pr_revision) == (1, "refs/pr/1")
     assert Path(api.hf_hub_download(repo, "v.txt", revision="refs/pr/1")).read_bytes() == b"v"
     with pytest.raises(BadRequestError, match="commits go to a branch"):
@@ -200,7 +228,8 @@ def test_private(api, hub, repo, tmp_path):
 
 
 def test_what_is_another_users(api, hub, repo):
-    """A repository of a namespace that is not the user's is read, and proposed to, but not changed; nor seen, if private."""
+    """A repository of a namespace that is not the user's is read, and proposed to, but not changed;
+    nor seen, if private."""
     api.create_repo("acme/hidden", private=True)
     hub.stop()
     with LocalHub(hub.root, user="visitor") as again:
@@ -213,7 +242,9 @@ def test_what_is_another_users(api, hub, repo):
             lambda: visitor.delete_repo(repo),
         ):
             assert _status(call) == 403
-        made = visitor.upload_file(path_or_fileobj=b"v" * 99, path_in_repo="v.bin", repo_id=repo, create_pr=True)
+        made = visitor.upload_file(
+            path_or_fileobj=b"v" * 99, path_in_repo="v.bin", repo_id=repo, create_pr=True
+        )
         assert visitor.file_exists(repo, "v.bin", revision=made.pr_revision)
 
 
@@ -221,12 +252,24 @@ def test_spaces(api, folder):
     """A Space is a repository with an SDK, which its card may change."""
     api.create_repo("acme/s", repo_type="space", space_sdk="gradio")
     (folder / "app.py").write_text("print(1)")
-    api.upload_folder(repo_id="acme/s", repo_type="space", folder_path=folder, allow_patterns=["app.py", "*.safetensors"])
+    api.upload_folder(
+        repo_id="acme/s",
+        repo_type="space",
+        folder_path=folder,
+        allow_patterns=["app.py", "*.safetensors"],
+    )
     assert api.space_info("acme/s").sdk == "gradio"
-    assert Path(api.hf_hub_download("acme/s", "model.safetensors", repo_type="space")).read_bytes() == WEIGHTS
+    assert (
+        Path(api.hf_hub_download("acme/s", "model.safetensors", repo_type="space")).read_bytes()
+        == WEIGHTS
+    )
     card = b"---\nsdk: docker\n---\n"
-    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="acme/s", repo_type="space")
+    api.upload_file(
+        path_or_fileobj=card, path_in_repo="README.md", repo_id="acme/s", repo_type="space"
+    )
     assert api.space_info("acme/s").sdk == "docker"
     bad = b"---\nsdk: flask\n---\n"
     with pytest.raises(ValueError, match="sdk"):
-        api.upload_file(path_or_fileobj=bad, path_in_repo="README.md", repo_id="acme/s", repo_type="space")
+        api.upload_file(
+            path_or_fileobj=bad, path_in_repo="README.md", repo_id="acme/s", repo_type="space"
+        )

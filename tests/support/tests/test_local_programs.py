@@ -22,7 +22,9 @@ def test_the_hf_command(hub, tmp_path):
 
     def hf(*arguments: str) -> str:
         command = [str(Path(sys.executable).with_name("hf")), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -44,24 +46,39 @@ def test_the_hf_command(hub, tmp_path):
 
 
 def test_our_own_command(tmp_path):
-    """The program prints lines for a shell, says where its limits are listed, stops on Ctrl-C, and keeps everything."""
+    """The program prints lines for a shell, says where its limits are listed, stops on Ctrl-C, and
+    keeps everything."""
     command = [sys.executable, "-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me"]
     begin = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    begin["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
+    begin["preexec_fn"] = lambda: signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # a background job would ignore it
     with subprocess.Popen(command, **begin) as process:  # type: ignore[call-overload]
         printed = []
         while not printed or "local_hub/__init__.py" not in printed[-1]:
             printed.append(process.stdout.readline())
             assert printed[-1] or process.poll() is None
-        exports = dict(shlex.split(line)[1].split("=", 1) for line in printed if line.startswith("export "))
-        code = "from huggingface_hub import HfApi; print(HfApi().whoami()['name'], HfApi().create_repo('mine'))"
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **exports}, capture_output=True, text=True)
+        exports = dict(
+            shlex.split(line)[1].split("=", 1) for line in printed if line.startswith("export ")
+        )
+        code = (
+            "from huggingface_hub import HfApi; print(HfApi().whoami()['name'], "
+            "HfApi().create_repo('mine'))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **exports},
+            capture_output=True,
+            text=True,
+        )
         assert done.stdout.split() == ["me", f"{exports['HF_ENDPOINT']}/me/mine"], done.stderr
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (0, "")
     assert rest == "stopped; the repositories are kept in kept\n"
-    assert (tmp_path / "kept" / "repositories" / "models" / "me" / "mine" / "repository.json").exists()
+    assert (
+        tmp_path / "kept" / "repositories" / "models" / "me" / "mine" / "repository.json"
+    ).exists()
 
 
 def test_a_command_runs_beside_a_hub(tmp_path):
@@ -69,7 +86,9 @@ def test_a_command_runs_beside_a_hub(tmp_path):
     code = "import sys; from huggingface_hub import whoami; print(whoami()['name']); sys.exit(3)"
     options = ["-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me", "--"]
     command = [sys.executable, *options, sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (3, "me\n"), done.stderr
 
 
@@ -83,11 +102,14 @@ def test_our_command_in_a_folder_that_is_none(tmp_path):
 
 
 def test_the_server_stands_alone():
-    """The hub imports the standard library, PyYAML and a file lock, itself, and the errors of `hf_evomerge`."""
+    """The hub imports the standard library, PyYAML and a file lock, itself, and the errors of
+    `hf_evomerge`."""
     allowed = {*sys.stdlib_module_names, "yaml", "filelock"}
     for file in PACKAGE.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= allowed, file.name
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                assert (node.module or "").split(".")[0] in allowed or node.module == "hf_evomerge.errors", file.name
+                assert (node.module or "").split(".")[
+                    0
+                ] in allowed or node.module == "hf_evomerge.errors", file.name

@@ -1,4 +1,5 @@
-"""What the hub on loopback keeps: everything that was answered, after a restart and after a kill, and no token."""
+"""What the hub on loopback keeps: everything that was answered, after a restart and after a kill,
+and no token."""
 
 import hashlib
 import json
@@ -44,7 +45,9 @@ def _fill(api: HfApi) -> None:
     api.create_repo("acme/m", private=True)
     api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.safetensors", repo_id="acme/m")
     api.create_branch("acme/m", branch="dev")
-    api.upload_file(path_or_fileobj="naïve 文".encode(), path_in_repo="文.txt", repo_id="acme/m", revision="dev")
+    api.upload_file(
+        path_or_fileobj="naïve 文".encode(), path_in_repo="文.txt", repo_id="acme/m", revision="dev"
+    )
     api.create_tag("acme/m", tag="v1", revision="dev")
     api.upload_file(path_or_fileobj=b"p", path_in_repo="p.txt", repo_id="acme/m", create_pr=True)
     secret = [{"key": "S", "value": "secret-value"}]
@@ -61,7 +64,10 @@ def test_a_restart_changes_nothing(api, hub, tmp_path):
     hub.start()
     assert _everything(api) == before
     assert Path(api.hf_hub_download("acme/m", "w.safetensors")).read_bytes() == WEIGHTS
-    assert Path(api.hf_hub_download("acme/m", "文.txt", revision="v1")).read_text(encoding="utf-8") == "naïve 文"
+    assert (
+        Path(api.hf_hub_download("acme/m", "文.txt", revision="v1")).read_text(encoding="utf-8")
+        == "naïve 文"
+    )
 
 
 def test_no_token_and_no_secret_is_stored(api, hub):
@@ -74,7 +80,8 @@ def test_no_token_and_no_secret_is_stored(api, hub):
 
 
 def test_one_folder_has_one_hub(hub, api, tmp_path):
-    """A second hub on a folder or a port that is in use is refused in one line, and the first goes on."""
+    """A second hub on a folder or a port that is in use is refused in one line, and the first goes
+    on."""
     with pytest.raises(HubError, match="another hub serves this folder"):
         LocalHub(hub.root).start()
     port = int(hub.endpoint.rsplit(":", 1)[1])
@@ -99,7 +106,7 @@ while True:
     files = [CommitOperationAdd(f"{n}.bin", data + bytes([n])) for n in range(3)] + [CommitOperationAdd("n.txt", b"%d" % count)]
     print(api.create_commit("local/m", files, commit_message=f"commit {count}").oid, flush=True)
     count += 1
-"""
+"""  # noqa: E501
 SERVER = """
 import json, sys
 from local_hub import LocalHub
@@ -114,7 +121,11 @@ def _process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[s
     command = [sys.executable, "-c", *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        command,
+        env={**os.environ, **environment},
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:
         try:
             yield process
@@ -123,8 +134,10 @@ def _process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[s
 
 
 def test_kill_minus_nine(connect, tmp_path):
-    """After kill -9 in the middle of commits, every commit that was answered is there and whole, and the hub goes on."""
-    root, committed = tmp_path / "hub", []
+    """After kill -9 in the middle of commits, every commit that was answered is there and whole,
+    and the hub goes on."""
+    root = tmp_path / "hub"
+    committed = []
     for seconds in (0.0, 0.05, 0.11):
         with _process(SERVER, str(root), str(tmp_path / "client")) as server:
             environment = json.loads(server.stdout.readline())
@@ -134,7 +147,11 @@ def test_kill_minus_nine(connect, tmp_path):
                 server.send_signal(signal.SIGKILL)
                 server.wait()
                 writer.kill()
-                committed += [line for line in writer.stdout.read().split() if re.fullmatch("[0-9a-f]{40}", line)]
+                committed += [
+                    line
+                    for line in writer.stdout.read().split()
+                    if re.fullmatch("[0-9a-f]{40}", line)
+                ]
     with LocalHub(root) as hub:
         api = connect(hub)
         history = [commit.commit_id for commit in api.list_repo_commits("local/m")]
@@ -154,7 +171,8 @@ def _check_contents(store: Store) -> None:
 
 
 def test_commits_at_the_same_time(api):
-    """Commits that come at once are all made, one after the other; with a parent given, exactly one of them is."""
+    """Commits that come at once are all made, one after the other; with a parent given, exactly one
+    of them is."""
     api.create_repo("acme/m")
 
     def upload(number: int, parent: str | None = None) -> int:
@@ -194,7 +212,9 @@ def test_creation_that_was_killed_is_forgotten(tmp_path):
     again = Store(tmp_path)
     assert again.get("models", "a/m") is None
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert list(again.create(State("models", "a/m"), author="a").at("main").tree) == [".gitattributes"]
+    assert list(again.create(State("models", "a/m"), author="a").at("main").tree) == [
+        ".gitattributes"
+    ]
     with pytest.raises(Refusal, match="already created"):
         again.create(State("models", "a/m"), author="a")
 
