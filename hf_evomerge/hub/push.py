@@ -72,8 +72,8 @@ def push_model(
 
     Example:
         >>> options = PushOptions(private=True)
-        >>> result = push_model("my-search", "me/my-merge", options)  # doctest: +SKIP
-        >>> result.model.url  # doctest: +SKIP
+        >>> pushed = push_model("my-search", "me/my-merge", options)  # doctest: +SKIP
+        >>> pushed.model.url  # doctest: +SKIP
         'https://huggingface.co/me/my-merge'
     """
     options = options or PushOptions()

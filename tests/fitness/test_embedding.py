@@ -172,7 +172,7 @@ def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
     merged but not computed."""
     large = sentence_folder(tmp_path / "large", tokenizer, 0, activation="torch.nn.Transformer")
     with pytest.raises(SourceError, match=r"2_Dense is no Dense of torch's layers: .*Transformer"):
-        attach_modules(open_source(str(large)), torch.nn.Module())
+        attach_modules(open_source(str(large)), torch.nn.Linear(1, 1))
     (large / "sentence_bert_config.json").write_text('{"max_seq_length": -1}')
     with pytest.raises(SourceError, match="max_seq_length is no whole number above 0"):
         _ = open_source(str(large)).sentence
@@ -180,12 +180,12 @@ def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
     with pytest.raises(
         SourceError, match=r"2_Dense is no Dense of torch's layers: .*mine\.Strange"
     ):
-        attach_modules(open_source(str(folder)), torch.nn.Module())
+        attach_modules(open_source(str(folder)), torch.nn.Linear(1, 1))
     (folder / "modules.json").write_text(
         (folder / "modules.json").read_text().replace("models.Dense", "models.LSTM")
     )
     with pytest.raises(SourceError, match="2_Dense is a LSTM, which is merged but not scored"):
-        attach_modules(open_source(str(folder)), torch.nn.Module())
+        attach_modules(open_source(str(folder)), torch.nn.Linear(1, 1))
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     """Where the examples of a search cannot be read any more, the page has everything but them, and
     that is said."""
 
-    def moved(*_: object) -> Any:
+    def moved(*_: object, **__: object) -> Any:
         raise FitnessError("data/test.jsonl: cannot be read")
 
     app.write_text(

@@ -20,7 +20,7 @@ class Average(Phase):
         return [cls()] if "average" in config.compare.baselines else []
 
     def plan(self, planner: Planner) -> PhasePlan | None:
-        """It adds a row."""
+        """Count the row."""
         planner.rows += planner.can_average
         return None
 

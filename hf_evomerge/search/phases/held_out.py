@@ -27,11 +27,11 @@ class HeldOut(Phase):
 
     @classmethod
     def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Every search has it."""
+        """Wanted by every search."""
         return [cls()]
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """Each row scores the test split and the retained examples."""
+        """Price a score of each row on the test split and the retained examples."""
         sizes = planner.sizes
         splits = [judged_on(sizes), *(name for name in sizes if name.startswith(RETAINED))]
         examples = " + ".join(f"{sizes[name]} {name}" for name in splits)

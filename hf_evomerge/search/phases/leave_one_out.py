@@ -48,7 +48,7 @@ class LeaveOneOut(Phase):
                 ) from cause
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """One score for the winner, and one without each source."""
+        """Price a score of the winner, and one without each source."""
         split = planner.chosen_on
         count = len(planner.config.merge_sources)
         size = planner.sizes[split]

@@ -51,7 +51,7 @@ class LoraTrainings(Phase):
         check_training("lora", config, evaluator)
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """Each training costs what the search costs, and a score where models are chosen."""
+        """Price each training as the search, and a score where models are chosen."""
         planner.rows += 1
         config = planner.config
         sizes = planner.sizes

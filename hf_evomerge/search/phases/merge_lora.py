@@ -56,7 +56,7 @@ class MergeWithLora(Phase):
         check_training("merge+lora", config, evaluator)
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """It costs what its stage costs."""
+        """Price it as its stage."""
         planner.rows += 1
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)

@@ -22,11 +22,11 @@ class Parents(Phase):
 
     @classmethod
     def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Every search has it."""
+        """Wanted by every search."""
         return [cls()]
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """Each parent scores all search examples."""
+        """Price a score of each parent on all search examples."""
         count = len(parents_once(planner.config))
         planner.rows += count
         seconds = count * planner.second * planner.sizes["search"]

@@ -47,7 +47,7 @@ class StagePhase(Phase):
 
     @classmethod
     def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """One for each stage."""
+        """Wanted once for each stage."""
         return [cls(stage) for stage in config.stages]
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
@@ -204,7 +204,7 @@ def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entr
 
 @dataclass(frozen=True)
 class _Schedule:
-    """What a stage's budget buys.
+    """Generations, or gradient steps, that a budget buys.
 
     Attributes:
         budget: Evaluations that it will spend.
@@ -249,7 +249,7 @@ class _Schedule:
         return cls(budget, population, some, at_once)
 
     def kind(self, stage: Stage) -> str:
-        """What a round is called."""
+        """Name of a round."""
         return (
             "gradient steps"
             if stage.algorithm == "gradient"

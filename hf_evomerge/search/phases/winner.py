@@ -23,11 +23,11 @@ class Winner(Phase):
 
     @classmethod
     def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Every search has it."""
+        """Wanted by every search."""
         return [cls()]
 
     def plan(self, planner: Planner) -> PhasePlan | None:
-        """The finalists of every stage but first ones score the validation split."""
+        """Price the finalists of every stage but first ones on the validation split."""
         if "validation" not in planner.sizes:
             return None
         config = planner.config

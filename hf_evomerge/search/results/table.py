@@ -22,7 +22,7 @@ RowStage = StageName | Literal["base", "source", "average", "lora", "together"]
 
 @dataclass(frozen=True)
 class Against:
-    """How the verdict compares the winner with a row.
+    """Sentence of the verdict about the winner and a row.
 
     Attributes:
         name: What the row is called in the sentence.
