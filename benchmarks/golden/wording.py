@@ -84,7 +84,7 @@ def reports(golden: Golden) -> None:
     diff = diff_models(
         str(models / "a"), str(models / "b"), base=str(models / "base"), progress=False
     )
-    golden.put("text/diff", diff.to_text(tensors=True))
+    golden.put("text/diff", f"{diff}\n{diff.to_json()}")
     for name, given in CASES["builds"].items():
         recipe = Recipe.model_validate(placed({"base": "base", **given}, models))
         checked = check_recipe(recipe)

@@ -1,5 +1,5 @@
-"""Difference of two checkpoints, tensor by tensor: lengths, angles and signs, of the weights and of
-the task vectors.
+"""Difference of two checkpoints by layer group: norms and cosines of the weights, and of the task
+vectors.
 
 Memory does not grow with the model: one slice of each tensor is held at a time. Sums are float64.
 """
@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,10 @@ SLICE = 1 << 20  # elements; 8 MB of float64
 FAR = 0.7  # of the base's norm; task vectors of unrelated models of one size have about sqrt(2)
 UNRELATED = "hardly have a common ancestor, and merging their weights will not do"
 _NOTES = 12
+_BAR = 18  # characters, with which a line takes 80
 _LEGEND = """\
-signs: share of equal signs; A-base, B-base: |A-base|/|base|, |B-base|/|base|
-task: cosine and signs of the task vectors A-base and B-base"""
+A-base, B-base: |A-base|/|base|, |B-base|/|base|
+task cos: cosine of the task vectors A-base and B-base"""
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,24 @@ class Agreement:
         norm_x, norm_y: Lengths of x and y.
         relative: ``|y - x| / |x|``; None where x is 0 and y is not.
         cosine: Cosine of the angle between them; None where one is 0.
-        equal_signs: Share of equal signs among the elements that are 0 in neither; None where there
-            are none.
     """
 
     norm_x: float
     norm_y: float
     relative: float | None
     cosine: float | None
-    equal_signs: float | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """Comparison of a tensor, a layer group or the model.
+    """Comparison of a layer group or the model.
 
     Attributes:
-        name: The tensor's raw name, ``embed``, ``blocks.3``, ``head`` or ``all``.
+        name: ``embed``, ``blocks.3``, ``head`` or ``all``.
         elements: Number of elements compared.
         weights: A as x, B as y.
         tasks: The task vectors ``A - base`` as x and ``B - base`` as y; None where the base has no
-            such tensor.
+            such tensor, or zeros alone.
         base_norm: Length of the base's weights.
     """
 
@@ -82,7 +79,6 @@ class Difference:
         a, b, base: Names of what was compared.
         total: Comparison of all tensors as one vector.
         groups: Embeddings, each block, head.
-        tensors: Every tensor that was compared.
         notes: Tensors that could not be compared, and why.
         warning: Warning that the task vectors are as large as the weights.
     """
@@ -92,103 +88,30 @@ class Difference:
     base: str | None
     total: Row
     groups: list[Row]
-    tensors: list[Row]
     notes: list[str]
     warning: str | None
 
-    def to_json(self, *, tensors: bool = False) -> str:
-        """Format as JSON; with every tensor if asked."""
-        data = asdict(self)
-        if not tensors:
-            del data["tensors"]
-        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    def to_json(self) -> str:
+        """Format as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
-        return self.to_text()
-
-    def to_text(self, *, tensors: bool = False) -> str:
-        """Format as text: a bar per layer group, or per tensor."""
-        lines = [
-            f"A     {self.a}",
-            f"B     {self.b}",
-            *([f"base  {self.base}"] if self.base else []),
-            "",
-        ]
+        """Format as text: a bar per layer group."""
+        lines = [f"A     {self.a}", f"B     {self.b}"]
+        if self.base:
+            lines.append(f"base  {self.base}")
+        lines.append("")
         if self.total.elements:
-            lines += [
-                _table(
-                    [*(self.tensors if tensors else self.groups), self.total], self.base is not None
-                ),
-                "",
-            ]
+            lines += [*_table([*self.groups, self.total], self.base is not None), ""]
             lines += [_LEGEND, ""] if self.base else []
         else:
             lines += ["no tensor could be compared", ""]
-        shown = self.notes if tensors else self.notes[:_NOTES]
-        lines += [f"not compared: {note}" for note in shown]
-        if len(shown) < len(self.notes):
-            lines.append(f"not compared: {len(self.notes) - len(shown)} more; --tensors lists them")
-        return "\n".join([*lines, *([f"warning: {self.warning}"] if self.warning else [])]).rstrip()
-
-
-def _products(x: Tensor, y: Tensor) -> NDArray[np.float64]:
-    """Sums over the elements of two slices in float64: x x, y y, x y, (y - x)^2, and how many signs
-    count and are equal."""
-    d = y - x
-    counted = (x != 0) & (y != 0)
-    alike = counted & ((x > 0) == (y > 0))
-    return np.array(
-        [
-            *(float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (d, d))),
-            int(counted.sum()),
-            int(alike.sum()),
-        ]
-    )
-
-
-def _agreement(sums: NDArray[np.float64]) -> Agreement:
-    xx, yy, xy, dd, counted, alike = map(float, sums)
-    x = math.sqrt(xx)
-    y = math.sqrt(yy)
-    relative = math.sqrt(dd) / x if x else None if y else 0.0
-    cosine = max(-1.0, min(1.0, xy / x / y)) if x and y else None
-    return Agreement(x, y, relative, cosine, alike / counted if counted else None)
-
-
-@dataclass
-class _Sums:
-    """Sums over one tensor, or several, and over task vectors where there is a base."""
-
-    elements: int = 0
-    weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(6))
-    tasks: NDArray[np.float64] | None = None
-    base: float = 0.0
-
-    def plus(self, other: _Sums) -> None:
-        """Add another's sums."""
-        self.elements += other.elements
-        self.weights = self.weights + other.weights
-        self.base += other.base
-        if other.tasks is not None:
-            self.tasks = other.tasks + (0 if self.tasks is None else self.tasks)
-
-    @property
-    def is_finite(self) -> bool:
-        return bool(
-            np.isfinite(
-                [*self.weights, *(() if self.tasks is None else self.tasks), self.base]
-            ).all()
-        )
-
-    def row(self, name: str) -> Row:
-        tasks = _agreement(self.tasks) if self.tasks is not None else None
-        return Row(
-            name,
-            self.elements,
-            _agreement(self.weights),
-            tasks,
-            math.sqrt(self.base) if tasks else None,
-        )
+        lines += [f"not compared: {note}" for note in self.notes[:_NOTES]]
+        if (more := len(self.notes) - _NOTES) > 0:
+            lines.append(f"not compared: {more} more; --json lists them")
+        if self.warning:
+            lines.append(f"warning: {self.warning}")
+        return "\n".join(lines).rstrip()
 
 
 def diff_models(
@@ -199,7 +122,7 @@ def diff_models(
     progress: bool = False,
     trust_remote_code: bool = False,
 ) -> Difference:
-    """Say how two checkpoints differ, tensor by tensor; with a base also how their task vectors do.
+    """Say how two checkpoints differ by layer group; with a base also how their task vectors do.
 
     Tensors that only one of them has, or whose shapes differ, are named in the notes.
 
@@ -219,94 +142,112 @@ def diff_models(
     """
     from tqdm import tqdm
 
-    opened = partial(open_source, trust_remote_code=trust_remote_code)
-    first: Parent = opened(str(a))
-    second: Parent = opened(str(b))
-    origin: Parent | None = opened(str(base)) if base is not None else None
-    if (
-        not first.tensors.keys() & second.tensors.keys()
-    ):  # perhaps one body, under heads that call it otherwise
-        everyone = [each for each in (first, second, origin) if each is not None]
-        part = next(
-            (
-                part
-                for part in first.layout.parts
-                if all(part in each.layout.count() for each in everyone)
-            ),
-            None,
-        )
-        if part is not None:
-            first, second, origin = [*(Component(each, part) for each in everyone), None][:3]  # type: ignore[assignment]
-    total = _Sums()
-    groups = dict[str, _Sums]()
-    tensors = list[Row]()
+    references = [a, b] if base is None else [a, b, base]
+    compared = _aligned(
+        [open_source(str(each), trust_remote_code=trust_remote_code) for each in references]
+    )
+    groups: dict[str, NDArray[np.float64]] = {}
     notes = list[str]()
     try:
-        names = sorted(first.tensors.keys() | second.tensors.keys(), key=tensor_order)
+        names = sorted(compared[0].tensors.keys() | compared[1].tensors.keys(), key=tensor_order)
         for name in tqdm(names, unit="tensor", desc="comparing", disable=not progress):
-            if (reason := _reason(first, second, name, ("A", "B"))) is not None:
+            if (reason := _reason(name, compared[0], compared[1], "B")) is not None:
                 notes.append(f"{name}: {reason}")
                 continue
-            reason = _reason(first, origin, name, ("A", "the base")) if origin is not None else None
-            if reason is not None:
+            usable = compared
+            if base is not None and (reason := _reason(name, compared[0], compared[2], "the base")):
                 notes.append(f"task vectors of {name}: {reason}")
-            sums = _compare(first, second, origin if reason is None else None, name)
-            if not sums.is_finite:
+                usable = compared[:2]
+            sums = _sums([each.read(name) for each in usable])
+            if not np.isfinite(sums).all():
                 notes.append(f"{name}: holds values that are not finite numbers")
                 continue
             kind, block, _ = classify(name)
-            groups.setdefault(kind if block is None else f"blocks.{block}", _Sums()).plus(sums)
-            total.plus(sums)
-            tensors.append(sums.row(name))
+            group = kind if block is None else f"blocks.{block}"
+            groups[group] = groups.get(group, 0) + sums
     finally:
-        for source in (first, second, origin):
-            if source is not None:
-                source.close()
+        for each in compared:
+            each.close()
     ordered = sorted(
         groups, key=lambda key: ({"embed": 0, "head": 2}.get(key, 1), tensor_order(key))
     )
-    whole = total.row("all")
-    rows = [groups[key].row(key) for key in ordered]
+    total = _row("all", sum(groups.values(), np.zeros(10)))
     return Difference(
-        str(first),
-        str(second),
-        str(origin) if origin else None,
-        whole,
-        rows,
-        tensors,
+        str(compared[0]),
+        str(compared[1]),
+        None if base is None else str(compared[2]),
+        total,
+        [_row(group, groups[group]) for group in ordered],
         notes,
-        _warning(whole),
+        _warning(total),
     )
 
 
-def _reason(a: Parent, b: Parent, name: str, called: tuple[str, str]) -> str | None:
-    """Say why a tensor of two checkpoints cannot be compared; None where it can."""
+def _aligned(compared: Sequence[Parent]) -> Sequence[Parent]:
+    """Checkpoints whose tensors have the same names: of one body under heads that call it
+    otherwise, the first part that all have."""
+    first, second = compared[:2]
+    if first.tensors.keys() & second.tensors.keys():
+        return compared
+    for part in first.layout.parts:
+        if all(part in each.layout.count() for each in compared):
+            return [Component(each, part) for each in compared]
+    return compared
+
+
+def _reason(name: str, a: Parent, other: Parent, called: str) -> str | None:
+    """Say why a tensor of A and another checkpoint cannot be compared; None where it can."""
     x = a.tensors.get(name)
-    y = b.tensors.get(name)
+    y = other.tensors.get(name)
     if x is None or y is None:
-        return f"not in {called[0] if x is None else called[1]}"
+        return f"not in {'A' if x is None else called}"
     if x.shape != y.shape:
-        return f"shape {list(x.shape)} in {called[0]}, {list(y.shape)} in {called[1]}"
+        return f"shape {list(x.shape)} in A, {list(y.shape)} in {called}"
     if not (x.is_float and y.is_float):
         return (
-            f"{x.dtype} in {called[0]}, {y.dtype} in {called[1]}; only plain floating-point "
-            "numbers are compared"
+            f"{x.dtype} in A, {y.dtype} in {called}; only plain floating-point numbers are compared"
         )
     return None
 
 
-def _compare(a: Parent, b: Parent, base: Parent | None, name: str) -> _Sums:
-    flat = [
-        source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))
-    ]
-    sums = _Sums(elements=flat[0].numel(), tasks=np.zeros(6) if base is not None else None)
-    for start in range(0, sums.elements, SLICE):
-        x, y, *rest = (tensor[start : start + SLICE].double() for tensor in flat)
-        sums.weights += _products(x, y)
-        if sums.tasks is not None:
-            sums.tasks += _products(x - rest[0], y - rest[0])
-            sums.base += float(rest[0].dot(rest[0]))
+def _sums(tensors: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Sums over a tensor of A, B and perhaps the base: the number of elements, |base|^2, and four
+    products each of the weights and of the task vectors, which are 0 without a base."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    sums = np.zeros(10)
+    sums[0] = flat[0].numel()
+    for start in range(0, flat[0].numel(), SLICE):
+        x, y, *bases = (tensor[start : start + SLICE].double() for tensor in flat)
+        sums[2:6] += _products(x, y)
+        for base in bases:
+            sums[1] += float(base.dot(base))
+            sums[6:] += _products(x - base, y - base)
     return sums
+
+
+def _products(x: Tensor, y: Tensor) -> list[float]:
+    """Products x x, y y, x y and |y - x|^2."""
+    change = y - x
+    return [float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (change, change))]
+
+
+def _row(name: str, sums: NDArray[np.float64]) -> Row:
+    elements, base, *products = sums.tolist()
+    weights = _agreement(*products[:4])
+    if not base:
+        return Row(name, int(elements), weights)
+    return Row(name, int(elements), weights, _agreement(*products[4:]), math.sqrt(base))
+
+
+def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
+    x = math.sqrt(xx)
+    y = math.sqrt(yy)
+    relative = None
+    if x:
+        relative = math.sqrt(change) / x
+    elif not y:
+        relative = 0.0
+    return Agreement(x, y, relative, max(-1.0, min(1.0, xy / x / y)) if x and y else None)
 
 
 def _warning(total: Row) -> str | None:
@@ -322,43 +263,21 @@ def _warning(total: Row) -> str | None:
     )
 
 
-def _table(rows: Sequence[Row], with_base: bool) -> str:
-    """Rows with a bar each, as long as the relative difference; the last row is the sum of the
-    others."""
-    from rich.bar import Bar
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0 if with_base else 1)
-    )
-    signs, width = (
-        ("signs", 8) if with_base else ("equal signs", 30)
-    )  # so that it fits into 80 columns
-    task_headings = ("A-base", "B-base", "task cos", "task signs") if with_base else ()
-    for position, heading in enumerate(("", "|B-A|/|A|", "", "cosine", signs, *task_headings)):
-        table.add_column(heading, justify="left" if position in (0, 2) else "right", no_wrap=True)
-    longest = max((row.weights.relative or 0.0 for row in rows), default=0.0) or 1.0
+def _table(rows: Sequence[Row], with_base: bool) -> list[str]:
+    """Lines of numbers with a bar each, as long as the relative difference; the last row is the sum
+    of the others."""
+    columns = ["|B-A|/|A|", "cosine"]
+    if with_base:
+        columns += ["A-base", "B-base", "task cos"]
+    lines = [" " * 10 + "".join(f"{column:>10}" for column in columns)]
+    longest = max(row.weights.relative or 0.0 for row in rows) or 1.0
     for row in rows:
-        weights = row.weights
-        tasks = row.tasks
-        bar = Bar(longest, 0, weights.relative or 0.0, width=width)
-        cells = [_number(weights.cosine), _number(weights.equal_signs)]
-        if with_base:
-            scale = row.base_norm or math.nan
-            lengths = [tasks.norm_x / scale, tasks.norm_y / scale] if tasks else [None, None]
-            cells += map(
-                _number,
-                [*lengths, tasks.cosine if tasks else None, tasks.equal_signs if tasks else None],
-            )
-        table.add_row(row.name, _number(weights.relative), bar, *cells)
-    console = Console(
-        width=240, highlight=False, force_terminal=False, force_jupyter=False, color_system=None
-    )
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+        numbers = [row.weights.relative, row.weights.cosine]
+        if row.tasks is not None and row.base_norm:
+            lengths = (row.tasks.norm_x, row.tasks.norm_y)
+            numbers += [*(length / row.base_norm for length in lengths), row.tasks.cosine]
+        numbers += [None] * (len(columns) - len(numbers))
+        cells = "".join(f"{'-' if x is None else format(x, '.4f'):>10}" for x in numbers)
+        bar = "█" * round(_BAR * (row.weights.relative or 0.0) / longest)
+        lines.append(f"{row.name:<10}{cells}  {bar}".rstrip())
+    return lines

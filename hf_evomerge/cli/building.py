@@ -353,11 +353,10 @@ def diff(
     base: Annotated[
         str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")
     ] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor as well.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Show how two checkpoints differ per layer group: size and angle of the difference, and signs.
+    """Show how two checkpoints differ per layer group: norms and cosines.
 
     **Example**
 
@@ -370,4 +369,4 @@ def diff(
         report = diff_models(
             a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code
         )
-        typer.echo(report.to_json(tensors=tensors) if as_json else report.to_text(tensors=tensors))
+        typer.echo(report.to_json() if as_json else report)
