@@ -1,10 +1,9 @@
-"""Measures the memory that searches take in each phase, beside what the dry run predicts from
-headers.
+"""Measures the memory that searches take in each stage, beside what the dry run predicts of their
+workers from headers.
 
 Makes the family of `gradient_memory.py` in bfloat16 (SmolLM2-135M's shape, random weights, a base
 and two fine-tunes) and runs searches with the smallest budgets, each in a process of its own that
-evaluates by itself. Predicted is what the dry run says of the models, and what a process takes
-without any. Measured is the most of the phase: what is private, and all that is resident, mapped
+evaluates by itself. Predicted is the most of the whole search. Measured is the most of the stage: what is private, and all that is resident, mapped
 files included, which the system takes back when others want the space.
 
     python benchmarks/search_memory.py --work /tmp/search-memory
@@ -55,11 +54,11 @@ def own_memory() -> int:
 
 
 def child(models: Path, name: str) -> dict[str, Any]:
-    """Run one search, and give the bytes of each phase: predicted, private and resident."""
+    """Run one search, and give the bytes of each stage: predicted, private and resident."""
     from hf_evomerge import SearchCallback, SearchConfig, run_search
     from hf_evomerge.fitness import Example
     from hf_evomerge.search.evaluation.evaluator import Evaluator
-    from hf_evomerge.search.evaluation.memory import PROCESS, memory_of_models
+    from hf_evomerge.search.evaluation.memory import worker_memory
 
     sources = {
         "sources": [{"model": str(models / each)} for each in "ab"],
@@ -76,10 +75,7 @@ def child(models: Path, name: str) -> dict[str, Any]:
             for n in (1, 20)
         ]
     }
-    predicted = {
-        phase: PROCESS + size
-        for phase, size in memory_of_models(config, Evaluator(config, examples=examples)).items()
-    }
+    predicted = worker_memory(config, Evaluator(config, examples=examples))
     most = [0, 0]
     peaks = dict[str, list[int]]()
     stop = threading.Event()
@@ -106,7 +102,7 @@ def child(models: Path, name: str) -> dict[str, Any]:
         run_search(config, out, examples=examples, build=False, callbacks=[Watch()])
     stop.set()
     watcher.join()
-    return {phase: (predicted[phase], *peak) for phase, peak in peaks.items() if phase in predicted}
+    return {phase: (predicted, *peak) for phase, peak in peaks.items() if phase in config.spaces}
 
 
 def main() -> None:
@@ -121,7 +117,7 @@ def main() -> None:
         print(json.dumps(child(arguments.work, arguments.child)))
         return
     make_family(arguments.work, "bfloat16")
-    print("| search | phase | predicted | private | resident |\n" + "| --- " * 5 + "|")
+    print("| search | stage | predicted | private | resident |\n" + "| --- " * 5 + "|")
     for name in SEARCHES:
         command = [sys.executable, *sys.argv, "--child", name]
         found = json.loads(

@@ -15,6 +15,7 @@ from texts import SpaceError
 import hf_evomerge  # noqa: F401  # registers the class of models with a path, so that no code of theirs is run
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.fitness.pictures import SeeingTokenizer, sees
+from hf_evomerge.machine import free_memory
 
 MAX_SECONDS = 60.0  # of one answer
 _ROOM = 1.2  # free memory that loading takes, relative to the size of the files
@@ -175,28 +176,6 @@ def check_memory(needed: int, name: str) -> None:
 def fits(needed: int) -> bool:
     """Tell whether there is room for a model of so many bytes."""
     return needed * _ROOM <= free_memory()
-
-
-def free_memory() -> float:
-    """The memory that is left, in bytes: of the machine, and of the container where that is
-    less."""
-    free = float("inf")
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(
-            1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
-        )
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-            stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").split()
-            cached = int(
-                stat[stat.index("inactive_file") + 1]
-            )  # what the kernel gives back when it is needed
-            free = min(free, max(int(limit) - used + cached, 0))
-    except (OSError, StopIteration, ValueError):
-        pass
-    return free
 
 
 def zero_gpu() -> bool:

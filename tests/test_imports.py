@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "lines": set(),
+    "machine": set(),
     "modeling": set(),
     "registration": {"modeling"},
     "recipes": {"errors"},

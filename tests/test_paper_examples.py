@@ -80,7 +80,7 @@ def test_the_papers_files_run(tmp_path, monkeypatch):
         plan = found[name]["plan"]
         assert "warning: compute.device: 'cuda:0' cannot be used here" in plan
         assert re.search(r"^in all, with workers=\d+: time not measured$", plan, re.MULTILINE)
-        assert "memory for models, in each worker: parents" in plan
+        assert "memory of each worker: about " in plan
         assert found[name]["rows"] == ["base", "source", "source", "source", "average", *stages]
         assert found[name]["vocabulary"] == 19
     assert (

@@ -21,7 +21,7 @@ from ..fitness.likelihood import LikelihoodSpec
 from ..fitness.multiple_choice import MultipleChoiceSpec
 from .evaluation.devices import device_memory
 from .evaluation.evaluator import Evaluator
-from .evaluation.memory import memory_of_models
+from .evaluation.memory import largest_model
 from .file.config import SearchConfig
 from .file.scaffold import AnswerForm
 
@@ -179,7 +179,7 @@ def _is_better(best: BestModel, other: BestModel) -> bool:
 
 def _check_size(evaluator: Evaluator) -> None:
     """Announce large models; raises `SearchError` where one does not fit into memory."""
-    needed = memory_of_models(evaluator.config, evaluator)["parents"]
+    needed = largest_model(evaluator)
     there = device_memory(evaluator.models.device)
     size = f"the largest model takes {needed / 1e9:.3g} GB"
     if needed > there and evaluator.config.compute.device_map is None:

@@ -4,14 +4,15 @@ would do, and how long."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 
 from ..errors import SearchError
 from .answer_form import doubts_of_form
 from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, on_device
 from .evaluation.evaluator import Evaluator
-from .evaluation.memory import PROCESS, default_workers, memory_of_models
+from .evaluation.memory import default_workers, worker_memory
 from .file.config import SearchConfig
 from .phases import phases_of
 from .phases.phase import PhasePlan, Planner
@@ -29,7 +30,7 @@ class Plan:
         notes: What the user should know of the spaces, one line each, such as numbers that are not
             evolved.
         warnings: What will probably disappoint, one line each.
-        memory: Bytes of the models that a worker holds, per phase; see `memory_of_models`.
+        memory: Bytes that a worker takes; see `worker_memory`.
         workers: How many workers a search takes where nobody says it.
     """
 
@@ -37,7 +38,7 @@ class Plan:
     examples: dict[str, int]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    memory: dict[str, int] = field(default_factory=dict)
+    memory: int = 0
     workers: int = 1
 
     def minutes(self, workers: int = 1) -> float:
@@ -62,12 +63,10 @@ class Plan:
         lines.append(
             "examples: " + ", ".join(f"{count} {split}" for split, count in self.examples.items())
         )
-        models = ", ".join(f"{phase} {size / 1e6:,.0f} MB" for phase, size in self.memory.items())
-        rest = (
-            f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, "
-            "come on top"
+        lines.append(
+            f"memory of each worker: about {self.memory / 1e9:.1f} GB, and what passes through the "
+            "models comes on top"
         )
-        lines.append(f"memory for models, in each worker: {models}; {rest}")
         return "\n".join(lines)
 
 
@@ -99,26 +98,23 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         )
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
+    memory = worker_memory(config, evaluator)  # and what is free before models are loaded
+    workers = default_workers(config, memory)
+    crowded = _of_devices(config, memory, workers)
     planner = Planner(config, evaluator)
     for phase in phases_of(config):
         if (planned := phase.plan(planner)) is not None:
             planner.phases.append(planned)
     doubts = doubts_of_form(evaluator) if evaluator.sources.weights else []
-    memory = memory_of_models(config, evaluator)
     warnings += [
         *checked.warnings,
         *_of_splits(planner.sizes),
         *doubts,
         *planner.warnings,
-        *_of_devices(config, memory),
+        *crowded,
     ]
     return Plan(
-        tuple(planner.phases),
-        planner.sizes,
-        tuple(checked.notes),
-        tuple(warnings),
-        memory,
-        default_workers(config, memory),
+        tuple(planner.phases), planner.sizes, tuple(checked.notes), tuple(warnings), memory, workers
     )
 
 
@@ -141,24 +137,20 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
     ]
 
 
-def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
-    """Devices that have not the memory for the models of the workers on them."""
+def _of_devices(config: SearchConfig, memory: int, workers: int) -> list[str]:
+    """Devices that have not the memory for the workers on them."""
     if config.compute.device_map is not None:
         return []  # accelerate shares them out
     devices = devices_of(config)
+    counts = Counter(devices[number % len(devices)] for number in range(workers))
     lines = []
-    needed = dict[str, float]()
-    for number in range(default_workers(config, memory)):
-        device = devices[number % len(devices)]
-        needed[device] = needed.get(device, 0.0) + max(memory.values())
-    for device in dict.fromkeys(devices):
+    for device, count in counts.items():
         there = device_memory(device)
-        if needed.get(device, 0.0) > there:
-            sizes = (
-                f"{there / 1e9:.3g} GB, and the models of this search take "
-                f"{needed[device] / 1e9:.3g} GB there"
+        if count * memory > there:
+            lines.append(
+                f"compute.device: {device} has {there / 1e9:.3g} GB, and the workers of this "
+                f"search take {count * memory / 1e9:.3g} GB there"
             )
-            lines.append(f"compute.device: {device} has {sizes}")
     return lines
 
 

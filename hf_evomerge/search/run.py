@@ -16,7 +16,7 @@ from .callbacks import SearchCallback
 from .checks import check_search
 from .evaluation.devices import admit, device_kind, devices_of
 from .evaluation.evaluator import Evaluator
-from .evaluation.memory import default_workers, memory_of_models
+from .evaluation.memory import default_workers, worker_memory
 from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
@@ -162,7 +162,7 @@ def _runner(
     admitted = partial(admit, study, mixed=mixed_devices)
     runner: Runner
     if ray:
-        memory = max(memory_of_models(config, evaluator).values())
+        memory = worker_memory(config, evaluator)
         sent = {
             **arguments,
             "examples": evaluator.tasks.of_splits,
@@ -179,7 +179,7 @@ def _runner(
         else:
             count = workers or len(devices)
             if workers is None:
-                count = default_workers(config, memory_of_models(config, evaluator))
+                count = default_workers(config, worker_memory(config, evaluator))
             runner = ProcessRunner(
                 config, count, limits=limits, patient=workers is None, **arguments
             )

@@ -54,7 +54,7 @@ def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> Ra
     files = {
         label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None
     }
-    given = {"memory": 0, "files": files, "admit": lambda kind, where: None, **more}
+    given = {"memory": 1, "files": files, "admit": lambda kind, where: None, **more}
     return RayRunner(
         config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given
     )

@@ -71,7 +71,7 @@ def test_a_device_that_is_too_small(search_config, monkeypatch):
     warnings = plan_search(search_config(compute={"device": ["cpu", "cpu:0"]})).warnings
     assert (
         sum(
-            "device: cpu:0 has 1e-06 GB, and the models of this search take " in line
+            "device: cpu:0 has 1e-06 GB, and the workers of this search take " in line
             for line in warnings
         )
         == 1

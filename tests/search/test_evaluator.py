@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from searches import GRADIENT
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,7 +21,7 @@ from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness import FunctionTask, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
@@ -104,27 +105,21 @@ def test_models_that_are_not_needed_are_let_go(space, search_config):
     assert evaluator.evaluate(recipe) == before
 
 
-def test_the_memory_of_models_is_counted(tiny_half, search_config):
-    """Parents are one model at a time; weights are one model and float32 task vectors; paths are
-    all sources, and the merge."""
-    size = (
-        sum((tiny_half / name / "model.safetensors").stat().st_size for name in ("a", "b")) / 2
-    )  # bfloat16, and a header
-    configs = {
-        space: search_config(space, tiny_half, output={"dtype": "bfloat16"})
-        for space in ("ps", "dfs", "hybrid")
-    }
-    found = {
-        space: memory_of_models(config, Evaluator(config)) for space, config in configs.items()
-    }
-    one = found["ps"]["parents"]
+def test_the_memory_of_a_worker_is_estimated(tiny_half, search_config):
+    """Weights are one model and float32 task vectors, twice with gradients; paths are all sources,
+    and the merge."""
+    size = (tiny_half / "a" / "model.safetensors").stat().st_size  # bfloat16, and a header
+
+    def models(space, **changes):
+        config = search_config(space, tiny_half, output={"dtype": "bfloat16"}, **changes)
+        return worker_memory(config, Evaluator(config)) - PROCESS
+
+    one = models("dfs") / 2
     assert 0.6 * size < one < size
     vectors = 2 * 3 * one  # two sources and the base, at twice the width
-    assert found == {
-        "ps": {"parents": one, "ps": one + vectors},
-        "dfs": {"parents": one, "dfs": 2 * one},
-        "hybrid": {"parents": one, "ps": one + vectors, "dfs": one + vectors + 2 * one},
-    }
+    assert models("ps") == one + vectors
+    assert models("ps", optimize=[GRADIENT]) == one + vectors + one
+    assert models("hybrid") == one + vectors + 2 * one
 
 
 @pytest.mark.parametrize("dtype", slow_beyond([None], ["float32", "bfloat16", None]))

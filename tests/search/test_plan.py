@@ -1,7 +1,5 @@
 """The plan of a search: its phases, their times, its workers, and what it warns of."""
 
-import os
-
 import pytest
 from searches import BY_BOTH, GRADIENT
 
@@ -120,7 +118,7 @@ def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     ]
     text = plan_search(search_config("dfs", path=gates)).to_text()
     assert "paths of 2 to 4 hops" in text
-    assert "; 0.6 GB of Python and libraries, and what passes" in text
+    assert "memory of each worker: about 0.6 GB" in text
     half = plan_search(search_config("ps", tiny_half))
     assert [note.partition(":")[0] for note in half.notes] == ["output.dtype"]
     assert not plan_search(search_config("ps", tiny_half, output={"dtype": "float32"})).notes
@@ -145,11 +143,9 @@ def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     ],
 )
 def test_workers_by_default(device, threads, models, workers, search_config, monkeypatch):
-    """Threads times workers are no more than the cores, the models of all workers fit into memory,
-    and each GPU has one."""
+    """Threads times workers are no more than the cores, all workers fit into the free memory, and
+    each GPU has one."""
     monkeypatch.setattr(memory, "cores", lambda: 16)
-    monkeypatch.setattr(
-        os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__
-    )
+    monkeypatch.setattr(memory, "free_memory", lambda: 8e10)
     config = search_config("ps", compute={"device": device, "threads": threads})
-    assert memory.default_workers(config, {"parents": 10**8, "ps": models}) == workers
+    assert memory.default_workers(config, models) == workers

@@ -20,7 +20,7 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import run_search
@@ -62,11 +62,11 @@ def test_memory_is_that_of_the_base_and_its_adapters(adapters, search_config):
     """A search over adapters is said to hold the base and factors, far less than a search that
     merges."""
     config = search_config(**{**ROWS, **adapters})
-    light = memory_of_models(config, Evaluator(config))["ps"]
+    light = worker_memory(config, Evaluator(config)) - PROCESS
     merging = config.model_copy(
         update={"compute": config.compute.model_copy(update={"unmerged": False})}
     )
-    assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
+    assert light < 0.6 * (worker_memory(merging, Evaluator(merging)) - PROCESS)
 
 
 @pytest.mark.parametrize("kind", slow_beyond(["8bit"], ["8bit", "4bit"]))
@@ -101,8 +101,7 @@ def test_a_quantised_base(kind, adapters, search_config, tmp_path):
     if kind == "4bit":  # workers take long to start
         run_search(config, tmp_path / "workers", build=False, workers=2)
         assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
-    memory, whole = (memory_of_models(each.config, each) for each in (evaluator, plain))
-    assert memory["parents"] == memory["ps"] < whole["ps"] == whole["parents"]
+    assert worker_memory(evaluator.config, evaluator) < worker_memory(plain.config, plain)
 
 
 def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):

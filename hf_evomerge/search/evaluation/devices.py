@@ -3,12 +3,11 @@ kind has its own last bits."""
 
 from __future__ import annotations
 
-import math
-import os
 import platform
 from pathlib import Path
 
 from ...errors import SearchError
+from ...machine import free_memory
 from ..file.config import SearchConfig
 from ..study.study import Study
 
@@ -36,16 +35,12 @@ def on_device(config: SearchConfig, device: str) -> SearchConfig:
 
 
 def device_memory(device: str) -> float:
-    """Bytes of memory that a device has; infinite where it cannot be told."""
+    """Bytes of memory that a GPU has, or that are free beside the processor."""
     import torch
 
     if torch.device(device).type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
-    return (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if hasattr(os, "sysconf")
-        else math.inf
-    )
+    return free_memory()
 
 
 def check_device(device: str) -> None:

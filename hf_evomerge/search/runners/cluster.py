@@ -298,8 +298,8 @@ class RayRunner(PoolRunner[RayWorker]):
             what = "a GPU"
             if not on_gpu:
                 what = (
-                    f"{config.compute.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the "
-                    "models"
+                    f"{config.compute.threads} CPUs (threads) and {memory / 1e9:.3g} GB for a "
+                    "worker"
                 )
             self.close()
             raise SearchError(
