@@ -3,8 +3,9 @@ workers from headers.
 
 Makes the family of `gradient_memory.py` in bfloat16 (SmolLM2-135M's shape, random weights, a base
 and two fine-tunes) and runs searches with the smallest budgets, each in a process of its own that
-evaluates by itself. Predicted is the most of the whole search. Measured is the most of the stage: what is private, and all that is resident, mapped
-files included, which the system takes back when others want the space.
+evaluates by itself. Predicted is the most of the whole search. Measured is the most of the stage:
+what is private, and all that is resident, mapped files included, which the system takes back when
+others want the space.
 
     python benchmarks/search_memory.py --work /tmp/search-memory
 """
