@@ -8,14 +8,18 @@ from collections.abc import Sequence
 
 from ..recipes.stage_names import STAGES
 from .fitness import chart_axes, stage_colour
-from .marks import Group, Line, Mark, Rect, Text
-from .scene import NARROW, PIXELS, WIDE, Panel, Scene, number, sparse
+from .marks import Group, Rect, Text
+from .scene import PIXELS, WIDE, Panel, Scene, number, sparse, value_lines
 from .trials import Step
 
 
 def score_text(step: Step, accurate: bool) -> str:
     """The value of a moment, in percent where it is an accuracy."""
-    return f"{100 * step.value:.0f} %" if accurate else number(step.value)
+    return _percent(step.value) if accurate else number(step.value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def climb_scene(
@@ -34,16 +38,9 @@ def climb_scene(
     ]
     low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
     floor = low - 0.02 * ((high - low) or 1.0)  # the lowest bar is seen as well
-    axes = chart_axes(
-        width, 170 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high)
-    )
+    axes = chart_axes(width, (-0.5, len(steps) - 0.5), (floor, high), heights=(170, 220))
     pitch = (axes.right - axes.left) / len(steps)
-    marks = list[Mark]()
-    for share in (0.0, 0.5, 1.0) if accurate else ():
-        marks.append(Line(((-0.5, share), (len(steps) - 0.5, share)), "gridline"))
-        marks.append(
-            Text((-0.5, share), f"{100 * share:.0f} %", "tick", anchor="end", shift=(-6, 4))
-        )
+    marks = value_lines(axes, (0.0, 0.5, 1.0), _percent) if accurate else []
     for place, step in enumerate(steps):
         tip = (
             f"Moment {place + 1}: {score_text(step, accurate)} after {number(step.evaluations)} "

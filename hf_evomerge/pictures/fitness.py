@@ -47,8 +47,11 @@ def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
     return low - margin, high + margin
 
 
-def chart_axes(width: int, height: int, x_range: Spot, y_range: Spot) -> Axes:
-    """The axes of a chart."""
+def chart_axes(
+    width: int, x_range: Spot, y_range: Spot, heights: tuple[int, int] = (330, 430)
+) -> Axes:
+    """The axes of a chart, whose height is less on phones."""
+    height = heights[width != NARROW]
     return Axes(52.0, 46.0, width - 14.0, height - 40.0, x_range, y_range)
 
 
@@ -69,7 +72,6 @@ def fitness_scene(
     There is at least one trial. `levels` are the fitness of models to compare with, such as base
     and parents, by name; `name` is what the fitness is called. The width is in pixels.
     """
-    narrow = width == NARROW
     of = {stage: of_stage(trials, stage) for stage in stages(trials)}
     starts = dict[str, float]()
     count = 0.0
@@ -82,13 +84,13 @@ def fitness_scene(
         starts[stage] = 0.0 if stage == "random" else count
         count += 0.0 if stage == "random" else sum(trial.cost for trial in own)
     most = max(count, sum(trial.cost for trial in of.get("random", ())), 1.0)
-    axes = chart_axes(width, 330 if narrow else 430, (0.0, most), fitness_range(trials, levels))
+    axes = chart_axes(width, (0.0, most), fitness_range(trials, levels))
     x_name = (
         "evaluations, each a score of all search examples"
         if any(trial.cost != 1 for trial in trials)
         else "evaluations"
     )
-    marks = grid(axes, x_name=x_name, y_name=name, x_ticks=4 if narrow else 8)
+    marks = grid(axes, x_name=x_name, y_name=name, x_ticks=4 if width == NARROW else 8)
     best_of = {stage: best_so_far(own, starts[stage]) for stage, own in of.items()}
     lines = {
         stage: _best(stage, points, axes.y_range[0]) for stage, points in best_of.items() if points

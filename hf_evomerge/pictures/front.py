@@ -10,7 +10,7 @@ from typing import Any
 from ..recipes.stage_names import STAGES
 from .fitness import MOST_DOTS, chart_axes, dot, fitness_range, stage_colour
 from .marks import Group, Line, Mark, Symbol, Text
-from .scene import NARROW, WIDE, Axes, Panel, Scene, grid, number
+from .scene import WIDE, Axes, Panel, Scene, grid, number
 from .trials import Objective, Point, Trial
 
 _RANDOM: dict[str, Any] = {
@@ -57,9 +57,7 @@ def front_scene(
     count = min(max(width // 70, 4), 10)
     if all(x == int(x) for x in across):  # hops: no marks between them
         count = min(count, math.ceil(x_range[1] - x_range[0]))
-    axes = chart_axes(
-        width, 330 if width == NARROW else 430, x_range, fitness_range(trials, levels)
-    )
+    axes = chart_axes(width, x_range, fitness_range(trials, levels))
     marks = grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=count)
     for trial, x, y in alive[:: max(1, math.ceil(len(alive) / MOST_DOTS))]:
         words = (

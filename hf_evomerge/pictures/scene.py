@@ -4,7 +4,7 @@ they share."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .marks import Line, Mark, Spot, Text
@@ -112,13 +112,22 @@ def sparse(
     return next((step for step in steps if step * width >= room), steps[-1])
 
 
+def value_lines(
+    axes: Axes, values: Sequence[float], words: Callable[[float], str] = number
+) -> list[Mark]:
+    """Lines across a chart at some values, with these in words on the left."""
+    left, right = axes.x_range
+    marks: list[Mark] = []
+    for value in values:
+        marks.append(Line(((left, value), (right, value)), "gridline"))
+        marks.append(Text((left, value), words(value), "tick", anchor="end", shift=(-6, 4)))
+    return marks
+
+
 def grid(axes: Axes, *, x_name: str, y_name: str, x_ticks: int) -> list[Mark]:
     """Lines across a chart, with their numbers and the names of both axes."""
     (left, right), (low, high) = axes.x_range, axes.y_range
-    marks: list[Mark] = []
-    for value in ticks(low, high, 6):
-        marks.append(Line(((left, value), (right, value)), "gridline"))
-        marks.append(Text((left, value), number(value), "tick", anchor="end", shift=(-6, 4)))
+    marks = value_lines(axes, ticks(low, high, 6))
     marks += [
         Text((value, low), number(value, 6), "tick", anchor="middle", shift=(0, 17))
         for value in ticks(left, right, x_ticks)

@@ -11,9 +11,20 @@ from typing import Any, NamedTuple
 
 from ..errors import RecipeError
 from ..recipes.layer_groups import GroupKey, classify, parse_key, select_key
-from .marks import Group, Line, Mark, Rect, Spot, Text
+from .marks import Group, Mark, Rect, Spot, Text
 from .path import Words, name_of, words_over
-from .scene import NARROW, WIDE, Axes, Panel, Scene, number, source_colour, sparse, ticks
+from .scene import (
+    NARROW,
+    WIDE,
+    Axes,
+    Panel,
+    Scene,
+    number,
+    source_colour,
+    sparse,
+    ticks,
+    value_lines,
+)
 
 _IN_ORDER = (
     "q_proj",
@@ -198,9 +209,7 @@ def _strip(
             )
         )
         x += 18 + 8.2 * len(name)
-    for tick in ticks(low, high, 4):
-        marks.append(Line(((-0.5, tick), (len(columns) - 0.5, tick)), "gridline"))
-        marks.append(Text((-0.5, tick), number(tick), "tick", anchor="end", shift=(-6, 4)))
+    marks += value_lines(axes, ticks(low, high, 4))
     pitch = (axes.right - axes.left) / len(columns)
     thick = 0.8 / len(rows)
     every = sparse(pitch, 34, (1, 2, 4, 8, 16, 4096))
