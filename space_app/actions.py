@@ -227,11 +227,9 @@ class Actions:
         """Make one edit: the new model and everything that shows it. A refused edit says why and
         changes nothing."""
         mixes = action.startswith("mix")
-        slider = (
-            (action, group if edit.way is None else edit.way.selected)
-            if mixes or action == "scale"
-            else None
-        )
+        slider = None
+        if mixes or action == "scale":
+            slider = (action, group if edit.way is None else edit.way.selected)
         try:
             if action == "undo":
                 now, undo = (undo[-1][1], undo[:-1]) if undo else (edit, ())

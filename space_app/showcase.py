@@ -71,10 +71,11 @@ class Edit:
                 [cls(change) for change in (least.drop(), least.repeat())] if len(way) > 1 else []
             )
         parents = range(len(published.sources) if published.mixes else 0)
-        return [
-            cls(factors=((mixing.ALL, tuple(1.1 if at == k else 1.0 for at in parents)),))
-            for k in parents
-        ][:2]
+        changed = []
+        for raised in parents[:2]:
+            factors = tuple(1.1 if at == raised else 1.0 for at in parents)
+            changed.append(cls(factors=((mixing.ALL, factors),)))
+        return changed
 
     def said(self, published: Published) -> str:
         """Say what was changed, in one line."""

@@ -92,11 +92,10 @@ def clean_prompt(prompt: object) -> tuple[str, str]:
     if not kept.strip():
         raise SpaceError("The prompt is empty. Write something first.")
     gone = len(text) - len(kept)
-    note = (
-        f"{gone} control character{'s were' if gone > 1 else ' was'} left out of the prompt."
-        if gone
-        else ""
-    )
+    note = ""
+    if gone:
+        were = "s were" if gone > 1 else " was"
+        note = f"{gone} control character{were} left out of the prompt."
     return kept.strip(), note
 
 
@@ -119,14 +118,10 @@ def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
     last = last_number(text, decimal)
     right = last_number(answer)
     reasons = []
-    if right is not None:
-        reasons.append(
-            "no number"
-            if last is None
-            else "right number"
-            if abs(last - right) <= 1e-6
-            else "wrong number"
-        )
+    if right is not None and last is None:
+        reasons.append("no number")
+    elif right is not None:
+        reasons.append("right number" if abs(last - right) <= 1e-6 else "wrong number")
     wrote = _script(text)
     wanted = _script(answer)
     if wrote and wanted and wrote != wanted:
@@ -226,13 +221,11 @@ def table(
 ) -> str:
     """A plain table, in which each row has a name; the row with the number `mark` stands out."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(
-        f"<tr{' class=ev-mark' if index == mark else ''}>"
-        + f'<th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for index, (first, *cells) in enumerate(rows)
-    )
+    body = ""
+    for index, (first, *cells) in enumerate(rows):
+        body += f"<tr{' class=ev-mark' if index == mark else ''}>"
+        body += f'<th scope="row">{escape(first)}</th>'
+        body += "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
     return (
         '<div class="ev-scroll" tabindex="0" role="region" '
         f'aria-label="{escape(caption)}"><table class="ev-table">'

@@ -225,10 +225,9 @@ class AgreementTask(GradientTask):
 
         def agreement(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
             """-T^2 KL at each position."""
-            kept, wanted = (
-                torch.cat([getattr(readings[i], name) for i in batch.pairs]).to(logits.device)
-                for name in ("kept", "log_probabilities")
-            )
+            references = [readings[i] for i in batch.pairs]
+            kept = torch.cat([each.kept for each in references]).to(logits.device)
+            wanted = torch.cat([each.log_probabilities for each in references]).to(logits.device)
             found = _shares(logits, kept)
             divergence = (wanted.exp() * (wanted - found)).sum(1)
             return -(self.spec.temperature**2) * divergence, torch.zeros_like(divergence)

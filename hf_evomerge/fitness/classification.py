@@ -179,7 +179,9 @@ class ClassificationTask(GradientTask):
                 for i, value, label, taken in zip(
                     batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True
                 ):
-                    values[i], correct[i], outputs[i] = value, taken == label, list(classes)[taken]
+                    values[i] = value
+                    correct[i] = taken == label
+                    outputs[i] = list(classes)[taken]
         return Scores(
             correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs
         )

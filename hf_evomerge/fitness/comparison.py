@@ -139,18 +139,14 @@ def compare_all(first: Scores, second: Scores, by: Sequence[Measure]) -> list[Co
         As many as there are measures; none where one of the two failed, or there are fewer than two
         examples.
     """
-    found = [each for measure in by if (each := compare(first, second, measure)) is not None]
+    comparisons = [compare(first, second, measure) for measure in by]
 
     def rank(each: Comparison) -> int:
-        return (
-            0
-            if each.is_better or each.is_worse
-            else 2
-            if each.measure == "accuracy" and each.difference == 0
-            else 1
-        )
+        if each.is_better or each.is_worse:
+            return 0
+        return 2 if each.measure == "accuracy" and each.difference == 0 else 1
 
-    return sorted(found, key=rank)
+    return sorted((each for each in comparisons if each is not None), key=rank)
 
 
 def mcnemar(gained: int, lost: int) -> float:

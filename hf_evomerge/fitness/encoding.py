@@ -154,7 +154,9 @@ def room(model: Any, prompt: Sequence[int]) -> int:
     """Count the tokens that a model has positions for after a prompt; with an encoder the prompt
     takes none of them."""
     limit = _positions(model)
-    return sys.maxsize if limit is None else limit - (1 if encodes(model) else len(prompt))
+    if limit is None:
+        return sys.maxsize
+    return limit - (1 if encodes(model) else len(prompt))
 
 
 def _positions(model: Any) -> int | None:

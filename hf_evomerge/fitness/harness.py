@@ -304,9 +304,10 @@ def _few_shot(tasks: Iterable[Any], wanted: int | None) -> Iterator[None]:
     own = [(task, task.get_config("num_fewshot")) for task in tasks]
     for task, number in own:
         task.set_fewshot_seed(_SEEDS["fewshot"])
-        task.set_config(
-            "num_fewshot", 0 if number == 0 else wanted if wanted is not None else number or 0
-        )
+        shots = number or 0
+        if number != 0 and wanted is not None:
+            shots = wanted
+        task.set_config("num_fewshot", shots)
     try:
         yield
     finally:

@@ -196,7 +196,10 @@ def _choice(
 def _listed(record: Record, field: str, part: str) -> Sequence[Any] | None:
     """A field's list, or the list of that name in it; None where there is none."""
     value = record.get(field)
-    value = value.get(part) if isinstance(value, Mapping) else value if part == "text" else None
+    if isinstance(value, Mapping):
+        value = value.get(part)
+    elif part != "text":
+        return None
     return value if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 

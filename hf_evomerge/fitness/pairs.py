@@ -106,7 +106,8 @@ class Pairs:
                 (each, self._pass(model, each, mean_of, measure)) for each in self._batches
             ]:
                 for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
-                    values[pair], exact[pair] = value, hit == self.counts[pair]
+                    values[pair] = value
+                    exact[pair] = hit == self.counts[pair]
         for name, value in zip(self.names, values, strict=True):
             if not math.isfinite(value):
                 raise FitnessError(

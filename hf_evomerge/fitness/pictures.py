@@ -177,7 +177,9 @@ class SeeingTokenizer:
     def _processed(
         self, texts: list[str], examples: Sequence[Example], **settings: Any
     ) -> dict[str, Any]:
-        images = [[picture.load() for picture in example.pictures] for example in examples]
+        images = []
+        for example in examples:
+            images.append([picture.load() for picture in example.pictures])
         special = {example.chat for example in examples} == {
             False
         }  # a chat template writes its own

@@ -88,27 +88,19 @@ class RetrievalTask(GradientTask):
         texts = [passage + example.answer for example in examples] + [
             query + example.prompt for example in examples
         ]
-        self._texts, longest = (
-            list(dict.fromkeys(texts)),
-            self.sentence.settings.get("max_seq_length"),
-        )
+        self._texts = list(dict.fromkeys(texts))
+        longest = self.sentence.settings.get("max_seq_length")
         cut = {
             "truncation": True,
             "max_length": min(self.spec.max_tokens, longest or self.spec.max_tokens),
         }
         lengths = [len(tokenizer(text, **cut)["input_ids"]) for text in self._texts]
         self._longest = max(lengths)
-        self._batches = [
-            (
-                batch,
-                dict(
-                    tokenizer(
-                        [self._texts[i] for i in batch], padding=True, return_tensors="pt", **cut
-                    )
-                ),
-            )
-            for batch in length_batches(lengths, self.spec.batch_size)
-        ]
+        self._batches = []
+        for batch in length_batches(lengths, self.spec.batch_size):
+            together = [self._texts[i] for i in batch]
+            inputs = tokenizer(together, padding=True, return_tensors="pt", **cut)
+            self._batches.append((batch, dict(inputs)))
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch

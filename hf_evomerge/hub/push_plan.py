@@ -372,9 +372,9 @@ def _was_pushed(api: HfApi, repo_id: str, names: Sequence[str], revision: str | 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
     """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*``
     would reach into folders."""
-    patterns = (
-        (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ())) if parts else _OURS
-    )
+    patterns: tuple[str, ...] = _OURS
+    if parts:
+        patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ()))
     return any(
         name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns
     )

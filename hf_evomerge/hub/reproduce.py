@@ -103,7 +103,10 @@ class Reproduction:
 
 def _printable(lines: Sequence[str]) -> str:
     """Lines that are not all ours."""
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    shown = []
+    for line in lines:
+        shown.append("".join(c if c.isprintable() else "?" for c in line))
+    return "\n".join(shown)
 
 
 def reproduce(

@@ -248,7 +248,8 @@ class SearchTasks:
         """A source without its body."""
         if ref not in self._heads:
             head: Any = self._models.load(self.sources.open(ref))
-            self._heads[ref], head.own_pooler = head, getattr(head.base_model, "pooler", None)
+            self._heads[ref] = head
+            head.own_pooler = getattr(head.base_model, "pooler", None)
             setattr(head, head.base_model_prefix, None)
         return self._heads[ref]
 

@@ -121,15 +121,11 @@ class SearchConfig(StrictModel):
         so on, ``base``."""
         apart = [self.base] if self.base is not None and self.base not in self.sources else []
         names = labels_of([*self.sources, *apart])
-        base = (
-            {}
-            if self.base is None
-            else {"base": names[-1 if apart else self.sources.index(self.base)]}
-        )
-        return {
-            **{f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])},
-            **base,
-        }
+        of_sources = names[: len(self.sources)]
+        by_label = {f"source:{number}": name for number, name in enumerate(of_sources)}
+        if self.base is not None:
+            by_label["base"] = names[-1 if apart else self.sources.index(self.base)]
+        return by_label
 
     @property
     def source_names(self) -> list[str]:

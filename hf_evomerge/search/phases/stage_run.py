@@ -102,11 +102,12 @@ class StageRun:
                 self.tell(candidates[index], scores)
         points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=False)
         names = {point.tobytes(): name for point, name in points}
-        return {
-            trial.recipe_key: names[key]
-            for trial in self.trials
-            if (key := trial.genome.tobytes()) in names
-        }
+        begun = {}
+        for trial in self.trials:
+            key = trial.genome.tobytes()
+            if key in names:
+                begun[trial.recipe_key] = names[key]
+        return begun
 
     def ask(self) -> list[Candidate]:
         """Candidates of the current generation that have no scores yet.

@@ -245,8 +245,8 @@ class _Schedule:
             rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
             left -= rounds[size] * cost
         some = {size: number for size, number in rounds.items() if number > 0}
-        at_once = 1 if gradient else math.inf if sweep else population
-        return cls(budget, population, some, at_once)
+        at_once = math.inf if sweep else population
+        return cls(budget, population, some, 1 if gradient else at_once)
 
     def kind(self, stage: Stage) -> str:
         """Name of a round."""
@@ -301,7 +301,8 @@ def _timed(
 def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
     if stage.algorithm != "sweep":
         return
-    (size,), budget = stage.batch_sizes(examples), stage.evaluations
+    (size,) = stage.batch_sizes(examples)
+    budget = stage.evaluations
     needed = math.ceil(sweep_cost(start, size=size, examples=examples))
     if needed > budget:
         raise SearchError(

@@ -168,13 +168,12 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
         if not (compared := compare_all(scores, others[best], by)):
             continue  # of one example
         found = compared[0]
-        said = (
-            "worse than"
-            if found.is_worse
-            else "better than"
-            if found.is_better
-            else f"{_not(found)} distinguishable from"
-        )
+        if found.is_worse:
+            said = "worse than"
+        elif found.is_better:
+            said = "better than"
+        else:
+            said = f"{_not(found)} distinguishable from"
         told = (
             f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
         )

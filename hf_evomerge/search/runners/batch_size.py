@@ -111,13 +111,9 @@ def largest_batch(config: SearchConfig) -> int | None:
 def _kind(job: Job) -> str:
     """Name what a job's memory depends on, beside its batches; that of other splits is that of the
     search examples."""
-    what = (
-        "model"
-        if not isinstance(job.target, Recipe)
-        else "path"
-        if job.target.flow is not None
-        else "merge"
-    )
+    what = "model"
+    if isinstance(job.target, Recipe):
+        what = "path" if job.target.flow is not None else "merge"
     return what if job.slopes is None else f"{what}, gradient"
 
 

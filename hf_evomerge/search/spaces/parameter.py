@@ -165,10 +165,10 @@ class ParameterSpace:
         lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
         most = _MOST_RUNS // self.source_count
         rows = self.tensors.values()
-        few = (
-            length for length in lengths if sum(math.ceil(count / length) for count in rows) <= most
-        )
-        return next(few, lengths[-1])
+        for length in lengths:
+            if sum(math.ceil(count / length) for count in rows) <= most:
+                return length
+        return lengths[-1]
 
     def _runs(self, group: str) -> list[str | tuple[str, int]]:
         """The runs of rows of a group; the group itself where it is not divided."""
@@ -214,11 +214,8 @@ class ParameterSpace:
     def unmoved(self) -> list[str]:
         """Parameters with a range that have no gradient."""
         smooth = {parameter.name for parameter in self.method.parameters if parameter.smooth}
-        return [
-            name
-            for name in dict.fromkeys(each.parameter for each in self.coordinates)
-            if name not in smooth
-        ]
+        evolved = dict.fromkeys(each.parameter for each in self.coordinates)
+        return [name for name in evolved if name not in smooth]
 
     def notes(self) -> list[str]:
         """Say what is not evolved, and why: one line per source."""
@@ -276,12 +273,11 @@ class ParameterSpace:
         decay = [ratio ** (count - 1 - number) for number in range(count)]
         of_run = {"last": [0.0] * (count - half) + [1 / half] * half, "wsm": wsm_weights(count)}
         of_run["exponential"] = [each / math.fsum(decay) for each in decay]
-        if (
-            self._normalizes
-        ):  # far from the lower bound, where a step would be large beside a weight
-            of_run = {
-                name: [each / max(weights) for each in weights] for name, weights in of_run.items()
-            }
+        if self._normalizes:
+            # far from the lower bound, where a step would be large beside a weight
+            for name, of_sources in of_run.items():
+                largest = max(of_sources)
+                of_run[name] = [each / largest for each in of_sources]
         alone = [
             f"{self.config.source_names[number]} alone" for number in self.config.merge_sources
         ]
