@@ -118,10 +118,11 @@ def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
     last = last_number(text, decimal)
     right = last_number(answer)
     reasons = []
-    if right is not None and last is None:
-        reasons.append("no number")
-    elif right is not None:
-        reasons.append("right number" if abs(last - right) <= 1e-6 else "wrong number")
+    if right is not None:
+        if last is None:
+            reasons.append("no number")
+        else:
+            reasons.append("right number" if abs(last - right) <= 1e-6 else "wrong number")
     wrote = _script(text)
     wanted = _script(answer)
     if wrote and wanted and wrote != wanted:

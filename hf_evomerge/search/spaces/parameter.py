@@ -56,6 +56,15 @@ class Coordinate:
         return self.group[0] if isinstance(self.group, tuple) else self.group
 
 
+# Genome to recipe: coordinate u in [0, 1] stands for the value low + u (high - low) of one
+# parameter, of one source, in one layer group. All coordinates have the same scale, so one step
+# size fits all. The order is: declared parameter, then source, then group; recipes and replays
+# depend on it.
+#
+# Some numbers cannot change the merge: a source whose tensors equal the base's in a group has a
+# task vector of 0 there. They are left out of the genome (`idle`) and written as 0. With
+# `normalize` the weights are divided by their sum, so such a weight matters unless all sources are
+# 0 in the group.
 class ParameterSpace:
     """The parameters of a merge method: per source and layer group, or global. Every coordinate
     lies between 0 and 1.
@@ -165,6 +174,8 @@ class ParameterSpace:
         lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
         most = _MOST_RUNS // self.source_count
         rows = self.tensors.values()
+        # Runs of 64 rows, or 128, 256, ...: the shortest with which all sources together have at
+        # most `_MOST_RUNS` runs.
         for length in lengths:
             if sum(math.ceil(count / length) for count in rows) <= most:
                 return length
@@ -268,6 +279,10 @@ class ParameterSpace:
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count = self.source_count
+        # Averages over N checkpoints of one run, oldest first. "last": the later half, equally.
+        # "wsm": the weights that a minus-square-root decay of the learning rate would have given
+        # them (`wsm_weights`). "exponential": c_j ~ r^(N-1-j) with r = 1 - 2 / (N + 1), an
+        # exponential moving average of span N.
         half = (count + 1) // 2
         ratio = 1 - 2 / (count + 1)
         decay = [ratio ** (count - 1 - number) for number in range(count)]
@@ -298,6 +313,7 @@ class ParameterSpace:
                 if coordinate.parameter == "weight" and coordinate.source is not None:
                     low = coordinate.span.low
                     high = coordinate.span.high
+                    # Inverse of `decode`, clipped to the bounds: u = (w - low) / (high - low).
                     point[index] = min(
                         1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low))
                     )
