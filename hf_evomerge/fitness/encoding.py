@@ -132,6 +132,8 @@ def _encode(text: str, example: Example, tokenizer: Any) -> list[int]:
     return ids
 
 
+# `sorted` is stable, so equal lengths keep their order and the batches are a function of the
+# lengths alone. Padding of a batch goes to its longest member; similar lengths keep that small.
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar length, so that little is spent on padding; shortest first,
     ties in order."""

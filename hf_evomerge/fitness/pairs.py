@@ -24,6 +24,10 @@ Pair = tuple[list[int], list[int]]
 Mean = tuple[Sequence[float], int]
 
 
+# Layout. Rows of different length are padded to (B, length). Logits are needed only where an answer
+# token is predicted: at places len(prompt) - 1 to len(prompt) + len(answer) - 2 of a row. `keep` is
+# the union of these places over the rows, so the head, which is the widest layer, computes (B, P,
+# V) and not (B, length, V). `rows` and `columns` then pick the N that are wanted from B x P.
 @dataclass(frozen=True)
 class MicroBatch:
     """Pairs of similar length, and where their answers are read.

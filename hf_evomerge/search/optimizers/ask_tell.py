@@ -205,9 +205,10 @@ def default_population(dimension: int) -> int:
 # smaller than the noise of a batch, and more examples are needed to rank them.
 #
 # Fitness on different batches is not comparable. Therefore only the mean of the distribution is
-# scored on all examples, and only it competes for the result. X is 4 evaluations and a tenth of what was spent, and once more when the budget does not
-# allow a generation and this score. The mean is a better report than the best sample, which owes
-# its place partly to luck.
+# scored on all examples, and only it competes for the result. It is scored when at least 4
+# evaluations and a tenth of the cost so far have gone by since the last time, and once more when
+# the budget does not allow a generation and this score. The mean is a better report than the best
+# sample, which owes its place partly to luck.
 class Optimizer(Asked):
     """Ask for genomes, evaluate them anywhere, tell their fitness.
 

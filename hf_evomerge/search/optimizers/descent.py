@@ -170,10 +170,10 @@ class GradientOptimizer(Asked):
 # where
 #   f(x + d) >= f(x) + sum_i g_i d_i - sum_i |g_i d_i|
 # The last sum is the tolerance. Where every g_i d_i is positive the right side is f(x), and nothing
-# may be lost. Each negative one, to which Adam's older gradients may lead, lowers it by 2 |g_i d_i|.
-# Both values are of one batch (`Request.repeats` asks for it again), so sampling noise cancels. A
-# refused step is halved and tried again, `_TRIES` times in all; a kept one doubles the factor, up
-# to 1 (backtracking as in Nocedal and Wright, Numerical Optimization, algorithm 3.1).
+# may be lost. Each negative one, to which Adam's older gradients may lead, lowers it by twice its
+# size. Both values are of one batch (`Request.repeats` asks for it again), so sampling noise
+# cancels. A refused step is halved and tried again, `_TRIES` times in all; a kept one doubles the
+# factor, up to 1 (backtracking as in Nocedal and Wright, Numerical Optimization, algorithm 3.1).
 class _TrustRegion:
     """Tries each step on the batch that its gradient is of, and halves it until it holds; then
     steps may grow again.
