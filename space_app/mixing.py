@@ -31,6 +31,8 @@ def groups(layers: int) -> list[str]:
     return [ALL, "embeddings and head", *(f"layer {layer}" for layer in range(layers))]
 
 
+# Factors are kept per group, the last one changed at the end; neutral ones would only lengthen a
+# link.
 def with_factors(factors: Factors, group: str, values: Sequence[float]) -> Factors:
     """The same with other factors for a group; one that is 1 for every parent is left out."""
     kept = tuple(item for item in factors if item[0] != group)

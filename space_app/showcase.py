@@ -263,6 +263,12 @@ class Showcase(LoadedInBackground):
             )
         return self.published, self.host
 
+    # The state of a visit on this side is one mark for each session: (number of the last request,
+    # whether it was a stop). An answer keeps the mark of its beginning and ends once the mark is
+    # another one: the visitor has asked again, or stopped. An answer that begins under a stop ends
+    # at once: the visitor stopped while it waited in the queue. The oldest marks are forgotten
+    # beyond `_MAX_SESSIONS`; without a mark an answer simply runs to its end. Edits and undo are in
+    # the browser's session (`gr.State`).
     def begin(self, session: str, *, stopped: bool = False) -> None:
         """A visitor asks, or stops: what is still written for them ends, and after a stop what is
         about to be written."""
@@ -393,6 +399,8 @@ class Showcase(LoadedInBackground):
             f"{len(tokenizer):,}, such as {shown}."
         )
 
+    # Models answer one after the other; each yield is the whole list of cards. A new state is shown
+    # at once, a longer text at most every `_REDRAW` seconds: the page is drawn anew each time.
     def _answers(
         self, answers: list[Card], jobs: dict[int, Job], session: str
     ) -> Iterator[list[Card]]:

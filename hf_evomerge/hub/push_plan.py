@@ -188,6 +188,16 @@ class PushPlan:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
+# The plan is the whole of what leaves the machine: names and contents. Nothing is added later, so a
+# dry run shows what a push does. The order matters: what may refuse cheaply comes first (names,
+# license, what the repository holds), then what reads all weights (verification, hashes), then what
+# is written from them (record, recipe, config, card). The card comes last because it is rendered
+# from the other files as a stranger will find them.
+#
+# What becomes of the files of a repository, by name:
+#   in the plan                 replaced
+#   of an earlier push          removed: old shards would be taken for this model's
+#   any other                   left; without --replace they must be none, unless a push filled it
 def plan_push(
     folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
 ) -> PushPlan:
@@ -321,6 +331,7 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     if options.space:
         check_space(repo_id, api, private=options.private)
 
+    # A branch that does not exist yet is judged by main, from which it will start.
     def at_branch(read: Callable[[str | None], T]) -> T:
         try:
             return read(options.revision)

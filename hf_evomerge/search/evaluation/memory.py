@@ -64,6 +64,11 @@ def cores() -> int:
         return count
 
 
+# With P parameters of b bytes and n sources, one worker holds about
+#   parents   P b, the largest of them
+#   ps        P b + the task vectors (at most `MEMORY_LIMIT`); unmerged LoRAs: base + factors
+#   dfs       n P b, and the merged model of a hybrid search
+# Task vectors need not be kept: beyond the limit they are computed anew from the mapped files.
 def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
     """Bytes that one worker holds for whole models and task vectors, per phase; activations and
     caches of keys come on top.
