@@ -151,6 +151,8 @@ def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
     gone = list[int]()
     come = list[int]()
     words = list[str]()
+    # Two lists of hops are aligned as lines of a text are by diff. A hop that is gone in one place
+    # and comes in another was moved; what is left is dropped, new, or run more often.
     matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":

@@ -177,6 +177,8 @@ def fits(needed: int) -> bool:
     return needed * _ROOM <= free_memory()
 
 
+# A container may have less than the machine. Its used memory counts files that the kernel keeps in
+# memory for speed (`inactive_file`) and gives back on demand.
 def free_memory() -> float:
     """The memory that is left, in bytes: of the machine, and of the container where that is
     less."""

@@ -93,6 +93,11 @@ def _file(name: str, where: str) -> Picture:
         raise FitnessError(f"{where}: cannot be read: {one_line(cause)}") from cause
 
 
+# A model that sees wants a run of placeholder tokens for each picture, as many as the picture has
+# patches, and the pixels beside them. Only its processor knows both, from text and pictures
+# together. So the text of a prompt is remembered by its example when it is encoded, and the batch
+# is processed again from these texts to get the pixels; the token ids themselves come from the
+# first pass.
 class SeeingTokenizer:
     """A processor's tokenizer that also encodes pictures; everything else is the tokenizer's own.
 

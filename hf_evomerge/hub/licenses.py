@@ -114,6 +114,10 @@ class LicenseDecision:
         return self.name or self.license
 
 
+# In this order: the user's choice; a conflict is refused (no derived works; two licenses that both
+# bind derived works to themselves); one license for all parents stays; permissive ones together go
+# out under Apache 2.0, with the notices of the others kept; anything else is `other`, with the
+# terms of all parents. A license that is not known is never taken for a permissive one.
 def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) -> LicenseDecision:
     """Decide under which license a merge may go out, from those of all sources and of the base.
 

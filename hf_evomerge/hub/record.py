@@ -133,6 +133,8 @@ def write_record(
     return record
 
 
+# A record goes to strangers. Sources get their published names; every other string that names a
+# file or folder of this machine keeps its last part.
 def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
     """The settings of a search, with published names of its sources, and files and folders by their
     last name only."""
@@ -220,6 +222,7 @@ def _examples(
         for name, scores in scored.items()
         if scores.correct is not None
     }
+    # Examples that the evolved model solves and none of its parents does.
     others = [right for name, right in correct.items() if name != EVOLVED]
     alone = sum(
         own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False)

@@ -153,6 +153,8 @@ def space_files(
         is_hidden = any(part.startswith((".", "__")) for part in inside.parts)
         if file.is_file() and not is_hidden:
             files[str(inside)] = file
+    # The app imports rooms of this package. They are uploaded beside it, so that the Space runs the
+    # version that made the model, also one that was never released.
     sources = [file.relative_to(_PACKAGE) for file in sorted(_PACKAGE.rglob("*.py"))]
     files |= {
         f"{_PACKAGE.name}/{file.as_posix()}": _PACKAGE / file

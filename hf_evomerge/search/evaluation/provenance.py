@@ -59,6 +59,9 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     )
 
 
+# Scores of a study are comparable only if they stand on the same examples, the same files of the
+# sources and the same task. Each is noted as a digest when the study begins and compared when it
+# goes on. A file's digest is kept with its size and time, so that gigabytes are not hashed again.
 def check_same_grounds(
     study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None
 ) -> None:

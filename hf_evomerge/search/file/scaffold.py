@@ -484,6 +484,9 @@ class _Problems:
             answers: dict[str, set[str]] = {}
             for record in records:
                 answers.setdefault(str(record.get(field)), set()).add(str(record.get(answer)))
+            # Which value of the field belongs to which source: every assignment of values to heads
+            # is tried (at most 6! of them), and it must be the only one in which each head knows
+            # all labels of its examples.
             orders = permutations(answers) if len(answers) == len(labels) <= 6 else ()
             fits = [names for names in orders if _know(labels, names, answers)]
             if len(fits) == 1:

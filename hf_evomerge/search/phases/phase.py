@@ -236,6 +236,9 @@ class SearchRun:
         Raises:
             SearchError: A required model cannot be scored.
         """
+        # Scores are stored one by one as they come, so a killed phase goes on where it was. Only
+        # the jobs that are missing are handed out; results are put back under the label by their
+        # index.
         stored = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in stored.items() if scores is None]
         begin = time.perf_counter()

@@ -212,6 +212,9 @@ def about_parents(
     Returns:
         Notes, and a warning where no source can give another anything.
     """
+    # A merge by examples solved: with a table of (source, example), what one source alone solves is
+    # what a merge could gain. The discordance, the share of examples that tell two sources apart,
+    # gives the number of test examples that would show a difference (`needed_examples`).
     whole = {name: scores for name, scores in parents.items() if scores.error is None}
     if len(whole) < 2:
         return [], None
