@@ -235,6 +235,8 @@ class Actions:
                 now, undo = (undo[-1][1], undo[:-1]) if undo else (edit, ())
             else:
                 now = self._after(action, edit, scale, group, values)
+                # A slider sends many values on its way. Those of one slider, one after the other,
+                # are one edit for undo: what was shown before the first of them is kept.
                 slides = (
                     slider is not None and bool(undo) and undo[-1][0] == slider
                 )  # on its way: one edit in all

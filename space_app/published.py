@@ -300,6 +300,8 @@ class Published:
             return None
         return round(row.accuracy * results.examples), results.examples, self.tested_on
 
+    # The film shows how the best so far changed. It is of the winner's stage; where that has two
+    # moments or fewer, of the stage with most.
     @cached_property
     def film(self) -> tuple[str, list[Step]]:
         """The stage that is replayed, and the moments at which it got better: the winner's, unless

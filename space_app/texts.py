@@ -106,6 +106,8 @@ def _is_control(character: str) -> bool:
     return character not in "\n\t" and (turns or unicodedata.category(character) in ("Cc", "Cs"))
 
 
+# A small model that fails in a known way is worth a word. The last number and the script (Latin,
+# kana, ...) are compared with the right answer's. Nothing is guessed beyond these.
 def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
     """Say why a wrong answer is wrong, as far as its last number and its script tell: ``right
     number, wrong language``.

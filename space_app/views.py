@@ -363,6 +363,8 @@ def _contributions(results: Results) -> str:
     )
 
 
+# The winner is chosen on validation (or search) problems and shown on others, so another row may
+# have a better number there. Choosing by that number would make the test a part of the search.
 def _why_not_the_best(published: Published) -> str:
     """Say why the model on show is not the row with the best number, where it is not; empty where
     it is."""

@@ -257,6 +257,8 @@ def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[st
     return f"---\n{data.to_yaml()}\n---\n"
 
 
+# The Hub checks the metadata of a card when it gets a commit, after gigabytes were uploaded. Its
+# own check is asked before anything is sent; before a search even, for what is known then.
 def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
     """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything
     was uploaded.
@@ -305,6 +307,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "license": license,
         "recipe": recipe,
         "recipe_yaml": text if len(text) <= _LONG_RECIPE else "",
+        # A fence of backticks must be longer than any run of them inside.
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "path": recipe.flow.to_path() if recipe.flow is not None else None,
         "record": record,

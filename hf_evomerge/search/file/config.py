@@ -176,6 +176,9 @@ class SearchConfig(StrictModel):
             )
         return about
 
+    # A candidate is a recipe, and recipes have rules of their own. One is made here, with any path
+    # where paths are searched, so that a search which could only fail is refused when the file is
+    # read.
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
         if len(self.sources) == 1 and self.space != "dfs":

@@ -241,6 +241,9 @@ class _Schedule:
             left = max(0.0, left - int(starts) * sizes[0] / count - len(checks_of(left)) - 1)
         rounds = {}
         for size in sizes:
+            # A round on `size` of `count` examples costs price * population * size / count. Every
+            # size gets `GROWTH` rounds, as in the optimizer, until the budget ends; the last gets
+            # all that is left.
             cost = price * population * size / count
             rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
             left -= rounds[size] * cost
@@ -283,6 +286,8 @@ def _timed(
 ) -> tuple[Recipe, Recipe, float]:
     """The recipe of the start, another as good, and the seconds that all rounds of it would
     take."""
+    # The second recipe is a hundredth of a step away, up and down in turn: another recipe, so
+    # nothing is answered from a cache, and as expensive as the first.
     step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
     near: Vector = np.clip(start.mean + step, start.lower, start.upper)
     first = space.decode(start.mean)

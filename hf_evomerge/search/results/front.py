@@ -139,6 +139,8 @@ def objective_text(scores: Scores, name: str) -> str:
     )
 
 
+# A point of the front dominates a parent when it is at least as good in every objective and better
+# in one (Deb et al. 2002), both on the examples of the results.
 def front_verdict(
     points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str
 ) -> list[str]:
