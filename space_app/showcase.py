@@ -263,12 +263,11 @@ class Showcase(LoadedInBackground):
             )
         return self.published, self.host
 
-    # The state of a visit on this side is one mark for each session: (number of the last request,
-    # whether it was a stop). An answer keeps the mark of its beginning and ends once the mark is
-    # another one: the visitor has asked again, or stopped. An answer that begins under a stop ends
-    # at once: the visitor stopped while it waited in the queue. The oldest marks are forgotten
-    # beyond `_MAX_SESSIONS`; without a mark an answer simply runs to its end. Edits and undo are in
-    # the browser's session (`gr.State`).
+    # The showcase keeps one mark of a visit: (number of the last request, whether it was a stop).
+    # An answer keeps the mark of its beginning and ends once the mark is another one: the visitor
+    # has asked again, or stopped. An answer that begins under a stop ends at once: the visitor
+    # stopped while it waited in the queue. The oldest marks are forgotten beyond `_MAX_SESSIONS`;
+    # without a mark an answer runs to its end. Edits and undo are in Gradio's state of the session.
     def begin(self, session: str, *, stopped: bool = False) -> None:
         """A visitor asks, or stops: what is still written for them ends, and after a stop what is
         about to be written."""

@@ -116,8 +116,8 @@ class Planner:
         if not self.evaluator.sources.weights:
             return math.nan
         # Time is measured and not modelled. The first evaluation loads models and prepares the
-        # task, which every later one is spared; only the second is timed. Both must be different
-        # models, or the second would find its weights in place.
+        # task, which every later one is spared; only the second is timed. For a merge two recipes
+        # are given, so that the second has its weights written, as every candidate has.
         for target in (first, then):
             scores = self.evaluator.evaluate(target, **how)
             if scores.error is not None:
