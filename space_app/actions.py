@@ -227,16 +227,16 @@ class Actions:
         """Make one edit: the new model and everything that shows it. A refused edit says why and
         changes nothing."""
         mixes = action.startswith("mix")
-        slider = (
-            (action, group if edit.way is None else edit.way.selected)
-            if mixes or action == "scale"
-            else None
-        )
+        slider = None
+        if mixes or action == "scale":
+            slider = (action, group if edit.way is None else edit.way.selected)
         try:
             if action == "undo":
                 now, undo = (undo[-1][1], undo[:-1]) if undo else (edit, ())
             else:
                 now = self._after(action, edit, scale, group, values)
+                # A slider sends many values on its way. Those of one slider, one after the other,
+                # are one edit for undo: what was shown before the first of them is kept.
                 slides = (
                     slider is not None and bool(undo) and undo[-1][0] == slider
                 )  # on its way: one edit in all

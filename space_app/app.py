@@ -41,6 +41,9 @@ from hf_evomerge.errors import EvoMergeError  # noqa: E402
 from hf_evomerge.pictures.style import style_sheet  # noqa: E402
 
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
+# Two bounds keep one small machine answering: at most `QUEUE` calls wait, and one pass through the
+# model runs at a time (`MODEL`, shared by page and API). What needs no model goes past the queue
+# (`AT_ONCE`) or beside it (`FREE`).
 QUEUE = 64
 SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
 # What the page calls is no part of the API. Gradio does not check what it is given: the state that

@@ -151,6 +151,8 @@ def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
     gone = list[int]()
     come = list[int]()
     words = list[str]()
+    # Two lists of hops are aligned as lines of a text are by diff. A hop that is gone in one place
+    # and comes in another was moved; what is left is dropped, new, or run more often.
     matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":
@@ -172,17 +174,11 @@ def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
             words.append(f"{_hop_words(before, at, labels)} is now hop {there + 1}")
     for hop in dict.fromkeys(after.hops[to] for to in come):
         runs = after.hops.count(hop)
-        known = hop in before.hops
-        name = (
-            _hop_words(before, before.hops.index(hop), labels)
-            if known
-            else _hop_words(after, after.hops.index(hop), labels)
-        )
-        words.append(
-            f"{name} runs {'twice' if runs == 2 else f'{runs} times'}"
-            if known
-            else f"{name} is new"
-        )
+        if hop in before.hops:
+            name = _hop_words(before, before.hops.index(hop), labels)
+            words.append(f"{name} runs {'twice' if runs == 2 else f'{runs} times'}")
+        else:
+            words.append(f"{_hop_words(after, after.hops.index(hop), labels)} is new")
     said = [f"{word[0].upper()}{word[1:]}." for word in words[:3]]
     more = f" And {counted(len(words) - 3, 'more change')}." if len(words) > 3 else ""
     return " ".join(said) + more if words else "The path is as published."

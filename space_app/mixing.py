@@ -31,6 +31,8 @@ def groups(layers: int) -> list[str]:
     return [ALL, "embeddings and head", *(f"layer {layer}" for layer in range(layers))]
 
 
+# Factors are kept per group, the last one changed at the end; neutral ones would only lengthen a
+# link.
 def with_factors(factors: Factors, group: str, values: Sequence[float]) -> Factors:
     """The same with other factors for a group; one that is 1 for every parent is left out."""
     kept = tuple(item for item in factors if item[0] != group)
@@ -134,6 +136,15 @@ def _edited(
     return products
 
 
+# Turning a parent up or down without its recipe. Given are a merged tensor M, the base B and
+# parents P_i, d_i = P_i - B. If M - B = sum_i w_i d_i, least squares finds the w_i: the normal
+# equations
+#   G w = s,   G_ij = <d_i, d_j>,   s_i = <d_i, M - B>
+# are n x n for n parents, whatever the size of the tensor. One w for the tensor is tried first,
+# then one per row (merges by runs of rows). What is left must be explained by rounding, or the
+# merge is of another kind and is refused. The change sum_i (f_i - 1) w_i d_i is added to the stored
+# bits. A copy of these is put back at the end, since subtracting the change would round
+# differently.
 @contextmanager
 def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors) -> Iterator[None]:
     """Multiply the weights that the parents have in a merge, for as long as the context lasts.

@@ -147,6 +147,11 @@ class Host(loading.LoadedInBackground):
         """The answer when it is finished; raises `SpaceError`."""
         return deque(self.answer(job), maxlen=1).pop()
 
+    # Two threads. One runs the model and holds the lock; this one listens to it through a queue and
+    # yields what is new, or a sign of life. A visitor who leaves closes this generator; the event
+    # `stop` then ends the other thread between two layers, and the lock is free for the next
+    # visitor. Text is decoded here, from all tokens so far: a single token may hold half a
+    # character.
     def _generate(self, job: Job) -> Generator[Piece, None, None]:
         """The pieces of one answer. The thread that runs the model holds the lock, so nothing
         depends on who still listens."""
@@ -213,6 +218,8 @@ class Host(loading.LoadedInBackground):
         except Exception as error:  # shown to the visitor, in one line
             news.put(("error", loading.error_line(error, _NO_ANSWER)))
 
+    # A changed model is never a copy. A path is another list of the same layers. Weights are
+    # changed in place under the lock and put back afterwards, also after an error.
     @contextmanager
     def _changed(self, model: Any, job: Job) -> Iterator[Any]:
         """The model along another path, or with other weights of its parents, if the job says
@@ -256,6 +263,12 @@ class Host(loading.LoadedInBackground):
         right: list[bool] = self._whole("_judge", job, examples)
         return right
 
+    # The logit lens (nostalgebraist 2020; arXiv:2303.08112 discusses its bias). With h_l the hidden
+    # state after layer l, norm the model's last norm and W its head, layer l would write
+    #   argmax W norm(h_l)
+    # at each place of the answer. transformers gives the states of all layers, and the last of
+    # these has been through the norm already. The answer is written first and then read in one
+    # pass.
     def lens(self, job: Job) -> tuple[list[str], list[list[str]]]:
         """Read the hidden state after each layer with the head: what the model would write, were
         the layer its last.
@@ -511,6 +524,8 @@ def _write(
     return begun
 
 
+# `generate` asks its stopping criteria between tokens only. Hooks before every layer also end the
+# reading of a long prompt, and passes of the task and the lens.
 @contextmanager
 def _ended_by(model: Any, over: Callable[[], bool]) -> Iterator[None]:
     """Raise `_EndedError` between two layers where `over` says so."""

@@ -72,9 +72,8 @@ def weights_picture(
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
     picture = responsive(lambda width: weights_scene(weights, width, words, among), wide)
-    lines = [
-        [group_name(group), *(number(row.at(group)) for row in weights.rows)]
-        for group in weights.groups
-    ]
+    lines = []
+    for group in weights.groups:
+        lines.append([group_name(group), *(number(row.at(group)) for row in weights.rows)])
     listing = table(["layers", *(row.name for row in weights.rows)], lines, caption=weights.title)
     return picture + details("Every number", listing) if listed else picture

@@ -199,25 +199,19 @@ class Published:
     def problems(self) -> list[Problem]:
         """The published examples whose pictures are there; first the one that tells the model from
         the others."""
-        there = [
-            each
-            for each in self.record.examples
-            if all(name in self.pictures for name in each.pictures)
-        ]
+        read = self.pictures.keys()
+        there = [each for each in self.record.examples if read >= set(each.pictures)]
         telling = self.record.telling
         return sorted(there[:MAX_EXAMPLES], key=lambda each: each is not telling)
 
     @cached_property
     def examples(self) -> list[Example]:
         """Problems of the model's own task."""
-        shown = [
-            tuple(one for name in each.pictures for one in self.pictures[name])
-            for each in self.problems
-        ]
-        return [
-            Example(each.prompt, each.answer, pictures=pictures, gloss=each.gloss)
-            for each, pictures in zip(self.problems, shown, strict=True)
-        ]
+        examples = []
+        for each in self.problems:
+            shown = tuple(one for name in each.pictures for one in self.pictures[name])
+            examples.append(Example(each.prompt, each.answer, pictures=shown, gloss=each.gloss))
+        return examples
 
     def problem(self, prompt: object) -> Example | None:
         """The problem of an edited model: the example with this prompt; else the first, where
@@ -280,10 +274,10 @@ class Published:
         """Texts that the models wrote to the examples when they were tested, by label, as far as
         the record has them."""
         names = self.labels_of_record
-        return [
-            {names[key]: text for key, text in each.answers.items() if key in names}
-            for each in self.problems
-        ]
+        texts = []
+        for each in self.problems:
+            texts.append({names[key]: text for key, text in each.answers.items() if key in names})
+        return texts
 
     @property
     def tested_on(self) -> str:
@@ -306,6 +300,8 @@ class Published:
             return None
         return round(row.accuracy * results.examples), results.examples, self.tested_on
 
+    # The film shows how the best so far changed. It is of the winner's stage; where that has two
+    # moments or fewer, of the stage with most.
     @cached_property
     def film(self) -> tuple[str, list[Step]]:
         """The stage that is replayed, and the moments at which it got better: the winner's, unless
@@ -352,11 +348,9 @@ def merge_of(recipe: Recipe | None) -> dict[str, Any]:
 
 def readable(path: object) -> tuple[str, ...]:
     """The hops of a path as a repository has it; none where one of them cannot be read."""
-    hops = (
-        tuple(_hop(text) if isinstance(text, str) else "" for text in path)
-        if isinstance(path, list)
-        else ()
-    )
+    if not isinstance(path, list):
+        return ()
+    hops = tuple(_hop(text) if isinstance(text, str) else "" for text in path)
     return hops if all(hops) else ()
 
 

@@ -71,10 +71,11 @@ class Edit:
                 [cls(change) for change in (least.drop(), least.repeat())] if len(way) > 1 else []
             )
         parents = range(len(published.sources) if published.mixes else 0)
-        return [
-            cls(factors=((mixing.ALL, tuple(1.1 if at == k else 1.0 for at in parents)),))
-            for k in parents
-        ][:2]
+        changed = []
+        for raised in parents[:2]:
+            factors = tuple(1.1 if at == raised else 1.0 for at in parents)
+            changed.append(cls(factors=((mixing.ALL, factors),)))
+        return changed
 
     def said(self, published: Published) -> str:
         """Say what was changed, in one line."""
@@ -262,6 +263,11 @@ class Showcase(LoadedInBackground):
             )
         return self.published, self.host
 
+    # The showcase keeps one mark of a visit: (number of the last request, whether it was a stop).
+    # An answer keeps the mark of its beginning and ends once the mark is another one: the visitor
+    # has asked again, or stopped. An answer that begins under a stop ends at once: the visitor
+    # stopped while it waited in the queue. The oldest marks are forgotten beyond `_MAX_SESSIONS`;
+    # without a mark an answer runs to its end. Edits and undo are in Gradio's state of the session.
     def begin(self, session: str, *, stopped: bool = False) -> None:
         """A visitor asks, or stops: what is still written for them ends, and after a stop what is
         about to be written."""
@@ -392,6 +398,8 @@ class Showcase(LoadedInBackground):
             f"{len(tokenizer):,}, such as {shown}."
         )
 
+    # Models answer one after the other; each yield is the whole list of cards. A new state is shown
+    # at once, a longer text at most every `_REDRAW` seconds: the page is drawn anew each time.
     def _answers(
         self, answers: list[Card], jobs: dict[int, Job], session: str
     ) -> Iterator[list[Card]]:

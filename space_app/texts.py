@@ -92,11 +92,10 @@ def clean_prompt(prompt: object) -> tuple[str, str]:
     if not kept.strip():
         raise SpaceError("The prompt is empty. Write something first.")
     gone = len(text) - len(kept)
-    note = (
-        f"{gone} control character{'s were' if gone > 1 else ' was'} left out of the prompt."
-        if gone
-        else ""
-    )
+    note = ""
+    if gone:
+        were = "s were" if gone > 1 else " was"
+        note = f"{gone} control character{were} left out of the prompt."
     return kept.strip(), note
 
 
@@ -107,6 +106,8 @@ def _is_control(character: str) -> bool:
     return character not in "\n\t" and (turns or unicodedata.category(character) in ("Cc", "Cs"))
 
 
+# A small model that fails in a known way is worth a word. The last number and the script (Latin,
+# kana, ...) are compared with the right answer's. Nothing is guessed beyond these.
 def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
     """Say why a wrong answer is wrong, as far as its last number and its script tell: ``right
     number, wrong language``.
@@ -120,13 +121,10 @@ def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
     right = last_number(answer)
     reasons = []
     if right is not None:
-        reasons.append(
-            "no number"
-            if last is None
-            else "right number"
-            if abs(last - right) <= 1e-6
-            else "wrong number"
-        )
+        if last is None:
+            reasons.append("no number")
+        else:
+            reasons.append("right number" if abs(last - right) <= 1e-6 else "wrong number")
     wrote = _script(text)
     wanted = _script(answer)
     if wrote and wanted and wrote != wanted:
@@ -226,13 +224,11 @@ def table(
 ) -> str:
     """A plain table, in which each row has a name; the row with the number `mark` stands out."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(
-        f"<tr{' class=ev-mark' if index == mark else ''}>"
-        + f'<th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for index, (first, *cells) in enumerate(rows)
-    )
+    body = ""
+    for index, (first, *cells) in enumerate(rows):
+        body += f"<tr{' class=ev-mark' if index == mark else ''}>"
+        body += f'<th scope="row">{escape(first)}</th>'
+        body += "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
     return (
         '<div class="ev-scroll" tabindex="0" role="region" '
         f'aria-label="{escape(caption)}"><table class="ev-table">'

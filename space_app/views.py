@@ -178,12 +178,13 @@ def heading(published: Published) -> str:
     title = f"<h1>{escape(about) if about else name}</h1>"
     named = f"<b>{name}</b>," if about else ""
     notes = "".join(message(note, "warning") for note in published.notes)
-    path = (
-        "merged weights, then a path through layers"
-        if published.merge
-        else "a path through the layers of its sources"
-    )
-    kind = path if published.path else "merged weights" if published.merge else "a plain model"
+    kind = "merged weights" if published.merge else "a plain model"
+    if published.path:
+        kind = (
+            "merged weights, then a path through layers"
+            if published.merge
+            else "a path through the layers of its sources"
+        )
     facts = f'<p class="ev-facts"><span>{named}{of}: {kind}{steps}</span></p>'
     return f'<div class="ev-heading">{title}{facts}{notes}</div>'
 
@@ -299,10 +300,10 @@ def front_view(published: Published) -> str:
     if not objectives or not points:
         return ""
     drawn = ""
-    for pair in ((objectives[0], other) for other in objectives[1:]):
-        if shown := [
-            point for point in points if all(objective.name in point.search for objective in pair)
-        ]:
+    for other in objectives[1:]:
+        pair = (objectives[0], other)
+        names = {objective.name for objective in pair}
+        if shown := [point for point in points if point.search.keys() >= names]:
             drawn += responsive(partial(front_scene, trials, shown, pair, published.record.parents))
     words = (
         "Blue points are the front: whatever else was tried and is better than one of them "
@@ -362,6 +363,8 @@ def _contributions(results: Results) -> str:
     )
 
 
+# The winner is chosen on validation (or search) problems and shown on others, so another row may
+# have a better number there. Choosing by that number would make the test a part of the search.
 def _why_not_the_best(published: Published) -> str:
     """Say why the model on show is not the row with the best number, where it is not; empty where
     it is."""

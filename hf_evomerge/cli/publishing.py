@@ -195,7 +195,8 @@ def space(
             and model is None
             and named_folder(repo_id).is_dir()
         ):
-            repo_id, local = None, repo_id
+            local = repo_id
+            repo_id = None
         if local is not None:
             if repo_id is not None or model is not None:
                 raise EvoMergeError(

@@ -156,9 +156,9 @@ def comparison(results: dict[str, Result]) -> list[Row]:
     """Make one table of all searches: the parents once, the random search, then what each search
     ended with."""
     rows = [row for row in results["ps"].rows if row.stage != "ps"]
-    won = {
-        space: next(row for row in result.rows if row.winner) for space, result in results.items()
-    }
+    won = {}
+    for space, result in results.items():
+        won[space] = next(row for row in result.rows if row.winner)
     rows += [won["ps"], won["dfs"], replace(won["hybrid"], model="evolved PS+DFS")]
     return [replace(row, winner=False) for row in rows]
 
@@ -243,12 +243,8 @@ def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result
     for row, target in zip(asked, targets, strict=True):
         answer = evaluator.answer(target, example, 12)
         number = example.answer.split()[-1]
-        mark = (
-            "right"
-            if right(row, chosen)
-            else "wrong language"
-            if number in answer.split()
-            else "wrong number"
-        )
+        mark = "wrong language" if number in answer.split() else "wrong number"
+        if right(row, chosen):
+            mark = "right"
         lines.append(f"  {row.model:16} {answer} ({mark})")
     return "\n".join(lines)

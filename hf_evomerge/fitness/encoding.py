@@ -132,6 +132,8 @@ def _encode(text: str, example: Example, tokenizer: Any) -> list[int]:
     return ids
 
 
+# `sorted` is stable, so equal lengths keep their order and the batches are a function of the
+# lengths alone. Padding of a batch goes to its longest member; similar lengths keep that small.
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar length, so that little is spent on padding; shortest first,
     ties in order."""
@@ -154,7 +156,9 @@ def room(model: Any, prompt: Sequence[int]) -> int:
     """Count the tokens that a model has positions for after a prompt; with an encoder the prompt
     takes none of them."""
     limit = _positions(model)
-    return sys.maxsize if limit is None else limit - (1 if encodes(model) else len(prompt))
+    if limit is None:
+        return sys.maxsize
+    return limit - (1 if encodes(model) else len(prompt))
 
 
 def _positions(model: Any) -> int | None:

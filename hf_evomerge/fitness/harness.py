@@ -123,6 +123,8 @@ class LmEvalTask(PreparedTask):
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
+        # lm_eval runs documents sorted and once each. The examples are asked for in this form, and
+        # scores are put back in the examples' own order by (task, document).
         asked: dict[str, list[int]] = {}
         for name, number in sorted(self._places):
             asked.setdefault(name, []).append(number)
@@ -173,6 +175,9 @@ class LmEvalTask(PreparedTask):
                 )
         return found
 
+    # lm_eval aggregates in its own ways; a search needs one number per document whose mean is the
+    # fitness. A perplexity exp(-sum / count) is no mean, its logarithm is: the log-probability per
+    # unit.
     def _value(self, name: str, metric: str, value: Any) -> float:
         """A metric of one document as a number to maximise."""
         task = self._tasks[name]
@@ -304,9 +309,10 @@ def _few_shot(tasks: Iterable[Any], wanted: int | None) -> Iterator[None]:
     own = [(task, task.get_config("num_fewshot")) for task in tasks]
     for task, number in own:
         task.set_fewshot_seed(_SEEDS["fewshot"])
-        task.set_config(
-            "num_fewshot", 0 if number == 0 else wanted if wanted is not None else number or 0
-        )
+        shots = number or 0
+        if number != 0 and wanted is not None:
+            shots = wanted
+        task.set_config("num_fewshot", shots)
     try:
         yield
     finally:

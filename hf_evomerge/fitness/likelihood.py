@@ -32,6 +32,14 @@ class TextSpec(TaskSpec):
         return f"nats per {'answer' if self.normalize == 'sum' else self.normalize}"
 
 
+# With prompt x and answer a of tokens a_1 .. a_n, and logits z_t of the model after x, a_1 ..
+# a_(t-1):
+#   log p(a | x) = sum_t ( z_t[a_t] - logsumexp z_t )
+# All positions come from one forward pass (teacher forcing). An example may be several pairs, such
+# as the windows of a long text; their sums are added before the division by tokens or bytes.
+#
+# Pairs are sorted by length and cut into micro-batches, so little is computed on padding. The order
+# within a batch and its size do not change a score beyond what a kernel's rounding does.
 class TextTask(PreparedTask):
     """Log-probability of the answers, by teacher forcing."""
 

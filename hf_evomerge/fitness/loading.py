@@ -69,6 +69,8 @@ def check_disjoint(
             there are.
     """
     splits = {"search": search, "validation": validation, "test": test}
+    # The first place of each problem is kept: a second one in another split is an overlap, a second
+    # one in the same split is not.
     seen: dict[str, tuple[str, str]] = {}
     shared = []
     for split, examples in splits.items():
@@ -93,6 +95,8 @@ def check_disjoint(
                 )
 
 
+# NFKC makes full-width and half-width letters one, and runs of space become one space: the same
+# problem copied from another file must not pass as a new one.
 def _content(example: Example) -> str:
     """Return what makes two examples the same problem: pictures, and text whatever its space and
     its letters' encoding."""
@@ -179,6 +183,8 @@ def _choice(
     labels = (
         _listed(record, spec.choices, "label") if isinstance(spec.choices, str) else None
     ) or _LETTERS[: len(choices)]
+    # An answer may be the text of a choice, its label or its number. Texts such as "2" may be read
+    # in two ways; it is refused unless all readings mean one choice.
     readings = [choices, [str(label) for label in labels]]
     if answer.isdecimal() and labels == _LETTERS[: len(choices)]:
         readings.append([str(number) for number in range(len(choices))])
@@ -196,7 +202,10 @@ def _choice(
 def _listed(record: Record, field: str, part: str) -> Sequence[Any] | None:
     """A field's list, or the list of that name in it; None where there is none."""
     value = record.get(field)
-    value = value.get(part) if isinstance(value, Mapping) else value if part == "text" else None
+    if isinstance(value, Mapping):
+        value = value.get(part)
+    elif part != "text":
+        return None
     return value if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 

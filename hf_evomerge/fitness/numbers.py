@@ -88,6 +88,10 @@ _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     ord("’"): ord("'"),
 }
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+# Rewriting before a number is looked for, in this order. LaTeX fractions become a/b with a space
+# before them, so that "2\frac12" is 2 1/2 and not 21/2. A power of ten without a factor becomes
+# 1e..; one behind a factor is left to `_POWER`. Thin spaces between groups become one character
+# that `_pattern` knows as a separator.
 _LATEX = [
     (
         re.compile(r"\\[dt]?frac\s*\{\s*+([^{}]*)\}\s*\{\s*+([^{}]*)\}"),
@@ -173,6 +177,11 @@ def _plain(text: str) -> str:
     )
 
 
+# One expression, whose alternatives are tried from the most special to the plainest: a fraction,
+# then figures with ideographic units, then figures. The separator of groups is captured and must be
+# the same throughout (1,000'000 is two numbers), and a group has three digits and no fourth. With a
+# decimal comma, 1.000 is a thousand and 1.5 is one and a half. Counts of digits are bounded where
+# an expression could otherwise backtrack over a long text.
 @lru_cache(maxsize=2)
 def _pattern(decimal: Decimal) -> re.Pattern[str]:
     """A number, by named groups: its sign, and a fraction, ideographs with units, or figures and
@@ -220,6 +229,10 @@ def _float(text: str, decimal: Decimal) -> float:
     return float(re.sub(f"[.'_ {_THIN}]", "", text).replace(",", "."))
 
 
+# Two levels of units. 十, 百 and 千 multiply the figure before them and are added up in a
+# section. The myriads 万, 億 and 兆 multiply the whole section: 3億2000万 = 3 10^8 + 2000 10^4.
+# Without a unit ideographs are digits: 二〇二四 = 2024. A unit without a figure before it counts
+# once: 十八 = 18.
 def _ideographs(text: str, decimal: Decimal = "point") -> float:
     """The value of figures and ideographs with units: 2万5千, 十八, 3億2000万, 二〇二四."""
     total = section = 0.0  # what stands before the last myriad; what has been read since

@@ -24,6 +24,10 @@ Pair = tuple[list[int], list[int]]
 Mean = tuple[Sequence[float], int]
 
 
+# Layout. Rows of different length are padded to (B, length). Logits are needed only where an answer
+# token is predicted: at places len(prompt) - 1 to len(prompt) + len(answer) - 2 of a row. `keep` is
+# the union of these places over the rows, so the head, which is the widest layer, computes (B, P,
+# V) and not (B, length, V). `rows` and `columns` then pick the N that are wanted from B x P.
 @dataclass(frozen=True)
 class MicroBatch:
     """Pairs of similar length, and where their answers are read.
@@ -106,7 +110,8 @@ class Pairs:
                 (each, self._pass(model, each, mean_of, measure)) for each in self._batches
             ]:
                 for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
-                    values[pair], exact[pair] = value, hit == self.counts[pair]
+                    values[pair] = value
+                    exact[pair] = hit == self.counts[pair]
         for name, value in zip(self.names, values, strict=True):
             if not math.isfinite(value):
                 raise FitnessError(

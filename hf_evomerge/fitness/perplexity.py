@@ -81,6 +81,11 @@ class PerplexityTask(TextTask, GradientTask):
         )
 
 
+# Strided windows, as in transformers' guide to perplexity: window k feeds at most `window` tokens
+# and scores the last `stride` of them; the others are context. Kept invariant: every token of the
+# text is scored exactly once, with at least window - stride tokens before it from the second window
+# on. The first window has no earlier text and scores all that fits. The last token of a window is
+# predicted and not fed, which is why one more fits.
 def windows(before: list[int], text: list[int], window: int, stride: int) -> Iterator[Pair]:
     """Cut a text so that every token is scored once, in windows of at most so many tokens that are
     fed.

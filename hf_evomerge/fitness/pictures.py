@@ -93,6 +93,11 @@ def _file(name: str, where: str) -> Picture:
         raise FitnessError(f"{where}: cannot be read: {one_line(cause)}") from cause
 
 
+# A model that sees wants a run of placeholder tokens for each picture, as many as the picture has
+# patches, and the pixels beside them. Only its processor knows both, from text and pictures
+# together. So the text of a prompt is remembered by its example when it is encoded, and the batch
+# is processed again from these texts to get the pixels; the token ids themselves come from the
+# first pass.
 class SeeingTokenizer:
     """A processor's tokenizer that also encodes pictures; everything else is the tokenizer's own.
 
@@ -177,7 +182,9 @@ class SeeingTokenizer:
     def _processed(
         self, texts: list[str], examples: Sequence[Example], **settings: Any
     ) -> dict[str, Any]:
-        images = [[picture.load() for picture in example.pictures] for example in examples]
+        images = []
+        for example in examples:
+            images.append([picture.load() for picture in example.pictures])
         special = {example.chat for example in examples} == {
             False
         }  # a chat template writes its own

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FitnessError
+from .answers import has_stop
 from .encoding import device_of, encodes
 
 if TYPE_CHECKING:
@@ -104,11 +105,13 @@ class _StopAtText:
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         import torch
 
+        # Only the last tokens are decoded at each step: a stop string of b bytes ends within the
+        # last b + 4 tokens if it was completed just now. Whole texts would make the cost quadratic
+        # in their length.
         tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
         texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
-        return torch.tensor(
-            [any(stop in text for stop in self.stops) for text in texts], device=input_ids.device
-        )
+        ended = [has_stop(text, self.stops) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 class _RefuseNonFinite:

@@ -45,6 +45,14 @@ class RetrievalSpec(TaskSpec):
     kinds: ClassVar[tuple[str, ...]] = ("MODEL_MAPPING",)
 
 
+# Q queries and P passages, each passage once; unit vectors q_i and p_j; s_ij = q_i . p_j. The score
+# of query i with its passage j is the log-softmax over all passages at temperature t (InfoNCE; van
+# den Oord et al., arXiv:1807.03748, equation 4):
+#   log p = s_ij / t - logsumexp_k s_ik / t
+# It has a gradient and sees near misses, where accuracy is flat. Every text is encoded once,
+# however often it occurs. The rank of the right passage counts ties against it: a model that gives
+# all texts one vector must not be right. nDCG@10 with one right passage is 1 / log2(1 + rank),
+# since the ideal ranking has the value 1 (Jarvelin and Kekalainen 2002).
 @register_task("retrieval")
 class RetrievalTask(GradientTask):
     """Retrieval of the passage nearest to each query; ``outputs`` are the passages, ``correct``
@@ -88,27 +96,19 @@ class RetrievalTask(GradientTask):
         texts = [passage + example.answer for example in examples] + [
             query + example.prompt for example in examples
         ]
-        self._texts, longest = (
-            list(dict.fromkeys(texts)),
-            self.sentence.settings.get("max_seq_length"),
-        )
+        self._texts = list(dict.fromkeys(texts))
+        longest = self.sentence.settings.get("max_seq_length")
         cut = {
             "truncation": True,
             "max_length": min(self.spec.max_tokens, longest or self.spec.max_tokens),
         }
         lengths = [len(tokenizer(text, **cut)["input_ids"]) for text in self._texts]
         self._longest = max(lengths)
-        self._batches = [
-            (
-                batch,
-                dict(
-                    tokenizer(
-                        [self._texts[i] for i in batch], padding=True, return_tensors="pt", **cut
-                    )
-                ),
-            )
-            for batch in length_batches(lengths, self.spec.batch_size)
-        ]
+        self._batches = []
+        for batch in length_batches(lengths, self.spec.batch_size):
+            together = [self._texts[i] for i in batch]
+            inputs = tokenizer(together, padding=True, return_tensors="pt", **cut)
+            self._batches.append((batch, dict(inputs)))
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch

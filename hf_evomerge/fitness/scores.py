@@ -159,6 +159,7 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
+# s / sqrt(n), with s^2 = sum (x - mean)^2 / (n - 1).
 def _standard_error(values: NDArray[np.float64]) -> float | None:
     """Standard error of the mean of independent values, by the sample's own spread."""
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None

@@ -105,6 +105,11 @@ class TermsSpec(TaskSpec):
         """Complete data as the first task that scores such examples does."""
         return next(term.fitness for term in self.terms if not term.data).complete(data)
 
+    # Dealing. R search examples (rows) and D examples of a term are given. Card i goes to row i mod
+    # R; if D < R, it also goes to rows i + D, i + 2 D, and so on, so that no row is empty. A card
+    # in m rows has the share R / (D m) in each. Kept invariant: the shares of every card add up to
+    # R / D, and all shares to R. So each of the term's examples counts the same over all rows, and
+    # a batch of rows holds cards of every term in proportion.
     def deal(self, examples: Sequence[Example], split: str) -> list[Example]:
         """The search's examples of a split with the examples of the terms beside them, evenly.
 
@@ -196,6 +201,8 @@ class TermsTask(PreparedTask):
         for task, term, hand in zip(self.tasks, self.spec.terms, self._hands, strict=True):
             if not hand.examples:
                 continue  # retained examples have none beside them
+            # A task averages its gradient over its own examples. This factor turns that average
+            # into the term's part of the average over the rows.
             scale = term.weight * len(hand.examples) / len(examples)
             task.shares = [scale * share for share in hand.shares]
             task.prepare(hand.examples, tokenizer)
@@ -216,6 +223,12 @@ class TermsTask(PreparedTask):
             if not hand.examples:
                 continue
             scores: Scores = task.backward(model) if gradient else task.evaluate(model)
+            # With weight w, scores s_e and shares a_e of the cards in this batch of n rows, m = sum
+            # a_e s_e / sum a_e is the term's mean. Row r gets
+            #   v_r = w m (sum a_e) / n  +  w sum_{e first in r} a_e (s_e - m)
+            # The second parts add up to 0, so the mean of v is the weighted mean of the term. They
+            # carry its spread: the standard error of v, and of differences of v, is that of the
+            # whole sum. An own term scores every row once; m = 0 makes the same lines add w s_r.
             shares = np.array(hand.shares)
             mean = float((shares * scores.values).sum() / shares.sum()) if term.data else 0.0
             values += term.weight * mean * shares.sum() / len(values)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, field_validator
 
 from ..recipes.strict_yaml import Count
-from .answers import LanguageCheck, cut_at_stops, language_probability
+from .answers import LanguageCheck, cut_at_stops, has_stop, language_probability
 from .encoding import check_length, encode_prompt, encode_source, encodes, length_batches, scoring
 from .example import Example
 from .pictures import placed, seen_inputs
@@ -91,10 +91,7 @@ class WritingTask(PreparedTask):
         """Return what a model writes for every example, and whether that was cut at the limit of
         its length; see `respond`."""
         written = self.respond(model)
-        cut = [
-            not each.ended and not any(stop in each.text for stop in self.spec.stop)
-            for each in written
-        ]
+        cut = [not each.ended and not has_stop(each.text, self.spec.stop) for each in written]
         return [cut_at_stops(each.text, self.spec.stop) for each in written], cut
 
     def respond(self, model: Any) -> list[Written]:

@@ -199,10 +199,15 @@ def card_metadata(
     record = facts.record
     evaluations = _evaluations(record)
     parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
+    relation = "merge" if parents else None
+    library = "diffusers" if facts.draws else "transformers"
+    if facts.adapts:
+        relation = "adapter"
+        library = "peft"
     return ModelCardData(
         base_model=facts.adapts or parents or None,
-        base_model_relation="adapter" if facts.adapts else "merge" if parents else None,
-        library_name="peft" if facts.adapts else "diffusers" if facts.draws else "transformers",
+        base_model_relation=relation,
+        library_name=library,
         pipeline_tag=facts.task,
         tags=[*TAGS, "lora"] if facts.adapts else TAGS,
         datasets=_datasets(record) or None,
@@ -252,6 +257,8 @@ def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[st
     return f"---\n{data.to_yaml()}\n---\n"
 
 
+# The Hub checks the metadata of a card when it gets a commit, after gigabytes were uploaded. Its
+# own check is asked before anything is sent; before a search even, for what is known then.
 def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
     """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything
     was uploaded.
@@ -300,6 +307,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "license": license,
         "recipe": recipe,
         "recipe_yaml": text if len(text) <= _LONG_RECIPE else "",
+        # A fence of backticks must be longer than any run of them inside.
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "path": recipe.flow.to_path() if recipe.flow is not None else None,
         "record": record,
@@ -363,17 +371,11 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
         names.append(
             f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name
         )
-        revisions.append(
-            f"`{part.revision[:12]}`"
-            if part.revision
-            else ""
-            if is_on_hub(part)
-            else "not published"
-        )
-    return {
-        "shown": " with adapter ".join(names),
-        "revision_shown": ", ".join(filter(None, revisions)),
-    }
+        if part.revision:
+            revisions.append(f"`{part.revision[:12]}`")
+        elif not is_on_hub(part):
+            revisions.append("not published")
+    return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(revisions)}
 
 
 def _sizes(facts: CardFacts) -> dict[str, Any]:
@@ -476,11 +478,8 @@ def _of_parents(rows: Sequence[Row]) -> str:
 
 def _datasets(record: Record) -> list[str]:
     """The data sets of the Hub that a search looked at; a folder has no owner in its name."""
-    return list(
-        dict.fromkeys(
-            name for data in record.settings.data.values() if (name := data.dataset) and "/" in name
-        )
-    )
+    names = [data.dataset for data in record.settings.data.values()]
+    return list(dict.fromkeys(name for name in names if name and "/" in name))
 
 
 def _row(row: Row) -> dict[str, str]:

@@ -52,6 +52,16 @@ class Target:
     create_pr: bool = False
 
 
+# Exactly once, over a network that may lose an answer. A commit names its parent h, the head that
+# was read before. The Hub takes it only while the branch is at h. So sending it twice can do no
+# harm: if the first was taken, the branch has moved, and the second is refused. After an error the
+# head says what happened:
+#   head = h                     nothing was committed; push again
+#   head != h, with our files    ours was taken, and only the answer was lost
+#   head != h, without them      somebody else has committed; nothing of theirs is overwritten
+# A pull request has no such guard (each call opens another one), so it is sent once and an error
+# leaves the question open. Large files go first, outside of any commit, and are addressed by their
+# sha256: a push that is tried again does not send them again.
 def commit_files(
     api: HfApi,
     target: Target,
@@ -159,6 +169,9 @@ def _upload(
     return additions
 
 
+# The Hub keeps large files in LFS, by the sha256 of their content, and small ones as git blobs,
+# whose id is the sha1 of a header and the content. Sizes are compared first, since hashing reads
+# the file.
 def _is_same(stored: RepoSibling, content: Content) -> bool:
     from huggingface_hub.utils.sha import git_hash
 

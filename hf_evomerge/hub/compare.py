@@ -82,11 +82,8 @@ def compare_configs(
 ) -> list[str]:
     """List how one of the `config_files` differs. Another transformers writes more keys or fewer;
     that is no difference."""
-    pairs = [_flat(read_json(file)) for file in (built, published)]
-    here, there = (
-        {key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED}
-        for pair in pairs
-    )
+    here = _compared(built)
+    there = _compared(published)
     both = here.keys() & there.keys()
     keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]
     return [
@@ -94,6 +91,12 @@ def compare_configs(
         for key in keys
         if here.get(key) != there.get(key)
     ]
+
+
+def _compared(file: Path) -> dict[str, Any]:
+    """The keys of a config that are compared."""
+    flat = _flat(read_json(file))
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in _UNCOMPARED}
 
 
 def compare_code(

@@ -114,6 +114,10 @@ class LicenseDecision:
         return self.name or self.license
 
 
+# In this order: the user's choice; a conflict is refused (no derived works; two licenses that both
+# bind derived works to themselves); one license for all parents stays; permissive ones together go
+# out under Apache 2.0, with the notices of the others kept; anything else is `other`, with the
+# terms of all parents. A license that is not known is never taken for a permissive one.
 def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) -> LicenseDecision:
     """Decide under which license a merge may go out, from those of all sources and of the base.
 
@@ -223,8 +227,9 @@ def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
             raise HubError(f"{error}; try again later") from cause
         return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")
     stated = data.get("language")
-    languages = tuple(map(str, stated if isinstance(stated, list) else [stated] if stated else []))
-    return replace(_stated(name, data), languages=languages)
+    if not isinstance(stated, list):
+        stated = [stated] if stated else []
+    return replace(_stated(name, data), languages=tuple(map(str, stated)))
 
 
 def _stated(name: str, data: dict[str, Any]) -> ParentLicense:
@@ -238,11 +243,8 @@ def _stated(name: str, data: dict[str, Any]) -> ParentLicense:
         license = license[0] if license else None
     if not isinstance(license, str) or not license.strip():
         return ParentLicense(name, note="its card states no license")
-    texts = {
-        key: value
-        for key in ("license_name", "license_link")
-        if isinstance(value := data.get(key), str)
-    }
+    terms = {key: data.get(key) for key in ("license_name", "license_link")}
+    texts = {key: text for key, text in terms.items() if isinstance(text, str)}
     return ParentLicense(
         name, license.strip().lower(), texts.get("license_name"), texts.get("license_link")
     )

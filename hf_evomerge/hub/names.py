@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+# A recipe on this machine may name a branch, or a folder. A published one must give a stranger the
+# same bits next year, so every reference becomes (repository, commit):
+#   a repository at a commit      stays
+#   a repository, or at a branch  is pinned to the commit that the branch has now
+#   a folder that was published   is compared, file by file (sha256), with the head of its
+#                                 repository, and takes that commit
+#   any other folder              loses its path and keeps its name, which nobody can download
+# An adapter is pinned apart from its base: each has its own repository and license. Answers are
+# kept, so that all files of one push name one commit though the branch may move meanwhile.
 class PublicNames:
     """Names sources for strangers. Callable: ``names(ref)`` is the published reference.
 

@@ -161,12 +161,8 @@ def check_push(
     is_known = draws or not any(
         ref.adapter for ref in recipe_refs
     )  # adapters give an adapter, or the whole model
-    files_there(
-        api,
-        repo_id,
-        options,
-        kind=("a diffusers pipeline" if draws else "a model") if is_known else None,
-    )
+    kind = "a diffusers pipeline" if draws else "a model"
+    files_there(api, repo_id, options, kind=kind if is_known else None)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
     license = decide_license(

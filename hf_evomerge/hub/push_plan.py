@@ -188,6 +188,16 @@ class PushPlan:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
+# The plan is the whole of what leaves the machine: names and contents. Nothing is added later, so a
+# dry run shows what a push does. The order matters: what may refuse cheaply comes first (names,
+# license, what the repository holds), then what reads all weights (verification, hashes), then what
+# is written from them (record, recipe, config, card). The card comes last because it is rendered
+# from the other files as a stranger will find them.
+#
+# What becomes of the files of a repository, by name:
+#   in the plan                 replaced
+#   of an earlier push          removed: old shards would be taken for this model's
+#   any other                   left; without --replace they must be none, unless a push filled it
 def plan_push(
     folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
 ) -> PushPlan:
@@ -321,6 +331,7 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     if options.space:
         check_space(repo_id, api, private=options.private)
 
+    # A branch that does not exist yet is judged by main, from which it will start.
     def at_branch(read: Callable[[str | None], T]) -> T:
         try:
             return read(options.revision)
@@ -372,9 +383,9 @@ def _was_pushed(api: HfApi, repo_id: str, names: Sequence[str], revision: str | 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
     """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*``
     would reach into folders."""
-    patterns = (
-        (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ())) if parts else _OURS
-    )
+    patterns: tuple[str, ...] = _OURS
+    if parts:
+        patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ()))
     return any(
         name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns
     )

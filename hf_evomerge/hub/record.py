@@ -133,6 +133,8 @@ def write_record(
     return record
 
 
+# A record goes to strangers. Sources get their published names; every other string that names a
+# file or folder of this machine keeps its last part.
 def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
     """The settings of a search, with published names of its sources, and files and folders by their
     last name only."""
@@ -210,16 +212,17 @@ def _examples(
     labels = {label: label for label in config.parent_names}
     if recipe.is_file():
         labels[EVOLVED] = Recipe.load(recipe).key
-    scored = {
-        name: scores
-        for name, label in labels.items()
-        if (scores := study.evaluation(label, split)) is not None
-    }
+    scored = {}
+    for name, label in labels.items():
+        scores = study.evaluation(label, split)
+        if scores is not None:
+            scored[name] = scores
     correct = {
         name: scores.correct.tolist()
         for name, scores in scored.items()
         if scores.correct is not None
     }
+    # Examples that the evolved model solves and none of its parents does.
     others = [right for name, right in correct.items() if name != EVOLVED]
     alone = sum(
         own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False)
@@ -228,18 +231,19 @@ def _examples(
         name: scores.outputs for name, scores in scored.items() if scores.outputs is not None
     }
     chosen = load_examples(config.data[split], trust_remote_code=trust_remote_code)[:count]
-    problems = [
-        {"prompt": example.prompt, "answer": example.answer}
-        | ({"pictures": _written(example, i, images)} if example.pictures else {})
-        | ({"gloss": example.gloss} if example.gloss else {})
-        | (
-            {"right": {name: right[i] for name, right in correct.items() if i < len(right)}}
-            if correct
-            else {}
-        )
-        | ({"answers": {name: texts[i] for name, texts in written.items()}} if written else {})
-        for i, example in enumerate(chosen)
-    ]
+    problems = []
+    for i, example in enumerate(chosen):
+        problem: dict[str, Any] = {"prompt": example.prompt, "answer": example.answer}
+        if example.pictures:
+            problem["pictures"] = _written(example, i, images)
+        if example.gloss:
+            problem["gloss"] = example.gloss
+        if correct:
+            of_models = correct.items()
+            problem["right"] = {name: right[i] for name, right in of_models if i < len(right)}
+        if written:
+            problem["answers"] = {name: texts[i] for name, texts in written.items()}
+        problems.append(problem)
     return {"examples": problems, **({"alone": alone} if EVOLVED in correct and others else {})}
 
 
@@ -256,27 +260,24 @@ def _write_trials(
     study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish
 ) -> None:
     """Write one row per trial; the whole table appears under its name at once."""
-    texts = {
-        key: study.renamed_text(key, publish)
-        for key in dict.fromkeys(t.recipe_key for t in trials)
-        if key is not None
-    }
+    keys = dict.fromkeys(trial.recipe_key for trial in trials)
+    texts = {key: study.renamed_text(key, publish) for key in keys if key is not None}
     flows = ((key, study.recipe(key).flow) for key, text in texts.items() if "\nflow:" in text)
     paths = {key: flow.to_path() for key, flow in flows if flow is not None}
 
-    rows = [
-        {
+    rows = []
+    for trial in trials:
+        key = trial.recipe_key or ""
+        path = paths.get(key)
+        row = {
             **trial_row(trial, objectives),
-            "recipe": texts.get(trial.recipe_key or ""),
+            "recipe": texts.get(key),
             "error": _without_folders(trial.scores.error),
             "genome": trial.genome.tolist(),
-            "path": path.as_text()
-            if (path := paths.get(trial.recipe_key or "")) is not None
-            else None,
+            "path": path.as_text() if path is not None else None,
             "scales": path.scales if path is not None else None,
         }
-        for trial in trials
-    ]
+        rows.append(row)
     try:
         write_parquet(rows, file)
     except OSError as cause:

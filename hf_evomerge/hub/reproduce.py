@@ -103,9 +103,18 @@ class Reproduction:
 
 def _printable(lines: Sequence[str]) -> str:
     """Lines that are not all ours."""
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    shown = []
+    for line in lines:
+        shown.append("".join(c if c.isprintable() else "?" for c in line))
+    return "\n".join(shown)
 
 
+# What is trusted and what is checked. The recipe names parents by commit and says which weights
+# files it gave, by sha256. (1) The repository holds these files and no other that could be loaded
+# in their place. (2) Each parent's files are what the Hub says they are. (3) The model is built
+# anew. Equal hashes end the comparison; otherwise every tensor is compared bit by bit, since
+# another version may order a file differently. (4) The config and the Python files are those that
+# the recipe gives. Nothing of the published model is run.
 def reproduce(
     repo_id: str,
     *,

@@ -147,12 +147,14 @@ def space_files(
     repository. A merge of weights has no path.
     """
     folder = bundled(SPACE_FOLDER)
-    files: dict[str, Content] = {
-        str(file.relative_to(folder)): file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
-    }
+    files: dict[str, Content] = {}
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        is_hidden = any(part.startswith((".", "__")) for part in inside.parts)
+        if file.is_file() and not is_hidden:
+            files[str(inside)] = file
+    # The app imports rooms of this package. They are uploaded beside it, so that the Space runs the
+    # version that made the model, also one that was never released.
     sources = [file.relative_to(_PACKAGE) for file in sorted(_PACKAGE.rglob("*.py"))]
     files |= {
         f"{_PACKAGE.name}/{file.as_posix()}": _PACKAGE / file

@@ -60,10 +60,8 @@ def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
             f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN"
         )
     who = ask(f"{api.endpoint}: cannot be used", api.whoami)
-    (owner, name), mine = (
-        repo_id.split("/"),
-        [who["name"], *(org["name"] for org in who.get("orgs", ()))],
-    )
+    owner, name = repo_id.split("/")
+    mine = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
     narrow = (
         who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"
     )  # may not see all organisations

@@ -97,6 +97,9 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
     return [f"right answers are likelier with {better}: {figures}; write {better}"]
 
 
+# The same answers under a changed prompt: with or without the chat template, with or without a
+# space before the answer. Log-probabilities of whole answers are comparable across forms, since the
+# text that is scored is the same but for the space. The best parent speaks for each form.
 def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
     """Score the right answers to a few search examples by base and sources, in every form.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
-from ..fitness import check_disjoint
+from ..fitness import Example, check_disjoint
 from .evaluation.devices import check_device, devices_of
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
@@ -38,13 +38,11 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
-    together = {  # whatever is looked at for one objective, or term, is no test of another
-        split: [
-            *(each for example in splits.get(split, ()) for each in example.all),
-            *(example for each in own for example in splits.get(each.split(split), ())),
-        ]
-        for split in SPLITS
-    }
+    together: dict[str, list[Example]] = {}
+    for split in SPLITS:  # whatever is looked at for one objective, or term, is no test of another
+        together[split] = [each for example in splits.get(split, ()) for each in example.all]
+        for objective in own:
+            together[split] += splits.get(objective.split(split), ())
     check_disjoint(**together, retained=retained)
     _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:

@@ -129,6 +129,9 @@ class Chooser:
             )
             candidates = run.ask()
             if choice is not None and candidates:
+                # A choice as fitness: the chosen candidate of generation g scores g + 1, the others
+                # 0. CMA-ES sees the ranking inside a generation alone. Across generations the
+                # latest choice is the best trial.
                 for number, candidate in enumerate(candidates):
                     score = run.generation + 1.0 if number == choice else 0.0
                     run.tell(candidate, Scores([score] * self.examples))

@@ -81,15 +81,11 @@ class LiveTable(SearchCallback):
     def _remarks(self) -> list[str]:
         """Remarks: what a phase is at, and what went otherwise than it should, one line for each
         phase where something did."""
-        counted = {
-            phase: {"failed": row.failed, "seen before": row.duplicates}
-            for phase, row in self._rows.items()
-        }
-        said = {
-            phase: [f"{count} {what}" for what, count in counts.items() if count]
-            for phase, counts in counted.items()
-        }
-        said = {f"candidates of {_title(phase)}": words for phase, words in said.items()}
+        said = {}
+        for phase, row in self._rows.items():
+            counts = {"failed": row.failed, "seen before": row.duplicates}
+            words = [f"{count} {what}" for what, count in counts.items() if count]
+            said[f"candidates of {_title(phase)}"] = words
         said |= {_title(phase): [row.note] for phase, row in self._rows.items() if row.note}
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 

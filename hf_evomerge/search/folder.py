@@ -303,6 +303,9 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
         raise SearchError(
             f"{out}: holds the study of another search: {told}; choose another folder"
         )
+    # More evaluations continue a stage only if its trials so far stay what they are. CMA-ES and
+    # random search qualify. A gradient's rate depends on the whole budget. A stage at whose winner
+    # another one began would get another winner.
     for stage in _raised(before, now):
         if stage.algorithm == "gradient":
             raise SearchError(
@@ -358,6 +361,8 @@ def _give_more(study: Study, config: SearchConfig) -> None:
         study.set_meta(NOTE, os.path.abspath(study.folder))  # the settings have the names of today
 
 
+# A difference of two settings as paths of keys. Keys that trials do not depend on, and a greater
+# budget, are none: with those the replay of the study is the same up to its end.
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
     """Keys that differ between two settings, with both values; no key that trials do not depend on,
     and no greater budget."""

@@ -87,6 +87,9 @@ class Search:
         search._held.enter_context(study.exclusive())
         return search
 
+    # The stages of a search, one `StageRun` after the other, without a runner: whoever calls
+    # scores. What the study holds is replayed by `StageRun`, so open, ask and tell may be spread
+    # over processes.
     def ask(self) -> list[Candidate]:
         """Candidates of the current generation that have no score yet.
 

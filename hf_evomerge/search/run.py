@@ -87,6 +87,9 @@ def run_search(
         >>> run_search(SearchConfig.load("search.yaml"), "my-search").winner.save("winner.yaml")
     """
     refuse_in_worker()
+    # Names become absolute (`rooted`) and branches become commits (`pin`) before anything is read.
+    # A study keeps these pins, so a search that goes on next week reads the weights that it began
+    # with.
     told = (*map(Tracker, config.report_to), *callbacks)
     arguments: dict[str, Any] = {
         "task_factory": task_factory,

@@ -55,10 +55,10 @@ class Evaluation:
                 *([f"  {example.gloss}"] if example.gloss else []),
                 f"  expected: {example.answer}",
             ]
-            lines.append(
-                f"  answered: {answer}"
-                + ("" if marks is None else " (right)" if marks[number] else " (wrong)")
-            )
+            mark = ""
+            if marks is not None:
+                mark = " (right)" if marks[number] else " (wrong)"
+            lines.append(f"  answered: {answer}{mark}")
         return "\n".join(lines)
 
 

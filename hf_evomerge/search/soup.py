@@ -88,6 +88,9 @@ def _greedy(config: SearchConfig) -> tuple[list[int], list[float]]:
             )
         return float(scores.values.mean())
 
+    # Greedy soup (Wortsman et al., arXiv:2203.05482, algorithm 1): sort by score; begin with the
+    # best; keep each next one if the average with it scores no worse. It can never end below the
+    # best alone on these examples.
     alone = [score(ref) for ref in config.sources]
     order = sorted(range(count), key=lambda number: -alone[number])
     kept = order[:1]

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 LOGS = "runs"  # of TensorBoard, in the study's folder
 
 
+# A resumed search replays all generations, and callbacks hear of them again. The number of the last
+# one that was logged is kept in the study, and only later ones are sent. Should a process end
+# between the log and the note, one generation is logged twice; TensorBoard takes such steps back.
 class Tracker(SearchCallback):
     """Run of a tracker. One that fails is told no more, and the search goes on.
 

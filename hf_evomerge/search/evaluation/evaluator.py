@@ -129,6 +129,9 @@ class Evaluator:
                     others={**scores.others, **self._others(target, split, scores, rows)}
                 )
             return scores
+        # The candidate's fault, unless `is_of_machine` knows the error. Whatever stays referenced
+        # by the traceback keeps its memory, so the error is raised anew outside of this block, or
+        # put into a line.
         except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "

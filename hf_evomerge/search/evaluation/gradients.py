@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 
 
+# For a merge theta = theta_0 + sum_i w_ig tau_i, where g is a layer group, the chain rule gives
+#   dL/dw_ig = sum over tensors t of g of <dL/dtheta_t, tau_it>
+# One backward pass through the merged model serves all weights (as in AdaMerging,
+# arXiv:2310.02575). A coordinate u with w = low + u (high - low) has the slope dL/du = (high - low)
+# dL/dw: `widths`.
 @dataclass(frozen=True)
 class WeightSlopes:
     """Gradient request for numbers of a merge.
@@ -50,6 +55,8 @@ class WeightSlopes:
         )
 
 
+# For a slot with output f(x) and gate g the stream is x + g f(x), so dL/dg = <dL/d(g f(x)), f(x)>.
+# Only activations are differentiated. Slots that are out of play are not run, and have slope 0.
 @dataclass(frozen=True)
 class GateSlopes:
     """Gradient request for gates.
@@ -99,6 +106,9 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ]
     for layer in layers:
+        # Gradient checkpointing (Chen et al., arXiv:1604.06174): memory for one layer's activations
+        # at a time, at the price of a second forward pass. An instance attribute hides the method;
+        # deleting it brings the method back.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield

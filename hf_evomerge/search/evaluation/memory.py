@@ -33,6 +33,11 @@ def workers_that_fit(cpus: int, free: float, threads: int, memory: int) -> int:
     return min(cpus // threads, int(free // memory))
 
 
+# With P parameters of b bytes and n sources, one worker holds about
+#   parents   P b, the largest of them
+#   ps        P b + the task vectors (at most `MEMORY_LIMIT`); unmerged LoRAs: base + factors
+#   dfs       n P b, and the merged model of a hybrid search
+# Task vectors need not be kept: beyond the limit they are computed anew from the mapped files.
 def worker_memory(config: SearchConfig, evaluator: Evaluator) -> int:
     """Estimate the bytes of a worker: Python and its libraries, and the most weights that it holds;
     activations and caches of keys come on top.

@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from ...routing.pool import LayerPool
 
 
+# There are four ways to make a model. What is asked for decides which:
+#   a parent (SourceRef)        loaded as it is; a "visitor", let go when another whole model comes
+#   a merge, sources as models  weights are written into one resident model (`LiveMerger`)
+#   a merge, sources as LoRAs   the base runs with the adapters beside it (`JoinedAdapters`);
+#                               `SearchSources.runs_unmerged` tells these from the row above
+#   a path (recipe.flow)        a thin model whose layers belong to the sources (`LayerPool`); a
+#                               merge in the same recipe is one more source
+# Kept invariant: there is one visitor at most, and the weights of the resident merge are those of
+# `_applied`, or unknown where it is None. Whatever may leave other weights there sets `_applied` to
+# None first, so an error in between does no harm.
 class ModelPool:
     """Turns recipes and parents into live models, on the devices of a search.
 
@@ -107,6 +117,8 @@ class ModelPool:
         assert recipe.flow is not None  # the caller has looked
         embeddings = recipe.flow.embedding_source
         merged = [] if recipe.merge is None else [self._merged_model(recipe.merge)]
+        # Merges of one kind are written into the same resident model, so a pool stays valid when
+        # the merge's numbers change. Another first source, or other embeddings, needs another pool.
         key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]

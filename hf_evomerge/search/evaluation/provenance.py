@@ -59,6 +59,9 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     )
 
 
+# Scores of a study are comparable only if they stand on the same examples, the same files of the
+# sources and the same task. Each is noted as a digest when the study begins and compared when it
+# goes on. A file's digest is kept with its size and time, so that gigabytes are not hashed again.
 def check_same_grounds(
     study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None
 ) -> None:
@@ -72,11 +75,10 @@ def check_same_grounds(
     """
     from ...checkpoints.digests import digest_source
 
-    texts = {
-        split: json.dumps([_text_of(example) for example in evaluator.tasks.examples(split)])
-        for split in evaluator.tasks.splits
-    }
-    examples = {split: [sha256(text.encode()).hexdigest()] for split, text in texts.items()}
+    examples = {}
+    for split in evaluator.tasks.splits:
+        text = json.dumps([_text_of(example) for example in evaluator.tasks.examples(split)])
+        examples[split] = [sha256(text.encode()).hexdigest()]
     _compare(study, "examples", "the {} examples", examples)
     for label, source in _sources(evaluator).items():
         _compare(
@@ -123,8 +125,11 @@ def _compare(
     for name in [*(before or ()), *found] if before is not None else ():
         was, now = (values.get(name, [None])[0] for values in (before, found))
         if was != now and study.has_scores:
-            changed = f"version {was}, now {now}" if isinstance(now, int) else "changed"
-            how = "lost" if name not in found else "new" if name not in before else changed
+            how = f"version {was}, now {now}" if isinstance(now, int) else "changed"
+            if name not in found:
+                how = "lost"
+            elif name not in before:
+                how = "new"
             raise SearchError(
                 f"{study.folder}: {what.format(name)} ({how}) are not what this study was "
                 "begun on, and scores would not be "

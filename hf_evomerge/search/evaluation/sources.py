@@ -149,9 +149,9 @@ class SearchSources:
         from ...merging.joined import why_merged
 
         compute = self.config.compute
-        wanted = (
-            "quantization" if compute.quantization else "unmerged" if compute.unmerged else None
-        )
+        wanted = "unmerged" if compute.unmerged else None
+        if compute.quantization:
+            wanted = "quantization"
         if compute.unmerged is False or self.config.space != "ps":  # paths run through whole layers
             if compute.quantization:
                 raise SourceError(

@@ -192,6 +192,11 @@ class SearchTasks:
                 on all examples of the split, and now, before a candidate takes the memory.
         """
         which, owner = self.sources.tokenizer_owner(target)
+        # The cache. A prepared task holds token ids, which depend on the tokenizer, the examples
+        # (split and batch), the task's settings and the batch size, and on nothing of the weights.
+        # These are the key, so all candidates of a generation share one entry. Entries for older
+        # batches are never asked for again; they all go when there are more than one for the
+        # fitness and each objective.
         key = (which, split, batch, None if fitness is None else fitness.model_dump_json(), rows)
         if key not in self._tasks:
             if len(self._tasks) > len(self.config.objectives):
@@ -248,7 +253,8 @@ class SearchTasks:
         """A source without its body."""
         if ref not in self._heads:
             head: Any = self._models.load(self.sources.open(ref))
-            self._heads[ref], head.own_pooler = head, getattr(head.base_model, "pooler", None)
+            self._heads[ref] = head
+            head.own_pooler = getattr(head.base_model, "pooler", None)
             setattr(head, head.base_model_prefix, None)
         return self._heads[ref]
 

@@ -121,15 +121,11 @@ class SearchConfig(StrictModel):
         so on, ``base``."""
         apart = [self.base] if self.base is not None and self.base not in self.sources else []
         names = labels_of([*self.sources, *apart])
-        base = (
-            {}
-            if self.base is None
-            else {"base": names[-1 if apart else self.sources.index(self.base)]}
-        )
-        return {
-            **{f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])},
-            **base,
-        }
+        of_sources = names[: len(self.sources)]
+        by_label = {f"source:{number}": name for number, name in enumerate(of_sources)}
+        if self.base is not None:
+            by_label["base"] = names[-1 if apart else self.sources.index(self.base)]
+        return by_label
 
     @property
     def source_names(self) -> list[str]:
@@ -180,6 +176,9 @@ class SearchConfig(StrictModel):
             )
         return about
 
+    # A candidate is a recipe, and recipes have rules of their own. One is made here, with any path
+    # where paths are searched, so that a search which could only fail is refused when the file is
+    # read.
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
         if len(self.sources) == 1 and self.space != "dfs":

@@ -83,12 +83,13 @@ def known_values(scores: Scores, names: Sequence[str]) -> dict[str, float]:
 
 def vector(scores: Scores, names: Sequence[str]) -> Vector:
     """The same as numbers to be maximised, in the order of the names; NaN where there is none."""
-    return np.array(
-        [
-            np.nan if value is None else -value if name in TAKEN else value
-            for name, value in values(scores, names).items()
-        ]
-    )
+    numbers = []
+    for name, value in values(scores, names).items():
+        if value is None:
+            numbers.append(np.nan)
+        else:
+            numbers.append(-value if name in TAKEN else value)
+    return np.array(numbers)
 
 
 def only_task_objectives(objectives: Sequence[AnyObjective]) -> list[TaskObjective]:

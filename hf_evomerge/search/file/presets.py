@@ -129,12 +129,10 @@ def _task(fitness: Any) -> TaskSpec | None:
     rest."""
     from ...fitness import TaskSpec, parse_task
 
+    if isinstance(fitness, TaskSpec):
+        return fitness
     try:
-        return (
-            fitness
-            if isinstance(fitness, TaskSpec)
-            else parse_task(fitness if isinstance(fitness, Mapping) else {})
-        )
+        return parse_task(fitness if isinstance(fitness, Mapping) else {})
     except EvoMergeError:
         return None
 

@@ -331,7 +331,10 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
     path = "path: {kind: gates, repetitions: 2} # how often a layer may run"
     linear = [] if based else ["method: linear"]
     if gradient:
-        lines += [] if merged and based else [f"merge: {{{linear[0]}}}"] if merged else [path]
+        if not merged:
+            lines.append(path)
+        elif not based:
+            lines.append(f"merge: {{{linear[0]}}}")
         lines.append(f"optimize: [{{by: gradient, evaluations: 150}}] {cost}")
     if gradient and merged:
         lines.append(
@@ -401,11 +404,7 @@ class _Problems:
             and len({tuple(compared_labels(source)) for source in sources}) > 1
         ):
             self._read_heads(sources, records)
-        says = (
-            name
-            for name in GLOSSES
-            if all(isinstance(record.get(name), str) and record[name] for record in records)
-        )
+        says = (name for name in GLOSSES if _holds_text(records, name))
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
         if all(
@@ -458,9 +457,8 @@ class _Problems:
                 f"{example}; `chat: true` puts the prompt "
                 "into the model's chat template"
             )
-        prompt, answer = (
-            next((name for name in names if name in record), None) for names in (PROMPTS, ANSWERS)
-        )
+        prompt = next((name for name in PROMPTS if name in record), None)
+        answer = next((name for name in ANSWERS if name in record), None)
         if prompt is None or answer is None:
             what = "prompt" if prompt is None else "answer"
             raise FitnessError(
@@ -486,12 +484,11 @@ class _Problems:
             answers: dict[str, set[str]] = {}
             for record in records:
                 answers.setdefault(str(record.get(field)), set()).add(str(record.get(answer)))
+            # Which value of the field belongs to which source: every assignment of values to heads
+            # is tried (at most 6! of them), and it must be the only one in which each head knows
+            # all labels of its examples.
             orders = permutations(answers) if len(answers) == len(labels) <= 6 else ()
-            fits = [
-                names
-                for names in orders
-                if all(answers[name] <= known for name, known in zip(names, labels, strict=True))
-            ]
+            fits = [names for names in orders if _know(labels, names, answers)]
             if len(fits) == 1:
                 self.heads = list(fits[0])
                 self.where["head_field"] = field
@@ -605,3 +602,13 @@ class _Problems:
             lines.append(f"  {split}: {in_line({**same, 'start': start, 'count': size})}")
             start += size
         return lines
+
+
+def _holds_text(records: Sequence[Mapping[str, Any]], field: str) -> bool:
+    """Tell whether a field of every record holds text."""
+    return all(isinstance(record.get(field), str) and record[field] for record in records)
+
+
+def _know(heads: Sequence[set[str]], names: Sequence[str], answers: Mapping[str, set[str]]) -> bool:
+    """Tell whether each head has the labels that its name is answered with."""
+    return all(answers[name] <= known for name, known in zip(names, heads, strict=True))

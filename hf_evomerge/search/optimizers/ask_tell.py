@@ -89,6 +89,15 @@ class Request:
     repeats: int = 0
 
 
+# An optimizer is a generator: it yields genomes and is sent their fitness. `ask` runs it to the
+# next `yield`, `tell` keeps what it will be sent. So an algorithm of several phases (candidates,
+# then generations, then a last score in full) reads as the loop that it is, without a state
+# machine.
+#
+# Cost is counted here for all algorithms. One unit is the cost of scoring one model on all search
+# examples. A genome costs price * share: price is 1 for a score and about 3 for a gradient, share
+# is the part of the examples in the batch. Budgets of different algorithms are comparable for this
+# reason.
 class Asked:
     """Asking and telling, whatever the algorithm, and the count of what was spent.
 
@@ -161,6 +170,8 @@ class Asked:
 
         One alone leaves nothing to choose: it is scored on all examples, to be a result itself.
         """
+        # Each candidate costs `share`. A third of the budget buys budget / (3 share) of them; the
+        # rest is left for the search itself. At least one is scored, however small the budget is.
         affordable = min(len(start.candidates), max(1.0, self.budget / (3 * self.share)))
         candidates = list(start.candidates[: int(affordable)])
         if not candidates:
@@ -180,9 +191,24 @@ class Asked:
 
 def default_population(dimension: int) -> int:
     """Candidates per generation where nobody says it: 4 + floor(3 ln n), the CMA-ES default."""
-    return 4 + int(3 * np.log(dimension))
+    return 4 + int(3 * np.log(dimension))  # equation 48
 
 
+# CMA-ES as in Hansen's tutorial (arXiv:1604.00772). A generation is lambda samples
+#   x_k ~ m + sigma N(0, C),  k = 1 .. lambda                                          (equation 5)
+# and m, sigma and C are updated from the ranking of their fitness. Only the ranking counts, so a
+# batch of examples is as good as all of them while it ranks one generation alike. All genomes of a
+# generation share a batch; the next generation draws another one, so no batch can be overfitted.
+#
+# Batches grow: after `GROWTH` generations on one size comes the next size, and the last one stays.
+# A small batch is cheapest far from the optimum. Near it, differences between candidates are
+# smaller than the noise of a batch, and more examples are needed to rank them.
+#
+# Fitness on different batches is not comparable. Therefore only the mean of the distribution is
+# scored on all examples, and only it competes for the result. It is scored when at least 4
+# evaluations and a tenth of the cost so far have gone by since the last time, and once more when
+# the budget does not allow a generation and this score. The mean is a better report than the best
+# sample, which owes its place partly to luck.
 class Optimizer(Asked):
     """Ask for genomes, evaluate them anywhere, tell their fitness.
 
@@ -245,6 +271,9 @@ class Optimizer(Asked):
 
     def _is_over(self) -> bool:
         """Tell whether the last budget falls short too; until then the next one counts."""
+        # A search that is given more evaluations is replayed from the start. It must score the
+        # means that it scored under its first budget at the same places, so budgets are used up one
+        # after the other.
         while self._is_last() and self.later:
             self.budget = self.later.pop(0)
         return self._is_last()
@@ -264,6 +293,8 @@ class Optimizer(Asked):
             "maxiter": np.inf,
             "bounds": [self.start.lower.tolist(), self.start.upper.tolist()],
             "CMA_diagonal": self.start.mean.size > _SEPARABLE,
+            # A generation of equal accuracies is common and means nothing. The criteria on fitness
+            # are off, and those on the distribution stay.
             "tolflatfitness": np.inf,
             "tolfun": -1,
             "tolfunhist": -1,
@@ -286,7 +317,7 @@ class Optimizer(Asked):
                     break
             self.request = Request()
             generations += 1
-            genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
+            genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]  # (5)
             costs = to_costs((yield genomes))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -294,6 +325,8 @@ class Optimizer(Asked):
             self.sigma = float(strategy.sigma)
 
 
+# CMA-ES and NSGA-II rank, so the cost of a failed candidate may be any number above all others. It
+# is kept near the others, in units of their range, because pycma also looks at the spread of costs.
 def to_costs(fitness: Sequence[float]) -> list[float]:
     """Costs to minimise. A failed candidate (NaN) costs more than the worst that did not fail."""
     costs = [-value for value in fitness]

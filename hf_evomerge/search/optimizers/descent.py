@@ -32,6 +32,18 @@ def checks_of(budget: float) -> tuple[float, ...]:
     return _CHECKS if len(_CHECKS) <= _MOST * budget else ()
 
 
+# Given is the fitness f and its gradient on a fresh batch of examples at each step. The optimizer
+# ascends with Adam; a projection (clip) onto the bounds follows each step. The rate falls as half a
+# cosine over the budget b, with s spent (Loshchilov and Hutter, arXiv:1608.03983, equation 5):
+#   sigma = sigma_0 [ floor + (1 - floor) (1 + cos(pi s / b)) / 2 ],  floor = .02
+# Cost takes the place of the number of steps, because steps become cheaper as gates are given up.
+#
+# A single point follows the noise of its last batch. The result is an exponential average over
+# about w points, avg <- (1 - 1/w) avg + x / w. It alone is scored on all examples.
+#
+# Prunable coordinates are gates. A gate that was at 0 for `patience` steps in a row leaves the
+# search for good: its slot is not computed any more. A step that fails (NaN) goes back to the last
+# good point, halves the rate and forgets Adam's averages, which belong to the place that was left.
 class GradientOptimizer(Asked):
     """Ask for a point, evaluate it and its gradient anywhere, tell both.
 
@@ -91,6 +103,8 @@ class GradientOptimizer(Asked):
         good = point
         rate = self.start.sigma
         trust = _TrustRegion() if self.start.prunable else None
+        # Reserved for the end: one full score; with gates also three points on a batch, of which
+        # the best is scored in full. Steps stop early enough to leave this much of the budget.
         last = 1.0 if trust is None else 1 + 3 * self.share  # what the end costs
         steps = self.budget / (self.price(quiet == 0) * self.share)
         window = max(1.0, min(_WINDOW, steps / 8))
@@ -121,6 +135,7 @@ class GradientOptimizer(Asked):
             else:
                 point = yield from trust.step(self, fitness, point, step, (lower, upper), last)
             if self.start.prunable:
+                # Coordinates that are out stay out: their count is frozen.
                 quiet = np.where(active, np.where(point <= self.start.lower, quiet + 1, 0), quiet)
             self.average = (1 - 1 / window) * self.average + 1 / window * point
             if checks and self.spent >= checks[0] * self.budget:
@@ -142,11 +157,23 @@ class GradientOptimizer(Asked):
         that of the examples in 128, where one whose fitness is f below 0, and further than 6.5,
         counts for (f / 6.5)^2.
         """
+        # fine = n max(1, |f| / 6.5)^2 / 128, at most 1, with n examples and mean fitness f at the
+        # start. At 1 every coordinate moves alone (plain Adam). Below, members of a group mostly
+        # move together.
         fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) ** 2 / _MANY)
         groups = self.start.groups
         return _Adam(self.start.mean.size) if groups is None or fine >= 1 else _Nested(groups, fine)
 
 
+# Fitness along gates is far from linear: a step that is good for one gate may break another. With
+# gradient g and step d, a linear model predicts the change <g, d> = sum_i g_i d_i. The step is kept
+# where
+#   f(x + d) >= f(x) + sum_i g_i d_i - sum_i |g_i d_i|
+# The last sum is the tolerance. Where every g_i d_i is positive the right side is f(x), and nothing
+# may be lost. Each negative one, to which Adam's older gradients may lead, lowers it by twice its
+# size. Both values are of one batch (`Request.repeats` asks for it again), so sampling noise
+# cancels. A refused step is halved and tried again, `_TRIES` times in all; a kept one doubles the
+# factor, up to 1 (backtracking as in Nocedal and Wright, Numerical Optimization, algorithm 3.1).
 class _TrustRegion:
     """Tries each step on the batch that its gradient is of, and halves it until it holds; then
     steps may grow again.
@@ -189,6 +216,11 @@ class _TrustRegion:
         return point
 
 
+# Two Adams side by side: one on the sums of the gradient over each group, one on each coordinate.
+#   d = (1 - fine) d_group + fine d_each
+# Adam divides by the size of its gradient, so both directions are about 1 per coordinate and the
+# mixture keeps that scale. The sum over a group averages noise away, and it keeps the part of the
+# gradient that its members share.
 class _Nested:
     """Adam's direction of groups of coordinates, and a share of that of each coordinate.
 
@@ -210,6 +242,12 @@ class _Nested:
         return (1 - self.fine) * together + self.fine * self.each.direction(slope)
 
 
+# Adam (Kingma and Ba, arXiv:1412.6980, algorithm 1), for ascent. With gradient g at step t:
+#   m <- beta_1 m + (1 - beta_1) g,      v <- beta_2 v + (1 - beta_2) g^2
+#   m^ = m / (1 - beta_1^t),             v^ = v / (1 - beta_2^t)
+#   d  = m^ / (sqrt(v^) + eps)
+# The caller multiplies d by the rate. beta_2 is .99 where the paper has .999: a run has tens to
+# hundreds of steps, over which a longer memory would hardly be filled.
 class _Adam:
     def __init__(self, size: int) -> None:
         self.first = np.zeros(size)
@@ -220,9 +258,9 @@ class _Adam:
         """Upwards, each coordinate at most about 1."""
         slope = np.asarray(gradient, dtype=np.float64)
         self.count += 1
-        self.first = _FIRST * self.first + (1 - _FIRST) * slope
-        self.second = _SECOND * self.second + (1 - _SECOND) * slope**2
-        first = self.first / (1 - _FIRST**self.count)
-        second = self.second / (1 - _SECOND**self.count)
+        self.first = _FIRST * self.first + (1 - _FIRST) * slope  # m
+        self.second = _SECOND * self.second + (1 - _SECOND) * slope**2  # v
+        first = self.first / (1 - _FIRST**self.count)  # m^
+        second = self.second / (1 - _SECOND**self.count)  # v^
         direction: Vector = first / (np.sqrt(second) + 1e-8)
         return direction

@@ -17,6 +17,14 @@ _MOST_LEFT_OUT = (
 )
 
 
+# NSGA-II (Deb, Pratap, Agarwal and Meyarivan 2002, IEEE Transactions on Evolutionary Computation
+# 6). Parents and offspring are sorted into fronts: a point dominates another when it is at least as
+# good in every objective and better in one (section III-A). The next parents are the first fronts;
+# of the front that does not fit whole, those with the largest crowding distance are kept, so that
+# the front stays wide (section III-B). pymoo does this; here are the first generation and the
+# bounds. Its operators need finite bounds, and genomes may have none. Every value is maximised here
+# and minimised there. Each objective is converted by itself, so a failed candidate is the worst in
+# all of them.
 class ParetoOptimizer(Asked):
     """Ask for genomes, evaluate them anywhere, tell the values of all their objectives.
 
@@ -98,6 +106,8 @@ class ParetoOptimizer(Asked):
             point = known[len(points) % len(known)] + self.start.sigma * rng.standard_normal(
                 self.start.mean.size
             )
+            # Points around a path with every gate on are all long. Some gates are pushed below 0,
+            # half a step deep, so that short paths are there from the start.
             if self.start.prunable and len(points) % 2:
                 out = rng.random(point.size) < rng.uniform(0, _MOST_LEFT_OUT)
                 point = np.where(out, -0.5 * self.start.sigma, point)
@@ -131,6 +141,12 @@ def scaled(vectors: Sequence[Vector]) -> NDArray[np.float64]:
     return np.where(width > 0, (points - low) / np.where(width > 0, width, 1.0), 0.0)
 
 
+# The knee in the sense of Das (1999, Structural Optimization 18): scale each objective to 0..1,
+# take the best point of each (the ends of the front), and lay a plane n x = 1 through them. The
+# knee maximises n x, which is the distance beyond this plane up to a constant. With fewer distinct
+# ends than objectives the plane is not unique; the least-squares normal of least length is taken.
+# Negative parts of n are cut off, because being worse in an objective must not count as an
+# advantage. Rounding to 9 digits makes ties the same on every machine.
 def knee(vectors: Sequence[Vector]) -> int:
     """The point of a front that bulges most: farthest beyond the line, or plane, through the best
     of each objective.
@@ -150,6 +166,8 @@ def knee(vectors: Sequence[Vector]) -> int:
     return int(np.argmax(np.round(points @ np.maximum(normal, 0.0), 9)))
 
 
+# Farthest-point sampling (Gonzalez 1985): each new point maximises its distance to the nearest
+# chosen one. Ends and knee come first, because people look for them.
 def spread(vectors: Sequence[Vector], count: int) -> list[int]:
     """Indices of so many points of a front: the best of each objective, the knee, then always the
     one farthest from those."""

@@ -13,6 +13,11 @@ from .ask_tell import Asked, Batches, Start, Vector
 _KEPT = 4  # of so many points one goes on to so many times the examples
 
 
+# Greedy search with successive halving (Jamieson and Talwalkar, arXiv:1502.07943). From n moves on
+# a share s of the examples, the best n/4 go on to the share 4 s, and so on. Every level costs about
+# n s, however long the race is. A point of a former level is not compared with one of a later
+# level, since their batches differ. Rounds before the last stop short of all examples (`partial`):
+# a full score would make a point a result, and only the end of the sweep is one.
 class SweepOptimizer(Asked):
     """Ask for points, evaluate them anywhere, tell their fitness.
 
@@ -78,6 +83,8 @@ def sweep_over(start: Start, *, size: int, examples: int, budget: float = np.inf
     )
 
 
+# The number of moves and levels does not depend on the scores, so a dry run with equal scores has
+# the cost of the real one. No formula has to be kept in step with the loop.
 def sweep_cost(start: Start, *, size: int, examples: int) -> float:
     """Compute the cost of a `sweep_over`, in scores of all examples; which moves are the better
     ones does not matter."""

@@ -53,6 +53,11 @@ class Lora:
         )
 
 
+# LoRA (Hu et al., arXiv:2106.09685, equation 3): a linear layer becomes
+#   h = W_0 x + (alpha / r) B A x
+# with B = 0 at first, so training starts at the model as it is. alpha = 2 r. Only A and B are
+# trained, in float32: updates of bfloat16 numbers would often round to nothing. The optimizer is
+# AdamW without decay; the rate rises linearly, then falls as half a cosine to 1 % of its peak.
 class LoraAscent:
     """LoRA adapters (peft's) in a model, and AdamW, which raises a score by them. The same steps
     give the same adapters.
@@ -156,6 +161,8 @@ def fine_tune(
     return ascent.tuned
 
 
+# Without replacement: a permutation is used up before the next one is drawn. What is left of one,
+# if it is less than a batch, is dropped, so a batch never holds an example twice.
 def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
     """Draw batches without end: all examples once, in an order of the seed, before any is seen
     again."""

@@ -109,6 +109,10 @@ class Trained:
     model: SourceRef
 
 
+# A baseline must not lose because it was tuned less. LoRA is trained from every parent and from the
+# average, at each of several rates, every time at the cost of the whole search; the best on the
+# examples that models are chosen on is compared. Finished trainings are folders whose name holds
+# the start, rate and cost; a folder appears whole, so a resumed search trains only what is missing.
 @dataclass(frozen=True)
 class LoraTrainer:
     """Trains adapters on the search examples, in this process.

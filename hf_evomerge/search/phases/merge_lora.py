@@ -154,6 +154,13 @@ def together_stage(config: SearchConfig) -> Stage:
     )
 
 
+# One forward and one backward pass give both gradients. The merge is written into the model's
+# weights, peft's layers add B A x to it: with W = W_0 + sum_i w_i tau_i + (alpha / r) B A, dL/dW is
+# what both chain rules start from. The merge weights take a step of `GradientOptimizer` and the
+# adapters one of AdamW, side by side, for the cost of a merge by gradient alone.
+#
+# Examples come from permutations here and not from `StageRun`'s batches: this phase is no stage,
+# and is trained in one piece or not at all.
 def learn_together(
     evaluator: Evaluator,
     stage: Stage,
@@ -228,6 +235,8 @@ def with_adapter(recipe: Recipe, adapter: Path) -> Recipe:
     assert recipe.base is not None
     if not (scale := float(recipe.merge.options.get("lambda", 1.0))):  # type: ignore[arg-type]
         raise SearchError("lambda is 0 at the end: nothing is added to the base")
+    # The recipe is base + lambda sum_i w_i tau_i. The adapter was trained beside this sum, not
+    # inside, so its weight undoes lambda.
     whole = {"weight": 1.0 / scale}
     places = [*recipe.merge_sources, len(recipe.sources)]
     merge = recipe.merge.model_copy(

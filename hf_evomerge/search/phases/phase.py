@@ -115,6 +115,9 @@ class Planner:
         """
         if not self.evaluator.sources.weights:
             return math.nan
+        # Time is measured and not modelled. The first evaluation loads models and prepares the
+        # task, which every later one is spared; only the second is timed. For a merge two recipes
+        # are given, so that the second has its weights written, as every candidate has.
         for target in (first, then):
             scores = self.evaluator.evaluate(target, **how)
             if scores.error is not None:
@@ -236,6 +239,9 @@ class SearchRun:
         Raises:
             SearchError: A required model cannot be scored.
         """
+        # Scores are stored one by one as they come, so a killed phase goes on where it was. Only
+        # the jobs that are missing are handed out; results are put back under the label by their
+        # index.
         stored = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in stored.items() if scores is None]
         begin = time.perf_counter()

@@ -40,6 +40,16 @@ logger = logging.getLogger(__name__)
 _NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
 
+# Replay. The study holds trials (genome, scores), never the state of an optimizer. To go on, the
+# optimizer is made anew from the seed and asked again; each genome must equal the stored one
+# (`_check_same`), and it is told the stored scores. What is kept invariant: the k-th call of ask
+# and tell gets the same numbers, whether a trial is stored or new. Everything that decides about
+# trials must therefore depend on the seed and on stored values only. Two things of the outside are
+# stored when they decide: that a callback ended the stage ("stopped"), and the wall time so far
+# ("seconds").
+#
+# Numbers of trials run through a stage without gaps. Which examples a generation is scored on is a
+# function of (seed, stage, generation), so it is not stored either.
 class StageRun:
     """Run of one stage.
 
@@ -102,11 +112,12 @@ class StageRun:
                 self.tell(candidates[index], scores)
         points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=False)
         names = {point.tobytes(): name for point, name in points}
-        return {
-            trial.recipe_key: names[key]
-            for trial in self.trials
-            if (key := trial.genome.tobytes()) in names
-        }
+        begun = {}
+        for trial in self.trials:
+            key = trial.genome.tobytes()
+            if key in names:
+                begun[trial.recipe_key] = names[key]
+        return begun
 
     def ask(self) -> list[Candidate]:
         """Candidates of the current generation that have no scores yet.
@@ -143,6 +154,8 @@ class StageRun:
         """Ask the optimizer, and sort out what is stored, cannot be decoded, or was evaluated
         before."""
         budget = self.stage.evaluations
+        # A limit of minutes does not count for generations that are stored: a slower machine that
+        # resumes the study must not end it earlier.
         in_time = len(self.trials) in self.stored or self._seconds() < self.stage.minutes * 60
         genomes = self.optimizer.ask() if self.spent < budget and in_time else None
         affordable = int((budget - self.spent) / self.optimizer.cost + 1e-6)
@@ -163,6 +176,9 @@ class StageRun:
             elif candidate.recipe is None:
                 failed = Scores.failed(candidate.error or "")
                 self._add(generation, candidate.trial(self.stage, self.generation, failed))
+            # Equal recipes on equal batches have equal scores: one is evaluated, the others copy it
+            # when the generation ends. Gradients are per genome and are not shared across
+            # generations.
             elif request.active is not None or is_new:
                 generation.waiting.setdefault(candidate.key, candidate)
 
@@ -186,6 +202,8 @@ class StageRun:
                 f"{self.stage}: every candidate of the first generation failed: {error}"
             )
         self._progress.mean = float(alive.mean()) if alive.size else None
+        # The last generation may be cut by the budget. The optimizer is not told of a part of it:
+        # it would need scores for every genome that it proposed.
         if generation.whole:
             empty = np.zeros(0)
             slopes = [
@@ -319,6 +337,9 @@ class StageRun:
         size = round(self.optimizer.share * count)
         if size >= count or self.optimizer.request.full:
             return None
+        # A retry along a step (`repeats`) gets the batch of the generation whose gradient it is on.
+        # The generator is seeded by a list, which numpy hashes: neighbouring generations are
+        # independent.
         drawn_for = self.generation - self.optimizer.request.repeats
         rng = np.random.default_rng([self.config.compute.seed, self.stage.number, drawn_for])
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))

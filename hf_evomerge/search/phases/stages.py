@@ -241,12 +241,15 @@ class _Schedule:
             left = max(0.0, left - int(starts) * sizes[0] / count - len(checks_of(left)) - 1)
         rounds = {}
         for size in sizes:
+            # A round on `size` of `count` examples costs price * population * size / count. Every
+            # size gets `GROWTH` rounds, as in the optimizer, until the budget ends; the last gets
+            # all that is left.
             cost = price * population * size / count
             rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
             left -= rounds[size] * cost
         some = {size: number for size, number in rounds.items() if number > 0}
-        at_once = 1 if gradient else math.inf if sweep else population
-        return cls(budget, population, some, at_once)
+        at_once = math.inf if sweep else population
+        return cls(budget, population, some, 1 if gradient else at_once)
 
     def kind(self, stage: Stage) -> str:
         """Name of a round."""
@@ -283,6 +286,8 @@ def _timed(
 ) -> tuple[Recipe, Recipe, float]:
     """The recipe of the start, another as good, and the seconds that all rounds of it would
     take."""
+    # The second recipe is a hundredth of a step away, up and down in turn: another recipe, so
+    # nothing is answered from a cache, and as expensive as the first.
     step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
     near: Vector = np.clip(start.mean + step, start.lower, start.upper)
     first = space.decode(start.mean)
@@ -301,7 +306,8 @@ def _timed(
 def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
     if stage.algorithm != "sweep":
         return
-    (size,), budget = stage.batch_sizes(examples), stage.evaluations
+    (size,) = stage.batch_sizes(examples)
+    budget = stage.evaluations
     needed = math.ceil(sweep_cost(start, size=size, examples=examples))
     if needed > budget:
         raise SearchError(

@@ -40,18 +40,15 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     with Study.open(folder) as study:
         config = settings_of(study)
         names = config.objective_names
-        rows = [
-            {
-                **trial_row(trial, names),
-                **{f"params.{name}": value for name, value in params.items()},
-            }
-            for stage in STAGES
-            for trial, params in _with_params(study, config, stage)
-        ]
+        rows = []
+        for stage in STAGES:
+            for trial, params in _with_params(study, config, stage):
+                numbers = {f"params.{name}": value for name, value in params.items()}
+                rows.append(trial_row(trial, names) | numbers)
     if not rows:
         raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return [{key: row.get(key) for key in keys} for row in rows]
+    empty = dict.fromkeys(key for row in rows for key in row)
+    return [empty | row for row in rows]
 
 
 def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:

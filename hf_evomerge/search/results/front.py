@@ -139,18 +139,17 @@ def objective_text(scores: Scores, name: str) -> str:
     )
 
 
+# A point of the front dominates a parent when it is at least as good in every objective and better
+# in one (Deb et al. 2002), both on the examples of the results.
 def front_verdict(
     points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str
 ) -> list[str]:
     """Describe a front in sentences: how far it reaches, and which parents its points dominate."""
     ends = []
     for name in names:
-        found = [
-            value
-            for point in points
-            if (value := values(point.trial.scores, [name])[name]) is not None
-        ]
-        ends.append(f"{name} from {min(found):.4g} to {max(found):.4g}")
+        along = [values(point.trial.scores, [name])[name] for point in points]
+        known = [value for value in along if value is not None]
+        ends.append(f"{name} from {min(known):.4g} to {max(known):.4g}")
     sentences = [f"The front has {len(points)} points on the search examples: {', '.join(ends)}"]
     scored = [point for point in points if point.scores is not None and point.scores.error is None]
     for row in rows:
@@ -163,12 +162,10 @@ def front_verdict(
             if (ours >= theirs).all() and (ours > theirs).any():
                 better.append(str(point.number))
         what = f"better than {row.model.removeprefix('base: ')} in one objective and worse in none"
-        many = len(better) > 1
-        said = (
-            f"Point{'s' * many} {', '.join(better)} {'are' if many else 'is'}"
-            if better
-            else "No point is"
-        )
+        said = "No point is"
+        if better:
+            many = len(better) > 1
+            said = f"Point{'s' * many} {', '.join(better)} {'are' if many else 'is'}"
         sentences.append(
             f"{said} {what}, on the {split} examples, of the {len(scored)} that were scored there"
         )

@@ -115,11 +115,11 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
         "to search, s" if "seconds" in others else "seconds",
     ]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
-    cut_there = [
-        name
-        for name in retained
-        if any(row.retained[name].truncated_share for row in rows if name in row.retained)
-    ]
+    cut_there = []
+    for name in retained:
+        shares = [row.retained[name].truncated_share for row in rows if name in row.retained]
+        if any(shares):
+            cut_there.append(name)
     headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []

@@ -168,13 +168,12 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
         if not (compared := compare_all(scores, others[best], by)):
             continue  # of one example
         found = compared[0]
-        said = (
-            "worse than"
-            if found.is_worse
-            else "better than"
-            if found.is_better
-            else f"{_not(found)} distinguishable from"
-        )
+        if found.is_worse:
+            said = "worse than"
+        elif found.is_better:
+            said = "better than"
+        else:
+            said = f"{_not(found)} distinguishable from"
         told = (
             f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
         )
@@ -213,6 +212,9 @@ def about_parents(
     Returns:
         Notes, and a warning where no source can give another anything.
     """
+    # A merge by examples solved: with a table of (source, example), what one source alone solves is
+    # what a merge could gain. The discordance, the share of examples that tell two sources apart,
+    # gives the number of test examples that would show a difference (`needed_examples`).
     whole = {name: scores for name, scores in parents.items() if scores.error is None}
     if len(whole) < 2:
         return [], None

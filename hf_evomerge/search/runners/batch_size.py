@@ -32,6 +32,12 @@ _SIGNS = (
 )
 
 
+# Memory depends on the kind of job (parent, merge, path; with a gradient or without) and, for
+# paths, on their length. The first job of each kind is run alone with the largest batch, which is
+# halved until it fits; the longest path stands for the others. Then the size is a constant of the
+# study. Kept invariant: scores of one kind are computed in batches of one size, also after a
+# resume, since the size changes last bits. It is noted before the scores are handed on: a kill
+# between the two leaves a size without scores, never scores of an unknown size.
 class FittedRunner:
     """A runner whose first job of each kind on the search examples is run alone, in batches that it
     has the memory for.
@@ -111,13 +117,9 @@ def largest_batch(config: SearchConfig) -> int | None:
 def _kind(job: Job) -> str:
     """Name what a job's memory depends on, beside its batches; that of other splits is that of the
     search examples."""
-    what = (
-        "model"
-        if not isinstance(job.target, Recipe)
-        else "path"
-        if job.target.flow is not None
-        else "merge"
-    )
+    what = "model"
+    if isinstance(job.target, Recipe):
+        what = "path" if job.target.flow is not None else "merge"
     return what if job.slopes is None else f"{what}, gradient"
 
 

@@ -74,6 +74,8 @@ class ClusterEvaluator:
                 raise SearchError(
                     f"has {name} {here}, and the search runs with {version}; install the same"
                 )
+        # Only after the versions were compared: an object of another version may not unpickle, and
+        # the error would not say why.
         config, arguments, files = pickle.loads(message)
         for device in devices_of(config):
             check_device(device)
@@ -111,6 +113,12 @@ class _Node:
     name: str
 
 
+# The time of a job is known to the actor alone, which sees when models load. This side waits until
+# the limit has passed on its own clock, then asks (`taken`, in a concurrency group of its own, so
+# it answers during an evaluation) and waits a second between questions. An actor that does not
+# answer for `_PATIENCE` seconds hangs in native code and is judged by the time on this side.
+#
+# A dead actor blames its job, unless its machine has left the cluster: then nobody is to blame.
 class RayWorker:
     """An actor on one device, and the job that it is at; see `PoolWorker`.
 
@@ -281,6 +289,8 @@ class RayRunner(PoolRunner[RayWorker]):
         gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
         named = given if isinstance(given := config.compute.device, str) else given[0]
         on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
+        # Ray hands out fractions of a GPU: with more workers than GPUs each takes 1 / per_gpu of
+        # one.
         self._per_gpu = (
             math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
         )

@@ -110,6 +110,15 @@ class PoolWorker(Protocol):
 AnyWorker = TypeVar("AnyWorker", bound=PoolWorker)
 
 
+# Scheduling. Largest first (Graham 1969, longest processing time): with jobs of different size on
+# equal workers the end comes at most a third later than the best schedule's. Scores carry their
+# index, so the order in which they arrive changes nothing of the search.
+#
+# Faults are told apart by whom they blame:
+#   scores with an error           the candidate; the search goes on
+#   the process died (EOFError)    the job perhaps, or memory that others took: once more, alone
+#   the machine failed             once more, alone, after a pause; twice ends the search
+#   the machine is gone            nobody; again beside the others, `MOVES` times at most
 class PoolRunner(Generic[AnyWorker]):
     """Gives every free worker a job, the largest first, until all are done; the same for processes
     here and on other machines.

@@ -35,6 +35,13 @@ class MachineLostError(Exception):
     job."""
 
 
+# Messages through the pipe. To the worker: jobs. From it: "ready" once, a line (it cannot start),
+# True and False (loading of models begins and ends), scores, or a `MachineError`. A closed pipe
+# means that the process is dead; its exit code tells a signal (below 0) from an end of its own.
+#
+# The clock of a job runs here, between two looks, and stands while models load: the first job on a
+# worker would otherwise seem slow. A gap of more than four ticks means that this process itself did
+# not run (a suspended machine), so no more than that is counted.
 class Worker:
     """Worker process, and the job that it is at.
 
@@ -166,6 +173,8 @@ class Worker:
             theirs.close()
 
 
+# Ctrl-C goes to every process of the terminal's group. The child inherits the blocked signal and
+# later ignores it, so that only the parent decides what an interrupt means.
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
     """Let Ctrl-C wait: a process that starts meanwhile never sees it, for its parent ends it."""

@@ -22,6 +22,14 @@ _WAITING = (
 )
 
 
+# Genome to recipe: a genome is decoded into hops (source, layer) with a scale each, by the genome
+# type of `path.kind`: indicators of the paper (arXiv:2403.13187, section 3.2) or gates. With gates
+# a slot adds g f(x) to the residual stream, and a slot with g = 0 is left out. The recipe names
+# only slots that run, so many genomes are one recipe; its scores are shared.
+#
+# Recipe to genome is needed for starts alone: `along(slots, other)` gives gate 1 to the slots of a
+# path and `other` to the rest. With a gradient `other` is slightly above 0, so that every slot has
+# a slope; without one it is below 0, and one step of CMA-ES away from being on.
 class FlowSpace:
     """Paths through the layers of the sources, and of the merged model where a merge came first."""
 
@@ -98,6 +106,8 @@ class FlowSpace:
 
     def price(self, active: NDArray[np.bool_]) -> float:
         """A forward pass over the slots in play, and a backward pass to activations alone."""
+        # In units of one pass through the model: the active slots forward, and as much back.
+        # Weights need no gradient, which saves the third pass of `ParameterSpace.price`.
         return 2.0 * float(active.sum()) / self.genome.layout.layers[0]
 
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> GateSlopes:

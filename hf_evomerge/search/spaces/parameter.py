@@ -56,6 +56,15 @@ class Coordinate:
         return self.group[0] if isinstance(self.group, tuple) else self.group
 
 
+# Genome to recipe: coordinate u in [0, 1] stands for the value low + u (high - low) of one
+# parameter, of one source, in one layer group. All coordinates have the same scale, so one step
+# size fits all. The order is: declared parameter, then source, then group; recipes and replays
+# depend on it.
+#
+# Some numbers cannot change the merge: a source whose tensors equal the base's in a group has a
+# task vector of 0 there. They are left out of the genome (`idle`) and written as 0. With
+# `normalize` the weights are divided by their sum, so such a weight matters unless all sources are
+# 0 in the group.
 class ParameterSpace:
     """The parameters of a merge method: per source and layer group, or global. Every coordinate
     lies between 0 and 1.
@@ -165,10 +174,12 @@ class ParameterSpace:
         lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
         most = _MOST_RUNS // self.source_count
         rows = self.tensors.values()
-        few = (
-            length for length in lengths if sum(math.ceil(count / length) for count in rows) <= most
-        )
-        return next(few, lengths[-1])
+        # Runs of 64 rows, or 128, 256, ...: the shortest with which all sources together have at
+        # most `_MOST_RUNS` runs.
+        for length in lengths:
+            if sum(math.ceil(count / length) for count in rows) <= most:
+                return length
+        return lengths[-1]
 
     def _runs(self, group: str) -> list[str | tuple[str, int]]:
         """The runs of rows of a group; the group itself where it is not divided."""
@@ -214,11 +225,8 @@ class ParameterSpace:
     def unmoved(self) -> list[str]:
         """Parameters with a range that have no gradient."""
         smooth = {parameter.name for parameter in self.method.parameters if parameter.smooth}
-        return [
-            name
-            for name in dict.fromkeys(each.parameter for each in self.coordinates)
-            if name not in smooth
-        ]
+        evolved = dict.fromkeys(each.parameter for each in self.coordinates)
+        return [name for name in evolved if name not in smooth]
 
     def notes(self) -> list[str]:
         """Say what is not evolved, and why: one line per source."""
@@ -271,17 +279,20 @@ class ParameterSpace:
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count = self.source_count
+        # Averages over N checkpoints of one run, oldest first. "last": the later half, equally.
+        # "wsm": the weights that a minus-square-root decay of the learning rate would have given
+        # them (`wsm_weights`). "exponential": c_j ~ r^(N-1-j) with r = 1 - 2 / (N + 1), an
+        # exponential moving average of span N.
         half = (count + 1) // 2
         ratio = 1 - 2 / (count + 1)
         decay = [ratio ** (count - 1 - number) for number in range(count)]
         of_run = {"last": [0.0] * (count - half) + [1 / half] * half, "wsm": wsm_weights(count)}
         of_run["exponential"] = [each / math.fsum(decay) for each in decay]
-        if (
-            self._normalizes
-        ):  # far from the lower bound, where a step would be large beside a weight
-            of_run = {
-                name: [each / max(weights) for each in weights] for name, weights in of_run.items()
-            }
+        if self._normalizes:
+            # far from the lower bound, where a step would be large beside a weight
+            for name, of_sources in of_run.items():
+                largest = max(of_sources)
+                of_run[name] = [each / largest for each in of_sources]
         alone = [
             f"{self.config.source_names[number]} alone" for number in self.config.merge_sources
         ]
@@ -302,6 +313,7 @@ class ParameterSpace:
                 if coordinate.parameter == "weight" and coordinate.source is not None:
                     low = coordinate.span.low
                     high = coordinate.span.high
+                    # Inverse of `decode`, clipped to the bounds: u = (w - low) / (high - low).
                     point[index] = min(
                         1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low))
                     )

@@ -69,6 +69,12 @@ class DamagedStudyError(SearchError):
         super().__init__(f"{folder / STUDY_FILE}: {one_line(what)} is damaged; {_remedy(folder)}")
 
 
+# What must survive, and by what means. A killed process: each row is a transaction in SQLite's
+# write-ahead log. A power cut: with `synchronous = NORMAL` the last transactions may be lost, never
+# the order of those before; a lost trial is evaluated again and is the same. A crash while a study
+# is made: it is written under another name, and renamed when its tables are there. Two processes: a
+# file lock while a search writes. A broken disk: `integrity_check` when a study is opened, and one
+# copy, which is checked before it takes the place of the last.
 class StudyFile:
     """The rows of a study, in ``DIR/study.db``. A context manager that closes the file."""
 
@@ -328,6 +334,8 @@ def _connect(file: Path) -> sqlite3.Connection:
     return _connect_to_read(file)
 
 
+# A reader of SQLite in WAL mode must be able to write the shared index beside the log. Without the
+# right to write there, a study whose log is gone is whole in its file, and `immutable` says so.
 def _connect_to_read(file: Path) -> sqlite3.Connection:
     log = file.with_name(
         f"{file.name}-wal"

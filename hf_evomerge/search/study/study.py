@@ -112,6 +112,8 @@ class Study(StudyFile):
             for trial in self.trials(stage)
             if trial.fitness is not None and trial.duplicate_of is None
         ]
+        # A lexicographic key: number of examples, fitness, age. A score of a batch, however high,
+        # is never above one of all examples.
         complete.sort(
             key=lambda trial: (-trial.scores.values.size, -(trial.fitness or 0.0), trial.number)
         )
@@ -241,6 +243,8 @@ class Study(StudyFile):
                 found.setdefault(row[0], {})[row[2]] = _scores(row[4], row[5], 0.0, None)
         return found
 
+    # The row of the scores is written last and stands for all of it. A kill in between leaves
+    # answers without scores, which are replaced when the model is scored again.
     def _add_beside(self, owner: str, split: str, scores: Scores) -> None:
         """Store what goes with scores, before them: scores that are there are whole."""
         if scores.outputs is not None:
@@ -273,6 +277,7 @@ def _scores(
     return Scores(_unpack(values or b""), correct=right, seconds=seconds, gradient=slopes)
 
 
+# Little-endian float64 and bytes: the same bits come back on every machine.
 def _pack(values: NDArray[Any] | None) -> bytes | None:
     if values is None:
         return None
