@@ -138,9 +138,8 @@ class AdapterCheckpoint(Checkpoint):
     @property
     def kept(self) -> float:
         """Energy of the whole change that the rank keeps, as a share."""
-        whole, kept = (
-            sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True)
-        )
+        pairs = [pair for _, pair in self._all_squares]
+        whole, kept = (sum(numbers) for numbers in zip(*pairs, strict=True))
         return kept / whole if whole else 1.0
 
     def remark(self) -> str:
@@ -334,10 +333,8 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
     """
     import torch
 
-    (rows, upper), (columns, lower) = (
-        torch.linalg.qr(left.double()),
-        torch.linalg.qr(right.double().T),
-    )
+    rows, upper = torch.linalg.qr(left.double())
+    columns, lower = torch.linalg.qr(right.double().T)
     u, values, v = torch.linalg.svd(upper @ lower.T)
     left = rows @ u[:, :rank]
     right = v[:rank] @ columns.T

@@ -120,7 +120,8 @@ class ExtractedAdapter(AdapterCheckpoint):
         self.modules = {}
         for name in changed:
             if name in linear:
-                (module, transposed), shape = linear[name], base.tensors[name].shape
+                module, transposed = linear[name]
+                shape = base.tensors[name].shape
                 self.modules[name] = Module(module, shape, min(rank, *shape), transposed)
         if not self.modules:
             raise SourceError(

@@ -279,7 +279,10 @@ class Routed(PlannedCheckpoint):
         own = {target: target.removeprefix("model.") for target in targets}
         layout = PartLayout.of_names(self._config.text_config, own.values(), str(self.body))
         host = self.body.sources[0].layout  # of the model itself, or of the first that is merged
-        raw = {place: name for name in self.body.tensors if (place := host.place(name))}
+        raw = {}
+        for name in self.body.tensors:
+            if place := host.place(name):
+                raw[place] = name
         found: dict[str, tuple[Checkpoint, str]] = {}
         for target, name in own.items():
             part, inside = layout.place(name)

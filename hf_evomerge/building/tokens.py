@@ -61,9 +61,9 @@ def match_tokens(
     part = recipe.tokens or TokenPart()
     parties: dict[int | str, Parent] = {number: sources[number] for number in recipe.merge_sources}
     parties |= {"base": base} if base is not None else {}
-    default: int | str | None = (
-        part.default if part.default is not None else "base" if base is not None else None
-    )
+    default: int | str | None = part.default
+    if default is None and base is not None:
+        default = "base"
     owner = base if recipe.tokenizer == "base" else sources[recipe.merge_sources[0]]
     if isinstance(recipe.tokenizer, int):
         owner = sources[recipe.tokenizer]
@@ -113,9 +113,11 @@ def _groups(recipe: Recipe) -> tuple[list[int | str], ...] | None:
     slice; None: all."""
     if recipe.merge is None or recipe.merge.slices is None:
         return None
-    return tuple(
-        ["base", *(run[0][0] for run in recipe.merge.slices[place].runs())] for place in (0, -1)
-    )
+    groups: list[list[int | str]] = []
+    for place in (0, -1):
+        runs = recipe.merge.slices[place].runs()
+        groups.append(["base", *(run[0][0] for run in runs)])
+    return tuple(groups)
 
 
 @dataclass
@@ -337,10 +339,11 @@ class MatchedSource(View):
             settings = json.loads(file.read_text(encoding="utf-8"))
             if "added_tokens_decoder" in settings:
                 added = self._match.tokenizer["added_tokens"]
-                settings["added_tokens_decoder"] = {
-                    str(item["id"]): {key: value for key, value in item.items() if key != "id"}
-                    for item in added
-                }
+                by_id = {}
+                for item in added:
+                    rest = {key: value for key, value in item.items() if key != "id"}
+                    by_id[str(item["id"])] = rest
+                settings["added_tokens_decoder"] = by_id
                 file.write_text(
                     json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
                 )

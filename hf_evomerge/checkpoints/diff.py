@@ -150,7 +150,11 @@ def _agreement(sums: NDArray[np.float64]) -> Agreement:
     xx, yy, xy, dd, counted, alike = map(float, sums)
     x = math.sqrt(xx)
     y = math.sqrt(yy)
-    relative = math.sqrt(dd) / x if x else None if y else 0.0
+    relative = None
+    if x:
+        relative = math.sqrt(dd) / x
+    elif not y:
+        relative = 0.0
     cosine = max(-1.0, min(1.0, xy / x / y)) if x and y else None
     return Agreement(x, y, relative, cosine, alike / counted if counted else None)
 
@@ -227,14 +231,9 @@ def diff_models(
         not first.tensors.keys() & second.tensors.keys()
     ):  # perhaps one body, under heads that call it otherwise
         everyone = [each for each in (first, second, origin) if each is not None]
-        part = next(
-            (
-                part
-                for part in first.layout.parts
-                if all(part in each.layout.count() for each in everyone)
-            ),
-            None,
-        )
+        counts = [each.layout.count() for each in everyone]
+        shared = set(counts[0]).intersection(*counts[1:])
+        part = next((part for part in first.layout.parts if part in shared), None)
         if part is not None:
             first, second, origin = [*(Component(each, part) for each in everyone), None][:3]  # type: ignore[assignment]
     total = _Sums()

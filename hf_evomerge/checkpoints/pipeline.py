@@ -281,10 +281,11 @@ class PipelineLayout(PartLayout):
         for raw, own in self.modules.items():
             if block := _BLOCK.match(own):
                 found[raw.partition("/")[0]].add((block[1], int(block[2] or 0)))
-        return {
-            part: {block: n for n, block in enumerate(sorted(blocks, key=_place))}
-            for part, blocks in found.items()
-        }
+        numbers = {}
+        for part, blocks in found.items():
+            ordered = sorted(blocks, key=_place)
+            numbers[part] = {block: n for n, block in enumerate(ordered)}
+        return numbers
 
     def place(self, raw: str) -> tuple[str, str]:
         """The component that a tensor belongs to, and its name there with the number of its block

@@ -37,13 +37,11 @@ _UNITS = {
 def parse_size(text: str | int) -> int:
     """Bytes from ``"4GB"``, ``"500MB"``, ``"1GiB"`` or a number."""
     match = re.match(r"^\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B)\s*$", str(text), re.IGNORECASE)
-    size = (
-        text
-        if isinstance(text, int)
-        else int(float(match[1]) * _UNITS[match[2].upper()])
-        if match
-        else 0
-    )
+    size = 0
+    if isinstance(text, int):
+        size = text
+    elif match:
+        size = int(float(match[1]) * _UNITS[match[2].upper()])
     if size < 1:
         raise EvoMergeError(f"max_shard_size: cannot read {text!r}; write 4GB or 500MB")
     return size

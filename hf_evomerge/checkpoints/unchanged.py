@@ -67,16 +67,17 @@ def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) ->
     return lines
 
 
+def _kinds(source: Parent) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each tensor."""
+    return {name: (info.dtype, info.shape) for name, info in source.tensors.items()}
+
+
 def _same(one: Parent, other: Parent, *, download: bool) -> bool:
     import torch
 
     if one.pinned == other.pinned:
         return True
-    shapes = [
-        {name: (info.dtype, info.shape) for name, info in each.tensors.items()}
-        for each in (one, other)
-    ]
-    if shapes[0] != shapes[1]:
+    if _kinds(one) != _kinds(other):
         return False
     away = [
         source

@@ -187,9 +187,9 @@ def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None
         owner = "union"
     elif owner is None:
         owner = _reference(recipe.sources[recipe.merge_sources[0]])
-    default = (
-        part.default if part.default is not None else "base" if recipe.base is not None else None
-    )
+    default = part.default
+    if default is None and recipe.base is not None:
+        default = "base"
     if (
         default is not None
         and recipe.base is None

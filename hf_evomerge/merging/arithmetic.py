@@ -90,7 +90,8 @@ class TensorJob:
         ]
         self._origin = self._base  # what inputs are differences to, where they are not made yet
         if keep:
-            self._inputs, self._base = self.tensors(0, self.numel), self.base(0, self.numel)
+            self._inputs = self.tensors(0, self.numel)
+            self._base = self.base(0, self.numel)
             self._origin = None
 
     def run(
@@ -253,18 +254,21 @@ class TensorJob:
         key = (left, right, columns)
         if key not in self._line_products:
             width = self.column_width if columns else self.width
-            products = (
-                np.multiply(
-                    *(self.tensor(index, *span).numpy(force=True) for index in (left, right)),
-                    dtype=np.float64,
-                )
-                for span in row_spans(self.numel, width)
-            )
-            sums = (block.reshape(-1, width).sum(axis=0 if columns else 1) for block in products)
+            sums = self._line_sums(left, right, width, axis=0 if columns else 1)
             self._line_products[key] = (
                 reduce(np.add, sums, np.zeros(width)) if columns else np.concatenate(list(sums))
             )
         return self._line_products[key]
+
+    def _line_sums(
+        self, left: int, right: int, width: int, axis: int
+    ) -> Iterator[NDArray[np.float64]]:
+        """Sums of the products of two inputs' elements along an axis, run of rows after run."""
+        for span in row_spans(self.numel, width):
+            first = self.tensor(left, *span).numpy(force=True)
+            second = self.tensor(right, *span).numpy(force=True)
+            products = np.multiply(first, second, dtype=np.float64)
+            yield products.reshape(-1, width).sum(axis=axis)
 
     def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
         """Lay one number per row, or per column, along the slices of the tensor."""

@@ -177,15 +177,15 @@ def by_number(
     }  # exact, so in any order
 
 
+def _has_gradient(method: MergeMethod) -> bool:
+    return any(parameter.smooth for parameter in method.parameters)
+
+
 def check_differentiable(method: MergeMethod) -> None:
     """Raise `RecipeError` unless the method has a parameter that its result changes smoothly
     with."""
-    if not any(parameter.smooth for parameter in method.parameters):
-        names = [
-            name
-            for name, other in all_methods().items()
-            if any(parameter.smooth for parameter in other.parameters)
-        ]
+    if not _has_gradient(method):
+        names = [name for name, other in all_methods().items() if _has_gradient(other)]
         raise RecipeError(
             f"merge.method: {method.name} has no gradient; those that have one are "
             f"{', '.join(names)}"
@@ -234,10 +234,11 @@ def zeros(method: MergeMethod, call: Call) -> Products:
         if parameter.smooth
         for source in (range(len(call.sources)) if parameter.scope == "source" else (None,))
     ]
-    return {
-        place: [0.0] * (len(value.numbers) if isinstance(value := _get(call, place), Rows) else 1)
-        for place in places
-    }
+    totals: Products = {}
+    for place in places:
+        value = _get(call, place)
+        totals[place] = [0.0] * (len(value.numbers) if isinstance(value, Rows) else 1)
+    return totals
 
 
 def _row_sums(job: TensorJob, gradient: Tensor, source: int) -> NDArray[np.float64]:
@@ -376,7 +377,9 @@ def check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) ->
 def _beside(value: float) -> float:
     """The number itself, or one beside 0 and 1, which methods take for a source, or a factor, that
     is not there."""
-    return _TINY if value == 0 else math.nextafter(1, 2) if value == 1 else value
+    if value == 0:
+        return _TINY
+    return math.nextafter(1, 2) if value == 1 else value
 
 
 def _copy(call: Call) -> Call:

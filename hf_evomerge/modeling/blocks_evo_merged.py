@@ -355,7 +355,8 @@ class _Stage:
                     continue
                 twice = self.changed({**zeros, parameter: Change(2.0, offset)})
                 if _distance(none + twice, 2 * now) <= _TOLERANCE * moved:
-                    zeros[parameter], now = Change(0.0, offset), none
+                    zeros[parameter] = Change(0.0, offset)
+                    now = none
         layout.writers = {name: change.offset for name, change in zeros.items()}
         if _distance(now, self.state) > _TOLERANCE * self.size:
             layout.refusal = "something is done to the stream that no tensor scales"
@@ -395,13 +396,13 @@ class _Stage:
         stream. It is made to return what it returned for x, so that what comes after it is as it
         was.
         """
-        leaves = {
-            name: module
-            for name, module in self.modules.items()
-            if self.calls[name]
-            and _state(*self.calls[name]) is not None
-            and not any(part._parameters for part in [*module.modules()][1:])
-        }
+        leaves: dict[str, nn.Module] = {}
+        for name, module in self.modules.items():
+            if not self.calls[name] or _state(*self.calls[name]) is None:
+                continue
+            inside = [*module.modules()][1:]
+            if not any(part._parameters for part in inside):
+                leaves[name] = module
         leaves = {
             name: module for name, module in leaves.items() if name.rpartition(".")[0] not in leaves
         }

@@ -476,17 +476,15 @@ class EvoMergedConfig(PreTrainedConfig):
     def separate(self) -> None:
         """Name the layers anew, as those of one source with a layer per slot: where repeated layers
         are no longer shared."""
-        hops = [
-            zip(group, hop, strict=True)
-            for group, hop in zip(self.hop_slots, self.hops, strict=True)
-        ]
-        terms = [
-            [f"0:{slot}" + ("" if weight == 1 else f"*{weight}") for slot, (_, _, weight) in hop]
-            for hop in hops
-        ]
+        path = []
+        for group, hop in zip(self.hop_slots, self.hops, strict=True):
+            terms = []
+            for slot, (_, _, weight) in zip(group, hop, strict=True):
+                terms.append(f"0:{slot}" + ("" if weight == 1 else f"*{weight}"))
+            path.append(" + ".join(terms))
         self.sources = [{"layers": len(self.slots)}]
         self.embedding_source = 0
-        self.path = [" + ".join(hop) for hop in terms]
+        self.path = path
 
 
 def _slots_of(path: Sequence[str]) -> list[tuple[int, int]]:

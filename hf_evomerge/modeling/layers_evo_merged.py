@@ -154,11 +154,11 @@ def find_layers(model: nn.Module, count: int) -> str:
     outermost = min((name.count(".") for name in found), default=0)
     found = [name for name in found if name.count(".") == outermost]
     if len(found) > 1:  # a list of something else may be as long by coincidence
-        blocks = [
-            name
-            for name in found
-            if all(isinstance(part, GradientCheckpointingLayer) for part in _list(model, name))
-        ]
+        blocks = []
+        for name in found:
+            parts = _list(model, name)
+            if all(isinstance(part, GradientCheckpointingLayer) for part in parts):
+                blocks.append(name)
         found = blocks or found
     if len(found) != 1:
         raise ValueError(

@@ -550,7 +550,8 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
             ValueError: The path cannot be read, or runs a layer that is not part of this model.
         """
         if hasattr(path, "as_text"):
-            path, scales = path.as_text(), path.scales if scales is None else scales
+            scales = path.scales if scales is None else scales
+            path = path.as_text()
         hops = [hop.strip() for hop in path.split(",")] if isinstance(path, str) else list(path)
         config = self.config.rerouted(hops, scales, scale_target=scale_target)
         model = assemble(self.inner, dict(zip(self.config.slots, self.layers, strict=True)), config)

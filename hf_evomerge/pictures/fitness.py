@@ -16,7 +16,9 @@ MOST_DOTS = 1500
 
 def stage_colour(stage: str) -> str:
     """The colour of a stage, the same in every picture."""
-    return "grey" if stage == "random" else stage if stage in COLOURS else "s3"
+    if stage == "random":
+        return "grey"
+    return stage if stage in COLOURS else "s3"
 
 
 def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
@@ -131,7 +133,8 @@ def _value(stage: str, line: Line) -> Text:
 def _levels(axes: Axes, levels: Mapping[str, float]) -> list[Mark]:
     """Dashed lines with their names on them; names that would overlap are moved apart."""
     marks: list[Mark] = []
-    (left, right), last = axes.x_range, -math.inf
+    left, right = axes.x_range
+    last = -math.inf
     for name, value in sorted(levels.items(), key=lambda item: -item[1]):
         y = axes.y(value)
         label = f"{name[:20]} {number(value)}"

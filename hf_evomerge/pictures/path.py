@@ -21,6 +21,14 @@ class Words(NamedTuple):
     written: Sequence[str]
     after: Sequence[Sequence[str]]
 
+    @property
+    def first_change(self) -> int:
+        """Place of the first word of which not all steps say the same; 0 where there is none."""
+        for place in range(len(self.written)):
+            if len({after[place] for after in self.after}) > 1:
+                return place
+        return 0
+
     def said(self, at: int) -> str:
         """Write what a step would say, for its tip."""
         return (
@@ -37,10 +45,7 @@ def words_over(
     `spots` are where the steps are on the axes, `above` how many pixels higher the words stand;
     they cover no step and no name.
     """
-    changing = (
-        k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1
-    )
-    k = next(changing, 0)
+    k = words.first_change
     marks = list[Mark]()
     places = [axes.spot(spot) for spot in spots]
     ends = [
@@ -203,9 +208,9 @@ class _Draft:
         for source, layer in path.unique_layers:
             self.counts[source] = min(max(self.counts.get(source, 0), layer + 1), _MOST_LAYERS)
         visited = sorted({source for source, _ in path.unique_layers})
-        high = (
-            (320, 16.0) if selects else (520, 18.0 if self.narrow else 26.0)
-        )  # edited, its answer is on the same screen
+        high = (520, 18.0 if self.narrow else 26.0)
+        if selects:  # edited, its answer is on the same screen
+            high = (320, 16.0)
         self.row = max(min(high[0] / sum(self.counts[source] for source in visited), high[1]), 6.0)
         rows = 0.0
         self.bases = dict[int, float]()  # of each source, the row of its lowest layer

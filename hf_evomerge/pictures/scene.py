@@ -114,7 +114,8 @@ def sparse(
 
 def grid(axes: Axes, *, x_name: str, y_name: str, x_ticks: int) -> list[Mark]:
     """Lines across a chart, with their numbers and the names of both axes."""
-    (left, right), (low, high) = axes.x_range, axes.y_range
+    left, right = axes.x_range
+    low, high = axes.y_range
     marks: list[Mark] = []
     for value in ticks(low, high, 6):
         marks.append(Line(((left, value), (right, value)), "gridline"))

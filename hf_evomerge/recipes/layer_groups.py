@@ -70,16 +70,15 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
         transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
     """
     if block := _BLOCK.search(tensor_name):
-        if _PICTURE_BLOCK.match(block[2]):
-            return "block", int(block[1]), "attn" if _PICTURE_ATTENTION.search(block[2]) else "mlp"
-        if not (_MLP if post_norms else _MLP_WITH_NORM).search(block[2]):
-            return "block", int(block[1]), "attn"
-        is_router = _ROUTER.search(block[2])
-        return (
-            "block",
-            int(block[1]),
-            "router" if is_router else "experts" if _EXPERTS.search(block[2]) else "mlp",
-        )
+        index = int(block[1])
+        rest = block[2]
+        if _PICTURE_BLOCK.match(rest):
+            return "block", index, "attn" if _PICTURE_ATTENTION.search(rest) else "mlp"
+        if not (_MLP if post_norms else _MLP_WITH_NORM).search(rest):
+            return "block", index, "attn"
+        if _ROUTER.search(rest):
+            return "block", index, "router"
+        return "block", index, "experts" if _EXPERTS.search(rest) else "mlp"
     if _EMBEDDING.search(tensor_name) and not _HEAD.search(tensor_name):
         return "embed", None, None
     return "head", None, None

@@ -124,12 +124,10 @@ def _among(ref: SourceRef, alike: Sequence[SourceRef]) -> str:
         if name is not None:
             distinct = {other.rstrip("/") for other in others if other is not None}
             most = max(other.count("/") for other in distinct) + 1
-            ends = (
-                count
-                for count in range(1, most)
-                if len({_tail(other, count) for other in distinct}) == len(distinct)
-            )
-            parts.append(_tail(name, next(ends, most)))
+            count = 1
+            while count < most and len({_tail(other, count) for other in distinct}) < len(distinct):
+                count += 1
+            parts.append(_tail(name, count))
     at = (
         f"@{ref.revision[:12]}"
         if ref.revision and len({each.revision for each in alike}) > 1

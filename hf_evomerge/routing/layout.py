@@ -165,7 +165,9 @@ class FlowGenome:
         than a path may have, one run is left out, at each of these places.
         """
         runs = dict(zip(self.layout.order, self.layout.layers, strict=True))
-        found = [[(source, layer) for layer in range(count)] for source, count in runs.items()]
+        found = []
+        for source, count in runs.items():
+            found.append([(source, layer) for layer in range(count)])
         for source, count in runs.items():
             extra = count - self.max_hops
             places = min(CUTS, self.max_hops - 1)

@@ -49,12 +49,11 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     valid = [index for index in there if lengths[index] > tol]
     if not valid:
         return [0.0] * count
-    gram = np.array(
-        [
-            [inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b]) for b in valid]
-            for a in valid
-        ]
-    )
+    gram = np.empty((len(valid), len(valid)))
+    for row, a in enumerate(valid):
+        for column, b in enumerate(valid):
+            dot = inputs.product(min(a, b), max(a, b))
+            gram[row, column] = dot / (lengths[a] * lengths[b])
     mean = _mean(
         np.array([alphas[index] for index in valid]), gram, int(call.options["max_iter"]), tol
     )
