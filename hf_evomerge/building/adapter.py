@@ -333,6 +333,10 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
     """
     import torch
 
+    # With L = Q1 R1 and R' = Q2 R2 the product is L R = Q1 (R1 R2') Q2', and its singular values
+    # are those of the small core R1 R2'. Cutting them gives the best approximation of that rank
+    # (Eckart and Young). Each factor gets the root of the values, so that neither is much larger
+    # than the other.
     rows, upper = torch.linalg.qr(left.double())
     columns, lower = torch.linalg.qr(right.double().T)
     u, values, v = torch.linalg.svd(upper @ lower.T)

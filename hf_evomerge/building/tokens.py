@@ -197,6 +197,11 @@ class _Match:
         """
         import torch
 
+        # A row of the result has its token's row of this source where there is one. Where not, in
+        # this order: what the recipe says of the token (`tokens.rows`), the row of the default
+        # source, else the mean of those that have it. Rows without a token pad the size to a
+        # multiple; they get the mean of all others, so that no score of theirs stands out. Reading
+        # other sources is put off until a row needs it.
         result = own.new_zeros(self.size, *own.shape[1:])
         present = table >= 0
         empty = torch.ones(self.size, dtype=torch.bool)
@@ -231,6 +236,8 @@ class _Match:
         """The rows of tokens that a source lacks, in float32; zeros where nobody has one."""
         import torch
 
+        # total / count: the mean over the sources that have the token, in float32 and in the order
+        # of the parties. The default's own row then takes the place of the mean.
         total = None
         count = torch.zeros(len(missing))
         for key, tensor in tensors.items():
@@ -298,6 +305,8 @@ class MatchedSource(View):
     def _has_rows(self, name: str) -> bool:
         """Tell whether a tensor has one row per token, in all that have it; a norm may be as long
         by chance."""
+        # A tensor has a row per token if its first dimension is the number of rows in every source
+        # that has it. In one source a norm of the same length could pass; the names exclude that.
         everyone = [self.inner, *self._match.parties.values()]
         if classify(name)[0] == "block" or "norm" in name or "ln_f" in name:
             return False

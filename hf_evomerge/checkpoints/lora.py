@@ -269,6 +269,9 @@ class Adapter:
                 return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(
                     dtype
                 )
+            # W' = W + s B A, with s = alpha / r, or alpha / sqrt(r) with rslora (arXiv:2106.09685,
+            # arXiv:2312.03732). It is added in float32 and rounded once, to the dtype of the
+            # result, rows by rows: B A is never held whole.
             flat = weight.flatten(
                 1
             )  # a convolution is a matrix whose columns are the places of its window

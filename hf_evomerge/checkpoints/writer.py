@@ -148,6 +148,8 @@ def _replace(out: Path, whole: Path, aside: Path) -> None:
     Between the two renames a killed process leaves neither; `remove_leftovers` of the next one puts
     the old model back.
     """
+    # Two renames on one file system: the old model aside, the new one in its place. Readers see one
+    # or the other, and a failure between them puts the old one back.
     remove_checksums(whole)
     make_readable(whole)
     if out.exists():
@@ -182,6 +184,8 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
                     suspicious.add(name)
                 write(piece.view(torch.uint8).numpy().data)
 
+    # As many tensors at a time as torch may use threads, each with one: a slice of 256 KB is too small
+    # to be divided further.
     total = sum(info.bytes for info in checkpoint.tensors.values())
     with _bar(total, progress) as done, _single_threaded() as threads:
         for (place, stem), names in placed.items():

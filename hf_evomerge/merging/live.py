@@ -220,6 +220,9 @@ def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
             None,
         )
 
+    # Newer versions of transformers rename some modules when they load. Names are looked up as the
+    # file has them, and where one is missing all are looked up as the library renames them: never a
+    # mix, in which two names could mean one parameter.
     moved = any(find(name, False) is None for name in names)
     parts = fused_parts(model) if moved and any(find(name, True) is None for name in names) else {}
     state |= parts
@@ -237,6 +240,8 @@ def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
                 "load the model from one of the sources, or merge to disk"
             )
         targets[name] = target
+    # The other direction: a parameter that no tensor fills would keep the values of the model that
+    # was loaded. Tied parameters share memory, hence addresses rather than names.
     filled = {target.data_ptr() for target in targets.values()}
     for name, parameter in [*model.named_parameters(), *parts.items()]:
         if source.covers(name) and parameter.data_ptr() not in filled:

@@ -66,6 +66,9 @@ class Call:
                 f"merge.parameters: {max(counts)} numbers for the {rows} rows of a tensor; "
                 "give fewer"
             )
+        # n numbers divide R rows so that row r has number floor(r n / R); number k begins at row
+        # ceil(k R / n). Several parameters may have different n: between two neighbours of all
+        # their edges no number changes.
         edges = sorted(
             {-(-number * rows // count) for count in counts for number in range(count + 1)}
         )

@@ -180,6 +180,10 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         in_mlps = config.scale_target == "mlp_delta" and any(scale != 1 for scale in scales[1:])
         blocks = layouts_of(config.decoder_config).blocks if in_mlps else []
         for position, (hop, group) in enumerate(zip(hops, groups, strict=True)):
+            # stream: x_k = beta_k h_{k-1}, a factor on what enters the hop. mlp_delta: x_k =
+            # r_{k-1} + beta_k MLP_{k-1}, a factor on the last branch of every term of the hop
+            # before (released EvoLLM models compute this); the first hop has no hop before it, so
+            # its scale is on the embeddings in both.
             if scales[position] != 1 and (config.scale_target == "stream" or position == 0):
                 layers[position].register_forward_pre_hook(
                     ScaleInput(float(scales[position])), with_kwargs=True

@@ -69,6 +69,12 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
         one with the head; one behind attention or MLP counts with it. In U-Nets and diffusion
         transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
     """
+    # Names are all that is known, and they are alike in most architectures. The order of the
+    # questions matters. A number behind `layers`, `h` or `blocks` makes it a block. Of a block,
+    # what has no word of the MLP is attention's: so norms and biases follow what they stand with. A
+    # router is often called a gate of the MLP, and an expert an MLP, so these two are asked for
+    # within the MLP. Outside the blocks a head may be called `embed_out`; the head is asked for
+    # first, and what is neither is the final norm, which feeds the head.
     if block := _BLOCK.search(tensor_name):
         index = int(block[1])
         rest = block[2]
@@ -165,6 +171,9 @@ def select_key(keys: tuple[str, ...], tensor_name: str, post_norms: bool = False
     if tensor_name in keys:
         return tensor_name
     matching = [key for key in keys if parse_key(key).covers(tensor_name, post_norms)]
+    # From the narrowest to the widest: the whole name, a pattern (the first that is written),
+    # routers or experts, a group of blocks or a half, then the default. Two groups of one kind that
+    # name the same tensor are a mistake, not a matter of order.
     if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
         return patterns[0]
     if len(matching) > 1:  # routers and experts are more than the MLP that they are in
@@ -201,6 +210,8 @@ class Ramp:
         """The number of a block; None: outside the blocks."""
         if block is None:
             return self.numbers[0]
+        # As mergekit's gradients: n numbers stand at 0, 1 / (n - 1), ..., 1 of the way from the
+        # first block to the last, with straight lines between them.
         place = 1.0 if self.last == self.first else (block - self.first) / (self.last - self.first)
         scaled = min(max(place, 0.0), 1.0) * (len(self.numbers) - 1)
         left = int(scaled)
