@@ -154,10 +154,15 @@ def _plan_slices(
         names = merged_names(merged_sources[0].tensors, part.router)
         stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, set(names))
         tensors |= stacked.outside(outside)
+        # Layer `offset` of the slice becomes layer len(stack) of the result. Names are those of the
+        # result; parameters are resolved by the names in the sources, as the recipe's author sees
+        # them, and ramps run over the slice, by `offset`.
         for offset, numbers in enumerate(zip(*layers, strict=True)):
             tensors |= stacked.layer(len(stack), offset, list(numbers))
             stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
     tensors = {name: tensors[name] for name in sorted(tensors, key=tensor_order)}
+    # Where every layer stays where it is, the result has the first source's config as it is.
+    # Otherwise the config's lists with an entry a layer follow the stack.
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
     return MergePlan(method, sources, base, tensors, {}, None if as_it_is else stack)
 

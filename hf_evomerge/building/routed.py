@@ -284,6 +284,9 @@ class Routed(PlannedCheckpoint):
             if place := host.place(name):
                 raw[place] = name
         found: dict[str, tuple[Checkpoint, str]] = {}
+        # Names meet in the middle: the target's name gives its part and its place there, the host's
+        # layout gives the raw name in that place. Of the language part the slot says source and
+        # layer, and its number is exchanged for the layer's.
         for target, name in own.items():
             part, inside = layout.place(name)
             if part != "text":

@@ -71,6 +71,8 @@ def match_tokens(
     known = {id(source): _tokens(source) for source in [owner, *parties.values()]}
     tokens = dict(known[id(owner)])
     added: dict[str, Parent] = {}
+    # New tokens in the order of the sources, and of each in its own order: dicts keep it, so rows
+    # do not depend on hashes.
     for source in parties.values() if recipe.vocabulary == "union" else ():
         added |= {
             token: source
@@ -121,6 +123,10 @@ def _groups(recipe: Recipe) -> tuple[list[int | str], ...] | None:
 
 
 @dataclass
+# Given: for each source the map from token to row. The result has a map of its own: the owner's
+# tokens in the owner's rows, further ones behind them. A table then says, for each row of the
+# result, which row of a source it is, or -1. It is made once per source and used for every tensor
+# with a row per token.
 class _Match:
     """Vocabulary match, shared by its sources.
 

@@ -134,6 +134,9 @@ class Difference:
 def _products(x: Tensor, y: Tensor) -> NDArray[np.float64]:
     """Sums over the elements of two slices in float64: x x, y y, x y, (y - x)^2, and how many signs
     count and are equal."""
+    # Six sums say all that a row of the table needs, and they add up over slices, tensors and
+    # groups, so every level of the table is exact and each file is read once. Signs count only
+    # where both numbers are not 0.
     d = y - x
     counted = (x != 0) & (y != 0)
     alike = counted & ((x > 0) == (y > 0))
@@ -150,6 +153,9 @@ def _agreement(sums: NDArray[np.float64]) -> Agreement:
     xx, yy, xy, dd, counted, alike = map(float, sums)
     x = math.sqrt(xx)
     y = math.sqrt(yy)
+    # Relative distance |y - x| / |x|, from the sum of (y - x)^2 itself: xx + yy - 2 xy would cancel
+    # where the models are near. The cosine is clipped to [-1, 1], beyond which rounding may take
+    # it.
     relative = None
     if x:
         relative = math.sqrt(dd) / x

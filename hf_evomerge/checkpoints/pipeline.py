@@ -283,6 +283,9 @@ class PipelineLayout(PartLayout):
                 found[raw.partition("/")[0]].add((block[1], int(block[2] or 0)))
         numbers = {}
         for part, blocks in found.items():
+            # The blocks of a U-Net are numbered anew within down, mid and up. Numbered through, in
+            # the order in which they run, they are layers 0 to n - 1, and every kind of layer group
+            # does for pictures too.
             ordered = sorted(blocks, key=_place)
             numbers[part] = {block: n for n, block in enumerate(ordered)}
         return numbers

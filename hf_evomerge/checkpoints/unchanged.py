@@ -33,6 +33,8 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
         if not info.is_float or (kept and name not in source.changes):
             unchanged.append(name)
             continue
+        # An adapter of this very base: a product is 0 where one factor is, as B is before training.
+        # No weight has to be read.
         if kept and source.adapter is not None and not (change := source.changes[name]).beyond:
             if not all(factor.any() for factor in source.adapter.factors(change)):
                 unchanged.append(name)
@@ -88,6 +90,8 @@ def _same(one: Parent, other: Parent, *, download: bool) -> bool:
         return False
     for source in away:
         source.download()
+    # Tensors that an adapter changes come first, then all in order. Fine-tunes differ in the first
+    # block that is read, so this costs little unless the models are the same.
     blocks = (pair for name in [*one.changes, *one.tensors] for pair in _blocks(one, other, name))
     return all(torch.equal(ours, theirs) for ours, theirs in blocks)
 

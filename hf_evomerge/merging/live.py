@@ -119,6 +119,9 @@ class LiveMerger(MergeKind):
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
+        # Memory is given to tensors in their order until the limit is reached. A tensor that gets
+        # none reads its inputs from the mapped files in every merge, which is slower, to the same
+        # bits.
         for name, parameter in targets.items():
             if name not in merged:
                 continue

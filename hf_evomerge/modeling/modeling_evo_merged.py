@@ -159,6 +159,8 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         for slot, owner in enumerate(self.config.owners):
             if slot == owner:
                 continue
+            # The names are patterns to transformers. Sharing tensors rather than modules keeps one
+            # module per slot, with a cache index and hooks of its own.
             tied[f"{prefix}.{slot}.".replace(".", r"\.")] = f"{prefix}.{owner}."
             for mine, its in zip(layers[slot].modules(), layers[owner].modules(), strict=True):
                 mine._parameters.update(its._parameters)

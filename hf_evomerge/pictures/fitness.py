@@ -36,6 +36,8 @@ def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
     values = values or sorted(chance)
     if not values:
         values = sorted(levels.values()) or [0.0, 1.0]
+    # The lower end: as far below the median as the best is above it, but no lower than the worst,
+    # and no higher than needed to show nine in ten. Triangles at the edge stand for what is below.
     middle = values[len(values) // 2]
     best = values[-1]
     low = max(
@@ -139,6 +141,8 @@ def _levels(axes: Axes, levels: Mapping[str, float]) -> list[Mark]:
         y = axes.y(value)
         label = f"{name[:20]} {number(value)}"
         marks.append(Line(((left, value), (right, value)), "level"))
+        # From the highest value down, so pixels grow: a name stands 4 pixels above its line, or 15
+        # below the name before it.
         last = max(y - 4, last + 15)
         marks.append(Text((right, value), label, "tick halo", anchor="end", shift=(-2, last - y)))
     return marks

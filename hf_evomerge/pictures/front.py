@@ -123,6 +123,7 @@ def _points(axes: Axes, points: Sequence[Point], objectives: Sequence[Objective]
         marks.append(Line(tuple(sorted(places, key=lambda place: place[0])), "median", "s0"))
     names = dict[int, Text]()
     boxes = list[tuple[float, float, float]]()
+    # The model that was chosen comes first, so that its number is never left out for lack of room.
     for at in sorted(
         range(len(points)), key=lambda at: not points[at].winner
     ):  # numbers, where there is room

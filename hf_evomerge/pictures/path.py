@@ -61,6 +61,8 @@ def words_over(
         word = words.after[at][k].strip()[:12]
         y = places[at][1] - above[at]
         half = sum(6.5 if ord(letter) > 0x2E80 else 3.8 for letter in word) + 3
+        # A word is drawn where it meets neither a word or name that is there (within 15 pixels up,
+        # and their half widths across) nor the symbol of another step; else it is left out.
         for move in (0.0, 5 - half):  # above its step, or before it
             x = min(max(places[at][0] + move, axes.left + half), axes.right - half)
             full = any(
@@ -211,6 +213,8 @@ class _Draft:
         high = (520, 18.0 if self.narrow else 26.0)
         if selects:  # edited, its answer is on the same screen
             high = (320, 16.0)
+        # Rows share the height among the layers that are drawn: at most the second number of
+        # `high`, at least 6 pixels. Then a gap for the name above each source.
         self.row = max(min(high[0] / sum(self.counts[source] for source in visited), high[1]), 6.0)
         rows = 0.0
         self.bases = dict[int, float]()  # of each source, the row of its lowest layer
@@ -221,6 +225,8 @@ class _Draft:
         top = 34.0
         ends = (left + self.pitch * room, top + self.row * rows)
         self.grid = Axes(left, top, *ends, (0.5, room + 0.5), (-0.5, rows - 0.5))
+        # A scale of 1 has the same size in every picture, unless a larger scale needs the room:
+        # both units are set by the largest number, which is at least 1.
         largest = max(1.0, *map(abs, path.scales))
         most = max(max(each) for each in self.added)
         self.unit = (

@@ -69,6 +69,9 @@ class WeightRow(NamedTuple):
             key for key in self.values if _key(key).kind == "pattern" and classify(key)[:2] == place
         ]
         own = [self.values[key] for key in named if "*" not in key and not _VECTOR.search(key)]
+        # Where keys name single tensors of the layer, their mean is shown, without norms and
+        # biases, which are small. Else a weight of each half of a layer is asked for as a merge
+        # would ask, and both halves are averaged.
         probes = {"embed": ["model.embed_tokens.weight"], "head": ["lm_head.weight"]}.get(
             wanted.kind,
             [
@@ -96,6 +99,7 @@ class Weights(NamedTuple):
         if not blocks:
             return [WHOLE]
         layers = ["embed", *(f"blocks.{block}" for block in blocks), "head"]
+        # The ends are shown where they have a number of their own.
         for end in (0, -1):
             if not any(row.mean(layers[end]) for row in self.rows):
                 del layers[end]

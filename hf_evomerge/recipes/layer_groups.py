@@ -172,8 +172,8 @@ def select_key(keys: tuple[str, ...], tensor_name: str, post_norms: bool = False
         return tensor_name
     matching = [key for key in keys if parse_key(key).covers(tensor_name, post_norms)]
     # From the narrowest to the widest: the whole name, a pattern (the first that is written),
-    # routers or experts, a group of blocks or a half, then the default. Two groups of one kind that
-    # name the same tensor are a mistake, not a matter of order.
+    # routers or experts, another group, then the default. Two groups that name the same tensor are
+    # a mistake, not a matter of order.
     if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
         return patterns[0]
     if len(matching) > 1:  # routers and experts are more than the MLP that they are in

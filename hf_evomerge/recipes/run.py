@@ -47,6 +47,7 @@ def expanded(sources: Any) -> Any:
         there = sorted(_names(run.run), key=_step)
         last = _LAST.fullmatch(wanted)
         numbered = [name for name in there if _step(name)[0] >= 0]  # `final` has no place
+        # `last 5` counts by step, and only what has one; a pattern goes by name.
         if last:
             names = numbered[-int(last[1]) :]
         elif wanted == "all":
