@@ -169,8 +169,8 @@ def is_of_kind(config: PretrainedConfig, mappings: Iterable[str]) -> bool:
     import transformers
 
     name = (config.architectures or [""])[0]
-    # transformers has a causal class for many encoders and decoders (BERT as a decoder, for one),
-    # so that a mapping names the type says little. The config's own flags decide what the model is.
+    # transformers has a causal class for many encoders (BERT as a decoder, for one), so a type's
+    # place in that mapping says little. The config's own flags decide what the model is.
     whole = getattr(config, "is_encoder_decoder", False)
     encodes = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(
         config, "is_decoder", True

@@ -137,8 +137,7 @@ def _write_file(
 ) -> None:
     # Resuming rests on one rule: a file under its own name is whole. It is written as `.part`, its
     # checksums are written next, and the rename comes last. A kill before the rename leaves a
-    # `.part` that nobody reads; one before the sums are removed leaves a file that `_is_kept` can
-    # prove.
+    # `.part` that nobody reads; a kill after it leaves a file that `_is_kept` proves by its sums.
     unfinished = file.with_name(f"{file.name}.part")
     first = header(shard)
     tasks: list[Future[int]] = []

@@ -148,8 +148,6 @@ def _replace(out: Path, whole: Path, aside: Path) -> None:
     Between the two renames a killed process leaves neither; `remove_leftovers` of the next one puts
     the old model back.
     """
-    # Two renames on one file system: the old model aside, the new one in its place. Readers see one
-    # or the other, and a failure between them puts the old one back.
     remove_checksums(whole)
     make_readable(whole)
     if out.exists():

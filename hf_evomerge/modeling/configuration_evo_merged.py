@@ -231,8 +231,8 @@ class EvoMergedConfig(PreTrainedConfig):
         hops = self.hops
         result = []
         # Slot k < K is the first term of hop k: transformers' loop over the layers runs slots 0 to
-        # K - 1, and its caches, masks and recorded states count hops. Further terms of sums follow
-        # from K on, each with a cache slot of its own.
+        # K - 1, so the hidden states that it records are those of the hops. Further terms of sums
+        # follow from K on, each with a cache slot of its own.
         following = len(hops)
         for position, hop in enumerate(hops):
             result.append([position, *range(following, following + len(hop) - 1)])

@@ -49,11 +49,12 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     valid = [index for index in there if lengths[index] > tol]
     if not valid:
         return [0.0] * count
-    gram = np.empty((len(valid), len(valid)))
-    for row, a in enumerate(valid):
-        for column, b in enumerate(valid):
-            dot = inputs.product(min(a, b), max(a, b))
-            gram[row, column] = dot / (lengths[a] * lengths[b])
+    cosines = [
+        inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b])
+        for a in valid
+        for b in valid
+    ]
+    gram = np.array(cosines).reshape(len(valid), -1)
     mean = _mean(
         np.array([alphas[index] for index in valid]), gram, int(call.options["max_iter"]), tol
     )
