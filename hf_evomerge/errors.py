@@ -92,13 +92,9 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """Suggest the known word that was probably meant, or list all that there are."""
     names = sorted(known)
     close = get_close_matches(str(word), names, 1)
-    return (
-        f"did you mean {close[0]}?"
-        if close
-        else f"there are {', '.join(names)}"
-        if names
-        else "there are none"
-    )
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"there are {', '.join(names)}" if names else "there are none"
 
 
 def shown(value: object) -> str:

@@ -30,10 +30,9 @@ def say(text: str, *, err: bool = False, **style: Any) -> None:
         wrap = textwrap.TextWrapper(
             width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
-        lines = (
-            "".join(f"{each}\0" if cell_len(each) > 1 else each for each in line)
-            for line in text.split("\n")
-        )
+        lines = []
+        for line in text.split("\n"):
+            lines.append("".join(f"{each}\0" if cell_len(each) > 1 else each for each in line))
         text = "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines).replace(
             "\0", ""
         )

@@ -109,10 +109,14 @@ class AdapterCheckpoint(Checkpoint):
     def stream(self, name: str) -> Iterator[Tensor]:
         """Yield one of the two matrices of a module; both are made when the first is read."""
         weight, letter, _ = self._matrices[name]
+        # Two threads write the two matrices of a module. The first makes both and leaves the pair
+        # for the second, which takes it out again, so that no pair stays in memory.
         with self._locks[weight]:
             pair = self._pairs.pop(weight, None)
             if pair is None:
                 pair = self._pairs[weight] = self.factors(weight)
+        # The product belongs to the weight as it is stored; peft has it with outputs as rows: (L
+        # R)' = R' L'.
         left, right = (pair[1].T, pair[0].T) if self.modules[weight].transposed else pair
         yield (left if letter == "B" else right).to(torch_dtype(STORED[self.dtype])).reshape(-1)
 
@@ -138,9 +142,8 @@ class AdapterCheckpoint(Checkpoint):
     @property
     def kept(self) -> float:
         """Energy of the whole change that the rank keeps, as a share."""
-        whole, kept = (
-            sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True)
-        )
+        pairs = [pair for _, pair in self._all_squares]
+        whole, kept = (sum(numbers) for numbers in zip(*pairs, strict=True))
         return kept / whole if whole else 1.0
 
     def remark(self) -> str:
@@ -263,6 +266,8 @@ class MergedAdapter(AdapterCheckpoint):
             left, right = term.source.adapter.scaled_factors(term.change)
             lefts.append(torch.cat([left[first:last] * share for first, last, share in term.runs]))
             rights.append(right)
+        # sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]: exact, of a rank that is the
+        # sum of the ranks. c_i may differ between runs of rows, and scales rows of B_i then.
         left = torch.cat(lefts, dim=1)
         right = torch.cat(rights)
         if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
@@ -271,6 +276,8 @@ class MergedAdapter(AdapterCheckpoint):
             )
         if (rank := self.modules[name].rank) == right.shape[0]:
             if self.measured:
+                # |L R|^2 = trace(L'L RR'), from two matrices as large as the rank: the product
+                # itself is as large as the weight.
                 exact = float(
                     ((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum()
                 )
@@ -334,10 +341,12 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
     """
     import torch
 
-    (rows, upper), (columns, lower) = (
-        torch.linalg.qr(left.double()),
-        torch.linalg.qr(right.double().T),
-    )
+    # With L = Q1 R1 and R' = Q2 R2 the product is L R = Q1 (R1 R2') Q2', and its singular values
+    # are those of the small core R1 R2'. Cutting them gives the best approximation of that rank
+    # (Eckart and Young). Each factor gets the root of the values, so that neither is much larger
+    # than the other.
+    rows, upper = torch.linalg.qr(left.double())
+    columns, lower = torch.linalg.qr(right.double().T)
     u, values, v = torch.linalg.svd(upper @ lower.T)
     left = rows @ u[:, :rank]
     right = v[:rank] @ columns.T

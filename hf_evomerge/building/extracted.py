@@ -120,7 +120,8 @@ class ExtractedAdapter(AdapterCheckpoint):
         self.modules = {}
         for name in changed:
             if name in linear:
-                (module, transposed), shape = linear[name], base.tensors[name].shape
+                module, transposed = linear[name]
+                shape = base.tensors[name].shape
                 self.modules[name] = Module(module, shape, min(rank, *shape), transposed)
         if not self.modules:
             raise SourceError(
@@ -140,6 +141,16 @@ class ExtractedAdapter(AdapterCheckpoint):
         """
         import torch
 
+        # Block Krylov iteration (Musco and Musco, arXiv:1504.05477, Algorithm 2), with A = `change`
+        # and random R of rank + 8 rows:
+        #
+        #   K = [R A, R A (A'A), R A (A'A)^2, ...]    rows, a block at a time       (1)
+        #   Q an orthonormal basis of K,   A Q = `image`                            (2)
+        #   energy = sum of the `rank` largest eigenvalues of (A Q)'(A Q)           (3)
+        #
+        # (3) is what the best approximation of that rank within Q keeps of |A|^2. It can only grow
+        # with Q, so it stands when a block adds nothing. A Q is all that is needed of A after that.
+        # R comes from a fixed seed, so an adapter is the same each time it is extracted.
         change = self._change(name)
         rank = self.modules[name].rank
         directions = min(change.shape)
@@ -152,14 +163,14 @@ class ExtractedAdapter(AdapterCheckpoint):
         for start in range(0, directions, width):
             joined = torch.cat([basis, block[:, : directions - start]], 1)
             block = torch.linalg.qr(joined)[0][:, start:]  # orthonormal also where nothing is new
-            moved = change @ block
+            moved = change @ block  # (2)
             basis = torch.cat([basis, block], 1)
             image = torch.cat([image, moved], 1)
             before = energy
-            energy = float(torch.linalg.eigvalsh(image.T @ image)[-rank:].sum())
+            energy = float(torch.linalg.eigvalsh(image.T @ image)[-rank:].sum())  # (3)
             if energy - before <= _STANDS * energy:
                 break
-            block = change.T @ moved
+            block = change.T @ moved  # (1)
         left, right, squares = truncate(image, basis.T, rank)
         self.squares[name] = float(change.square().sum()), float(squares[:rank].sum())
         return left, right

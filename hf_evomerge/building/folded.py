@@ -194,11 +194,26 @@ def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
                 "scales instead"
             )
     if config.scale_target == "mlp_delta":
+        # mlp_delta: beta_k multiplies what the MLP of hop k - 1 adds, so it belongs to the last
+        # branch of the hop before; the last hop has none after it. beta_0 is in the embeddings.
         return [_Factors(last=float(scale)) for scale in [*config.scales[1:], 1.0]]
+    # Stream, with beta_k on the way into hop k and F_k what the hop adds:
+    #
+    #   x_k = beta_k h_{k-1},   h_k = x_k + F_k(norm(x_k))                     (1)
+    #   c_k = beta_0 beta_1 ... beta_k,   x_k = c_k y_k                        (2)
+    #
+    # Divide (1) by c_k. As c_{k+1} = beta_{k+1} c_k, the left side h_k / c_k is x_{k+1} / c_{k+1}:
+    #
+    #   y_{k+1} = y_k + F_k(norm(c_k y_k)) / c_k                               (3)
+    #   norm(c y) = sign(c) norm(y), but for the norm's epsilon                (4)
+    #
+    # So the plain model carries y, its writers have the factor 1 / c_k, its norms the sign of c_k,
+    # and maps that read the stream without a norm the factor c_k. (1) to (4) fail for beta = 0, and
+    # for a product that a double cannot hold.
     factors = []
     product = 1.0
     for position, scale in enumerate(config.scales):
-        product *= scale
+        product *= scale  # c_k of (2)
         if scale == 0:
             raise PathError(
                 f"scales[{position}]: 0 wipes out the stream, the input with it; no plain "

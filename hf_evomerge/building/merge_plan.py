@@ -109,7 +109,8 @@ def _planned(
     dtype: str | None,
 ) -> Planned:
     """Plan one tensor, once its inputs are known to be there and alike."""
-    (first, own), others = inputs[0], [*inputs[1:], *([base] if base is not None else [])]
+    first, own = inputs[0]
+    others = [*inputs[1:], *([base] if base is not None else [])]
     info = first.tensors[own]
     if not info.is_float:  # not merged, so that others may lack it
         others = [pair for pair in others if pair[1] in pair[0].tensors]
@@ -144,20 +145,24 @@ def _plan_slices(
         where = f"merge.slices[{position}]"
         merged_sources = [by_number[run[0][0]] for run in piece.runs()]
         values, options = _slice_values(method, part, piece, merged_sources, base, where)
-        layers = [
-            *([piece.base_layers()] if base is not None else []),
-            *([n for _, n in run] for run in piece.runs()),
-        ]
+        layers = [piece.base_layers()] if base is not None else []
+        for run in piece.runs():
+            layers.append([number for _, number in run])
         _check_depth(layers, [*([base] if base is not None else []), *merged_sources], where)
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
         names = merged_names(merged_sources[0].tensors, part.router)
         stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, set(names))
         tensors |= stacked.outside(outside)
+        # Layer `offset` of the slice becomes layer len(stack) of the result. Names are those of the
+        # result; parameters are resolved by the names in the sources, as the recipe's author sees
+        # them, and ramps run over the slice, by `offset`.
         for offset, numbers in enumerate(zip(*layers, strict=True)):
             tensors |= stacked.layer(len(stack), offset, list(numbers))
             stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
     tensors = {name: tensors[name] for name in sorted(tensors, key=tensor_order)}
+    # Where every layer stays where it is, the result has the first source's config as it is.
+    # Otherwise the config's lists with an entry a layer follow the stack.
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
     return MergePlan(method, sources, base, tensors, {}, None if as_it_is else stack)
 
@@ -239,10 +244,9 @@ class _Stacked:
         inputs = tuple((source, own) for source, own in zip(self.sources, there, strict=True))
         origin = (self.base, base) if self.base is not None else None
         options = {key: resolve(value, name, offset) for key, value in self.options.items()}
-        values = [
-            {key: resolve(value, own, offset) for key, value in mapping.items()}
-            for mapping, own in zip(self.values, there, strict=True)
-        ]
+        values = []
+        for mapping, own in zip(self.values, there, strict=True):
+            values.append({key: resolve(value, own, offset) for key, value in mapping.items()})
         return _planned(inputs, origin, values, options, self.dtype)
 
 

@@ -64,7 +64,8 @@ class PlannedCheckpoint(Checkpoint):
     def stream(self, name: str) -> Iterator[torch.Tensor]:
         """Read a copy, and convert it where the dtype differs."""
         planned = self.planned[name]
-        (checkpoint, own), dtype = planned.inputs[0], torch_dtype(planned.info.dtype)
+        checkpoint, own = planned.inputs[0]
+        dtype = torch_dtype(planned.info.dtype)
         pieces = (
             pieces_of(checkpoint.read(own, dtype))
             if checkpoint.is_stored

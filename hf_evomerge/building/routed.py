@@ -279,8 +279,14 @@ class Routed(PlannedCheckpoint):
         own = {target: target.removeprefix("model.") for target in targets}
         layout = PartLayout.of_names(self._config.text_config, own.values(), str(self.body))
         host = self.body.sources[0].layout  # of the model itself, or of the first that is merged
-        raw = {place: name for name in self.body.tensors if (place := host.place(name))}
+        raw = {}
+        for name in self.body.tensors:
+            if place := host.place(name):
+                raw[place] = name
         found: dict[str, tuple[Checkpoint, str]] = {}
+        # Names meet in the middle: the target's name gives its part and its place there, the host's
+        # layout gives the raw name in that place. Of the language part the slot says source and
+        # layer, and its number is exchanged for the layer's.
         for target, name in own.items():
             part, inside = layout.place(name)
             if part != "text":

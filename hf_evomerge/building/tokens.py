@@ -61,9 +61,9 @@ def match_tokens(
     part = recipe.tokens or TokenPart()
     parties: dict[int | str, Parent] = {number: sources[number] for number in recipe.merge_sources}
     parties |= {"base": base} if base is not None else {}
-    default: int | str | None = (
-        part.default if part.default is not None else "base" if base is not None else None
-    )
+    default: int | str | None = part.default
+    if default is None and base is not None:
+        default = "base"
     owner = base if recipe.tokenizer == "base" else sources[recipe.merge_sources[0]]
     if isinstance(recipe.tokenizer, int):
         owner = sources[recipe.tokenizer]
@@ -71,6 +71,8 @@ def match_tokens(
     known = {id(source): _tokens(source) for source in [owner, *parties.values()]}
     tokens = dict(known[id(owner)])
     added: dict[str, Parent] = {}
+    # New tokens in the order of the sources, and of each in its own order: dicts keep it, so rows
+    # do not depend on hashes.
     for source in parties.values() if recipe.vocabulary == "union" else ():
         added |= {
             token: source
@@ -113,12 +115,18 @@ def _groups(recipe: Recipe) -> tuple[list[int | str], ...] | None:
     slice; None: all."""
     if recipe.merge is None or recipe.merge.slices is None:
         return None
-    return tuple(
-        ["base", *(run[0][0] for run in recipe.merge.slices[place].runs())] for place in (0, -1)
-    )
+    groups: list[list[int | str]] = []
+    for place in (0, -1):
+        runs = recipe.merge.slices[place].runs()
+        groups.append(["base", *(run[0][0] for run in runs)])
+    return tuple(groups)
 
 
 @dataclass
+# Given: for each source the map from token to row. The result has a map of its own: the owner's
+# tokens in the owner's rows, further ones behind them. A table then says, for each row of the
+# result, which row of a source it is, or -1. It is made once per source and used for every tensor
+# with a row per token.
 class _Match:
     """Vocabulary match, shared by its sources.
 
@@ -195,6 +203,11 @@ class _Match:
         """
         import torch
 
+        # A row of the result has its token's row of this source where there is one. Where not, in
+        # this order: what the recipe says of the token (`tokens.rows`), the row of the default
+        # source, else the mean of those that have it. Rows without a token pad the size to a
+        # multiple; they get the mean of all others, so that no score of theirs stands out. Reading
+        # other sources is put off until a row needs it.
         result = own.new_zeros(self.size, *own.shape[1:])
         present = table >= 0
         empty = torch.ones(self.size, dtype=torch.bool)
@@ -229,6 +242,8 @@ class _Match:
         """The rows of tokens that a source lacks, in float32; zeros where nobody has one."""
         import torch
 
+        # total / count: the mean over the sources that have the token, in float32 and in the order
+        # of the parties. The default's own row then takes the place of the mean.
         total = None
         count = torch.zeros(len(missing))
         for key, tensor in tensors.items():
@@ -296,6 +311,8 @@ class MatchedSource(View):
     def _has_rows(self, name: str) -> bool:
         """Tell whether a tensor has one row per token, in all that have it; a norm may be as long
         by chance."""
+        # A tensor has a row per token if its first dimension is the number of rows in every source
+        # that has it. In one source a norm of the same length could pass; the names exclude that.
         everyone = [self.inner, *self._match.parties.values()]
         if classify(name)[0] == "block" or "norm" in name or "ln_f" in name:
             return False
@@ -337,10 +354,11 @@ class MatchedSource(View):
             settings = json.loads(file.read_text(encoding="utf-8"))
             if "added_tokens_decoder" in settings:
                 added = self._match.tokenizer["added_tokens"]
-                settings["added_tokens_decoder"] = {
-                    str(item["id"]): {key: value for key, value in item.items() if key != "id"}
-                    for item in added
-                }
+                by_id = {}
+                for item in added:
+                    rest = {key: value for key, value in item.items() if key != "id"}
+                    by_id[str(item["id"])] = rest
+                settings["added_tokens_decoder"] = by_id
                 file.write_text(
                     json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
                 )

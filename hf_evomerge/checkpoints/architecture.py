@@ -105,6 +105,9 @@ def fit_of(
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
+    # transformers' own loading decides: renamings, fused experts and tied tensors are its business,
+    # and differ from release to release. On the meta device tensors have shapes and no memory, so
+    # it runs in full without reading a weight.
     with torch.device("meta"):
         model = kind(copy.deepcopy(config))
     state = {name: torch.empty(info.shape, device="meta") for name, info in tensors.items()}
@@ -166,6 +169,8 @@ def is_of_kind(config: PretrainedConfig, mappings: Iterable[str]) -> bool:
     import transformers
 
     name = (config.architectures or [""])[0]
+    # transformers has a causal class for many encoders (BERT as a decoder, for one), so a type's
+    # place in that mapping says little. The config's own flags decide what the model is.
     whole = getattr(config, "is_encoder_decoder", False)
     encodes = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(
         config, "is_decoder", True

@@ -91,6 +91,9 @@ def ask(
             cause = root_of(error)
             now = time.monotonic()
             begun = begun if attempt > 1 else now
+            # Attempt n waits 2^(n-1) seconds, 16 at most, and no less than the Hub asks for. Time
+            # is counted from the first failure: a call that works slowly is not given up, and one
+            # that fails at once does not use up its attempts.
             asked = _asked_wait(cause)
             seconds = max(min(2.0 ** (attempt - 1), _LONGEST_WAIT), asked)
             if once or not (may_pass or is_passing)(cause) or now - begun + seconds > PATIENCE:
@@ -198,6 +201,8 @@ def bounded() -> Iterator[None]:
     hooks = session.event_hooks
     session.event_hooks = {**hooks, "request": [*hooks.get("request", []), _limit]}
     log.addFilter(_redact)
+    # The client repeats some requests itself. Two loops, one in the other, would multiply the
+    # attempts and hide them, so its own is set to none for as long as this one runs.
     for defaults, _ in _client_loops():
         defaults["max_retries"] = 0
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import SourceError, one_line, shown
 from .checkpoint import Parent
 from .component import Component
+from .sentence import SentenceModule
 
 _SAME_SETTINGS = (
     "hidden_size",
@@ -237,21 +238,28 @@ def _setting_differences(
         yield _OTHER_VOCABULARY
 
 
+def _weighing_modules(source: Parent) -> list[SentenceModule]:
+    """The modules after an encoder, but for those that may be there or not."""
+    modules = source.sentence.modules
+    return [one for one in modules if one.kind not in ("Normalize", "Dropout")]
+
+
+def _module_names(modules: Sequence[SentenceModule]) -> str:
+    return ", ".join(f"{one.folder} ({one.kind})" for one in modules) or "none"
+
+
 def _module_differences(first: Parent, other: Parent) -> Iterator[str]:
     """Say why the modules after two encoders do not go together; a plain model, which names none,
     goes with any."""
-    here, there = (
-        [one for one in source.sentence.modules if one.kind not in ("Normalize", "Dropout")]
-        for source in (first, other)
-    )
+    here = _weighing_modules(first)
+    there = _weighing_modules(other)
     if not first.sentence.modules or not other.sentence.modules:
         return
-    names = [
-        ", ".join(f"{one.folder} ({one.kind})" for one in modules) or "none"
-        for modules in (here, there)
-    ]
     if [one.kind for one in here] != [one.kind for one in there]:
-        yield f"modules after the encoder differ: {names[0]} in {first}, {names[1]} in {other}"
+        yield (
+            f"modules after the encoder differ: {_module_names(here)} in {first}, "
+            f"{_module_names(there)} in {other}"
+        )
         return
     for one, two in zip(here, there, strict=True):
         for key, value in one.settings.items():
@@ -417,7 +425,10 @@ def _end_of_text(owner: Parent, kept: Tokenizer | None) -> Iterator[str]:
         return
     tokens = kept.tokens
     ends = generation.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if ends is None:
+        ends = []
+    elif not isinstance(ends, list):
+        ends = [ends]
     for end in ends:
         if end not in tokens:
             yield (

@@ -108,9 +108,8 @@ class Component(View):
         """Number of blocks: as the config says, else as the tensors are numbered."""
         if self.part == "text":
             return super().layer_count
-        return 1 + max(
-            (block for name in self.tensors if (block := classify(name)[1]) is not None), default=0
-        )
+        blocks = (classify(name)[1] for name in self.tensors)
+        return 1 + max((block for block in blocks if block is not None), default=0)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor; see `Parent.read`."""

@@ -80,6 +80,9 @@ def _digests(folder: Path, files: Iterable[Path], known: Mapping[str, Digest]) -
     for file in files:
         name = str(file.relative_to(folder))
         try:
+            # Hashing weights takes minutes, so a digest is taken over if nothing says that the file
+            # was touched. Size and mtime may be set by anybody; the inode changes with a replaced
+            # file, and ctime with any write or change of times, and no call sets it.
             facts = os.stat(file)
             seen = [facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns]
             before = known.get(name, [])

@@ -262,6 +262,9 @@ class Adapter:
                 return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(
                     dtype
                 )
+            # W' = W + s B A, with s = alpha / r, or alpha / sqrt(r) with rslora (arXiv:2106.09685,
+            # arXiv:2312.03732). It is added in float32 and rounded once, to the dtype of the
+            # result, rows by rows: B A is never held whole.
             flat = weight.flatten(
                 1
             )  # a convolution is a matrix whose columns are the places of its window
@@ -401,6 +404,9 @@ class Adapter:
         if name in tensors:
             return name
         _, _, shorter = name.partition(".")
+        # Files of one architecture may or may not have the inner model's name in front, by the
+        # class that they were saved from. A name is taken only where exactly one tensor of the
+        # checkpoint can be meant.
         near = [there for there in tensors if there == shorter or there.partition(".")[2] == name]
         near = near or [
             there for there, live in modules().items() if live == name and there in tensors
@@ -553,6 +559,8 @@ def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice
         block = left[rows]
         total = torch.zeros(block.shape[0], right.shape[1])
         product = torch.empty_like(total)
+        # The sum over the rank is done one rank after the other: a matrix product adds up in an
+        # order that depends on library, processor and threads, and the merge would with it.
         for k in range(right.shape[0]):
             torch.mul(block[:, k : k + 1], right[k], out=product)
             total.add_(product)
@@ -567,6 +575,9 @@ def _dora(weight: Tensor, left: Tensor, right: Tensor, change: Change, magnitude
 
     moved = weight.to(torch.float32, copy=True)
     axis = 0 if change.transposed else 1  # the weights of one output lie along it
+    # DoRA (arXiv:2402.09353): W' = m (W + s B A) / |W + s B A|, with one length m and one norm for
+    # each output. Squares are summed in float64 while the rows are made, and the division is a
+    # second pass.
     squares = np.zeros(moved.shape[1 - axis])
     for rows, delta in _deltas(left, right, change.scaling):
         moved[rows] += delta

@@ -59,10 +59,15 @@ class MappedFile:
     def release(self) -> None:
         """Let the pages go that were read; a tensor that is used again gets them from the system's
         cache."""
+        # MADV_DONTNEED on a private mapping that nobody has written to drops the pages from the
+        # process alone: they stay in the system's cache, and are the same when they are read again.
         if hasattr(mmap, "MADV_DONTNEED"):  # Windows trims working sets by itself
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
+# One mapping for each file, found by device, inode, size and time: names may be links to one file,
+# and a file that was replaced is another. The values are weak, and tensors hold on to the mapping
+# that they are views of, so a file is unmapped with its last tensor.
 _MAPPED: WeakValueDictionary[tuple[int, ...], MappedFile] = WeakValueDictionary()
 
 

@@ -64,6 +64,8 @@ class PartLayout:
                 f"{called}: its parts are not known: {kind.__name__}: {one_line(cause)}"
             ) from cause
         conversions: Any = get_model_conversion_mapping(model)
+        # Only renamings are asked, not the conversions that merge or split tensors: a raw name must
+        # have one name in the model.
         renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
         state = model.state_dict()
         modules = {

@@ -281,10 +281,14 @@ class PipelineLayout(PartLayout):
         for raw, own in self.modules.items():
             if block := _BLOCK.match(own):
                 found[raw.partition("/")[0]].add((block[1], int(block[2] or 0)))
-        return {
-            part: {block: n for n, block in enumerate(sorted(blocks, key=_place))}
-            for part, blocks in found.items()
-        }
+        numbers = {}
+        for part, blocks in found.items():
+            # The blocks of a U-Net are numbered anew within down, mid and up. Numbered through, in
+            # the order in which they run, they are layers 0 to n - 1, and every kind of layer group
+            # does for pictures too.
+            ordered = sorted(blocks, key=_place)
+            numbers[part] = {block: n for n, block in enumerate(ordered)}
+        return numbers
 
     def place(self, raw: str) -> tuple[str, str]:
         """The component that a tensor belongs to, and its name there with the number of its block

@@ -176,6 +176,8 @@ class Repository:
 def _check_content(path: Path, expected: str, where: str) -> None:
     """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right
     one later."""
+    # In the Hub's cache a snapshot's file is a link to a blob. Both go: a blob that stays would be
+    # linked again.
     if (digest := file_sha256(path)) != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)

@@ -37,13 +37,11 @@ _UNITS = {
 def parse_size(text: str | int) -> int:
     """Bytes from ``"4GB"``, ``"500MB"``, ``"1GiB"`` or a number."""
     match = re.match(r"^\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B)\s*$", str(text), re.IGNORECASE)
-    size = (
-        text
-        if isinstance(text, int)
-        else int(float(match[1]) * _UNITS[match[2].upper()])
-        if match
-        else 0
-    )
+    size = 0
+    if isinstance(text, int):
+        size = text
+    elif match:
+        size = int(float(match[1]) * _UNITS[match[2].upper()])
     if size < 1:
         raise EvoMergeError(f"max_shard_size: cannot read {text!r}; write 4GB or 500MB")
     return size
@@ -95,6 +93,9 @@ def write_shards(
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    # Sizes follow from the headers, so the split, the names of the files and every offset are known
+    # before a tensor is computed. Threads then write at their places in any order, and the bytes
+    # are the same.
     split: Any = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda info: info.bytes,
@@ -134,6 +135,9 @@ def _write_file(
     pool: ThreadPoolExecutor,
     checked: bool,
 ) -> None:
+    # Resuming rests on one rule: a file under its own name is whole. It is written as `.part`, its
+    # checksums are written next, and the rename comes last. A kill before the rename leaves a
+    # `.part` that nobody reads; a kill after it leaves a file that `_is_kept` proves by its sums.
     unfinished = file.with_name(f"{file.name}.part")
     first = header(shard)
     tasks: list[Future[int]] = []
@@ -203,6 +207,9 @@ def _sums_of(file: Path) -> Path:
 def _is_kept(file: Path, shard: Mapping[str, TensorInfo]) -> bool:
     """Tell whether a file of an interrupted build is whole and holds these tensors."""
     try:
+        # Kept are a header equal to the one that would be written, and every tensor with its
+        # checksum. The header says names, dtypes, shapes and places; the build's key, in the name
+        # of the scratch folder, says that recipe and sources are the same.
         sums = json.loads(_sums_of(file).read_text(encoding="utf-8"))
         with file.open("rb") as stream:
             first = header(shard)

@@ -283,6 +283,9 @@ class Source(Parent):
     def _headers(self) -> list[dict[str, StoredTensor]]:
         """The headers of all files: from the disk, or where they are not fetched yet from the
         Hub."""
+        # Headers are enough for every check before a merge, and small beside the weights. So
+        # those of a repository are read over the network, and its files are fetched when the first
+        # tensor is read.
         names = list(dict.fromkeys(self._index().values())) or [f"{self.stem}.safetensors"]
         for name in names:
             self._check_inside(name)

@@ -33,6 +33,8 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
         if not info.is_float or (kept and name not in source.changes):
             unchanged.append(name)
             continue
+        # An adapter of this very base: a product is 0 where one factor is, as B is before training.
+        # No weight has to be read.
         if kept and source.adapter is not None and not (change := source.changes[name]).beyond:
             if not all(factor.any() for factor in source.adapter.factors(change)):
                 unchanged.append(name)
@@ -67,16 +69,17 @@ def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) ->
     return lines
 
 
+def _kinds(source: Parent) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each tensor."""
+    return {name: (info.dtype, info.shape) for name, info in source.tensors.items()}
+
+
 def _same(one: Parent, other: Parent, *, download: bool) -> bool:
     import torch
 
     if one.pinned == other.pinned:
         return True
-    shapes = [
-        {name: (info.dtype, info.shape) for name, info in each.tensors.items()}
-        for each in (one, other)
-    ]
-    if shapes[0] != shapes[1]:
+    if _kinds(one) != _kinds(other):
         return False
     away = [
         source
@@ -87,6 +90,8 @@ def _same(one: Parent, other: Parent, *, download: bool) -> bool:
         return False
     for source in away:
         source.download()
+    # Tensors that an adapter changes come first, then all in order. Fine-tunes differ in the first
+    # block that is read, so this costs little unless the models are the same.
     blocks = (pair for name in [*one.changes, *one.tensors] for pair in _blocks(one, other, name))
     return all(torch.equal(ours, theirs) for ours, theirs in blocks)
 

@@ -182,6 +182,8 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
                     suspicious.add(name)
                 write(piece.view(torch.uint8).numpy().data)
 
+    # As many tensors at a time as torch may use threads, each with one: a slice of 256 KB is too
+    # small to be divided further.
     total = sum(info.bytes for info in checkpoint.tensors.values())
     with _bar(total, progress) as done, _single_threaded() as threads:
         for (place, stem), names in placed.items():

@@ -224,6 +224,8 @@ class _Reader:
         self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None
     ) -> list[tuple[SourceRef, Any]]:
         """Order the entries: slerp begins at the base."""
+        # t = 0 is the base_model in mergekit wherever it stands in the list, and the first source
+        # in a recipe. `sorted` is stable: the others keep their order.
         if self.method.name == "slerp":
             if base is None:
                 raise RecipeError("base_model: missing; slerp begins there")
@@ -312,6 +314,9 @@ class _Reader:
     ) -> dict[str, Any]:
         """The parameters of a scope from the settings that may hold them, the first of which counts
         most."""
+        # mergekit looks a parameter up in the entry, then in the slice, then in the file; the first
+        # that has it counts. Names that a method does not know are ignored there without a word, so
+        # they are noted here.
         declared = {p.name: p for p in self.method.parameters if p.scope == scope}
         if self.method.name == "karcher":
             declared.pop("weight", None)
@@ -539,6 +544,8 @@ def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
                 f"{where}: the filter {name!r} holds a star, which mergekit takes for "
                 "itself; leave it out"
             )
+        # mergekit's filter is any part of a name, `*part*` here; the first filter that fits counts,
+        # as the first pattern does.
         found.setdefault("default" if name is None else f"*{name}*", value)
     if "default" not in found:
         if parameter.name in REQUIRED:

@@ -162,6 +162,8 @@ def _write_flow(recipe: Recipe) -> dict[str, Any]:
                 f"and the last slice, and the {place} "
                 f"hop is of source {source}"
             )
+    # Neighbours that go on in one source become one slice [first, last + 1]. A step back or to
+    # another source begins a new one, and so does a repeated layer.
     runs: list[tuple[int, int, int]] = []
     for source, layer in layers:
         if runs and runs[-1][0] == source and runs[-1][2] == layer:
@@ -187,9 +189,9 @@ def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None
         owner = "union"
     elif owner is None:
         owner = _reference(recipe.sources[recipe.merge_sources[0]])
-    default = (
-        part.default if part.default is not None else "base" if recipe.base is not None else None
-    )
+    default = part.default
+    if default is None and recipe.base is not None:
+        default = "base"
     if (
         default is not None
         and recipe.base is None

@@ -37,6 +37,22 @@ if TYPE_CHECKING:
 SLICE = 1 << 16  # elements; 256 KB of float32: those of all inputs are near enough to the processor
 
 
+# Given: the tensors x_i of one name, the base's x_0 where there is a base, and the numbers of a
+# recipe. The inputs of a method are the task vectors d_i = x_i - x_0, or the x_i themselves.
+#
+# A merge has two passes. `MergeMethod.prepare` reads the whole tensor and returns what no slice
+# knows: a threshold, a factor, an angle. `MergeMethod.function` then computes one slice after the
+# other from that. So memory stays at a few slices, and a candidate of a search that changes numbers
+# alone repeats only what those numbers change: statistics of the inputs are kept under their index.
+#
+# Invariant: an element of the result is the same chain of float32 operations, and a statistic the
+# same chain of float64 additions, whatever the slice size, the number of threads and `keep`. A
+# search in memory, a build on disk and a rebuild from the record therefore give equal bits. Sums go
+# over blocks of `SUM_BLOCK` elements from the first to the last, because float addition is not
+# associative: the blocks are part of the definition.
+#
+# With `keep` the inputs are made once, in float32, and `_origin` is None. Without it they stay as
+# the files have them, and every read subtracts `_origin`, which is the base.
 class TensorJob:
     """Job that computes one tensor of the merged model, once or many times.
 
@@ -90,7 +106,8 @@ class TensorJob:
         ]
         self._origin = self._base  # what inputs are differences to, where they are not made yet
         if keep:
-            self._inputs, self._base = self.tensors(0, self.numel), self.base(0, self.numel)
+            self._inputs = self.tensors(0, self.numel)
+            self._base = self.base(0, self.numel)
             self._origin = None
 
     def run(
@@ -217,6 +234,9 @@ class TensorJob:
         import torch
 
         if (left, right) not in self._products:
+            # An angle is cos(theta) = <a, b> / sqrt(<a, a> <b, b>), so who asks for one product
+            # soon asks for the other two. They are summed in the same pass. Blocks are converted to
+            # float64, where the product of two float32 numbers is exact: only the additions round.
             keys = dict.fromkeys(
                 [(left, right), (left, left), (right, right)]
             )  # an angle takes all three: one pass
@@ -253,18 +273,23 @@ class TensorJob:
         key = (left, right, columns)
         if key not in self._line_products:
             width = self.column_width if columns else self.width
-            products = (
-                np.multiply(
-                    *(self.tensor(index, *span).numpy(force=True) for index in (left, right)),
-                    dtype=np.float64,
-                )
-                for span in row_spans(self.numel, width)
-            )
-            sums = (block.reshape(-1, width).sum(axis=0 if columns else 1) for block in products)
+            # Rows are complete within a run of rows, so their sums are laid end to end. A column
+            # goes through all runs, so its sums are added run after run.
+            sums = self._line_sums(left, right, width, axis=0 if columns else 1)
             self._line_products[key] = (
                 reduce(np.add, sums, np.zeros(width)) if columns else np.concatenate(list(sums))
             )
         return self._line_products[key]
+
+    def _line_sums(
+        self, left: int, right: int, width: int, axis: int
+    ) -> Iterator[NDArray[np.float64]]:
+        """Sums of the products of two inputs' elements along an axis, run of rows after run."""
+        for span in row_spans(self.numel, width):
+            first = self.tensor(left, *span).numpy(force=True)
+            second = self.tensor(right, *span).numpy(force=True)
+            products = np.multiply(first, second, dtype=np.float64)
+            yield products.reshape(-1, width).sum(axis=axis)
 
     def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
         """Lay one number per row, or per column, along the slices of the tensor."""
@@ -287,6 +312,9 @@ class TensorJob:
             self._ranks[index] = Ranks(
                 lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep
             )
+        # Rank j of n stands at j / (n - 1); in a row of one element there is no order, so it is in
+        # the middle. The probabilities become whole numbers out of 65536, which 16-bit random
+        # numbers meet exactly.
         relative = np.linspace(0.0, 1.0, self.width) if self.width > 1 else np.full(self.width, 0.5)
         limits = np.clip(np.rint(probabilities(relative) * LEVELS), 0, LEVELS)
         return RankDrop(limits, self._ranks[index], self._fields[index])

@@ -52,10 +52,8 @@ def complete(
             "per source"
         )
     if ignore and names is not None:
-        options, *parameters = (
-            {key: without_unmatched(value, names) for key, value in given.items()}
-            for given in (options, *parameters)
-        )
+        options = _matched(options, names)
+        parameters = [_matched(values, names) for values in parameters]
     chosen = _complete(method, "global", options, "merge.options", layer_count, names)
     values = [
         _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
@@ -70,6 +68,10 @@ def complete(
             except RecipeError as cause:
                 raise RecipeError(f"merge.parameters: {cause} (in {name})") from cause
     return values, chosen
+
+
+def _matched(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: without_unmatched(value, names) for key, value in values.items()}
 
 
 def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
@@ -97,7 +99,9 @@ def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
 def number_of_models(method: MergeMethod) -> str:
     """Say how many tensors a method merges, as in "at least 2"."""
     low, high = method.count
-    return f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+    if low == high:
+        return f"{low}"
+    return f"at least {low}" if high is None else f"{low} to {high}"
 
 
 def _complete(

@@ -150,13 +150,11 @@ def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:
     sources = given["sources"]
     _check_tensors(method, base, sources)
     sources = list(sources)
-    columns = {
-        parameter.name: _one_each(method, parameter, given, len(sources))
-        for parameter in method.source_parameters
-    }
-    values = [
-        {name: column[index] for name, column in columns.items()} for index in range(len(sources))
-    ]
+    values: list[dict[str, Any]] = [{} for _ in sources]
+    for parameter in method.source_parameters:
+        column = _one_each(method, parameter, given, len(sources))
+        for mapping, value in zip(values, column, strict=True):
+            mapping[parameter.name] = value
     options = {
         parameter.name: _one_each(method, parameter, given)[0] for parameter in method.options
     }

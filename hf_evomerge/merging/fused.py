@@ -30,6 +30,10 @@ def fused_parts(model: PreTrainedModel) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or not parameter.is_contiguous():
             continue
+        # A conversion that only splits, stacks and transposes rows can be read off an example. Each
+        # row is replaced by its number (exact in float64), the library's own conversion is run on
+        # these, and the numbers that come out say which rows a tensor of the checkpoint is made of.
+        # Consecutive numbers are a view.
         width = parameter.shape[-1]
         rows = torch.arange(parameter.numel() // width, dtype=torch.float64).view(
             *parameter.shape[:-1], 1

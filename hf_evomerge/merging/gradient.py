@@ -47,6 +47,26 @@ _TINY = 1e-30
 _STEP = 1e-6  # of the differences by which coefficients are differentiated, in float64
 
 
+# Given: a loss L of the model, whose tensors theta are merged from numbers p of a recipe. By the
+# chain rule
+#
+#   dL/dp = sum_e G_e dtheta_e/dp,   G = dL/dtheta   (1)
+#
+# over all elements e of the tensors that p belongs to. G comes from one backward pass of the model;
+# a tensor's part of (1) is then one read of its inputs. So the cost is that of a backward pass,
+# however many numbers there are. Where G of the whole model would be too large, each tensor's part
+# is taken by a hook as soon as its gradient is there, and the gradient is freed.
+#
+# Three ways lead from G to (1), by what is known of the method:
+#
+#   theta = x_0 + lambda sum_i w_i d_i (`is_sum`): dL/dw_i = lambda <G, d_i>            (2)
+#   and dL/dlambda = sum_i w_i <G, d_i>                                                 (3)
+#   theta = sum_i c_i(p) x_i, the c_i being numbers: dL/dp = sum_i <G, x_i> dc_i/dp      (4)
+#   all else: float64 autograd through the method's own function, slice by slice       (5)
+#
+# Masks and elected signs are constants there: they are piecewise constant in p, so their derivative
+# is 0 wherever there is one. Sums are exact (`fsum`) or in a fixed order, so a search by gradient
+# can be repeated to the bit.
 class MergeGradient:
     """Differentiates merges of a `LiveMerger` with respect to the numbers of their recipe.
 
@@ -177,15 +197,15 @@ def by_number(
     }  # exact, so in any order
 
 
+def _has_gradient(method: MergeMethod) -> bool:
+    return any(parameter.smooth for parameter in method.parameters)
+
+
 def check_differentiable(method: MergeMethod) -> None:
     """Raise `RecipeError` unless the method has a parameter that its result changes smoothly
     with."""
-    if not any(parameter.smooth for parameter in method.parameters):
-        names = [
-            name
-            for name, other in all_methods().items()
-            if any(parameter.smooth for parameter in other.parameters)
-        ]
+    if not _has_gradient(method):
+        names = [name for name, other in all_methods().items() if _has_gradient(other)]
         raise RecipeError(
             f"merge.method: {method.name} has no gradient; those that have one are "
             f"{', '.join(names)}"
@@ -234,10 +254,11 @@ def zeros(method: MergeMethod, call: Call) -> Products:
         if parameter.smooth
         for source in (range(len(call.sources)) if parameter.scope == "source" else (None,))
     ]
-    return {
-        place: [0.0] * (len(value.numbers) if isinstance(value := _get(call, place), Rows) else 1)
-        for place in places
-    }
+    totals: Products = {}
+    for place in places:
+        value = _get(call, place)
+        totals[place] = [0.0] * (len(value.numbers) if isinstance(value, Rows) else 1)
+    return totals
 
 
 def _row_sums(job: TensorJob, gradient: Tensor, source: int) -> NDArray[np.float64]:
@@ -267,13 +288,15 @@ def add_row_sums(call: Call, source: int, sums: NDArray[np.float64], totals: Pro
     """
     rows = len(sums)
     count = len(totals["weight", source])
+    # Run n of `count` begins at row ceil(n rows / count): row r has number floor(r count / rows),
+    # see `Rows`.
     edges = [-(-run * rows // count) for run in range(count)]
     inner = np.add.reduceat(sums, edges).tolist()
-    totals["weight", source] = [call.options.get("lambda", 1.0) * value for value in inner]
+    totals["weight", source] = [call.options.get("lambda", 1.0) * value for value in inner]  # (2)
     if ("lambda", None) in totals:
         weight = call.sources[source]["weight"]
         weights = weight.numbers if isinstance(weight, Rows) else [weight]
-        totals["lambda", None][0] += math.fsum(map(operator.mul, weights, inner))
+        totals["lambda", None][0] += math.fsum(map(operator.mul, weights, inner))  # (3)
 
 
 def _inner_products(
@@ -287,6 +310,10 @@ def _inner_products(
     each place."""
     import torch
 
+    # Methods skip a source of weight 0 and a factor of 1, so no derivative flows through either.
+    # Such a number is moved to a neighbour for which the arithmetic is done; the result is the same
+    # to rounding. With `normalize` a weight of 0 is another thing: the source is not counted, so
+    # its derivative is not asked for.
     counts = job.method.prepare is not None and call.options.get(
         "normalize", False
     )  # a source of weight 0 is not counted
@@ -349,6 +376,8 @@ def _through(
     """The chain rule over coefficients that a method computes from its parameters and the whole
     tensor."""
     assert job.method.prepare is not None
+    # (4): dc/dp by central differences, (c(p + h) - c(p - h)) / 2h. The error is of the order of
+    # h^2; c is a smooth function of a few float64 numbers, so h = 1e-6 leaves about nine digits.
     ends = []
     for step in (_STEP, -_STEP):
         moved = _copy(call)
@@ -376,7 +405,9 @@ def check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) ->
 def _beside(value: float) -> float:
     """The number itself, or one beside 0 and 1, which methods take for a source, or a factor, that
     is not there."""
-    return _TINY if value == 0 else math.nextafter(1, 2) if value == 1 else value
+    if value == 0:
+        return _TINY
+    return math.nextafter(1, 2) if value == 1 else value
 
 
 def _copy(call: Call) -> Call:

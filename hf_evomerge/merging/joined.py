@@ -175,6 +175,22 @@ class JoinedAdapters(MergeKind):
         return by_number(found, complete, chosen)
 
 
+# Source i adds B_i A_i to the weight W; a candidate adds sum_i w_i lambda B_i A_i. With A = [A_1;
+# A_2; ...] and B = [w_1 lambda B_1, w_2 lambda B_2, ...]
+#
+#   y = W x + B (A x)                                                  (1)
+#
+# so a new candidate rewrites B, which has as many columns as all ranks together, and W is never
+# touched: it may be quantised, and no copy of the model is made. A number for a run of rows scales
+# these rows of B.
+#
+# Gradient: autograd gives S = dL/dB = G A', where G = dL/d(B A) is as large as W and is never
+# formed. The product of row r of source i's task vector with that of G is
+#
+#   <(B_i A_i)_r, G_r> = <(B_i)_r, (G A_i')_r> = <(B_i)_r, (S_i)_r>    (2)
+#
+# S_i being the columns of S that belong to i. From these numbers `add_row_sums` goes on as after a
+# merge.
 class _Layer:
     """The adapters of one linear layer.
 
@@ -208,7 +224,7 @@ class _Layer:
         import torch
 
         inner = args[0].flatten(0, -2) @ self.right.T
-        return torch.addmm(output.flatten(0, -2), inner, self.weighted.T).view_as(output)
+        return torch.addmm(output.flatten(0, -2), inner, self.weighted.T).view_as(output)  # (1)
 
     def write(self, call: Call) -> None:
         """Multiply the left factors by the weights of a call."""
@@ -233,6 +249,7 @@ class _Layer:
         slope = (
             torch.zeros_like(self.weighted) if self.weighted.grad is None else self.weighted.grad
         )  # of an unused pooler
+        # (2), row by row, in float64.
         parts = zip(self.left.items(), self._columns(slope), strict=True)
         return [
             (source, (left * part.float()).sum(1, dtype=torch.float64).numpy(force=True))

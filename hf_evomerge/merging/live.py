@@ -119,6 +119,9 @@ class LiveMerger(MergeKind):
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
+        # Memory is given to tensors in their order until the limit is reached. A tensor that gets
+        # none reads its inputs from the mapped files in every merge, which is slower, to the same
+        # bits.
         for name, parameter in targets.items():
             if name not in merged:
                 continue
@@ -220,6 +223,9 @@ def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
             None,
         )
 
+    # Newer versions of transformers rename some modules when they load. Names are looked up as the
+    # file has them, and where one is missing all are looked up as the library renames them: never a
+    # mix, in which two names could mean one parameter.
     moved = any(find(name, False) is None for name in names)
     parts = fused_parts(model) if moved and any(find(name, True) is None for name in names) else {}
     state |= parts
@@ -237,6 +243,8 @@ def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
                 "load the model from one of the sources, or merge to disk"
             )
         targets[name] = target
+    # The other direction: a parameter that no tensor fills would keep the values of the model that
+    # was loaded. Tied parameters share memory, hence addresses rather than names.
     filled = {target.data_ptr() for target in targets.values()}
     for name, parameter in [*model.named_parameters(), *parts.items()]:
         if source.covers(name) and parameter.data_ptr() not in filled:

@@ -43,10 +43,11 @@ class Call:
     ) -> Call:
         """The parameters that apply to the tensor of this name; values may be one per layer
         group."""
-        return cls(
-            {key: resolve(value, name) for key, value in options.items()},
-            [{key: resolve(value, name) for key, value in values.items()} for values in sources],
-        )
+
+        def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {key: resolve(value, name) for key, value in values.items()}
+
+        return cls(resolved(options), [resolved(values) for values in sources])
 
     def runs(self, rows: int) -> Iterator[tuple[int, int, Call]]:
         """Cut the rows of a tensor where a number changes: first row, last row + 1, and the call
@@ -65,15 +66,16 @@ class Call:
                 f"merge.parameters: {max(counts)} numbers for the {rows} rows of a tensor; "
                 "give fewer"
             )
+        # n numbers divide R rows so that row r has number floor(r n / R); number k begins at row
+        # ceil(k R / n). Several parameters may have different n: between two neighbours of all
+        # their edges no number changes.
         edges = sorted(
             {-(-number * rows // count) for count in counts for number in range(count + 1)}
         )
         for first, last in pairwise(edges):
-            here = [
-                {key: _at(value, first, rows) for key, value in values.items()}
-                for values in (self.options, *self.sources)
-            ]
-            yield first, last, Call(here[0], here[1:], self.prepared)
+            options = _at(self.options, first, rows)
+            sources = [_at(values, first, rows) for values in self.sources]
+            yield first, last, Call(options, sources, self.prepared)
 
     @property
     def weights(self) -> list[float]:
@@ -81,8 +83,12 @@ class Call:
         return [values["weight"] for values in self.sources]
 
 
-def _at(value: Any, row: int, rows: int) -> Any:
-    return value.at(row, rows) if isinstance(value, Rows) else value
+def _at(values: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+    """The parameters that hold for a row, of so many."""
+    return {
+        key: value.at(row, rows) if isinstance(value, Rows) else value
+        for key, value in values.items()
+    }
 
 
 MergeFunction = Callable[[Any, "list[torch.Tensor]", Call], "torch.Tensor"]

@@ -41,6 +41,7 @@ class Relatedness:
         """Count one slice of one tensor."""
         if len(vectors) != len(self.names):
             return  # a slice of the recipe in which other sources take part
+        # Lengths and cosines of the whole model follow from the sums of its tensors' products.
         for i, left in enumerate(vectors):
             for j, right in enumerate(vectors):
                 self.products[i, j] += float(left.dot(right))

@@ -95,6 +95,9 @@ class Ranks:
         magnitudes = (
             np.abs(self.read(start, stop).numpy(force=True)).view(np.int32).reshape(-1, self.width)
         )
+        # Key of an element: the bits of its magnitude, above its position. Keys are all different,
+        # so any sort gives one order, with ties by position. The lower half of the j-th smallest
+        # key is the position p with rank j; writing j at p inverts the permutation.
         keys = (magnitudes.astype(np.int64) << 32) | np.arange(self.width)
         keys.sort(axis=1)
         ranks = np.empty(keys.shape, np.int32)
@@ -126,6 +129,8 @@ class RankDrop:
         import torch
 
         ranks = self.ranks.slice(start, start + vector.numel())
+        # limit - u is a whole number, at least 1 exactly where u < limit; cut off at 0 and 1 it is
+        # the mask (as in `Drop`). Both sides are shifted by 32768.
         limits = torch.from_numpy((self.limits - LEVELS // 2).astype(np.float32)[ranks]).to(vector)
         kept = limits.sub_(self.field.slice(start, vector)).clamp_(0, 1).mul_(vector)
         if self.divide:

@@ -23,13 +23,11 @@ def methods_table() -> str:
 
 def _needs(method: MergeMethod) -> str:
     count = number_of_models(method)
-    base = (
-        " and a base"
-        if method.needs_base
-        else ", with or without a base"
-        if method.base_optional
-        else ""
-    )
+    base = ""
+    if method.needs_base:
+        base = " and a base"
+    elif method.base_optional:
+        base = ", with or without a base"
     return f"{count} source{'' if count.endswith('1') else 's'}{base}"
 
 

@@ -282,6 +282,23 @@ def _changed(module: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]
             module.get_parameter(name).data = values
 
 
+# No list of architectures: what a parameter does is measured on a small random block.
+#
+# Writers. Let y(f) be the output with the parameter w in place of f w. It scales what is added if y
+# moves, and is a straight line in f:
+#
+#   y(0) + y(2) = 2 y(1)   (1)
+#
+# The last used are asked first, and stay 0 once found: what acts on the output only through them no
+# longer moves it, and is no writer. When all are 0 the output must be the input. A block that does
+# more to the stream is refused.
+#
+# Readers. The writers are divided by c, and the stream with them. A module whose input turns out
+# divided reads the stream. It is a norm if its weight times -1 makes up for the sign, a linear map
+# if its weight times c does. c is -2, as a norm hides a factor but not a sign.
+#
+# Proof. All factors together must give the output for the scaled input, divided by c (2). A wrong
+# guess fails (2), and the architecture is then refused rather than folded wrongly.
 class _Stage:
     """A part of a model that takes a state and returns one: a block, or what stands before or
     behind the blocks.
@@ -354,8 +371,9 @@ class _Stage:
                 if (moved := _distance(none, now)) <= _NOTHING * self.size:
                     continue
                 twice = self.changed({**zeros, parameter: Change(2.0, offset)})
-                if _distance(none + twice, 2 * now) <= _TOLERANCE * moved:
-                    zeros[parameter], now = Change(0.0, offset), none
+                if _distance(none + twice, 2 * now) <= _TOLERANCE * moved:  # (1)
+                    zeros[parameter] = Change(0.0, offset)
+                    now = none
         layout.writers = {name: change.offset for name, change in zeros.items()}
         if _distance(now, self.state) > _TOLERANCE * self.size:
             layout.refusal = "something is done to the stream that no tensor scales"
@@ -395,13 +413,13 @@ class _Stage:
         stream. It is made to return what it returned for x, so that what comes after it is as it
         was.
         """
-        leaves = {
-            name: module
-            for name, module in self.modules.items()
-            if self.calls[name]
-            and _state(*self.calls[name]) is not None
-            and not any(part._parameters for part in [*module.modules()][1:])
-        }
+        leaves: dict[str, nn.Module] = {}
+        for name, module in self.modules.items():
+            if not self.calls[name] or _state(*self.calls[name]) is None:
+                continue
+            inside = [*module.modules()][1:]
+            if not any(part._parameters for part in inside):
+                leaves[name] = module
         leaves = {
             name: module for name, module in leaves.items() if name.rpartition(".")[0] not in leaves
         }
@@ -421,6 +439,9 @@ class _Stage:
                 else output
             )
 
+        # The first run notes what each leaf was given and returned for the stream itself. In the
+        # second the stream is divided; where a leaf is given a divided input it answers as before,
+        # so that differences do not spread and the next one can be judged by itself.
         with _hooked(leaves, note):
             self.run(_SCALE)
         factor = 1 / _SCALE if adds else 1.0
@@ -429,6 +450,7 @@ class _Stage:
         # without the weight of a norm only its size can be proved
         scale = abs(_SCALE) if layout.unsigned else _SCALE
         factor = 1 / scale if adds else 1.0
+        # (2): the plain equal, beside the block with a scaled input.
         folded = self.changed(layout.changes(factor, factor, 1.0 if scale > 0 else -1.0, scale))
         if (
             not layout.refusal

@@ -155,6 +155,8 @@ class EvoMergedConfig(PreTrainedConfig):
     def __getattr__(self, name: str) -> Any:
         """What this class has no field for, such as `hidden_size`, the source architecture's
         configuration answers."""
+        # `vars`, not an attribute: before `text_config` is set, as when an object is copied, this
+        # method would call itself without end. Fields with an underscore are the base class's own.
         text_config = vars(self).get("text_config")
         if (
             name.startswith("_")
@@ -228,6 +230,9 @@ class EvoMergedConfig(PreTrainedConfig):
         """The slots of the terms of each hop."""
         hops = self.hops
         result = []
+        # Slot k < K is the first term of hop k: transformers' loop over the layers runs slots 0 to
+        # K - 1, so the hidden states that it records are those of the hops. Further terms of sums
+        # follow from K on, each with a cache slot of its own.
         following = len(hops)
         for position, hop in enumerate(hops):
             result.append([position, *range(following, following + len(hop) - 1)])
@@ -238,6 +243,8 @@ class EvoMergedConfig(PreTrainedConfig):
     def owners(self) -> list[int]:
         """For each slot the first slot that runs the same layer: the one under whose name its
         weights are stored."""
+        # A layer that is visited n times has n cache slots, as each visit has other keys and
+        # values, and one set of weights: the first slot's.
         first: dict[tuple[int, int], int] = {}
         return [first.setdefault(layer, slot) for slot, layer in enumerate(self.slots)]
 
@@ -254,6 +261,8 @@ class EvoMergedConfig(PreTrainedConfig):
             if self.sources
             else max(layers, default=len(slots) - 1) + 1
         )
+        # Of several slots of a layer the first, hence reversed. A layer off the path has left
+        # nothing in this config; any entry will do for it.
         there = {layer: slot for slot, layer in reversed(list(enumerate(slots)))}
         return config_along(
             [self.text_config], [(0, there.get((source, layer), 0)) for layer in range(count)], 0
@@ -476,17 +485,15 @@ class EvoMergedConfig(PreTrainedConfig):
     def separate(self) -> None:
         """Name the layers anew, as those of one source with a layer per slot: where repeated layers
         are no longer shared."""
-        hops = [
-            zip(group, hop, strict=True)
-            for group, hop in zip(self.hop_slots, self.hops, strict=True)
-        ]
-        terms = [
-            [f"0:{slot}" + ("" if weight == 1 else f"*{weight}") for slot, (_, _, weight) in hop]
-            for hop in hops
-        ]
+        path = []
+        for group, hop in zip(self.hop_slots, self.hops, strict=True):
+            terms = []
+            for slot, (_, _, weight) in zip(group, hop, strict=True):
+                terms.append(f"0:{slot}" + ("" if weight == 1 else f"*{weight}"))
+            path.append(" + ".join(terms))
         self.sources = [{"layers": len(self.slots)}]
         self.embedding_source = 0
-        self.path = [" + ".join(hop) for hop in terms]
+        self.path = path
 
 
 def _slots_of(path: Sequence[str]) -> list[tuple[int, int]]:

@@ -68,6 +68,9 @@ class ScaleOutput:
         return _with_first(output, _first(output) * self.factor)
 
 
+# Hop k computes h_k = sum_i w_i L_i(x_k). The loop of the source architecture knows one layer per
+# hop, so the first term's hook runs the others on the same arguments. They share masks and
+# positions, and each writes to its own cache slot.
 class SumTerms:
     """Forward hook of the first term of a hop: run the further terms on the same input, and return
     the weighted sum."""
@@ -151,14 +154,16 @@ def find_layers(model: nn.Module, count: int) -> str:
     found = [
         name for name, part in lists if len(part._modules) == count and name.startswith(inside)
     ]
+    # A model may have other lists of as many modules: of a tower, or within a block. Those inside
+    # its language model count, the outermost first.
     outermost = min((name.count(".") for name in found), default=0)
     found = [name for name in found if name.count(".") == outermost]
     if len(found) > 1:  # a list of something else may be as long by coincidence
-        blocks = [
-            name
-            for name in found
-            if all(isinstance(part, GradientCheckpointingLayer) for part in _list(model, name))
-        ]
+        blocks = []
+        for name in found:
+            parts = _list(model, name)
+            if all(isinstance(part, GradientCheckpointingLayer) for part in parts):
+                blocks.append(name)
         found = blocks or found
     if len(found) != 1:
         raise ValueError(

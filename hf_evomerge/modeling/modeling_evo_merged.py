@@ -159,6 +159,8 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         for slot, owner in enumerate(self.config.owners):
             if slot == owner:
                 continue
+            # The names are patterns to transformers. Sharing tensors rather than modules keeps one
+            # module per slot, with a cache index and hooks of its own.
             tied[f"{prefix}.{slot}.".replace(".", r"\.")] = f"{prefix}.{owner}."
             for mine, its in zip(layers[slot].modules(), layers[owner].modules(), strict=True):
                 mine._parameters.update(its._parameters)
@@ -180,6 +182,10 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         in_mlps = config.scale_target == "mlp_delta" and any(scale != 1 for scale in scales[1:])
         blocks = layouts_of(config.decoder_config).blocks if in_mlps else []
         for position, (hop, group) in enumerate(zip(hops, groups, strict=True)):
+            # stream: x_k = beta_k h_{k-1}, a factor on what enters the hop. mlp_delta: x_k =
+            # r_{k-1} + beta_k MLP_{k-1}, a factor on the last branch of every term of the hop
+            # before (released EvoLLM models compute this); the first hop has no hop before it, so
+            # its scale is on the embeddings in both.
             if scales[position] != 1 and (config.scale_target == "stream" or position == 0):
                 layers[position].register_forward_pre_hook(
                     ScaleInput(float(scales[position])), with_kwargs=True
@@ -550,7 +556,8 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
             ValueError: The path cannot be read, or runs a layer that is not part of this model.
         """
         if hasattr(path, "as_text"):
-            path, scales = path.as_text(), path.scales if scales is None else scales
+            scales = path.scales if scales is None else scales
+            path = path.as_text()
         hops = [hop.strip() for hop in path.split(",")] if isinstance(path, str) else list(path)
         config = self.config.rerouted(hops, scales, scale_target=scale_target)
         model = assemble(self.inner, dict(zip(self.config.slots, self.layers, strict=True)), config)

@@ -175,6 +175,9 @@ def config_along(
 ) -> PreTrainedConfig:
     """The embedding source's configuration with as many layers as there are slots, and its lists in
     their order."""
+    # Fields with one entry per layer follow the slots, each entry from the layer's own source;
+    # lists of layer numbers become lists of slots; all else is the embedding source's.
+    # `check_alike` has made sure that the other sources say the same of it.
     whole = copy.deepcopy(configs[embedding_source])
     configs = [decoder_of(config) for config in configs]
     merged = decoder_of(whole)
@@ -199,6 +202,8 @@ def config_along(
                     if layer in getattr(configs[source], name)
                 ],
             )
+    # The Qwen family says by arithmetic on the layer's number which layers are mixtures. In another
+    # order no step does, so every layer is asked and the dense ones are listed.
     if getattr(first, "decoder_sparse_step", None) is not None and hasattr(
         first, "mlp_only_layers"
     ):

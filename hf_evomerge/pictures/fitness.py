@@ -16,7 +16,9 @@ MOST_DOTS = 1500
 
 def stage_colour(stage: str) -> str:
     """The colour of a stage, the same in every picture."""
-    return "grey" if stage == "random" else stage if stage in COLOURS else "s3"
+    if stage == "random":
+        return "grey"
+    return stage if stage in COLOURS else "s3"
 
 
 def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
@@ -34,6 +36,8 @@ def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
     values = values or sorted(chance)
     if not values:
         values = sorted(levels.values()) or [0.0, 1.0]
+    # The lower end: as far below the median as the best is above it, but no lower than the worst,
+    # and no higher than needed to show nine in ten. Triangles at the edge stand for what is below.
     middle = values[len(values) // 2]
     best = values[-1]
     low = max(
@@ -133,11 +137,14 @@ def _value(stage: str, line: Line) -> Text:
 def _levels(axes: Axes, levels: Mapping[str, float]) -> list[Mark]:
     """Dashed lines with their names on them; names that would overlap are moved apart."""
     marks: list[Mark] = []
-    (left, right), last = axes.x_range, -math.inf
+    left, right = axes.x_range
+    last = -math.inf
     for name, value in sorted(levels.items(), key=lambda item: -item[1]):
         y = axes.y(value)
         label = f"{name[:20]} {number(value)}"
         marks.append(Line(((left, value), (right, value)), "level"))
+        # From the highest value down, so pixels grow: a name stands 4 pixels above its line, or 15
+        # below the name before it.
         last = max(y - 4, last + 15)
         marks.append(Text((right, value), label, "tick halo", anchor="end", shift=(-2, last - y)))
     return marks

@@ -39,11 +39,12 @@ def front_scene(
         for name, values in parents.items()
         if right in values and up in values
     }
-    alive = [
-        (trial, x, y)
-        for trial in trials
-        if (x := trial.value(right)) is not None and (y := trial.value(up)) is not None
-    ]
+    alive = []
+    for trial in trials:
+        x = trial.value(right)
+        y = trial.value(up)
+        if x is not None and y is not None:
+            alive.append((trial, x, y))
     levels = {name: y for name, (_, y) in known.items()} | {
         f"point {point.number}": point.search[up] for point in points
     }
@@ -120,13 +121,12 @@ def _points(axes: Axes, points: Sequence[Point], objectives: Sequence[Objective]
         marks.append(Line(tuple(sorted(places, key=lambda place: place[0])), "median", "s0"))
     names = dict[int, Text]()
     boxes = list[tuple[float, float, float]]()
+    # The model that was chosen comes first, so that its number is never left out for lack of room.
     for at in sorted(
         range(len(points)), key=lambda at: not points[at].winner
     ):  # numbers, where there is room
-        (x, y), name = (
-            axes.spot(places[at]),
-            f"{points[at].number}{', this model' * points[at].winner}",
-        )
+        x, y = axes.spot(places[at])
+        name = f"{points[at].number}{', this model' * points[at].winner}"
         half = 3.8 * len(name) + 2
         side = 1 if x + 6 + 2 * half <= axes.right else -1
         x += side * (6 + half)

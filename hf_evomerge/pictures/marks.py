@@ -55,7 +55,8 @@ class Rect:
     @property
     def corners(self) -> tuple[Spot, Spot]:
         """Two opposite corners."""
-        (x, y), (width, height) = self.at, self.size
+        x, y = self.at
+        width, height = self.size
         return (x - width / 2, y - height / 2), (x + width / 2, y + height / 2)
 
 

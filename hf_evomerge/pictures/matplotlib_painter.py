@@ -82,11 +82,12 @@ def _style(mark: Any, look: Look, own: str) -> dict[str, Any]:
 
     opacity = getattr(mark, "strength", None) or look.opacity
     width = (getattr(mark, "width", None) or look.width) * _POINT
+    edge: Any = "none"
+    if look.stroke:
+        edge = to_rgba(paint(look.stroke, own), 1 if look.fill else opacity)
     return {
         "facecolor": to_rgba(paint(look.fill, own), opacity) if look.fill else "none",
-        "edgecolor": to_rgba(paint(look.stroke, own), 1 if look.fill else opacity)
-        if look.stroke
-        else "none",
+        "edgecolor": edge,
         "linewidth": width if look.stroke else 0.0,
         "linestyle": (0, [length * _POINT / width for length in look.dash]) if look.dash else "-",
         "capstyle": "round" if isinstance(mark, Line) else "butt",

@@ -21,6 +21,14 @@ class Words(NamedTuple):
     written: Sequence[str]
     after: Sequence[Sequence[str]]
 
+    @property
+    def first_change(self) -> int:
+        """Place of the first word of which not all steps say the same; 0 where there is none."""
+        for place in range(len(self.written)):
+            if len({after[place] for after in self.after}) > 1:
+                return place
+        return 0
+
     def said(self, at: int) -> str:
         """Write what a step would say, for its tip."""
         return (
@@ -37,10 +45,7 @@ def words_over(
     `spots` are where the steps are on the axes, `above` how many pixels higher the words stand;
     they cover no step and no name.
     """
-    changing = (
-        k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1
-    )
-    k = next(changing, 0)
+    k = words.first_change
     marks = list[Mark]()
     places = [axes.spot(spot) for spot in spots]
     ends = [
@@ -56,6 +61,8 @@ def words_over(
         word = words.after[at][k].strip()[:12]
         y = places[at][1] - above[at]
         half = sum(6.5 if ord(letter) > 0x2E80 else 3.8 for letter in word) + 3
+        # A word is drawn where it meets neither a word or name that is there (within 15 pixels up,
+        # and their half widths across) nor the symbol of another step; else it is left out.
         for move in (0.0, 5 - half):  # above its step, or before it
             x = min(max(places[at][0] + move, axes.left + half), axes.right - half)
             full = any(
@@ -203,9 +210,11 @@ class _Draft:
         for source, layer in path.unique_layers:
             self.counts[source] = min(max(self.counts.get(source, 0), layer + 1), _MOST_LAYERS)
         visited = sorted({source for source, _ in path.unique_layers})
-        high = (
-            (320, 16.0) if selects else (520, 18.0 if self.narrow else 26.0)
-        )  # edited, its answer is on the same screen
+        high = (520, 18.0 if self.narrow else 26.0)
+        if selects:  # edited, its answer is on the same screen
+            high = (320, 16.0)
+        # Rows share the height among the layers that are drawn: at most the second number of
+        # `high`, at least 6 pixels. Then a gap for the name above each source.
         self.row = max(min(high[0] / sum(self.counts[source] for source in visited), high[1]), 6.0)
         rows = 0.0
         self.bases = dict[int, float]()  # of each source, the row of its lowest layer
@@ -216,6 +225,8 @@ class _Draft:
         top = 34.0
         ends = (left + self.pitch * room, top + self.row * rows)
         self.grid = Axes(left, top, *ends, (0.5, room + 0.5), (-0.5, rows - 0.5))
+        # A scale of 1 has the same size in every picture, unless a larger scale needs the room:
+        # both units are set by the largest number, which is at least 1.
         largest = max(1.0, *map(abs, path.scales))
         most = max(max(each) for each in self.added)
         self.unit = (

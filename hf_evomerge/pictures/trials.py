@@ -100,6 +100,8 @@ class Step:
 def stages(trials: Sequence[Trial]) -> list[str]:
     """The stages that the trials belong to, in the order they ran, the random search last."""
     there = list(dict.fromkeys(trial.stage for trial in trials))
+    # `STAGES` is in the order in which stages run; `sorted` is stable, so unknown ones keep theirs,
+    # at the end.
     order = list(STAGES)
     return sorted(there, key=lambda stage: order.index(stage) if stage in STAGES else len(order))
 

@@ -80,6 +80,9 @@ class WeightRow(NamedTuple):
             key for key in self.values if _key(key).kind == "pattern" and classify(key)[:2] == place
         ]
         own = [self.values[key] for key in named if "*" not in key and not _VECTOR.search(key)]
+        # Where keys name single tensors of the layer, their mean is shown, without norms and
+        # biases, which are small. Else a weight of each half of a layer is asked for as a merge
+        # would ask, and both halves are averaged.
         probes = {"embed": ["model.embed_tokens.weight"], "head": ["lm_head.weight"]}.get(
             wanted.kind,
             [
@@ -88,10 +91,8 @@ class WeightRow(NamedTuple):
             ],
         )
         with suppress(RecipeError):  # no key names it
-            own = own or [
-                self.values[key]
-                for key in (select_key(tuple(self.values), probe) for probe in probes)
-            ]
+            selected = (select_key(tuple(self.values), probe) for probe in probes)
+            own = own or [self.values[key] for key in selected]
         return sum(own) / len(own) if own else self.values.get(WHOLE)
 
 
@@ -106,10 +107,14 @@ class Weights(NamedTuple):
     def layers(self) -> list[str]:
         """The embeddings, every layer and the head, as far as numbers name them."""
         blocks = range(1 + max((_last_block(key) for key in self.groups), default=-1))
-        first, last = (
-            [end] if any(row.mean(end) for row in self.rows) else [] for end in ("embed", "head")
-        )
-        return [*first, *(f"blocks.{block}" for block in blocks), *last] if blocks else [WHOLE]
+        if not blocks:
+            return [WHOLE]
+        layers = ["embed", *(f"blocks.{block}" for block in blocks), "head"]
+        # The ends are shown where they have a number of their own.
+        for end in (0, -1):
+            if not any(row.mean(layers[end]) for row in self.rows):
+                del layers[end]
+        return layers
 
 
 def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
@@ -123,11 +128,9 @@ def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
     }
     notes = [f"{name} = {value}" for name, value in numbers.items()]
     if not rows:
-        rows = [
-            WeightRow(str(name)[:48], values)
-            for name, value in numbers.items()
-            if (values := _group_values(value))
-        ]
+        for name, value in numbers.items():
+            if values := _group_values(value):
+                rows.append(WeightRow(str(name)[:48], values))
     title = f"{str(merge.get('method', ''))[:40]}{': ' if notes else ''}{', '.join(notes)}"
     groups = sorted({group for row in rows for group in row.values} - {WHOLE}, key=_order) or [
         WHOLE
@@ -160,9 +163,11 @@ def weights_scene(
     columns = weights.layers
     own = among or spans([weights])
     strips = [list(rows) for _, rows in groupby(weights.rows, key=lambda row: row.parameter)]
-    least = (
-        10.0 * max(map(len, strips)) if width > NARROW else 44.0 if len(columns) > _FIT + 2 else 0.0
-    )
+    least = 0.0
+    if width > NARROW:
+        least = 10.0 * max(map(len, strips))
+    elif len(columns) > _FIT + 2:
+        least = 44.0
     pitch = max(min((width - 50) / len(columns), 180.0), least)
     top = 0.0
     right = 40 + pitch * len(columns)
@@ -196,7 +201,9 @@ def _strip(
     axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words: Words | None
 ) -> list[Mark]:
     """The bars of a parameter, with the names of the rows above them."""
-    marks, (low, high), x = list[Mark](), axes.y_range, 4.0 - axes.left
+    marks = list[Mark]()
+    low, high = axes.y_range
+    x = 4.0 - axes.left
     for row in rows:
         name = row.name.removesuffix(": weight")
         marks.append(
@@ -253,9 +260,10 @@ def _rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[WeightRow]:
     layer."""
     parameters = merge.get("parameters") or []
     taking_part = merge.get("sources") or range(len(parameters))
+    names = dict.fromkeys(name for item in parameters for name in item)
     rows = [
         WeightRow(f"{name_of(labels, source)}: {name}"[:48], _group_values(item[name]), source)
-        for name in dict.fromkeys(name for item in parameters for name in item)
+        for name in names
         for source, item in zip(taking_part, parameters, strict=False)
         if name in item
     ]
@@ -333,5 +341,7 @@ def _order(group: str) -> tuple[int, int, int, bool, int, str]:
 def _last_block(group: str) -> int:
     """The last layer that a group names; -1 where it names none."""
     key = _key(group)
+    if key.kind == "block":
+        return key.last
     block = classify(group)[1] if key.kind == "pattern" else None
-    return key.last if key.kind == "block" else -1 if block is None else block
+    return -1 if block is None else block

@@ -69,17 +69,22 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
         one with the head; one behind attention or MLP counts with it. In U-Nets and diffusion
         transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
     """
+    # Names are all that is known, and they are alike in most architectures. The order of the
+    # questions matters. A number behind `layers`, `h` or `blocks` makes it a block. Of a block,
+    # what has no word of the MLP is attention's: so norms and biases follow what they stand with. A
+    # router is often called a gate of the MLP, and an expert an MLP, so these two are asked for
+    # within the MLP. Outside the blocks a head may be called `embed_out`; the head is asked for
+    # first, and what is neither is the final norm, which feeds the head.
     if block := _BLOCK.search(tensor_name):
-        if _PICTURE_BLOCK.match(block[2]):
-            return "block", int(block[1]), "attn" if _PICTURE_ATTENTION.search(block[2]) else "mlp"
-        if not (_MLP if post_norms else _MLP_WITH_NORM).search(block[2]):
-            return "block", int(block[1]), "attn"
-        is_router = _ROUTER.search(block[2])
-        return (
-            "block",
-            int(block[1]),
-            "router" if is_router else "experts" if _EXPERTS.search(block[2]) else "mlp",
-        )
+        index = int(block[1])
+        rest = block[2]
+        if _PICTURE_BLOCK.match(rest):
+            return "block", index, "attn" if _PICTURE_ATTENTION.search(rest) else "mlp"
+        if not (_MLP if post_norms else _MLP_WITH_NORM).search(rest):
+            return "block", index, "attn"
+        if _ROUTER.search(rest):
+            return "block", index, "router"
+        return "block", index, "experts" if _EXPERTS.search(rest) else "mlp"
     if _EMBEDDING.search(tensor_name) and not _HEAD.search(tensor_name):
         return "embed", None, None
     return "head", None, None
@@ -166,6 +171,9 @@ def select_key(keys: tuple[str, ...], tensor_name: str, post_norms: bool = False
     if tensor_name in keys:
         return tensor_name
     matching = [key for key in keys if parse_key(key).covers(tensor_name, post_norms)]
+    # From the narrowest to the widest: the whole name, a pattern (the first that is written),
+    # routers or experts, another group, then the default. Two groups that name the same tensor are
+    # a mistake, not a matter of order.
     if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
         return patterns[0]
     if len(matching) > 1:  # routers and experts are more than the MLP that they are in
@@ -202,6 +210,8 @@ class Ramp:
         """The number of a block; None: outside the blocks."""
         if block is None:
             return self.numbers[0]
+        # As mergekit's gradients: n numbers stand at 0, 1 / (n - 1), ..., 1 of the way from the
+        # first block to the last, with straight lines between them.
         place = 1.0 if self.last == self.first else (block - self.first) / (self.last - self.first)
         scaled = min(max(place, 0.0), 1.0) * (len(self.numbers) - 1)
         left = int(scaled)

@@ -119,6 +119,9 @@ class LayerPath:
             gated: Whether the layers have a norm in front and the scales multiply the stream; else
                 a term counts its weight times the scale of its hop.
         """
+        # m_k = prod_{j <= k} s_j sum_i w_ij is the factor of the embeddings in the stream behind
+        # hop k. Only ratios matter to layers with a norm in front, so what term i adds, w_i, is
+        # compared with that.
         sizes = []
         size = 1.0
         for hop in self.hops:
@@ -204,6 +207,15 @@ def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
     """The hops of one comma-separated piece, at most `room` of them."""
     if not isinstance(piece, str):
         raise PathError(f"path[{position}]: {shown(piece)} is not text such as 0:3 or 0:0-15")
+    # Grammar of a piece, of which a path is a list:
+    #
+    #   piece = range [" x" COUNT] | hop [" x" COUNT]
+    #   range = SOURCE ":" FIRST "-" LAST          backwards where LAST is the smaller
+    #   hop   = term {"+" term},   term = SOURCE ":" LAYER ["*" WEIGHT]
+    #
+    # `str` writes hops alone, without ranges and counts, and weights with `repr`, so that reading
+    # what was written gives the same floats. The length is checked before a list of it is made:
+    # "0:0 x999999999" is text from somebody else.
     body = piece
     count = 1
     if repeat := _REPEAT.match(piece):

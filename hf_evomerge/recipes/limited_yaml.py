@@ -81,10 +81,11 @@ NUMBERS = {
     ),
 }
 """What is read as a number, and the characters that one begins with."""
-LimitedLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":bool", ":null"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+LimitedLoader.yaml_implicit_resolvers = {}  # of its own: the loaders share what they inherit
+for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+    LimitedLoader.yaml_implicit_resolvers[_first] = [
+        (tag, pattern) for tag, pattern in _resolvers if tag.endswith((":bool", ":null"))
+    ]
 for _tag, (_pattern, _firsts) in NUMBERS.items():
     LimitedLoader.add_implicit_resolver(_tag, _pattern, _firsts)
 

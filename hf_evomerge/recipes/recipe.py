@@ -124,12 +124,13 @@ def _among(ref: SourceRef, alike: Sequence[SourceRef]) -> str:
         if name is not None:
             distinct = {other.rstrip("/") for other in others if other is not None}
             most = max(other.count("/") for other in distinct) + 1
-            ends = (
-                count
-                for count in range(1, most)
-                if len({_tail(other, count) for other in distinct}) == len(distinct)
-            )
-            parts.append(_tail(name, next(ends, most)))
+            # The shortest end of the path that differs among all of the same place: a/b/model and
+            # a/c/model become b/model and c/model. Where even whole names are equal, only the
+            # revision can tell them apart.
+            count = 1
+            while count < most and len({_tail(other, count) for other in distinct}) < len(distinct):
+                count += 1
+            parts.append(_tail(name, count))
     at = (
         f"@{ref.revision[:12]}"
         if ref.revision and len({each.revision for each in alike}) > 1

@@ -47,12 +47,17 @@ def expanded(sources: Any) -> Any:
         there = sorted(_names(run.run), key=_step)
         last = _LAST.fullmatch(wanted)
         numbered = [name for name in there if _step(name)[0] >= 0]  # `final` has no place
-        names = [name for name in there if fnmatchcase(name, wanted)]
-        names = numbered[-int(last[1]) :] if last else numbered if wanted == "all" else names
+        # `last 5` counts by step, and only what has one; a pattern goes by name.
+        if last:
+            names = numbered[-int(last[1]) :]
+        elif wanted == "all":
+            names = numbered
+        else:
+            names = [name for name in there if fnmatchcase(name, wanted)]
         if len(names) < 2:
-            found = (
-                f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"
-            )
+            found = ", ".join(there[:4]) or "none"
+            if len(there) > 4:
+                found += ", ..."
             raise ValueError(
                 f"{run.run}: {len(names)} of its checkpoints are {wanted!r}, and a merge "
                 f"takes 2; it has {found}"
@@ -88,9 +93,10 @@ def _names(run: str) -> list[str]:
         files = ("config.json", "adapter_config.json")
         if not folder.is_dir():
             raise ValueError(f"{run}: no such folder of checkpoints")
-        there = [
-            each for each in folder.iterdir() if any((each / file).is_file() for file in files)
-        ]
+        there = []
+        for each in folder.iterdir():
+            if any((each / file).is_file() for file in files):
+                there.append(each)
         if away := next(
             (each for each in there if each.resolve().parent != folder.resolve()), None
         ):

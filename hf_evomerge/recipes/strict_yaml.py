@@ -83,11 +83,10 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
         mark, context, problem = (
             getattr(cause, name, None) for name in ("problem_mark", "context", "problem")
         )
-        said = (
-            cause
-            if mark is None
-            else f"line {mark.line + 1}: {f'{context}: ' if context else ''}{problem}"
-        )
+        said: object = cause
+        if mark is not None:
+            context = f"{context}: " if context else ""
+            said = f"line {mark.line + 1}: {context}{problem}"
         raise error(
             many if "single document" in str(cause) else f"not valid YAML: {one_line(said)}{colon}"
         ) from cause

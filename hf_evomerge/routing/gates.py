@@ -75,6 +75,9 @@ def gate_path(
         terms = tuple(
             Term(*slots[index], weight) for index, weight in zip(members, weights, strict=True)
         )
+        # s_k = g_{k-1} / g_k takes the last factor off and puts the next on: what the hop reads is
+        # x / g_k. A serial hop hands on h = x / g_k, so the factor to take off next is g_k. The sum
+        # of several terms is weighted by the gates already, so it is x itself.
         found.append(Hop(terms, before / total))
         before = total if len(members) == 1 else 1.0
     return LayerPath(tuple(found))
@@ -149,6 +152,15 @@ def gate_gradient(
     return leaf.grad.double().numpy(force=True)
 
 
+# The gradient is taken where gates are 0 too, which a path cannot express: the slot would not be on
+# it. So all slots run, each with hooks that compute the gated stream itself,
+#
+#   u = x / max(sum_i g_i, LEAST),   x <- x + sum_i g_i (Layer_i(u) - u)   (1)
+#
+# and autograd differentiates (1) in g. Where every gate is 0 or at least LEAST, (1) is the model
+# that `gate_path` builds: sum_i g_i u = x then, and what is left of (1) is sum_i g_i Layer_i(u).
+# Where the sum is below LEAST, `rest` times u is what the gates do not carry: (max(sum, LEAST) -
+# sum) u, so that x passes by.
 class _Gates:
     """Hooks that make of the layers of a hop ``x + sum_i g_i (Layer_i(u) - u)``, u being ``x /
     max(sum_i g_i, LEAST)``.

@@ -165,7 +165,9 @@ class FlowGenome:
         than a path may have, one run is left out, at each of these places.
         """
         runs = dict(zip(self.layout.order, self.layout.layers, strict=True))
-        found = [[(source, layer) for layer in range(count)] for source, count in runs.items()]
+        found = []
+        for source, count in runs.items():
+            found.append([(source, layer) for layer in range(count)])
         for source, count in runs.items():
             extra = count - self.max_hops
             places = min(CUTS, self.max_hops - 1)
@@ -255,6 +257,8 @@ class FlowGenome:
 
     def _slots_on(self, indicators: Vector) -> list[int]:
         last_of_a = (self.layout.order[0], self.layout.layers[0] - 1)
+        # arXiv:2403.13187, section on data flow space: slot t of T = M r is on the path where I_t >
+        # 0, in the order of the slots; A's first and last layer are the ends.
         on = [0, *(int(slot) for slot in np.flatnonzero(indicators > 0) if slot > 0)]
         ends_at_a = self.layout.slots[on[-1]] == last_of_a
         ends = on[-1:] if ends_at_a else [self._final]
@@ -272,6 +276,8 @@ class FlowGenome:
     def _scales(self, on: list[int], numbers: Vector) -> list[float]:
         """The scale of each hop. A hop's predecessor is the hop before it; the first hop has none
         and, by W_ij, scale 1."""
+        # W_ij belongs to an ordered pair of layers of one repetition, so slots count modulo M. The
+        # genome has w = W - 1: an optimiser that starts at 0 then starts with every scale at 1.
         width = len(self.layout.columns)
         if self.encoding == "none":
             return [1.0] * len(on)
@@ -291,6 +297,9 @@ class FlowGenome:
     def _network(self, theta: Vector, i: float, j: float, t: float) -> float:
         """pi_theta(i, j, t) with one hidden layer; an output of 0 is scale 1, and the bounds are
         never reached."""
+        # With o the net's output and sigma the logistic function, s = low + (high - low) sigma(o +
+        # c). c = log((1 - low) / (high - 1)) gives sigma(c) = (1 - low) / (high - low), so o = 0 is
+        # s = 1. sigma is written as (1 + tanh(x / 2)) / 2, which cannot overflow.
         hidden = theta[: NETWORK_WIDTH * 4].reshape(NETWORK_WIDTH, 4)
         rest = theta[NETWORK_WIDTH * 4 :]
         output = float(rest[:-1] @ np.tanh(hidden @ np.array([i, j, t, 1.0])) + rest[-1])

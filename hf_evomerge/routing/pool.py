@@ -20,6 +20,11 @@ from ..recipes.recipe import FlowPart, ScaleTarget
 from .config import check_configs, path_config
 
 
+# A path is evaluated without copying a weight: a merged model is a thin module per hop over the
+# sources' own parameters. What is checked once here need not be checked for each path: that the
+# models are of one class, dtype and device, and that no forward is replaced, as a wrapper of one
+# model would run for another's layers. Where every layer computes the same in any place, paths are
+# not checked either (`anywhere`).
 class LayerPool:
     """The layers of several resident models of one class, from which merged models are made.
 

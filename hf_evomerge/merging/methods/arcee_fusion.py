@@ -50,6 +50,9 @@ def fusion(inputs: TensorJob, call: Call) -> Fusion:
     order = inputs.derived(
         "importance", lambda start, stop: whole.importance(inputs.tensor(0, start, stop), start)
     )
+    # A quantile q of n sorted numbers is number floor(q (n - 1)) from the smallest, which is number
+    # n - floor(q (n - 1)) from the largest: what `Magnitudes.largest` counts. Outliers begin at
+    # median + 1.5 (q3 - q1), Tukey's fence with the median in the place of q3.
     q1, median, q3 = (
         order.largest(inputs.numel - math.floor(q * (inputs.numel - 1))) for q in (0.25, 0.5, 0.75)
     )
@@ -62,6 +65,8 @@ def _divergence(inputs: TensorJob, start: int, stop: int) -> NDArray[np.float64]
     origin = inputs.base(start, stop)
     assert origin is not None
     base = origin.numpy(force=True).astype(np.float64).reshape(-1, inputs.width)
+    # KL(p || q) = sum p log(p / q), p and q being the softmax of a row. 1e-8 keeps the logarithm
+    # finite; the sum may then be slightly negative, hence the floor at 0.
     p = (
         _softmax(base + inputs.tensor(0, start, stop).numpy(force=True).reshape(-1, inputs.width))
         + 1e-8

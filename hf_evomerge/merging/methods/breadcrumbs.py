@@ -73,6 +73,10 @@ def band(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
 
     With density 1 all are kept, the largest included.
     """
+    # Model breadcrumbs (arXiv:2312.06795) masks both tails: with magnitudes from the largest, ranks
+    # 1 to floor(gamma N) are outliers, the floor(rho N) after them are kept, the rest is noise.
+    # Both counts are whole numbers, so the band is one cut minus another. Where both do not fit
+    # into N the density counts, and fewer outliers are dropped.
     kept = math.floor(values["density"] * inputs.numel)
     if kept == 0:
         return None

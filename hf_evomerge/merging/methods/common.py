@@ -112,10 +112,19 @@ def plain_sum(tensors: list[Tensor]) -> Tensor:
     return total
 
 
+# Steps 2 and 3 of TIES (arXiv:2306.01708, Algorithm 1), on weighted parts D_i = w_i trim(d_i), as
+# mergekit has it:
+#
+#   s = sign(sum_i D_i), and + where the sum is 0                                       (1)
+#   A = {i : sign(D_i) = s}, element by element                                         (2)
+#   mixed = sum_{i in A} D_i, with normalize divided by sum_{i in A} w_i                (3)
+#
+# The paper votes with the d_i and takes a plain mean; weights that are searched should count in the
+# vote.
 def elect(parts: list[Tensor]) -> Tensor:
     """The sign of the sum of the parts, and + where that is 0; a new tensor."""
     # Only float operations: comparisons that make bool tensors cost several times as much.
-    return plain_sum(parts).sign_().add_(0.5).sign_()
+    return plain_sum(parts).sign_().add_(0.5).sign_()  # (1): -1, 0, 1 become -.5, .5, 1.5
 
 
 def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize: bool) -> Tensor:
@@ -131,6 +140,8 @@ def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize:
     mixed: Tensor | None = None
     count: Tensor | None = None
     for part, weight in zip(parts, weights, strict=True):
+        # s D_i is |D_i| in A and not positive elsewhere, so a clamp is (2), and the sign comes back
+        # at the end.
         part.mul_(sign).clamp_(min=0)  # |D_i| where it agrees, else 0
         if normalize and count is None:
             count = part.sign().mul_(weight)
@@ -138,7 +149,7 @@ def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize:
         if count is not None and mixed is not part:
             count.add_(part.sign_().mul_(weight))
     assert mixed is not None
-    mixed.mul_(sign)
+    mixed.mul_(sign)  # (3): s |D_i| = D_i
     if count is not None:
         if min(weights) > 0:
             count.clamp_(
@@ -157,6 +168,8 @@ def onto_base(base: Tensor, mixed: Tensor, call: Call) -> Tensor:
     return mixed.add_(base)
 
 
+# f = sum |d| / sum |m d| over the tensor, so that what is left has the old L1 norm (mergekit's
+# rescale). For a random mask of density rho it tends to the 1 / rho of the papers.
 def l1_factor(inputs: TensorJob, index: int, mask: Mask) -> float:
     """Compute what restores the sum of the absolute values after a mask."""
     kept = inputs.sum_abs(index, mask)

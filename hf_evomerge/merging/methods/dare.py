@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _PARAMETERS = [WEIGHT, DENSITY, NORMALIZE, LAMBDA, DROP_RESCALE]
 
 
+# DARE (arXiv:2311.03099): d becomes f m d with m_e ~ Bernoulli(rho), rho = 1 - p. With f = 1 / rho
+# the expectation of every element is d itself: E[f m d] = f rho d. `limit` / 65536 is rho as the
+# 16-bit numbers have it, so that f is exact for the mask that is drawn.
 def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:
     """The mask that keeps each element with probability rho, and the factor that makes up for the
     rest."""

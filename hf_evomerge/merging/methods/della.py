@@ -55,6 +55,12 @@ def drop(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: st
     epsilon = values["epsilon"]
     if rho in (0, 1):
         return None if rho == 0 else (inputs.drop(index, rho).apply, 1.0)
+    # MagPrune (arXiv:2406.11617, step 1). Element of rank j in a row of n is kept with probability
+    #
+    #   rho_j = rho - epsilon + 2 epsilon j / (n - 1)
+    #
+    # whose mean over the row is rho. Divided by its own rho_j, the expectation of each element is
+    # d.
     mask = inputs.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
     mask.divide = rescale == "expected"
     return mask.apply, l1_factor(inputs, index, mask.apply) if rescale == "l1" else 1.0

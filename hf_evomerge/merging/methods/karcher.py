@@ -49,12 +49,12 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     valid = [index for index in there if lengths[index] > tol]
     if not valid:
         return [0.0] * count
-    gram = np.array(
-        [
-            [inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b]) for b in valid]
-            for a in valid
-        ]
-    )
+    cosines = [
+        inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b])
+        for a in valid
+        for b in valid
+    ]
+    gram = np.array(cosines).reshape(len(valid), -1)
     mean = _mean(
         np.array([alphas[index] for index in valid]), gram, int(call.options["max_iter"]), tol
     )
@@ -73,21 +73,29 @@ def _mean(
     def length(vector: NDArray[np.float64]) -> float:
         return math.sqrt(max(0.0, float(vector @ gram @ vector)))
 
+    # The Karcher mean m minimises sum_i alpha_i theta_i^2, theta_i being the angle between m and
+    # u_i (arXiv:2603.04972). Riemannian gradient descent: map the u_i to the tangent plane at m,
+    # average, walk along the great circle.
+    #
+    #   cos(theta_i) = <u_i, m>                                                     (1)
+    #   v = sum_i alpha_i theta_i / sin(theta_i) (u_i - cos(theta_i) m)             (2)
+    #   m <- cos(|v|) m + sin(|v|) v / |v|                                          (3)
+    #
+    # Every step stays in the span of the u_i. So vectors are lists of coefficients a, their
+    # products a' G b with the Gram matrix G, and no tensor is read in the loop.
     alphas = alphas / alphas.sum()
     size = length(alphas)
     mean = alphas / size if size >= tol else np.eye(len(alphas))[0]
     for _ in range(max_iter):
-        cosines = np.clip(gram @ mean, -1.0, 1.0)
+        cosines = np.clip(gram @ mean, -1.0, 1.0)  # (1)
         thetas = np.arccos(cosines)
         far = thetas >= tol
         steps = np.where(far, alphas * thetas / np.where(far, np.sin(thetas), 1.0), 0.0)
-        tangent = (
-            steps - float(steps @ cosines) * mean
-        )  # sum_i alpha_i theta_i / sin(theta_i) (u_i - cos(theta_i) mean)
+        tangent = steps - float(steps @ cosines) * mean  # (2)
         size = length(tangent)
         if size < tol:
             break
-        mean = math.cos(size) * mean + math.sin(size) * tangent / size
+        mean = math.cos(size) * mean + math.sin(size) * tangent / size  # (3)
         if length(mean) > tol:
             mean = mean / length(mean)
     return mean

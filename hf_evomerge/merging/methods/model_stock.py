@@ -29,6 +29,13 @@ FILTER_WISE = Parameter(
 )
 
 
+# Model stock (arXiv:2403.19522): fine-tunes of one base lie on a thin shell around a centre, at
+# equal distances and equal angles theta, seen from the base. The point nearest to that centre, on
+# the line from the base to the mean of N of them, is at the ratio
+#
+#   t = N cos(theta) / (1 + (N - 1) cos(theta))   (1)
+#
+# cos(theta) is the mean over all pairs, of the whole tensor or of each row.
 def ratio(inputs: TensorJob, call: Call) -> float | Lines:
     """The interpolation ratio ``t = N cos(theta) / (1 + (N - 1) cos(theta))``, theta being the mean
     angle between sources."""
@@ -48,7 +55,7 @@ def ratio(inputs: TensorJob, call: Call) -> float | Lines:
     cosine = sum(cosines, np.zeros(1)) / len(cosines)
     below = 1 + (count - 1) * cosine
     singular = np.abs(below) < 1e-6  # no finite ratio: the base stays
-    t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, below))
+    t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, below))  # (1)
     return inputs.lines(t) if rows else float(t[0])
 
 

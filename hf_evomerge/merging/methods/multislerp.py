@@ -35,10 +35,17 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     if call.options["normalize_weights"]:
         total = divisor(weights)
         weights = [weight / total for weight in weights]
+    # With u_i = x_i / |x_i| and m = sum_i w_i u_i the result is m / |m| sum_i w_i |x_i|: a sum of
+    # the x_i with coefficients
+    #
+    #   c_i = (w_i / |x_i|) (sum_j w_j |x_j|) / |m|                      (1)
+    #   |m|^2 = sum_a sum_b (w_a / |x_a|) (w_b / |x_b|) <x_a, x_b>       (2)
+    #
+    # so the tensors are read for their products alone, never to make m.
     there = [index for index, weight in enumerate(weights) if weight != 0]
     lengths = {index: math.sqrt(inputs.product(index, index)) for index in there}
     shares = {index: weights[index] / (lengths[index] + 1e-8) for index in there}
-    square = sum(
+    square = sum(  # (2)
         shares[a] * shares[b] * inputs.product(min(a, b), max(a, b)) for a in there for b in there
     )
     if (
@@ -46,7 +53,7 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     ):  # opposite directions cancel: a straight line, as mergekit has it for two sources
         return weights
     factor = sum(weights[index] * lengths[index] for index in there) / math.sqrt(square)
-    return [factor * shares.get(index, 0.0) for index in range(len(weights))]
+    return [factor * shares.get(index, 0.0) for index in range(len(weights))]  # (1)
 
 
 @register_method(

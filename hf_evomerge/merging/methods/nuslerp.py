@@ -52,6 +52,8 @@ def coefficients(inputs: TensorJob, call: Call) -> list[float] | list[Lines]:
     return [inputs.lines(factor, columns) for factor in _arc(t, *products)]
 
 
+# As in `slerp`, (1), with the products of vectors as arrays: one angle, or one per row or column.
+# sin(theta)^2 = 1 - cos(theta)^2; where that is below float64's precision the vectors are parallel.
 def _arc(t: float, first: Numbers, second: Numbers, dot: Numbers) -> list[Numbers]:
     """``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta``; straight where the two are
     parallel."""

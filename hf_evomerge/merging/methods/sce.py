@@ -61,6 +61,13 @@ def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]
     return [vector.mul(mask) for vector in vectors]
 
 
+# SCE (arXiv:2408.07990) per tensor, on task vectors d_i of n sources:
+#
+#   Select:    v = var_i(d_i), element by element; keep the largest floor(share * count(v > 0))  (1)
+#   Calculate: w_i = sum d_i^2 / sum_j sum d_j^2 over the kept elements   (2)
+#   Erase:     drop d_i where its sign is not that of sum_i d_i        (3)
+#
+# What is left is averaged with the weights of the sources that are left for the element.
 def selection(inputs: TensorJob, call: Call) -> Selection:
     """Select the elements that vary most, and weigh the sources by their shares of the squares that
     are left."""
@@ -74,12 +81,12 @@ def selection(inputs: TensorJob, call: Call) -> Selection:
         k = math.floor(order.nonzero * call.options["select_topk"])
         if k == 0:
             return Selection(None, None)
-        cut = order.cut(k)
+        cut = order.cut(k)  # (1)
     squares = [_square(inputs, index, cut) for index in range(len(call.sources))]
     total = sum(squares)
     if not math.isfinite(total) or total / inputs.numel < 1e-6:  # mergekit's floor
         return Selection(cut, [1 / len(squares)] * len(squares))
-    return Selection(cut, [square / total for square in squares])
+    return Selection(cut, [square / total for square in squares])  # (2)
 
 
 def _square(inputs: TensorJob, index: int, cut: Cut | None) -> float:
@@ -116,7 +123,7 @@ def sce(base: Tensor, vectors: list[Tensor], call: Call) -> Tensor:
     if weights is None:
         return base.clone()
     parts = selected(vectors, cut, call.start)
-    sign = elect(parts)
+    sign = elect(parts)  # (3)
     there = [
         (part.mul_(weight), weight)
         for part, weight in zip(parts, weights, strict=True)

@@ -31,6 +31,13 @@ T = Parameter(
 _PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its sine
 
 
+# Shoemake 1985: the great circle through two unit vectors at an angle theta is
+#
+#   sin((1 - t) theta) / sin(theta) u_0 + sin(t theta) / sin(theta) u_1   (1)
+#
+# As in mergekit the coefficients multiply the raw tensors, not their unit vectors, so the length
+# goes from |x_0| to |x_1|. For a small angle both quotients are 0 / 0 and the arc is a line: 1 - t
+# and t.
 def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     """The factors of the two tensors, from the angle between them as flat vectors."""
     t = call.options["t"]

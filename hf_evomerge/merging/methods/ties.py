@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..arithmetic import TensorJob
 
 
+# Step 1 of TIES (arXiv:2306.01708, Algorithm 1) per tensor, as in mergekit; the paper ranks the
+# whole flattened model at once. k = floor(rho N) is at least 1, so a small tensor is never lost.
 def trim(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:
     """The cut that keeps the ``k = max(1, floor(rho N))`` largest elements, and the factor of
     ``rescale``."""
