@@ -293,9 +293,8 @@ def run_missing(arguments: argparse.Namespace) -> None:
     ]
     labs: dict[tuple[str, int, int], Lab] = {}
     for draw, _, data, count, name in sorted(jobs):
-        budget = METHODS[name].budgets[0] * (
-            FULL // count if METHODS[name].budgets == (9,) else 1
-        )  # in scores of these
+        # in scores of these
+        budget = METHODS[name].budgets[0] * FULL // count if METHODS[name].budgets == (9,) else 1
         if (f"{data}, {count}", draw, name, budget) in there:
             continue
         title = f"{data}, {count}, draw {draw}: {METHODS[name].label} ({name}), {budget} scores"

@@ -237,9 +237,8 @@ class Actions:
                 now = self._after(action, edit, scale, group, values)
                 # A slider sends many values on its way. Those of one slider, one after the other,
                 # are one edit for undo: what was shown before the first of them is kept.
-                slides = (
-                    slider is not None and bool(undo) and undo[-1][0] == slider
-                )  # on its way: one edit in all
+                # on its way: one edit in all
+                slides = slider is not None and bool(undo) and undo[-1][0] == slider
                 undo = (*undo[-19:], (slider, edit)) if now != edit and not slides else undo
         except EvoMergeError as error:
             return [*self.shown(edit, group, str(error), moves=mixes), undo, count]

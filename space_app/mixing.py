@@ -175,9 +175,8 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
             ):
                 continue
             vectors = torch.stack([each[name].detach().float() - zero for each in tensors])
-            rounding = (
-                torch.finfo(parameter.dtype).eps * merged.abs()
-            )  # most of a small change to a large weight
+            # most of a small change to a large weight
+            rounding = torch.finfo(parameter.dtype).eps * merged.abs()
             for rows in dict.fromkeys(
                 (1, math.prod(merged.shape[:-1]))
             ):  # one set of weights, or one for each row

@@ -38,9 +38,8 @@ _COLUMNS = [
 ]
 _COLUMNS += ["recipe", "path", "scales"]
 _MAX_PICTURES = 100
-_MOST_READ = (
-    256 << 20
-)  # bytes of the trials: a few kilobytes of Parquet can say one text a million times
+# bytes of the trials: a few kilobytes of Parquet can say one text a million times
+_MOST_READ = 256 << 20
 _PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
 _OBJECTIVE = "objective."  # begins the names of their columns
 UNSET = (
@@ -84,9 +83,8 @@ def read(model: str, revision: str | None = None) -> Published:
     )
     if file is None:
         raise SpaceError(f"{model} has no config.json; it is not a model that can be loaded.")
-    commit = (
-        file.parent.name
-    )  # of the cache's folder of a snapshot: weights and record are of the same one
+    # of the cache's folder of a snapshot: weights and record are of the same one
+    commit = file.parent.name
     return _read_parts(
         Published(model=model, name=model, revision=commit),
         lambda name: _download(model, name, commit),

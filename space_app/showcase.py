@@ -151,9 +151,8 @@ class Showcase(LoadedInBackground):
         ] = {}  # the published model's answers beside changed ones, by a hash of what was asked
         self._right: list[bool] = []  # whether the published model answers each example right
         self.ready_for = threading.Event()  # set when there will be no more of them
-        self._marks: OrderedDict[str, tuple[int, bool]] = (
-            OrderedDict()
-        )  # how often a visitor has asked or stopped, and which
+        # how often a visitor has asked or stopped, and which
+        self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()
         self._marking = threading.Lock()
         self._files: dict[Picture, str] = {}  # where the pictures of examples are, for the page
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-pictures-")

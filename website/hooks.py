@@ -31,9 +31,8 @@ OUTSIDE += [
     for kind in ("README.md", "images/*.png")
     for file in ROOT.glob(f"model_cards/demo/*/{kind}")
 ]
-EXECUTED = (
-    ROOT / "build" / "notebooks"
-)  # by website/notebooks.py; without it the notebooks have no outputs
+# by website/notebooks.py; without it the notebooks have no outputs
+EXECUTED = ROOT / "build" / "notebooks"
 SEARCHED: dict[str, dict[str, Any]] = {
     page: {"boost": 2} for page in ("how-to.md", "methods.md", "search.md")
 }

@@ -80,13 +80,11 @@ class Merged(PlannedCheckpoint):
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self.planned = self.plan.tensors
-        reshaped = (
-            self.plan.stack is not None and self.plan.sources[0].part is None
-        )  # a part is checked in its model
+        # a part is checked in its model
+        reshaped = self.plan.stack is not None and self.plan.sources[0].part is None
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
-        self._doubts = (
-            laid_out.architecture_warnings
-        )  # raises where the layers of slices cannot run in one model
+        # raises where the layers of slices cannot run in one model
+        self._doubts = laid_out.architecture_warnings
 
     @property
     def merged(self) -> Merged:
@@ -159,9 +157,8 @@ class Merged(PlannedCheckpoint):
         )
         names = [name for name, planned in self.planned.items() if planned.is_merged]
         plain = all(source.adapter is None for source in plan.sources)
-        step = (
-            1 if plain or len(names) <= 128 else 17
-        )  # no number of tensors of a block: each kind has its turn
+        # no number of tensors of a block: each kind has its turn
+        step = 1 if plain or len(names) <= 128 else 17
         for name in names[::step]:
             job = self._job(name)
             related.add(*job.parts(0, min(_SAMPLE, job.numel)))

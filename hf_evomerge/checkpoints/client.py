@@ -128,9 +128,8 @@ def _final(what: str, cause: BaseException, attempts: int, asked: float) -> HubE
     from huggingface_hub.utils import httpx
 
     known = isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError))
-    said = (
-        getattr(cause, "server_message", None) or cause
-    )  # the Hub's own words, without the client's
+    # the Hub's own words, without the client's
+    said = getattr(cause, "server_message", None) or cause
     text = (
         one_line(said)
         if known

@@ -208,9 +208,8 @@ def _asked(
         errors.SafetensorsParsingError,
         errors.NotASafetensorsRepoError,
     )
-    failures += (
-        errors.HfHubHTTPError.__bases__
-    )  # the HTTP library's own error is another class from release to release
+    # the HTTP library's own error is another class from release to release
+    failures += errors.HfHubHTTPError.__bases__
     try:
         try:
             return ask(name, call, may_pass=may_pass)

@@ -36,9 +36,8 @@ _STATIC = (
     "static_embedding",
     "model2vec",
 )  # model types of one matrix, a row per token, which transformers does not know
-MAX_COUNT = (
-    1 << 16
-)  # layers, or labels of a classifier: transformers makes a list or a table of as many
+# layers, or labels of a classifier: transformers makes a list or a table of as many
+MAX_COUNT = 1 << 16
 
 
 class Source(Parent):

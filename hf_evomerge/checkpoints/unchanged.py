@@ -25,9 +25,8 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
 
     source.download()
     base.download()
-    kept = (
-        source.same_folder(base) and base.adapter is None
-    )  # then only the adapter's changes can differ
+    # then only the adapter's changes can differ
+    kept = source.same_folder(base) and base.adapter is None
     unchanged = []
     for name, info in source.tensors.items():
         if not info.is_float or (kept and name not in source.changes):

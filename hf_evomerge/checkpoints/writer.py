@@ -190,9 +190,8 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
             (folder / place).mkdir(exist_ok=True)
             make = partial(produce, names)
             infos = {own: checkpoint.tensors[name] for own, name in names.items()}
-            size = (
-                sys.maxsize if place[:1].isdigit() else limit
-            )  # sentence-transformers reads one file of a module
+            # sentence-transformers reads one file of a module
+            size = sys.maxsize if place[:1].isdigit() else limit
             write_shards(
                 folder / place, infos, make, max_size=size, stem=stem, threads=threads, done=done
             )

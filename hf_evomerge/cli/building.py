@@ -296,9 +296,8 @@ def extract(
         quiet()
         how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
         config = SearchConfig.load(file) if file is not None else None
-        whole = (
-            evaluate_model(fine_tune, config, **how) if config is not None else None
-        )  # first, as it may be refused
+        # first, as it may be refused
+        whole = evaluate_model(fine_tune, config, **how) if config is not None else None
         adapter = extract_adapter(
             fine_tune,
             base,

@@ -28,9 +28,8 @@ from ..search.results.verdict import verdict
 from ..search.run import run_search
 
 SPECIALISTS = Path(__file__).parent / "specialists"
-PROBLEMS = (
-    Path(__file__).parent / "problems"
-)  # what `benchmarks/specialists/language.py` makes up for each split
+# what `benchmarks/specialists/language.py` makes up for each split
+PROBLEMS = Path(__file__).parent / "problems"
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 150

@@ -73,9 +73,8 @@ def respond(
         trust_remote_code=False,
     )
     ends = set(config.eos_token_id or [])
-    forced = (
-        model.generation_config.forced_eos_token_id is not None
-    )  # at the limit, whatever the model says
+    # at the limit, whatever the model says
+    forced = model.generation_config.forced_eos_token_id is not None
     own = config.max_new_tokens - forced
     rows = written[:, start:].tolist()
     return [_written_as(tokenizer, row, ends, not ends.isdisjoint(row[:own])) for row in rows]
@@ -98,9 +97,8 @@ class _StopAtText:
         self.stops = stops
         self.tokenizer = tokenizer
         self.start = start
-        self.window = (
-            max(len(stop.encode()) for stop in stops) + 4
-        )  # a token is at least a byte long; 4 make a character
+        # a token is at least a byte long; 4 make a character
+        self.window = max(len(stop.encode()) for stop in stops) + 4
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         import torch

@@ -62,9 +62,8 @@ def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
     who = ask(f"{api.endpoint}: cannot be used", api.whoami)
     owner, name = repo_id.split("/")
     mine = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
-    narrow = (
-        who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"
-    )  # may not see all organisations
+    # may not see all organisations
+    narrow = who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"
     if owner.lower() not in (each.lower() for each in mine) and not asks and not narrow:
         raise HubError(
             f"{repo_id}: you are logged in as {mine[0]}, who cannot write there; push to "

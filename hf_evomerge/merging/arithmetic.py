@@ -340,9 +340,8 @@ class TensorJob:
 
     def _difference(self, values: Tensor, base: Tensor) -> Tensor:
         vector = self._float(values)
-        return (
-            vector.sub(base) if vector is values else vector.sub_(base)
-        )  # not in the source's own memory
+        # not in the source's own memory
+        return vector.sub(base) if vector is values else vector.sub_(base)
 
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device).float()

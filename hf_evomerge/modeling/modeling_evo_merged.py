@@ -69,9 +69,8 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _classes: Any = (
-        auto.MODEL_MAPPING
-    )  # which of the source architecture's classes does the work; None: the one that generates
+    # which of the source architecture's classes does the work; None: the one that generates
+    _classes: Any = auto.MODEL_MAPPING
 
     def __init__(self, config: EvoMergedConfig, inner: PreTrainedModel | None = None) -> None:
         """Build the model; `inner` is the source architecture's model where its layers are made and

@@ -201,9 +201,8 @@ class _Draft:
         self.narrow = width == NARROW
         room = self.room = len(path)
         self.added = path.added(gated=gated)
-        left, after = (
-            (34.0, 26.0) if self.narrow else (92.0, 68.0)
-        )  # room for what goes in and what comes out
+        # room for what goes in and what comes out
+        left, after = (34.0, 26.0) if self.narrow else (92.0, 68.0)
         near, far = (10.0, 26.0) if self.narrow else (7.0, 84.0)
         self.pitch = max(min((width - left - after) / room, far), near if scrolls else 0.0)
         self.counts = dict(enumerate(layers))
@@ -229,9 +228,8 @@ class _Draft:
         # both units are set by the largest number, which is at least 1.
         largest = max(1.0, *map(abs, path.scales))
         most = max(max(each) for each in self.added)
-        self.unit = (
-            max(min(self.pitch * 0.46, self.row * 0.8, 15.0), 5.0) / largest
-        )  # half the width of a symbol of scale 1
+        # half the width of a symbol of scale 1
+        self.unit = max(min(self.pitch * 0.46, self.row * 0.8, 15.0), 5.0) / largest
         self.share = min(
             5.0, max(min(self.pitch * 0.6, 12.0), 4.0) / max(most, 1e-9)
         )  # the width of a line for 1

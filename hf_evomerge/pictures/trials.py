@@ -176,9 +176,8 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     steps = [*steps[::every], *(steps[-1:] if (len(steps) - 1) % every else [])]
     if winner is not None and winner in trials:
         steps = [step for step in steps if step.trial.number < winner.number]
-        value = (
-            steps[-1].value if steps and winner.number not in exact else values[winner.number]
-        )  # one batch says no more
+        # one batch says no more
+        value = steps[-1].value if steps and winner.number not in exact else values[winner.number]
         steps.append(Step(winner, value, ends[list(trials).index(winner)]))
     return steps
 

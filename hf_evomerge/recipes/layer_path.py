@@ -126,9 +126,8 @@ class LayerPath:
         size = 1.0
         for hop in self.hops:
             size *= hop.scale * sum(term.weight for term in hop.terms)
-            gated = (
-                gated and 1e-9 < abs(size) < 1e9
-            )  # a scale of 0 leaves nothing of what was before
+            # a scale of 0 leaves nothing of what was before
+            gated = gated and 1e-9 < abs(size) < 1e9
             sizes.append(
                 [
                     abs(term.weight / size if gated else term.weight * hop.scale)

@@ -30,9 +30,8 @@ from .strict_yaml import (
 from .whole_file import write_whole
 
 MAX_SLICE = 256  # sources of one slice
-MAX_STACK = (
-    1 << 16
-)  # layers of all slices, each counted once per source: a stack of 4,096 of 15 sources and a base
+# layers of all slices, each counted once per source: a stack of 4,096 of 15 sources and a base
+MAX_STACK = 1 << 16
 RECIPE_FILE = "recipe.yaml"  # beside the weights of every model that is built
 
 ScaleTarget = Literal["stream", "mlp_delta"]

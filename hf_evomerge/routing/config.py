@@ -44,9 +44,8 @@ def check_configs(
     from ..modeling.origins import check_rearrangeable
     from ..modeling.sources_evo_merged import decoder_of
 
-    first = (
-        configs[embedding_source] if 0 <= embedding_source < len(configs) else configs[0]
-    )  # `check_alike` refuses another
+    # `check_alike` refuses another
+    first = configs[embedding_source] if 0 <= embedding_source < len(configs) else configs[0]
     sees = decoder_of(first) is not first  # then its class runs the layers of all
     for number, config in enumerate(configs):
         called = f"source {number}" if names is None else str(names[number])

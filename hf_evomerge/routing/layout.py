@@ -109,9 +109,8 @@ class FlowGenome:
     def scale_count(self) -> int:
         """Number of the genome's elements that encode the scales."""
         columns = len(self.layout.columns)
-        network = (
-            NETWORK_WIDTH * 5 + 1
-        )  # three inputs, a bias and an output weight per unit; the output's bias
+        # three inputs, a bias and an output weight per unit; the output's bias
+        network = NETWORK_WIDTH * 5 + 1
         return {
             "none": 0,
             "gate": 0,

@@ -58,9 +58,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         found.notes.append(
             f"candidates run unmerged, as LoRA adapters on their base{bits}; {merges}"
         )
-    reads = (
-        config.space != "dfs" and evaluator.sources.weights
-    )  # the head of a cluster reads nothing for paths
+    # the head of a cluster reads nothing for paths
+    reads = config.space != "dfs" and evaluator.sources.weights
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(
         config.merge_part()

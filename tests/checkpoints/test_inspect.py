@@ -23,9 +23,8 @@ from hf_evomerge.checkpoints import inspect as inspection
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.errors import SourceError
 
-BLOCK = (
-    16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16
-)  # q, k and v, o, MLP, norms of the tiny Llama
+# q, k and v, o, MLP, norms of the tiny Llama
+BLOCK = 16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16
 OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
 
 

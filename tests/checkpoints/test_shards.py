@@ -153,9 +153,8 @@ def test_finite_is_exact(dtype):
     )
     assert _is_finite(fine)
     assert _is_finite(fine[:0])
-    others = (
-        [math.nan] if dtype.itemsize == 1 else [math.nan, -math.nan, math.inf, -math.inf]
-    )  # this one has no infinity
+    # this one has no infinity
+    others = [math.nan] if dtype.itemsize == 1 else [math.nan, -math.nan, math.inf, -math.inf]
     for position in range(fine.numel()):
         for other in others:
             damaged = fine.clone()

@@ -84,9 +84,8 @@ def test_what_is_written_is_what_the_model_generates(name, ending_tokenizer):
         assert inputs["input_ids"][0, -1] == 2
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=1)
         assert output == ending_tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
-        ended = (
-            2 in ids[0, 1 : (6 if name == "bart" else 7)].tolist()
-        )  # BART is made to end at the limit
+        # BART is made to end at the limit
+        ended = 2 in ids[0, 1 : (6 if name == "bart" else 7)].tolist()
         assert cut == (not ended)
 
 

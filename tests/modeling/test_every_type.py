@@ -26,9 +26,8 @@ DOCUMENT = (Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md
     encoding="utf-8"
 )
 TABLE: dict[str, Verdict] = dict(filter(None, map(row, DOCUMENT.splitlines())))
-RECORDED = (
-    f"transformers {transformers.__version__}:" in DOCUMENT
-)  # the table is of the installed version
+# the table is of the installed version
+RECORDED = f"transformers {transformers.__version__}:" in DOCUMENT
 NAMES = [name for name in TABLE if name in TYPES]
 OFTEN = (
     *FAMILIES,

@@ -47,9 +47,8 @@ def test_a_search_finds_something_good(kind, tmp_path):
     }
     for stage in config.stages:
         spent = sum(trial.cost for trial in study.trials(stage.name))
-        generation = (
-            7 * 4 / EXAMPLES + 1 if kind == "batches" else 0
-        )  # the mean at the end leaves no room for part of one
+        # the mean at the end leaves no room for part of one
+        generation = 7 * 4 / EXAMPLES + 1 if kind == "batches" else 0
         assert budgets[stage.name] - generation - 1e-9 < spent < budgets[stage.name] + 1e-9
     assert len({trial.stage for trial in study.trials()}) == len(config.stages)
     winner = max(row.scores.mean or -9 for row in result.rows if row.winner)

@@ -16,9 +16,8 @@ from pyarrow import parquet
 from served import Served, greedy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
-expect = (
-    playwright.expect
-)  # waits until what it says is so: after a press, nothing on the page is read at once
+# waits until what it says is so: after a press, nothing on the page is read at once
+expect = playwright.expect
 CHROMIUM = next(
     (
         found

@@ -54,9 +54,8 @@ class StandIn(torch.Tensor):
     """
 
     inner: torch.Tensor
-    __torch_function__ = (
-        torch._C._disabled_torch_function_impl
-    )  # what leaves the device is a plain tensor
+    # what leaves the device is a plain tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, device: torch.device) -> StandIn:

@@ -62,9 +62,8 @@ class Band:
         """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is
         outside the band."""
         kept = self.wide.apply(vector, start)
-        return (
-            kept if self.top is None else kept.sub_(self.top.apply(vector, start))
-        )  # x - x = 0: exact
+        # x - x = 0: exact
+        return kept if self.top is None else kept.sub_(self.top.apply(vector, start))
 
 
 def band(inputs: TensorJob, index: int, values: Mapping[str, float], rescale: str) -> Sparse:

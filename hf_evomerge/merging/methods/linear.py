@@ -39,6 +39,5 @@ def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     """
     merged = weighted_sum(sources, call.weights, call.owns)
     total = sum(call.weights) if call.options["normalize"] else 1.0
-    return (
-        merged if isinstance(total, float) and total == 1 else merged.div_(total)
-    )  # it is a tensor where differentiated
+    # it is a tensor where differentiated
+    return merged if isinstance(total, float) and total == 1 else merged.div_(total)

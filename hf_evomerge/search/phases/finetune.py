@@ -74,9 +74,8 @@ class LoraAscent:
         import torch
 
         library = optional("peft", "lora", "fine-tuning", SearchError)
-        kind = (
-            "CAUSAL_LM" if model.can_generate() else None
-        )  # no class of classifiers leaves the head in place
+        # no class of classifiers leaves the head in place
+        kind = "CAUSAL_LM" if model.can_generate() else None
         adapters = library.LoraConfig(
             r=settings.rank,
             lora_alpha=2 * settings.rank,

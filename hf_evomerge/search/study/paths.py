@@ -29,9 +29,8 @@ def rooted(config: SearchConfig) -> SearchConfig:
     def place(key: str, name: str) -> str:
         path = str(named_folder(name))
         is_there = os.path.isdir(path) if key in FOLDERS else os.path.isfile(path)
-        return (
-            os.path.abspath(path) if is_there else name
-        )  # on the Hub, or missing, which others complain of
+        # on the Hub, or missing, which others complain of
+        return os.path.abspath(path) if is_there else name
 
     return renamed(config, place)
 
