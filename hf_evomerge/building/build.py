@@ -49,9 +49,9 @@ def build_model(
     `EvoMergedForImageTextToText`. Where the sources are LoRA adapters of one base, and the method
     adds what they change, the result is an adapter. The recipe is saved beside the weights, its
     sources at the commits that were read. Configs and headers are checked before any weights are
-    downloaded. The folder appears under its name only when it is whole; what an interrupted build
-    had finished stays in a hidden folder beside it, and the next build of the same recipe goes on
-    from there. What is doubtful about the sources is logged.
+    downloaded. The folder appears under its name only when it is whole; whole files of an
+    interrupted build of several files stay in a hidden folder beside it, and the next build of the
+    same recipe goes on from there. What is doubtful about the sources is logged.
 
     Args:
         recipe: What to build.
