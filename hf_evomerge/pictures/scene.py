@@ -126,7 +126,8 @@ def value_lines(
 
 def grid(axes: Axes, *, x_name: str, y_name: str, x_ticks: int) -> list[Mark]:
     """Lines across a chart, with their numbers and the names of both axes."""
-    (left, right), (low, high) = axes.x_range, axes.y_range
+    left, right = axes.x_range
+    low, high = axes.y_range
     marks = value_lines(axes, ticks(low, high, 6))
     marks += [
         Text((value, low), number(value, 6), "tick", anchor="middle", shift=(0, 17))
