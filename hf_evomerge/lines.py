@@ -10,12 +10,18 @@ from typing import Any
 
 import typer
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+# control characters but tab and line feed, and marks that turn the direction of a line
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
     """Replace control characters of a text, with which names and data could command a terminal."""
     return _CONTROLS.sub("?", text)
+
+
+def echo(text: object) -> None:
+    """Print a text as it is laid out, but for control characters."""
+    typer.echo(visible(str(text)))
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:

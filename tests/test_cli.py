@@ -4,6 +4,7 @@ status 1."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -562,3 +563,16 @@ def test_a_folder_is_shown_here(tmp_path, monkeypatch):
         "name and --model"
     ) in _error("space", "me/merge")
     assert "leave out the Space's name" in _error("space", tmp_path, "--local", "me/merge")
+
+
+def test_a_config_commands_no_terminal(tiny, tmp_path):
+    """Control characters, and marks that turn a line around, of a stranger's config are shown as
+    question marks by inspect and diff."""
+    folder = shutil.copytree(tiny / "a", tmp_path / "a\x1b[5m")
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["Llama\x1b[5m\x07\u202eForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for words in (["inspect", str(folder)], ["diff", str(folder), str(tiny / "b")]):
+        told = CliRunner().invoke(cli.app, words).output
+        assert "?" in told
+        assert not set("\x1b\x07\u202e") & set(told)

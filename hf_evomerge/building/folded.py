@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LARGE_FACTOR = 2.0  # of the stream, from which on the norms' epsilon is worth a warning
+
 
 class _Factors(NamedTuple):
     """The factors of one hop, as `Layout.changes` takes them."""
@@ -81,6 +83,7 @@ class Folded(PlannedCheckpoint):
         self.settings = (dtype, *model.settings)
         merged = _merged_config(model)
         self.has_parts = merged.has_parts
+        self._is_stream = merged.scale_target == "stream"
         self._config = _plain_config(merged, dtype)
         plan, self._changes = _plan(model, merged, self._config, dtype=dtype)
         self.planned = {name: plan[name] for name in sorted(plan, key=tensor_order)}
@@ -122,8 +125,20 @@ class Folded(PlannedCheckpoint):
             yield values
 
     def doubts(self) -> list[str]:
-        """Return the merged model's warnings."""
-        return self.model.doubts()
+        """Return the merged model's warnings, and one where the norms' epsilon may count.
+
+        A norm adds epsilon to the mean square of its input. The plain model's input is 1 / c_k of
+        the path's, so for it epsilon is c_k^2 times as large, or as small.
+        """
+        sizes = [abs(change.factor) for change in self._changes.values() if not change.offset]
+        doubts = self.model.doubts()
+        most = max([*sizes, *(1 / size for size in sizes)], default=1.0)
+        if self._is_stream and most > _LARGE_FACTOR:
+            doubts.append(
+                f"the scales make the stream up to {most:.3g} times smaller or larger, for which "
+                "the epsilon of the norms counts; compare the logits of both models"
+            )
+        return doubts
 
     def write_companions(self, folder: Path) -> None:
         """Write the config, and copy what else lies beside the weights."""

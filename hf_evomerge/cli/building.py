@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
+from ..lines import echo
 from ..recipes.whole_file import write_whole
 from .common import (
     LOGGER,
@@ -141,7 +142,7 @@ def merge(
         if as_json:
             found = {"folder": str(folder), "built": not dry_run, "recipe": chosen.key, **found}
             text = json.dumps(found, indent=2, ensure_ascii=False)
-        typer.echo(text)
+        echo(text)
 
 
 def _recipe_of(
@@ -244,7 +245,7 @@ def fold(
 
         quiet()
         trusted = {"trust_remote_code": trust_remote_code}
-        typer.echo(
+        echo(
             "wrote "
             f"{fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}"
         )
@@ -307,11 +308,11 @@ def extract(
             progress=sys.stderr.isatty(),
             trust_remote_code=trust_remote_code,
         )
-        typer.echo(adapter)
+        echo(adapter)
         if config is not None and whole is not None:
             cut = evaluate_model(base, config, adapter=str(out), **how)
             cost = compare(cut.scores, whole.scores, "fitness") or "none, of one example"
-            typer.echo(
+            echo(
                 f"the fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in "
                 f"fitness: {cost}"
             )
@@ -338,7 +339,7 @@ def inspect(
         if is_of_one_part(folder):
             without_torch()
         report = inspect_model(folder, trust_remote_code=trust_remote_code)
-        typer.echo(report.to_json() if as_json else report)
+        echo(report.to_json() if as_json else report)
 
 
 @app.command(**MODELS)
@@ -368,4 +369,4 @@ def diff(
         report = diff_models(
             a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code
         )
-        typer.echo(report.to_json() if as_json else report)
+        echo(report.to_json() if as_json else report)

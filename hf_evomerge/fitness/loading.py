@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -222,7 +223,8 @@ def _text(record: Record, field: str, where: str) -> str:
     value = _field(record, field, where)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
+    is_none = isinstance(value, float) and not math.isfinite(value)  # NaN, as Python's json has it
+    if is_none or not isinstance(value, str | int | float) or isinstance(value, bool):
         raise FitnessError(
             f"{where}: field {field!r} is neither text nor a number (found {value!r:.80})"
         )

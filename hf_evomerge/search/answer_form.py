@@ -117,8 +117,8 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
     parents = evaluator.config.parents
     examples = tasks.examples("search")[:EXAMPLES]
     own = AnswerForm(spec.separator, examples[0].chat)
-    has_space = any(example.answer[:1].isspace() for example in examples)
-    separators = [""] if has_space else ["", " "]
+    with_space = sum(example.answer[:1].isspace() for example in examples)
+    separators = [""] if 2 * with_space > len(examples) else ["", " "]
     tokenizers = [tasks.tokenizer(ref) for ref in parents.values()]
     has_template = all(getattr(each, "chat_template", None) for each in tokenizers)
     chats = [False, True] if has_template else [own.chat]

@@ -219,6 +219,16 @@ def test_a_rearranged_window_pattern_is_mentioned(tmp_path, caplog):
     assert "layer_types: the path does not keep the order" in caplog.text
 
 
+@pytest.mark.parametrize(("scales", "warns"), [([1.0, 0.9, 1.1], False), ([1.0, -0.5, 0.3], True)])
+def test_scales_that_the_epsilon_of_norms_sees_are_told(scales, warns, tmp_path, caplog):
+    """A fold is exact but for the norms' epsilon, which a warning names where the stream becomes
+    much smaller."""
+    model = pool_of("llama").model(LayerPath.parse(["0:0", "0:1", "0:0"], scales))
+    model.save_pretrained(tmp_path / "merged")
+    fold(tmp_path / "merged", tmp_path / "plain", progress=False)
+    assert ("the epsilon of the norms counts" in caplog.text) is warns
+
+
 def test_the_command_line_folds(saved, tmp_path):
     """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
     done = CliRunner().invoke(

@@ -128,6 +128,7 @@ def test_wrong_keys(keys, complaint):
         ),
         ('{"question": "a"}\n', ":1: no field 'number'; its fields are question"),
         ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text nor a number"),
+        ('{"question": "a", "number": NaN}\n', ":1: field 'number' is neither text nor a number"),
         ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text nor a number"),
         (
             '{"question": "a\\ud800b", "number": 1}\n',

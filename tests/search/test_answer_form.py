@@ -182,6 +182,16 @@ def test_answers_that_begin_with_a_space_get_no_second_one(trained, tmp_path):
     )
 
 
+def test_one_answer_with_a_space_decides_nothing(trained, tmp_path):
+    """Where one answer of many begins with a space, the form is measured as if it did not."""
+    names = trained(" ", _characters())
+    data = tmp_path / "one.jsonl"
+    lines = [{"prompt": prompt, "completion": answer} for prompt, answer in PROBLEMS]
+    lines[0]["completion"] = f" {lines[0]['completion']}"
+    data.write_text("\n".join(map(json.dumps, lines)))
+    assert _measured(names, data)[0].fitness.separator == " "
+
+
 def test_a_dry_run_warns_of_the_wrong_form(trained, tmp_path):
     """A file that says otherwise than the figures is told so, with both; the right one is not."""
     names = trained("", _characters(), template=TEMPLATE)

@@ -556,7 +556,7 @@ class _Problems:
         """Guess the form: a space, unless there is one, a chat template ends the prompt, or the
         writing has none."""
         prompts = [example.prompt for example in self.examples]
-        spaced = any(example.answer[:1].isspace() for example in self.examples)
+        spaced = 2 * sum(each.answer[:1].isspace() for each in self.examples) > len(prompts)
         spaceless = sum(
             prompt[-1:].isspace() or bool(_NO_SPACES.search(prompt)) for prompt in prompts
         ) * 2 > len(prompts)
