@@ -129,7 +129,7 @@ def save_pictures(folder: Path) -> None:
     stream = io.BytesIO()
     picture().save(stream, format="PNG")
     rows = [
-        {"question": f"問題 {number}", "answer": "答え", "image": {"bytes": stream.getvalue()}}
+        {"question": f"問題 {number}", "answer": " 答え", "image": {"bytes": stream.getvalue()}}
         for number in range(4)
     ]
     Dataset.from_list(rows).to_parquet(folder / PICTURES / "test.parquet")
