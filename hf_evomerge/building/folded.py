@@ -130,10 +130,12 @@ class Folded(PlannedCheckpoint):
         A norm adds epsilon to the mean square of its input. The plain model's input is 1 / c_k of
         the path's, so for it epsilon is c_k^2 times as large, or as small.
         """
-        sizes = [abs(change.factor) for change in self._changes.values() if not change.offset]
         doubts = self.model.doubts()
+        if not self._is_stream:  # where a scale may be 0
+            return doubts
+        sizes = [abs(change.factor) for change in self._changes.values() if not change.offset]
         most = max([*sizes, *(1 / size for size in sizes)], default=1.0)
-        if self._is_stream and most > _LARGE_FACTOR:
+        if most > _LARGE_FACTOR:
             doubts.append(
                 f"the scales make the stream up to {most:.3g} times smaller or larger, for which "
                 "the epsilon of the norms counts; compare the logits of both models"

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import SearchError
+from ..errors import FitnessError, SearchError
 from ..fitness.scores import Scores
 from .evaluation.provenance import pin
 from .evaluation.sources import SearchSources
@@ -62,7 +62,7 @@ class Search:
 
         Args:
             config: The search: sources, what is searched, and optimizers that need no gradient. Its
-                ``fitness`` and ``data`` are not looked at.
+                ``fitness`` must be there, and is not looked at, nor is its ``data``.
             out: The study's folder.
             trust_remote_code: Whether Python files that come with the sources may be run.
 
@@ -132,8 +132,12 @@ class Search:
             raise SearchError(f"candidate {candidate.number}: was not asked for; call ask first")
         if score is None:
             return self._current.tell(candidate, Scores.failed(error))
-        values = [score] if isinstance(score, int | float) else list(score)
-        return self._current.tell(candidate, Scores(values))
+        values = score if isinstance(score, Sequence) else [score]
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError, OverflowError) as cause:
+            raise FitnessError(f"score: {score!r:.80} is no number, nor a list of them") from cause
+        return self._current.tell(candidate, Scores(numbers))
 
     @property
     def winner(self) -> Recipe:

@@ -227,6 +227,9 @@ def test_scales_that_the_epsilon_of_norms_sees_are_told(scales, warns, tmp_path,
     model.save_pretrained(tmp_path / "merged")
     fold(tmp_path / "merged", tmp_path / "plain", progress=False)
     assert ("the epsilon of the norms counts" in caplog.text) is warns
+    off = LayerPath.parse(["0:0", "0:1", "0:0"], [1.0, 0.0, 1.0])
+    pool_of("llama").model(off, scale_target="mlp_delta").save_pretrained(tmp_path / "off")
+    fold(tmp_path / "off", tmp_path / "plain-off", progress=False)
 
 
 def test_the_command_line_folds(saved, tmp_path):

@@ -94,8 +94,9 @@ def test_candidates_are_told_once(search_config, tmp_path):
         with pytest.raises(SearchError, match="candidate 0: was not asked for, or has been told"):
             search.tell(first, 1.0)
         assert search.tell(second, None, "out of paper").scores.error == "out of paper"
-        with pytest.raises(FitnessError):
-            search.tell(others[0], np.nan)
+        for wrong in (np.nan, "x", 10**400, [[1]]):
+            with pytest.raises(FitnessError):
+                search.tell(others[0], wrong)
         assert [each.number for each in search.ask()] == [each.number for each in others]
 
 

@@ -588,8 +588,7 @@ class _Problems:
             lines.append("  # chat: true puts the prompt into the model's chat template.")
         if some and not chat:
             lines.append(
-                "  # Not every model here has a chat template; where all have, `chat: true` "
-                "puts the prompt into it."
+                "  # `chat: true` puts the prompt into the chat template, if all models have one."
             )
         start = 0
         same = {
