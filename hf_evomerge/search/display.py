@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .file.config import SearchConfig
     from .study.study import Study
 
+# a phase of a stage has its title from the stage
+_TITLES = {**STAGES, **{kind.name: kind.title for kind in PHASES if hasattr(kind, "name")}}
 MOST_LINES = 40  # of a log, for each phase
 
 
@@ -85,8 +87,10 @@ class LiveTable(SearchCallback):
         for phase, row in self._rows.items():
             counts = {"failed": row.failed, "seen before": row.duplicates}
             words = [f"{count} {what}" for what, count in counts.items() if count]
-            said[f"candidates of {_title(phase)}"] = words
-        said |= {_title(phase): [row.note] for phase, row in self._rows.items() if row.note}
+            said[f"candidates of {_TITLES.get(phase, phase)}"] = words
+        said |= {
+            _TITLES.get(phase, phase): [row.note] for phase, row in self._rows.items() if row.note
+        }
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
     def _shown(self) -> Group:
@@ -103,7 +107,7 @@ class LiveTable(SearchCallback):
             )
         for phase, row in self._rows.items():
             table.add_row(
-                _title(phase),
+                _TITLES.get(phase, phase),
                 f"{row.done:.0f}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
@@ -117,7 +121,7 @@ class LiveTable(SearchCallback):
     def _line(self, row: Progress) -> str:
         """Say where a search stands, for a log."""
         parts = [
-            f"{_title(row.phase)}: {row.done:.0f}/{row.total}",
+            f"{_TITLES.get(row.phase, row.phase)}: {row.done:.0f}/{row.total}",
             *([row.note] if row.note else []),
         ]
         if row.sigma is not None:
@@ -142,11 +146,6 @@ class LiveTable(SearchCallback):
             if unit
         ]
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
-
-
-def _title(phase: str) -> str:
-    fixed = {kind.name: kind.title for kind in PHASES if hasattr(kind, "name")}
-    return {**STAGES, **fixed}.get(phase, phase)
 
 
 def _rate(row: Progress) -> float:
