@@ -290,13 +290,16 @@ def tables(rows: list[Record]) -> str:
 def write_base(folder: Path, gguf: Path) -> None:
     """Write the base as a plain bfloat16 model, unless it is there."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     if not folder.exists():
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, trust_remote_code=False
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
-        vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False
