@@ -1,0 +1,282 @@
+"""Every control beside the merge, on every pair, by one search file: the default's.
+
+A cell is a pair, a number of search examples and a draw of them. Each cell is one search with
+`optimize: quick`, as `init` writes it, and every baseline of `compare`. Validation has 32 problems,
+the test split 200; 50 problems of each parent's own skill say what is kept of it.
+
+    python benchmarks/pairs train --work /tmp/pairs --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/real_models.py train --work /tmp/real --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/evidence.py run --pairs trips demo --examples 16 --draws 1 2 3
+    python benchmarks/evidence.py table --into benchmarks/pages/evidence.md
+
+Results are appended as they come, one JSON line a cell; what is there is not run again. A cell of
+SmolLM2 takes 10 to 40 minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parent / name) for name in ("", "search", "pairs")]
+
+from lab import demo
+from pairs.__main__ import OWN, PAIRS, make_lab, problems
+from real_models import MODELS, real_pair
+from report import write_into
+
+from hf_evomerge import Example, SearchConfig, run_search
+from hf_evomerge.fitness.comparison import compare
+from hf_evomerge.fitness.scores import Scores
+from hf_evomerge.search.results.table import Row
+
+RESULTS = Path(__file__).parent / "results" / "search" / "evidence.jsonl"
+VALIDATION = 32
+TEST = 200
+BASELINES = ("average", "prompt", "alone", "noise", "lora", "merge+lora")
+ROWS = {
+    "base": "base",
+    "source": "best parent",
+    "average": "plain average",
+    "prompt": "the same examples in the prompt",
+    "alone": "one parent alone, rescaled",
+    "noise": "noise in place of the parents",
+    "lora": "LoRA, best start and rate",
+    "together": "merge with LoRA beside it",
+    "ps": "**merge**",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Task of a pair.
+
+    Attributes:
+        settings: Sources, base, dtype and fitness, as in a search file.
+        examples: Examples by split; further names are the parents' own skills.
+    """
+
+    settings: dict[str, Any]
+    examples: dict[str, Sequence[Example]]
+
+
+def adapters(name: str, work: Path, count: int, draw: int) -> Problem:
+    """One of `benchmarks/pairs`: two adapters of SmolLM2-135M."""
+    pair = importlib.import_module(name)
+    lab = make_lab(work / "pairs", name, 0, draw)
+    held = lab.examples["test"]
+    searched = problems(
+        pair, pair.TASK, count + VALIDATION, draw, frozenset(each.prompt for each in held)
+    )
+    examples = {**lab.examples, **_split(searched, count), "test": held[:TEST]}
+    return Problem(dict(lab.settings), examples)
+
+
+def whole_models(model: str, work: Path, count: int, draw: int) -> Problem:
+    """The pair of `benchmarks/real_models.py`: two whole fine-tunes of a base."""
+    lab = real_pair(work / model, MODELS[model], count + VALIDATION, draw)
+    examples = {**lab.examples, **_split(lab.examples["search"], count)}
+    return Problem({**lab.settings, "output": {"dtype": "float32"}}, examples)
+
+
+def specialists(family: str, work: Path, count: int, draw: int) -> Problem:
+    """The demo's specialists: the family that ships, or one of another seed."""
+    place = family if family == "shipped" else str(work / family)
+    lab = demo(place, draw, count + VALIDATION)
+    own = {name: lab.examples[name][:OWN] for name in lab.own}
+    test = lab.examples["test"][:TEST]
+    return Problem(
+        dict(lab.settings), {**_split(lab.examples["search"], count), "test": test, **own}
+    )
+
+
+def _split(drawn: Sequence[Example], count: int) -> dict[str, Sequence[Example]]:
+    return {"search": drawn[:count], "validation": drawn[count : count + VALIDATION]}
+
+
+MAKERS: dict[str, tuple[Callable[[str, Path, int, int], Problem], str]] = {
+    "demo": (specialists, "shipped"),
+    "family-1": (specialists, "family-1"),
+    "family-2": (specialists, "family-2"),
+    **{name: (adapters, name) for name in PAIRS},
+    "smollm2": (whole_models, "smollm2"),
+    "gemma": (whole_models, "gemma"),
+}
+
+
+def run_cell(name: str, count: int, draw: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search with all baselines, and return the line of the results."""
+    make, which = MAKERS[name]
+    problem = make(which, arguments.work, count, draw)
+    own = [split for split in problem.examples if split not in ("search", "validation", "test")]
+    config = SearchConfig.model_validate(
+        {
+            **problem.settings,
+            "optimize": "quick",
+            "compute": {"seed": draw},
+            "compare": {
+                "baselines": arguments.baselines,
+                # the examples are given below, and no file is read
+                "retain": {split: {"jsonl": f"{split}.jsonl"} for split in own},
+            },
+        }
+    )
+    examples = {
+        f"retain:{split}" if split in own else split: found
+        for split, found in problem.examples.items()
+    }
+    begin = time.perf_counter()
+    processor = time.process_time()
+    folder = arguments.work / "evidence" / f"{name}-{count}-{draw}"
+    result = run_search(config, folder, examples=examples, build=False)
+    return {
+        "pair": name,
+        "examples": count,
+        "draw": draw,
+        "test": result.examples,
+        "rows": [_line(row) for row in result.rows],
+        "verdict": result.verdict,
+        "seconds": round(time.perf_counter() - begin),
+        "cpu": round(time.process_time() - processor),
+    }
+
+
+def _line(row: Row) -> dict[str, Any]:
+    correct = row.scores.correct
+    return {
+        "stage": row.stage,
+        "model": row.model,
+        "right": "" if correct is None else "".join(str(int(each)) for each in correct),
+        "values": [round(float(value), 3) for value in row.scores.values],
+        "kept": {name: scores.accuracy for name, scores in row.retained.items()},
+        "evaluations": row.evaluations,
+        "seconds": round(row.seconds, 1),
+        "winner": row.winner,
+    }
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of the results; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def run_missing(arguments: argparse.Namespace) -> None:
+    """Run the cells that the results lack, one draw of everything after the other."""
+    there = {(line["pair"], line["examples"], line["draw"]) for line in read(arguments.results)}
+    for draw in arguments.draws:
+        for count in arguments.examples:
+            for name in arguments.pairs:
+                if (name, count, draw) in there:
+                    continue
+                line = run_cell(name, count, draw, arguments)
+                arguments.results.parent.mkdir(parents=True, exist_ok=True)
+                with arguments.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(f"{name}, {count} examples, draw {draw}: {line['cpu']} s", flush=True)
+                print("\n".join(line["verdict"]), flush=True)
+
+
+def _scores(row: dict[str, Any]) -> Scores:
+    return Scores(row["values"], correct=[each == "1" for each in row["right"]] or None)
+
+
+def _cell(lines: Sequence[dict[str, Any]], stage: str) -> str:
+    """Accuracy and log-likelihood of a row, over the draws, and the merge's lead over it."""
+    found = []
+    for line in lines:
+        rows = [row for row in line["rows"] if row["stage"] == stage]
+        merge = next(row for row in line["rows"] if row["stage"] == "ps")
+        if rows:
+            found.append((max(rows, key=lambda row: _scores(row).mean or 0.0), merge))
+    if not found:
+        return ""
+    rights = [sum(map(int, row["right"])) / len(row["right"]) for row, _ in found]
+    values = [sum(row["values"]) / len(row["values"]) for row, _ in found]
+    text = f"{_mean(rights):.3f}; {_mean(values):.2f}"
+    kept = [sum(row["kept"].values()) / len(row["kept"]) for row, _ in found if row["kept"]]
+    text += f"; keeps {_mean(kept):.2f}" if kept else ""
+    if stage == "ps":
+        return text
+    leads = [compare(_scores(merge), _scores(row), "accuracy") for row, merge in found]
+    above = sum(lead.low > 0 for lead in leads if lead is not None)
+    below = sum(lead.high < 0 for lead in leads if lead is not None)
+    verdict = f"{above} above, {below} below" if above or below else "level"
+    return f"{text} ({verdict})"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """One table a number of examples: a column for each pair, a row for each kind of model.
+
+    A cell has the accuracy, the log-likelihood and the share of the parents' own problems that is
+    still solved, as means over draws. In brackets stands in how many draws the merge is above or
+    below with an interval of 95 % that excludes 0; "level" where in none.
+    """
+    texts = []
+    for count in sorted({line["examples"] for line in lines}):
+        there = [line for line in lines if line["examples"] == count]
+        names = [name for name in MAKERS if any(line["pair"] == name for line in there)]
+        rows = [["", *names]]
+        of_pair = {name: [line for line in there if line["pair"] == name] for name in names}
+        rows += [
+            [title, *(_cell(of_pair[name], stage) for name in names)]
+            for stage, title in ROWS.items()
+        ]
+        rows.append(["draws", *(str(len(of_pair[name])) for name in names)])
+        rows.append(
+            [
+                "processor seconds, mean",
+                *(f"{_mean([line['cpu'] for line in of_pair[name]]):.0f}" for name in names),
+            ]
+        )
+        head, *body = (f"| {' | '.join(row)} |" for row in rows)
+        rule = f"|{' --- |' * len(rows[0])}"
+        texts.append("\n".join([f"{count} search examples:", "", head, rule, *body]))
+    return "\n\n".join(texts)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="file of results, one JSON line a cell"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="run what is missing")
+    running.add_argument("--work", type=Path, default=Path("/tmp"), help="for models and studies")
+    running.add_argument("--pairs", nargs="+", choices=MAKERS, default=list(MAKERS))
+    running.add_argument("--examples", nargs="+", type=int, default=[16, 128])
+    running.add_argument("--draws", nargs="+", type=int, default=[1, 2, 3])
+    running.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES))
+    telling = commands.add_parser("table", help="print the results as Markdown")
+    telling.add_argument(
+        "--into", type=Path, help="a document to write them into, between the comments `evidence`"
+    )
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run_missing(arguments)
+        return
+    text = table(read(arguments.results))
+    print(text)
+    if arguments.into:
+        write_into(arguments.into, "evidence", text)
+
+
+if __name__ == "__main__":
+    main()
