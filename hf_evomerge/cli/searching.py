@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -253,7 +252,8 @@ def search(
     """Evolve a merge; write the winner's recipe, the built model and plots.
 
     A search that was stopped goes on where it was: give the same file and `--out` again, or the
-    study's folder. The trials are the same as without the interruption. With
+    study's folder. The trials are the same as without the interruption. Baselines that were added
+    to the file since get their rows in a new table. With
     `fitness: {task: choice}`, a page opens on which you choose pictures.
 
     **Examples**
@@ -269,13 +269,13 @@ def search(
     with one_line_errors(again=True):
         reading(f"{file} and its models")
         from ..search.file.config import SearchConfig
-        from ..search.study.paths import settings_in
+        from ..search.folder import check_out, resumed
 
         quiet()
         goes_on = file.is_dir()
         if goes_on and out is not None:
             raise EvoMergeError(f"{file}: a folder, whose search goes on there; leave out --out")
-        config = settings_in(file) if goes_on else SearchConfig.load(str(file))
+        config = resumed(file) if goes_on else SearchConfig.load(str(file))
         out = file if goes_on else out or Path(file.stem)
         push = _checked_push(
             config, push_to, no_model, {"space": space, "private": private, "license": license}
@@ -286,7 +286,6 @@ def search(
             "trust_remote_code": trust_remote_code,
         }
         if dry_run:
-            from ..search.folder import check_out
             from ..search.plan import plan_search
 
             check_out(config, out)
@@ -300,9 +299,7 @@ def search(
             )  # on a port that Gradio finds, or that GRADIO_SERVER_PORT says
             page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
         else:
-            _run(
-                config, out, goes_on=goes_on, build=not no_model, push=push, workers=workers, **how
-            )
+            _run(config, out, build=not no_model, push=push, workers=workers, **how)
 
 
 def _checked_push(
@@ -476,18 +473,15 @@ def export(
             typer.echo(f"{file}: {write(study, file)} {what}")
 
 
-def _run(
-    config: SearchConfig, out: Path, *, goes_on: bool, build: bool, push: Push | None, **how: Any
-) -> None:
+def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **how: Any) -> None:
     """Run a search, or go on with it, below a table of its phases; say what it has left, and
     publish it where asked."""
     from ..search.display import LiveTable
-    from ..search.run import resume_search, run_search
+    from ..search.run import run_search
     from .publishing import push_and_report
 
-    run = partial(resume_search, out) if goes_on else partial(run_search, config, out)
     with LiveTable(config=config) as table:
-        result = run(callbacks=[table], build=build, **how)
+        result = run_search(config, out, callbacks=[table], build=build, **how)
     say(str(result))
     lines = [
         f"recipe: {out / 'recipe.yaml'}",

@@ -4,6 +4,7 @@ written to it."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,10 @@ from .study.database import STUDY_FILE
 from .study.files import MODEL_FOLDER, PLOTS_FOLDER, RESULTS_FILE, SEARCH_FILE, WRITTEN
 from .study.paths import NOTE, followed, rooted, settings_of
 from .study.study import Study
+
+logger = logging.getLogger(__name__)
+
+_ROWS = ("baselines", "contributions")  # keys of `compare` that ask for rows: no trial knows them
 
 
 def built_model(name: str) -> str:
@@ -105,6 +110,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         kept is None
         or is_another
         or written.about not in (None, kept.about)
+        or _asked(kept) != _asked(written)
         or _raised(kept, written)
     ):
         written.save(out / SEARCH_FILE)
@@ -141,12 +147,26 @@ def known_pins(out: Path) -> Pins:
         return (study.has_scores and study.meta("pins")) or {}
 
 
+def resumed(folder: str | os.PathLike[str]) -> SearchConfig:
+    """Return the search of a folder; warn of what its search file says and does not count.
+
+    Raises:
+        SearchError: There is no search in the folder.
+    """
+    with Study.open(folder) as study:
+        config, line = edited(study)
+    if line is not None:
+        logger.warning(line)
+    return config
+
+
 def edited(study: Study) -> tuple[SearchConfig, str | None]:
     """The search that a study goes on with.
 
     Returns:
-        The study's settings, with the purpose and the greater budgets of the search file beside it;
-        and a line that says how else that file differs, None where it does not.
+        The study's settings, with the purpose, the rows of the table and the greater budgets of the
+        search file beside it; and a line that says how else that file differs, None where it does
+        not.
     """
     file = study.folder / SEARCH_FILE
     config = settings_of(study)
@@ -289,8 +309,8 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
 def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
     """Tell whether the settings differ from the study's, which they may while it has no scores.
 
-    Afterwards there may only be more evaluations of what no later stage was begun at; raises
-    `SearchError` for anything else.
+    Afterwards there may only be other rows in the table, and more evaluations of what no later
+    stage was begun at; raises `SearchError` for anything else.
     """
     before = settings_of(study)
     changed = _changes(before.model_dump(mode="json"), now.model_dump(mode="json"))
@@ -335,30 +355,42 @@ def _forget_settings(study: Study, config: SearchConfig) -> None:
 
 def _raised(before: SearchConfig, now: SearchConfig) -> list[Stage]:
     """The stages, as they were, that have more evaluations now."""
-    return [
-        old
-        for old, new in zip(before.stages, now.stages, strict=False)
-        if new.evaluations > old.evaluations
-    ]
+    budgets = {stage.name: stage.evaluations for stage in now.stages}
+    return [stage for stage in before.stages if budgets.get(stage.name, 0) > stage.evaluations]
 
 
+def _asked(config: SearchConfig) -> dict[str, Any]:
+    """Settings of the table that no trial depends on, by key."""
+    return {key: getattr(config.compare, key) for key in _ROWS}
+
+
+# Rows that are asked for afterwards are phases that have not run yet. All others find their scores
+# in the study, so the search goes through them and decides what it decided before: the winner
+# stays. The test split is looked at again where a row is new, which whoever asked may have
+# wanted because of what the table said; the verdict counts it.
 def _give_more(study: Study, config: SearchConfig) -> None:
     """Note what each stage had been given where it is given more, and that the test split was
-    looked at before."""
-    raised = _raised(settings_of(study), config)
-    for stage in raised:
-        budgets = study.meta("budgets", stage.name) or []
-        if (
-            study.trials(stage.name) and stage.evaluations not in budgets
-        ):  # where a process ended before it noted all
-            study.set_meta("budgets", [*budgets, stage.evaluations], stage.name)
-    if raised:
-        study.set_meta(
-            "looks",
-            (study.meta("looks") or 1) + any(split == "test" for _, split in study.evaluated()),
-        )
+    looked at before; raises `SearchError` where a process runs the study."""
+    before = settings_of(study)
+    raised = _raised(before, config)
+    new = set(config.compare.baselines) - set(before.compare.baselines)
+    if not raised and _asked(before) == _asked(config):
+        return
+    with study.exclusive():
+        for stage in raised:
+            budgets = study.meta("budgets", stage.name) or []
+            if (
+                study.trials(stage.name) and stage.evaluations not in budgets
+            ):  # where a process ended before it noted all
+                study.set_meta("budgets", [*budgets, stage.evaluations], stage.name)
+        if raised or new:
+            again = any(split == "test" for _, split in study.evaluated())
+            study.set_meta("looks", (study.meta("looks") or 1) + again)
         study.set_meta("settings", config.model_dump(mode="json"))
         study.set_meta(NOTE, os.path.abspath(study.folder))  # the settings have the names of today
+    if before.compare.baselines != config.compare.baselines:
+        was, is_now = (", ".join(each.compare.baselines) or "none" for each in (before, config))
+        logger.info(f"baselines of the table were {was} and are {is_now}")
 
 
 # A difference of two settings as paths of keys. Keys that trials do not depend on, and a greater
@@ -366,6 +398,8 @@ def _give_more(study: Study, config: SearchConfig) -> None:
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
     """Keys that differ between two settings, with both values; no key that trials do not depend on,
     and no greater budget."""
+    if where in ("about", *(f"compare.{key}" for key in _ROWS)):
+        return []
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before = dict(enumerate(before))
         now = dict(enumerate(now))
@@ -376,11 +410,7 @@ def _changes(before: Any, now: Any, where: str = "") -> list[str]:
             for key in keys
         ]
         return [change for changes in inside for change in changes]
-    if (
-        before == now
-        or where in ("about", "compare.contributions")
-        or (where.endswith(".evaluations") and now > before)
-    ):
+    if before == now or (where.endswith(".evaluations") and now > before):
         return []
     was, is_now = (one_line(json.dumps(value, ensure_ascii=False), 80) for value in (before, now))
     return [f"{where} was {was} and is {is_now}"]

@@ -14,6 +14,7 @@ from ..fitness.scores import Scores
 from .evaluation.provenance import pin
 from .evaluation.sources import SearchSources
 from .file.config import SearchConfig
+from .file.stages import Stage
 from .folder import known_pins, open_study
 from .phases.stage_run import Candidate, StageRun
 from .phases.stages import stage_run
@@ -102,7 +103,7 @@ class Search:
         """
         while self._stages:
             if self._current is None:
-                self._current = self._begin(self._stages[0].number)
+                self._current = self._begin(self._stages[0])
             if candidates := self._current.ask():
                 return candidates
             self._current = None
@@ -163,7 +164,7 @@ class Search:
     ) -> None:
         self.close()
 
-    def _begin(self, number: int) -> StageRun:
+    def _begin(self, stage: Stage) -> StageRun:
         merged = self.study.best("ps")
         key = merged[0].recipe_key if merged else None
-        return stage_run(self.config, self.study, self._sources.summary, number, merged=key)
+        return stage_run(self.config, self.study, self._sources.summary, stage, merged=key)

@@ -20,7 +20,7 @@ from .evaluation.memory import default_workers, worker_memory
 from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
-from .folder import build_winner, edited, known_pins, open_study, save_results
+from .folder import build_winner, known_pins, open_study, resumed, save_results
 from .phases import phases_of
 from .phases.phase import SearchRun
 from .results.plots import draw_pictures
@@ -59,7 +59,8 @@ def run_search(
     Args:
         config: What to search. Where the folder has a study, it must be the one that this study was
             begun with, on the same examples, sources and task; the last stage may have more
-            evaluations. Branches on the Hub are pinned to commits.
+            evaluations, and the table other baselines and contributions. Branches on the Hub are
+            pinned to commits.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number. With
             0 this process evaluates, without limits; where the search file sets some, or has
@@ -214,14 +215,11 @@ def resume_search(
         >>> any(row.winner for row in result.rows)
         True
     """
-    with Study.open(out) as study:
-        config, line = edited(study)
-    if line is not None:
-        logger.warning(line)
     how: dict[str, Any] = {
         "workers": workers,
         "ray": ray,
         "mixed_devices": mixed_devices,
         "build": build,
     }
+    config = resumed(out)
     return run_search(config, out, **how, trust_remote_code=trust_remote_code, callbacks=callbacks)

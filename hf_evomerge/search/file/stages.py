@@ -72,7 +72,8 @@ class Stage:
 
     Attributes:
         name: Its name in the study.
-        number: Its place among the stages of the search, from 0; its random numbers depend on it.
+        number: What its random numbers depend on, beside the seed: its place among the stages, from
+            0. Baselines follow the search's own stages, so that adding one leaves these alone.
         space: What it searches.
         role: ``main``: its winner may be the search's; ``first``: the main stage of the space
             begins at its winner; ``random``: a random search to compare with, of the budget of all

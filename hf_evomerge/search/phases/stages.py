@@ -103,7 +103,7 @@ class StagePhase(Phase):
             run.config,
             run.study,
             run.sources,
-            stage.number,
+            stage,
             merged=run.winners.get("ps"),
             example_count=run.sizes["search"],
             callbacks=run.callbacks,
@@ -123,7 +123,7 @@ def stage_run(
     config: SearchConfig,
     study: Study,
     sources: SourceSummary,
-    number: int,
+    stage: Stage,
     *,
     merged: str | None,
     example_count: int = 1,
@@ -135,12 +135,11 @@ def stage_run(
         config: The search.
         study: Its study.
         sources: What the spaces must know of the sources.
-        number: Number of the stage.
+        stage: The stage.
         merged: Key of the recipe whose merge a search for paths builds on.
         example_count: Number of search examples, of which batches are drawn.
         callbacks: What else is told, and may end the stage.
     """
-    stage = config.stages[number]
     builds_on = merged is not None and stage.role != "random" and stage.space == "dfs"
     merge = study.recipe(str(merged)).merge if builds_on else None
     begin_at = None if stage.begins_at is None else study.best(stage.begins_at)[0].genome

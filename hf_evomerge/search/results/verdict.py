@@ -72,8 +72,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     sentences += _forgotten(winner, parents, unit) + _cut(rows)
     if split == "test":
         often = (
-            f"{looks} times, for the search was given more evaluations after its results: they "
-            "are optimistic"
+            f"{looks} times, for evaluations or rows were added after results: they are optimistic"
         )
         once = "once, after the winner was chosen" if looks == 1 else often
         sentences.append(
