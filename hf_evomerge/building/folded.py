@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import tensor_order, torch_dtype
 from ..checkpoints.open import open_source
+from ..checkpoints.quantized import check_quantization
 from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, PathError, SourceError
 from ..recipes.recipe import Dtype
@@ -262,10 +263,7 @@ def _merged_config(source: Checkpoint) -> EvoMergedConfig:
             "as it is"
         )
     hop_factors(config)
-    if getattr(config, "quantization_config", None) is not None:
-        raise SourceError(
-            f"{source}: quantised weights cannot be folded; give the unquantised model"
-        )
+    check_quantization(config, source, "folded")
     return config
 
 

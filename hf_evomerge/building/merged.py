@@ -149,14 +149,14 @@ class Merged(PlannedCheckpoint):
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
     def doubts(self) -> list[str]:
-        """Relate the sources by a sample of each merged tensor; with adapters, whose tensors cost a
-        product, of some."""
+        """Relate the sources by a sample of each merged tensor; of some where tensors are computed
+        when they are read, by an adapter or from quantised numbers."""
         plan = self.plan
         related = Relatedness(
             _labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors
         )
         names = [name for name, planned in self.planned.items() if planned.is_merged]
-        plain = all(source.adapter is None for source in plan.sources)
+        plain = all(source.adapter is None and not source.is_quantized for source in plan.sources)
         # no number of tensors of a block: each kind has its turn
         step = 1 if plain or len(names) <= 128 else 17
         for name in names[::step]:

@@ -22,6 +22,7 @@ from ..recipes.recipe import SourceRef
 from .headers import StoredTensor, TensorInfo, read_mapping
 from .inside import check_folder
 from .model_folder import CODE, COMPANIONS, PROCESSOR, copy_files
+from .quantized import QuantizedTensor
 from .sentence import Sentence
 
 if TYPE_CHECKING:
@@ -311,6 +312,11 @@ class Parent(Checkpoint):
     def tied(self) -> Mapping[str, StoredTensor]:
         """Heads that are stored although they are the embedding matrix."""
         return {}
+
+    @property
+    def is_quantized(self) -> bool:
+        """True where some of its tensors are dequantised while they are read."""
+        return any(isinstance(info, QuantizedTensor) for info in self.tensors.values())
 
     @property
     def pinned(self) -> SourceRef:

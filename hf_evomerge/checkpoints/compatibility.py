@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import SourceError, one_line, shown
 from .checkpoint import Parent
 from .component import Component
+from .quantized import check_quantization
 from .sentence import SentenceModule
 
 _SAME_SETTINGS = (
@@ -80,10 +81,7 @@ def check_mergeable(
     for source in [*sources, *([base] if base is not None else [])]:
         if source.config.model_type == "evo_merged":
             raise SourceError(f"{source}: {HAS_A_PATH}")
-        if getattr(source.config, "quantization_config", None) is not None:
-            raise SourceError(
-                f"{source}: quantised weights cannot be merged; give the unquantised model"
-            )
+        check_quantization(source.config, source, "merged")
         source.changes  # noqa: B018  raises where an adapter does not fit
         if source is first:
             continue

@@ -16,6 +16,7 @@ from ..recipes.layer_path import SCALED, hop_table
 from .checkpoint import Parent
 from .headers import TensorInfo, read_mapping
 from .open import open_source
+from .quantized import quantization_name
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,6 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         runs = Counter(config.owners)
         keys = ("path", "scales", "scale_target", "embedding_source", "sources")
         merged = {**{key: getattr(config, key) for key in keys}, "distinct_layers": len(runs)}
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        named = quantization if isinstance(quantization, dict) else vars(quantization)
-        quantization = str(getattr(named.get("quant_method"), "value", named.get("quant_method")))
     tensors = source.tensors
     base = source.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     return Inspection(
@@ -193,8 +190,8 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         vocab_size=getattr(text, "vocab_size", None),
         tied_head=_gives_words(config)
         and (source.is_tied or bool(merged and getattr(text, "tie_word_embeddings", False))),
-        quantization=quantization,
-        stored=_size((info, 1) for info in tensors.values()),
+        quantization=quantization_name(source.quantization) or None,
+        stored=_size((info, 1) for name, info in source.stored.items() if name not in source.tied),
         effective=_size((info, _times(name, runs)) for name, info in tensors.items()),
         chat_template=_has_chat_template(source.beside),
         merged=merged,

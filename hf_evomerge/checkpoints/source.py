@@ -25,6 +25,7 @@ from .lora import WEIGHTS_FILE, Adapter
 from .mapped import MappedFile, map_file
 from .model_folder import MODULES
 from .part_layout import PartLayout
+from .quantized import QuantizedTensor, dequantized, is_dequantized, plain_config, quantization_of
 from .repository import Repository
 from .sentence import Sentence
 
@@ -92,6 +93,8 @@ class Source(Parent):
             )
             if isinstance(config.get_text_config(), dict):
                 raise ValueError(f"a {config.model_type} has no text_config; take it out")
+            if is_dequantized(self.quantization):
+                config = type(config).from_dict(fields)
             return config
         except (
             Exception
@@ -121,10 +124,11 @@ class Source(Parent):
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Tensors by their raw names, from the headers alone; a tied head that is stored all the
-        same is left out."""
+        """Tensors by their raw names, from the headers alone, quantised ones as they are read; a
+        tied head that is stored all the same is left out."""
         tied = self.tied
-        return {name: info for name, info in self.stored.items() if name not in tied}
+        found = dequantized(self.stored, self.quantization, str(self))
+        return {name: info for name, info in found.items() if name not in tied}
 
     @property
     def tied(self) -> dict[str, StoredTensor]:
@@ -196,9 +200,11 @@ class Source(Parent):
         return tensor
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
-        """Read the stored tensor from its file. Raises `SourceError`."""
+        """Read a tensor from its file, dequantised where it is quantised. Raises `SourceError`."""
         from safetensors import SafetensorError
 
+        if isinstance(info, QuantizedTensor):
+            return info.dequantize(self.read_stored)
         try:
             with self._lock:
                 if info.file not in self._mapped:
@@ -231,7 +237,7 @@ class Source(Parent):
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
         if self.repository is not None:
             own = {
-                info.file.name for info in self.tensors.values() if info.file.parent == self.folder
+                info.file.name for info in self.stored.values() if info.file.parent == self.folder
             }
             self.repository.fetch(sorted(own), progress=progress)
         if self.adapter is not None:
@@ -239,14 +245,24 @@ class Source(Parent):
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of its JSON files; of a static embedding without ``config.json`` what that would
-        say."""
+        say, and of weights that are dequantised what the plain model's does."""
         if (
             name == "config.json"
             and self.sentence.encoder == "StaticEmbedding"
             and not (self.folder / name).is_file()
         ):
             return {"model_type": _STATIC[0]}
-        return super().read_json(name)
+        fields = super().read_json(name)
+        if name == "config.json" and is_dequantized(self.quantization):
+            plain_config(fields)
+        return fields
+
+    @cached_property
+    def quantization(self) -> dict[str, Any]:
+        """Settings of the quantisation of its weights in ``config.json``; empty where there are
+        none."""
+        is_model = (self.folder / "config.json").is_file()
+        return quantization_of(super().read_json("config.json")) if is_model else {}
 
     def fingerprint(self) -> str:
         """Key that changes whenever the checkpoint's weights, config or tokenizer do."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.compatibility import HAS_A_PATH
+from ..checkpoints.quantized import check_quantization
 from ..errors import PathError, SourceError, one_line
 from ..recipes.recipe import FlowPart
 
@@ -65,10 +66,7 @@ def check_configs(
                 "layers see a whole text at once; "
                 "a path needs layers that see what came before"
             )
-        if getattr(config, "quantization_config", None) is not None:
-            raise SourceError(
-                f"{called}: quantised layers cannot be rearranged; give the unquantised model"
-            )
+        check_quantization(config, called, "rearranged")
         try:
             source_class(first if sees else config)
         except ValueError as cause:

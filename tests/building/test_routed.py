@@ -175,5 +175,5 @@ def test_quantised_layers_are_refused(folders, dtype):
         folders[0] / "config.json",
         quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
     )
-    with pytest.raises(SourceError, match="quantised layers cannot be rearranged"):
+    with pytest.raises(SourceError, match="weights quantised by bitsandbytes cannot be rearranged"):
         build(folders)

@@ -342,7 +342,8 @@ def test_quantised_weights_are_refused(folder, saved):
     """Quantised parents are refused, by their config or by the dtype of a tensor."""
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(
-        SourceError, match="model: quantised weights cannot be merged; give the unquantised model"
+        SourceError,
+        match="model: weights quantised by gptq cannot be merged; give the unquantised model",
     ):
         check_mergeable([open_source(str(saved)), open_source(str(folder))])
     shutil.copy(saved / "config.json", folder)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quantized import to_fp8
 from safetensors.torch import load_file, save_file
 from searches import GRADIENT
 from slowly import slow_beyond
@@ -479,3 +480,22 @@ def test_attention_is_computed_as_the_file_says(search_config):
     )
     with pytest.raises(SearchError, match="attn_implementation"):
         search_config(compute={"attn_implementation": "kernels-community/flash-attn"})
+
+
+def test_quantised_sources_score_what_is_built(tiny_half, search_config, tmp_path):
+    """Sources in FP8 are evaluated as they are merged, dequantised: alone, in a merge and on a path
+    they score what the built model does, to the bit."""
+    family = shutil.copytree(tiny_half, tmp_path / "family")
+    for name in ("base", "a", "b"):
+        to_fp8(family / name)
+    config = search_config("hybrid", folder=family, output={"dtype": "bfloat16"})
+    evaluator = Evaluator(config)
+    examples = evaluator.tasks.examples("search")
+    alone = {"merge": {"method": "linear", "sources": [0], "parameters": [{"weight": 1.0}]}}
+    for number, part in enumerate([alone, PARTS["ps"], PARTS["dfs"], PARTS["hybrid"]]):
+        recipe = Recipe.model_validate(
+            {**_recipe(config, "ps").model_dump(), "merge": None, **part}
+        )
+        scores = evaluator.evaluate(config.sources[0] if part is alone else recipe)
+        built = _scores_of_built(recipe, config, tmp_path / str(number), examples)
+        assert scores.values.tolist() == built, part

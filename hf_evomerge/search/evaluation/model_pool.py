@@ -217,7 +217,7 @@ class ModelPool:
             loaded: Any = (
                 kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)
             ).from_pretrained(
-                source.folder,
+                **_weights_of(source),
                 generation_config=_stated_generation(source.folder),
                 dtype=self.dtype,
                 attn_implementation=self.config.compute.attn_implementation,
@@ -354,6 +354,21 @@ class ModelPool:
             whole.download()
             write_part(Component(whole, part), Component(first.whole, part), model)
         return model
+
+
+def _weights_of(source: Parent) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for the weights: the folder, or of quantised weights the
+    tensors as a merge reads them."""
+    # transformers would keep them quantised on a GPU, where a merge could not be written into them,
+    # and it dequantises no FP8 weight whose last block is a part of one. Parameters are these very
+    # tensors, and merges are written into them: plain ones must not be views of the file.
+    if source.is_quantized:
+        return {
+            "pretrained_model_name_or_path": None,
+            "config": source.config,
+            "state_dict": {name: source.read(name).clone() for name in source.tensors},
+        }
+    return {"pretrained_model_name_or_path": source.folder}
 
 
 def _stated_generation(folder: Path) -> GenerationConfig | None:

@@ -1,0 +1,139 @@
+"""Quantised checkpoints as sources: FP8 and MXFP4 are read as transformers dequantises them, all
+others are refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classes import edit_json
+from quantized import FP8, save_mxfp4, to_fp8
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+KINDS = ["llama", "one scale", "qwen3_moe", "gpt_oss"]
+
+
+def save(folder: Path, kind: str, seed: int = 0) -> Path:
+    """Save a quantised model."""
+    if kind == "gpt_oss":
+        return save_mxfp4(folder, seed)
+    architecture = "qwen3" if kind == "one scale" else kind
+    tiny_model(architecture, 2, seed).to(torch.bfloat16).save_pretrained(folder)
+    return to_fp8(folder, **({"weight_block_size": None} if kind == "one scale" else {}))
+
+
+def golden(folder: Path, out: Path) -> Path:
+    """Save the model that transformers dequantises."""
+    kind: Any = Mxfp4Config if "gpt_oss" in folder.name else FineGrainedFP8Config
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=kind(dequantize=True), dtype=torch.bfloat16
+    )
+    plain = AutoModelForCausalLM.from_config(open_source(str(folder)).config).to(torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
+    """Every tensor has the bits of transformers' own dequantisation, and its names, shapes and
+    dtype; so has a merge of two, whose config says nothing of quantisation."""
+    folders = [save(tmp_path / f"{kind} {seed}", kind, seed) for seed in range(2)]
+    plain = [golden(folder, tmp_path / f"plain {folder.name}") for folder in folders]
+    source = open_source(str(folders[0]))
+    expected = load_file(plain[0] / "model.safetensors")
+    assert set(source.tensors) == set(expected)
+    for name, info in source.tensors.items():
+        assert (info.shape, info.dtype) == (tuple(expected[name].shape), "BF16")
+        assert torch.equal(source.read(name), expected[name]), name
+    for name, sources in (("merged", folders), ("expected", plain)):
+        recipe = {
+            "sources": [{"model": str(folder)} for folder in sources],
+            "merge": {"method": "linear", "parameters": [{"weight": 0.3}, {"weight": 0.7}]},
+        }
+        build_model(Recipe.model_validate(recipe), tmp_path / name, progress=False)
+    built = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "expected" / "model.safetensors").items():
+        assert torch.equal(built[name], tensor), name
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["dtype"], "quantization_config" in config) == ("bfloat16", False)
+
+
+def test_the_last_block_may_be_a_part_of_one(tmp_path):
+    """A weight that no whole number of blocks covers has the scale of the block that each element
+    is in."""
+    tiny_model("llama", 2).to(torch.bfloat16).save_pretrained(tmp_path)
+    stored = load_file(to_fp8(tmp_path, weight_block_size=[16, 24]) / "model.safetensors")
+    source = open_source(str(tmp_path))
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        scales = stored[f"{name}_scale_inv"]
+        values = stored[name].float()
+        for i, j in ((0, 0), (17, 25), (len(values) - 1, values.shape[1] - 1)):
+            expected = (values[i, j] * scales[i // 16, j // 24]).to(torch.bfloat16)
+            assert source.read(name)[i, j] == expected
+
+
+def test_an_inspection_names_the_quantisation(tmp_path):
+    """`inspect` says what is in the files, and the size that is read."""
+    found = inspect_model(save(tmp_path / "llama", "llama"))
+    assert found.quantization == "fp8"
+    assert "F8_E4M3" in found.stored.dtypes
+    assert set(found.effective.dtypes) == {"BF16"}
+
+
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"modelopt \(NVFP4\)"),
+    (
+        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+        r"compressed-tensors \(nvfp4-pack-quantized\)",
+    ),
+    ({"quant_method": "awq", "bits": 4}, "awq"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), OTHERS)
+def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
+    """What is not dequantised is refused before any work, with the name of what was found."""
+    tiny_model("llama", 2).save_pretrained(tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", quantization_config=settings)
+    ref = {"model": str(tmp_path / "model")}
+    merge = {"method": "linear", "parameters": [{"weight": 1.0}]}
+    for part in ({"merge": merge}, {"flow": {"path": "0:0-1"}}):
+        with pytest.raises(SourceError, match=f"weights quantised by {name} cannot be"):
+            build_model(
+                Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out", progress=False
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        ("no scales", {}, r"up_proj.weight is F8_E4M3 without its numbers or scales beside it"),
+        ("transposed", {}, r"which do not fit"),
+        ("", {"weight_block_size": [16, 16]}, r"which do not fit"),
+        ("", {"weight_block_size": [0, 8]}, r"weight_block_size is \[0, 8\], not two sizes"),
+    ],
+)
+def test_damaged_scales_are_refused(change, settings, message, tmp_path):
+    """Scales that are missing, of another shape, or for blocks of no size are refused from headers
+    alone."""
+    folder = save(tmp_path / "llama", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    scales = "model.layers.1.mlp.up_proj.weight_scale_inv"
+    if change:
+        taken = tensors.pop(scales)
+        tensors |= {scales: taken.T.contiguous()} if change == "transposed" else {}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    edit_json(folder / "config.json", quantization_config={**FP8, **settings})
+    with pytest.raises(SourceError, match=message):
+        _ = open_source(str(folder)).tensors
