@@ -56,6 +56,10 @@ SPACES: dict[str, dict[str, Any]] = {
     "adapters": {"space": "ps"},
     "adapters, 8 bits": {"space": "ps", "compute": {"quantization": "8bit"}},
     "adapters, 4 bits": {"space": "ps", "compute": {"quantization": "4bit"}},
+    "adapters, core space": {
+        "space": "ps",
+        "merge": {"method": "ties", "core_space": True, "groups": "tensor"},
+    },
     "adapters, merged": {"space": "ps", "compute": {"unmerged": False}},
     "gates": {"space": "dfs"},
     "gates, two terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}},
@@ -70,7 +74,7 @@ def make_family(folder: Path, dtype: str, sizes: dict[str, int], tuned: Sequence
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    if all((folder / name).exists() for name in ("lora-b", *tuned)):
+    if all((folder / name).exists() for name in ("lora-c", *tuned)):
         return
     torch.manual_seed(0)
     base = LlamaForCausalLM(
@@ -99,7 +103,7 @@ def make_family(folder: Path, dtype: str, sizes: dict[str, int], tuned: Sequence
         base.to(getattr(torch, dtype)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
         base.float()
-    for name in ("lora-a", "lora-b"):
+    for name in ("lora-a", "lora-b", "lora-c"):
         config = LoraConfig(
             r=16,
             lora_alpha=32,

@@ -252,24 +252,20 @@ class MergedAdapter(AdapterCheckpoint):
         shape = self.merged.tensors[name].shape
         change = terms[0].change
         total = sum(term.rank for term in terms)
+        if self.merged.plan.core:  # V_A has no more rows than columns
+            total = min(total, shape[-1])
         own = total if rank is None or total <= rank else min(rank, *shape)
         return Module(change.module, shape, own, change.transposed)
 
     def factors(self, name: str) -> Factors:
-        """The adapters' matrices beside each other, or the best of the rank."""
+        """The adapters' matrices beside each other, those of core space, or the best of the
+        rank."""
         import torch
 
-        lefts = []
-        rights = []
-        for term in self._terms[name]:
-            assert term.source.adapter is not None  # it has changes
-            left, right = term.source.adapter.scaled_factors(term.change)
-            lefts.append(torch.cat([left[first:last] * share for first, last, share in term.runs]))
-            rights.append(right)
-        # sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]: exact, of a rank that is the
-        # sum of the ranks. c_i may differ between runs of rows, and scales rows of B_i then.
-        left = torch.cat(lefts, dim=1)
-        right = torch.cat(rights)
+        if self.merged.plan.core:
+            left, right = self.merged.factors(name)
+        else:
+            left, right = self._sum(name)
         if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
             raise SourceError(
                 f"{name}: the adapters have numbers too large to add up; look at their files"
@@ -286,6 +282,21 @@ class MergedAdapter(AdapterCheckpoint):
         left, right, squares = truncate(left, right, rank)
         self.squares[name] = float(squares.sum()), float(squares[:rank].sum())
         return left, right
+
+    def _sum(self, name: str) -> Factors:
+        """The adapters' matrices beside each other."""
+        import torch
+
+        lefts = []
+        rights = []
+        for term in self._terms[name]:
+            assert term.source.adapter is not None  # it has changes
+            left, right = term.source.adapter.scaled_factors(term.change)
+            lefts.append(torch.cat([left[first:last] * share for first, last, share in term.runs]))
+            rights.append(right)
+        # sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]: exact, of a rank that is the
+        # sum of the ranks. c_i may differ between runs of rows, and scales rows of B_i then.
+        return torch.cat(lefts, dim=1), torch.cat(rights)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -365,8 +376,13 @@ def _check_method(merged: Merged) -> None:
     method = merged.plan.method
     plan = merged.plan
     recipe = merged.recipe
+    if plan.core:
+        return
     if not method.is_sum:
-        raise SourceError(f"{method.name} is not linear in what the adapters change")
+        raise SourceError(
+            f"{method.name} is not linear in what the adapters change, unless the recipe says "
+            "merge.core_space: true"
+        )
     if not method.task_vectors and not plan.options["normalize"]:
         raise SourceError(f"{method.name} without normalize scales the base as well")
     if recipe.vocabulary is not None:
@@ -396,7 +412,7 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
         terms = []
         call = Call.of_tensor(name, planned.values, planned.options)
         runs = [
-            (first, last, _shares(here))
+            (first, last, [1.0] * len(changed) if merged.plan.core else _shares(here))
             for first, last, here in call.runs(row_count(planned.info.shape))
         ]
         for number, (source, changes) in enumerate(zip(merged.plan.sources, changed, strict=True)):

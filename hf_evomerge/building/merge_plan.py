@@ -16,8 +16,9 @@ from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import tensor_order
 from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, complete
+from ..merging.core import why_no_products
 from ..merging.method import Call, MergeMethod
-from ..merging.registry import get_method
+from ..merging.registry import get_method, in_core
 from ..merging.rows import row_count
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve
 from ..recipes.recipe import MergePart, Recipe, SlicePart
@@ -38,6 +39,8 @@ class MergePlan:
         options: Complete options for the whole model; empty where the recipe has slices.
         stack: Index in `sources` and layer of each layer of the result; None: those of the first
             source in their order.
+        core: Whether what adapters change is merged in core space, see `Core`; the rest is the
+            base's.
     """
 
     method: MergeMethod
@@ -46,6 +49,7 @@ class MergePlan:
     tensors: dict[str, Planned]
     options: Mapping[str, Any]
     stack: list[tuple[int, int]] | None = None
+    core: bool = False
 
 
 def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -> MergePlan:
@@ -84,8 +88,13 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     check_mergeable(merged_sources, base, same_depth=part.slices is None)
     if part.slices is not None:
         return _plan_slices(recipe, part, part.slices, merged_sources, base)
+    if part.core_space and (reason := why_no_products(merged_sources, base, part.router)):
+        raise SourceError(f"merge.core_space: {reason}; leave it out")
     tensors = dict[str, Planned]()
     merged = set(names)
+    core = in_core(part)
+    if core:
+        merged = {name for source in merged_sources for name in source.changes}
     donor = (
         merged_sources[recipe.merge_sources.index(part.router)]
         if isinstance(part.router, int)
@@ -98,7 +107,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         inputs = tuple((source, name) for source in merged_sources)
         origin = (base, name) if base is not None else None
         tensors[name] = _planned(inputs, origin, values, options, recipe.dtype)
-    return MergePlan(method, merged_sources, base, tensors, options)
+    return MergePlan(method, merged_sources, base, tensors, options, core=core)
 
 
 def _planned(

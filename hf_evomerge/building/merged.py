@@ -19,10 +19,12 @@ from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
+from ..checkpoints.lora import add_product
 from ..checkpoints.mapped import release_pages
 from ..checkpoints.model_folder import CODE, SENTENCE, copy_files
 from ..errors import SourceError
 from ..merging.arithmetic import TensorJob
+from ..merging.core import Core, factors_of
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
@@ -120,9 +122,17 @@ class Merged(PlannedCheckpoint):
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor, slice by slice."""
+        import torch
+
         planned = self.planned[name]
         if not planned.is_merged:
             yield from super().stream(name)
+            return
+        if self.plan.core:
+            left, right = self.factors(name)
+            weight = planned.base[0].read(planned.base[1])  # type: ignore[index]  # it has one
+            whole = add_product(weight, left.float(), right.float(), torch.float32)
+            yield whole.reshape(-1).to(torch_dtype(planned.info.dtype))
             return
         job = self._job(name)
         call = job.call(planned.values, planned.options)
@@ -132,6 +142,15 @@ class Merged(PlannedCheckpoint):
             here.owns = job.is_fresh
             yield job.method.function(base, vectors, here).to(dtype)
         job.release()
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """The two matrices whose product a merge in core space adds to a weight of the base, in
+        float64: rows x rank, and rank x columns."""
+        planned = self.planned[name]
+        sources = self.plan.sources
+        factors = factors_of(sources, name)
+        core = Core(name, self.plan.method, factors, len(sources), seed=self.recipe.seed)
+        return core.merge(planned.values, planned.options), core.right
 
     def _job(self, name: str) -> TensorJob:
         planned = self.planned[name]
@@ -202,8 +221,9 @@ class Merged(PlannedCheckpoint):
 
     def __str__(self) -> str:
         stack = self.plan.stack
-        stacked = f", stacked to {len(stack)} layers" if stack is not None else ""
-        return f"{self.plan.method.name} of {len(self.plan.sources)} sources{stacked}"
+        how = f", stacked to {len(stack)} layers" if stack is not None else ""
+        how = ", in core space" if self.plan.core else how
+        return f"{self.plan.method.name} of {len(self.plan.sources)} sources{how}"
 
 
 def result_fields(

@@ -262,16 +262,7 @@ class Adapter:
                 return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(
                     dtype
                 )
-            # W' = W + s B A, with s = alpha / r, or alpha / sqrt(r) with rslora (arXiv:2106.09685,
-            # arXiv:2312.03732). It is added in float32 and rounded once, to the dtype of the
-            # result, rows by rows: B A is never held whole.
-            flat = weight.flatten(
-                1
-            )  # a convolution is a matrix whose columns are the places of its window
-            out = torch.empty_like(flat, dtype=dtype, memory_format=torch.contiguous_format)
-            for rows, delta in _deltas(left, right, scaling):
-                out[rows] = delta.add_(flat[rows]).to(dtype)
-            return out.reshape(weight.shape)
+            return add_product(weight, left, right, dtype, scaling)
 
     def factors(self, change: Change) -> tuple[Tensor, Tensor]:
         """The factors whose product, times the scaling, is what is added to the stored weight.
@@ -546,6 +537,23 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise SourceError(
             f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}"
         ) from cause
+
+
+# W' = W + s B A, with s = alpha / r, or alpha / sqrt(r) with rslora (arXiv:2106.09685,
+# arXiv:2312.03732). It is added in float32 and rounded once, to the dtype of the result, rows by
+# rows: B A is never held whole.
+def add_product(
+    weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, scaling: float = 1.0
+) -> Tensor:
+    """Add ``scaling * left @ right`` to a weight, and round once to this dtype."""
+    import torch
+
+    # a convolution is a matrix whose columns are the places of its window
+    flat = weight.flatten(1)
+    out = torch.empty_like(flat, dtype=dtype, memory_format=torch.contiguous_format)
+    for rows, delta in _deltas(left, right, scaling):
+        out[rows] = delta.add_(flat[rows]).to(dtype)
+    return out.reshape(weight.shape)
 
 
 def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:

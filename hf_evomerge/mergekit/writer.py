@@ -82,6 +82,8 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
         notes.append(f"{method.name} drops elements at random: mergekit draws other ones")
     if isinstance(part.router, int):
         raise RecipeError("merge.router: mergekit merges routers as everything else; write merge")
+    if part.core_space:
+        raise RecipeError("merge.core_space: mergekit merges whole weights; leave it out")
     if part.slices is None:
         names = [_reference(recipe.sources[number]) for number in recipe.merge_sources]
         if len(set(names)) < len(names):

@@ -129,7 +129,10 @@ class TensorJob:
             slice_size: Elements per slice, by default as in `slices`; the result does not depend on
                 it.
         """
-        call = self.call(sources, options)
+        self.fill(self.call(sources, options), out, slice_size)
+
+    def fill(self, call: Call, out: Tensor, slice_size: int | None = None) -> None:
+        """Merge the tensor into `out` by a call of `call`; see `run`."""
         flat = out.view(-1)
         for start, stop, here in self.slices(call, slice_size):
             flat[start:stop].copy_(self.method.function(*self.parts(start, stop), here))

@@ -237,13 +237,36 @@ def products(
         for source in range(len(sources)):
             add_row_sums(whole, source, _row_sums(job, gradient, source), totals)
         return totals
+
+    def part(first: int, last: int) -> tuple[Tensor, range]:
+        return gradient, range(first * job.width, last * job.width, SUM_BLOCK)
+
+    add_by_runs(job, whole, rows, part, totals)
+    return totals
+
+
+def add_by_runs(
+    job: TensorJob,
+    whole: Call,
+    rows: int,
+    part: Callable[[int, int], tuple[Tensor, range]],
+    totals: Products,
+) -> None:
+    """Add the inner products of every run of rows for which one call holds.
+
+    Args:
+        job: The tensor.
+        whole: The parameters of all rows.
+        rows: Number of rows.
+        part: Gives for a run, by its first and last row + 1, the flat gradient with respect to the
+            tensor, and the starts of the blocks of its elements that belong to the run.
+        totals: Totals to add to.
+    """
     for first, last, call in whole.runs(rows):
-        inner = _inner_products(
-            job, gradient, call, list(totals), range(first * job.width, last * job.width, SUM_BLOCK)
-        )
+        gradient, span = part(first, last)
+        inner = _inner_products(job, gradient, call, list(totals), span)
         for place, value in zip(totals, inner, strict=True):
             totals[place][first * len(totals[place]) // rows] += value
-    return totals
 
 
 def zeros(method: MergeMethod, call: Call) -> Products:

@@ -1,27 +1,29 @@
 """LoRA adapters of one base, run without merging them: ``y = W x + B (A x)``.
 
-``A`` stacks the factors of all adapters, ``B`` holds their other factors times the weights of the
-candidate: those of a run of rows scale rows of ``B``, so every kind of layer group is the same
-arithmetic. A candidate costs a product of small matrices: no copy of the model is made, and the
-backward pass computes no gradient of a large weight.
+In a sum ``A`` stacks the factors of all adapters, and ``B`` holds their other factors times the
+weights of the candidate: those of a run of rows scale rows of ``B``, so every kind of layer group
+is the same arithmetic. Other methods merge in core space. A candidate costs a product of small
+matrices: no copy of the model is made, and the backward pass computes no gradient of a large
+weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.headers import tensor_order
-from ..checkpoints.source import Source
 from ..errors import RecipeError, SourceError
-from ..recipes.layer_groups import Rows, classify
+from ..recipes.layer_groups import Rows
 from ..recipes.recipe import ParameterValue
+from .core import Core, factors_of, why_no_products
 from .gradient import Number, Products, add_row_sums, by_number, check_no_ramp, zeros
 from .live import MergeKind
-from .method import Call
+from .method import Call, MergeMethod
 from .registry import get_method
 
 if TYPE_CHECKING:
@@ -31,7 +33,13 @@ if TYPE_CHECKING:
 
 
 def why_merged(
-    sources: Sequence[Parent], base: Parent | None, method: str, options: Mapping[str, Any]
+    sources: Sequence[Parent],
+    base: Parent | None,
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    core: bool = False,
+    router: int | Literal["merge"] | None = None,
 ) -> str | None:
     """Reason why merges of this kind cannot run as adapters of one base; None where they can. Reads
     headers only.
@@ -41,38 +49,32 @@ def why_merged(
         base: The recipe's base.
         method: Name of the merge method.
         options: Its options.
+        core: Whether they are merged in core space (see `Core`).
+        router: As a recipe has it.
     """
-    if not (get_method(method).is_sum and get_method(method).task_vectors) or options.get(
-        "normalize"
-    ):
+    if not core and not get_method(method).adds(options):
         return f"{method} is not the sum of weighted task vectors that task_arithmetic is"
+    if reason := why_no_products(sources, base, router):
+        return reason
     for source in sources:
-        if not isinstance(source, Source) or source.adapter is None or source.entries:
-            return f"{source} is no LoRA adapter of a language model"
-        if base is None or base.adapter is not None or not source.same_folder(base):
-            return f"{source} is an adapter of another model than the base"
-        if source.sentence.has_weights and source.sentence.folder != source.folder:
-            return f"{source} has modules after the encoder of its own"
         for name, change in source.changes.items():
-            if change.beyond or change.transposed or classify(name)[2] == "experts":
-                more = change.beyond or "rows of several layers, or of inputs"
-                return (
-                    f"{source} changes {name} by more than the product of two factors of a "
-                    f"linear layer ({more})"
-                )
+            if change.transposed:
+                return f"{source} changes {name}, which is stored with its inputs as rows"
     return None
 
 
 class JoinedAdapters(MergeKind):
-    """Runs weighted sums of LoRA adapters on their base, which stays as it was loaded.
+    """Runs merges of LoRA adapters on their base, which stays as it was loaded.
 
     Args:
         sources: The adapters, opened as sources.
         base: Their base.
-        method: Name of the merge method, which must be a sum of weighted task vectors.
+        method: Name of the merge method: a sum of weighted task vectors, or any in core space.
         model: The base in memory, in the dtype that candidates run in; its linear layers, quantised
             or not, get a forward hook.
         router: As for `MergeKind`.
+        core: Whether they are merged in core space.
+        seed: The recipe's seed.
 
     Raises:
         SourceError: The sources are not adapters of the base, or change what is no linear layer of
@@ -87,11 +89,14 @@ class JoinedAdapters(MergeKind):
         model: PreTrainedModel,
         *,
         router: int | Literal["merge"] = 0,
+        core: bool = False,
+        seed: int = 0,
     ) -> None:
         from torch import nn
 
         super().__init__(sources, base, method, {}, router=router)
-        if (reason := why_merged(sources, base, method, {})) is not None:
+        reason = why_merged(sources, base, method, {}, core=core, router=router)
+        if reason is not None:
             raise SourceError(f"{reason}; write unmerged: false")
         modules = {
             f"{path}.weight": module
@@ -103,11 +108,6 @@ class JoinedAdapters(MergeKind):
         for name in sorted(
             {name for source in sources for name in source.changes}, key=tensor_order
         ):
-            changing = [
-                number
-                for number, source in enumerate(sources)
-                if source.adapter and name in source.changes
-            ]
             called = (
                 own
                 for moved in (False, True)
@@ -115,16 +115,21 @@ class JoinedAdapters(MergeKind):
             )
             module = next((modules[own] for own in called if own in modules), None)
             if module is None:
+                changing = next(source for source in sources if name in source.changes)
                 raise SourceError(
-                    f"{sources[changing[0]]}: {name} is no linear layer of the model; write "
-                    "unmerged: false"
+                    f"{changing}: {name} is no linear layer of the model; write unmerged: false"
                 )
-            factors = {}
-            for number in changing:
-                adapter = sources[number].adapter
-                assert adapter is not None  # it changes this tensor
-                factors[number] = adapter.scaled_factors(sources[number].changes[name])
-            self.layers.append(_Layer(name, module, factors, model.dtype))
+            factors = factors_of(sources, name)
+            device = module.weight.device
+            layer: _Layer
+            if core:
+                small = Core(
+                    name, self.method, factors, len(sources), seed=seed, keep=True, device=device
+                )
+                layer = _CoreLayer(name, module, small, model.dtype)
+            else:
+                layer = _SumLayer(name, module, factors, model.dtype, self.method)
+            self.layers.append(layer)
 
     def apply(
         self,
@@ -133,19 +138,14 @@ class JoinedAdapters(MergeKind):
     ) -> None:
         """Let the model run with other weights; see `LiveMerger.apply`."""
         complete, chosen = self.complete(parameters, options)
-        for layer, call in self._calls(complete, chosen):
-            layer.write(call)
-
-    def _calls(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> list[tuple[_Layer, Call]]:
-        return [(layer, Call.of_tensor(layer.name, sources, options)) for layer in self.layers]
+        for layer in self.layers:
+            layer.write(complete, chosen)
 
     def run_alone(self, source: int | None) -> None:
         """Let the model run with one adapter alone, by its position among the sources, or with
         none."""
-        weights = [{"weight": float(number == source)} for number in range(self.source_count)]
-        self.apply(weights, {"lambda": 1.0})
+        for layer in self.layers:
+            layer.write_alone(source)
 
     def gradient(
         self,
@@ -156,23 +156,62 @@ class JoinedAdapters(MergeKind):
         """Derivative with respect to every number that has one; see `MergeGradient`."""
         complete, chosen = self.complete(parameters, options)
         check_no_ramp(self.method, [chosen, *complete])
-        calls = self._calls(complete, chosen)
         found: dict[str, list[Products]] = {}
         try:
-            for layer, call in calls:
-                layer.write(call)
+            for layer in self.layers:
+                layer.write(complete, chosen)
                 layer.weighted.requires_grad_(True)
             backward()
-            for layer, call in calls:
-                totals = zeros(self.method, call)
-                for source, sums in layer.row_sums():
-                    add_row_sums(call, source, sums, totals)
-                found[layer.name] = [totals]
+            for layer in self.layers:
+                found[layer.name] = [layer.products(complete, chosen)]
         finally:
             for layer in self.layers:
                 layer.weighted.requires_grad_(False)
                 layer.weighted.grad = None
         return by_number(found, complete, chosen)
+
+
+class _Layer:
+    """A linear layer of the base with the merge of its adapters beside it.
+
+    Attributes:
+        name: Name of its weight.
+        right: A: ranks x columns, in the dtype of the model.
+        weighted: B of the candidate: rows x ranks, in the dtype of the model.
+    """
+
+    def __init__(self, name: str, module: nn.Linear, right: Tensor, dtype: torch.dtype) -> None:
+        self.name = name
+        self.right = right.to(module.weight.device, dtype)
+        self.weighted = self.right.new_zeros(module.out_features, len(right))
+        module.register_forward_hook(self._add)
+
+    def _add(self, module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        import torch
+
+        inner = args[0].flatten(0, -2) @ self.right.T
+        return torch.addmm(output.flatten(0, -2), inner, self.weighted.T).view_as(output)  # (1)
+
+    @abstractmethod
+    def write(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+        """Compute B of a candidate."""
+
+    @abstractmethod
+    def write_alone(self, source: int | None) -> None:
+        """Take B of one adapter, by its position, or of none."""
+
+    @abstractmethod
+    def products(
+        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Products:
+        """Derivatives with respect to the numbers of the candidate, after a backward pass."""
+
+    @property
+    def slope(self) -> Tensor:
+        """The gradient with respect to B; 0 for an unused pooler."""
+        import torch
+
+        return torch.zeros_like(self.weighted) if self.weighted.grad is None else self.weighted.grad
 
 
 # Source i adds B_i A_i to the weight W; a candidate adds sum_i w_i lambda B_i A_i. With A = [A_1;
@@ -191,15 +230,13 @@ class JoinedAdapters(MergeKind):
 #
 # S_i being the columns of S that belong to i. From these numbers `add_row_sums` goes on as after a
 # merge.
-class _Layer:
-    """The adapters of one linear layer.
+class _SumLayer(_Layer):
+    """Sum of weighted adapters.
 
     Attributes:
-        name: Name of its weight.
-        left: The factor of each source that changes it, times its scaling: float32, rows x rank.
-        right: Right factors, one below the other: ranks x columns, in the dtype of the model.
-        weighted: The left factors times their weights, side by side: rows x ranks, in the dtype of
-            the model.
+        method: The merge method.
+        left: The factor of each source that changes the weight, times its scaling: float32, rows x
+            rank.
     """
 
     def __init__(
@@ -208,32 +245,22 @@ class _Layer:
         module: nn.Linear,
         factors: Mapping[int, tuple[Tensor, Tensor]],
         dtype: torch.dtype,
+        method: MergeMethod,
     ) -> None:
         import torch
 
+        super().__init__(name, module, torch.cat([right for _, right in factors.values()]), dtype)
         device = module.weight.device
-        self.name = name
+        self.method = method
         self.left = {source: left.to(device) for source, (left, _) in factors.items()}
-        self.right = torch.cat([right for _, right in factors.values()]).to(device, dtype)
-        self.weighted = torch.zeros(
-            module.out_features, len(self.right), dtype=dtype, device=device
-        )
-        module.register_forward_hook(self._add)
 
-    def _add(self, module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        import torch
-
-        inner = args[0].flatten(0, -2) @ self.right.T
-        return torch.addmm(output.flatten(0, -2), inner, self.weighted.T).view_as(output)  # (1)
-
-    def write(self, call: Call) -> None:
+    def write(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
         """Multiply the left factors by the weights of a call."""
         import torch
 
+        call = Call.of_tensor(self.name, sources, options)
         with torch.no_grad():
-            for (source, left), out in zip(
-                self.left.items(), self._columns(self.weighted), strict=True
-            ):
+            for source, left, out in self._columns(self.weighted):
                 weight = call.sources[source]["weight"]
                 numbers = (
                     _of_rows(weight, len(left)) if isinstance(weight, Rows) else np.full(1, weight)
@@ -241,23 +268,51 @@ class _Layer:
                 factors = torch.from_numpy((call.options["lambda"] * numbers).astype(np.float32))
                 out.copy_(left * factors.to(left.device)[:, None])
 
-    def row_sums(self) -> list[tuple[int, Any]]:
-        """Compute for each source the inner product of every row of its task vector with the
-        gradient."""
+    def write_alone(self, source: int | None) -> None:
+        """Take one left factor."""
+        for other, left, out in self._columns(self.weighted):
+            out.copy_(left) if other == source else out.zero_()
+
+    def products(
+        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Products:
+        """Inner products of every row of the task vectors with the gradient, (2), in float64."""
         import torch
 
-        slope = (
-            torch.zeros_like(self.weighted) if self.weighted.grad is None else self.weighted.grad
-        )  # of an unused pooler
-        # (2), row by row, in float64.
-        parts = zip(self.left.items(), self._columns(slope), strict=True)
-        return [
-            (source, (left * part.float()).sum(1, dtype=torch.float64).numpy(force=True))
-            for (source, left), part in parts
-        ]
+        call = Call.of_tensor(self.name, sources, options)
+        totals = zeros(self.method, call)
+        for source, left, part in self._columns(self.slope):
+            sums = (left * part.float()).sum(1, dtype=torch.float64).numpy(force=True)
+            add_row_sums(call, source, sums, totals)
+        return totals
 
-    def _columns(self, joined: Tensor) -> Sequence[Tensor]:
-        return joined.split([left.shape[1] for left in self.left.values()], dim=1)
+    def _columns(self, joined: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield each source with its left factor and its columns of a matrix like B."""
+        parts = joined.split([left.shape[1] for left in self.left.values()], dim=1)
+        for (source, left), part in zip(self.left.items(), parts, strict=True):
+            yield source, left, part
+
+
+class _CoreLayer(_Layer):
+    """Merge in core space: A is V_A, and B is U_B M."""
+
+    def __init__(self, name: str, module: nn.Linear, core: Core, dtype: torch.dtype) -> None:
+        super().__init__(name, module, core.right, dtype)
+        self.core = core
+
+    def write(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+        """Merge the small matrices."""
+        self.weighted.copy_(self.core.merge(sources, options))
+
+    def write_alone(self, source: int | None) -> None:
+        """Take one small matrix."""
+        self.weighted.copy_(self.core.alone(source))
+
+    def products(
+        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Products:
+        """Derivatives through the method's own function; see `Core.products`."""
+        return self.core.products(self.slope, sources, options)
 
 
 def _of_rows(value: Rows, rows: int) -> Any:

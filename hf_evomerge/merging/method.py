@@ -160,6 +160,10 @@ class MergeMethod:
         """The parameters with one value."""
         return tuple(parameter for parameter in self.parameters if parameter.scope == "global")
 
+    def adds(self, options: Mapping[str, Any]) -> bool:
+        """Tell whether the result is ``base + lambda * sum w_i d_i`` with these options."""
+        return self.is_sum and self.task_vectors and not options.get("normalize")
+
     def takes_base_as_first(self, sources: int) -> bool:
         """Tell whether the base is the first tensor handed to the function."""
         return not self.task_vectors and sources < self.count[0]

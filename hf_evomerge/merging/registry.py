@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import EvoMergeError, RecipeError, nearest
+from ..recipes.recipe import MergePart
 from .method import MergeFunction, MergeMethod
 from .parameters import Parameter
 
@@ -68,3 +69,9 @@ def get_method(name: str) -> MergeMethod:
     if name not in METHODS:
         raise RecipeError(f"merge.method: {name!r} is not known; {nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def in_core(part: MergePart) -> bool:
+    """Tell whether a merge is made in core space. A sum is the same merge there, and made of the
+    adapters as they are."""
+    return bool(part.core_space) and not get_method(part.method).adds(part.options)

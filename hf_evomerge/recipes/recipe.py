@@ -215,6 +215,10 @@ class MergePart(StrictModel):
     ``[0, 0.5, 1]``, or a mapping to numbers and gradients: from layer groups (``embed``,
     ``blocks.0-3``, ``blocks.4.attn``, ``head``) or patterns of tensor names (``"*down_proj*"``);
     the key ``default`` stands for all that is not named."""
+    core_space: bool | None = None
+    """Whether LoRA adapters of ``base`` are merged in core space (arXiv:2509.17786), whatever the
+    method: as small matrices in a basis that all their changes of a module share. The result is an
+    adapter. It is another merge than that of the weights, unless the method is a plain sum."""
     router: Index | Literal["merge"] | None = None
     """Source whose routers a mixture of experts has in the result, as an index into the recipe's
     sources; the first that takes part (of a slice: its first) where absent. ``merge``: they are
@@ -382,6 +386,8 @@ class Recipe(StrictModel):
             )
         if self.merge is not None:
             self.merge.check_slices()
+            if self.merge.core_space:
+                self._check_core()
             merged = self.merge_sources
             if bad := [i for i in merged if i >= len(self.sources)]:
                 where = "sources" if self.merge.slices is None else "slices"
@@ -419,6 +425,22 @@ class Recipe(StrictModel):
                     f"flow: source {bad[0]} is not there; there are {count}, numbered from 0"
                 )
         return self
+
+    def _check_core(self) -> None:
+        """Raise `ValueError` where more than the adapters of one base would be merged."""
+        assert self.merge is not None
+        if self.base is None:
+            raise ValueError("base: merge.core_space is for adapters of one base; name that model")
+        others = {
+            "merge.slices": self.merge.slices is not None,
+            "vocabulary": self.vocabulary is not None,
+            "component": self.has_components,
+        }
+        for key, is_given in others.items():
+            if is_given:
+                raise ValueError(
+                    f"{key}: merge.core_space changes linear layers alone; leave one of them out"
+                )
 
     def _check_donors(self) -> None:
         """Raise `ValueError` unless the sources of rows and of the tokenizer are there."""

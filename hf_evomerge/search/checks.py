@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
 from ..fitness import Example, check_disjoint
+from ..merging.registry import in_core
 from .evaluation.devices import check_device, devices_of
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
@@ -54,10 +55,10 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
             if config.compute.quantization
             else ""
         )
-        merges = "`compute: {unmerged: false}` merges each"
-        found.notes.append(
-            f"candidates run unmerged, as LoRA adapters on their base{bits}; {merges}"
-        )
+        more = "; `compute: {unmerged: false}` merges each"
+        if in_core(config.merge_part()):
+            more = ", merged in core space"
+        found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}{more}")
     # the head of a cluster reads nothing for paths
     reads = config.space != "dfs" and evaluator.sources.weights
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)

@@ -94,7 +94,7 @@ def evaluate_model(
     if split not in (known := {*SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model, adapter=adapter)
-    merge = config.merge.model_copy(update={"sources": None})
+    merge = config.merge.model_copy(update={"sources": None, "core_space": None})
     path = config.path.model_copy(update={"order": None})
     # the search's sources are not needed, nor the numbers by which it names them
     alone = config.model_copy(

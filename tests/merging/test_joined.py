@@ -1,6 +1,7 @@
 """Adapters that run on their base without being merged, against the same merges written into a
 whole model."""
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, FAMILIES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, SourceError
 from hf_evomerge.merging.gradient import MergeGradient
 from hf_evomerge.merging.joined import JoinedAdapters, why_merged
 from hf_evomerge.merging.live import LiveMerger
-from hf_evomerge.recipes.recipe import SourceRef
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 
 ADAPTERS: dict[str, list[dict[str, Any]]] = {
@@ -111,6 +113,70 @@ def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
     for number, slope in wanted.items():
         assert found.get(number, 0.0) == pytest.approx(slope, rel=1e-3, abs=1e-5), number
     assert found == joined.gradient(parameters, options, lambda: loss(light))
+
+
+CORE: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "ties": ([{"weight": 0.7, "density": 0.6}, {"weight": {"*mlp*": 0.4, "default": 0.9}}], {}),
+    "slerp": ([{}, {}], {"t": 0.3}),
+    "linear": (
+        [{"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}}, {"weight": {NAME: [1.0, 0.3]}}],
+        {"normalize": False},
+    ),
+    "nuslerp": ([{"weight": 0.7}, {"weight": 0.4}], {}),
+}
+
+
+@pytest.mark.parametrize("method", CORE)
+def test_core_space_is_the_adapter_that_is_built(method, family, load, tmp_path):
+    """Candidates in core space say what the built adapter says, and slopes are those of
+    differences."""
+    sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["other modules"])
+    parameters, options = CORE[method]
+    if method == "linear":
+        parameters = [parameters[0], {"weight": {**parameters[1]["weight"], "default": 0.7}}]
+    model = load(family / "base").double().requires_grad_(False)
+    joined = JoinedAdapters(sources, base, method, model, core=True, seed=5)
+
+    def loss() -> torch.Tensor:
+        """In float64, so that differences have digits."""
+        said = model(token_ids()).logits[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(said, token_ids()[:, 1:].flatten())
+
+    found = joined.gradient(parameters, options, lambda: loss().backward())
+    refs = [source.ref.model_dump() for source in sources]
+    merge = {"method": method, "core_space": True, "parameters": parameters, "options": options}
+    recipe = {"sources": refs, "base": base.ref.model_dump(), "merge": merge, "seed": 5}
+    folder = build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False)
+    tuned = PeftModel.from_pretrained(load(family / "base").double(), folder).eval()
+    assert torch.allclose(logits(model), logits(tuned), atol=2e-5)
+    assert any(found.values())
+    for (name, source, key), slope in found.items():
+        ends = []
+        for step in (1e-3, -1e-3):
+            moved = copy.deepcopy(options if source is None else parameters[source])
+            if isinstance(key, tuple):
+                moved[name][key[0]][key[1]] += step
+            elif key is not None:
+                moved[name][key] += step
+            else:
+                moved[name] = moved.get(name, 1.0) + step
+            others = [moved if at == source else own for at, own in enumerate(parameters)]
+            joined.apply(others, moved if source is None else options)
+            ends.append(float(loss()))
+        wanted = (ends[0] - ends[1]) / 2e-3
+        assert slope == pytest.approx(wanted, rel=0.02, abs=2e-6), (name, source, key)
+
+
+def test_one_adapter_alone_in_core_space(family, load, tmp_path):
+    """A source alone in core space says what it says without."""
+    sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["other modules"])
+    models = [load(family / "base") for _ in range(2)]
+    joined = JoinedAdapters(sources, base, "ties", models[0], core=True)
+    plain = JoinedAdapters(sources, base, "task_arithmetic", models[1])
+    for number in (1, 0, None):
+        joined.run_alone(number)
+        plain.run_alone(number)
+        assert torch.allclose(logits(models[0]), logits(models[1]), atol=1e-5)
 
 
 def test_a_layer_that_the_score_does_not_pass_has_no_slope(family, load, tmp_path):
@@ -240,6 +306,7 @@ def test_what_is_merged_instead(family, tmp_path):
         ("another", "task_arithmetic", {}, sources, None),
     ):
         assert line in (why_merged(*given, method, options) or ""), line
+    assert why_merged(sources, base, "ties", {}, core=True) is None
 
 
 def test_more_numbers_than_rows(family, load, tmp_path):

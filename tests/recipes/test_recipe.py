@@ -216,7 +216,7 @@ def test_numbers_are_numbers(text, value):
         ),
         (
             HEAD + "merge: {method: linear, weight: 1}",
-            "merge.weight: no such key; there are method, options, ",
+            "merge.weight: no such key; there are core_space, method, ",
         ),
         (
             HEAD + "merge: {method: linear, sources: [0, 2]}",

@@ -17,7 +17,7 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.diff import diff_models
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
@@ -121,10 +121,18 @@ def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):
 # ---- what such a search ends with
 
 
-def test_a_search_over_adapters_ends_with_one(adapters, search_config, tmp_path):
+CORE = {"method": "ties", "core_space": True, "groups": "block", "parameters": {"density": 0.6}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"merge": CORE}, {"merge": CORE, "optimize": [{**GRADIENT, "batch": 2}]}],
+    ids=["sum", "ties in core space", "the same by gradient"],
+)
+def test_a_search_over_adapters_ends_with_one(more, adapters, search_config, tmp_path):
     """The winner is an adapter that scores what the search says, which commands and functions open
     as the model it is."""
-    config = search_config("ps", **adapters)
+    config = search_config("ps", **more, **adapters)
     result = run_search(config, tmp_path / "out")
     folder = tmp_path / "out" / "model"
     assert {
@@ -142,6 +150,24 @@ def test_a_search_over_adapters_ends_with_one(adapters, search_config, tmp_path)
     )
     assert inspect_model(folder).stored == inspect_model(whole).stored
     assert (diff_models(folder, whole).total.weights.relative or 0) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"compute": {"unmerged": False}}, "goes with space: ps and adapters that run unmerged"),
+        (KINDS["hybrid"], "goes with space: ps"),
+        ({"sources": "whole"}, "is no LoRA adapter"),
+    ],
+)
+def test_core_space_needs_adapters_that_run_unmerged(more, line, adapters, search_config, tiny):
+    """A search that would write whole weights is refused before anything is loaded."""
+    given = {**adapters, **more, "merge": CORE}
+    if "sources" in more:
+        given["sources"] = [*adapters["sources"], adapters["base"]]
+    config = search_config(**{"space": "ps", **given})
+    with pytest.raises(EvoMergeError, match=f"^merge.core_space: .*{line}"):
+        Evaluator(config).sources.runs_unmerged(config.merge_part())
 
 
 def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tiny, tmp_path):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...checkpoints.headers import read_mapping
 from ...errors import SourceError
 from ...fitness.encoding import FORCED_TOKENS, SPECIAL_TOKENS
+from ...merging.registry import in_core
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
 from .devices import devices_of
@@ -280,7 +281,7 @@ class ModelPool:
         )
         kind = self.sources.kind_of(part)
         joined = self.sources.runs_unmerged(part)
-        key = ("joined", part.method, *numbers, router) if joined else kind
+        key = ("joined", part.method, in_core(part), *numbers, router) if joined else kind
         if self._merger is None or self._merger[0] != key:
             self._merger = self._gradient = self._applied = (
                 None  # first: task vectors of two kinds are not held at once
@@ -305,7 +306,16 @@ class ModelPool:
         with self._unmeasured():
             for source in plan.sources:
                 source.download()
-            return JoinedAdapters(plan.sources, plan.base, part.method, model, router=router), model
+            merger = JoinedAdapters(
+                plan.sources,
+                plan.base,
+                part.method,
+                model,
+                router=router,
+                core=plan.core,
+                seed=self.config.compute.seed,
+            )
+        return merger, model
 
     def _live_merger(
         self, part: MergePart, router: int | Literal["merge"]

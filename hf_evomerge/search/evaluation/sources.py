@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ...errors import SourceError
+from ...merging.registry import in_core
 from ...recipes.layer_groups import merged_names
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
@@ -141,6 +142,7 @@ class SearchSources:
             tuple(sorted(part.options)),
             tuple(part.sources or range(len(self))),
             part.router,
+            in_core(part),
         )
 
     def runs_unmerged(self, part: MergePart) -> bool:
@@ -149,23 +151,25 @@ class SearchSources:
         from ...merging.joined import why_merged
 
         compute = self.config.compute
-        wanted = "unmerged" if compute.unmerged else None
-        if compute.quantization:
-            wanted = "quantization"
+        core = in_core(part)
+        wanted = "compute.unmerged" if compute.unmerged else None
+        only = {"merge.core_space": core, "compute.quantization": compute.quantization}
+        wanted = next((key for key, given in only.items() if given), wanted)
         if compute.unmerged is False or self.config.space != "ps":  # paths run through whole layers
-            if compute.quantization:
+            if any(only.values()):
                 raise SourceError(
-                    "compute.quantization: goes with space: ps and adapters that run "
-                    "unmerged; leave it out"
+                    f"{wanted}: goes with space: ps and adapters that run unmerged; leave it out"
                 )
             return False
         refs = [self.config.sources[number] for number in part.sources or range(len(self))]
         if wanted is None and (self.base is None or any(ref.adapter is None for ref in refs)):
             return False
         plan = self.merged(part).plan
-        reason = why_merged(plan.sources, plan.base, part.method, part.options)
+        reason = why_merged(
+            plan.sources, plan.base, part.method, part.options, core=core, router=part.router
+        )
         if reason is not None and wanted:
-            raise SourceError(f"compute.{wanted}: {reason}; leave it out")
+            raise SourceError(f"{wanted}: {reason}; leave it out")
         return reason is None
 
     @cached_property

@@ -321,10 +321,15 @@ class SearchConfig(StrictModel):
         """The recipe of a candidate: these parts, of the search's sources."""
         return Recipe(**self._recipe(merge, flow))
 
-    def merge_part(self) -> MergePart:
-        """A merge of the kind that is searched, with the method's defaults for numbers."""
+    def merge_part(self, **numbers: Any) -> MergePart:
+        """A merge of the kind that is searched, with these ``options`` and ``parameters``; the
+        method's defaults where absent."""
         return MergePart(
-            method=self.merge.method, sources=self.merge.sources, router=self.merge.router
+            method=self.merge.method,
+            sources=self.merge.sources,
+            core_space=self.merge.core_space,
+            router=self.merge.router,
+            **numbers,
         )
 
     def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:

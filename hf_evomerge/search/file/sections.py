@@ -70,6 +70,9 @@ class MergeConfig(StrictModel):
     method's own bounds)."""
     options: dict[str, bool | Number | str | Range] = Field(default_factory=dict)
     """The method's global parameters: a value (fixed), or for a number a range (evolved)."""
+    core_space: bool | None = None
+    """Whether LoRA adapters of ``base`` are merged in core space, whatever the method; see the
+    recipe's. Candidates run unmerged."""
     sources: Numbers | None = None
     """The sources that take part, as indices; all by default."""
     router: Index | Literal["merge"] | None = None
@@ -171,7 +174,8 @@ class ComputeConfig(StrictModel):
     unmerged: bool | None = None
     """Whether candidates of a ``ps`` search over LoRA adapters run as adapters on their base,
     instead of being merged into a copy of it. Where absent they do where all sources are adapters
-    of ``base`` and the method is ``task_arithmetic``. Scores are the same up to rounding."""
+    of ``base`` and the method is ``task_arithmetic``, and in core space. Scores are the same up to
+    rounding."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Bits of the base that adapters run on, by bitsandbytes (extra ``quantization``); ``4bit`` is
     QLoRA's NF4. All scores of the study are then of adapters on that base. In ``8bit`` a score

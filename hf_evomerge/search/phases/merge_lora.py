@@ -133,11 +133,7 @@ def together_stage(config: SearchConfig) -> Stage:
     method = get_method(config.merge.method)
     where = "compare.baselines: merge+lora"
     options = config.merge.options
-    if (
-        not (method.is_sum and method.task_vectors)
-        or options.get("normalize")
-        or options.get("lambda") == 0
-    ):
+    if not method.adds(options) or options.get("lambda") == 0:
         plain = "task_arithmetic, without normalize and lambda: 0"
         raise SearchError(
             f"{where} adds an adapter to a sum of task vectors; leave it out, or write {plain}"

@@ -19,7 +19,7 @@ from ...merging.parameters import Parameter
 from ...merging.registry import get_method
 from ...recipes.layer_groups import check_keys, classify, group_keys, has_post_norms, select_key
 from ...recipes.limited_yaml import MAX_NODES
-from ...recipes.recipe import MergePart, Recipe
+from ...recipes.recipe import Recipe
 from ...recipes.run import wsm_weights
 from ..evaluation.gradients import WeightSlopes
 from ..file.config import SearchConfig
@@ -357,9 +357,4 @@ class ParameterSpace:
                 parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault(
                     "default", 0.0
                 )
-        kind: dict[str, Any] = {
-            "method": self.space.method,
-            "sources": self.space.sources,
-            "router": self.space.router,
-        }
-        return self.config.recipe(merge=MergePart(**kind, options=options, parameters=parameters))
+        return self.config.recipe(self.config.merge_part(options=options, parameters=parameters))

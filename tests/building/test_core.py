@@ -1,0 +1,344 @@
+"""Merges in core space: adapters that equal a computation by hand, their whole models, and what is
+refused."""
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import merge_reference as reference
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from slowly import slow_beyond
+from tiny_adapters import save_adapter
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.record import read_build_record
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import EvoMergeError, RecipeError
+from hf_evomerge.mergekit import to_mergekit
+from hf_evomerge.recipes.recipe import Recipe
+
+# Three adapters: of other ranks and scalings, and two of them of other modules.
+SETTINGS: list[dict[str, Any]] = [
+    {"r": 4, "lora_alpha": 7},
+    {
+        "r": 3,
+        "lora_alpha": 5,
+        "use_rslora": True,
+        "target_modules": ["q_proj", "down_proj", "c_attn"],
+    },
+    {"r": 5, "lora_alpha": 4},
+]
+WEIGHTS = [0.7, 1.2, 0.4]
+GROUPED = [{"blocks.1": weight, "default": 2 - weight} for weight in WEIGHTS]
+ROWS = [[0.2, 0.9, 1.4], [1.0], [0.3, 1.1]]
+
+
+def ties(cores, weights, normalize):
+    """TIES at density .5, of small matrices."""
+    kept = [reference.trim(core.ravel(), 0.5) for core in cores]
+    shape = cores[0].shape
+    return reference.vote(np.zeros(cores[0].size), kept, weights, normalize).reshape(shape)
+
+
+def della(cores, weights, n):
+    """DELLA at density .5, of small matrices."""
+    shape = cores[0].shape
+    kept = []
+    for at, core in enumerate(cores):
+        field = reference.random_field(3, at, n, core.size)
+        kept.append(reference.della(core, 0.5, 0.15, field).ravel())
+    return reference.vote(np.zeros(cores[0].size), kept, weights, True).reshape(shape)
+
+
+def total(cores, weights):
+    """The weighted sum."""
+    return sum(weight * core for weight, core in zip(weights, cores, strict=True))
+
+
+# What a recipe says of the merge beside the numbers, and how to compute it by hand.
+KINDS: dict[str, tuple[dict[str, Any], Any]] = {
+    "linear": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
+    "task arithmetic": (
+        {"method": "task_arithmetic", "options": {"lambda": 0.6}},
+        lambda m, w, n: 0.6 * total(m, w),
+    ),
+    "slerp": (
+        {"method": "slerp", "sources": [2, 0], "options": {"t": 0.3}},
+        lambda m, w, n: reference.slerp(m[0], m[1], 0.3),
+    ),
+    "ties, normalised": ({"method": "ties"}, lambda m, w, n: ties(m, w, True)),
+    "ties": (
+        {"method": "ties", "options": {"normalize": False}},
+        lambda m, w, n: ties(m, w, False),
+    ),
+    "dare at density 1": ({"method": "dare_ties"}, lambda m, w, n: voted(m, w)),
+    "della": ({"method": "della"}, della),
+    "sce": ({"method": "sce"}, lambda m, w, n: reference.sce(np.zeros(m[0].shape), m)),
+    "ties, groups": ({"method": "ties"}, lambda m, w, n: ties(m, w, True)),
+    "linear, groups": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
+    "linear, rows": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
+    "task arithmetic, rows": ({"method": "task_arithmetic"}, lambda m, w, n: total(m, w)),
+}
+DENSITIES = {"ties": 0.5, "della": 0.5}
+OFTEN = [("ties, normalised", "llama"), ("linear, rows", "qwen2"), ("slerp", "gpt2")]
+ARCHITECTURES = ["llama", "qwen2", "gpt2"]  # the last two have tied embeddings
+
+
+def voted(cores, weights):
+    """The vote of TIES on whole matrices."""
+    flat = [core.ravel() for core in cores]
+    found = reference.vote(np.zeros(cores[0].size), flat, weights, False)
+    return found.reshape(cores[0].shape)
+
+
+def save_family(folder: Path, architecture: str) -> list[dict[str, Any]]:
+    """Save a tiny base and its adapters; return the sources of a recipe."""
+    tiny_model(architecture).save_pretrained(folder / "base")
+    sources = []
+    for number, settings in enumerate(SETTINGS):
+        adapter = save_adapter(folder / "base", folder / f"adapter{number}", number + 1, **settings)
+        sources.append({"model": str(folder / "base"), "adapter": str(adapter)})
+    return sources
+
+
+def make_recipe(refs: list[dict[str, Any]], **merge: Any) -> Recipe:
+    """A recipe in core space."""
+    own = {key: merge.pop(key) for key in ("rank", "dtype", "vocabulary") if key in merge}
+    return Recipe.model_validate(
+        {
+            "sources": refs,
+            "base": {"model": refs[0]["model"]},
+            "merge": {"core_space": True, **merge},
+            "seed": 3,
+            **own,
+        }
+    )
+
+
+def products(sources: list[dict[str, Any]]) -> dict[str, dict[int, tuple[Any, Any]]]:
+    """Scaled factors of each weight as it is stored, by the adapter's number, from its file."""
+    found: dict[str, dict[int, tuple[Any, Any]]] = {}
+    for number, source in enumerate(sources):
+        folder = Path(source["adapter"])
+        config = json.loads((folder / "adapter_config.json").read_text())
+        rank = config["r"]
+        scaling = config["lora_alpha"] / (np.sqrt(rank) if config["use_rslora"] else rank)
+        state = load_file(folder / "adapter_model.safetensors")
+        for key in (key for key in state if "lora_A" in key):
+            a = state[key].double().numpy()
+            b = state[key.replace("lora_A", "lora_B")].double().numpy()
+            left, right = (a.T, b.T) if ".c_" in key else (b, a)  # GPT-2's way round
+            name = key.removeprefix("base_model.model.").replace("lora_A.", "")
+            found.setdefault(name, {})[number] = (scaling * left, right)
+    return found
+
+
+def basis(vectors):
+    """Left singular vectors, the largest entry of each positive."""
+    u = np.linalg.svd(vectors, full_matrices=False)[0]
+    return u * np.sign(u[np.abs(u).argmax(0), range(u.shape[1])])
+
+
+def by_hand(pairs, numbers, count, merge):
+    """The change of one weight, in float64."""
+    left = basis(np.hstack([b for b, _ in pairs.values()]))
+    right = basis(np.vstack([a for _, a in pairs.values()]).T).T
+    cores = [np.zeros((left.shape[1], len(right)))] * count
+    for number, (b, a) in pairs.items():
+        cores[number] = left.T @ b @ a @ right.T
+    rows = []
+    for row, vector in enumerate(left):
+        of_row = [own[row * len(own) // len(left)] for own in numbers]
+        rows.append(vector @ merge(cores, of_row) @ right)
+    return np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: Any) -> dict[str, list[dict[str, Any]]]:
+    """The sources of each architecture."""
+    return {name: save_family(tmp_path_factory.mktemp(name), name) for name in ARCHITECTURES}
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), slow_beyond(OFTEN, itertools.product(KINDS, ARCHITECTURES))
+)
+def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_path):
+    """Merged into the base by peft alone, the adapter gives the weights of a computation in
+    float64; and so does the whole model."""
+    fields, merge = KINDS[kind]
+    sources = families[architecture]
+    merged = fields.get("sources", [0, 1, 2])
+    named = products(sources)
+    by_rows = next(iter(named))
+    values: list[Any] = WEIGHTS
+    if "groups" in kind:
+        values = GROUPED
+    elif "rows" in kind:
+        values = [{by_rows: own, "default": 0.5} for own in ROWS]
+    density = {"density": DENSITIES[fields["method"]]} if fields["method"] in DENSITIES else {}
+    weighted = fields["method"] not in ("slerp", "sce")
+    given = [{"weight": value, **density} for value in values] if weighted else []
+    recipe = make_recipe(sources, **fields, parameters=given)
+    folder = build_model(recipe, tmp_path / "out", progress=False)
+    assert not (folder / "config.json").exists()
+    base = AutoModelForCausalLM.from_pretrained(sources[0]["model"])
+    plain = {name: tensor.double() for name, tensor in base.state_dict().items()}
+    found = PeftModel.from_pretrained(base, folder).merge_and_unload().state_dict()
+    whole = open_source(str(build_model(recipe, tmp_path / "whole", progress=False, whole=True)))
+    changed = 0
+    for name in whole.tensors:
+        live = next(own for own in plain if own.endswith(name))
+        wanted = plain[live].numpy()
+        pairs = {
+            merged.index(number): pair
+            for number, pair in named.get(live, {}).items()
+            if number in merged
+        }
+        if pairs:
+            numbers = [numbers_of(value, live, by_rows) for value in values]
+            change = by_hand(pairs, numbers, len(merged), partial(merge, n=name))
+            wanted = wanted + change
+            changed += np.abs(change).max() > 0.01
+        assert np.abs(found[live].double().numpy() - wanted).max() < 1e-6, name
+        assert np.abs(whole.read(name).double().numpy() - wanted).max() < 1e-6, name
+    assert changed > 4
+
+
+def numbers_of(value: Any, name: str, by_rows: str) -> list[float]:
+    """The numbers of a source for the rows of a tensor."""
+    if not isinstance(value, dict):
+        return [value]
+    if by_rows in value:
+        return value[by_rows] if name == by_rows else [value["default"]]
+    return [value["blocks.1" if ".1." in name else "default"]]
+
+
+def test_equal_adapters_give_themselves(families, tmp_path):
+    """An adapter merged with itself is itself; directions that float32 does not tell from 0 are 0,
+    and the largest entry of the others is positive."""
+    first = families["llama"][0]
+    recipe = make_recipe([first, first], method="ties", parameters=[{"density": 1.0}] * 2)
+    state = load_file(
+        build_model(recipe, tmp_path / "out", progress=False) / "adapter_model.safetensors"
+    )
+    for name, pairs in products([first]).items():
+        module = name.removesuffix(".weight")
+        b, a = (state[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "BA")
+        left, right = pairs[0]
+        assert np.abs((b.double() @ a.double()).numpy() - left @ right).max() < 1e-6
+        assert a.shape[0] == 8
+        vectors = a[a.any(dim=1)]
+        assert len(vectors) == 4
+        assert (vectors.gather(1, vectors.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def test_a_rank_and_a_dtype(families, tmp_path):
+    """A smaller rank is the best one of the merged change, as for a sum; the record has what it
+    keeps."""
+    fields = {"method": "ties", "parameters": [{"density": 0.5}] * 3}
+    exact, small = (
+        build_model(
+            make_recipe(families["llama"], **fields, **own), tmp_path / str(number), progress=False
+        )
+        for number, own in enumerate(({}, {"rank": 2, "dtype": "bfloat16"}))
+    )
+    states = [load_file(folder / "adapter_model.safetensors") for folder in (exact, small)]
+    letters = [
+        f"base_model.model.model.layers.1.mlp.down_proj.lora_{letter}.weight" for letter in "BA"
+    ]
+    whole, kept = (state[letters[0]].double() @ state[letters[1]].double() for state in states)
+    u, values, v = torch.linalg.svd(whole)
+    assert torch.allclose(kept, u[:, :2] @ values[:2].diag() @ v[:2], atol=0.02)
+    assert states[1][letters[0]].dtype == torch.bfloat16
+    share = float(values[:2].square().sum() / values.square().sum())
+    assert read_build_record(small).energy["model.layers.1.mlp.down_proj"] == pytest.approx(
+        share, abs=1e-5
+    )
+
+
+def test_a_sum_is_the_same_merge(families, tmp_path):
+    """Task arithmetic in core space has the bits that it has without."""
+    recipe = make_recipe(families["llama"], method="task_arithmetic")
+    plain = recipe.model_copy(
+        update={"merge": recipe.merge.model_copy(update={"core_space": None})}
+    )
+    weights = [
+        (
+            build_model(each, tmp_path / str(number), progress=False) / "adapter_model.safetensors"
+        ).read_bytes()
+        for number, each in enumerate((recipe, plain))
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
+    """Number of threads and a second build do not matter."""
+    recipe = make_recipe(families["qwen2"], method="dare_ties", parameters=[{"density": 0.5}] * 3)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3, 1):
+        torch.set_num_threads(threads)
+        folder = build_model(recipe, tmp_path / str(len(found)), progress=False)
+        found.append((folder / "adapter_model.safetensors").read_bytes())
+    torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"use_dora": True, "target_modules": ["q_proj"]}, r"by more than the product .*\(DoRA\)"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, r"\(a whole tensor\)"),
+        ({"target_modules": ["embed_tokens"]}, r"\(embeddings\)"),
+        (None, "is no LoRA adapter of a language model"),
+    ],
+)
+def test_what_is_no_product_is_refused(settings, line, families, tmp_path):
+    """DoRA, whole tensors, embeddings and whole models have no place in core space."""
+    first = families["llama"][0]
+    base = Path(first["model"])
+    other = {"model": str(base)}
+    if settings is not None:
+        other["adapter"] = str(save_adapter(base, tmp_path / "adapter", 5, **settings))
+    with pytest.raises(EvoMergeError, match=rf"^merge.core_space: .*{line}.*; leave it out$"):
+        check_recipe(make_recipe([first, other], method="ties"))
+
+
+def test_what_does_not_go_with_it(families):
+    """Keys that change more than linear layers are refused when the recipe is read; mergekit has
+    no such merge."""
+    recipe = make_recipe(families["llama"], method="ties")
+    with pytest.raises(RecipeError, match="mergekit merges whole weights"):
+        to_mergekit(recipe)
+    fields = recipe.model_dump(mode="json", exclude_none=True)
+    with pytest.raises(ValueError, match=r"base: merge\.core_space is for adapters of one base"):
+        Recipe.model_validate({key: value for key, value in fields.items() if key != "base"})
+    with pytest.raises(ValueError, match=r"vocabulary: merge\.core_space changes linear layers"):
+        Recipe.model_validate({**fields, "vocabulary": "union"})
+    slices = {"method": "ties", "core_space": True, "slices": [{"layers": ["0:0-1"]}]}
+    with pytest.raises(ValueError, match=r"merge\.slices: merge\.core_space changes"):
+        Recipe.model_validate({**fields, "merge": slices})
+    parts = [{**source, "component": "text"} for source in fields["sources"]]
+    with pytest.raises(ValueError, match=r"component: merge\.core_space changes"):
+        Recipe.model_validate({**fields, "sources": parts})
+
+
+def test_a_path_through_the_merge(families, tmp_path):
+    """The merged model can be a source of a path, as any merge."""
+    recipe = make_recipe(families["llama"], method="ties")
+    path = Recipe.model_validate(
+        {**recipe.model_dump(exclude_none=True), "flow": {"path": ["3:0-1"], "embedding_source": 3}}
+    )
+    routed = open_source(str(build_model(path, tmp_path / "path", progress=False)))
+    whole = open_source(str(build_model(recipe, tmp_path / "whole", progress=False, whole=True)))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    there = [own for own in routed.tensors if own.endswith("1.self_attn.q_proj.weight")]
+    assert torch.equal(routed.read(there[0]), whole.read(name))
