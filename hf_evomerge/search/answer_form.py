@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BestModel:
-    """Model that gives the right answers the highest log-probability in one form.
+class ModelScores:
+    """Log-probabilities of the right answers by one model in one form.
 
     Attributes:
         name: Its name.
@@ -50,7 +50,7 @@ class BestModel:
         return f"{self.values.mean():.1f} nats by {self.name}"
 
 
-FormScores = Mapping[AnswerForm, BestModel]
+FormScores = Mapping[AnswerForm, ModelScores]
 """The best model in each form; the form that the search has comes first."""
 
 
@@ -70,7 +70,7 @@ def measure_form(config: SearchConfig) -> tuple[AnswerForm, list[str]]:
     try:
         evaluator = Evaluator(config)
         _check_size(evaluator)
-        scores = score_forms(evaluator, spec)
+        scores = _best_models(evaluator, spec)
     except EvoMergeError as error:
         guess = f"{_in_words(own, [own])} is a guess ({error})"
         return own, [f"warning: {guess}; the dry run measures it, where models can be scored"]
@@ -87,7 +87,7 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
     """Warn where the answers are much likelier in another form than in the search's own."""
     if (spec := _likelihood(evaluator.config)) is None:
         return []
-    scores = score_forms(evaluator, spec)
+    scores = _best_models(evaluator, spec)
     own = next(iter(scores))
     best = _best(scores)
     if not _is_better(scores[best], scores[own]):
@@ -99,12 +99,12 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
 
 # The same answers under a changed prompt: with or without the chat template, with or without a
 # space before the answer. Log-probabilities of whole answers are comparable across forms, since the
-# text that is scored is the same but for the space. The best parent speaks for each form.
-def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
+# text that is scored is the same but for the space.
+def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, list[ModelScores]]:
     """Score the right answers to a few search examples by base and sources, in every form.
 
-    A chat template is compared where every model has one, and a space where the answers do not
-    begin with one.
+    The form that the search has comes first. A chat template is compared where every model has one,
+    and a space where the answers do not begin with one.
 
     Args:
         evaluator: The search's evaluator.
@@ -124,7 +124,7 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
     chats = [False, True] if has_template else [own.chat]
     for chat in chats:
         tasks.add(_split(chat), [replace(example, chat=chat) for example in examples])
-    scores: dict[AnswerForm, list[BestModel]] = {own: []}
+    scores: dict[AnswerForm, list[ModelScores]] = {own: []}
     scores |= {AnswerForm(separator, chat): [] for chat in chats for separator in separators}
     errors = list[str | None]()
     for label, ref in parents.items():
@@ -133,12 +133,18 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
             task = spec.model_copy(update={"separator": form.separator})
             found = evaluator.evaluate(ref, _split(form.chat), fitness=task)
             if found.error is None:
-                models.append(BestModel(name, found.values))
+                models.append(ModelScores(name, found.values))
             elif form == own:
                 errors.append(found.error)
     if not scores[own]:
         raise SearchError(f"no model can be evaluated: {errors[0]}")
-    return {form: max(models, key=_mean) for form, models in scores.items() if models}
+    return {form: models for form, models in scores.items() if models}
+
+
+def _best_models(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
+    """The parent that gives the answers the highest log-probability, which speaks for each form."""
+    scores = score_forms(evaluator, spec)
+    return {form: max(models, key=_mean) for form, models in scores.items()}
 
 
 def _likelihood(config: SearchConfig) -> LikelihoodSpec | None:
@@ -162,7 +168,7 @@ def _split(chat: bool) -> str:
     return f"answer form, chat: {chat}"
 
 
-def _mean(model: BestModel) -> float:
+def _mean(model: ModelScores) -> float:
     return float(model.values.mean())
 
 
@@ -170,7 +176,7 @@ def _best(scores: FormScores) -> AnswerForm:
     return max(scores, key=lambda form: _mean(scores[form]))
 
 
-def _is_better(best: BestModel, other: BestModel) -> bool:
+def _is_better(best: ModelScores, other: ModelScores) -> bool:
     """Tell whether answers are e times as probable, and by more than two standard errors.
 
     The errors are those of the paired difference over examples.
