@@ -16,6 +16,7 @@ from ..errors import EvoMergeError
 from ..lines import say
 from ..recipes.whole_file import write_whole
 from .common import (
+    LOGGER,
     SEARCH,
     START,
     AsJson,
@@ -489,6 +490,8 @@ def _run(
     with LiveTable(config=config) as table:
         result = run(callbacks=[table], build=build, **how)
     say(str(result))
+    if result.doubt is not None:
+        LOGGER.warning(result.doubt)
     lines = [
         f"recipe: {out / 'recipe.yaml'}",
         *([f"model:  {out / 'model'}"] if build else []),
@@ -497,7 +500,8 @@ def _run(
     if build and push is None:
         name = shlex.quote(str(out))
         lines.append(f"next:   hf-evomerge eval {name} --show 3")
-        lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
+        publish = f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50"
+        lines += [publish] if result.doubt is None else []
     typer.echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
         push_and_report(out, *push)

@@ -2,6 +2,7 @@
 dry run warns of."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from hf_evomerge.search import answer_form
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.results import result
 
 Trained = Callable[..., list[str]]
 
@@ -125,6 +127,30 @@ def test_a_dry_run_warns_of_the_wrong_form(trained, tmp_path):
         if "separator" in line
     )
     assert line.endswith('with separator: "", chat: true; write separator: "", chat: false')
+
+
+def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, monkeypatch):
+    """Where no answer is right, dry run and search say so before the search begins, and the next
+    step is to look at the answers. Where nothing speaks against it, it is to publish."""
+    names = [Path(name).name for name in trained("", "characters")]
+    monkeypatch.chdir(tmp_path)
+    letters = random.Random(0)
+    answers = ["".join(letters.choices("abcdpqrs", k=8)) for _ in PROBLEMS]
+    pairs = zip(PROBLEMS, answers, strict=True)
+    lines = [json.dumps({"prompt": prompt, "answer": other}) for (prompt, _), other in pairs]
+    Path("wrong.jsonl").write_text("\n".join(lines))
+    config, _ = measured(names, Path("wrong.jsonl"))
+    config.save("search.yaml")
+    nothing = "of the search examples no model answers one right"
+    assert any(nothing in line for line in plan_search(config).warnings)
+    words = ["search", "search.yaml", "--out", "study", "--workers", "0"]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    assert nothing in done.stderr
+    assert "every answer of evolved PS is wrong; look at" in done.stderr
+    assert done.stdout.endswith("next:   hf-evomerge eval study --show 3\n")
+    monkeypatch.setattr(result, "doubt", lambda rows: None)
+    assert "hf-evomerge push study" in CliRunner().invoke(cli.app, ["search", "study"]).stdout
 
 
 def test_choices_are_measured_too(trained, tmp_path):

@@ -207,7 +207,7 @@ def print_table() -> None:
             config, _ = measured(names, Path(folder) / "problems.jsonl")
             scores = score_forms(Evaluator(config), config.fitness)
         nats = [
-            f"{_name(*form)}: {', '.join(f'{model.values.mean():.1f}' for model in models)}"
+            f"{_name(*form)}: {', '.join(f'{model.mean:.1f}' for model in models)}"
             for form, models in scores.items()
         ]
         learnt = _name(separator, DATA[data].chat)
