@@ -100,7 +100,10 @@ def init(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="The model that they were fine-tuned from; that of adapters is known."),
+        typer.Option(
+            help="The model that they were fine-tuned from; by default what their adapters, cards "
+            "or configs name."
+        ),
     ] = None,
     example: Annotated[
         str | None,
