@@ -15,6 +15,7 @@ from ..errors import EvoMergeError
 from ..lines import say
 from ..recipes.whole_file import write_whole
 from .common import (
+    LOGGER,
     SEARCH,
     START,
     AsJson,
@@ -98,7 +99,10 @@ def init(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="The model that they were fine-tuned from; that of adapters is known."),
+        typer.Option(
+            help="The model that they were fine-tuned from; by default what their adapters, cards "
+            "or configs name."
+        ),
     ] = None,
     example: Annotated[
         str | None,
@@ -483,6 +487,8 @@ def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **h
     with LiveTable(config=config) as table:
         result = run_search(config, out, callbacks=[table], build=build, **how)
     say(str(result))
+    if result.doubt is not None:
+        LOGGER.warning(result.doubt)
     lines = [
         f"recipe: {out / 'recipe.yaml'}",
         *([f"model:  {out / 'model'}"] if build else []),
@@ -491,7 +497,8 @@ def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **h
     if build and push is None:
         name = shlex.quote(str(out))
         lines.append(f"next:   hf-evomerge eval {name} --show 3")
-        lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
+        publish = f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50"
+        lines += [publish] if result.doubt is None else []
     typer.echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
         push_and_report(out, *push)

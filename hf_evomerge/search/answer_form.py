@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ..errors import EvoMergeError, SearchError
-from ..fitness import TaskSpec
+from ..fitness import Scores, TaskSpec
 from ..fitness.likelihood import LikelihoodSpec
 from ..fitness.multiple_choice import MultipleChoiceSpec
 from .evaluation.devices import device_memory
@@ -24,10 +23,7 @@ from .evaluation.evaluator import Evaluator
 from .evaluation.memory import largest_model
 from .file.config import SearchConfig
 from .file.scaffold import AnswerForm
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from .results.verdict import no_better_than_chance
 
 EXAMPLES = 16
 _LARGE = 2e9  # bytes of a model that takes more than a few seconds to read
@@ -35,22 +31,27 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BestModel:
-    """Model that gives the right answers the highest log-probability in one form.
+class ModelScores:
+    """Log-probabilities of the right answers by one model in one form.
 
     Attributes:
         name: Its name.
-        values: Log-probability of each example's answer, in nats.
+        scores: Log-probability of each example's answer, in nats.
     """
 
     name: str
-    values: NDArray[np.float64]
+    scores: Scores
+
+    @property
+    def mean(self) -> float:
+        """Mean over examples."""
+        return float(self.scores.values.mean())
 
     def __str__(self) -> str:
-        return f"{self.values.mean():.1f} nats by {self.name}"
+        return f"{self.mean:.1f} nats by {self.name}"
 
 
-FormScores = Mapping[AnswerForm, BestModel]
+FormScores = Mapping[AnswerForm, ModelScores]
 """The best model in each form; the form that the search has comes first."""
 
 
@@ -70,7 +71,7 @@ def measure_form(config: SearchConfig) -> tuple[AnswerForm, list[str]]:
     try:
         evaluator = Evaluator(config)
         _check_size(evaluator)
-        scores = score_forms(evaluator, spec)
+        scores = _best_models(score_forms(evaluator, spec))
     except EvoMergeError as error:
         guess = f"{_in_words(own, [own])} is a guess ({error})"
         return own, [f"warning: {guess}; the dry run measures it, where models can be scored"]
@@ -84,27 +85,31 @@ def measure_form(config: SearchConfig) -> tuple[AnswerForm, list[str]]:
 
 
 def doubts_of_form(evaluator: Evaluator) -> list[str]:
-    """Warn where the answers are much likelier in another form than in the search's own."""
+    """Warn where the answers are much likelier in another form than in the search's own, and where
+    no model has a right one."""
     if (spec := _likelihood(evaluator.config)) is None:
         return []
-    scores = score_forms(evaluator, spec)
+    every = score_forms(evaluator, spec)
+    scores = _best_models(every)
     own = next(iter(scores))
     best = _best(scores)
-    if not _is_better(scores[best], scores[own]):
-        return []
-    better = _in_words(best, scores)
-    figures = f"{scores[best]}, against {scores[own]} with {_in_words(own, scores)}"
-    return [f"right answers are likelier with {better}: {figures}; write {better}"]
+    if _is_better(scores[best], scores[own]):
+        better = _in_words(best, scores)
+        figures = f"{scores[best]}, against {scores[own]} with {_in_words(own, scores)}"
+        return [f"right answers are likelier with {better}: {figures}; write {better}"]
+    is_choice = isinstance(evaluator.config.fitness, MultipleChoiceSpec)
+    none = None if is_choice else no_better_than_chance([model.scores for model in every[own]])
+    return [] if none is None else [none]
 
 
 # The same answers under a changed prompt: with or without the chat template, with or without a
 # space before the answer. Log-probabilities of whole answers are comparable across forms, since the
-# text that is scored is the same but for the space. The best parent speaks for each form.
-def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
+# text that is scored is the same but for the space.
+def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, list[ModelScores]]:
     """Score the right answers to a few search examples by base and sources, in every form.
 
-    A chat template is compared where every model has one, and a space where the answers do not
-    begin with one.
+    The form that the search has comes first. A chat template is compared where every model has one,
+    and a space where the answers do not begin with one.
 
     Args:
         evaluator: The search's evaluator.
@@ -124,7 +129,7 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
     chats = [False, True] if has_template else [own.chat]
     for chat in chats:
         tasks.add(_split(chat), [replace(example, chat=chat) for example in examples])
-    scores: dict[AnswerForm, list[BestModel]] = {own: []}
+    scores: dict[AnswerForm, list[ModelScores]] = {own: []}
     scores |= {AnswerForm(separator, chat): [] for chat in chats for separator in separators}
     errors = list[str | None]()
     for label, ref in parents.items():
@@ -133,12 +138,17 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> FormScores:
             task = spec.model_copy(update={"separator": form.separator})
             found = evaluator.evaluate(ref, _split(form.chat), fitness=task)
             if found.error is None:
-                models.append(BestModel(name, found.values))
+                models.append(ModelScores(name, found))
             elif form == own:
                 errors.append(found.error)
     if not scores[own]:
         raise SearchError(f"no model can be evaluated: {errors[0]}")
-    return {form: max(models, key=_mean) for form, models in scores.items() if models}
+    return {form: models for form, models in scores.items() if models}
+
+
+def _best_models(scores: Mapping[AnswerForm, Sequence[ModelScores]]) -> FormScores:
+    """Choose the parent that speaks for each form: the answers are likeliest by it."""
+    return {form: max(models, key=lambda each: each.mean) for form, models in scores.items()}
 
 
 def _likelihood(config: SearchConfig) -> LikelihoodSpec | None:
@@ -162,20 +172,16 @@ def _split(chat: bool) -> str:
     return f"answer form, chat: {chat}"
 
 
-def _mean(model: BestModel) -> float:
-    return float(model.values.mean())
-
-
 def _best(scores: FormScores) -> AnswerForm:
-    return max(scores, key=lambda form: _mean(scores[form]))
+    return max(scores, key=lambda form: scores[form].mean)
 
 
-def _is_better(best: BestModel, other: BestModel) -> bool:
+def _is_better(best: ModelScores, other: ModelScores) -> bool:
     """Tell whether answers are e times as probable, and by more than two standard errors.
 
     The errors are those of the paired difference over examples.
     """
-    gain = best.values - other.values
+    gain = best.scores.values - other.scores.values
     error = gain.std(ddof=1) / math.sqrt(gain.size) if gain.size > 1 else math.inf
     return bool(gain.mean() > max(1.0, 2 * error))
 

@@ -88,6 +88,9 @@ def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
     config, text = _drafted(tiny, data, "a", "deep")
     assert config.space == "dfs"
     assert "which are 2, 3, 2" in text
+    draft = draft_search([str(tiny / name) for name in ("a", "deep")], data)
+    assert re.match("2 models: a has 2 layers and .*M; deep has 3 layers and .*M", draft.found[0])
+    assert "a path through their layers is searched (space: dfs)" in draft.found[1]
     assert "# path: {kind: gates, repetitions: 2}" in text
     config, text = _drafted(tiny, data, base=None)
     assert (config.merge.method, config.merge.starts, config.optimize[0].by) == (
@@ -102,6 +105,50 @@ def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
     said = after.split("# Or,")[0]
     later = kept + re.sub("^# ", "", said, flags=re.MULTILINE)
     assert parse_yaml(SearchConfig, later, SearchError).optimize[0].evaluations == 150
+
+
+def _says(folder: Path, base: str, *, card: bool = True) -> None:
+    """A model's card, or its config, names a base."""
+    if card:
+        (folder / "README.md").write_text(f"---\nbase_model:\n- {base}\n---\n# A fine-tune\n")
+    else:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": base}))
+
+
+def test_the_base_is_found(tiny_copy, tmp_path):
+    """Without --base the one is taken that cards and configs name; where they name none, several or
+    one that will not do, this is said, and what it costs."""
+    data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
+    names = [str(tiny_copy / name) for name in ("a", "b")]
+
+    def drafted() -> tuple[SearchConfig, str]:
+        draft = draft_search(names, data)
+        return parse_yaml(SearchConfig, draft.text, SearchError), "\n".join(draft.found)
+
+    averaged = "weights are averaged (merge: {method: linear}); task vectors need --base"
+    config, said = drafted()
+    assert config.base is None
+    assert f"warning: no base is known: {averaged}" in said
+    base = str(tiny_copy / "base")
+    _says(tiny_copy / "a", base)
+    _says(tiny_copy / "b", base, card=False)
+    config, said = drafted()
+    assert (config.base, config.merge.method) == (SourceRef(model=base), "task_arithmetic")
+    assert f"the base is the one that they name (a and b: {base})" in said
+    for other, why in {
+        str(tiny_copy / "deep"): f"a: {tiny_copy / 'deep'}; b: {base}",
+        "no/such": f"a: no/such; b: {base}",
+    }.items():
+        _says(tiny_copy / "a", other)
+        config, said = drafted()
+        assert config.base is None
+        assert f"warning: no base is known ({why}): {averaged}" in said
+    _says(tiny_copy / "b", "no/such")
+    assert "which will not do: no/such: no folder in " in drafted()[1]
+    for name in ("a", "b"):
+        _says(tiny_copy / name, str(tiny_copy / "deep"))
+    assert "of 3 layers): weights" in drafted()[1]
 
 
 def test_half_precision_is_for_gpus(tiny, tmp_path):

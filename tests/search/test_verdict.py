@@ -8,7 +8,13 @@ import pytest
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row, RowStage, published, rows_table
-from hf_evomerge.search.results.verdict import RULE, about_parents, verdict
+from hf_evomerge.search.results.verdict import (
+    RULE,
+    about_parents,
+    doubt,
+    no_better_than_chance,
+    verdict,
+)
 
 N = 200
 
@@ -109,6 +115,32 @@ def test_nothing_right_and_nothing_chosen():
     assert verdict(_rows(0.0), "test")[0] == f"EVERY ANSWER of evolved PS IS WRONG ({N} of {N})"
     assert verdict([_row("source", "a", 0.5), _row("source", "b", 0.5)], "test") == []
     assert verdict([Row("ps", "evolved PS", Scores.failed("broke"), winner=True)], "test") == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (_rows(0.0, parent=0.0), "every answer of evolved PS is wrong"),
+        (_rows(0.21), "evolved PS is not better than maths"),
+        (_rows(0.9), None),
+        ([_row("source", "maths", 0.9), _row("dfs", "evolved DFS", 0.8, winner=True)], None),
+        (_rows(0.9)[:4], None),
+    ],
+    ids=["all wrong", "no better", "better", "cut from one parent", "no winner"],
+)
+def test_a_winner_that_should_not_be_published_yet(rows, reason):
+    """All answers wrong, or not better than the best of several parents."""
+    assert doubt(rows) == reason
+
+
+def test_models_that_know_no_more_than_chance():
+    """Chance is what a guess has right; within two standard errors of it nothing is known."""
+    guesses = [_row("source", "a", 0.3).scores, _row("source", "b", 0.25).scores]
+    assert no_better_than_chance(guesses) is None
+    assert "right than chance (25%)" in no_better_than_chance(guesses, 0.25)
+    assert no_better_than_chance([_row("source", "a", 0.35).scores], 0.25) is None
+    assert "answers one right" in no_better_than_chance([_row("source", "a", 0.0).scores])
+    assert no_better_than_chance([Scores([0.0, 0.0])]) is None
 
 
 def test_stages_are_compared_and_the_split_is_named():

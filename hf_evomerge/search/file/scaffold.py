@@ -21,16 +21,18 @@ from ...checkpoints.checkpoint import Parent
 from ...checkpoints.compatibility import check_mergeable, compared_labels, head_labels
 from ...checkpoints.component import Component, as_parts
 from ...checkpoints.open import config_name, open_source
+from ...checkpoints.source import Source
 from ...checkpoints.unchanged import twins
-from ...errors import FitnessError, SearchError
+from ...errors import FitnessError, SearchError, SourceError
 from ...fitness.classification import label_names, label_shares
 from ...fitness.data import DataSpec
 from ...fitness.loading import load_examples
 from ...fitness.records import read_jsonl
 from ...fitness.registry import parse_task
-from ...recipes.recipe import Recipe, SourceRef, labels_of
+from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import in_line, parse_yaml
 from .config import SearchConfig
+from .named_base import named_base
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input", "text")
 ANSWERS = (
@@ -121,7 +123,7 @@ def draft_search(
             names its base or is one of the base that is given; ``BASE+ADAPTER`` says both; and a
             folder of adapters stands for all of them.
         data: A file with one JSON object per line.
-        base: Their common ancestor; that of adapters is known.
+        base: Their common ancestor; by default what adapters, cards or configs name.
         device: Where candidates will be evaluated.
         measure: Finds the form of the answers, where the task has one; it is a guess without.
 
@@ -146,25 +148,12 @@ def draft_search(
     problems = _Problems(os.fspath(data), opened)
     refs = [source.ref.model_copy(update={"component": problems.component}) for source in opened]
     given = SourceRef(model=base) if base else _base_of(refs)
+    said = list[str]()
+    if given is None:
+        given, said = _named_base(opened, problems.component)
     everyone = [*opened, *([open_source(given)] if given is not None else [])]
     depths = [source.layer_count for source in everyone]
-    by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
-    settings = {
-        "base": given,
-        "merge": {"method": "linear"},
-        "vocabulary": "union" if by_token else None,
-    }
-    parts = as_parts(
-        [Component(each, problems.component) for each in everyone]
-        if problems.component
-        else everyone
-    )
-    merged = dict(enumerate(parts[: len(opened)]))
-    ancestor = next(iter(parts[len(opened) :]), None)
-    matched, matched_base = match_tokens(
-        Recipe.model_validate({"sources": refs, **settings}), merged, ancestor
-    )
-    check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
+    by_token = _check_together(opened, everyone[len(opened) :], problems.component)
     templates = [most_common_template([source.folder]) is not None for source in everyone]
     based = given is not None
 
@@ -182,17 +171,13 @@ def draft_search(
         return "\n".join(lines) + "\n"
 
     text = written(problems.form(chat=all(templates)))
-    said = list[str]()
     config = parse_yaml(SearchConfig, text, SearchError)
     if measure is not None and problems.task not in TASKS:
-        form, said = measure(config)
+        form, figures = measure(config)
+        said += figures
         text = written(form)
-    size = sum(info.numel for info in opened[0].tensors.values())
     found = (
-        (
-            f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, "
-            f"{size / 1e6:,.4g}M parameters each"
-        ),
+        *_of_sizes(opened if len(set(depths)) == 1 else everyone),
         f"{problems.count} problems in {file}: "
         + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
         *said,
@@ -202,6 +187,68 @@ def draft_search(
         ),
     )
     return Draft(text, found)
+
+
+def _check_together(
+    sources: Sequence[Source], bases: Sequence[Source], component: str | None
+) -> bool:
+    """Check that models can be merged, or followed where their depths differ; tells whether rows
+    are matched by token. Raises `SourceError`."""
+    everyone = [*sources, *bases]
+    same_depth = len({source.layer_count for source in everyone}) == 1
+    by_token = same_depth and len({source.vocab_size for source in everyone}) > 1
+    recipe = Recipe(
+        sources=[source.ref.model_copy(update={"component": component}) for source in sources],
+        base=bases[0].ref if bases else None,
+        merge=MergePart(method="linear"),
+        vocabulary="union" if by_token else None,
+    )
+    parts = as_parts([Component(each, component) for each in everyone] if component else everyone)
+    merged = dict(enumerate(parts[: len(sources)]))
+    matched, base = match_tokens(recipe, merged, next(iter(parts[len(sources) :]), None))
+    check_mergeable(list(matched.values()), base, same_depth=same_depth)
+    return by_token
+
+
+def _named_base(
+    sources: Sequence[Source], component: str | None
+) -> tuple[SourceRef | None, list[str]]:
+    """Find the base that the sources name, unless it does not go with them; and say so, or what it
+    costs to have none."""
+    if len({source.layer_count for source in sources}) > 1:
+        return None, []  # a path needs none
+    base, words = named_base(sources)
+    said = f" ({words})" if words else ""
+    if base is not None:
+        try:
+            ancestor = open_source(base)
+            _check_together(sources, [ancestor], component)
+            if ancestor.layer_count == sources[0].layer_count:
+                return base, [f"the base is the one that they name{said}"]
+            said = f" ({words}, of {ancestor.layer_count} layers)"
+        except SourceError as error:
+            said = f" ({words}, which will not do: {error})"
+    without = "weights are averaged (merge: {method: linear}); task vectors need --base"
+    return None, [f"warning: no base is known{said}: {without}, and mostly merge better"]
+
+
+def _of_sizes(models: Sequence[Source]) -> list[str]:
+    """Say how large models are; of each where their depths differ."""
+    depths = [model.layer_count for model in models]
+    sizes = [_size(model) / 1e6 for model in models]
+    if len(set(depths)) == 1:
+        return [f"{len(models)} models of {depths[0]} layers, {sizes[0]:,.4g}M parameters each"]
+    each = zip(labels_of([model.ref for model in models]), depths, sizes, strict=True)
+    said = (f"{label} has {depth} layers and {size:,.4g}M" for label, depth, size in each)
+    return [
+        f"{len(models)} models: {'; '.join(said)} parameters",
+        "models of different depths cannot be merged: a path through their layers is searched "
+        "(space: dfs)",
+    ]
+
+
+def _size(model: Source) -> int:
+    return sum(info.numel for info in model.tensors.values())
 
 
 def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
@@ -255,6 +302,9 @@ def _models(
     dtype: Any,
 ) -> list[str]:
     """Write the beginning of the file: the look, the models, and where they run."""
+    use = "the common ancestor: merged are the differences from it"
+    if len(set(depths)) > 1:
+        use = "the common ancestor, beside which the result is measured"
     return [
         (
             "# A quick look whether these models merge: it costs what 48 models cost to score on "
@@ -272,11 +322,7 @@ def _models(
         *_space(depths, given is not None),
         "sources: # the fine-tunes that are merged",
         *(f"  - {in_line(ref)}" for ref in refs),
-        *(
-            [f"base: {in_line(given)} # the common ancestor: merged are the differences from it"]
-            if given
-            else []
-        ),
+        *([f"base: {in_line(given)} # {use}"] if given else []),
         *_output(by_token=by_token, blurred=device == "cpu" and getattr(dtype, "itemsize", 4) < 4),
         "# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"
         if device == "cpu"

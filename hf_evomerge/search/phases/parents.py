@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from ...fitness.classification import ClassificationSpec, label_names
+from ...fitness.multiple_choice import MultipleChoiceSpec
 from ...fitness.scores import Scores
+from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..results.table import base_name
-from ..results.verdict import about_parents
+from ..results.verdict import about_parents, no_better_than_chance
 from .phase import Entry, Phase, PhasePlan, Planner, SearchRun, parents_once
 
 logger = logging.getLogger(__name__)
@@ -57,11 +60,25 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     notes, warning = about_parents(sources, run.sizes[run.judged_on])
     for note in notes:
         logger.info(note)
-    if warning is not None:
-        logger.warning(warning)
+    chance = 0.0 if run.evaluator is None else _chance(run.evaluator)
+    for line in (warning, no_better_than_chance(list(scores.values()), chance)):
+        if line is not None:
+            logger.warning(line)
     for name in config.objective_names[1:]:
         others = [each.others[name].mean for each in sources.values() if name in each.others]
         if len(others) > 1 and len(set(others)) == 1 and name not in ("hops", "parameters"):
             logger.warning(
                 f"objectives: {name} is {others[0]:.4g} for every source; it may see nothing"
             )
+
+
+def _chance(evaluator: Evaluator) -> float:
+    """Share of the search examples that a guess answers right."""
+    spec = evaluator.config.fitness
+    if isinstance(spec, MultipleChoiceSpec):
+        choices = [len(set(example.choices)) for example in evaluator.tasks.examples("search")]
+        return sum(1 / count for count in choices) / len(choices)
+    if isinstance(spec, ClassificationSpec) and not spec.heads:
+        labels = len(label_names(evaluator.sources.all[0].config))
+        return 1 / labels if labels > 1 else 0.5
+    return 0.0

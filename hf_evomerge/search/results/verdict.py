@@ -31,6 +31,7 @@ RULE = (
     "one of these holds"
 )
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
+FORM = "do separator, chat template and end of the answer suit the models?"
 
 
 def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> list[str]:
@@ -50,9 +51,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     measure = by[0]
     against = partial(_against, winner=winner, by=by, unit=unit)
     sentences = []
-    if not column(winner.scores, measure).any() and (
-        measure == "accuracy" or not winner.scores.values.any()
-    ):
+    if _is_all_wrong(winner, measure):
         sentences.append(
             f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of "
             f"{winner.scores.values.size})"
@@ -83,6 +82,56 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             f"the {split} examples helped to choose the winner: its own figures are optimistic"
         )
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+
+
+def doubt(rows: Sequence[Row]) -> str | None:
+    """Say why the winner of a comparison should be looked at before it is published.
+
+    Args:
+        rows: Every model, on the same examples; one is the winner.
+
+    Returns:
+        The reason; None where nothing won, or the winner is better than its best parent. A model
+        that was cut from one parent need not be.
+    """
+    winner = next((row for row in rows if row.winner), None)
+    if winner is None or winner.scores.error is not None:
+        return None
+    by = measures(*(row.scores for row in rows))
+    if _is_all_wrong(winner, by[0]):
+        return f"every answer of {winner.model} is wrong"
+    parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
+    if len(parents) < 2:
+        return None
+    best = max(parents, key=lambda row: _means(row.scores, by))
+    compared = compare_all(winner.scores, best.scores, by)
+    if any(found.is_better for found in compared):
+        return None
+    return f"{winner.model} is not better than {best.model}"
+
+
+def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str | None:
+    """Say that no model answers better than chance, beyond two standard errors; None where one
+    does, or answers are neither right nor wrong.
+
+    Args:
+        models: Scores of each on the same examples.
+        chance: Accuracy of a guess.
+    """
+    shares = [scores.accuracy for scores in models if scores.accuracy is not None]
+    if not shares:
+        return None
+    error = (chance * (1 - chance) / models[0].values.size) ** 0.5
+    if max(shares) > chance + 2 * error:
+        return None
+    right = f"more right than chance ({chance:.0%})" if chance else "one right"
+    look = "`hf-evomerge eval MODEL --search FILE --show 3`"
+    return f"of the search examples no model answers {right}; if one should, look at {look}: {FORM}"
+
+
+def _is_all_wrong(row: Row, measure: Measure) -> bool:
+    wrong = not column(row.scores, measure).any()
+    return wrong and (measure == "accuracy" or not row.scores.values.any())
 
 
 def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
