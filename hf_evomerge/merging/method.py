@@ -160,6 +160,13 @@ class MergeMethod:
         """The parameters with one value."""
         return tuple(parameter for parameter in self.parameters if parameter.scope == "global")
 
+    @property
+    def merges_one(self) -> bool:
+        """True where one source and its base are enough to search between them and beyond."""
+        if self.count[0] == 1:
+            return self.task_vectors
+        return self.count[0] == 2 and not self.task_vectors
+
     def takes_base_as_first(self, sources: int) -> bool:
         """Tell whether the base is the first tensor handed to the function."""
         return not self.task_vectors and sources < self.count[0]

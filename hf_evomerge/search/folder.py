@@ -317,7 +317,7 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
         after = next(
             (each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None
         )
-        if stage.role != "random" and after is not None and after.role != "random":
+        if stage.searches and after is not None and after.searches:
             raise SearchError(
                 f"{out}: {after} was begun at what {stage} had found, so only {after} can be "
                 "given more evaluations; leave "

@@ -319,7 +319,9 @@ class ModelPool:
         plan = merged.plan
         source = self.sources[first]
         if (first, rows) not in self._merged_models:
-            self._visitor = None
+            # a search over one source alone has its own; one at a time is in memory
+            self._merged_models.clear()
+            self._visitor = self._pool = None
             model = self._body(source)
             if rows and model.get_input_embeddings().num_embeddings != rows:
                 model.resize_token_embeddings(rows, mean_resizing=False)

@@ -4,6 +4,7 @@ results."""
 from __future__ import annotations
 
 from ..file.config import SearchConfig
+from .alone import Alone
 from .average import Average
 from .held_out import HeldOut
 from .leave_one_out import LeaveOneOut
@@ -19,6 +20,7 @@ PHASES: tuple[type[Phase], ...] = (
     StagePhase,
     Winner,
     Average,
+    Alone,
     LoraTrainings,
     MergeWithLora,
     LeaveOneOut,

@@ -55,7 +55,7 @@ class LoraTrainings(Phase):
         planner.rows += 1
         config = planner.config
         sizes = planner.sizes
-        spent = sum(stage.evaluations for stage in config.stages if stage.role != "random")
+        spent = sum(stage.evaluations for stage in config.stages if stage.searches)
         starts = len(parents_once(config)) + planner.can_average
         count = starts * len(RATES)
         text = (

@@ -265,6 +265,8 @@ class StageRun:
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
         algorithm = self.stage.algorithm
+        if algorithm == "cma" and self.stage.control and start.mean.size < 2:
+            algorithm = "random"  # of one number, which CMA-ES cannot search
         seed = self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
             price = self.space.price
