@@ -36,23 +36,35 @@ class Alone(Phase):
         for source in run.config.searched_sources:
             stages = [stage for stage in run.main_stages if stage.source == source]
             if stages:
-                ended[best_of(run, stages)] = stages[-1]
+                key = best_of(run, stages)
+                ended[key] = next(each for each in stages if run.winners[each.name] == key)
         if not ended:
             return
         best = best_of(run, list(ended.values()))
         names = run.config.source_names
         for key in sorted(ended, key=lambda key: key != best):
             evaluations, seconds = spent(run, ended[key])
-            name = f"{names[ended[key].source or 0]} alone"
+            name = names[ended[key].source or 0]
             run.entries.append(
                 Entry(
                     "alone",
-                    name,
+                    f"{name} alone",
                     key,
                     run.study.recipe(key),
                     evaluations=evaluations,
                     seconds=seconds,
-                    against=Against(name, "that source is enough") if key == best else None,
+                    against=against(name, run.config.space) if key == best else None,
                     optional=True,
                 )
             )
+
+
+def against(source: str, space: str) -> Against:
+    """Sentences about the best of the sources, alone, in a search of a space."""
+    kept = f"{source}, rescaled" if space == "ps" else f"a path through {source} alone"
+    return Against(
+        f"{source} alone",
+        worse=f"keep {kept}",
+        level=f"a single source does as well: keep {kept}",
+        keep=f"keep {kept}",
+    )

@@ -89,11 +89,27 @@ class LoraTrainings(Phase):
             f"{name} (best of {len(fitness)} on {run.chosen_on} examples, {cost:g} evaluations "
             "each)"
         )
-        against = Against(f"a {name}", "here fine-tuning is worth more than merging")
         spent = len(trained) * cost
         run.entries.append(
-            Entry("lora", shown, best, targets[best], evaluations=spent, against=against)
+            Entry(
+                "lora",
+                shown,
+                best,
+                targets[best],
+                evaluations=spent,
+                against=against(name, trained[best].model),
+            )
         )
+
+
+def against(name: str, model: SourceRef) -> Against:
+    """Sentences about a LoRA that was trained at the cost of the search."""
+    return Against(
+        f"a {name}",
+        worse="here fine-tuning is worth more than merging",
+        level="LoRA at the same cost is as good",
+        keep=f"take the LoRA in {model.adapter}",
+    )
 
 
 @dataclass(frozen=True)
