@@ -201,7 +201,12 @@ class SearchConfig(StrictModel):
     # with w > 1 (WiSE-FT, arXiv:2109.01903). That takes a base, and a method that is handed the
     # difference, or the base as one of two models.
     @model_validator(mode="after")
-    def _check_one_source(self) -> SearchConfig:
+    def _check_controls(self) -> SearchConfig:
+        if "noise" in self.compare.baselines and self.base is None:
+            raise ValueError(
+                "compare.baselines: noise takes the place of what sources have changed of their "
+                "base; name the base, or leave noise out"
+            )
         asked = "alone" in self.compare.baselines
         one = len(self.searched_sources) == 1
         if asked and one:
@@ -335,7 +340,10 @@ class SearchConfig(StrictModel):
         """Searches that are run again to compare with."""
         names = self.source_names
         lone = self.searched_sources if "alone" in self.compare.baselines else []
-        return [Control(f"alone-{number}", f"{names[number]} alone", number) for number in lone]
+        controls = [Control(f"alone-{number}", f"{names[number]} alone", number) for number in lone]
+        if "noise" in self.compare.baselines:
+            controls.append(Control("noise", "noise"))
+        return controls
 
     @property
     def searched_sources(self) -> list[int]:

@@ -10,6 +10,7 @@ from .held_out import HeldOut
 from .leave_one_out import LeaveOneOut
 from .lora import LoraTrainings
 from .merge_lora import MergeWithLora
+from .noise import Noise
 from .parents import Parents
 from .phase import Phase
 from .stages import StagePhase
@@ -21,6 +22,7 @@ PHASES: tuple[type[Phase], ...] = (
     Winner,
     Average,
     Alone,
+    Noise,
     LoraTrainings,
     MergeWithLora,
     LeaveOneOut,

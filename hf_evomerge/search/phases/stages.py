@@ -27,6 +27,7 @@ from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space, narrowed
 from ..study.database import DamagedStudyError
 from ..study.study import Study
+from .noise_sources import with_noise
 from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
 from .winner import choose
@@ -59,7 +60,7 @@ class StagePhase(Phase):
         """Refuse a space without a model that could be built, and gradients that are not to be
         had."""
         stage = self.stage
-        if stage.role == "random":
+        if stage.role == "random" or stage.control == "noise":  # as the stage that it repeats
             return
         if not stage.control:
             return self._check(config, evaluator, findings)
@@ -150,7 +151,7 @@ class StagePhase(Phase):
         """Run all generations, and note the winner; the names of the models that it began at."""
         stage = self.stage
         starts = stage_run(
-            run.config,
+            with_noise(run) if stage.control == "noise" else run.config,
             run.study,
             run.sources,
             stage.number,
