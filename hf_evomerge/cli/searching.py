@@ -37,6 +37,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..hub.push_plan import PushOptions
     from ..search.file.config import SearchConfig
+    from ..search.results.result import Result
 
     Push = tuple[str, PushOptions]
 
@@ -477,6 +478,29 @@ def export(
             typer.echo(f"{file}: {write(study, file)} {what}")
 
 
+def _next(result: Result, out: Path, *, build: bool) -> list[str]:
+    """Say what to do with a result: keep what is simpler and does as well, or look and publish."""
+    from ..search.results.verdict import FORM, solves_nothing
+    from ..search.study.files import INSTEAD_FILE
+
+    name = shlex.quote(str(out))
+    simpler = result.instead
+    if simpler is not None and simpler.against is not None:
+        lines = [f"next:   {simpler.against.keep or f'keep {simpler.against.name}'}"]
+        if (out / INSTEAD_FILE).exists():
+            recipe = shlex.quote(str(out / INSTEAD_FILE))
+            lines.append(f"        hf-evomerge merge {recipe} --out {name}/instead")
+        return lines
+    if not build:
+        return []
+    lines = [f"next:   hf-evomerge eval {name} --show 3"]
+    if solves_nothing(result.rows):
+        LOGGER.warning(f"look at what it answers: {FORM}")
+    else:
+        lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
+    return lines
+
+
 def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **how: Any) -> None:
     """Run a search, or go on with it, below a table of its phases; say what it has left, and
     publish it where asked."""
@@ -487,18 +511,13 @@ def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **h
     with LiveTable(config=config) as table:
         result = run_search(config, out, callbacks=[table], build=build, **how)
     say(str(result))
-    if result.doubt is not None:
-        LOGGER.warning(result.doubt)
     lines = [
         f"recipe: {out / 'recipe.yaml'}",
         *([f"model:  {out / 'model'}"] if build else []),
         f"plots:  {out / 'plots'}",
     ]
-    if build and push is None:
-        name = shlex.quote(str(out))
-        lines.append(f"next:   hf-evomerge eval {name} --show 3")
-        publish = f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50"
-        lines += [publish] if result.doubt is None else []
+    if push is None:
+        lines += _next(result, out, build=build)
     typer.echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
         push_and_report(out, *push)

@@ -110,7 +110,7 @@ def write_record(
             "stages": [
                 stage_facts(stage, trials[stage.name])
                 for stage in config.stages
-                if trials[stage.name]
+                if trials.get(stage.name)
             ],
             "unit": config.units[FITNESS],
             "names": config.parent_names,

@@ -164,6 +164,13 @@ class MergeMethod:
         """Tell whether the result is ``base + lambda * sum w_i d_i`` with these options."""
         return self.is_sum and self.task_vectors and not options.get("normalize")
 
+    @property
+    def merges_one(self) -> bool:
+        """True where one source and its base are enough to search between them and beyond."""
+        if self.count[0] == 1:
+            return self.task_vectors
+        return self.count[0] == 2 and not self.task_vectors
+
     def takes_base_as_first(self, sources: int) -> bool:
         """Tell whether the base is the first tensor handed to the function."""
         return not self.task_vectors and sources < self.count[0]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .file.config import SearchConfig
-from .file.stages import StageName
 from .study.study import Study, Trial
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Generation:
         replayed: Whether all its trials were in the study already.
     """
 
-    stage: StageName
+    stage: str
     number: int
     trials: Sequence[Trial]
     best: float | None
@@ -115,7 +114,7 @@ class SearchCallback:
         study keeps a yes."""
         return False
 
-    def on_stage(self, study: Study, stage: StageName, trials: Sequence[Trial]) -> None:
+    def on_stage(self, study: Study, stage: str, trials: Sequence[Trial]) -> None:
         """Act when a stage has ended: its budget is spent, or one has stopped it."""
 
     def on_end(self, study: Study, result: Result) -> None:

@@ -43,6 +43,8 @@ class LiveTable(SearchCallback):
     def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._config = config
+        stages = config.stages if config is not None else []
+        self._titles = _TITLES | {stage.name: stage.title for stage in stages}
         self._rows: dict[str, Progress] = {}
         self._told: dict[str, Progress] = {}
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._shown)
@@ -87,9 +89,11 @@ class LiveTable(SearchCallback):
         for phase, row in self._rows.items():
             counts = {"failed": row.failed, "seen before": row.duplicates}
             words = [f"{count} {what}" for what, count in counts.items() if count]
-            said[f"candidates of {_TITLES.get(phase, phase)}"] = words
+            said[f"candidates of {self._titles.get(phase, phase)}"] = words
         said |= {
-            _TITLES.get(phase, phase): [row.note] for phase, row in self._rows.items() if row.note
+            self._titles.get(phase, phase): [row.note]
+            for phase, row in self._rows.items()
+            if row.note
         }
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
@@ -107,7 +111,7 @@ class LiveTable(SearchCallback):
             )
         for phase, row in self._rows.items():
             table.add_row(
-                _TITLES.get(phase, phase),
+                self._titles.get(phase, phase),
                 f"{row.done:.0f}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
@@ -121,7 +125,7 @@ class LiveTable(SearchCallback):
     def _line(self, row: Progress) -> str:
         """Say where a search stands, for a log."""
         parts = [
-            f"{_TITLES.get(row.phase, row.phase)}: {row.done:.0f}/{row.total}",
+            f"{self._titles.get(row.phase, row.phase)}: {row.done:.0f}/{row.total}",
             *([row.note] if row.note else []),
         ]
         if row.sigma is not None:

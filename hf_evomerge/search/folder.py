@@ -25,7 +25,14 @@ from .file.stages import Stage
 from .results.front import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
-from .study.files import MODEL_FOLDER, PLOTS_FOLDER, RESULTS_FILE, SEARCH_FILE, WRITTEN
+from .study.files import (
+    INSTEAD_FILE,
+    MODEL_FOLDER,
+    PLOTS_FOLDER,
+    RESULTS_FILE,
+    SEARCH_FILE,
+    WRITTEN,
+)
 from .study.paths import NOTE, followed, rooted, settings_of
 from .study.study import Study
 
@@ -194,6 +201,10 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     """Write the winner's recipe and the comparison, and note in the study what they are."""
     folder = study.folder
     result.winner.save(folder / RECIPE_FILE)
+    (folder / INSTEAD_FILE).unlink(missing_ok=True)
+    simpler = result.instead
+    if simpler is not None and simpler.stage in ("average", "alone"):
+        study.recipe(simpler.label).save(folder / INSTEAD_FILE)
     report = {"space": config.space, "seed": config.compute.seed, **result.to_json()}
     write_whole(folder / RESULTS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     study.set_meta(
@@ -334,10 +345,9 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
                 f"no more; begin another search at its winner: {out / MODEL_FOLDER} as a "
                 "source, merge.starts: [sources]"
             )
-        after = next(
-            (each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None
-        )
-        if stage.role != "random" and after is not None and after.role != "random":
+        later = before.stages[before.stages.index(stage) + 1 :]
+        after = next((each for each in later if study.trials(each.name)), None)
+        if stage.searches and after is not None and after.searches:
             raise SearchError(
                 f"{out}: {after} was begun at what {stage} had found, so only {after} can be "
                 "given more evaluations; leave "

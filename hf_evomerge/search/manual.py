@@ -51,7 +51,7 @@ class Search:
         self.config = config
         self.study = study
         self._sources = sources
-        self._stages = list(config.stages)
+        self._stages = [stage for stage in config.stages if not stage.control]
         self._current: StageRun | None = None
         self._held = ExitStack()
 

@@ -22,7 +22,6 @@ from hf_evomerge.search import answer_form
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.results import result
 
 Trained = Callable[..., list[str]]
 
@@ -147,10 +146,8 @@ def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, mon
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     assert nothing in done.stderr
-    assert "every answer of evolved PS is wrong; look at" in done.stderr
+    assert "look at what it answers" in done.stderr
     assert done.stdout.endswith("next:   hf-evomerge eval study --show 3\n")
-    monkeypatch.setattr(result, "doubt", lambda rows: None)
-    assert "hf-evomerge push study" in CliRunner().invoke(cli.app, ["search", "study"]).stdout
 
 
 def test_choices_are_measured_too(trained, tmp_path):

@@ -120,7 +120,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         ({"sources": []}, "sources: must have 1 or more entries"),
         (
             {"sources": [{"model": "a"}]},
-            "sources: ps merges two or more models; with one write space: dfs (found 1)",
+            "sources: one source is rescaled towards its base and away from it; name the base",
         ),
         (
             _path("prune", layers=1),

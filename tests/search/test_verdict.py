@@ -1,18 +1,22 @@
 """What a search says of its own result, in words, and of its parents before it begins."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hf_evomerge.fitness import Scores
+from hf_evomerge.recipes.recipe import SourceRef
+from hf_evomerge.search.phases import alone, average, lora, noise
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row, RowStage, published, rows_table
 from hf_evomerge.search.results.verdict import (
     RULE,
     about_parents,
-    doubt,
+    instead,
     no_better_than_chance,
+    solves_nothing,
     verdict,
 )
 
@@ -22,16 +26,22 @@ N = 200
 def _row(stage: RowStage, model: str, right: float, **more: object) -> Row:
     """A model that solves the first share of the examples."""
     correct = np.arange(N) < right * N
+    adapter = SourceRef(model="tiny", adapter="baselines/lora")
     against = {
-        "average": Against(
-            "the plain average", "the average is the better merge", "over the plain average"
+        "average": average.AGAINST,
+        "alone": alone.against(model.removesuffix(" alone"), "ps"),
+        "noise": noise.AGAINST,
+        "prompt": Against(
+            "the same examples in the prompt",
+            "put the examples in the prompt",
+            better="beats the same examples in the prompt",
+            level="the same examples in the prompt do as well: no search is needed",
+            keep="put the examples in the prompt",
         ),
         "random": Against(
             "the random search", "random search found the better one", "over random search"
         ),
-        "lora": Against(
-            f"a {model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging"
-        ),
+        "lora": lora.against(model.rpartition(" (")[0], adapter),
         "ps": Against(model, "the validation split chose the other one"),
         "dfs": Against(model, "the validation split chose the other one"),
     }.get(stage)
@@ -73,12 +83,12 @@ def _rows(
             _rows(0.31, parent=0.3, average=0.3),
             [
                 (
-                    r"Evolved PS is not distinguishable from its best parent, maths, on 200 "
-                    r"examples: \+0\.010 \("
+                    r"A parent does as well: keep maths as it is; 200 examples do not tell them "
+                    r"apart: \+0\.010 \("
                 ),
                 (
-                    r"The search added nothing over the plain average that 200 examples could "
-                    r"show: \+0\.010 \("
+                    r"The plain average does as well: take it, no search is needed; 200 examples "
+                    r"do not tell them apart: \+0\.010 \("
                 ),
             ],
         ),
@@ -115,22 +125,6 @@ def test_nothing_right_and_nothing_chosen():
     assert verdict(_rows(0.0), "test")[0] == f"EVERY ANSWER of evolved PS IS WRONG ({N} of {N})"
     assert verdict([_row("source", "a", 0.5), _row("source", "b", 0.5)], "test") == []
     assert verdict([Row("ps", "evolved PS", Scores.failed("broke"), winner=True)], "test") == []
-
-
-@pytest.mark.parametrize(
-    ("rows", "reason"),
-    [
-        (_rows(0.0, parent=0.0), "every answer of evolved PS is wrong"),
-        (_rows(0.21), "evolved PS is not better than maths"),
-        (_rows(0.9), None),
-        ([_row("source", "maths", 0.9), _row("dfs", "evolved DFS", 0.8, winner=True)], None),
-        (_rows(0.9)[:4], None),
-    ],
-    ids=["all wrong", "no better", "better", "cut from one parent", "no winner"],
-)
-def test_a_winner_that_should_not_be_published_yet(rows, reason):
-    """All answers wrong, or not better than the best of several parents."""
-    assert doubt(rows) == reason
 
 
 def test_models_that_know_no_more_than_chance():
@@ -294,6 +288,203 @@ def test_cut_answers_on_retained_data_are_warned_about():
     assert "evolved PS on sums 10%" in warned
     assert "on sums, cut" in rows_table(rows, "")
     assert published(rows, rows[0]).retained["sums"].truncated == pytest.approx(0.1)
+
+
+NAMES = {
+    "base": "base (tiny)",
+    "average": "uniform average",
+    "prompt": "maths, 16 examples in the prompt",
+    "noise": "noise",
+    "lora": "LoRA from maths, rate 0.0003 (best of 4)",
+    "ps": "evolved PS",
+}
+
+
+def _search(retained: dict[str, float] | None = None, **shares: float) -> list[Row]:
+    """Rows of a search with these shares of right answers, by stage or by source."""
+    rows = []
+    for name, share in {"base": 0.05, "maths": 0.2, "japanese": 0.1, **shares}.items():
+        lone = name.startswith("alone_")
+        stage = "alone" if lone else name if name in NAMES else "source"
+        model = f"{name.removeprefix('alone_')} alone" if lone else NAMES.get(name, name)
+        row = _row(stage, model, share, winner=name == "ps")  # type: ignore[arg-type]
+        if lone and any(each.stage == "alone" for each in rows):
+            row = replace(row, against=None)  # the best comes first
+        if retained:
+            kept = _row("source", "", retained.get(name, 0.4)).scores
+            row = replace(row, retained={"sums": kept})
+        rows.append(row)
+    return rows
+
+
+SEARCHES = {
+    "both needed": (
+        {"average": 0.3, "alone_maths": 0.21, "alone_japanese": 0.13, "noise": 0.1, "ps": 0.8},
+        [
+            "Evolved PS is better than its best parent, maths, by 0.600 of accuracy (0.5",
+            "Evolved PS is better than the plain average, by 0.500 of accuracy (0.4",
+            (
+                "Needs both sources: maths alone has 0.210, japanese alone has 0.130; it beats the "
+                "best alone by 0.590 of accuracy (0.5"
+            ),
+            (
+                "Needs what its sources have learned: it beats random directions by 0.700 of "
+                "accuracy (0.6"
+            ),
+        ],
+        None,
+    ),
+    "a source that is noise": (
+        {"japanese": 0.0, "alone_maths": 0.8, "alone_japanese": 0.05, "ps": 0.805},
+        [
+            (
+                "A single source does as well: keep maths, rescaled; 200 examples do not tell them "
+                "apart: +0.005 ("
+            ),
+            "Evolved PS is better than its best parent, maths, by 0.605 of accuracy (",
+        ],
+        "keep maths, rescaled",
+    ),
+    "a source twice": (
+        {"japanese": 0.2, "average": 0.2, "alone_maths": 0.7, "alone_japanese": 0.7, "ps": 0.7},
+        ["A single source does as well: keep maths, rescaled; 200 examples do not tell them "],
+        "keep maths, rescaled",
+    ),
+    "a source that is the base": (
+        {"japanese": 0.05, "alone_maths": 0.6, "ps": 0.59},
+        ["A single source does as well: keep maths, rescaled; 200 examples do not tell them "],
+        "keep maths, rescaled",
+    ),
+    "a task that the base solves": (
+        {"base": 0.9, "maths": 0.8, "average": 0.9, "alone_maths": 0.9, "lora": 0.9, "ps": 0.905},
+        [
+            (
+                "The base (tiny) does as well: keep the base (tiny) as it is; 200 examples do not "
+                "tell them apart: +0.005 ("
+            ),
+            "The plain average does as well: take it, no search is needed; 200 examples do not ",
+            "A single source does as well: keep maths, rescaled; ",
+            "LoRA at the same cost is as good; 200 examples do not tell them apart: ",
+        ],
+        "keep the base (tiny) as it is",
+    ),
+    "a task that nobody solves": (
+        {"base": 0, "maths": 0, "japanese": 0, "average": 0, "ps": 0},
+        [
+            (
+                "EVERY ANSWER of evolved PS IS WRONG (200 of 200), and of all others too: nothing "
+                "here solves this task"
+            )
+        ],
+        None,
+    ),
+    "a parent is enough": (
+        {"maths": 0.8, "average": 0.3, "alone_maths": 0.8, "alone_japanese": 0.2, "ps": 0.79},
+        ["A parent does as well: keep maths as it is; 200 examples do not tell them apart: -0.010"],
+        "keep maths as it is",
+    ),
+    "the average is enough": (
+        {"average": 0.7, "alone_maths": 0.3, "alone_japanese": 0.1, "ps": 0.7},
+        [
+            "The plain average does as well: take it, no search is needed; 200 examples do not ",
+            "Evolved PS is better than its best parent",
+            "Needs both sources: maths alone has 0.300, japanese alone has 0.100; ",
+        ],
+        "take the plain average",
+    ),
+    "LoRA is better": (
+        {"average": 0.3, "alone_maths": 0.3, "alone_japanese": 0.1, "lora": 0.9, "ps": 0.7},
+        [
+            ("Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.200 of accuracy (0.1"),
+            "Evolved PS is better than its best parent",
+        ],
+        "take the LoRA in baselines/lora",
+    ),
+    "the prompt is better": (
+        {"average": 0.3, "prompt": 0.9, "alone_maths": 0.3, "alone_japanese": 0.1, "ps": 0.7},
+        ["Evolved PS is WORSE than the same examples in the prompt, by 0.200 of accuracy (0.1"],
+        "put the examples in the prompt",
+    ),
+    "the prompt is worse": (
+        {"average": 0.3, "prompt": 0.4, "alone_maths": 0.2, "alone_japanese": 0.1, "ps": 0.96},
+        [
+            "Evolved PS is better than its best parent",
+            "Evolved PS is better than the plain average",
+            "Beats the same examples in the prompt by 0.560 of accuracy (0.48",
+            "Needs both sources: ",
+        ],
+        None,
+    ),
+    "random directions are enough": (
+        {"alone_maths": 0.6, "alone_japanese": 0.6, "noise": 0.9, "ps": 0.9},
+        [
+            (
+                "Random directions do as well: what was found is in the base; 200 examples do not "
+                "tell them apart: +0.000 ("
+            ),
+            "Evolved PS is better than its best parent",
+        ],
+        "fine-tune the base, or take other sources: random directions do as well as these",
+    ),
+    "all level": (
+        {
+            **{"base": 0.5, "maths": 0.5, "japanese": 0.5, "average": 0.5, "prompt": 0.5},
+            **{"alone_maths": 0.5, "alone_japanese": 0.5, "noise": 0.5, "lora": 0.5, "ps": 0.5},
+        },
+        [
+            "The base (tiny) does as well: keep the base (tiny) as it is; ",
+            "The plain average does as well: ",
+            "The same examples in the prompt do as well: ",
+            "A single source does as well: ",
+            "Random directions do as well: ",
+            "LoRA at the same cost is as good; ",
+        ],
+        "keep the base (tiny) as it is",
+    ),
+    "LoRA is level with a level average, and better than it": (
+        {"average": 0.66, "lora": 0.74, "ps": 0.7},
+        ["Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.040 of accuracy (0."],
+        "take the LoRA in baselines/lora",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEARCHES)
+def test_searches_whose_truth_is_known(case):
+    """Where something simpler does as well, the first sentence and the next step name the simplest;
+    where not, the sentences say what the winner beats and needs."""
+    shares, sentences, keep = SEARCHES[case]
+    rows = _search(**shares)
+    said = verdict(rows, "test")
+    for sentence, start in zip(said, sentences, strict=False):
+        assert sentence.startswith(start), sentence
+    assert len(said) >= len(sentences)
+    simpler = instead(rows)
+    assert (simpler and simpler.against.keep) == keep
+    assert solves_nothing(rows) == (case == "a task that nobody solves")
+
+
+def test_a_lora_that_forgets_more_is_no_substitute():
+    """A LoRA that is level on the task, and has lost more of what was to be retained, is said to
+    have; the winner is published."""
+    shares = {"average": 0.3, "lora": 0.8, "ps": 0.8}
+    rows = _search({"lora": 0.02, "ps": 0.38}, **shares)
+    (said,) = (each for each in verdict(rows, "test") if each.startswith("LoRA"))
+    assert said.startswith(
+        "LoRA at the same cost is as good, and forgets more (0.02 against 0.38 of sums); 200 "
+    )
+    assert instead(rows) is None
+    rows = _search({"lora": 0.38, "ps": 0.38}, **shares)
+    assert instead(rows).stage == "lora"
+
+
+def test_one_source_of_many_is_named():
+    """Of more than two sources the best three alone are named."""
+    shares = {"alone_a": 0.3, "alone_b": 0.2, "alone_c": 0.25, "alone_d": 0.1, "ps": 0.8}
+    (said,) = (each for each in verdict(_search(**shares), "test") if each.startswith("Needs"))
+    assert said.startswith(
+        "Needs more than one source: a alone has 0.300, c alone has 0.250, b alone has 0.200; it "
+    )
 
 
 @pytest.mark.parametrize("winner", [0.9, 0.1])

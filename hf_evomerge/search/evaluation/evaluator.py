@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from ...building.noise import is_noise
 from ...errors import (
     MAX_MESSAGE,
     EvoMergeError,
@@ -102,17 +103,13 @@ class Evaluator:
         """
         begin = time.perf_counter()
         try:
-            config = self.config
-            if isinstance(target, Recipe) and (target.sources, target.base) != (
-                config.sources,
-                target.base and config.base,
-            ):
+            if isinstance(target, Recipe) and not self._knows(target):
                 raise FitnessError(
                     "the recipe is of other sources than the search; build it, and score the model"
                 )
             task = self.tasks.prepared(target, split, batch, fitness, rows)
             scores = (
-                task.evaluate(self.models.model(target))
+                task.evaluate(self._models(target).model(target))
                 if slopes is None
                 else self._differentiated(task, target, slopes)
             )
@@ -141,6 +138,18 @@ class Evaluator:
             raise MachineError(f"the machine has failed, not the model: {line}")
         return Scores.failed(line, time.perf_counter() - begin)
 
+    def _knows(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe is of the search's sources, or of noise in their place."""
+        if recipe.base is not None and recipe.base != self.config.base:
+            return False
+        return recipe.sources == self.config.sources or all(map(is_noise, recipe.sources))
+
+    def _models(self, target: Target) -> ModelPool:
+        """The live models that a target is made of."""
+        if isinstance(target, Recipe):
+            return self.models.of(target)
+        return self.models
+
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
         """Return what a model writes after an example's prompt, greedily, as far as it has
         positions."""
@@ -162,7 +171,7 @@ class Evaluator:
                 task = self.tasks.prepared(
                     target, objective.split(split), None, objective.fitness, rows
                 )
-                found[objective.name] = task.evaluate(self.models.model(target))
+                found[objective.name] = task.evaluate(self._models(target).model(target))
             else:
                 found[objective] = self._taken(objective, target, scores)
         return found
@@ -185,7 +194,7 @@ class Evaluator:
             return Scores([scores.seconds])
         if what == "parameters":
             return Scores(
-                [sum(parameter.numel() for parameter in self.models.model(target).parameters())]
+                [sum(each.numel() for each in self._models(target).model(target).parameters())]
             )
         if isinstance(target, Recipe) and target.flow is not None:
             return Scores([len(target.flow.path)])
@@ -201,5 +210,5 @@ class Evaluator:
             with recomputed(model) if self.config.compute.gradient_checkpointing else nullcontext():
                 found.append(task.backward(model))
 
-        gradient = slopes.take(self.models, target, backward)
+        gradient = slopes.take(self._models(target), target, backward)
         return found[0].replace(gradient=gradient)

@@ -76,6 +76,7 @@ class ModelPool:
         self._gradient: MergeGradient | None = None
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
+        self._noise: ModelPool | None = None
         self.check: Callable[[Parent], object] = lambda source: None
         self.loading: Callable[[bool], object] = lambda loading: None
 
@@ -93,6 +94,23 @@ class ModelPool:
             assert target.merge is not None  # a recipe has at least one part
             return self._merged_model(target.merge)
         return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
+
+    def of(self, recipe: Recipe) -> ModelPool:
+        """The models that a recipe is made of: these, or noise in place of the sources, for which
+        these are let go."""
+        if recipe.sources == self.config.sources:
+            self._noise = None
+            return self
+        if self._noise is None:
+            self.forget()
+            compute = self.config.compute.model_copy(update={"seed": recipe.seed})
+            update = {"sources": recipe.sources, "compute": compute}
+            config = self.config.model_copy(update=update)
+            trusted = self.sources.trust_remote_code
+            self._noise = ModelPool(config, SearchSources(config, trust_remote_code=trusted))
+            self._noise.check = self.check
+            self._noise.loading = self.loading
+        return self._noise
 
     def merge_gradient(
         self, part: MergePart
@@ -130,6 +148,7 @@ class ModelPool:
         """Let go of every model, sources that paths run through among them; what is wanted again is
         loaded again."""
         self._visitor = self._merger = self._gradient = self._applied = self._pool = None
+        self._noise = None
         self._merged_models.clear()
         self._resident.clear()
         gc.collect()
@@ -329,7 +348,9 @@ class ModelPool:
         plan = merged.plan
         source = self.sources[first]
         if (first, rows) not in self._merged_models:
-            self._visitor = None
+            # a search over one source alone has its own; one at a time is in memory
+            self._merged_models.clear()
+            self._visitor = self._pool = None
             model = self._body(source)
             if rows and model.get_input_embeddings().num_embeddings != rows:
                 model.resize_token_embeddings(rows, mean_resizing=False)

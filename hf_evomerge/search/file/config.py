@@ -14,6 +14,7 @@ from ...fitness.data import DataSpec
 from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...fitness.terms import TermsSpec
 from ...fitness.writing import WritingSpec
+from ...merging.registry import all_methods
 from ...recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, Sources, labels_of
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
@@ -30,7 +31,7 @@ from .paths import AnyPath, GatesPath, PrunePath
 from .presets import SPACES, completed, filled
 from .sections import CompareConfig, ComputeConfig, MergeConfig, OutputConfig
 from .splits import RETAINED
-from .stages import SpaceName, Stage, Step, make_stages
+from .stages import Control, SpaceName, Stage, Step, make_stages
 
 _BY: dict[str, tuple[Algorithm, ...]] = {
     "ps": ("cma", "gradient", "random"),
@@ -62,8 +63,9 @@ class SearchConfig(StrictModel):
     """``ps``: merges. ``dfs``: paths. ``hybrid``: merges, then paths through the winner and the
     sources."""
     sources: Sources
-    """The models that are merged or followed, or the checkpoints of a run as in a recipe; one is
-    enough for ``dfs``."""
+    """The models that are merged or followed, or the checkpoints of a run as in a recipe. One is
+    enough for ``dfs``; for ``ps`` with a base, towards which and away from which it is rescaled
+    (WiSE-FT, arXiv:2109.01903)."""
     base: SourceRef | None = None
     """Their common ancestor; methods that merge task vectors need it."""
     merge: MergeConfig = Field(default_factory=MergeConfig)
@@ -181,11 +183,6 @@ class SearchConfig(StrictModel):
     # read.
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
-        if len(self.sources) == 1 and self.space != "dfs":
-            raise ValueError(
-                f"sources: {self.space} merges two or more models; with one write space: dfs "
-                "(found 1)"
-            )
         merge = None if self.space == "dfs" else self.merge_part()
         try:
             validate(
@@ -198,6 +195,40 @@ class SearchConfig(StrictModel):
             raise ValueError(
                 f"{'output.' if key in OutputConfig.model_fields else ''}{cause}"
             ) from cause
+        return self
+
+    # One source is rescaled: base + w (source - base), towards the base with w < 1 and away from it
+    # with w > 1 (WiSE-FT, arXiv:2109.01903). That takes a base, and a method that is handed the
+    # difference, or the base as one of two models.
+    @model_validator(mode="after")
+    def _check_controls(self) -> SearchConfig:
+        if "noise" in self.compare.baselines and self.base is None:
+            raise ValueError(
+                "compare.baselines: noise takes the place of what sources have changed of their "
+                "base; name the base, or leave noise out"
+            )
+        asked = "alone" in self.compare.baselines
+        one = len(self.searched_sources) == 1
+        if asked and one:
+            raise ValueError(
+                "compare.baselines: alone searches each of several sources by itself (found 1); "
+                "leave it out"
+            )
+        method = all_methods().get(self.merge.method)
+        if not (asked or one) or self.space == "dfs" or method is None:
+            return self
+        key = "compare.baselines: alone" if asked else "sources"
+        leave = ", or leave alone out" if asked else ", or write space: dfs"
+        if self.base is None:
+            raise ValueError(
+                f"{key}: one source is rescaled towards its base and away from it; name the "
+                f"base{leave}"
+            )
+        if not method.merges_one:
+            raise ValueError(
+                f"{key}: {method.name} cannot rescale one source; write method: "
+                f"task_arithmetic{leave}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -224,7 +255,7 @@ class SearchConfig(StrictModel):
                     "optimize: the last step of a space climbs the search's own fitness; "
                     "leave fitness out there"
                 )
-        for stage in (stage for stage in self.stages if stage.role != "random"):
+        for stage in (stage for stage in self.stages if stage.searches):
             by = _BY["ps" if stage.space == "ps" else self.path.kind]
             if self.objectives and stage.role == "main":
                 by = ("nsga2", "random") if "cma" in by else ("random",)
@@ -301,7 +332,25 @@ class SearchConfig(StrictModel):
         return make_stages(
             {space: self.steps(space) for space in self.spaces},
             random="random" in self.compare.baselines,
+            controls=self._controls,
         )
+
+    @property
+    def _controls(self) -> list[Control]:
+        """Searches that are run again to compare with."""
+        names = self.source_names
+        lone = self.searched_sources if "alone" in self.compare.baselines else []
+        controls = [Control(f"alone-{number}", f"{names[number]} alone", number) for number in lone]
+        if "noise" in self.compare.baselines:
+            controls.append(Control("noise", "noise"))
+        return controls
+
+    @property
+    def searched_sources(self) -> list[int]:
+        """The sources that are merged or, in a search for paths alone, followed, as indices."""
+        if self.space == "dfs":
+            return list(self.path.order or range(len(self.sources)))
+        return self.merge_sources
 
     @property
     def spaces(self) -> tuple[SpaceName, ...]:

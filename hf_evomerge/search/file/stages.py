@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...recipes.stage_names import STAGES as STAGES
-from ...recipes.stage_names import StageName as StageName
 from ...recipes.strict_yaml import Count, Positive, StrictModel
 from ..optimizers.ask_tell import Algorithm
 
 SpaceName = Literal["ps", "dfs"]
 Role = Literal["first", "main", "random"]
-_FIRST: dict[SpaceName, StageName] = {"ps": "ps-first", "dfs": "dfs-first"}
+_FIRST: dict[SpaceName, str] = {"ps": "ps-first", "dfs": "dfs-first"}
 _BATCH = 16  # examples of the first generations, where the file does not say it
 _STEP = 8
 _FEWEST = 4  # examples of a gradient's step: many small steps lead further than few large ones
@@ -72,8 +71,10 @@ class Stage:
 
     Attributes:
         name: Its name in the study.
-        number: What its random numbers depend on, beside the seed: its place among the stages, from
-            0. Baselines follow the search's own stages, so that adding one leaves these alone.
+        title: Its name in tables.
+        number: What its random numbers depend on, beside the seed: its place among the search's own
+            stages, from 0. A stage that is run again has the number of the first run, a random
+            search the number after all of them; so no baseline depends on the others.
         space: What it searches.
         role: ``main``: its winner may be the search's; ``first``: the main stage of the space
             begins at its winner; ``random``: a random search to compare with, of the budget of all
@@ -82,24 +83,36 @@ class Stage:
         evaluations: Its budget, in scores of all search examples.
         minutes: Its budget in minutes; infinite where unbounded.
         begins_at: The stage at whose winner it begins, if it does.
+        builds_on: The stage whose winner's merge its paths run through, if they do.
+        control: Of a search that is run again to compare with: the name of that search.
+        source: The only source that it searches; None where all take part.
     """
 
-    name: StageName
+    name: str
+    title: str
     number: int
     space: SpaceName
     role: Role
     step: Step
     evaluations: int
     minutes: float
-    begins_at: StageName | None = None
+    begins_at: str | None = None
+    builds_on: str | None = None
+    control: str = ""
+    source: int | None = None
 
     def __str__(self) -> str:
         return self.name
 
     @property
-    def title(self) -> str:
-        """Name in tables."""
-        return STAGES[self.name]
+    def searches(self) -> bool:
+        """True where it is part of the search itself, and nothing to compare with."""
+        return self.role != "random" and not self.control
+
+    @property
+    def original(self) -> str:
+        """Name of the stage that it repeats; its own where it repeats none."""
+        return self.name.removeprefix(f"{self.control}-")
 
     @property
     def algorithm(self) -> Algorithm:
@@ -130,31 +143,70 @@ class Stage:
         return tuple(sizes)
 
 
-def make_stages(steps: Mapping[SpaceName, Sequence[Step]], *, random: bool) -> list[Stage]:
+@dataclass(frozen=True)
+class Control:
+    """Search that is run again to compare with: the same stages, over other sources.
+
+    Attributes:
+        name: Name, which those of its stages begin with.
+        title: Name in tables.
+        source: The only source that it searches; None where all take part.
+    """
+
+    name: str
+    title: str
+    source: int | None = None
+
+
+def make_stages(
+    steps: Mapping[SpaceName, Sequence[Step]], *, random: bool, controls: Sequence[Control] = ()
+) -> list[Stage]:
     """Make the stages of a search, in the order that they run.
 
     Args:
         steps: The steps of each space that is searched, one space after the other.
         random: Whether a random search is to be compared with.
+        controls: What else the search is run again over, to compare with.
     """
     stages: list[Stage] = []
 
     def add(
-        name: StageName,
+        name: str,
         space: SpaceName,
         role: Role,
         step: Step,
-        begins_at: StageName | None = None,
+        begins_at: str | None = None,
+        control: Control | None = None,
     ) -> None:
-        minutes = math.inf if step.minutes is None else step.minutes
+        of = control or Control("", "")
+        before = f"{of.name}-" if control else ""
+        merged = space == "dfs" and "ps" in steps and role != "random"
+        number = sum(each.control == of.name for each in stages)
         stages.append(
-            Stage(name, len(stages), space, role, step, step.evaluations, minutes, begins_at)
+            Stage(
+                f"{before}{name}",
+                f"{of.title}, {STAGES[name]}" if control else STAGES[name],
+                number,
+                space,
+                role,
+                step,
+                step.evaluations,
+                math.inf if step.minutes is None else step.minutes,
+                begins_at and f"{before}{begins_at}",
+                f"{before}ps" if merged else None,
+                of.name,
+                of.source,
+            )
         )
 
-    for space, (*before, last) in steps.items():
-        for step in before:
-            add(_FIRST[space], space, "first", step)
-        add(space, space, "main", last, _FIRST[space] if before else None)
+    def add_all(control: Control | None = None) -> None:
+        for space, (*before, last) in steps.items():
+            for step in before:
+                add(_FIRST[space], space, "first", step, control=control)
+            begins_at = _FIRST[space] if before else None
+            add(space, space, "main", last, begins_at, control)
+
+    add_all()
     if random:
         space, (*_, own) = next(iter(steps.items()))
         if (
@@ -163,5 +215,8 @@ def make_stages(steps: Mapping[SpaceName, Sequence[Step]], *, random: bool) -> l
             own = Step(by="random")
         evaluations = sum(stage.evaluations for stage in stages)
         minutes = sum(stage.minutes for stage in stages)
-        stages.append(Stage("random", len(stages), space, "random", own, evaluations, minutes))
+        add("random", space, "random", own)
+        stages[-1] = replace(stages[-1], evaluations=evaluations, minutes=minutes)
+    for control in controls:
+        add_all(control)
     return stages

@@ -4,11 +4,13 @@ results."""
 from __future__ import annotations
 
 from ..file.config import SearchConfig
+from .alone import Alone
 from .average import Average
 from .held_out import HeldOut
 from .leave_one_out import LeaveOneOut
 from .lora import LoraTrainings
 from .merge_lora import MergeWithLora
+from .noise import Noise
 from .parents import Parents
 from .phase import Phase
 from .stages import StagePhase
@@ -19,6 +21,8 @@ PHASES: tuple[type[Phase], ...] = (
     StagePhase,
     Winner,
     Average,
+    Alone,
+    Noise,
     LoraTrainings,
     MergeWithLora,
     LeaveOneOut,

@@ -7,6 +7,13 @@ from ..results.table import Against
 from ..spaces.space import uniform_average
 from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
 
+AGAINST = Against(
+    "the plain average",
+    worse="the average is the better merge",
+    level="the plain average does as well: take it, no search is needed",
+    keep="take the plain average",
+)
+
 
 class Average(Phase):
     """Row of the uniform average, which costs a score of the test split alone."""
@@ -30,11 +37,6 @@ class Average(Phase):
             return
         recipe = uniform_average(run.config)
         label = run.study.add_recipe(recipe)
-        against = Against(
-            "the plain average",
-            worse="the average is the better merge",
-            undecided="over the plain average",
-        )
         run.entries.append(
-            Entry("average", "uniform average", label, recipe, against=against, optional=True)
+            Entry("average", "uniform average", label, recipe, against=AGAINST, optional=True)
         )

@@ -55,7 +55,7 @@ class LoraTrainings(Phase):
         planner.rows += 1
         config = planner.config
         sizes = planner.sizes
-        spent = sum(stage.evaluations for stage in config.stages if stage.role != "random")
+        spent = sum(stage.evaluations for stage in config.stages if stage.searches)
         starts = len(parents_once(config)) + planner.can_average
         count = starts * len(RATES)
         text = (
@@ -89,11 +89,27 @@ class LoraTrainings(Phase):
             f"{name} (best of {len(fitness)} on {run.chosen_on} examples, {cost:g} evaluations "
             "each)"
         )
-        against = Against(f"a {name}", "here fine-tuning is worth more than merging")
         spent = len(trained) * cost
         run.entries.append(
-            Entry("lora", shown, best, targets[best], evaluations=spent, against=against)
+            Entry(
+                "lora",
+                shown,
+                best,
+                targets[best],
+                evaluations=spent,
+                against=against(name, trained[best].model),
+            )
         )
+
+
+def against(name: str, model: SourceRef) -> Against:
+    """Sentences about a LoRA that was trained at the cost of the search."""
+    return Against(
+        f"a {name}",
+        worse="here fine-tuning is worth more than merging",
+        level="LoRA at the same cost is as good",
+        keep=f"take the LoRA in {model.adapter}",
+    )
 
 
 @dataclass(frozen=True)

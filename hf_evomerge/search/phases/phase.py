@@ -19,7 +19,7 @@ from ..callbacks import Progress, SearchCallback
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.sources import SourceSummary, Target
 from ..file.config import SearchConfig
-from ..file.stages import StageName
+from ..file.stages import Stage
 from ..results.result import Result
 from ..results.table import Against, RowStage
 from ..runners.job import Job
@@ -191,7 +191,7 @@ class SearchRun:
         self.sizes = dict(sizes)
         self.evaluator = evaluator
         self.callbacks = callbacks
-        self.winners: dict[StageName, str] = {}
+        self.winners: dict[str, str] = {}
         self.winner = ""
         self.entries: list[Entry] = []
         self.contributions: list[Contribution] = []
@@ -215,10 +215,16 @@ class SearchRun:
 
     @property
     def searched(self) -> float:
-        """Cost of the search, without that of the random search beside it."""
-        stages = [stage.name for stage in self.config.stages if stage.role != "random"]
+        """Cost of the search, without that of searches to compare with."""
+        stages = [stage.name for stage in self.config.stages if stage.searches]
         costs = (trial.cost for stage in stages for trial in self.study.trials(stage))
         return round(math.fsum(costs), 2)
+
+    @property
+    def main_stages(self) -> list[Stage]:
+        """Stages so far whose winners may be a search's: this one's, or one's to compare with."""
+        ended = (stage for stage in self.config.stages if stage.name in self.winners)
+        return [stage for stage in ended if stage.role == "main"]
 
     def recipes(self, keys: Sequence[str]) -> dict[str, Target]:
         """Recipes of the study, by their keys."""

@@ -265,6 +265,8 @@ class StageRun:
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
         algorithm = self.stage.algorithm
+        if algorithm == "cma" and self.stage.control and start.mean.size < 2:
+            algorithm = "random"  # of one number, which CMA-ES cannot search
         seed = self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
             price = self.space.price
@@ -358,7 +360,7 @@ class StageRun:
         if trial.recipe_key is not None and trial.duplicate_of is None:
             self.first_of_recipe[trial.recipe_key, generation.batch] = trial
         self._progress.count(trial, whole=generation.batch is None)
-        later = self.config.stages[self.stage.number + 1 :]
+        later = self.config.stages[self.config.stages.index(self.stage) + 1 :]
         state = self._progress
         progress = Progress(
             phase=self.stage.name,

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from ...errors import SearchError
+from ...errors import EvoMergeError, RecipeError, SearchError, SourceError
 from ...merging.registry import get_method
 from ...recipes.recipe import Recipe
 from ..callbacks import SearchCallback
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
-from ..file.stages import Stage, StageName
+from ..file.stages import Stage
 from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
 from ..optimizers.descent import checks_of
 from ..optimizers.sweep import sweep_cost
 from ..results.front import finalists
-from ..results.table import Against
+from ..results.table import Against, RowStage
 from ..spaces.parameter import ParameterSpace
-from ..spaces.space import Space, make_space
+from ..spaces.space import Space, make_space, narrowed
+from ..study.database import DamagedStudyError
 from ..study.study import Study
+from .noise_sources import with_noise
 from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
 from .winner import choose
 
-_WINNER_NAMES: dict[StageName, str] = {
+logger = logging.getLogger(__name__)
+
+_WINNER_NAMES: dict[str, str] = {
     "ps-first": "first PS",
     "ps": "evolved PS",
     "dfs-first": "first DFS",
@@ -54,11 +60,25 @@ class StagePhase(Phase):
         """Refuse a space without a model that could be built, and gradients that are not to be
         had."""
         stage = self.stage
-        if stage.role == "random":
+        if stage.role == "random" or stage.control == "noise":  # as the stage that it repeats
             return
-        on_merge = config.space == "hybrid" and stage.space == "dfs"
-        merge = config.merge_part() if on_merge else None
-        space = make_space(config, stage, evaluator.sources.summary, merge)
+        if not stage.control:
+            return self._check(config, evaluator, findings)
+        try:
+            self._check(config, evaluator, Findings())
+        except EvoMergeError as error:
+            findings.warnings.append(f"the results will have no search over {stage.title}: {error}")
+
+    def _check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
+        stage = self.stage
+        sources = evaluator.sources.summary
+        merge = None
+        if stage.builds_on is not None:
+            own = config
+            if stage.source is not None:
+                own, _ = narrowed(config, stage.source, sources)
+            merge = own.merge_part()
+        space = make_space(config, stage, sources, merge)
         start = space.start()
         warnings = _check_recipe(space.decode(start.mean), evaluator)
         _check_sweep(stage, start, len(evaluator.tasks.examples("search")))
@@ -71,6 +91,8 @@ class StagePhase(Phase):
         moves it."""
         config = planner.config
         stage = self.stage
+        if stage.control:
+            return self._plan_again(planner)
         space = make_space(config, stage, planner.evaluator.sources.summary, planner.merge)
         start = space.start()
         schedule = _Schedule.of(stage, space, start, planner.sizes["search"])
@@ -96,15 +118,44 @@ class StagePhase(Phase):
         parts.append(schedule.in_words(stage, planner.sizes["search"]))
         return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once)
 
+    def _plan_again(self, planner: Planner) -> PhasePlan:
+        """Price a stage that is run again to compare with, as the stage itself was measured."""
+        stage = self.stage
+        first = next(phase for phase in planner.phases if phase.name == stage.original)
+        text = f"{stage.title}: {stage.original} again, {stage.evaluations} evaluations"
+        return PhasePlan(self.name, text, first.seconds, first.at_once)
+
     def run(self, run: SearchRun) -> None:
-        """Run all generations, choose the stage's winner, and give it a row."""
+        """Run all generations, choose the stage's winner, and give it a row.
+
+        A stage to compare with has its row from a phase of its own; where it fails, that is a
+        warning.
+        """
+        stage = self.stage
+        if not stage.control:
+            starts = self._run(run)
+            winner = run.winners[stage.name]
+            run.entries.append(_entry(run, stage, winner, starts.get(winner)))
+            return
+        needed = {stage.begins_at, stage.builds_on} - {None}
+        if not needed <= run.winners.keys():  # of which was warned
+            return
+        try:
+            self._run(run)
+        except DamagedStudyError:
+            raise
+        except (RecipeError, SearchError, SourceError) as error:
+            logger.warning(f"the results have no search over {stage.title}: {error}")
+
+    def _run(self, run: SearchRun) -> dict[str | None, str]:
+        """Run all generations, and note the winner; the names of the models that it began at."""
         stage = self.stage
         starts = stage_run(
-            run.config,
+            with_noise(run) if stage.control == "noise" else run.config,
             run.study,
             run.sources,
             stage,
-            merged=run.winners.get("ps"),
+            merged=run.winners.get(stage.builds_on or ""),
             example_count=run.sizes["search"],
             callbacks=run.callbacks,
         ).run(run.runner)
@@ -116,7 +167,7 @@ class StagePhase(Phase):
             keys += [run.winners[stage.begins_at]] if stage.begins_at is not None else []
             winner = choose(run, list(dict.fromkeys(keys)))
         run.winners[stage.name] = winner
-        run.entries.append(_entry(run, stage, winner, starts.get(winner)))
+        return starts
 
 
 def stage_run(
@@ -140,7 +191,7 @@ def stage_run(
         example_count: Number of search examples, of which batches are drawn.
         callbacks: What else is told, and may end the stage.
     """
-    builds_on = merged is not None and stage.role != "random" and stage.space == "dfs"
+    builds_on = merged is not None and stage.builds_on is not None
     merge = study.recipe(str(merged)).merge if builds_on else None
     begin_at = None if stage.begins_at is None else study.best(stage.begins_at)[0].genome
     space = make_space(config, stage, sources, merge)
@@ -177,8 +228,7 @@ def _finalists(run: SearchRun, stage: Stage) -> list[str]:
 
 def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entry:
     """Row of a stage's winner, with the cost of all that it builds on."""
-    stages = [stage] if stage.role == "random" else run.config.stages[: stage.number + 1]
-    trials = [trial for each in stages for trial in run.study.trials(each.name)]
+    evaluations, seconds = spent(run, stage)
     name = _WINNER_NAMES[stage.name]
     if run.config.space == "hybrid" and stage.space == "dfs":
         name = name.replace("DFS", "PS+DFS")
@@ -191,13 +241,26 @@ def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entr
     else:
         against = Against(name, "the validation split chose the other one")
     return Entry(
-        stage.name,
+        cast(RowStage, stage.name),
         name,
         winner,
         run.study.recipe(winner),
-        evaluations=round(math.fsum(trial.cost for trial in trials), 2),
-        seconds=math.fsum(trial.scores.seconds for trial in trials),
+        evaluations=evaluations,
+        seconds=seconds,
         against=against,
+    )
+
+
+def spent(run: SearchRun, stage: Stage) -> tuple[float, float]:
+    """Evaluations and seconds of a stage and of all that it builds on."""
+    stages = [stage]
+    if stage.role != "random":
+        before = run.config.stages[: run.config.stages.index(stage) + 1]
+        stages = [each for each in before if each.control == stage.control]
+    trials = [trial for each in stages for trial in run.study.trials(each.name)]
+    return (
+        round(math.fsum(trial.cost for trial in trials), 2),
+        math.fsum(trial.scores.seconds for trial in trials),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ...fitness.scores import Scores
 from ..file.config import SearchConfig
 from ..file.objectives import vector
+from ..file.stages import Stage
 from ..optimizers.nsga import knee, non_dominated
 from ..results.front import finalists
 from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
@@ -41,7 +42,7 @@ class Winner(Phase):
     def run(self, run: SearchRun) -> None:
         """Choose the winner, and mark its row."""
         run.winner = self._choose(run)
-        main = {stage.name for stage in run.config.stages if stage.role == "main"}
+        main = {stage.name for stage in run.main_stages if stage.searches}
         entries = run.entries
         for at, entry in enumerate(entries):
             if entry.stage in main and entry.label == run.winner:
@@ -55,10 +56,18 @@ class Winner(Phase):
     def _choose(self, run: SearchRun) -> str:
         if run.config.objectives:
             return choose(run, finalists(run.config, run.study))
-        contenders = [stage.name for stage in run.config.stages if stage.role == "main"]
-        if "validation" not in run.sizes:  # of equals the earlier stage
-            contenders.sort(key=lambda stage: -(run.study.best(stage)[0].fitness or 0.0))
-        return choose(run, [run.winners[stage] for stage in contenders])
+        return best_of(run, [stage for stage in run.main_stages if stage.searches])
+
+
+def best_of(run: SearchRun, stages: Sequence[Stage]) -> str:
+    """Choose the best of the winners of some stages, as `choose` does.
+
+    Without a validation split it is the best in the search; of equals the earlier stage's.
+    """
+    names = [stage.name for stage in stages]
+    if "validation" not in run.sizes:
+        names.sort(key=lambda stage: -(run.study.best(stage)[0].fitness or 0.0))
+    return choose(run, [run.winners[stage] for stage in names])
 
 
 def choose(run: SearchRun, keys: Sequence[str]) -> str:

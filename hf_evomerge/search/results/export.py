@@ -17,7 +17,6 @@ from ...recipes.recipe import Recipe, labels_of
 from ...recipes.whole_file import whole_file
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, values
-from ..file.stages import STAGES
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 
@@ -41,8 +40,8 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
         config = settings_of(study)
         names = config.objective_names
         rows = []
-        for stage in STAGES:
-            for trial, params in _with_params(study, config, stage):
+        for stage in config.stages:
+            for trial, params in _with_params(study, config, stage.name):
                 numbers = {f"params.{name}": value for name, value in params.items()}
                 rows.append(trial_row(trial, names) | numbers)
     if not rows:

@@ -10,7 +10,7 @@ from ...recipes.recipe import Recipe
 from ...record import Contribution, Results
 from .front import Point, front_table, front_verdict, published_point
 from .table import Row, RowStage, contributions_table, published, rows_table
-from .verdict import FORM, RULE, doubt, verdict
+from .verdict import RULE, instead, verdict
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,10 @@ class Result:
         return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.notes]
 
     @property
-    def doubt(self) -> str | None:
-        """Reason to look at the winner's answers before it is published; None where it is better
-        than its parents, or there are several objectives."""
-        reason = None if self.front else doubt(self.rows)
-        return reason and f"{reason}; look at what it answers: {FORM}"
+    def instead(self) -> Row | None:
+        """The simplest model that does as well as the winner; None where there is none, or several
+        objectives. What to do about it is ``row.against.keep``."""
+        return None if self.front else instead(self.rows)
 
     def published(self) -> Results:
         """The comparison for the record. Each row has the winner's lead over it."""

@@ -17,23 +17,31 @@ from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-RowStage = StageName | Literal["base", "source", "average", "lora", "together"]
+RowStage = StageName | Literal["base", "source", "average", "alone", "noise", "lora", "together"]
 
 
 @dataclass(frozen=True)
 class Against:
-    """Sentence of the verdict about the winner and a row.
+    """Sentences of the verdict about the winner and a row.
 
     Attributes:
         name: What the row is called in the sentence.
         worse: Advice where the winner is worse.
         undecided: What the search added nothing over, where no difference is seen; None says that
             the two cannot be told apart.
+        better: What the winner does where it is better, such as ``beats the prompt``; None says
+            that it is better.
+        level: Of a simpler model what is said where no difference is seen, with advice behind a
+            colon.
+        keep: Next step where the row is a simpler model that does as well, in place of publishing.
     """
 
     name: str
     worse: str
     undecided: str | None = None
+    better: str | None = None
+    level: str | None = None
+    keep: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,9 @@ class Row:
 
     Attributes:
         stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the
-            sources, a ``lora``, the merge ``together`` with one, or the stage of the search that it
-            won (``ps``, ``dfs``, ``random``, or ``ps-first`` and ``dfs-first`` before them). A row
-            is found by its stage.
+            sources, one source ``alone``, ``noise`` in place of the sources, a ``lora``, the merge
+            ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``,
+            ``random``, or ``ps-first`` and ``dfs-first`` before them). A row is found by its stage.
         model: What the model is called in tables.
         scores: What it scored.
         evaluations: What was spent to find it, in scores of all search examples.

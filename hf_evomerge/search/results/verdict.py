@@ -1,5 +1,5 @@
-"""Says in words what a search found: is the winner better than its parents, the plain average, a
-random search?
+"""Says in words what a search found: does the winner beat what is simpler, does it need its
+sources, and what is to be done next?
 
 And before it begins: have the sources anything to give each other, and could the test split show a
 difference?
@@ -8,7 +8,7 @@ difference?
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ...fitness.comparison import (
     Comparison,
     Measure,
     column,
+    compare,
     compare_all,
     main_measure,
     measures,
@@ -23,8 +24,10 @@ from ...fitness.comparison import (
 )
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
-from .table import Row
+from .table import Against, Row
 
+SIMPLER = ("base", "source", "average", "prompt", "alone", "noise", "lora")
+"""Kinds of rows that are simpler than a merge that was searched for, the simplest first."""
 MOST_CUT = 0.02  # share of answers that may be cut without a word
 RULE = (
     "Better, or WORSE, means that p is below .05 and the interval excludes 0; with hardly, only "
@@ -38,37 +41,24 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     """Sentences about the winner of a comparison, the most important first; none where nothing won
     or it failed.
 
+    Where something simpler does as well, the first sentence says it; see `instead`.
+
     Args:
         rows: Every model, on the same examples; one is the winner.
         split: What they were measured on.
         unit: What the fitness is measured in; empty where it has no unit.
         looks: How often the test split was scored.
     """
-    winner = next((row for row in rows if row.winner), None)
-    if winner is None or winner.scores.error is not None:
+    winner = _winner(rows)
+    if winner is None:
         return []
     by = measures(*(row.scores for row in rows))
-    measure = by[0]
-    against = partial(_against, winner=winner, by=by, unit=unit)
-    sentences = []
-    if _is_all_wrong(winner, measure):
-        sentences.append(
-            f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of "
-            f"{winner.scores.values.size})"
-        )
-    parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
-    if parents:
-        best = max(parents, key=lambda row: _means(row.scores, by))
-        name = f"the {best.model}" if best.stage == "base" else f"its best parent, {best.model}"
-        sentences += against(best, name, "use that one instead")
-    for row in rows:
-        is_same = row.stage in STAGES and row.stage != "random" and row.scores == winner.scores
-        if row.against is not None and not is_same:
-            name = row.against.name
-            worse = row.against.worse
-            undecided = row.against.undecided
-            sentences += against(row, name, worse, undecided)
-    sentences += _forgotten(winner, parents, unit) + _cut(rows)
+    sentences = _nothing_right(rows, winner, by)
+    others = _others(rows, winner, by)
+    simpler = _simplest(rows, others, winner, by)
+    for row in sorted(others, key=lambda row: row is not simpler):
+        sentences += _against(row, rows, winner=winner, by=by, unit=unit)
+    sentences += _forgotten(winner, _parents(rows), unit) + _cut(rows)
     if split == "test":
         often = (
             f"{looks} times, for evaluations or rows were added after results: they are optimistic"
@@ -82,32 +72,6 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             f"the {split} examples helped to choose the winner: its own figures are optimistic"
         )
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
-
-
-def doubt(rows: Sequence[Row]) -> str | None:
-    """Say why the winner of a comparison should be looked at before it is published.
-
-    Args:
-        rows: Every model, on the same examples; one is the winner.
-
-    Returns:
-        The reason; None where nothing won, or the winner is better than its best parent. A model
-        that was cut from one parent need not be.
-    """
-    winner = next((row for row in rows if row.winner), None)
-    if winner is None or winner.scores.error is not None:
-        return None
-    by = measures(*(row.scores for row in rows))
-    if _is_all_wrong(winner, by[0]):
-        return f"every answer of {winner.model} is wrong"
-    parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
-    if len(parents) < 2:
-        return None
-    best = max(parents, key=lambda row: _means(row.scores, by))
-    compared = compare_all(winner.scores, best.scores, by)
-    if any(found.is_better for found in compared):
-        return None
-    return f"{winner.model} is not better than {best.model}"
 
 
 def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str | None:
@@ -129,9 +93,117 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
     return f"of the search examples no model answers {right}; if one should, look at {look}: {FORM}"
 
 
-def _is_all_wrong(row: Row, measure: Measure) -> bool:
-    wrong = not column(row.scores, measure).any()
-    return wrong and (measure == "accuracy" or not row.scores.values.any())
+def instead(rows: Sequence[Row]) -> Row | None:
+    """The simplest model that does as well as the winner, with what to do about it in
+    ``row.against.keep``; None where the winner is better than all that is simpler, or no model
+    solves anything."""
+    winner = _winner(rows)
+    by = measures(*(row.scores for row in rows))
+    if winner is None or not _any_right(rows, by):
+        return None
+    return _simplest(rows, _others(rows, winner, by), winner, by)
+
+
+def solves_nothing(rows: Sequence[Row]) -> bool:
+    """Tell whether the winner gave no right answer, so that there is nothing to publish."""
+    winner = _winner(rows)
+    if winner is None:
+        return True
+    return bool(_nothing_right(rows, winner, measures(*(row.scores for row in rows))))
+
+
+def _winner(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.winner and row.scores.error is None), None)
+
+
+def _nothing_right(rows: Sequence[Row], winner: Row, by: Sequence[Measure]) -> list[str]:
+    """Say that no answer of the winner is right, and whether any model's is."""
+    if column(winner.scores, by[0]).any() or (by[0] == "fitness" and winner.scores.values.any()):
+        return []
+    count = winner.scores.values.size
+    more = ", and of all others too: nothing here solves this task"
+    if _any_right(rows, by):
+        more = ""
+    return [f"EVERY ANSWER of {winner.model} IS WRONG ({count} of {count}){more}"]
+
+
+def _any_right(rows: Sequence[Row], by: Sequence[Measure]) -> bool:
+    return any(column(row.scores, by[0]).any() for row in rows if row.scores.error is None)
+
+
+def _parents(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
+
+
+def _others(rows: Sequence[Row], winner: Row, by: Sequence[Measure]) -> list[Row]:
+    """The rows that the winner is compared with: its best parent, and all that have sentences."""
+    others = []
+    parents = _parents(rows)
+    if parents:
+        best = max(parents, key=lambda row: _means(row.scores, by))
+        name = f"its best parent, {best.model}"
+        who = "a parent"
+        kept = best.model
+        if best.stage == "base":
+            name = who = kept = f"the {best.model}"
+        against = Against(
+            name,
+            "use that one instead",
+            level=f"{who} does as well: keep {kept} as it is",
+            keep=f"keep {kept} as it is",
+        )
+        others.append(replace(best, against=against))
+    for row in rows:
+        is_same = row.stage in STAGES and row.stage != "random" and row.scores == winner.scores
+        if row.against is not None and not is_same:
+            others.append(row)
+    return others
+
+
+# A row does as well where the winner is not better than it, by interval and p value; a row that is
+# level and has lost more of what was to be retained does not. Of those that do, the simplest is
+# named that no other of them beats: a LoRA that is better than the winner comes before a parent
+# that is level with it. A model that was cut from its only parent is no worse for being level.
+def _simplest(
+    rows: Sequence[Row], others: Sequence[Row], winner: Row, by: Sequence[Measure]
+) -> Row | None:
+    lone = len(_parents(rows)) == 1
+    simpler = [
+        row for row in others if row.stage in SIMPLER and not (lone and row.stage == "source")
+    ]
+    level = [row for row in simpler if _does_as_well(row, winner, by)]
+    level.sort(key=lambda row: SIMPLER.index(row.stage))
+    unbeaten = (row for row in level if not any(_beats(other, row, by) for other in level))
+    return next(unbeaten, None)
+
+
+def _does_as_well(row: Row, winner: Row, by: Sequence[Measure]) -> bool:
+    compared = compare_all(winner.scores, row.scores, by)
+    if not compared or compared[0].is_better:
+        return False
+    found = compared[0]
+    if found.is_close and found.difference > 0:  # undecided, and not level
+        return False
+    return found.is_worse or not _forgets(row, winner)
+
+
+def _beats(row: Row, other: Row, by: Sequence[Measure]) -> bool:
+    compared = compare_all(row.scores, other.scores, by)
+    return bool(compared) and compared[0].is_better
+
+
+def _forgets(row: Row, winner: Row) -> str:
+    """Say of which retained examples a row has lost more than the winner; empty where of none."""
+    for name, kept in winner.retained.items():
+        lost = row.retained.get(name)
+        if lost is None:
+            continue
+        found = compare(kept, lost)
+        if found is not None and found.is_better:
+            had = column(kept, found.measure).mean()
+            has = column(lost, found.measure).mean()
+            return f"forgets more ({has:.2f} against {had:.2f} of {name})"
+    return ""
 
 
 def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
@@ -140,37 +212,54 @@ def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
 
 
 def _against(
-    other: Row,
-    name: str,
-    advice: str,
-    added: str | None = None,
-    *,
-    winner: Row,
-    by: Sequence[Measure],
-    unit: str,
+    other: Row, rows: Sequence[Row], *, winner: Row, by: Sequence[Measure], unit: str
 ) -> list[str]:
     """Write one sentence about the winner and another model, by what tells them apart; none where
     they cannot be compared."""
-    if not (compared := compare_all(winner.scores, other.scores, by)):
+    compared = compare_all(winner.scores, other.scores, by)
+    against = other.against
+    if not compared or against is None:
         return []
     found = compared[0]
     beside = _beside(compared, unit)
-    said = f"by {abs(found.difference):.3f} {_of(found, unit)}"
     size = f"{found.examples} examples"
+    by_how_much = f"by {abs(found.difference):.3f} {_of(found, unit)}"
+    forgets = _forgets(other, winner) if other.stage in SIMPLER else ""
     if found.is_better:
-        return [f"{winner.model} is better than {name}, {said} ({found.interval}){beside}"]
+        better = against.better or f"{winner.model} is better than {against.name},"
+        if other.stage == "alone":
+            better = _needs(rows, found)
+        return [f"{better} {by_how_much} ({found.interval}){beside}"]
     if found.is_worse:
+        more = f", but it {forgets}" if forgets else ""
         return [
             (
-                f"{winner.model} is WORSE than {name}, {said} ({-found.high:.3f} to "
-                f"{-found.low:.3f}){beside}: {advice}"
+                f"{winner.model} is WORSE than {against.name}, {by_how_much} ({-found.high:.3f} to "
+                f"{-found.low:.3f}){beside}: {against.worse}{more}"
             )
         ]
     told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{beside}"
-    if added is not None:
+    if other.stage in SIMPLER and (found.difference <= 0 or not found.is_close):
+        level = against.level or f"{against.name} does as well"
+        if forgets:
+            level = f"{level.partition(':')[0]}, and {forgets}"
+        hardly = "hardly tell" if found.is_close else "do not tell"
+        return [f"{level}; {size} {hardly} them apart: {told}"]
+    if against.undecided is not None:
         nothing = "hardly anything" if found.is_close else "nothing"
-        return [f"the search added {nothing} {added} that {size} could show: {told}"]
-    return [f"{winner.model} is {_not(found)} distinguishable from {name}, on {size}: {told}"]
+        return [f"the search added {nothing} {against.undecided} that {size} could show: {told}"]
+    return [
+        f"{winner.model} is {_not(found)} distinguishable from {against.name}, on {size}: {told}"
+    ]
+
+
+def _needs(rows: Sequence[Row], found: Comparison) -> str:
+    """Say that one source is not enough, with what the best of them have alone."""
+    lone = [row for row in rows if row.stage == "alone" and row.scores.error is None]
+    lone.sort(key=lambda row: -float(column(row.scores, found.measure).mean()))
+    each = [f"{row.model} has {column(row.scores, found.measure).mean():.3f}" for row in lone[:3]]
+    what = "both sources" if len(lone) == 2 else "more than one source"
+    return f"needs {what}: {', '.join(each)}; it beats the best alone"
 
 
 def _not(found: Comparison) -> str:

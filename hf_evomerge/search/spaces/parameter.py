@@ -56,6 +56,18 @@ class Coordinate:
         return self.group[0] if isinstance(self.group, tuple) else self.group
 
 
+def run_length(config: SearchConfig, tensors: Mapping[str, int]) -> int:
+    """Most rows of a run with ``groups: rows``, of tensors with so many rows each."""
+    lengths = [config.merge.rows_per_group or _ROWS << doublings for doublings in range(15)]
+    most = _MOST_RUNS // len(config.merge_sources)
+    # Runs of 64 rows, or 128, 256, ...: the shortest with which all sources together have at most
+    # `_MOST_RUNS` runs.
+    for length in lengths:
+        if sum(math.ceil(count / length) for count in tensors.values()) <= most:
+            return length
+    return lengths[-1]
+
+
 # Genome to recipe: coordinate u in [0, 1] stands for the value low + u (high - low) of one
 # parameter, of one source, in one layer group. All coordinates have the same scale, so one step
 # size fits all. The order is: declared parameter, then source, then group; recipes and replays
@@ -171,15 +183,7 @@ class ParameterSpace:
 
     @cached_property
     def _run_length(self) -> int:
-        lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
-        most = _MOST_RUNS // self.source_count
-        rows = self.tensors.values()
-        # Runs of 64 rows, or 128, 256, ...: the shortest with which all sources together have at
-        # most `_MOST_RUNS` runs.
-        for length in lengths:
-            if sum(math.ceil(count / length) for count in rows) <= most:
-                return length
-        return lengths[-1]
+        return run_length(self.config, self.tensors)
 
     def _runs(self, group: str) -> list[str | tuple[str, int]]:
         """The runs of rows of a group; the group itself where it is not divided."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...recipes.recipe import MergePart, ParameterValue, Recipe
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
 from .flow import FlowSpace
-from .parameter import ParameterSpace
+from .parameter import ParameterSpace, run_length
 
 Space = ParameterSpace | FlowSpace
 """A set of recipes, and the vectors that stand for them: `start`, `decode`, `notes`, `price` and
@@ -25,11 +27,41 @@ def make_space(
         sources: What is known of the sources.
         merge: The merge that a second stage builds on: the winner of the first.
     """
+    if stage.source is not None:
+        config, sources = narrowed(config, stage.source, sources)
     depth = sources.layers[config.merge_sources[0]]
     if stage.space == "ps":
         return ParameterSpace(config, depth, sources.tensors, sources.unchanged, step=stage.step)
     layers = sources.layers if merge is None else [*sources.layers, depth]
     return FlowSpace(config, layers, merge, step=stage.step)
+
+
+def narrowed(
+    config: SearchConfig, number: int, sources: SourceSummary
+) -> tuple[SearchConfig, SourceSummary]:
+    """The search over one of its sources alone, which has as many numbers there as before.
+
+    Merges are of this source and the base; paths run through its layers, and in a hybrid search
+    through those of its merge.
+    """
+    merge = config.merge
+    router = merge.router if merge.router == "merge" else None
+    rows = merge.rows_per_group
+    if merge.groups == "rows":
+        rows = run_length(config, sources.tensors)
+    merge = merge.model_copy(update={"sources": [number], "router": router, "rows_per_group": rows})
+    merged = len(config.sources)
+    first = [merged] if config.space == "hybrid" else []
+    laid_out = config.path.order or [*first, *range(merged)]
+    order = [each for each in laid_out if each in (number, merged)]
+    path = config.path.model_copy(update={"order": order or None})
+    unchanged = sources.unchanged
+    if unchanged:
+        unchanged = [unchanged[config.merge_sources.index(number)]]
+    return (
+        config.model_copy(update={"merge": merge, "path": path}),
+        replace(sources, unchanged=unchanged),
+    )
 
 
 def uniform_average(config: SearchConfig) -> Recipe:

@@ -2,6 +2,7 @@
 
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
+INSTEAD_FILE = "instead.yaml"  # recipe of a simpler model that does as well as the winner
 MODEL_FOLDER = "model"
 TOGETHER_FOLDER = "model-with-lora"  # a merge that a LoRA learned beside
 PLOTS_FOLDER = "plots"

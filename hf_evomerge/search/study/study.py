@@ -8,10 +8,12 @@ little-endian order, recipes are YAML.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -177,11 +179,22 @@ class Study(StudyFile):
             f"source:{number}": ref for number, ref in enumerate(settings.get("sources", []))
         }
         refs = {"base": settings.get("base"), **sources}
-        return {
+        parents = {
             label: followed(validate(SourceRef, ref, SearchError), self)
             for label, ref in refs.items()
             if ref is not None
         }
+        for number in range(len(sources)):  # the noise that one search has in their place
+            folder = str(self.noise_folder(number))
+            parents[f"noise:{number}"] = SourceRef(model=folder)
+            if "base" in parents:
+                adapter = parents["base"].model_copy(update={"adapter": folder})
+                parents[f"noise adapter:{number}"] = adapter
+        return parents
+
+    def noise_folder(self, number: int) -> Path:
+        """The folder of the noise in place of a source."""
+        return Path(os.path.abspath(self.folder)) / "baselines" / f"noise-{number}"
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""

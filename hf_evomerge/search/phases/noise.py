@@ -1,0 +1,65 @@
+"""Baseline: the same search over noise in place of the sources, which says whether it needs what
+they have learned."""
+
+from __future__ import annotations
+
+from ...building.noise import check_noise
+from ..evaluation.evaluator import Evaluator
+from ..file.config import SearchConfig
+from ..results.table import Against
+from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
+from .stages import spent
+from .winner import best_of
+
+AGAINST = Against(
+    "random directions",
+    worse="what was found is in the base",
+    better="needs what its sources have learned: it beats random directions",
+    level="random directions do as well: what was found is in the base",
+    keep="fine-tune the base, or take other sources: random directions do as well as these",
+)
+
+
+class Noise(Phase):
+    """Row of the search over noise; its stages are run by `StagePhase`."""
+
+    name = "noise"
+    title = "noise"
+
+    @classmethod
+    def wanted(cls, config: SearchConfig) -> list[Phase]:
+        """Wanted where ``compare.baselines`` names ``noise``."""
+        return [cls()] if "noise" in config.compare.baselines else []
+
+    def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
+        """Refuse sources that noise cannot stand for."""
+        base = evaluator.sources.base
+        for source, name in zip(evaluator.sources, config.source_names, strict=True):
+            if base is not None:
+                check_noise(source, base, name)
+
+    def plan(self, planner: Planner) -> PhasePlan | None:
+        """Count the row; the stages are priced where they run."""
+        planner.rows += 1
+        return None
+
+    def run(self, run: SearchRun) -> None:
+        """Add the row, where the search ended."""
+        stages = [stage for stage in run.main_stages if stage.control == self.name]
+        if not stages:
+            return
+        key = best_of(run, stages)
+        winner = next(stage for stage in stages if run.winners[stage.name] == key)
+        evaluations, seconds = spent(run, winner)
+        run.entries.append(
+            Entry(
+                "noise",
+                "noise in place of the sources",
+                key,
+                run.study.recipe(key),
+                evaluations=evaluations,
+                seconds=seconds,
+                against=AGAINST,
+                optional=True,
+            )
+        )
