@@ -94,11 +94,14 @@ class CompareConfig(StrictModel):
     """The models of the table of results, beside base and sources, and the data that they are
     scored on."""
 
-    baselines: tuple[Literal["average", "random", "lora", "merge+lora"], ...] = ("average",)
-    """The plain ``average``; a ``random`` search of the same budget, in the space of the first
-    stage; the best ``lora`` of fine-tunes of every parent and of the average at four rates, on the
-    search examples, each at the same cost (extra ``lora``); ``merge+lora``, merge weights by
-    gradient and a LoRA beside them by the same steps, which is built too."""
+    baselines: tuple[Literal["average", "prompt", "random", "lora", "merge+lora"], ...] = (
+        "average",
+    )
+    """The plain ``average``; the best ``prompt``, 1, 4, 8 or 16 of the search examples before each
+    question, of every parent and of the average; a ``random`` search of the same budget, in the
+    space of the first stage; the best ``lora`` of fine-tunes of every parent and of the average at
+    four rates, on the search examples, each at the same cost (extra ``lora``); ``merge+lora``,
+    merge weights by gradient and a LoRA beside them by the same steps, which is built too."""
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     """More data, by name, that the result may not forget, such as the sources' own tasks: every
     model of the table of results is scored on it too. Nothing is chosen by it."""

@@ -11,6 +11,7 @@ from .lora import LoraTrainings
 from .merge_lora import MergeWithLora
 from .parents import Parents
 from .phase import Phase
+from .prompt import Prompt
 from .stages import StagePhase
 from .winner import Winner
 
@@ -19,6 +20,7 @@ PHASES: tuple[type[Phase], ...] = (
     StagePhase,
     Winner,
     Average,
+    Prompt,
     LoraTrainings,
     MergeWithLora,
     LeaveOneOut,
