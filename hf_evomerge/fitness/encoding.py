@@ -25,7 +25,7 @@ FORCED_TOKENS = (
 
 def render_prompt(example: Example, tokenizer: Any) -> str:
     """The text that the model is given: the prompt itself, or the prompt in the tokenizer's chat
-    template.
+    template; before it the example's shots, as text or as turns of the chat.
 
     Raises:
         FitnessError: The example is a chat and the tokenizer has no chat template, or the template
@@ -37,7 +37,7 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
             "needs a processor"
         )
     if not example.chat:
-        return example.prompt
+        return "".join(map("".join, example.shots)) + example.prompt
     if not getattr(tokenizer, "chat_template", None):
         raise FitnessError(
             "data.chat: the tokenizer has no chat template; set 'chat: false' and write a "
@@ -46,6 +46,9 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
     messages: list[dict[str, Any]] = (
         [{"role": "system", "content": example.system}] if example.system is not None else []
     )
+    for shot in example.shots:
+        messages.append({"role": "user", "content": shot.prompt})
+        messages.append({"role": "assistant", "content": shot.answer})
     messages.append({"role": "user", "content": example.prompt})
     if example.pictures:  # as chat templates for pictures want it
         parts = [{"type": "image"}] * len(example.pictures)
@@ -121,7 +124,9 @@ def _encode(text: str, example: Example, tokenizer: Any) -> list[int]:
     if example.pictures:
         ids = tokenizer.encode_seen(text, example)
     else:
-        ids = list(tokenizer(text, add_special_tokens=not example.chat)["input_ids"])
+        # not verbose: `check_length` knows what is too long
+        written = tokenizer(text, add_special_tokens=not example.chat, verbose=False)
+        ids = list(written["input_ids"])
     end = tokenizer.eos_token
     if ids and end is not None and ids[-1] == tokenizer.eos_token_id and not text.endswith(end):
         ids.pop()
@@ -144,7 +149,7 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 def check_length(model: Any, tokens: int, what: str) -> None:
     """Refuse sequences that are longer than the model has positions for: on a GPU they would end
     the process."""
-    limit = _positions(model)
+    limit = positions(model.config)
     if limit is not None and tokens > limit:
         raise FitnessError(
             f"{what} takes {tokens} tokens; the model has {limit} positions; shorten it, or "
@@ -155,14 +160,15 @@ def check_length(model: Any, tokens: int, what: str) -> None:
 def room(model: Any, prompt: Sequence[int]) -> int:
     """Count the tokens that a model has positions for after a prompt; with an encoder the prompt
     takes none of them."""
-    limit = _positions(model)
+    limit = positions(model.config)
     if limit is None:
         return sys.maxsize
     return limit - (1 if encodes(model) else len(prompt))
 
 
-def _positions(model: Any) -> int | None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def positions(config: Any) -> int | None:
+    """The positions that a model of this config has; None where it sets no limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
 
 

@@ -97,6 +97,7 @@ class Example:
         beside: Examples of further terms of the fitness, which are scored together with this one.
         gloss: What the problem says, in a language that readers of the published model know; no
             model sees it.
+        shots: Other problems with their answers, which the model is given before the prompt.
     """
 
     prompt: str
@@ -111,11 +112,19 @@ class Example:
     source: str = ""
     beside: tuple[Beside, ...] = dataclasses.field(default=(), repr=False)
     gloss: str = dataclasses.field(default="", compare=False, repr=False)
+    shots: tuple[Shot, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def all(self) -> list[Example]:
         """Examples: this one and the ones beside it."""
         return [self, *(other.example for other in self.beside)]
+
+
+class Shot(NamedTuple):
+    """A solved problem in front of a prompt: its own prompt, and all that is written after it."""
+
+    prompt: str
+    answer: str
 
 
 class Beside(NamedTuple):

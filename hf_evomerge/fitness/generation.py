@@ -39,6 +39,8 @@ class AnswerSpec(WritingSpec):
     tolerance: Annotated[Number, Field(ge=0)] = 1e-6
     """Largest difference of two numbers that are the same."""
     unit: ClassVar[str] = "share of right answers"
+    takes_shots: ClassVar[bool] = True
+    append_eos: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_options(self) -> AnswerSpec:

@@ -65,6 +65,11 @@ class TextTask(PreparedTask):
 
         self._units = [units(example, own) for example, own in zip(examples, pairs, strict=True)]
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest example takes of a model's positions."""
+        return self._pairs.longest
+
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
         """The pairs whose log-probabilities together are the example's."""
         raise NotImplementedError
@@ -91,6 +96,7 @@ class TextTask(PreparedTask):
 class LikelihoodSpec(TextSpec):
     """Score a model by the log-probability that it gives to the right answer."""
 
+    takes_shots: ClassVar[bool] = True
     task: Literal["likelihood"] = "likelihood"
     separator: str = ""
     """Text between prompt and answer. It is scored as part of the answer."""

@@ -76,7 +76,7 @@ def check_disjoint(
     shared = []
     for split, examples in splits.items():
         for example in examples:
-            first_split, first_id = seen.setdefault(_content(example), (split, example.id))
+            first_split, first_id = seen.setdefault(content_of(example), (split, example.id))
             if first_split != split:
                 shared.append(f"{first_id} ({first_split}) and {example.id} ({split})")
     if shared:
@@ -88,7 +88,7 @@ def check_disjoint(
     looked_at = {prompt: where for prompt, where in seen.items() if where[0] != "test"}
     for name, examples in retained.items():
         for example in examples:
-            if (found := looked_at.get(_content(example))) is not None:
+            if (found := looked_at.get(content_of(example))) is not None:
                 raise FitnessError(
                     f"retain.{name}: {example.id} is {found[1]} of the {found[0]} split, "
                     "which the search looks at; what is "
@@ -98,7 +98,7 @@ def check_disjoint(
 
 # NFKC makes full-width and half-width letters one, and runs of space become one space: the same
 # problem copied from another file must not pass as a new one.
-def _content(example: Example) -> str:
+def content_of(example: Example) -> str:
     """Return what makes two examples the same problem: pictures, and text whatever its space and
     its letters' encoding."""
     text = " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())

@@ -20,6 +20,8 @@ from .scores import Scores
 class MultipleChoiceSpec(TextSpec):
     """Score a model by whether it gives the right choice the greatest log-probability."""
 
+    takes_shots: ClassVar[bool] = True
+    append_eos: ClassVar[bool] = False
     task: Literal["multiple_choice"] = "multiple_choice"
     score: Literal["accuracy", "log_probability"] = "accuracy"
     """``accuracy`` is 1 where the right choice is the most probable, else 0; ``log_probability`` is

@@ -65,6 +65,9 @@ class Pairs:
         batch_size: Pairs in a forward pass.
         tokenizer: What has encoded them.
         temperature: What logits are divided by.
+
+    Attributes:
+        longest: Tokens that the longest pair takes of a model's positions.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Pairs:
         self.names = [example.id for example in examples]
         self.counts = [len(answer) for _, answer in pairs]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
-        self._longest, self._where = max(zip(lengths, self.names, strict=True))
+        self.longest, self._where = max(zip(lengths, self.names, strict=True))
         self._batches = [
             _pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)
         ]
@@ -100,7 +103,7 @@ class Pairs:
         Raises:
             FitnessError: The model's logits are not finite, or a pair is longer than its positions.
         """
-        check_length(model, self._longest, f"{self._where}: the longest example")
+        check_length(model, self.longest, f"{self._where}: the longest example")
         values = [0.0] * len(self.counts)
         exact = [False] * len(self.counts)
         with scoring(model, gradient=mean_of is not None):

@@ -87,6 +87,11 @@ class WritingTask(PreparedTask):
             asked = [examples[i] for i in batch]
             self._seen.append(seen_inputs(tokenizer, asked, own, max(own), left=True))
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest prompt and a response take of a model's positions."""
+        return max(map(len, self._prompts)) + self.spec.max_new_tokens
+
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
         """Return what a model writes for every example, and whether that was cut at the limit of
         its length; see `respond`."""
@@ -101,7 +106,7 @@ class WritingTask(PreparedTask):
             FitnessError: The model's logits are not finite, or it has too few positions.
         """
         everyone = self._prompts
-        tokens = max(map(len, self._prompts)) + self.spec.max_new_tokens
+        tokens = self.longest
         if encodes(model):
             everyone = [encode_source(example, self._tokenizer) for example in self._examples]
             tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)

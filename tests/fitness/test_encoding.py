@@ -75,7 +75,7 @@ def test_chat(tokenizer):
     spy.special_tokens_map = {}
     spy.get_chat_template = chatty.get_chat_template
     encode_prompt(example, spy)
-    assert seen == [{"add_special_tokens": False}]
+    assert seen == [{"add_special_tokens": False, "verbose": False}]
     with pytest.raises(FitnessError, match="no chat template"):
         render_prompt(example, tokenizer)
     chatty.chat_template = "{{ raise_exception('System role not supported') }}"

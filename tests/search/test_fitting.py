@@ -38,6 +38,7 @@ class Room:
                 if job.target.flow
                 else "merge"
             )
+            kind = "shots" if job.shots else kind
             if kind == "path" and len(job.target.flow.path) > 3:
                 kind = "long"
             self.asked.append((kind, job.rows))
@@ -54,8 +55,8 @@ class Room:
 
 
 def test_batches_are_halved_until_they_fit(search_config, tmp_path):
-    """Each kind of job has its own size, what fits at no size says nothing of the others, and a
-    study goes on with the same."""
+    """Each kind of job has its own size, also with shots; what fits at no size says nothing of the
+    others, and a study goes on with the same."""
     config = search_config()
     merge = config.recipe(
         merge=MergePart(method="linear", parameters=[{"weight": 1}, {"weight": 2}])
@@ -75,10 +76,15 @@ def test_batches_are_halved_until_they_fit(search_config, tmp_path):
         0: Scores([1]),
         1: Scores([4]),
     }
+    room.room["shots"] = 3
+    shown = [Job(config.sources[0], "validation", shots=shots) for shots in (1, 4)]
+    assert dict(runner.run([*shown, Job(merge)])) == dict(enumerate(map(Scores, ([2], [2], [4]))))
+    assert [shots for kind, shots in room.asked if kind == "shots"] == [16, 8, 4, 2, 2]
     found = dict(runner.run([Job(short), Job(long), Job(short)]))
     assert (found[0], found[2]) == (Scores([8]), Scores([8]))
     assert found[1].error == "OutOfMemoryError: CUDA out of memory"
-    assert study.meta("rows") == {"model": 16, "merge": 4, "merge, gradient": 1, "path": 8}
+    sizes = {"model": 16, "merge": 4, "merge, gradient": 1, "model, shots": 2, "path": 8}
+    assert study.meta("rows") == sizes
     again = Room(model=16, merge=16, gradient=16, path=16, long=16)
     other = FittedRunner(again, study, 16)
     jobs = [Job(merge), Job(long), Job(config.sources[0], "test"), Job(merge, "test")]

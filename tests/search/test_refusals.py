@@ -59,6 +59,12 @@ SPREAD = {"quantization": "4bit", "device": "auto", "device_map": "auto"}
             "baselines: lora follows a gradient; leave it out: ",
         ),
         (
+            {"fitness": {"task": "perplexity"}, "compare": {"baselines": ["prompt"]}},
+            SearchError,
+            "baselines: prompt shows search examples before each question; leave it out: the task "
+            "perplexity has no prompts that take them",
+        ),
+        (
             {"compare": TOGETHER},
             SearchError,
             "baselines: merge+lora goes with merge weights that are searched by: gradient",

@@ -132,8 +132,8 @@ def test_what_exceeds_a_limit_fails_alone(process_runner, search_config, monkeyp
 
 
 def test_a_default_limit_grows_with_the_work(search_config):
-    """Without limits.seconds a candidate may take ten times a parent's time, for each example, hop
-    and pass."""
+    """Without limits.seconds a candidate may take ten times a parent's time, for each example, also
+    in a prompt, hop and pass."""
     parents: list[Scores | None] = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
     config = search_config()
     merge, path = (
@@ -160,6 +160,7 @@ def test_a_default_limit_grows_with_the_work(search_config):
     assert seconds(merge.target, "search", tuple(range(5))) == 150
     assert seconds(merge.target, "search", (0,)) == 60
     assert seconds(long) == 600
+    assert limits.of(Job(merge.target, shots=3)).seconds == 1200
     assert seconds(merge.target, slopes=WeightSlopes((), ())) == 900
     gates = GateSlopes((), (), (True,) * 8, ())
     assert seconds(long, slopes=gates) == 3600

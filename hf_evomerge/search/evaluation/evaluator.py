@@ -83,6 +83,7 @@ class Evaluator:
         slopes: Slopes | None = None,
         fitness: TaskSpec | None = None,
         rows: int | None = None,
+        shots: int = 0,
     ) -> Scores:
         """Score one recipe, or one parent as it is.
 
@@ -93,6 +94,7 @@ class Evaluator:
             slopes: Gradient request for the scores, if there is one.
             fitness: Task to score on it; the search's own fitness where None.
             rows: How many examples go together, where the tasks say more.
+            shots: Number of search examples in the prompt, before each question.
 
         Returns:
             The scores. Whatever goes wrong inside, a GPU out of memory included, is their error:
@@ -107,7 +109,7 @@ class Evaluator:
                 raise FitnessError(
                     "the recipe is of other sources than the search; build it, and score the model"
                 )
-            task = self.tasks.prepared(target, split, batch, fitness, rows)
+            task = self.tasks.prepared(target, split, batch, fitness, rows, shots)
             scores = (
                 task.evaluate(self._models(target).model(target))
                 if slopes is None
@@ -123,7 +125,7 @@ class Evaluator:
             scores = scores.replace(seconds=time.perf_counter() - begin)
             if split in SPLITS and batch is None and slopes is None and fitness is None:
                 scores = scores.replace(
-                    others={**scores.others, **self._others(target, split, scores, rows)}
+                    others={**scores.others, **self._others(target, split, scores, rows, shots)}
                 )
             return scores
         # The candidate's fault, unless `is_of_machine` knows the error. Whatever stays referenced
@@ -163,13 +165,13 @@ class Evaluator:
         return task.write(model)[0][0].strip()
 
     def _others(
-        self, target: Target, split: str, scores: Scores, rows: int | None
+        self, target: Target, split: str, scores: Scores, rows: int | None, shots: int
     ) -> dict[str, Scores]:
         found: dict[str, Scores] = {}
         for objective in self.config.objectives:
             if isinstance(objective, TaskObjective):
                 task = self.tasks.prepared(
-                    target, objective.split(split), None, objective.fitness, rows
+                    target, objective.split(split), None, objective.fitness, rows, shots
                 )
                 found[objective.name] = task.evaluate(self._models(target).model(target))
             else:

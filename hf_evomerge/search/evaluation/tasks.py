@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...checkpoints.architecture import is_of_kind
 from ...errors import FitnessError, SourceError
 from ...fitness import (
@@ -22,6 +24,7 @@ from ...fitness.agreement import AgreementTask, Reference
 from ...fitness.classification import ClassificationSpec, ClassificationTask, Head
 from ...fitness.pictures import SeeingTokenizer
 from ...fitness.retrieval import RetrievalTask
+from ...fitness.shots import with_shots
 from ...fitness.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
@@ -177,6 +180,7 @@ class SearchTasks:
         batch: Batch | None = None,
         fitness: TaskSpec | None = None,
         rows: int | None = None,
+        shots: int = 0,
         *,
         ready: bool = True,
     ) -> Task:
@@ -188,16 +192,19 @@ class SearchTasks:
             batch: Only the examples with these numbers.
             fitness: The task; the search's own where None.
             rows: How many examples go together, where the task says more.
+            shots: How many search examples stand before each question of a split of the search's
+                own, where the task takes shots.
             ready: Whether the sources that the task compares with are run, unless they have been:
                 on all examples of the split, and now, before a candidate takes the memory.
         """
         which, owner = self.sources.tokenizer_owner(target)
         # The cache. A prepared task holds token ids, which depend on the tokenizer, the examples
-        # (split and batch), the task's settings and the batch size, and on nothing of the weights.
-        # These are the key, so all candidates of a generation share one entry. Entries for older
-        # batches are never asked for again; they all go when there are more than one for the
+        # (split, batch and shots), the task's settings and the batch size, and on nothing of the
+        # weights. These are the key, so all candidates of a generation share one entry. Entries for
+        # older batches are never asked for again; they all go when there are more than one for the
         # fitness and each objective.
-        key = (which, split, batch, None if fitness is None else fitness.model_dump_json(), rows)
+        named = None if fitness is None else fitness.model_dump_json()
+        key = (which, split, batch, named, rows, shots)
         if key not in self._tasks:
             if len(self._tasks) > len(self.config.objectives):
                 self._tasks.clear()
@@ -209,14 +216,29 @@ class SearchTasks:
                     and getattr(getattr(part, "spec", None), "batch_size", 0) > rows
                 ):
                     part.spec = part.spec.model_copy(update={"batch_size": rows})
-            task.prepare(
-                examples if batch is None else [examples[i] for i in batch], self.tokenizer(target)
-            )
+            if batch is not None:
+                examples = [examples[i] for i in batch]
+            if shots and split in SPLITS and takes_shots(task):
+                examples = self._shown(examples, shots, task.spec, self.tokenizer(target))
+            task.prepare(examples, self.tokenizer(target))
             self._tasks[key] = task
         found = self._tasks[key]
         if ready and isinstance(found, AgreementTask | TermsTask):
             found.read_references(self.examples(split))
         return found
+
+    def _shown(
+        self, examples: Sequence[Example], shots: int, spec: Any, tokenizer: Any
+    ) -> Sequence[Example]:
+        """Examples with so many search examples before them, in an order that the seed gives."""
+        search = self.examples("search")
+        order = np.random.default_rng(self.config.compute.seed).permutation(len(search))
+        written = [spec, *(stage.fitness for stage in self.config.stages)]  # the first that says it
+        separators = (getattr(each, "separator", None) for each in written)
+        separator = next((each for each in separators if each is not None), None)
+        end = tokenizer.eos_token if spec.append_eos else None
+        solved = [search[number] for number in order]
+        return with_shots(examples, solved, shots, separator=separator, end=end or "")
 
     def _new_task(self, fitness: TaskSpec | None, owner: Checkpoint | None = None) -> Task:
         task: Task = self._make_task() if fitness is None else make_task(fitness)
@@ -294,6 +316,11 @@ class SearchTasks:
                 f"the task {task} scores; {advice}. "
                 "`hf-evomerge merge` takes other models too"
             )
+
+
+def takes_shots(task: Task) -> bool:
+    """Tell whether solved examples may stand in a task's prompts."""
+    return bool(getattr(getattr(task, "spec", None), "takes_shots", False))
 
 
 def parents_of(config: SearchConfig) -> dict[str, SourceRef]:

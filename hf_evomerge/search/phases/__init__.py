@@ -13,6 +13,7 @@ from .merge_lora import MergeWithLora
 from .noise import Noise
 from .parents import Parents
 from .phase import Phase
+from .prompt import Prompt
 from .stages import StagePhase
 from .winner import Winner
 
@@ -21,6 +22,7 @@ PHASES: tuple[type[Phase], ...] = (
     StagePhase,
     Winner,
     Average,
+    Prompt,
     Alone,
     Noise,
     LoraTrainings,

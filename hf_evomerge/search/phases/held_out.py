@@ -36,9 +36,9 @@ class HeldOut(Phase):
         splits = [judged_on(sizes), *(name for name in sizes if name.startswith(RETAINED))]
         examples = " + ".join(f"{sizes[name]} {name}" for name in splits)
         text = f"{planner.rows} models on {examples} examples: all rows of the table"
-        return PhasePlan(
-            self.name, text, planner.rows * planner.second * sum(sizes[name] for name in splits)
-        )
+        seconds = planner.rows * planner.second * sum(sizes[name] for name in splits)
+        longer = planner.beyond * sizes[judged_on(sizes)]
+        return PhasePlan(self.name, text, seconds + longer)
 
     def run(self, run: SearchRun) -> None:
         """Score the entries and the front, and make the result; the rows of stages come last."""
@@ -48,7 +48,8 @@ class HeldOut(Phase):
         targets = {entry.label: entry.target for entry in entries}
         if points:
             targets |= run.recipes([*finalists(config, run.study), run.winner])
-        scores = run.evaluate(targets, run.judged_on, self.name)
+        shots = {entry.label: entry.shots for entry in entries}
+        scores = run.evaluate(targets, run.judged_on, self.name, shots=shots)
         retained = _retained(run, targets)
         rows = []
         for entry in entries:
@@ -82,7 +83,7 @@ class HeldOut(Phase):
 
 
 def _retained(run: SearchRun, targets: Mapping[str, Target]) -> dict[str, dict[str, Scores]]:
-    """Scores on the examples that the search did not look at, by label and name."""
+    """Scores on the examples that the search did not look at, without shots, by label and name."""
     retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
     for name in run.config.compare.retain:
         split = f"{RETAINED}{name}"

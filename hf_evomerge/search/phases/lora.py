@@ -21,9 +21,8 @@ from ...recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
 from ..callbacks import Progress
 from ..file.config import SearchConfig
 from ..results.table import Against
-from ..spaces.space import uniform_average
 from .finetune import Lora, fine_tune
-from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun, parents_once
+from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun, parents_once, plain_models
 
 if TYPE_CHECKING:
     from ..evaluation.evaluator import Evaluator
@@ -67,12 +66,7 @@ class LoraTrainings(Phase):
     def run(self, run: SearchRun) -> None:
         """Train, and give the best a row; a warning where none could be trained."""
         assert run.evaluator is not None  # the search has been checked
-        names = run.config.parent_names
-        starts: dict[str, tuple[str, Any]] = {
-            label: (names[label], ref) for label, ref in parents_once(run.config).items()
-        }
-        if run.can_average:
-            starts["average"] = ("the average", uniform_average(run.config))
+        starts = plain_models(run.config, run.sources.layers)
         cost = run.searched
         trainer = LoraTrainer(run.evaluator, run.study.folder / "baselines")
         trained = trainer.fine_tunes(starts, cost, run.report)

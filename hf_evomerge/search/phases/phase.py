@@ -24,6 +24,7 @@ from ..results.result import Result
 from ..results.table import Against, RowStage
 from ..runners.job import Job
 from ..runners.runner import Runner
+from ..spaces.space import uniform_average
 from ..study.study import Study
 
 
@@ -76,6 +77,7 @@ class Planner:
         warnings: What will probably disappoint, one line each.
         merge: The merge that a later stage of a hybrid search builds on.
         rows: Number of models so far that will be in the table of results.
+        beyond: Seconds that they take for one example beside what `second` says of each.
     """
 
     def __init__(self, config: SearchConfig, evaluator: Evaluator) -> None:
@@ -86,6 +88,7 @@ class Planner:
         self.warnings: list[str] = []
         self.merge: MergePart | None = None
         self.rows = 0
+        self.beyond = 0.0
         source = config.sources[0]
         self.second = self.seconds(source, source) / self.sizes["search"]
 
@@ -139,6 +142,7 @@ class Entry:
         seconds: Evaluation time of finding it.
         winner: Whether the search ended with it.
         against: How the verdict compares the winner with it; None where no sentence is said.
+        shots: Number of search examples in its prompts.
         optional: Whether the row is left out, with a warning, where the model cannot be scored.
     """
 
@@ -150,6 +154,7 @@ class Entry:
     seconds: float = 0.0
     winner: bool = False
     against: Against | None = None
+    shots: int = 0
     optional: bool = False
 
 
@@ -231,7 +236,13 @@ class SearchRun:
         return {key: self.study.recipe(key) for key in keys}
 
     def evaluate(
-        self, targets: Mapping[str, Target], split: str, phase: str, *, required: bool = False
+        self,
+        targets: Mapping[str, Target],
+        split: str,
+        phase: str,
+        *,
+        shots: Mapping[str, int] = MappingProxyType({}),
+        required: bool = False,
     ) -> dict[str, Scores]:
         """Score labelled models on a split: stored scores are read, others evaluated and stored.
 
@@ -239,6 +250,7 @@ class SearchRun:
             targets: The models, by the labels of their scores.
             split: The split.
             phase: Name that the progress is reported under.
+            shots: Number of search examples in the prompt, by label; none where absent.
             required: Whether a model that cannot be scored ends the search. Its error is not
                 stored, so a search that goes on tries again.
 
@@ -251,7 +263,7 @@ class SearchRun:
         stored = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in stored.items() if scores is None]
         begin = time.perf_counter()
-        jobs = [Job(targets[label], split) for label in missing]
+        jobs = [Job(targets[label], split, shots=shots.get(label, 0)) for label in missing]
         for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
             label = missing[index]
             if required and scores.error is not None:
@@ -301,6 +313,17 @@ def parents_once(config: SearchConfig) -> dict[str, Target]:
     """Base and sources by label; a base that is also a source is scored once."""
     parents = config.parents.items()
     return {label: ref for label, ref in parents if label == "base" or ref != config.base}
+
+
+def plain_models(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str, Target]]:
+    """Name and model of base, sources and, where it is a model, their average, by label."""
+    names = config.parent_names
+    models: dict[str, tuple[str, Target]] = {
+        label: (names[label], ref) for label, ref in parents_once(config).items()
+    }
+    if can_average(config, layers):
+        models["average"] = ("the average", uniform_average(config))
+    return models
 
 
 def chosen_on(sizes: Mapping[str, int]) -> str:

@@ -17,7 +17,9 @@ from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-RowStage = StageName | Literal["base", "source", "average", "alone", "noise", "lora", "together"]
+RowStage = (
+    StageName | Literal["base", "source", "average", "prompt", "alone", "noise", "lora", "together"]
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Row:
 
     Attributes:
         stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the
-            sources, one source ``alone``, ``noise`` in place of the sources, a ``lora``, the merge
+            sources, one of these with examples in its ``prompt``, one source ``alone``, ``noise``
+            in place of the sources, a ``lora``, the merge
             ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``,
             ``random``, or ``ps-first`` and ``dfs-first`` before them). A row is found by its stage.
         model: What the model is called in tables.

@@ -32,15 +32,15 @@ _SIGNS = (
 )
 
 
-# Memory depends on the kind of job (parent, merge, path; with a gradient or without) and, for
-# paths, on their length. The first job of each kind is run alone with the largest batch, which is
-# halved until it fits; the longest path stands for the others. Then the size is a constant of the
-# study. Kept invariant: scores of one kind are computed in batches of one size, also after a
-# resume, since the size changes last bits. It is noted before the scores are handed on: a kill
-# between the two leaves a size without scores, never scores of an unknown size.
+# Memory depends on the kind of job (parent, merge, path; with a gradient or without, with shots or
+# without) and, for paths and shots, on their length. The first job of each kind is run alone with
+# the largest batch, which is halved until it fits; the longest stands for the others. Then the size
+# is a constant of the study. Kept invariant: scores of one kind are computed in batches of one
+# size, also after a resume, since the size changes last bits. It is noted before the scores are
+# handed on: a kill between the two leaves a size without scores, never scores of an unknown size.
 class FittedRunner:
-    """A runner whose first job of each kind on the search examples is run alone, in batches that it
-    has the memory for.
+    """A runner whose first job of each kind on the search examples, or with shots, is run alone, in
+    batches that it has the memory for.
 
     Args:
         runner: What evaluates.
@@ -57,17 +57,15 @@ class FittedRunner:
         """Evaluate jobs; see `Runner`."""
         known: dict[str, int] = self._study.meta(ROWS) or {}
         done = set[int]()
-        for kind in dict.fromkeys(_kind(job) for job in jobs if job.split == "search"):
+        for kind in dict.fromkeys(_kind(job) for job in jobs if _is_fitted(job)):
             if kind in known:
                 continue
             own = [
-                index
-                for index, job in enumerate(jobs)
-                if job.split == "search" and _kind(job) == kind
+                index for index, job in enumerate(jobs) if _is_fitted(job) and _kind(job) == kind
             ]
             for index in sorted(
-                own, key=lambda index: -_hops(jobs[index])
-            ):  # the longest path first
+                own, key=lambda index: -_length(jobs[index])
+            ):  # the longest path, or prompt, first
                 rows, scores = self._fit(jobs[index])
                 done.add(index)
                 if _is_too_large(scores):  # at any size, which says nothing of the others
@@ -120,12 +118,18 @@ def _kind(job: Job) -> str:
     what = "model"
     if isinstance(job.target, Recipe):
         what = "path" if job.target.flow is not None else "merge"
+    if job.shots:
+        what = f"{what}, shots"
     return what if job.slopes is None else f"{what}, gradient"
 
 
-def _hops(job: Job) -> int:
+def _is_fitted(job: Job) -> bool:
+    return job.split == "search" or job.shots > 0
+
+
+def _length(job: Job) -> int:
     flow = job.target.flow if isinstance(job.target, Recipe) else None
-    return 0 if flow is None else len(flow.to_path().hops)
+    return job.shots + (0 if flow is None else len(flow.to_path().hops))
 
 
 def _is_too_large(scores: Scores) -> bool:

@@ -23,6 +23,7 @@ class Job:
         slopes: The gradient that is wanted, if one is.
         fitness: The task, where it is not the search's.
         rows: How many examples go together at most.
+        shots: How many search examples stand in the prompt, before each question.
     """
 
     target: Target
@@ -31,11 +32,13 @@ class Job:
     slopes: Slopes | None = None
     fitness: TaskSpec | None = None
     rows: int | None = None
+    shots: int = 0
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of `Evaluator.evaluate`."""
-        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
+        how = (self.batch, self.slopes, self.fitness, self.rows, self.shots)
+        return self.target, self.split, *how
 
     def __str__(self) -> str:
         return f"recipe {self.target.key}" if isinstance(self.target, Recipe) else str(self.target)

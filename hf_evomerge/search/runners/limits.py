@@ -85,15 +85,14 @@ class Limits:
             f"{TIMES} times a parent's time; compute.limits.seconds is not set",
         )
 
-    # size = (examples / search examples) max(1, layers / a parent's layers) (3 with a gradient):
-    # linear in each, as the time of a forward pass is. It orders jobs and scales limits; it need
-    # not be exact.
+    # size = (examples / search examples) (1 + shots) max(1, layers / a parent's layers) (3 with a
+    # gradient): linear in each, as the time of a forward pass is. It orders jobs and scales limits;
+    # it need not be exact.
     def size(self, job: Job) -> float:
         """Estimate what a job takes, in scores of one parent on the search split: by its examples,
-        its hops, its gradient."""
-        examples = (
-            self._examples[job.split] if job.batch is None else len(job.batch)
-        ) / self._examples["search"]
+        those in their prompts, its hops, its gradient."""
+        count = self._examples[job.split] if job.batch is None else len(job.batch)
+        examples = (1 + job.shots) * count / self._examples["search"]
         if not isinstance(job.target, Recipe):
             return examples
         layers = (
