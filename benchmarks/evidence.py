@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parent / name) for name in ("", "search", "pairs")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "search"))
+sys.path.insert(0, str(Path(__file__).parent / "pairs"))
 
 from lab import demo
 from pairs.__main__ import OWN, PAIRS, make_lab, problems

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..recipes.strict_yaml import Count, Index, StrictModel, Whole
+from ..recipes.strict_yaml import Count, Index, Positive, StrictModel, Whole
 from .example import Record
 
 _OF_RECORDS = (
@@ -87,8 +87,11 @@ class DataSpec(StrictModel):
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
     """A Python function that returns records. Python only: a YAML file cannot name code."""
     sources: dict[str, DataSpec] | None = Field(default=None, min_length=1)
-    """Data of several sources, by the name of each source; ``base`` is the base. Each has all
-    fields of its own."""
+    """Data of several skills or sources, by name; ``base`` is the base. Each has all fields of its
+    own."""
+    weight: Positive = 1.0
+    """Factor of these examples' scores in the fitness. Under ``sources``, 1 over the gap between
+    base and best parent keeps one skill from outweighing another."""
     prompt_field: str = "prompt"
     """The field that holds the prompt; not read where there is a template."""
     answer_field: str | None = "answer"

@@ -109,8 +109,7 @@ class ChoiceTask(PreparedTask):
                 pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments
             )
 
-    def evaluate(self, model: Any) -> Scores:
-        """Raises `FitnessError`: nobody is asked here."""
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge search FILE`")
 
 
@@ -134,9 +133,7 @@ class ClipTask(ChoiceTask):
     spec_type: ClassVar[type[TaskSpec]] = ClipSpec
     spec: ClipSpec
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one pipeline; raises `FitnessError` where the judge cannot be loaded, or the
-        pipeline cannot draw."""
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch
 
         judge, processor = self._judge

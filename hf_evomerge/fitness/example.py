@@ -94,6 +94,7 @@ class Example:
         head: The name of the head that it is for, where models have several.
         source: The name of the source that it belongs to, where the task compares models with a
             source.
+        weight: Factor of its score in the fitness.
         beside: Examples of further terms of the fitness, which are scored together with this one.
         gloss: What the problem says, in a language that readers of the published model know; no
             model sees it.
@@ -110,6 +111,7 @@ class Example:
     content: str = dataclasses.field(default="", compare=False, repr=False)
     head: str = ""
     source: str = ""
+    weight: float = 1.0
     beside: tuple[Beside, ...] = dataclasses.field(default=(), repr=False)
     gloss: str = dataclasses.field(default="", compare=False, repr=False)
     shots: tuple[Shot, ...] = dataclasses.field(default=(), repr=False)

@@ -33,13 +33,7 @@ class FunctionTask(PreparedTask):
         super().__init__(None)
         self.function = function
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model.
-
-        Raises:
-            FitnessError: The function returns something else than one finite number per example.
-                What it raises itself passes through.
-        """
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         name = getattr(self.function, "__name__", type(self.function).__name__)
         with scoring(model):
             returned = self.function(model, self._tokenizer, list(self._examples))

@@ -104,8 +104,7 @@ class GenerationTask(WritingTask):
                     )
         super().prepare(examples, tokenizer)
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where its logits are not finite."""
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         outputs, truncated = self.write(model)
         correct = [
             self.judge(output, example)

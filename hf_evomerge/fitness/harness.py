@@ -118,8 +118,7 @@ class LmEvalTask(PreparedTask):
         if self.spec.chat:
             self._check_chat(examples[0])
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where a score is not finite."""
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 

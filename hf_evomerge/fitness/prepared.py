@@ -39,12 +39,24 @@ class PreparedTask:
 
     def share(self, number: int) -> float:
         """Weight of an example in the gradient."""
-        return 1.0 if self.shares is None else self.shares[number]
+        share = 1.0 if self.shares is None else self.shares[number]
+        return share * self._examples[number].weight
 
     def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where what it gives is not finite or does not fit
-        the task."""
-        return self._run(model, gradient=False)
+        """Score one model.
+
+        Raises:
+            FitnessError: What the model gives is not finite, or does not fit the task. What a
+                user's function raises passes through.
+        """
+        return self._weighted(self._run(model, gradient=False))
+
+    def _weighted(self, scores: Scores) -> Scores:
+        """Scores times the examples' weights."""
+        weights = [example.weight for example in self._examples]
+        if all(weight == 1.0 for weight in weights):
+            return scores
+        return scores.replace(values=scores.values * weights)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         raise NotImplementedError
@@ -59,4 +71,4 @@ class GradientTask(PreparedTask):
         score = getattr(self.spec, "score", "log_probability")
         if score != "log_probability":
             raise FitnessError(f"fitness.score: {score} has no gradient; write log_probability")
-        return self._run(model, gradient=True)
+        return self._weighted(self._run(model, gradient=True))

@@ -95,6 +95,18 @@ class Scores:
         """Replace columns, by the names of the arguments; raises `FitnessError` as above."""
         return Scores(**{**vars(self), **columns})
 
+    def take(self, numbers: Sequence[int]) -> Scores:
+        """Return the scores of some examples, by their places."""
+        if self.error is not None:
+            return self
+        places = list(numbers)
+        return Scores(
+            self.values[places],
+            correct=None if self.correct is None else self.correct[places],
+            outputs=None if self.outputs is None else [self.outputs[place] for place in places],
+            truncated=None if self.truncated is None else self.truncated[places],
+        )
+
     @property
     def mean(self) -> float | None:
         """The fitness; None where the evaluation failed."""

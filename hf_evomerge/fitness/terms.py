@@ -213,6 +213,9 @@ class TermsTask(PreparedTask):
             if hasattr(task, "read_references"):
                 task.read_references(_hand(examples, number, own=not term.data).examples)
 
+    def _weighted(self, scores: Scores) -> Scores:
+        return scores  # the terms have weighted their own
+
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         values = np.zeros(len(self._examples))
         others = dict[str, Scores]()

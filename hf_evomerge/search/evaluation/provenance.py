@@ -144,6 +144,7 @@ def _text_of(example: Example) -> list[Any]:
         *(example.prompt, example.answer, example.chat, example.system, *example.choices),
         *(picture.digest for picture in example.pictures),
         *filter(None, [example.head, example.source]),
+        *([example.weight] if example.weight != 1.0 else []),
         *((other.term, other.share, _text_of(other.example)) for other in example.beside),
     ]
 

@@ -51,6 +51,9 @@ class HeldOut(Phase):
         shots = {entry.label: entry.shots for entry in entries}
         scores = run.evaluate(targets, run.judged_on, self.name, shots=shots)
         retained = _retained(run, targets)
+        for name, places in _skills(run).items():
+            for label in targets:
+                retained[label][name] = scores[label].take(places)
         rows = []
         for entry in entries:
             if entry.optional and scores[entry.label].error is not None:
@@ -80,6 +83,18 @@ class HeldOut(Phase):
             notes=run.notes,
             contributions=run.contributions,
         )
+
+
+def _skills(run: SearchRun) -> dict[str, list[int]]:
+    """Places of each skill's examples in the split that rows are judged on; none where the data
+    names no skills."""
+    if run.evaluator is None:
+        return {}
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(run.evaluator.tasks.examples(run.judged_on)):
+        if example.source:
+            places.setdefault(example.source, []).append(place)
+    return places
 
 
 def _retained(run: SearchRun, targets: Mapping[str, Target]) -> dict[str, dict[str, Scores]]:

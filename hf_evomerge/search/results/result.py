@@ -9,7 +9,8 @@ from typing import Any
 from ...recipes.recipe import Recipe
 from ...record import Contribution, Results
 from .front import Point, front_table, front_verdict, published_point
-from .table import Row, RowStage, contributions_table, published, rows_table
+from .kept import what_is_kept
+from .table import Row, RowStage, contributions_table, kept_by, published, rows_table
 from .verdict import RULE, instead, verdict
 
 
@@ -58,7 +59,10 @@ class Result:
     def verdict(self) -> list[str]:
         """Verdict of the comparison on the winner, in sentences."""
         if not self.front:
-            return [*verdict(self.rows, self.split, self.unit, self.looks), *self.notes]
+            said = verdict(self.rows, self.split, self.unit, self.looks)
+            winner = next((row for row in self.rows if row.winner), None)
+            shares = [] if winner is None else kept_by(winner, self.rows)
+            return [*said, *what_is_kept(shares), *self.notes]
         return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.notes]
 
     @property

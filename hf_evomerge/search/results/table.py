@@ -15,6 +15,7 @@ from ...fitness.comparison import compare, measures
 from ...fitness.scores import Scores, plus_minus
 from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
+from .kept import Kept, kept, mean_kept
 
 _NAME = 26  # columns, into which longer names of models are folded
 RowStage = (
@@ -77,6 +78,12 @@ class Row:
     against: Against | None = None
 
 
+def kept_by(row: Row, rows: Sequence[Row]) -> list[Kept]:
+    """Shares of the parents' skills that the model of one of the rows keeps."""
+    parents = {each.model: each.retained for each in rows if each.stage in ("base", "source")}
+    return kept(row.retained, parents)
+
+
 def base_name(name: str) -> str:
     """The row of the base, by its name."""
     return name if name == "base" else f"base ({name})"
@@ -126,16 +133,18 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
         "to search, s" if "seconds" in others else "seconds",
     ]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
+    means = [mean_kept(kept_by(row, rows)) for row in rows]
     cut_there = []
     for name in retained:
         shares = [row.retained[name].truncated_share for row in rows if name in row.retained]
         if any(shares):
             cut_there.append(name)
     headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
+    headings += ["kept"] if any(means) else []
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []
     figures = _with_columns(*headings)
-    for row in rows:
+    for row, mean in zip(rows, means, strict=True):
         figures.add_row(
             f"{row.model}{' *' if row.winner else ''}",
             Figures.of(row.scores).fitness_text,
@@ -151,6 +160,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
                 f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else ""
                 for name in cut_there
             ),
+            *([mean] if any(means) else []),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
         )
     return f"{render(figures)}\n\n{caption}"

@@ -314,7 +314,7 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
         told = (
             f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
         )
-        sentences.append(f"on {name}, which was not searched on, it is {said} {there}: {told}")
+        sentences.append(f"on {name} it is {said} {there}: {told}")
     return sentences
 
 

@@ -1,0 +1,81 @@
+"""What a model keeps of its parents' skills."""
+
+import numpy as np
+import pytest
+
+from hf_evomerge.fitness import Scores
+from hf_evomerge.search.results.kept import mean_kept, what_is_kept
+from hf_evomerge.search.results.table import Row, kept_by, rows_table
+from hf_evomerge.search.run import run_search
+
+
+def _scores(right):
+    return Scores(np.where(right, -0.1, -2.0), correct=right)
+
+
+def _rows(model_right, parent_right):
+    quiet = _scores(np.zeros(parent_right.size, dtype=bool))
+    parent = {"a": _scores(parent_right), "b": quiet}
+    other = {"a": quiet, "b": _scores(parent_right)}
+    model = {"a": _scores(model_right), "b": _scores(parent_right)}
+    return [
+        Row("source", "first", quiet, retained=parent),
+        Row("source", "second", quiet, retained=other),
+        Row("ps", "merge", _scores(model_right), winner=True, retained=model),
+    ]
+
+
+def test_the_share_is_of_the_best_parent():
+    """The share is the ratio of accuracies, and equal answers keep everything without a doubt."""
+    parent = np.arange(100) < 80
+    model = np.arange(100) < 60
+    rows = _rows(model, parent)
+    first, second = kept_by(rows[2], rows)
+    assert (first.skill, first.share, first.parent) == ("a", pytest.approx(0.75), "first")
+    assert (second.share, second.low, second.high) == (1.0, 1.0, 1.0)
+    assert mean_kept(kept_by(rows[2], rows)) == "0.88"
+    assert what_is_kept(kept_by(rows[2], rows))[0].startswith("Keeps 0.75 (")
+    assert what_is_kept(kept_by(rows[2], rows))[0].endswith("0.88 on average, 0.75 at least")
+    assert "kept" in rows_table(rows, "").splitlines()[0]
+
+
+def test_the_interval_covers():
+    """In about 95 of 100 draws the interval holds the true share."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        parent = rng.random(150) < 0.8
+        model = np.where(rng.random(150) < 0.5, parent, rng.random(150) < 0.6)
+        rows = _rows(model, parent)
+        share = kept_by(rows[2], rows)[0]
+        inside += share.low <= 0.7 / 0.8 <= share.high
+    assert 0.91 <= inside / 400 <= 0.985
+
+
+def test_nothing_is_kept_of_what_no_parent_has():
+    """A skill that every parent lacks has no share, and without skills there is no sentence."""
+    nobody = np.zeros(10, dtype=bool)
+    rows = _rows(~nobody, nobody)
+    assert kept_by(rows[2], rows) == []
+    assert what_is_kept(kept_by(rows[2], rows)) == []
+    assert "kept" not in rows_table(rows, "")
+
+
+def test_skills_of_the_test_split(search_config, tmp_path):
+    """Data of two skills gives every row a column for each, without further evaluations."""
+    data = {}
+    for split in ("search", "test"):
+        skills = {}
+        for name in ("a", "b"):
+            file = tmp_path / f"{name}-{split}.jsonl"
+            lines = [f'{{"prompt": "{split} {name}{i}", "answer": "w{i}"}}' for i in range(2)]
+            file.write_text("\n".join(lines), encoding="utf-8")
+            skills[name] = {"jsonl": str(file)}
+        data[split] = {"sources": skills}
+    data["search"]["sources"]["a"]["weight"] = 0.5
+    result = run_search(search_config("ps", data=data), tmp_path / "skills", build=False)
+    assert all(set(row.retained) == {"a", "b"} for row in result.rows)
+    row = result.rows[0]
+    whole = np.concatenate([row.retained[name].values for name in ("a", "b")])
+    assert sorted(whole) == sorted(row.scores.values)
+    assert row.retained["a"].values.size == 2
