@@ -123,6 +123,7 @@ def run_cell(name: str, count: int, draw: int, arguments: argparse.Namespace) ->
     config = SearchConfig.model_validate(
         {
             **problem.settings,
+            "space": "ps",
             "optimize": "quick",
             "compute": {"seed": draw},
             "compare": {

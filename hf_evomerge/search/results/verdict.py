@@ -173,8 +173,10 @@ def _simplest(
     ]
     level = [row for row in simpler if _does_as_well(row, winner, by)]
     level.sort(key=lambda row: SIMPLER.index(row.stage))
-    unbeaten = (row for row in level if not any(_beats(other, row, by) for other in level))
-    return next(unbeaten, None)
+    for row in level:
+        if not any(_beats(other, row, by) for other in level):
+            return row
+    return None
 
 
 def _does_as_well(row: Row, winner: Row, by: Sequence[Measure]) -> bool:
