@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
-from .encoding import check_length, device_of, length_batches, scoring
+from .encoding import check_length, device_of, scoring
 from .example import Example
 from .pictures import placed, seen_inputs
+from .prefix import SharedPrefix, prefix_batches
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ class MicroBatch:
         rows: (N,) row of every answer token, all rows' one after the other.
         columns: (N,) index into ``keep`` of the position that predicts it.
         targets: (N,) the answer tokens.
+        shared: Number of tokens that all rows begin with, and that are run once.
         seen: What the model is given of pictures.
     """
 
@@ -48,6 +50,7 @@ class MicroBatch:
     rows: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
+    shared: int
     seen: dict[str, torch.Tensor]
 
 
@@ -83,8 +86,10 @@ class Pairs:
         self.counts = [len(answer) for _, answer in pairs]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
         self.longest, self._where = max(zip(lengths, self.names, strict=True))
+        prompts = [prompt for prompt, _ in pairs]
         self._batches = [
-            _pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)
+            _pack(rows, pairs, examples, tokenizer, shared)
+            for rows, shared in prefix_batches(prompts, lengths, examples, batch_size)
         ]
 
     def score(
@@ -106,11 +111,12 @@ class Pairs:
         check_length(model, self.longest, f"{self._where}: the longest example")
         values = [0.0] * len(self.counts)
         exact = [False] * len(self.counts)
+        prefix = SharedPrefix(model) if mean_of is None else None
         with scoring(model, gradient=mean_of is not None):
             # Reading a result waits for the device, so every micro-batch is started before the
             # first one is read.
             for batch, (sums, hits) in [
-                (each, self._pass(model, each, mean_of, measure)) for each in self._batches
+                (each, self._pass(model, each, mean_of, measure, prefix)) for each in self._batches
             ]:
                 for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
                     values[pair] = value
@@ -123,10 +129,15 @@ class Pairs:
         return values, exact
 
     def _pass(
-        self, model: Any, batch: MicroBatch, mean_of: Mean | None, measure: Measure | None
+        self,
+        model: Any,
+        batch: MicroBatch,
+        mean_of: Mean | None,
+        measure: Measure | None,
+        prefix: SharedPrefix | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a micro-batch, and run its backward pass where a gradient is wanted."""
-        sums, hits = _score(model, batch, self.temperature, measure or _chosen)
+        sums, hits = _score(model, batch, self.temperature, measure or _chosen, prefix)
         if mean_of is not None:
             units, count = mean_of
             (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(
@@ -136,7 +147,11 @@ class Pairs:
 
 
 def _pack(
-    pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any
+    pairs: list[int],
+    tokens: Sequence[Pair],
+    examples: Sequence[Example],
+    tokenizer: Any,
+    shared: int,
 ) -> MicroBatch:
     """Lay out one micro-batch.
 
@@ -161,6 +176,7 @@ def _pack(
         rows=torch.tensor([row for row, own in enumerate(places) for _ in own]),
         columns=torch.tensor([column[place] for own in places for place in own]),
         targets=torch.tensor([token for i in pairs for token in tokens[i][1]]),
+        shared=shared,
         seen=seen_inputs(
             tokenizer,
             [examples[i] for i in pairs],
@@ -172,16 +188,23 @@ def _pack(
 
 
 def _score(
-    model: Any, batch: MicroBatch, temperature: float, measure: Measure
+    model: Any, batch: MicroBatch, temperature: float, measure: Measure, prefix: SharedPrefix | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute each row's summed values, and how many of its answer tokens are hits."""
+    """Compute each row's summed values, and how many of its answer tokens are hits; with a prefix
+    the tokens that all rows share are run once."""
     import torch
 
     device = device_of(model)
     keep = batch.keep.to(device)
     rows = batch.rows.to(device)
-    given = {"input_ids": batch.input_ids.to(device), **placed(batch.seen, model)}
-    logits = model(**given, use_cache=False, logits_to_keep=keep).logits  # (B, P, V)
+    ids = batch.input_ids.to(device)
+    given = {"input_ids": ids, "use_cache": False, **placed(batch.seen, model)}
+    shared = batch.input_ids[0, : batch.shared].tolist()
+    repeated = None if prefix is None else prefix.repeated(shared, len(ids))
+    if repeated is not None:
+        given = {"input_ids": ids[:, batch.shared :], "use_cache": True, **repeated}
+        keep = keep - batch.shared
+    logits = model(**given, logits_to_keep=keep).logits  # (B, P, V)
     if logits.shape[1] != len(
         batch.keep
     ):  # a model class that does not know logits_to_keep returns all positions

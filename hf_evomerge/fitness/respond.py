@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import FitnessError
 from .answers import has_stop
 from .encoding import device_of, encodes
+from .prefix import SharedPrefix
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +30,13 @@ def respond(
     config: GenerationConfig,
     stops: Sequence[str],
     seen: Mapping[str, torch.Tensor],
+    prefix: SharedPrefix,
+    shared: int = 0,
 ) -> list[Written]:
     """Respond to a batch of prompts.
 
-    Padding stands on the left, so that every response follows its prompt directly; on the right for
-    an encoder.
+    Padding stands on the left, so that every response follows its prompt directly; after what the
+    prompts share, where that is run once; on the right for an encoder.
 
     Args:
         model: The model.
@@ -42,6 +45,8 @@ def respond(
         config: Greedy decoding, up to a length.
         stops: Strings at which a response may end, to save time.
         seen: The model's inputs for their pictures; empty where there are none.
+        prefix: What runs the shared tokens.
+        shared: Number of tokens that all prompts begin with.
 
     Raises:
         FitnessError: The model's logits are not finite.
@@ -53,9 +58,12 @@ def respond(
     right = encodes(model)
     start = 1 if right else longest  # after the decoder's own first token, or the prompt
 
+    repeated = None if right else prefix.repeated(prompts[0][:shared], len(prompts))
+    before = 0 if repeated is None else shared
+
     def padded(row: list[int], filler: int) -> list[int]:
         gap = [filler] * (longest - len(row))
-        return row + gap if right else gap + row
+        return row + gap if right else row[:before] + gap + row[before:]
 
     device = device_of(model)
     filler = int(config.pad_token_id)
@@ -65,6 +73,7 @@ def respond(
             [padded([1] * len(prompt), 0) for prompt in prompts], device=device
         ),
         **seen,
+        **(repeated or {}),
         generation_config=config,
         logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
         stopping_criteria=StoppingCriteriaList(

@@ -13,9 +13,10 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from ..recipes.strict_yaml import Count
 from .answers import LanguageCheck, cut_at_stops, has_stop, language_probability
-from .encoding import check_length, encode_prompt, encode_source, encodes, length_batches, scoring
+from .encoding import check_length, encode_prompt, encode_source, encodes, scoring
 from .example import Example
 from .pictures import placed, seen_inputs
+from .prefix import SharedPrefix, prefix_batches
 from .prepared import PreparedTask
 from .registry import LANGUAGE_MODELS, TaskSpec
 from .respond import Written, respond
@@ -64,7 +65,7 @@ class WritingTask(PreparedTask):
     def __init__(self, spec: WritingSpec) -> None:
         super().__init__(spec)
         self._prompts: list[list[int]] = []
-        self._batches: list[list[int]] = []
+        self._batches: list[tuple[list[int], int]] = []
         self._seen: list[dict[str, torch.Tensor]] = []
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
@@ -80,9 +81,9 @@ class WritingTask(PreparedTask):
             )  # now, rather than after the first model has answered
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
         lengths = [len(prompt) for prompt in self._prompts]
-        self._batches = length_batches(lengths, self.spec.batch_size)
+        self._batches = list(prefix_batches(self._prompts, lengths, examples, self.spec.batch_size))
         self._seen = []
-        for batch in self._batches:
+        for batch, _ in self._batches:
             own = [lengths[i] for i in batch]
             asked = [examples[i] for i in batch]
             self._seen.append(seen_inputs(tokenizer, asked, own, max(own), left=True))
@@ -116,11 +117,14 @@ class WritingTask(PreparedTask):
         check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
         found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
+        prefix = SharedPrefix(model)
         with scoring(model):
-            for batch, seen in zip(self._batches, self._seen, strict=True):
+            for (batch, shared), seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
+                there = placed(seen, model)
+                stops = self.spec.stop
                 written = respond(
-                    model, self._tokenizer, prompts, config, self.spec.stop, placed(seen, model)
+                    model, self._tokenizer, prompts, config, stops, there, prefix, shared
                 )
                 found |= zip(batch, written, strict=True)
         return [found[i] for i in range(len(self._examples))]

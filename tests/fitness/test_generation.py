@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,8 +8,17 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, Scores, encoding, writing
+from hf_evomerge.fitness import (
+    Example,
+    GenerationSpec,
+    GenerationTask,
+    Scores,
+    encoding,
+    render_prompt,
+    writing,
+)
 from hf_evomerge.fitness.respond import Written
+from hf_evomerge.fitness.shots import with_shots
 
 LENGTH = 8
 
@@ -46,6 +56,27 @@ def test_batches_equal_one_by_one(model, examples, tokenizer):
     assert len({len(text.split()) for text in alone}) > 2
     for batch_size in (1, 5, 64):
         assert run(model, examples, tokenizer, batch_size=batch_size).outputs == alone
+
+
+def test_shots_are_read_once_for_all_responses(model, examples, tokenizer):
+    """Prompts of different length after the same shots get the responses of the prompts with the
+    shots as text."""
+    asked = with_shots(examples, examples[:3], 2, end="<eos>")
+    whole = [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in asked]
+    tokens = [0]
+
+    def count(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        tokens[-1] += given["input_ids"].numel()
+
+    written = []
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    for given in (asked, whole):
+        written.append(run(model, given, tokenizer, batch_size=5))
+        tokens.append(0)
+    hook.remove()
+    assert written[0] == written[1]
+    assert len(set(written[0].outputs or ())) > len(asked) / 2
+    assert tokens[0] < 0.6 * tokens[1]
 
 
 def test_stop_strings(model, examples, tokenizer):

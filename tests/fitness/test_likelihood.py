@@ -1,5 +1,6 @@
 import copy
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,8 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores
+from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores, render_prompt
+from hf_evomerge.fitness.shots import with_shots
 
 from .conftest import SIZES, check_gradient, prepared
 
@@ -73,6 +75,31 @@ def test_equals_a_plain_forward(architecture, examples, tokenizer):
     model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
     values = score(model, examples, tokenizer, batch_size=7).values
     assert values == pytest.approx(plain(model, examples, tokenizer), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_shared_prefix_changes_no_score(architecture, examples, tokenizer):
+    """Shots give the scores of prompts that have them as text, the same bits every time; they are
+    run once for all where the cache holds keys and values alone."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
+    asked = with_shots(examples, examples[:3], 2, separator=" ", end="<eos>")
+    whole = [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in asked]
+    tokens = [0]
+
+    def count(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        tokens[-1] += given["input_ids"].numel()
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    runs = []
+    for given in (asked, asked, whole):
+        runs.append(score(model, given, tokenizer, batch_size=7))
+        tokens.append(0)
+    assert runs[0].values == pytest.approx(runs[2].values, rel=1e-5, abs=1e-5)
+    assert runs[0].correct.tolist() == runs[2].correct.tolist()
+    assert runs[0] == runs[1]
+    has_states = architecture in ("gemma2", "mamba")  # of a window, or of a recurrence
+    assert (tokens[0] > tokens[2] / 2) == has_states
 
 
 def test_model_without_logits_to_keep(model, examples, tokenizer):

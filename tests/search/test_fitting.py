@@ -38,7 +38,8 @@ class Room:
                 if job.target.flow
                 else "merge"
             )
-            kind = "shots" if job.shots else kind
+            if job.shots:
+                kind = "shots" if job.shots < 4 else "many"
             if kind == "path" and len(job.target.flow.path) > 3:
                 kind = "long"
             self.asked.append((kind, job.rows))
@@ -76,10 +77,10 @@ def test_batches_are_halved_until_they_fit(search_config, tmp_path):
         0: Scores([1]),
         1: Scores([4]),
     }
-    room.room["shots"] = 3
+    room.room |= {"shots": 16, "many": 3}
     shown = [Job(config.sources[0], "validation", shots=shots) for shots in (1, 4)]
     assert dict(runner.run([*shown, Job(merge)])) == dict(enumerate(map(Scores, ([2], [2], [4]))))
-    assert [shots for kind, shots in room.asked if kind == "shots"] == [16, 8, 4, 2, 2]
+    assert [rows for kind, rows in room.asked if kind == "many"] == [16, 8, 4, 2]
     found = dict(runner.run([Job(short), Job(long), Job(short)]))
     assert (found[0], found[2]) == (Scores([8]), Scores([8]))
     assert found[1].error == "OutOfMemoryError: CUDA out of memory"

@@ -71,13 +71,14 @@ class Prompt(Phase):
         most = max(tried)
         models = plain_models(planner.config, planner.evaluator.sources.layers)
         model = next(models[label][1] for label, own in counts.items() if most in own)
-        batch = tuple(range(min(TIMED, planner.sizes["search"])))
-        longest = planner.seconds(model, model, batch=batch, shots=most) / len(batch)
+        split = planner.chosen_on
+        size = planner.sizes[split]
+        batch = tuple(range(min(TIMED, size)))
+        timed = planner.seconds(model, model, split=split, batch=batch, shots=most)
+        longest = timed / len(batch)
         rise = (longest - planner.second) / most  # of an example, by each shot
         planner.rows += 1
         planner.beyond += rise * most
-        split = planner.chosen_on
-        size = planner.sizes[split]
         seconds = size * math.fsum(planner.second + rise * count for count in tried)
         shown = ", ".join(map(str, sorted(set(tried))))
         text = (
