@@ -114,6 +114,7 @@ class Prompt(Phase):
         against = Against(
             "the same examples in the prompt",
             f"use {names[best]} instead",
+            better="beats the same examples in the prompt",
             level=f"the same examples in the prompt do as well: use {names[best]}",
             keep=f"use {names[best]}, and no merge",
         )
