@@ -53,9 +53,10 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
         (2, 0)
     """
     most = min(map(len, prompts)) - 1
-    first = prompts[0]
-    differing = (at for at in range(most) if any(prompt[at] != first[at] for prompt in prompts[1:]))
-    return next(differing, most)
+    for at, tokens in enumerate(zip(*prompts, strict=False)):
+        if at == most or len(set(tokens)) > 1:
+            return at
+    return 0
 
 
 # Attention is causal, so keys and values of a prefix do not depend on what follows: with a prefix
@@ -104,7 +105,7 @@ class SharedPrefix:
 
     @cached_property
     def _name(self) -> str | None:
-        """What the model calls its cache; transformers calls it otherwise from 5.24 on."""
+        """Name of the model's argument for its cache, which transformers has changed with 5.24."""
         if self._model.config.get_text_config() is not self._model.config:
             return None
         known = inspect.signature(self._model.forward).parameters
