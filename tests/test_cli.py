@@ -172,7 +172,8 @@ def test_search_show_and_eval(search_file, tmp_path):
     again = _invoke("search", out)
     assert again.exit_code == 0
     assert again.stdout == result.stdout
-    shown = _invoke("show", out, "--best", 2).stdout
+    assert result.stdout.split("recipe: ")[0] in _invoke("show", out).stdout
+    shown = _invoke("show", out, "--trials", "--best", 2).stdout
     assert "ps search over" in shown
     assert "ps (parameter space): 8 trials, 0 failed" in shown
     assert shown.count("task_arithmetic") == 2

@@ -395,6 +395,9 @@ def evaluate(
 @app.command(**SEARCH)
 def show(
     study: Study,
+    trials: Annotated[
+        bool, typer.Option("--trials", help="Show the best trials of each stage instead.")
+    ] = False,
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
     check: Annotated[
         bool,
@@ -408,11 +411,13 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a search has found so far, or check its files.
+    """Show the result of a search, or where it stands; its trials; or check its files.
 
     **Examples**
 
     - `hf-evomerge show my-search`
+
+    - `hf-evomerge show my-search --trials --best 10`
 
     - `hf-evomerge show my-search --check`
     """
@@ -428,12 +433,12 @@ def show(
                 raise typer.Exit(1)
             typer.echo(f"{study / STUDY_FILE}: whole")
             return
-        from ..search.results.show import describe_study, study_facts
+        from ..search.results.show import describe_result, describe_study, study_facts
 
         if as_json:
             typer.echo(json.dumps(study_facts(study, best), indent=2, ensure_ascii=False))
         else:
-            say(describe_study(study, best))
+            say(describe_study(study, best) if trials else describe_result(study))
 
 
 @app.command(**SEARCH)

@@ -24,7 +24,7 @@ from .file.stages import Stage
 from .results.front import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
-from .study.files import MODEL_FOLDER, PLOTS_FOLDER, RESULTS_FILE, SEARCH_FILE, WRITTEN
+from .study.files import MODEL_FOLDER, PLOTS_FOLDER, REPORT, RESULTS_FILE, SEARCH_FILE, WRITTEN
 from .study.paths import NOTE, followed, rooted, settings_of
 from .study.study import Study
 
@@ -176,6 +176,7 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     result.winner.save(folder / RECIPE_FILE)
     report = {"space": config.space, "seed": config.compute.seed, **result.to_json()}
     write_whole(folder / RESULTS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    study.set_meta(REPORT, str(result))
     study.set_meta(
         WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)}
     )
