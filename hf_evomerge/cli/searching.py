@@ -258,7 +258,8 @@ def search(
 
     A search that was stopped goes on where it was: give the same file and `--out` again, or the
     study's folder. The trials are the same as without the interruption. With
-    `fitness: {task: choice}`, a page opens on which you choose pictures.
+    `fitness: {task: choice}`, a page opens on which you choose pictures. Device, seed and limits
+    are set in the file: `compute: {device: cuda:0, seed: 1}`.
 
     **Examples**
 

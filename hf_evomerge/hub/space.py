@@ -168,12 +168,23 @@ def space_files(
     return files
 
 
-def run_space(model: str, *, revision: str | None = None) -> None:
+def run_space(
+    model: str,
+    *,
+    revision: str | None = None,
+    port: int | None = None,
+    host: str | None = None,
+    share: bool = False,
+) -> None:
     """Run the app for a model on this machine, until it is stopped.
 
     Args:
         model: A study, a model's folder, or a repository on the Hub.
         revision: The repository's branch or commit.
+        port: Port to listen at; a free one from 7860 on by default.
+        host: Address to listen at, such as ``0.0.0.0`` for other machines; this machine alone by
+            default.
+        share: Whether Gradio makes a public link.
 
     Raises:
         HubError: There is no such folder or model on the Hub, gradio is not installed, or the app
@@ -202,9 +213,13 @@ def run_space(model: str, *, revision: str | None = None) -> None:
             )
         settings = {
             "EVOMERGE_MODEL": str(shown),
-            **({"EVOMERGE_REVISION": revision} if revision is not None else {}),
+            "EVOMERGE_REVISION": revision,
+            "GRADIO_SERVER_PORT": None if port is None else str(port),
+            "GRADIO_SERVER_NAME": host,
+            "GRADIO_SHARE": "True" if share else None,
         }
-        ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
+        given = {name: value for name, value in settings.items() if value is not None}
+        ended = subprocess.run(command, env={**os.environ, **given}, check=False)
     if ended.returncode > 0:
         raise HubError(
             f"{model}: the app ended with status {ended.returncode}; what it said is above"
