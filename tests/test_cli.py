@@ -1,6 +1,7 @@
 """The command line: what it prints, what it leaves, and that a user's mistake is one line and
 status 1."""
 
+import errno
 import json
 import os
 import re
@@ -172,7 +173,8 @@ def test_search_show_and_eval(search_file, tmp_path):
     again = _invoke("search", out)
     assert again.exit_code == 0
     assert again.stdout == result.stdout
-    shown = _invoke("show", out, "--best", 2).stdout
+    assert result.stdout.split("recipe: ")[0] in _invoke("show", out).stdout
+    shown = _invoke("show", out, "--trials", "--best", 2).stdout
     assert "ps search over" in shown
     assert "ps (parameter space): 8 trials, 0 failed" in shown
     assert shown.count("task_arithmetic") == 2
@@ -281,8 +283,9 @@ def test_a_wrong_search_file_is_one_line(mistake, dry, search_settings, tmp_path
         (b"- a\n- b\n", "expected a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"", "expected a mapping"),
+        (b'{"prompt": "a"}\n{"prompt": "b"}', "JSON lines hold data, which a search file names"),
     ],
-    ids=["missing", "bad YAML", "a list", "binary", "empty"],
+    ids=["missing", "bad YAML", "a list", "binary", "empty", "JSON lines"],
 )
 @pytest.mark.parametrize(
     "command",
@@ -357,13 +360,17 @@ def test_a_folder_that_may_not_be_written_to_is_refused(
     search_file, recipe_file, tmp_path, monkeypatch
 ):
     """A folder that belongs to others is an error before any work."""
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+
+    def refused(prefix: str, dir: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
     message = (
-        f"{tmp_path / 'a' / 'b'}: {tmp_path} may not be written to; choose another folder, or "
-        "see whose it is"
+        f"{tmp_path / 'a' / 'b'}: {tmp_path} may not be written to (Permission denied); choose "
+        "another folder, or see whose it is"
     )
-    assert message in _error("search", search_file, "--out", tmp_path / "a" / "b", "--dry-run")
     for dry in ([], ["--dry-run"]):
+        assert message in _error("search", search_file, "--out", tmp_path / "a" / "b", *dry)
         assert message in _error("merge", recipe_file, "--out", tmp_path / "a" / "b", *dry)
 
 
@@ -551,13 +558,20 @@ def _no_winner(search_file: Path, folder: Path) -> str:
 def test_a_folder_is_shown_here(tmp_path, monkeypatch):
     """The folder of a search is shown on this machine; what is no folder is the name of a Space,
     which needs its model."""
-    shown: list[str] = []
+    shown: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "hf_evomerge.hub.space.run_space", lambda model, revision: shown.append(model)
+        "hf_evomerge.hub.space.run_space", lambda model, **how: shown.append((model, how))
     )
     for words in (["space", tmp_path], ["space", "--local", "me/merge"]):
         assert _invoke(*words).exit_code == 0
-    assert shown == [str(tmp_path), "me/merge"]
+    assert _invoke("space", tmp_path, "--port", 8000, "--host", "0.0.0.0").exit_code == 0
+    assert [model for model, _ in shown] == [str(tmp_path), "me/merge", str(tmp_path)]
+    assert (shown[2][1]["port"], shown[2][1]["host"], shown[2][1]["share"]) == (
+        8000,
+        "0.0.0.0",
+        False,
+    )
+    assert "are for a page on this machine" in _error("space", "me/merge", "--share")
     assert (
         "me/merge: there is no such folder here; for a Space on the Hub give the Space's "
         "name and --model"

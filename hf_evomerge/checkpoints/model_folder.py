@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,17 +53,20 @@ REPLACED = (
 
 def check_place(out: Path) -> None:
     """Raise `EvoMergeError` where no folder of this name can be made or written to. Nothing is
-    made."""
+    left there."""
     there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
     if not os.path.isdir(there):
         raise EvoMergeError(
             f"{out}: {'it' if there == out else there} is a file, not a folder; choose "
             "another folder"
         )
-    if not os.access(there, os.W_OK | os.X_OK):
+    try:  # rights alone do not tell: root may write everywhere, and /proc takes no folder
+        os.rmdir(tempfile.mkdtemp(prefix=".evomerge-", dir=there))
+    except OSError as cause:
         raise EvoMergeError(
-            f"{out}: {there} may not be written to; choose another folder, or see whose it is"
-        )
+            f"{out}: {there} may not be written to ({cause.strerror}); choose another folder, or "
+            "see whose it is"
+        ) from cause
 
 
 def make_readable(folder: Path) -> None:

@@ -173,6 +173,22 @@ def space(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
     private: Private = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Here: the port; a free one from 7860 on by default.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Here: the address to listen at; 0.0.0.0 lets other machines in."),
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Here: make a public link, by Gradio.")
+    ] = False,
 ) -> None:
     """Make the Gradio Space of a published model, or run the same app on this machine.
 
@@ -202,7 +218,12 @@ def space(
                 raise EvoMergeError(
                     "--local runs the app on this machine; leave out the Space's name and --model"
                 )
-            run_space(local, revision=revision)
+            run_space(local, revision=revision, port=port, host=host, share=share)
+        elif port is not None or host is not None or share:
+            raise EvoMergeError(
+                "--port, --host and --share are for a page on this machine; give a folder, or "
+                "--local MODEL"
+            )
         elif repo_id is None or model is None:
             what = (
                 ""

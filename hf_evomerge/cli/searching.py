@@ -259,7 +259,8 @@ def search(
     A search that was stopped goes on where it was: give the same file and `--out` again, or the
     study's folder. The trials are the same as without the interruption. Baselines that were added
     to the file since get their rows in a new table. With
-    `fitness: {task: choice}`, a page opens on which you choose pictures.
+    `fitness: {task: choice}`, a page opens on which you choose pictures. Device, seed and limits
+    are set in the file: `compute: {device: cuda:0, seed: 1}`.
 
     **Examples**
 
@@ -393,6 +394,9 @@ def evaluate(
 @app.command(**SEARCH)
 def show(
     study: Study,
+    trials: Annotated[
+        bool, typer.Option("--trials", help="Show the best trials of each stage instead.")
+    ] = False,
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
     check: Annotated[
         bool,
@@ -406,11 +410,13 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a search has found so far, or check its files.
+    """Show the result of a search, or where it stands; its trials; or check its files.
 
     **Examples**
 
     - `hf-evomerge show my-search`
+
+    - `hf-evomerge show my-search --trials --best 10`
 
     - `hf-evomerge show my-search --check`
     """
@@ -426,12 +432,12 @@ def show(
                 raise typer.Exit(1)
             typer.echo(f"{study / STUDY_FILE}: whole")
             return
-        from ..search.results.show import describe_study, study_facts
+        from ..search.results.show import describe_result, describe_study, study_facts
 
         if as_json:
             typer.echo(json.dumps(study_facts(study, best), indent=2, ensure_ascii=False))
         else:
-            say(describe_study(study, best))
+            say(describe_study(study, best) if trials else describe_result(study))
 
 
 @app.command(**SEARCH)

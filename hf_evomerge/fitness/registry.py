@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkabl
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from ..errors import FitnessError
+from ..errors import FitnessError, nearest
 from ..recipes.strict_yaml import StrictModel, validate
 from .example import Example
 from .scores import Scores
@@ -130,10 +130,10 @@ def get_task(name: str) -> type[RegisteredTask]:
     """The task class of a name.
 
     Raises:
-        FitnessError: There is none; the message lists those that there are.
+        FitnessError: There is none; the message says which is meant, or lists those that there are.
     """
     if name not in _TASKS:
-        raise FitnessError(f"unknown task {name!r}; there are {', '.join(task_names()) or 'none'}")
+        raise FitnessError(f"unknown task {name!r}; {nearest(name, task_names())}")
     return _TASKS[name]
 
 

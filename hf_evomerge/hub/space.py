@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
+REQUIREMENTS = "requirements.txt"
 PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "fitness"))
 _PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = frozenset(
@@ -47,6 +49,14 @@ LEFT_OUT = frozenset(
 )
 """The rooms of the package that the app does without. All others are uploaded beside it, so that it
 needs no release."""
+_EXTRAS = {
+    "diffusers": ("diffusion", (INDEX,)),
+    "torchvision": (
+        "vision",
+        ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    ),
+}
+"""Packages that some models need on the page: their extra here, and the files of these models."""
 _LOCAL_EXAMPLES = 50
 
 
@@ -90,8 +100,7 @@ def push_space(
     there = {file.rfilename for file in info.siblings or []}
     picture = next((name for name in PREVIEWS if name in there), None)
     title = repo_id.rsplit("/", 1)[-1]
-    has_path = any(name.startswith("modeling_") for name in there)
-    files = space_files(model, revision, title=title, picture=picture, has_path=has_path)
+    files = space_files(model, revision, title=title, picture=picture, there=there)
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code)
 
@@ -139,12 +148,13 @@ def space_files(
     *,
     title: str | None = None,
     picture: str | None = None,
-    has_path: bool = True,
+    there: Collection[str] | None = None,
 ) -> dict[str, Content]:
     """Return the files of the Space of a model, at a branch or commit.
 
     Its title is the app's own by default. Previews of links show a picture of the model's
-    repository. A merge of weights has no path.
+    repository. The files that are there say whether the model has a path, and which packages its
+    page needs; all where they are not given.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {}
@@ -164,16 +174,40 @@ def space_files(
     files[SETTINGS_FILE] = (
         json.dumps({"model": model, "revision": revision}, indent=2) + "\n"
     ).encode()
+    has_path = there is None or any(name.startswith("modeling_") for name in there)
     files[CARD] = _header(folder / CARD, model, title, picture, has_path)
+    if there is not None:
+        lines = (folder / REQUIREMENTS).read_text(encoding="utf-8").splitlines(keepends=True)
+        needed = _extras(there)
+        left_out = tuple(name for name in _EXTRAS if name not in needed)
+        kept = (line for line in lines if not line.startswith(left_out))
+        files[REQUIREMENTS] = "".join(kept).encode()
     return files
 
 
-def run_space(model: str, *, revision: str | None = None) -> None:
+def _extras(there: Collection[str]) -> dict[str, str]:
+    """Packages that a model of these files needs beside those of every page, with their extras."""
+    names = {name.rsplit("/", 1)[-1] for name in there}
+    return {name: extra for name, (extra, files) in _EXTRAS.items() if names & set(files)}
+
+
+def run_space(
+    model: str,
+    *,
+    revision: str | None = None,
+    port: int | None = None,
+    host: str | None = None,
+    share: bool = False,
+) -> None:
     """Run the app for a model on this machine, until it is stopped.
 
     Args:
         model: A study, a model's folder, or a repository on the Hub.
         revision: The repository's branch or commit.
+        port: Port to listen at; a free one from 7860 on by default.
+        host: Address to listen at, such as ``0.0.0.0`` for other machines; this machine alone by
+            default.
+        share: Whether Gradio makes a public link.
 
     Raises:
         HubError: There is no such folder or model on the Hub, gradio is not installed, or the app
@@ -187,6 +221,9 @@ def run_space(model: str, *, revision: str | None = None) -> None:
             "such as user/name"
         )
     optional("gradio", "space", "the page", HubError)
+    for folder in (Path(model), Path(model) / "model"):
+        for package, extra in _extras(os.listdir(folder) if folder.is_dir() else ()).items():
+            optional(package, extra, "the page of this model", HubError)
     command = [sys.executable, str(bundled(SPACE_FOLDER) / "app.py")]
     with TemporaryDirectory(prefix="evomerge-space-") as scratch:
         shown: str | Path = model
@@ -202,9 +239,13 @@ def run_space(model: str, *, revision: str | None = None) -> None:
             )
         settings = {
             "EVOMERGE_MODEL": str(shown),
-            **({"EVOMERGE_REVISION": revision} if revision is not None else {}),
+            "EVOMERGE_REVISION": revision,
+            "GRADIO_SERVER_PORT": None if port is None else str(port),
+            "GRADIO_SERVER_NAME": host,
+            "GRADIO_SHARE": "True" if share else None,
         }
-        ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
+        given = {name: value for name, value in settings.items() if value is not None}
+        ended = subprocess.run(command, env={**os.environ, **given}, check=False)
     if ended.returncode > 0:
         raise HubError(
             f"{model}: the app ended with status {ended.returncode}; what it said is above"
@@ -283,4 +324,4 @@ def _header(
 
 def _is_code(name: str) -> bool:
     """Tell whether a file in the Space's repository is one of an earlier version of the app."""
-    return name.endswith((".py", ".css", ".js")) or name == "requirements.txt"
+    return name.endswith((".py", ".css", ".js")) or name == REQUIREMENTS

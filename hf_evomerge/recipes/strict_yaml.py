@@ -87,9 +87,10 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
         if mark is not None:
             context = f"{context}: " if context else ""
             said = f"line {mark.line + 1}: {context}{problem}"
-        raise error(
-            many if "single document" in str(cause) else f"not valid YAML: {one_line(said)}{colon}"
-        ) from cause
+        wrong = f"not valid YAML: {one_line(said)}{colon}"
+        if text.lstrip().startswith("{"):
+            wrong += "; JSON lines hold data, which a search file names"
+        raise error(many if "single document" in str(cause) else wrong) from cause
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return data
@@ -172,9 +173,19 @@ def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
         silent = any(
             item["type"] in ("missing", "value_error", "extra_forbidden") for item in exact
         )
-        text = words if silent else f"{words} (found {shown(here[0]['input'])})"
+        text = words if silent else f"{words} (found {shown(here[0]['input'])}){_meant(here)}"
         lines.append(f"{where}: {text}" if where else text)
     return lines
+
+
+def _meant(items: Sequence[Any]) -> str:
+    """The value that was probably meant, where a few texts are allowed and the given one is
+    close."""
+    choices = [item for item in items if item["type"] == "literal_error"]
+    known = [name for item in choices for name in re.findall("'(.*?)'", item["ctx"]["expected"])]
+    given = items[0]["input"]
+    hint = nearest(given, known) if isinstance(given, str) and len(given) < 100 else ""
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 def _where(place: Sequence[int | str]) -> str:
@@ -232,13 +243,13 @@ def _words(item: Any, kind: type[BaseModel]) -> str:
 
 
 _WORDS = {
+    "literal_error": "must be {expected}",
     "missing": "is missing",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number",
-    "literal_error": "must be {expected}",
     "too_short": "must have {min_length} or more entries",
     "too_long": "must have {max_length} or fewer entries",
     "string_too_short": "must not be empty",

@@ -29,6 +29,7 @@ from .study.files import (
     INSTEAD_FILE,
     MODEL_FOLDER,
     PLOTS_FOLDER,
+    REPORT,
     RESULTS_FILE,
     SEARCH_FILE,
     WRITTEN,
@@ -207,6 +208,7 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
         study.recipe(simpler.label).save(folder / INSTEAD_FILE)
     report = {"space": config.space, "seed": config.compute.seed, **result.to_json()}
     write_whole(folder / RESULTS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    study.set_meta(REPORT, str(result))
     study.set_meta(
         WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)}
     )

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.model_folder import check_place
 from ..fitness import Example, Task
 from .callbacks import SearchCallback
 from .checks import check_search
@@ -88,6 +89,7 @@ def run_search(
         >>> run_search(SearchConfig.load("search.yaml"), "my-search").winner.save("winner.yaml")
     """
     refuse_in_worker()
+    check_place(Path(out))
     # Names become absolute (`rooted`) and branches become commits (`pin`) before anything is read.
     # A study keeps these pins, so a search that goes on next week reads the weights that it began
     # with.

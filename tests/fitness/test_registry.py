@@ -56,7 +56,9 @@ def test_own_task_in_yaml(monkeypatch):
 def test_unknown_task():
     """An unknown or absent name is refused with the names that there are."""
     names = "agreement, choice, classification, clip, generation, gsm8k, likelihood"
-    with pytest.raises(FitnessError, match=f"unknown task 'lenght'; there are {names}"):
-        get_task("lenght")
+    with pytest.raises(FitnessError, match=f"unknown task 'zzz'; there are {names}"):
+        get_task("zzz")
+    with pytest.raises(FitnessError, match=r"unknown task 'clyp'; did you mean clip\?"):
+        get_task("clyp")
     with pytest.raises(FitnessError, match=rf"task: which one\? There are {names}"):
         parse_task({"normalize": "sum"})

@@ -156,7 +156,7 @@ def test_is_written_as_it_is_read():
     ("terms", "message"),
     [
         ([{**LIKELIHOOD, "weight": 0}], "terms.0.weight: must be more than 0 (found 0)"),
-        ([{"task": "likelyhood"}], "terms.0: unknown task 'likelyhood'; there are"),
+        ([{"task": "likelyhood"}], "terms.0: unknown task 'likelyhood'; did you mean likelihood?"),
         (
             [{**LIKELIHOOD, "seperator": ""}],
             "terms.0: seperator: no such key; did you mean separator?",

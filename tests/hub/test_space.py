@@ -111,13 +111,16 @@ def test_a_space_needs_its_model(lfs_api):
 
 def test_the_app_runs_here_without_the_hub(app, monkeypatch, tmp_path):
     """`run_space` starts the same app, told by the environment which model to show."""
-    app.write_text("import os; open(os.environ['SEEN'], 'w').write(os.environ['EVOMERGE_MODEL'])")
+    told = ("EVOMERGE_MODEL", "GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME", "GRADIO_SHARE")
+    app.write_text(
+        f"import os; open(os.environ['SEEN'], 'w').write(' '.join(map(os.environ.get, {told})))"
+    )
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
     monkeypatch.setattr(
         "huggingface_hub.constants.HF_HUB_OFFLINE", True
     )  # what the Hub has cannot be asked: the app tells
-    run_space("my-search/model")
-    assert (tmp_path / "seen").read_text() == "my-search/model"
+    run_space("my-search/model", port=8000, host="0.0.0.0", share=True)
+    assert (tmp_path / "seen").read_text() == "my-search/model 8000 0.0.0.0 True"
     app.write_text("raise SystemExit(3)")
     with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
         run_space("my-search/model")

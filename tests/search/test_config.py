@@ -117,6 +117,14 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
     ("more", "message"),
     [
         ({"space": "both"}, "space: must be 'ps', 'dfs' or 'hybrid' (found 'both')"),
+        (
+            {"space": "pss", "optimize": "quick"},
+            "space: must be 'ps', 'dfs' or 'hybrid' (found 'pss'); did you mean ps?",
+        ),
+        (
+            {"fitness": {"task": "liklihood"}},
+            "fitness: unknown task 'liklihood'; did you mean likelihood?",
+        ),
         ({"sources": []}, "sources: must have 1 or more entries"),
         (
             {"sources": [{"model": "a"}]},

@@ -168,7 +168,7 @@ def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
     record has one."""
     record = {"prompt": "w1 w2", "answer": "w3", "english": "one two"}
     config, text = _drafted(tiny, _data(tmp_path, record))
-    assert [spec.gloss_field for spec in config.data.values()] == ["english"] * 3
+    assert [spec.gloss_field for spec in config.data.values()] == ["english"] * 2
     assert re.search("^# about: .*what the model is for", text, re.MULTILINE)
     told = re.sub("^# about: .*$", "about: Adds in Japanese.", text, flags=re.MULTILINE)
     assert parse_yaml(SearchConfig, told, SearchError).about == "Adds in Japanese."
@@ -182,7 +182,7 @@ def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
                 SearchConfig, re.sub("^# about: .*$", line, text, flags=re.MULTILINE), SearchError
             )
     config, _ = _drafted(tiny, _data(tmp_path, {"prompt": "w4", "answer": "w3"}, record))
-    assert [spec.gloss_field for spec in config.data.values()] == [None] * 3
+    assert [spec.gloss_field for spec in config.data.values()] == [None] * 2
 
 
 @pytest.mark.parametrize(
@@ -269,10 +269,7 @@ def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
     ]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
-    assert (
-        "81 problems in my problems.jsonl: 24 for search, 24 for validation, 33 for test"
-        in done.stdout
-    )
+    assert "81 problems in my problems.jsonl: 40 for search, 41 for test\na search" in done.stdout
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
     assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
     assert CliRunner().invoke(cli.app, [*words, "--out", "new/search.yaml"]).exit_code == 0
@@ -284,15 +281,36 @@ def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
     assert "give the names of two fine-tunes of one model" in alone.stderr
 
 
-def test_few_problems_are_not_spread_thin(tiny, tmp_path):
-    """Of few problems half are searched with, and none are left to choose with; the splits do not
-    overlap."""
-    config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=15))
-    assert {split: (spec.start, spec.count) for split, spec in config.data.items()} == {
-        "search": (0, 8),
-        "test": (8, 8),
-    }
-    assert "and chooses, as there are few" in text
+@pytest.mark.parametrize(
+    ("count", "choices", "sizes"),
+    [
+        (8, None, [4, 4]),
+        (16, None, [8, 8]),
+        (20, None, [12, 8]),
+        (24, None, [16, 8]),
+        (40, None, [20, 20]),
+        (214, None, [107, 107]),
+        (400, None, [128, 72, 200]),
+        (500, None, [128, 150, 222]),
+        (2000, None, [128, 200, 400]),
+        (40, ["w2", "w3"], [20, 20]),
+        (214, ["w2", "w3"], [64, 64, 86]),
+    ],
+)
+def test_how_problems_are_split(count, choices, sizes, tiny, tmp_path):
+    """With a gradient half are searched with, and validation has what a test of 200 leaves; without
+    one it has as many as the search. The splits do not overlap, and what was chosen is said."""
+    record = {"question": "w1 w2", "answer": "w2"} | ({"choices": choices} if choices else {})
+    data = _data(tmp_path, record, count=count - 1)
+    config, _ = _drafted(tiny, data)
+    assert [spec.count for spec in config.data.values()] == sizes
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    assert [spec.start for spec in config.data.values()] == starts
+    found = draft_search([str(tiny / name) for name in ("a", "b")], data).found
+    why = next(line for line in found if "a search gains by each" in line)
+    error = 0.5 / sizes[-1] ** 0.5
+    assert f"the test tells an accuracy to ± {error:.2f}; " in why
+    assert ("validation guards against luck" in why) == (len(sizes) == 3)
 
 
 def test_adapters_are_sources(tiny, tmp_path):
@@ -332,7 +350,7 @@ def test_worked_solutions_are_scored_by_their_result(tiny, tmp_path):
     config, text = _drafted(
         tiny, _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"})
     )
-    assert [spec.answer_after for spec in config.data.values()] == ["####"] * 3
+    assert [spec.answer_after for spec in config.data.values()] == ["####"] * 2
     assert "# task: generation" in text
     for key in ("answer_after", "prompt_field", "shuffle_seed", "start", "count", "max_new_tokens"):
         assert re.search(f"# .*{key}\\b", text), key
@@ -345,7 +363,7 @@ def test_the_same_model_twice_is_said_at_once(tiny, tmp_path):
     assert draft.found[-1].startswith("warning: sources: a and a (2) are the same model")
     assert (
         len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found)
-        == 2
+        == 3
     )
     draft = draft_search([str(tiny / "a"), str(tiny / "base")], data, base=str(tiny / "base"))
     assert draft.found[-1].startswith("warning: sources: base and the base are the same model")

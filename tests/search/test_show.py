@@ -13,9 +13,10 @@ from hf_evomerge.pictures.marks import Text
 from hf_evomerge.pictures.scene import Scene
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Figures
+from hf_evomerge.search.folder import save_results
 from hf_evomerge.search.results import plots
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.show import describe_recipe, describe_study
+from hf_evomerge.search.results.show import describe_recipe, describe_result, describe_study
 from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.study.paths import settings_of
 from hf_evomerge.search.study.study import Study, Trial
@@ -95,6 +96,27 @@ def test_a_study(study):
     assert max(map(len, lines)) <= 80
     assert "\n".join(lines).count("linear") == 2
     assert describe_study(study.folder, 1).count("linear") == 1
+
+
+def test_the_result_is_shown_and_while_there_is_none_where_it_stands(study):
+    """Table, verdict, winner and cost of a search that has ended; before, each stage's budget and
+    best, and how to go on."""
+    lines = describe_result(study.folder).splitlines()
+    assert lines[0] == "hybrid search over a, b"
+    stands = "parameter space: 4 of 1000 evaluations in 6 s, 4 trials, 1 failed; best 3.000 ± 1.000"
+    assert stands in lines
+    assert lines[-1].startswith(f"the search has not ended; `hf-evomerge search {study.folder}`")
+    rows = [
+        Row("base", "base", _scores(-1, -3)),
+        Row("ps", "evolved PS", _scores(3, 5), evaluations=40, winner=True),
+    ]
+    result = Result(RECIPES[1], "test", rows)
+    save_results(settings_of(study), study, result)
+    text = describe_result(study.folder)
+    assert str(result) in text
+    assert "winner: linear: a weight 0.2, b weight 1" in text
+    assert "parameter space: 4 of 1000 evaluations in 6 s, 4 trials, 1 failed\n" in text
+    assert "has not ended" not in text
 
 
 def test_only_what_was_scored_alike_is_listed(tmp_path):

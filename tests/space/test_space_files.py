@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from imports import imports
 from packaging.requirements import Requirement
@@ -61,16 +62,38 @@ def test_the_header_is_what_a_space_needs():
 
 
 def test_the_extra_and_the_requirements_agree():
-    """The extra `space` names the packages of requirements.txt, in the same ranges."""
+    """The extra `space` names the packages of requirements.txt, in the same ranges; those of
+    pictures are in the extras `vision` and `diffusion`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    pictures = [line for name in ("vision", "diffusion") for line in extras[name]]
+    kept = [line for line in pictures if line.startswith(("diffusers", "torchvision"))]
     extra = {
-        found.name.replace("_", "-"): found
-        for found in map(Requirement, project["optional-dependencies"]["space"])
+        found.name.replace("_", "-"): found for found in map(Requirement, [*extras["space"], *kept])
     }
     space = {found.name.replace("_", "-"): found for found in map(Requirement, _requirements())}
     assert {name: str(found.specifier) for name, found in extra.items()} == {
         name: str(f.specifier) for name, f in space.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("there", "packages"),
+    [
+        (["config.json", "tokenizer.json"], set()),
+        (["config.json", "preprocessor_config.json"], {"torchvision"}),
+        (["model_index.json", "unet/config.json"], {"diffusers"}),
+        (["model_index.json", "feature/preprocessor_config.json"], {"diffusers", "torchvision"}),
+    ],
+    ids=["text", "sees", "draws", "draws and sees"],
+)
+def test_a_space_installs_what_its_model_needs(there, packages):
+    """diffusers is for a model that draws, torchvision for one that sees; everything else is for
+    all."""
+    text = space_files("user/model", there=there)["requirements.txt"].decode()
+    named = {Requirement(line).name for line in text.splitlines()}
+    every = {Requirement(line).name for line in _requirements()}
+    assert named == every - {"diffusers", "torchvision"} | packages
 
 
 def _package(folder: Path) -> dict[str, Path]:

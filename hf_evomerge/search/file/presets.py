@@ -42,7 +42,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
         if not quick
     ]
     if not spaces or not all(isinstance(step, dict) for step in steps):
-        return dict(data)  # as well
+        return {**data, "optimize": steps}  # as well
     for step in steps:
         step["by"] = step.get("by") or _usual(data, step.get("space") or spaces[0], quick=False)
     for space in spaces:

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
 from ...record import Figures
+from ..file.config import SearchConfig
 from ..file.stages import Stage
-from ..study.files import RESULTS_FILE
+from ..study.files import REPORT, RESULTS_FILE
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 from .export import numbers, trial_row
@@ -21,18 +22,44 @@ from .front import front, front_table, judged
 from .table import render
 
 
+def describe_result(folder: str | os.PathLike[str]) -> str:
+    """Describe the result of a search: table, verdict, winner and cost; while there is none, where
+    it stands. Raises `SearchError` where the folder has no study."""
+    with Study.open(folder) as study:
+        settings = settings_of(study)
+        parts = [_title(study, settings), ""]
+        if (report := study.meta(REPORT)) is not None:
+            winner = Recipe.load(study.folder / RECIPE_FILE)
+            parts += [report, "", f"winner: {describe_recipe(winner)}"]
+        for stage in settings.stages:
+            if not (trials := study.trials(stage.name)):
+                continue
+            count = stage_facts(stage, trials)
+            spent = f"{count['evaluations']:g} of {stage.evaluations} evaluations"
+            more = f"{count['trials']} trials, {count['failed']} failed"
+            line = f"{stage.title}: {spent} in {count['seconds']:.0f} s, {more}"
+            if report is None and (best := study.best(stage.name, 1)):
+                line += f"; best {Figures.of(best[0].scores).fitness_text}"
+            parts.append(line)
+        if report is None:
+            parts.append(f"the search has not ended; `hf-evomerge search {folder}` goes on with it")
+    return "\n".join(parts)
+
+
+def _title(study: Study, settings: SearchConfig) -> str:
+    """Name what is searched."""
+    bits = f" of {settings.compute.quantization[0]} bits" if settings.compute.quantization else ""
+    unmerged = f", which run on their base{bits} unmerged" if study.meta("unmerged") else ""
+    return f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"
+
+
 def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
-    """Describe what a search has found so far; raises `SearchError` where the folder has no
-    study."""
+    """Describe the trials of a search; raises `SearchError` where the folder has no study."""
     with Study.open(folder) as study:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
-        bits = (
-            f" of {settings.compute.quantization[0]} bits" if settings.compute.quantization else ""
-        )
-        unmerged = f", which run on their base{bits} unmerged" if study.meta("unmerged") else ""
-        parts = [f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"]
+        parts = [_title(study, settings)]
         for stage in settings.stages:
             if not (trials := study.trials(stage.name)):
                 continue

@@ -8,3 +8,5 @@ TOGETHER_FOLDER = "model-with-lora"  # a merge that a LoRA learned beside
 PLOTS_FOLDER = "plots"
 WRITTEN = "written"
 """The study's note of the sha256 of what its search left beside it, by the name of the file."""
+REPORT = "report"
+"""The study's note of its results in words: the table and the verdict."""
