@@ -72,6 +72,8 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     names = merged_names(first.tensors, part.router)
     method = get_method(part.method)
     has_base = base is not None
+    if method.full_rank and not in_core(part):
+        _check_rank(method, merged_sources)
     if part.slices is None:
         values, options = complete(
             method,
@@ -90,9 +92,9 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         return _plan_slices(recipe, part, part.slices, merged_sources, base)
     if part.core_space and (reason := why_no_products(merged_sources, base, part.router)):
         raise SourceError(f"merge.core_space: {reason}; leave it out")
+    core = in_core(part)
     tensors = dict[str, Planned]()
     merged = set(names)
-    core = in_core(part)
     if core:
         merged = {name for source in merged_sources for name in source.changes}
     donor = (
@@ -108,6 +110,16 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         origin = (base, name) if base is not None else None
         tensors[name] = _planned(inputs, origin, values, options, recipe.dtype)
     return MergePlan(method, merged_sources, base, tensors, options, core=core)
+
+
+def _check_rank(method: MergeMethod, sources: Sequence[Parent]) -> None:
+    """Raise `RecipeError` where a source is an adapter."""
+    if adapted := [source for source in sources if source.adapter is not None]:
+        raise RecipeError(
+            f"merge.method: {method.name} makes all directions of a change equal, and what "
+            f"{adapted[0]} changes has few of a weight's: nearly all would be rounding; write "
+            "merge.core_space: true"
+        )
 
 
 def _planned(

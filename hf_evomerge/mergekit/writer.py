@@ -13,6 +13,8 @@ from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef, TokenPart,
 from ..recipes.strict_yaml import to_yaml
 from .reader import REQUIRED
 
+_OURS = ("iso_c",)  # methods that mergekit lacks
+
 
 def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
     """Write a recipe as a mergekit file.
@@ -82,6 +84,8 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
         notes.append(f"{method.name} drops elements at random: mergekit draws other ones")
     if isinstance(part.router, int):
         raise RecipeError("merge.router: mergekit merges routers as everything else; write merge")
+    if method.name in _OURS:
+        raise RecipeError(f"merge.method: mergekit has no {method.name}")
     if part.core_space:
         raise RecipeError("merge.core_space: mergekit merges whole weights; leave it out")
     if part.slices is None:

@@ -97,6 +97,7 @@ class TensorJob:
         self._line_products: dict[tuple[int, int, bool], NDArray[np.float64]] = {}
         self._ranks: dict[int, Ranks] = {}
         self._derived: dict[str, Magnitudes] = {}
+        self._whole: dict[str, Tensor] = {}
         self._fields = [
             RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))
         ]
@@ -328,6 +329,15 @@ class TensorJob:
         if key not in self._derived:
             self._derived[key] = Magnitudes(partial(self.computed, compute), self.numel, self.keep)
         return self._derived[key]
+
+    def once(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what a method computes from the inputs alone; kept under a key with `keep`."""
+        if key in self._whole:
+            return self._whole[key]
+        value = compute()
+        if self.keep:
+            self._whole[key] = value
+        return value
 
     def computed(
         self, compute: Callable[[int, int], Tensor]

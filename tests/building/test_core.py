@@ -82,13 +82,22 @@ KINDS: dict[str, tuple[dict[str, Any], Any]] = {
     "dare at density 1": ({"method": "dare_ties"}, lambda m, w, n: voted(m, w)),
     "della": ({"method": "della"}, della),
     "sce": ({"method": "sce"}, lambda m, w, n: reference.sce(np.zeros(m[0].shape), m)),
+    "iso_c": (
+        {"method": "iso_c", "options": {"lambda": 1.5}},
+        lambda m, w, n: reference.iso_c(np.zeros(m[0].shape), m, 1.5),
+    ),
     "ties, groups": ({"method": "ties"}, lambda m, w, n: ties(m, w, True)),
     "linear, groups": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
     "linear, rows": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
     "task arithmetic, rows": ({"method": "task_arithmetic"}, lambda m, w, n: total(m, w)),
 }
 DENSITIES = {"ties": 0.5, "della": 0.5}
-OFTEN = [("ties, normalised", "llama"), ("linear, rows", "qwen2"), ("slerp", "gpt2")]
+OFTEN = [
+    ("ties, normalised", "llama"),
+    ("iso_c", "llama"),
+    ("linear, rows", "qwen2"),
+    ("slerp", "gpt2"),
+]
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]  # the last two have tied embeddings
 
 
@@ -184,7 +193,7 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     elif "rows" in kind:
         values = [{by_rows: own, "default": 0.5} for own in ROWS]
     density = {"density": DENSITIES[fields["method"]]} if fields["method"] in DENSITIES else {}
-    weighted = fields["method"] not in ("slerp", "sce")
+    weighted = fields["method"] not in ("slerp", "sce", "iso_c")
     given = [{"weight": value, **density} for value in values] if weighted else []
     recipe = make_recipe(sources, **fields, parameters=given)
     folder = build_model(recipe, tmp_path / "out", progress=False)
@@ -312,12 +321,22 @@ def test_what_is_no_product_is_refused(settings, line, families, tmp_path):
         check_recipe(make_recipe([first, other], method="ties"))
 
 
+def test_iso_c_of_adapters_in_core_space_alone(families):
+    """On the weights nearly all that is made of adapters would be rounding."""
+    fields = make_recipe(families["llama"], method="iso_c").model_dump(exclude_none=True)
+    fields["merge"].pop("core_space")
+    with pytest.raises(RecipeError, match=r"has few of a weight's: .*; write merge.core_space"):
+        check_recipe(Recipe.model_validate(fields))
+
+
 def test_what_does_not_go_with_it(families):
     """Keys that change more than linear layers are refused when the recipe is read; mergekit has
     no such merge."""
     recipe = make_recipe(families["llama"], method="ties")
     with pytest.raises(RecipeError, match="mergekit merges whole weights"):
         to_mergekit(recipe)
+    with pytest.raises(RecipeError, match="mergekit has no iso_c"):
+        to_mergekit(make_recipe(families["llama"], method="iso_c"))
     fields = recipe.model_dump(mode="json", exclude_none=True)
     with pytest.raises(ValueError, match=r"base: merge\.core_space is for adapters of one base"):
         Recipe.model_validate({key: value for key, value in fields.items() if key != "base"})

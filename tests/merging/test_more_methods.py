@@ -384,6 +384,45 @@ def test_ram(epsilon):
     assert_close(merge("ram", base, sources, (), {"epsilon": epsilon}), expected, 5e-7)
 
 
+@pytest.mark.parametrize("shape", [(37, 27), (3, 400), (31, 31), (999,)])
+def test_iso_c(shape):
+    """iso_c gives all directions of the sum the mean of their lengths; what is no matrix is
+    averaged."""
+    base, sources = tensors(3, size=math.prod(shape))
+    base = base.view(shape)
+    sources = [source.view(shape) for source in sources]
+    found = merge("iso_c", base, sources, (), {"lambda": 0.7})
+    base64 = exact(base)
+    wanted = reference.iso_c(base64, [base64 + delta for delta in deltas(base, sources)], 0.7)
+    assert_close(found, wanted, 2e-6)
+    assert not np.allclose(wanted, base64 + 0.7 * sum(deltas(base, sources)), atol=0.01)
+
+
+def test_iso_c_of_few_directions():
+    """Directions of length 0 are no part of the mean, and stay 0, however the sum was rounded."""
+    thin = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    vector = thin @ torch.randn(3, 30, generator=torch.Generator().manual_seed(2))
+    zero = torch.zeros_like(vector)
+    u, values, v = np.linalg.svd(exact(vector), full_matrices=False)
+    wanted = values[:3].mean() * u[:, :3] @ v[:3]
+    assert_close(merge("iso_c", zero, [vector / 3, 2 * vector / 3]), wanted, 1e-5)
+    assert torch.equal(merge("iso_c", zero, [zero, zero]), zero)
+
+
+def test_iso_c_of_experts():
+    """Each expert of a stack is a matrix of its own; another tensor of three dimensions is
+    averaged."""
+    base, sources = tensors(2, size=4 * 12 * 9)
+    base = base.view(4, 12, 9)
+    sources = [source.view(4, 12, 9) for source in sources]
+    stacked = merge("iso_c", base, sources, name="model.layers.0.mlp.experts.gate_up_proj")
+    for number in range(4):
+        alone = merge("iso_c", base[number], [source[number] for source in sources])
+        assert torch.allclose(stacked[number], alone, atol=1e-6)
+    mean = sum(sources) / 2
+    assert torch.allclose(merge("iso_c", base, sources, name="conv.weight"), mean, atol=1e-6)
+
+
 @pytest.mark.parametrize("spread", [0.1, 5e-4])
 @pytest.mark.parametrize("shape", [(37, 27), (3, 400), (999,)])
 def test_arcee_fusion(shape, spread):

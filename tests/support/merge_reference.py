@@ -255,3 +255,13 @@ def arcee_fusion(base, source):
     quarter, half, three = (ordered[int(q * (ordered.size - 1))] for q in (0.25, 0.5, 0.75))
     threshold = half + 1.5 * (three - quarter)
     return np.where(importance >= threshold, source, base), importance, threshold
+
+
+def iso_c(base, sources, lam=1.0):
+    """One length for all directions of the sum, the mean of their lengths; the average of what is
+    no matrix."""
+    deltas = [x - base for x in sources]
+    if base.ndim != 2:
+        return base + lam * sum(deltas) / len(deltas)
+    u, values, v = np.linalg.svd(sum(deltas), full_matrices=False)
+    return base + lam * values.mean() * u @ v

@@ -68,6 +68,7 @@ CASES = [
     ("nearswap", [{}], {"t": {"embed": 0.001, "default": 0.01}}),
     ("arcee_fusion", [{}], {}),
     ("ram", [{}, {}, {}], {"epsilon": 0.05}),
+    ("iso_c", [{}, {}, {}], {"lambda": GROUPED}),
 ]
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
