@@ -145,7 +145,8 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
     if config is None and (base := part("adapter_config.json", _base, None)) is not None:
         config = part("config.json", _json, None, of=base)
     if not isinstance(config, dict):
-        raise SpaceError(f"{found.name}: config.json is missing or cannot be read.")
+        missing = f"{found.name}: config.json is missing or cannot be read."
+        raise SpaceError(" ".join([missing, *notes]))
     text = part("recipe.yaml", read_limited, "")
     recipe = part("recipe.yaml", lambda file: Recipe.from_yaml(text), None) if text else None
     found = replace(
@@ -177,6 +178,8 @@ def _picture(file: Path) -> seeing.Pictures:
 
 def _base(file: Path) -> SourceRef:
     settings = mapping(_json(file))
+    if settings.get("layer_replication"):
+        raise SpaceError("This adapter moves layers of its base, which this Space cannot show.")
     return SourceRef(model=settings["base_model_name_or_path"], revision=settings.get("revision"))
 
 

@@ -22,11 +22,12 @@ from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import RecipeError, SourceError
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
-from .adapter import MergedAdapter
+from .adapter import AdapterCheckpoint, MergedAdapter
 from .composed import Composed
 from .merged import Merged
 from .pipeline import ComposedPipeline
 from .record import write_build_record
+from .replicated import PathAdapter
 from .routed import Routed
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def build_model(
     A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a
     ``flow`` part an `EvoMergedForCausalLM`, or for vision-language models an
     `EvoMergedForImageTextToText`. Where the sources are LoRA adapters of one base, and the method
-    adds what they change, the result is an adapter. The recipe is saved beside the weights, its
+    adds what they change, the result is an adapter; where the recipe asks for it, so is a path
+    through one model without scales. The recipe is saved beside the weights, its
     sources at the commits that were read. Configs and headers are checked before any weights are
     downloaded. The folder appears under its name only when it is whole; whole files of an
     interrupted build of several files stay in a hidden folder beside it, and the next build of the
@@ -85,10 +87,10 @@ def build_model(
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
     recipe = _pinned(recipe, trust_remote_code)
     checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
-    is_adapter = isinstance(checkpoint, MergedAdapter)
+    is_adapter = isinstance(checkpoint, AdapterCheckpoint)
 
     def finish(folder: Path) -> None:
-        energy = checkpoint.energy if isinstance(checkpoint, MergedAdapter) else {}
+        energy = checkpoint.energy if isinstance(checkpoint, AdapterCheckpoint) else {}
         write_build_record(
             folder,
             "; ".join(filter(None, (str(Ledger.of(checkpoint)), checkpoint.remark()))),
@@ -121,11 +123,12 @@ def open_result(
     if whole or (
         whole is None
         and recipe.rank is None
+        and recipe.adapter is None
         and all(source.adapter is None for source in merged.sources)
     ):
         return merged
     try:
-        return MergedAdapter(recipe, merged)
+        return PathAdapter(merged) if recipe.flow is not None else MergedAdapter(recipe, merged)
     except SourceError as error:
         if whole is False or recipe.rank is not None:
             raise SourceError(
@@ -187,7 +190,7 @@ def check_recipe(
     checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
     own = (
         checkpoint.dtype
-        if isinstance(checkpoint, MergedAdapter)
+        if isinstance(checkpoint, AdapterCheckpoint)
         else recipe.dtype or checkpoint.config.dtype
     )
     return RecipeCheck(

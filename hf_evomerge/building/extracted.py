@@ -10,7 +10,7 @@ import os
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.compatibility import check_mergeable
@@ -201,6 +201,15 @@ class ExtractedAdapter(AdapterCheckpoint):
         """The weight of both that a matrix is made of."""
         weight = self._matrices[name][0]
         return Origin("merged", ((self._source, weight), (self._base, weight)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Rank, share of the whole change's energy that is ``kept``, share that each module keeps
+        (``energy``), and of tensors that no adapter changes their part in the change (``lost``)."""
+        pairs = [pair for _, pair in self._all_squares] + list(self.lost.values())
+        whole, kept = (sum(numbers) for numbers in zip(*pairs, strict=True))
+        lost = {name: round(own / whole, 6) for name, (own, _) in self.lost.items()}
+        figures = {"rank": self._rank, "kept": round(kept / whole, 6)}
+        return {**figures, "energy": self.energy, "lost": lost}
 
     def __str__(self) -> str:
         """Table of the energy that is kept, by kind of layer, as shares of the whole change's."""

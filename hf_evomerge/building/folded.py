@@ -22,7 +22,8 @@ from ..checkpoints.open import open_source
 from ..checkpoints.quantized import check_quantization
 from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, PathError, SourceError
-from ..recipes.recipe import Dtype
+from ..recipes.recipe import Dtype, MergePart, Recipe
+from .merged import Merged
 from .planned import Planned, PlannedCheckpoint
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def fold(
     code: see `Folded`.
 
     Args:
-        model: The folder of the merged model, or its repository on the Hub.
+        model: The folder of the merged model, or its repository on the Hub; or an adapter that
+            moves layers (peft's ``layer_replication``).
         out: The folder to make. It appears when the checkpoint is complete.
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
@@ -187,10 +189,18 @@ def fold(
         >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
-    folded = Folded(open_source(str(model), trust_remote_code=trust_remote_code), dtype)
+    source = open_source(str(model), trust_remote_code=trust_remote_code)
+    folded = _plain(source, dtype) if source.layer_order else Folded(source, dtype)
     return write_checkpoint(
         folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress
     )
+
+
+def _plain(source: Parent, dtype: str | None) -> Merged:
+    """The model of an adapter that moves layers, which is plain once it is read."""
+    alone = MergePart(method="linear", parameters=[{"weight": 1.0}])
+    recipe = Recipe.model_validate({"sources": [source.ref], "merge": alone, "dtype": dtype})
+    return Merged(recipe, {0: source})
 
 
 def hop_factors(config: EvoMergedConfig) -> list[_Factors]:

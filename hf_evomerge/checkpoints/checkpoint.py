@@ -42,12 +42,12 @@ class Origin:
     """Origin of one tensor of a checkpoint.
 
     Attributes:
-        kind: ``copied`` (perhaps to another dtype), ``merged``, or ``scaled``: a copy that a factor
-            was multiplied into.
+        kind: ``copied`` (perhaps to another dtype), ``merged``, ``scaled``: a copy that a factor
+            was multiplied into, or ``zero``.
         inputs: The tensors of the sources that it is made from: source and raw name.
     """
 
-    kind: Literal["copied", "merged", "scaled"]
+    kind: Literal["copied", "merged", "scaled", "zero"]
     inputs: tuple[tuple[Parent, str], ...]
 
 
@@ -319,6 +319,12 @@ class Parent(Checkpoint):
         return any(isinstance(info, QuantizedTensor) for info in self.tensors.values())
 
     @property
+    def layer_order(self) -> list[int]:
+        """Layers in the files, in the order in which the adapter runs them; empty where that is
+        theirs. Raises `SourceError`."""
+        return [] if self.adapter is None else self.adapter.layer_order
+
+    @property
     def pinned(self) -> SourceRef:
         """The reference, for these very bits: repositories at their commits."""
         adapter = self.adapter.repository if self.adapter is not None else None
@@ -389,8 +395,9 @@ class Parent(Checkpoint):
 
     def same_folder(self, other: Parent) -> bool:
         """Tell whether both are read from one folder, whatever it is called; their adapters may
-        differ."""
-        return self.folder.resolve() == other.folder.resolve()
+        differ, but must leave the layers as they are."""
+        rearranged = self.layer_order or other.layer_order
+        return not rearranged and self.folder.resolve() == other.folder.resolve()
 
     @property
     def folders(self) -> list[Path]:

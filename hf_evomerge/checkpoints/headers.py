@@ -69,9 +69,11 @@ class StoredTensor(TensorInfo):
 
     Attributes:
         file: The file that holds it.
+        name: Its name there; empty where it is read under the same.
     """
 
     file: Path
+    name: str = ""
 
     __str__ = TensorInfo.__str__
 

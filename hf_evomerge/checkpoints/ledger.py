@@ -14,8 +14,8 @@ class Ledger:
     """Counts of the tensors that a checkpoint is made of.
 
     Attributes:
-        kinds: Tensors of the result that are ``merged``, ``copied`` (perhaps to another dtype) or
-            ``scaled``.
+        kinds: Tensors of the result that are ``merged``, ``copied`` (perhaps to another dtype),
+            ``scaled`` or ``zero``.
         donors: Tensors that are copied from each source, by its short name.
         dropped: Tensors of the sources that the result does without, by the reason.
 
@@ -52,7 +52,7 @@ class Ledger:
                 "copied "
                 f"({', '.join(f'{count} from {label}' for label, count in self.donors.items())})"
             )
-        said = {"merged": "merged", "copied": copied, "scaled": "scaled"}
+        said = {"merged": "merged", "copied": copied, "scaled": "scaled", "zero": "zero"}
         counts = [f"{self.kinds[kind]} {text}" for kind, text in said.items() if self.kinds[kind]]
         text = f"{self.kinds.total()} tensors: {', '.join(counts)}"
         if self.dropped:

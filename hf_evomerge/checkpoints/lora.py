@@ -23,6 +23,7 @@ from ..errors import SourceError
 from .headers import StoredTensor, TensorInfo, parse_mapping, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
 from .mapped import MappedFile, map_file
+from .replication import KEY, layers_of
 from .repository import Repository, find_folder
 
 if TYPE_CHECKING:
@@ -42,14 +43,7 @@ _BLOCK = 1 << 16
 # that starts from a changed
 # base (init_lora_weights: pissa and the like) is refused as well.
 _REFUSED = (
-    *(
-        "lora_bias",
-        "trainable_token_indices",
-        "target_parameters",
-        "layer_replication",
-        "use_qalora",
-        "use_bdlora",
-    ),
+    *("lora_bias", "trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora"),
     *(
         "alora_invocation_tokens",
         "arrow_config",
@@ -156,6 +150,13 @@ class Adapter:
         raise SourceError(
             f"{self.label}: no {self.file} ({held}); save the adapter again with safetensors"
         )
+
+    @cached_property
+    def layer_order(self) -> list[int]:
+        """Layers of the base in the order in which they run; empty where the adapter leaves them as
+        they are. Raises `SourceError`."""
+        ranges = self.config.get(KEY)
+        return layers_of(ranges, f"{self.label}: {CONFIG_FILE}") if ranges else []
 
     def fingerprint(self) -> str:
         """Key that changes whenever the adapter's files do."""

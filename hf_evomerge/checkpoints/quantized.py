@@ -27,7 +27,7 @@ _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 _EACH = 32  # elements that share a scale in MXFP4, in 16 bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuantizedTensor(StoredTensor):
     """Weight that is stored as numbers of few bits and their scales. Dtype and shape are those of
     the weight that is read: bfloat16.
@@ -178,7 +178,18 @@ def _weights(
                 f"{owner}: {name} is {info} with scales {scale}, which do not fit; give the "
                 "model in bfloat16"
             )
-        yield weight, QuantizedTensor("BF16", shape, info.file, name, scales, own, (info, scale))
+        yield (
+            weight,
+            QuantizedTensor(
+                "BF16",
+                shape,
+                info.file,
+                values=name,
+                scales=scales,
+                block=own,
+                stored=(info, scale),
+            ),
+        )
 
 
 def _is_block(block: object) -> bool:

@@ -26,6 +26,7 @@ from .mapped import MappedFile, map_file
 from .model_folder import MODULES
 from .part_layout import PartLayout
 from .quantized import QuantizedTensor, dequantized, is_dequantized, plain_config, quantization_of
+from .replication import rearrange, rearranged_tensors
 from .repository import Repository
 from .sentence import Sentence
 
@@ -74,7 +75,7 @@ class Source(Parent):
         """The checkpoint's config; its own code is run with consent only."""
         from transformers import AutoConfig, PretrainedConfig
 
-        fields = self.read_json("config.json")
+        fields = self._read_file("config.json")
         for complaint in _complaints(fields, self.trust_remote_code):
             raise SourceError(f"{self}: config.json: {complaint}")
         if fields.get("model_type") in _STATIC:
@@ -95,20 +96,22 @@ class Source(Parent):
                 raise ValueError(f"a {config.model_type} has no text_config; take it out")
             if is_dequantized(self.quantization):
                 config = type(config).from_dict(fields)
-            return config
         except (
             Exception
         ) as cause:  # anything: transformers' config classes trip over values that cannot be
             if (
                 not self.trust_remote_code
                 and isinstance(cause, ValueError)
-                and self.read_json("config.json").get("auto_map")
+                and fields.get("auto_map")
             ):
                 raise SourceError(
                     f"{self}: its config needs Python code that comes with the model; read "
                     "it, and pass --trust-remote-code"
                 ) from cause
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
+        if self.layer_order:
+            rearrange(config, self.layer_order, str(self))
+        return config
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, loaded anew; its own code is run with consent only. Raises
@@ -128,7 +131,8 @@ class Source(Parent):
         tied head that is stored all the same is left out."""
         tied = self.tied
         found = dequantized(self.stored, self.quantization, str(self))
-        return {name: info for name, info in found.items() if name not in tied}
+        own = {name: info for name, info in found.items() if name not in tied}
+        return rearranged_tensors(own, self.layer_order) if self.layer_order else own
 
     @property
     def tied(self) -> dict[str, StoredTensor]:
@@ -213,7 +217,7 @@ class Source(Parent):
                     ):  # modules are there already
                         self.repository.fetch([info.file.name])
                     self._mapped[info.file] = map_file(info.file)
-                return self._mapped[info.file].get_tensor(name.rpartition("/")[2])
+                return self._mapped[info.file].get_tensor((info.name or name).rpartition("/")[2])
         except (OSError, KeyError, ValueError, SafetensorError) as cause:
             raise SourceError(
                 f"{info.file}: cannot be read: {one_line(cause)}; download it again"
@@ -245,7 +249,13 @@ class Source(Parent):
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of its JSON files; of a static embedding without ``config.json`` what that would
-        say, and of weights that are dequantised what the plain model's does."""
+        say, and of weights or layers that are not read as they are stored what their model's
+        does."""
+        if name == "config.json" and self.layer_order:
+            return self.config.to_dict()
+        return self._read_file(name)
+
+    def _read_file(self, name: str) -> dict[str, Any]:
         if (
             name == "config.json"
             and self.sentence.encoder == "StaticEmbedding"

@@ -277,6 +277,7 @@ def extract(
         str, typer.Option(help="The split of its data: search, validation or test.")
     ] = "test",
     overwrite: Replace = False,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps,
@@ -308,14 +309,18 @@ def extract(
             progress=sys.stderr.isatty(),
             trust_remote_code=trust_remote_code,
         )
-        echo(adapter)
+        text = str(adapter)
+        found = {"folder": str(out), **adapter.to_json()}
         if config is not None and whole is not None:
             cut = evaluate_model(base, config, adapter=str(out), **how)
             cost = compare(cut.scores, whole.scores, "fitness") or "none, of one example"
-            echo(
-                f"the fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in "
+            scores = {"fine_tune": whole.scores.mean, "adapter": cut.scores.mean}
+            found["fitness"] = {**scores, "difference": str(cost)}
+            text += (
+                f"\nthe fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in "
                 f"fitness: {cost}"
             )
+        echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text)
 
 
 @app.command(**MODELS)

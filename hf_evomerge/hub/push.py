@@ -147,20 +147,21 @@ def check_push(
     *,
     api: HfApi | None = None,
     draws: bool = False,
+    adapts: bool = False,
 ) -> None:
     """Refuse, before a search begins, what could not be pushed to a repository when it ends.
 
     Checks the login, the name, what is there already, and the licenses of the sources and the base.
-    With `draws` the sources are diffusion pipelines.
+    With `draws` the sources are diffusion pipelines; with `adapts` the result may be an adapter of
+    a model.
 
     Raises:
         HubError: As `push_model`.
     """
     api = api or default_api()
     check_login(api, repo_id, asks=options.create_pr)
-    is_known = draws or not any(
-        ref.adapter for ref in recipe_refs
-    )  # adapters give an adapter, or the whole model
+    # adapters give an adapter, or the whole model
+    is_known = draws or not (adapts or any(ref.adapter for ref in recipe_refs))
     kind = "a diffusers pipeline" if draws else "a model"
     files_there(api, repo_id, options, kind=kind if is_known else None)
     names = PublicNames(api, options.published)

@@ -25,6 +25,7 @@ from ..checkpoints.lora import CONFIG_FILE
 from ..checkpoints.model_folder import COMPANIONS
 from ..checkpoints.open import config_name, is_adapter, open_files
 from ..checkpoints.pipeline import INDEX
+from ..checkpoints.replication import KEY as LAYERS
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import HubError, RecipeError
 from ..pictures.scene import listed
@@ -208,6 +209,11 @@ def plan_push(
     model, search = find_model(Path(folder))
     draws = (model / INDEX).is_file()
     config = config_name(model)
+    if options.space and read_json(model / config).get(LAYERS):
+        raise HubError(
+            f"{model}: an adapter that moves layers, which a Space cannot show beside its base; "
+            "push it without --space, or merge again with --whole"
+        )
     there = files_there(api, repo_id, options, kind=_KINDS[config])
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)

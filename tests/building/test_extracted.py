@@ -1,5 +1,6 @@
 """Adapters of whole fine-tunes: the best of a rank, and what is lost by name."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,29 @@ def test_what_an_adapter_costs_in_score(tiny: Path, search_settings: Any, tmp_pa
     assert float(cost[2].split()[0]) == pytest.approx(
         float(cut[2].split()[1]) - float(whole[2].split()[1]), abs=2e-3
     )
+
+
+def test_the_report_in_json(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
+    """`--json` prints the energy that each module keeps, as build.json has it, what is lost with
+    its part in the change, and the scores."""
+    file = tmp_path / "search.yaml"
+    validate(SearchConfig, search_settings(), SearchError).save(file)
+    out = tmp_path / "out"
+    options = ["--base", str(tiny / "base"), "--out", str(out), "--search", str(file), "--json"]
+    said = CliRunner().invoke(app, ["extract", str(tiny / "a"), *options, "--rank", "2"])
+    found = json.loads(said.stdout)
+    assert (found["folder"], found["rank"]) == (str(out), 2)
+    assert found["energy"] == read_build_record(out).energy
+    change = {
+        name: float((weights(tiny / "a")[name] - w).square().sum())
+        for name, w in weights(tiny / "base").items()
+    }
+    total = sum(change.values())
+    for name, share in found["lost"].items():
+        assert share == pytest.approx(change[name] / total, abs=1e-5)
+    kept = sum(share * change[f"{name}.weight"] for name, share in found["energy"].items())
+    assert found["kept"] == pytest.approx(kept / total, abs=1e-5)
+    config = SearchConfig.load(file)
+    cut = evaluate_model(str(tiny / "base"), config, adapter=str(out))
+    assert found["fitness"]["adapter"] == cut.scores.mean
+    assert set(found["fitness"]) == {"fine_tune", "adapter", "difference"}

@@ -16,6 +16,7 @@ from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.building.folded import fold
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.push import preview_push, push_model
@@ -123,6 +124,25 @@ def test_the_card_says_what_it_is(published, lfs_api, tmp_path, program):
     program(
         'import sys; sys.modules["hf_evomerge"] = None\n' + code.replace('"Your text"', '"w1 w2"')
     )
+
+
+def test_a_path_is_published_as_an_adapter(published, lfs_api, tmp_path):
+    """The card of an adapter that moves layers says who reads it and how to fold it; it is rebuilt
+    to the same bits, and no Space is made of it."""
+    base = next(iter(published))
+    fields = {"sources": [{"model": base}], "flow": {"path": "0:1, 0:0-1"}, "adapter": "auto"}
+    folder = build_model(Recipe.model_validate(fields), tmp_path / "out", progress=False)
+    with pytest.raises(HubError, match=r"moves layers, .* push it without --space"):
+        preview_push(folder, "local/p", PushOptions(published=published, space=True), api=lfs_api)
+    push_model(folder, "local/path", PushOptions(published=published), api=lfs_api)
+    card = Path(hf_hub_download("local/path", "README.md")).read_text()
+    assert "AutoPeftModelForCausalLM" in card
+    assert "vLLM, SGLang and llama.cpp do not read that key" in card
+    assert "hf-evomerge fold local/path --out path-plain" in card
+    assert "vllm serve" not in card
+    assert reproduce("local/path", api=lfs_api).same
+    plain = fold("local/path", tmp_path / "plain", progress=False)
+    assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == 3
 
 
 def test_a_search_over_adapters_is_pushed(published, lfs_api, tmp_path, search_config):

@@ -65,6 +65,28 @@ def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
         )
 
 
+def test_a_pruned_model_is_an_adapter(tiny, search_config, tmp_path):
+    """With `adapter: auto` the winner of a search over one model is an adapter of it, whose logits
+    are those of the candidate; it can be a source of the next search."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+
+    from hf_evomerge.search.evaluation.evaluator import Evaluator
+
+    settings = _settings(tiny, PRUNE, SWEEP) | {"compare": {"baselines": []}}
+    config = search_config("dfs", **settings, output={"adapter": "auto"})
+    result = run_search(config, tmp_path / "out")
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
+    evaluator = Evaluator(config)
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        expected = evaluator.models.model(result.winner)(ids).logits
+        assert torch.equal(adapted(ids).logits, expected)
+    again = search_config("dfs", **settings | {"sources": [{"model": str(tmp_path / "out/model")}]})
+    source = Evaluator(again).evaluate(again.sources[0])
+    assert source.values.tolist() == evaluator.evaluate(result.winner).values.tolist()
+
+
 def test_what_cannot_work_is_refused(tiny, search_config):
     """A budget that ends before the sweep, and more layers than there are: before a model is
     read."""

@@ -388,12 +388,12 @@ class ModelPool:
 
 
 def _weights_of(source: Parent) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for the weights: the folder, or of quantised weights the
-    tensors as a merge reads them."""
+    """Arguments of ``from_pretrained`` for the weights: the folder, or the tensors as a merge reads
+    them where they are quantised, or an adapter moves layers."""
     # transformers would keep them quantised on a GPU, where a merge could not be written into them,
     # and it dequantises no FP8 weight whose last block is a part of one. Parameters are these very
     # tensors, and merges are written into them: plain ones must not be views of the file.
-    if source.is_quantized:
+    if source.is_quantized or source.layer_order:
         return {
             "pretrained_model_name_or_path": None,
             "config": source.config,

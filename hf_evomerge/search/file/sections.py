@@ -125,6 +125,9 @@ class OutputConfig(StrictModel):
     dtype: Dtype | None = None
     """The dtype that candidates are evaluated in and the winner is saved in; the first source's
     where absent."""
+    adapter: Literal["auto"] | None = None
+    """``auto``: the winner is saved as an adapter where it can be one, also a path through one
+    model without scales; where absent, only a merge of adapters."""
     tokenizer: Index | Literal["base"] | None = None
     """The source whose tokenizer, chat template and generation settings go with the result, or
     ``base``."""

@@ -1,0 +1,181 @@
+"""A path through one model as an adapter of peft, and such an adapter as a source."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classes import edit_json
+from peft import LoraConfig, PeftModel, get_peft_model
+from slowly import slow_beyond
+from tiny_models import ARCHITECTURES, tiny_model, token_ids
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.building.folded import fold
+from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+LAYERS = 4
+PATHS = {
+    "prune": "0:0, 0:2-3",
+    "prune pairs": "0:2-3",
+    "repeat": "0:0-2, 0:1-3",
+    "reorder": "0:2-3, 0:0-1",
+}
+# Where layers have kinds, peft runs each as the kind of the base's in its place.
+KINDS = {"gemma3_text": {"prune", "repeat"}, "qwen3_5_text": {"prune", "repeat"}}
+COUNTED = {"qwen2": {"repeat"}, "smollm3": {"repeat"}}  # one kind, in a list as long as the base
+HIDDEN = {"gpt2", "gpt_neox", "opt"}  # where peft finds no layers
+
+
+def saved(folder: Path, architecture: str = "llama", layers: int = LAYERS, seed: int = 0) -> Path:
+    """Save a random model."""
+    tiny_model(architecture, layers, seed).save_pretrained(folder)
+    return folder
+
+
+def recipe_of(path: Any, *models: Path, **fields: Any) -> Recipe:
+    """A path through models, as an adapter where it can be one."""
+    sources = [{"model": str(model)} for model in models]
+    flow = path if isinstance(path, dict) else {"path": path}
+    return Recipe.model_validate({"sources": sources, "flow": flow, "adapter": "auto", **fields})
+
+
+def answers(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and what it writes with its cache."""
+    ids = token_ids()
+    written = model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    return model(input_ids=ids).logits, written
+
+
+def same(model: Any, other: Any) -> bool:
+    """Tell whether two models compute and write the same."""
+    return all(torch.equal(a, b) for a, b in zip(answers(model), answers(other), strict=True))
+
+
+@pytest.mark.parametrize(
+    "architecture", slow_beyond(["llama", "gemma3_text", "qwen2", "gpt2"], ARCHITECTURES)
+)
+@torch.no_grad()
+def test_an_adapter_computes_what_the_path_does(architecture, tmp_path):
+    """Wherever a path is an adapter, peft gives its logits and its text to the bit; where layers
+    would run as another kind, or are not found, the whole model is written."""
+    base = saved(tmp_path / "base", architecture)
+    for name, path in PATHS.items():
+        out = build_model(recipe_of(path, base), tmp_path / name, progress=False)
+        is_adapter = (out / "adapter_config.json").is_file()
+        known = KINDS.get(architecture, set()) | COUNTED.get(architecture, set())
+        if architecture in {"llama", *KINDS, *COUNTED, *HIDDEN}:
+            assert is_adapter == (architecture not in HIDDEN and name not in known), name
+        if not is_adapter:
+            assert (out / "config.json").is_file()
+            continue
+        whole = build_model(
+            recipe_of(path, base), tmp_path / f"{name} whole", progress=False, whole=True
+        )
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
+        assert same(adapted, AutoModelForCausalLM.from_pretrained(whole)), name
+
+
+@torch.no_grad()
+def test_transformers_loads_it_alone(tmp_path):
+    """`from_pretrained` of the adapter and `load_adapter` of its base give the path too; the files
+    of weights and settings have a kilobyte each at most."""
+    base = saved(tmp_path / "base")
+    out = build_model(recipe_of(PATHS["repeat"], base), tmp_path / "out", progress=False)
+    whole = build_model(
+        recipe_of(PATHS["repeat"], base), tmp_path / "whole", progress=False, whole=True
+    )
+    expected = AutoModelForCausalLM.from_pretrained(whole)
+    later = AutoModelForCausalLM.from_pretrained(base)
+    later.load_adapter(str(out))
+    assert same(AutoModelForCausalLM.from_pretrained(out), expected)
+    assert same(later, expected)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["layer_replication"] == [[0, 3], [1, 4]]
+    assert (out / "adapter_model.safetensors").stat().st_size < 1024
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "reason"),
+    [
+        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "scales are no order of layers"),
+        ("0:0, 0:1 + 0:2, 0:3", {}, "side by side"),
+        ("0:0-1, 1:2-3", {}, "runs through several models"),
+        ({"path": "0:0-1", "embedding_source": 1}, {}, "runs through several models"),
+        ("0:0-1", {"dtype": "bfloat16"}, "dtype: an adapter leaves the base's, torch.float32"),
+    ],
+)
+def test_what_is_more_than_an_order_of_layers_is_no_adapter(path, fields, reason, tmp_path):
+    """With `auto` the whole model is written; an adapter that is insisted on is refused with the
+    reason."""
+    models = [saved(tmp_path / f"model{seed}", seed=seed) for seed in range(2)]
+    recipe = recipe_of(path, *models, **fields)
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    assert (out / "config.json").is_file()
+    with pytest.raises(SourceError, match=f"the result is no adapter: .*{reason}"):
+        build_model(recipe, tmp_path / "adapter", progress=False, whole=False)
+
+
+def test_a_path_is_a_whole_model_unless_asked(tmp_path):
+    """A recipe that does not ask for an adapter gives a model, as before."""
+    recipe = recipe_of("0:0-1", saved(tmp_path / "base"), adapter=None)
+    assert (build_model(recipe, tmp_path / "out", progress=False) / "config.json").is_file()
+    out = build_model(recipe, tmp_path / "adapter", progress=False, whole=False)
+    assert (out / "adapter_config.json").is_file()
+
+
+@torch.no_grad()
+def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
+    """It is read as the model that peft makes of it, its matrices for each layer included: alone,
+    merged with another, inspected, and folded."""
+    base = saved(tmp_path / "base")
+    config = LoraConfig(
+        r=2, target_modules=["q_proj", "down_proj"], layer_replication=[[0, 2], [1, 4]]
+    )
+    torch.manual_seed(0)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in tuned.named_parameters():
+        parameter.normal_(std=0.1) if "lora_B" in name else None
+    tuned.save_pretrained(tmp_path / "adapter")
+    source = {"model": str(base), "adapter": str(tmp_path / "adapter")}
+    assert inspect_model(tmp_path / "adapter").layers == 5
+    plain = AutoModelForCausalLM.from_pretrained(fold(tmp_path / "adapter", tmp_path / "plain"))
+    assert torch.allclose(answers(plain)[0], answers(tuned)[0], atol=1e-5)
+    assert torch.equal(answers(plain)[1], answers(tuned)[1])
+    other = saved(tmp_path / "other", layers=5, seed=1)
+    merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
+    sources = [source, {"model": str(other)}]
+    recipe = Recipe.model_validate({"sources": sources, "merge": merge})
+    merged = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "merged"))
+    there = AutoModelForCausalLM.from_pretrained(other)
+    for name, tensor in merged.named_parameters():
+        mean = (plain.get_parameter(name) + there.get_parameter(name)) / 2
+        assert torch.allclose(tensor, mean, atol=1e-6), name
+    two = Recipe.model_validate({"sources": [source, source], "base": source, "merge": merge})
+    out = build_model(two, tmp_path / "two", progress=False)
+    assert (out / "config.json").is_file()  # an adapter would leave the layers as they are
+
+
+@pytest.mark.parametrize(
+    ("architecture", "ranges", "message"),
+    [
+        ("llama", [[0, 9]], "layer_replication names layer 8, of which the base has 4, from 0"),
+        ("llama", [[2, 1]], r"layer_replication is \[\[2, 1\]\], not ranges of layers"),
+        ("llama", 7, "layer_replication is 7, not ranges of layers"),
+        ("llama", [[0, 10**9]], "not ranges of layers"),
+        ("gemma3_text", [[0, 1], [2, 4]], "runs each layer as the kind of the base's in its place"),
+    ],
+)
+def test_ranges_that_cannot_run_are_refused(architecture, ranges, message, tmp_path):
+    """Layers that are not there, ranges that are none, and layers of other kinds are refused in one
+    line."""
+    base = saved(tmp_path / "base", architecture)
+    out = build_model(recipe_of("0:2-3", base), tmp_path / "out", progress=False)
+    edit_json(out / "adapter_config.json", layer_replication=ranges)
+    with pytest.raises(SourceError, match=message):
+        _ = open_source(str(out)).config
