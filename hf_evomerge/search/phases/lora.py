@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class LoraTrainings(Phase):
             f"{count} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
         )
         seconds = count * (spent * sizes["search"] + sizes[planner.chosen_on]) * planner.second
-        return PhasePlan(self.name, text, seconds, at_once=1)
+        return PhasePlan(self.name, text, seconds, at_once=1, steps=True)
 
     def run(self, run: SearchRun) -> None:
         """Train, and give the best a row; a warning where none could be trained."""
@@ -69,7 +70,9 @@ class LoraTrainings(Phase):
         starts = plain_models(run.config, run.sources.layers)
         cost = run.searched
         trainer = LoraTrainer(run.evaluator, run.study.folder / "baselines")
-        trained = trainer.fine_tunes(starts, cost, run.report)
+        scored = run.sizes[run.chosen_on] * len(starts) * len(RATES)
+        report = partial(run.report, size=run.sizes["search"], steps=True, more=scored)
+        trained = trainer.fine_tunes(starts, cost, report)
         targets = {label: each.model for label, each in trained.items()}
         scores = run.evaluate(targets, run.chosen_on, "finalists")
         fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
