@@ -58,7 +58,9 @@ class Progress:
         failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
         fresh: What was evaluated in this process, in scores of all examples; the rest was replayed.
-        later: Budgets of the stages that are still to come.
+        left: Seconds until the table of results is there, as all phases that are still to come take
+            them at the pace so far; None where nothing has been seen yet.
+        to_come: Titles of the phases after the current one.
         note: What it is at, in words.
     """
 
@@ -74,7 +76,8 @@ class Progress:
     duplicates: int = 0
     seconds: float = 0.0
     fresh: float = 0.0
-    later: float = 0.0
+    left: float | None = None
+    to_come: tuple[str, ...] = ()
     note: str = ""
 
 

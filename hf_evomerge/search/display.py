@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ class LiveTable(SearchCallback):
         self._titles = _TITLES | {stage.name: stage.title for stage in stages}
         self._rows: dict[str, Progress] = {}
         self._told: dict[str, Progress] = {}
+        self._newest: Progress | None = None
+        self._told_at = 0.0
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._shown)
 
     def __enter__(self) -> LiveTable:
@@ -65,8 +68,11 @@ class LiveTable(SearchCallback):
     def on_progress(self, study: Study, progress: Progress) -> None:
         """Take in where the search stands now; the first time begins the table."""
         self._rows[progress.phase] = progress
+        self._newest = progress
+        self._told_at = time.monotonic()
         self._live.start(refresh=True)
-        if not self.console.is_terminal and progress.fresh and self._is_news(progress):
+        works = progress.fresh or not progress.done  # what is replayed is no news
+        if not self.console.is_terminal and works and self._is_news(progress):
             self._told[progress.phase] = progress
             self.console.print(self._line(progress), highlight=False, soft_wrap=True)
 
@@ -76,10 +82,10 @@ class LiveTable(SearchCallback):
         told = self._told.get(progress.phase)
         if told is None or progress.done >= progress.total:
             return True
+        in_generations = progress.sigma is not None
         return (
-            progress.generation != told.generation
-            and progress.done - told.done >= progress.total / MOST_LINES
-        )
+            not in_generations or progress.generation != told.generation
+        ) and progress.done - told.done >= progress.total / MOST_LINES
 
     @property
     def _remarks(self) -> list[str]:
@@ -98,7 +104,7 @@ class LiveTable(SearchCallback):
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
     def _shown(self) -> Group:
-        lines = [*self._remarks, self._fitness()]
+        lines = [*self._remarks, *self._to_come(), self._fitness()]
         return Group(self._table(), *(Text(line, style="dim") for line in lines))
 
     def _table(self) -> Table:
@@ -117,8 +123,8 @@ class LiveTable(SearchCallback):
                 _number(row.best),
                 _number(row.accuracy),
                 _number(row.mean),
-                f"{_rate(row) * 60:.0f}" if row.fresh else "stored",
-                _left(row),
+                f"{_rate(row) * 60:.0f}" if row.fresh else "stored" * bool(row.done),
+                self._left() if row is self._newest else "",
             )
         return table
 
@@ -132,9 +138,21 @@ class LiveTable(SearchCallback):
             parts.append(f"generation {row.generation}")
             figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))
             parts += [f"{name} {_number(value)}" for name, value in figures if value is not None]
-        if left := _left(row):
+        if left := self._left():
             parts.append(f"{left} left")
         return ", ".join(parts)
+
+    def _left(self) -> str:
+        """The time until the results are there, which falls between two reports too."""
+        if self._newest is None or not self._newest.left:
+            return ""
+        passed = time.monotonic() - self._told_at
+        return _duration(max(0.0, self._newest.left - passed))
+
+    def _to_come(self) -> list[str]:
+        """Phases after the current one, in a line."""
+        phases = self._newest.to_come if self._newest is not None else ()
+        return [f"to come: {', '.join(phases)}"] if phases else []
 
     def _fitness(self) -> str:
         """Say what the shown stages' numbers are measured in."""
@@ -156,18 +174,11 @@ def _rate(row: Progress) -> float:
     return row.fresh / max(row.seconds, 1e-9)
 
 
-def _left(row: Progress) -> str:
-    """The time that is left for this stage and those to come, at this one's rate; nothing before a
-    whole evaluation."""
-    left = row.total - row.done + row.later
-    return _duration(left / _rate(row)) if row.fresh >= 1 and row.done < row.total else ""
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

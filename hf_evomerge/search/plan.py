@@ -102,9 +102,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     workers = default_workers(config, memory)
     crowded = _of_devices(config, memory, workers)
     planner = Planner(config, evaluator)
-    for phase in phases_of(config):
-        if (planned := phase.plan(planner)) is not None:
-            planner.phases.append(planned)
+    planner.plan(phases_of(config))
     doubts = doubts_of_form(evaluator) if evaluator.sources.weights else []
     warnings += [
         *checked.warnings,

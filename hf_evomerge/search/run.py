@@ -23,7 +23,8 @@ from .file.config import SearchConfig
 from .file.sections import LimitsConfig
 from .folder import build_winner, known_pins, open_study, resumed, save_results
 from .phases import phases_of
-from .phases.phase import SearchRun
+from .phases.forecast import Forecast
+from .phases.phase import Planner, SearchRun
 from .results.plots import draw_pictures
 from .results.result import Result
 from .runners.batch_size import FittedRunner, largest_batch
@@ -128,7 +129,14 @@ def run_phases(run: SearchRun) -> Result:
     with run.study.exclusive():
         for callback in run.callbacks:
             callback.on_begin(run.study, run.config)
-        for phase in phases_of(run.config):
+        phases = phases_of(run.config)
+        if run.evaluator is not None:
+            planner = Planner(run.config, run.evaluator, timed=False)
+            titles = {phase.name: phase.title for phase in phases}
+            run.forecast = Forecast(titles, planner.plan(phases))
+        for phase in phases:
+            if run.forecast is not None:
+                run.forecast.enter(phase.name)
             phase.run(run)
     assert run.result is not None  # the last phase makes it
     return run.result

@@ -55,6 +55,8 @@ STAGE = Progress(
     sigma=0.1234,
     seconds=60.0,
     fresh=20,
+    left=180.0,
+    to_come=("best, validated", "held-out test"),
 )
 
 
@@ -66,19 +68,19 @@ def test_the_table_holds_what_was_reported():
     assert lines[0] == ["done", "gen", "best", "accuracy", "mean", "per", "min", "left"]
     assert lines[1] == ["parents", "3/3", "30"]
     assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "0.25", "-1.25", "20", "3:00"]
-    assert len(lines) == 4
+    assert lines[3] == ["to", "come:", "best,", "validated,", "held-out", "test"]
+    assert len(lines) == 5
     assert text.endswith("\n")
 
 
 def test_a_log_has_a_line_per_generation():
-    """Under nohup and in CI, every generation writes one line, with the time that is left for it
-    and the stages to come."""
+    """Under nohup and in CI, every generation writes one line, with the time that is left."""
     more = [
         Progress("ps", done, 90, generation=4, sigma=0.1, seconds=60.0, fresh=20)
         for done in (31, 32)
     ]
     last = Progress("ps", 90, 90, generation=9, best=-0.25, sigma=0.1, seconds=90.0, fresh=80)
-    lines = _written(PARENTS, replace(STAGE, later=60), *more, last).splitlines()
+    lines = _written(PARENTS, replace(STAGE, left=360.2), *more, last).splitlines()
     assert lines[0] == "parents: 3/3"
     assert (
         lines[1]
@@ -98,7 +100,7 @@ def test_a_log_has_a_line_per_generation():
 def test_the_legend_says_what_the_numbers_are():
     """Below the table stands one line, the unit of the fitness; where a stage has its own, whose it
     is."""
-    lines = _written(PARENTS, STAGE, config=NATS).splitlines()
+    lines = _written(PARENTS, replace(STAGE, to_come=()), config=NATS).splitlines()
     assert lines[-2].startswith("parameter space ")
     assert lines[-1] == "best, mean: fitness, more is better: nats per answer"
     steps = [{"by": "gradient", "fitness": {"task": "likelihood", "normalize": "token"}}, {}]
@@ -133,7 +135,7 @@ def test_nothing_is_cut_in_80_columns():
         "sigma": 0.1,
         "fresh": 33.125,
     }
-    row = Progress("dfs-first", 1033.125, 20000, **long, seconds=60.0)  # type: ignore[arg-type]
+    row = Progress("dfs-first", 1033.125, 20000, **long, seconds=60.0, left=34355.0)  # type: ignore[arg-type]
     text = _print(PARENTS, row)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
@@ -141,21 +143,39 @@ def test_nothing_is_cut_in_80_columns():
 
 
 @pytest.mark.parametrize(
-    ("fresh", "seconds", "text"), [(1, 1.0, "0:59"), (1, 100.0, "1:38:20"), (0, 0.01, "stored")]
+    ("fresh", "left", "text"), [(1, 59.0, "0:59"), (1, 5900.0, "1:38:20"), (0, None, "stored")]
 )
-def test_the_time_that_is_left(fresh, seconds, text):
-    """It follows from the rate, in hours where it takes hours; a phase whose trials were all stored
-    before says so."""
-    line = _print(Progress("ps", 1, 60, sigma=0.1, seconds=seconds, fresh=fresh)).splitlines()[1]
-    assert line.split()[-1] == text
+def test_the_time_that_is_left(fresh, left, text):
+    """It is that of the whole search, in hours where it takes hours; a phase whose trials were all
+    stored before says so."""
+    row = Progress("ps", 1, 60, sigma=0.1, seconds=1.0, fresh=fresh, left=left)
+    assert _print(row).splitlines()[1].split()[-1] == text
 
 
-def test_the_first_step_says_no_time():
-    """A first gradient step, which is slow and a small part of an evaluation, promises no hours."""
-    assert (
-        "left"
-        not in _written(Progress("ps", 0, 150, sigma=0.1, seconds=10.0, fresh=0.06)).splitlines()[0]
-    )
+def test_the_time_falls_between_reports(monkeypatch):
+    """A phase that reports seldom shows a time that moves, and only the newest row has one."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    table = LiveTable(Console(file=stream, width=80, force_terminal=False))
+    table.on_progress(cast(Study, None), STAGE)
+    table.on_progress(cast(Study, None), Progress("test", 0, 9, left=540.0))
+    now[0] += 61.0
+    rows = [str(cell) for cell in table._table().columns[-1].cells]
+    assert rows == ["", "7:59"]
+    table._live.stop()
+
+
+def test_a_log_says_that_a_phase_begins_and_where_it_stands():
+    """A phase without generations has a line when it begins and for each model, so that none is
+    silent; what is replayed has none."""
+    rows = [
+        Progress("test", n, 4, seconds=60.0 * n, fresh=n, left=240.0 - 60 * n) for n in range(5)
+    ]
+    lines = _written(*rows).splitlines()
+    assert lines[:2] == ["held-out test: 0/4, 4:00 left", "held-out test: 1/4, 3:00 left"]
+    assert lines[4] == "held-out test: 4/4"
+    assert "done" in lines[5]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from hf_evomerge.search.study.study import Study
 
 @pytest.mark.slow
 def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
-    """The best LoRA from every parent, base and average at every rate has one row, which loads and
-    says what was spent."""
+    """Every start is screened by a short training; the best of the whole ones has one row, which
+    loads and says what was spent."""
     monkeypatch.setattr(lora_phase, "RATES", (1e-4, 1e-2))
+    monkeypatch.setattr(lora_phase, "TRIED", (1e-2,))
     config = search_config(
         compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}}
     )
@@ -45,11 +47,10 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
         str(file.parent.relative_to(tmp_path / "baselines"))
         for file in tmp_path.rglob("adapter_config.json")
     )
-    assert adapters == [
-        f"{start}/lora-{rate}-8"
-        for start in ("average", "base", "source-0", "source-1")
-        for rate in (1e-4, 0.01)
-    ]
+    tried = [f"{start}/lora-0.01-2" for start in ("average", "base", "source-0", "source-1")]
+    whole = [adapter for adapter in adapters if adapter.endswith("-8")]
+    assert sorted(tried + whole) == adapters
+    assert sorted(Counter(adapter.split("/")[0] for adapter in whole).values()) == [1, 2]
     with Study.open(tmp_path) as study:
         fitness = {
             label: study.evaluation(label, "validation")
@@ -59,27 +60,36 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     tuned = {
         label: scores.mean
         for label, scores in fitness.items()
-        if label.startswith("lora:") and scores is not None
+        if label.startswith("lora:") and label.endswith(":8") and scores is not None
     }
-    assert len(tuned) == 8
+    assert len(tuned) == 3
+    short = {
+        label.removeprefix("lora:").removesuffix(":0.01:2"): scores.mean
+        for label, scores in fitness.items()
+        if label.endswith(":2") and scores is not None
+    }
+    first, second = sorted(short, key=lambda start: -(short[start] or -np.inf))[:2]
+    finished = {*(f"lora:{first}:{rate}:8" for rate in (0.0001, 0.01))}
+    assert finished < tuned.keys()
+    rate = max(finished, key=lambda label: tuned[label] or -np.inf).split(":")[-2]
+    assert tuned.keys() - finished == {f"lora:{second}:{rate}:8"}
     assert tuned[row.label] == max(tuned.values(), key=lambda mean: mean or -np.inf)
     start, rate = row.label.split(":8")[0].removeprefix("lora:").rsplit(":", 1)
     name = {"source:0": "a", "source:1": "b", "average": "the average"}.get(start, start)
     assert (
         row.model
-        == f"LoRA from {name}, rate {rate} (best of 8 on validation examples, 8 evaluations each)"
+        == f"LoRA from {name}, rate {rate} (best of 3 on validation examples, 8 evaluations each)"
     )
-    assert (row.evaluations, row.retained["old"].error) == (8 * 8, None)
-    assert (
-        sum(f" a LoRA from {name}, rate {rate}, " in sentence for sentence in result.verdict) == 1
-    )
+    assert (row.evaluations, row.retained["old"].error) == (4 * 2 + 3 * 8, None)
+    assert any("LoRA" in sentence for sentence in result.verdict)
     assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (
-        4,
-        64,
-        64,
-        pytest.approx(64),
+        2,
+        32,
+        32,
+        pytest.approx(32),
     )
-    assert steps[0].note == "from base, rate 0.0001, step 1 of 2"
+    assert steps[0].note == "from base, rate 0.01, step 1 of 1"
+    assert all(later.left is not None for later in steps)
     folder = tmp_path / "baselines" / start.replace(":", "-")
     plain = SourceRef(model=str(folder / "model" if start == "average" else tiny / name))
     tuned_again = Evaluator(config).evaluate(
@@ -170,23 +180,20 @@ def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
     assert modules == sorted(modules)
 
 
-def test_a_training_leaves_paths_alone(tmp_path, search_config, monkeypatch):
+def test_a_training_leaves_paths_alone(tmp_path, search_config):
     """Where paths run through resident sources, training adapters for a source does not change what
     a path scores."""
-    monkeypatch.setattr(lora_phase, "RATES", (1e-2,))
     evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    LoraTrainer(evaluator, tmp_path).fine_tunes(
-        {"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None
-    )
+    trainer = LoraTrainer(evaluator, tmp_path, lambda progress: None, 200)
+    trainer.fine_tunes({"a": ("a", evaluator.config.sources[0])}, [("a", 1e-2)], 200)
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
 
-def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch):
+def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     """An adapter for a classifier, which does not generate, is trained on its labels, read again
     and scored."""
-    monkeypatch.setattr(lora_phase, "RATES", (1e-2,))
     random_class("bert", 0).save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
     ref = SourceRef(model=str(tmp_path / "a"))
@@ -205,8 +212,8 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config, monkeypatch)
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
     (tuned,) = (
-        LoraTrainer(evaluator, tmp_path / "tuned")
-        .fine_tunes({"a": ("a", ref)}, 60, lambda progress: None)
+        LoraTrainer(evaluator, tmp_path / "tuned", lambda progress: None, 60)
+        .fine_tunes({"a": ("a", ref)}, [("a", 1e-2)], 60)
         .values()
     )
     after = evaluator.evaluate(tuned.model).mean
@@ -222,9 +229,9 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
 
     monkeypatch.setattr(LoraTrainer, "_train", train)
     starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
-    tuned = LoraTrainer(Evaluator(search_config()), tmp_path).fine_tunes(
-        starts, 8.5, lambda progress: None
-    )
+    pairs = [(start, rate) for start in starts for rate in lora_phase.RATES]
+    trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress: None, 68)
+    tuned = trainer.fine_tunes(starts, pairs, 8.5)
     assert list(tuned) == [
         "lora:source:0:0.0001:8.5",
         "lora:source:0:0.0003:8.5",

@@ -105,9 +105,9 @@ class CompareConfig(StrictModel):
     says whether the result needs them all, and costs as much as the search for each; the same
     search over ``noise`` of the size of the sources' changes, which says whether it needs what they
     have learned; a ``random`` search of the same budget, in the space of the first stage; the best
-    ``lora`` of fine-tunes of every parent and of the average at four rates, on the search examples,
-    each at the same cost (extra ``lora``); ``merge+lora``, merge weights by gradient and a LoRA
-    beside them by the same steps, which is built too."""
+    ``lora`` of fine-tunes at four rates, on the search examples, each at the same cost, of the
+    parents and the average, of which short trainings name two (extra ``lora``); ``merge+lora``,
+    merge weights by gradient and a LoRA beside them by the same steps, which is built too."""
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     """More data, by name, that the result may not forget, such as the sources' own tasks: every
     model of the table of results is scored on it too. Nothing is chosen by it."""

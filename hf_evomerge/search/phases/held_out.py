@@ -49,7 +49,10 @@ class HeldOut(Phase):
         if points:
             targets |= run.recipes([*finalists(config, run.study), run.winner])
         shots = {entry.label: entry.shots for entry in entries}
-        scores = run.evaluate(targets, run.judged_on, self.name, shots=shots)
+        more = sum(run.sizes[f"{RETAINED}{name}"] for name in config.compare.retain)
+        scores = run.evaluate(
+            targets, run.judged_on, self.name, shots=shots, more=more * len(targets)
+        )
         retained = _retained(run, targets)
         for name, places in _skills(run).items():
             for label in targets:

@@ -7,7 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,8 @@ from ..runners.job import Job
 from ..runners.runner import Runner
 from ..spaces.space import uniform_average
 from ..study.study import Study
+from .forecast import Forecast, Pace
+from .forecast import PhasePlan as PhasePlan
 
 
 @dataclass
@@ -41,38 +43,19 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class PhasePlan:
-    """Plan of a phase.
-
-    Attributes:
-        name: Name of the phase.
-        text: What it does, in words.
-        seconds: How long it takes with one worker.
-        at_once: How many workers it has work for.
-    """
-
-    name: str
-    text: str
-    seconds: float
-    at_once: float = math.inf
-
-    def minutes(self, workers: int) -> float:
-        """Return its minutes with so many workers."""
-        return self.seconds / 60 / max(1, min(self.at_once, workers))
-
-
 class Planner:
     """State that the plans of one search's phases share.
 
     Args:
         config: The search.
         evaluator: Its evaluator.
+        timed: Whether to evaluate models and to time that. Otherwise plans have work in place of
+            seconds: scores of an example.
 
     Attributes:
         sizes: Number of examples per split.
         second: Seconds that one model takes for one example; not a number where no weights are
-            read.
+            read, and 1 without a clock.
         phases: The plans so far.
         warnings: What will probably disappoint, one line each.
         merge: The merge that a later stage of a hybrid search builds on.
@@ -80,9 +63,10 @@ class Planner:
         beyond: Seconds that they take for one example beside what `second` says of each.
     """
 
-    def __init__(self, config: SearchConfig, evaluator: Evaluator) -> None:
+    def __init__(self, config: SearchConfig, evaluator: Evaluator, *, timed: bool = True) -> None:
         self.config = config
         self.evaluator = evaluator
+        self.timed = timed
         self.sizes = evaluator.tasks.sizes
         self.phases: list[PhasePlan] = []
         self.warnings: list[str] = []
@@ -102,6 +86,13 @@ class Planner:
         """True where the plain average of the sources is a model."""
         return can_average(self.config, self.evaluator.sources.layers)
 
+    def plan(self, phases: Sequence[Phase]) -> list[PhasePlan]:
+        """Plan phases in their order; raises `SearchError` where a model cannot be evaluated."""
+        for phase in phases:
+            if (planned := phase.plan(self)) is not None:
+                self.phases.append(planned)
+        return self.phases
+
     def seconds(self, first: Target, then: Target, **how: Any) -> float:
         """Time one evaluation, once the first has loaded what it needs.
 
@@ -111,11 +102,15 @@ class Planner:
             **how: Further arguments of `Evaluator.evaluate`.
 
         Returns:
-            Seconds; not a number where no weights are read.
+            Seconds; not a number where no weights are read. Without a clock the work.
 
         Raises:
             SearchError: A model cannot be evaluated.
         """
+        if not self.timed:
+            batch = how.get("batch")
+            count = self.sizes["search"] if batch is None else len(batch)
+            return float(count * (1 + how.get("shots", 0)))
         if not self.evaluator.sources.weights:
             return math.nan
         # Time is measured and not modelled. The first evaluation loads models and prepares the
@@ -177,6 +172,7 @@ class SearchRun:
         contributions: What each source gives the winner, where that was asked for.
         notes: Sentences for the verdict.
         result: The result, after the last phase.
+        forecast: Forecast of the time that is left; None where nothing is known of it.
     """
 
     def __init__(
@@ -202,6 +198,7 @@ class SearchRun:
         self.contributions: list[Contribution] = []
         self.notes: list[str] = []
         self.result: Result | None = None
+        self.forecast: Forecast | None = None
 
     @property
     def chosen_on(self) -> str:
@@ -243,6 +240,7 @@ class SearchRun:
         *,
         shots: Mapping[str, int] = MappingProxyType({}),
         required: bool = False,
+        more: float = 0.0,
     ) -> dict[str, Scores]:
         """Score labelled models on a split: stored scores are read, others evaluated and stored.
 
@@ -253,6 +251,7 @@ class SearchRun:
             shots: Number of search examples in the prompt, by label; none where absent.
             required: Whether a model that cannot be scored ends the search. Its error is not
                 stored, so a search that goes on tries again.
+            more: Work of the phase that follows, in scores of an example.
 
         Raises:
             SearchError: A required model cannot be scored.
@@ -262,8 +261,13 @@ class SearchRun:
         # index.
         stored = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in stored.items() if scores is None]
+        # k shots make a prompt about 1 + k times as long
+        longer = sum(shots.get(label, 0) for label in missing) / max(1, len(missing))
+        size = self.sizes[split] * (1 + longer)
         begin = time.perf_counter()
         jobs = [Job(targets[label], split, shots=shots.get(label, 0)) for label in missing]
+        if missing:
+            self.report(Progress(phase, 0, len(missing)), size=size, more=more)
         for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
             label = missing[index]
             if required and scores.error is not None:
@@ -272,11 +276,28 @@ class SearchRun:
             self.study.add_evaluation(label, split, scores)
             stored[label] = scores
             seconds = time.perf_counter() - begin
-            self.report(Progress(phase, done, len(missing), seconds=seconds, fresh=done))
+            progress = Progress(phase, done, len(missing), seconds=seconds, fresh=done)
+            self.report(progress, size=size, more=more)
         return {label: scores for label, scores in stored.items() if scores is not None}
 
-    def report(self, progress: Progress) -> None:
-        """Tell all callbacks where the search stands."""
+    def report(
+        self, progress: Progress, *, size: float, steps: bool = False, more: float = 0.0
+    ) -> None:
+        """Tell all callbacks where the search stands, and what time is left.
+
+        Args:
+            progress: State of the current phase.
+            size: Work of one of its evaluations, in scores of an example.
+            steps: Whether these are gradient steps.
+            more: What follows them in the phase, in scores of an example.
+        """
+        if self.forecast is not None:
+            # the first gradient step, which is slow and a small part of an evaluation, says nothing
+            fresh = progress.fresh if progress.fresh >= 1 else 0.0
+            pace = Pace(fresh * size, progress.seconds, steps)
+            rest = (progress.total - progress.done) * size + more
+            left = self.forecast.left(progress.phase, pace, rest)
+            progress = replace(progress, left=left, to_come=self.forecast.to_come)
         for callback in self.callbacks:
             callback.on_progress(self.study, progress)
 

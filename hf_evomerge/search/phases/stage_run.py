@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -61,6 +61,7 @@ class StageRun:
         example_count: Number of search examples; needed where the search draws batches.
         begin_at: The genome to begin at, in place of the space's own start.
         callbacks: What else is told, and may end the stage.
+        report: Is told where the stage stands, after each trial.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class StageRun:
         example_count: int,
         begin_at: Vector | None = None,
         callbacks: Sequence[SearchCallback] = (),
+        report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.config = config
         self.study = study
@@ -80,6 +82,7 @@ class StageRun:
         self.space = space
         self.example_count = example_count
         self.callbacks = callbacks
+        self.report = report
         self.start = self._start(begin_at)
         earlier = study.meta("budgets", stage.name) or []
         self.stages = [*(replace(stage, evaluations=spent) for spent in earlier), stage]
@@ -360,7 +363,6 @@ class StageRun:
         if trial.recipe_key is not None and trial.duplicate_of is None:
             self.first_of_recipe[trial.recipe_key, generation.batch] = trial
         self._progress.count(trial, whole=generation.batch is None)
-        later = self.config.stages[self.config.stages.index(self.stage) + 1 :]
         state = self._progress
         progress = Progress(
             phase=self.stage.name,
@@ -375,10 +377,8 @@ class StageRun:
             duplicates=state.duplicates,
             seconds=state.seconds,
             fresh=state.fresh,
-            later=float(sum(stage.evaluations for stage in later)),
         )
-        for callback in self.callbacks:
-            callback.on_progress(self.study, progress)
+        self.report(progress)
 
 
 @dataclass(frozen=True, eq=False)

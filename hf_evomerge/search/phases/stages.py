@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from ...errors import EvoMergeError, RecipeError, SearchError, SourceError
 from ...merging.registry import get_method
 from ...recipes.recipe import Recipe
-from ..callbacks import SearchCallback
+from ..callbacks import Progress, SearchCallback
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
@@ -116,14 +117,15 @@ class StagePhase(Phase):
             most = 0 if longest is None else len(longest.to_path())
             parts.append(f"paths of {len(second.flow.to_path())} to {most} hops")
         parts.append(schedule.in_words(stage, planner.sizes["search"]))
-        return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once)
+        steps = stage.algorithm == "gradient"
+        return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once, steps)
 
     def _plan_again(self, planner: Planner) -> PhasePlan:
         """Price a stage that is run again to compare with, as the stage itself was measured."""
         stage = self.stage
         first = next(phase for phase in planner.phases if phase.name == stage.original)
         text = f"{stage.title}: {stage.original} again, {stage.evaluations} evaluations"
-        return PhasePlan(self.name, text, first.seconds, first.at_once)
+        return replace(first, name=self.name, text=text)
 
     def run(self, run: SearchRun) -> None:
         """Run all generations, choose the stage's winner, and give it a row.
@@ -158,6 +160,9 @@ class StagePhase(Phase):
             merged=run.winners.get(stage.builds_on or ""),
             example_count=run.sizes["search"],
             callbacks=run.callbacks,
+            report=partial(
+                run.report, size=run.sizes["search"], steps=stage.algorithm == "gradient"
+            ),
         ).run(run.runner)
         run.study.backup()
         keys = _finalists(run, stage)
@@ -179,6 +184,7 @@ def stage_run(
     merged: str | None,
     example_count: int = 1,
     callbacks: Sequence[SearchCallback] = (),
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> StageRun:
     """Prepare the run of a stage, begun at what earlier stages have found.
 
@@ -190,6 +196,7 @@ def stage_run(
         merged: Key of the recipe whose merge a search for paths builds on.
         example_count: Number of search examples, of which batches are drawn.
         callbacks: What else is told, and may end the stage.
+        report: Is told where the stage stands.
     """
     builds_on = merged is not None and stage.builds_on is not None
     merge = study.recipe(str(merged)).merge if builds_on else None
@@ -203,6 +210,7 @@ def stage_run(
         example_count=example_count,
         begin_at=begin_at,
         callbacks=callbacks,
+        report=report,
     )
 
 
@@ -354,6 +362,8 @@ def _timed(
     near: Vector = np.clip(start.mean + step, start.lower, start.upper)
     first = space.decode(start.mean)
     second = space.decode(near)
+    if not planner.timed:
+        return first, second, float(schedule.budget * planner.sizes["search"])
     slopes = None
     if stage.algorithm == "gradient":
         slopes = space.slopes(near, np.ones(start.mean.size, dtype=np.bool_))

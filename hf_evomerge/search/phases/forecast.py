@@ -1,0 +1,106 @@
+"""Plans of phases, and the time until the table of results is there: planned work at the pace of
+what has been seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """Plan of a phase.
+
+    Attributes:
+        name: Name of the phase.
+        text: What it does, in words.
+        seconds: How long it takes with one worker.
+        at_once: How many workers it has work for.
+        steps: Whether it takes gradient steps, which have another pace than scores.
+    """
+
+    name: str
+    text: str
+    seconds: float
+    at_once: float = math.inf
+    steps: bool = False
+
+    def minutes(self, workers: int) -> float:
+        """Return its minutes with so many workers."""
+        return self.seconds / 60 / max(1, min(self.at_once, workers))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Pace of what was done under one name in this process.
+
+    Attributes:
+        done: Work, in scores of an example.
+        seconds: Wall time that it took.
+        steps: Whether it was gradient steps.
+    """
+
+    done: float
+    seconds: float
+    steps: bool
+
+
+# Work is counted in scores of one example. A plan without a clock says how much of it each phase
+# takes; a gradient step counts as its price, three scores of its batch. With
+#   w_p  the work of phase p that is still to come,
+#   r_k  seconds of one score of kind k, plain scores or gradient steps: the wall time of all work
+#        of this kind that was seen, over that work; the other kind's where there was none,
+# the time that is left is  rest of the current phase + sum_p w_p r_k(p).  What the study holds
+# already is not seen: it takes no time. A phase of which it holds a part is counted whole until it
+# begins, and then by what is missing.
+class Forecast:
+    """Forecast of the time that is left for a search.
+
+    Args:
+        titles: Titles of the phases of the search by their names, in order.
+        plans: Their plans, with work in place of seconds.
+    """
+
+    def __init__(self, titles: Mapping[str, str], plans: Sequence[PhasePlan]) -> None:
+        self._titles = titles
+        self._plans = {plan.name: plan for plan in plans}
+        self._waiting = list(titles)
+        self._paces: dict[str, Pace] = {}
+
+    def enter(self, name: str) -> None:
+        """Note that a phase begins, and that those before it have ended."""
+        del self._waiting[: self._waiting.index(name)]
+
+    @property
+    def to_come(self) -> tuple[str, ...]:
+        """Titles of the planned phases after the current one."""
+        return tuple(self._titles[name] for name in self._waiting[1:] if name in self._plans)
+
+    def left(self, name: str, pace: Pace, rest: float) -> float | None:
+        """Return the seconds until the table is there; None where nothing has been seen yet.
+
+        Args:
+            name: Name that the work is reported under, the current phase's as a rule.
+            pace: What was done under this name.
+            rest: Work that is left of it.
+        """
+        if pace.done:
+            self._paces[name] = pace
+        if not self._paces:
+            return None
+        own = pace.seconds / pace.done if pace.done else self._second(pace.steps)
+        left = rest * own
+        for each in self._waiting[1:]:
+            plan = self._plans.get(each)
+            if plan is None or each == name:
+                continue
+            done = self._paces[each].done if each in self._paces else 0.0
+            left += max(0.0, plan.seconds - done) * self._second(plan.steps)
+        return left
+
+    def _second(self, steps: bool) -> float:
+        """Seconds of one score of an example."""
+        paces = list(self._paces.values())
+        of_kind = [pace for pace in paces if pace.steps == steps] or paces
+        return sum(pace.seconds for pace in of_kind) / sum(pace.done for pace in of_kind)

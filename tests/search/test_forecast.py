@@ -1,0 +1,104 @@
+"""The time that is left is that of all phases that are still to come."""
+
+from pathlib import Path
+
+import pytest
+from searches import Config
+
+from hf_evomerge.search.callbacks import Progress, SearchCallback
+from hf_evomerge.search.phases.forecast import Forecast, Pace, PhasePlan
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study.study import Study
+
+TITLES = {
+    "parents": "parents",
+    "ps": "parameter space",
+    "finalists": "best",
+    "average": "average",
+    "lora": "LoRA",
+    "test": "test",
+}
+
+
+def _forecast() -> Forecast:
+    """A search whose gradient and LoRA take 600 and 1,200 scores, finalists and test 80 and 300."""
+    plans = [
+        PhasePlan("parents", "", 60),
+        PhasePlan("ps", "", 600, steps=True),
+        PhasePlan("finalists", "", 80),
+        PhasePlan("lora", "", 1200, steps=True),
+        PhasePlan("test", "", 300),
+    ]
+    return Forecast(TITLES, plans)
+
+
+def test_each_kind_of_work_has_its_pace():
+    """Scores and steps that are to come take as long as those that were seen; as long as others
+    promised that a step of which none was seen takes three scores of its batch."""
+    forecast = _forecast()
+    forecast.enter("parents")
+    assert forecast.left("parents", Pace(0, 0.0, False), 60) is None
+    assert forecast.left("parents", Pace(20, 2.0, False), 40) == pytest.approx(
+        0.1 * (40 + 600 + 80 + 1200 + 300)
+    )
+    assert forecast.to_come == ("parameter space", "best", "LoRA", "test")
+    forecast.enter("ps")
+    assert forecast.left("ps", Pace(0, 0.5, True), 600) == pytest.approx(
+        0.1 * (600 + 80 + 1200 + 300)
+    )
+    assert forecast.left("ps", Pace(100, 20.0, True), 500) == pytest.approx(
+        0.2 * (500 + 1200) + 0.1 * (80 + 300)
+    )
+
+
+def test_finalists_count_once():
+    """Finalists of a stage are scored in the stage, and are no work of the phase that names the
+    winner then."""
+    forecast = _forecast()
+    forecast.enter("ps")
+    forecast.left("ps", Pace(600, 60.0, True), 0)
+    assert forecast.left("finalists", Pace(40, 4.0, False), 20) == pytest.approx(
+        0.1 * (20 + 1200 + 300)
+    )
+    forecast.enter("finalists")
+    forecast.enter("lora")
+    assert forecast.to_come == ("test",)
+    assert forecast.left("lora", Pace(600, 120.0, True), 600) == pytest.approx(120 + 0.1 * 300)
+    forecast.enter("test")
+    assert forecast.left("test", Pace(300, 30.0, False), 0) == 0
+
+
+class Reports(SearchCallback):
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.all: list[Progress] = []
+
+    def on_progress(self, study: Study, progress: Progress) -> None:
+        self.all.append(progress)
+
+
+@pytest.mark.parametrize("by", ["gradient", "cma"])
+def test_a_search_says_what_is_to_come(by, tmp_path, search_config: Config, tiny: Path):
+    """From the first parent on, every report has the time until the table is there and the phases
+    that are to come; the last has none. Retained examples are part of the test."""
+    config = search_config(
+        optimize=[{"by": by, "evaluations": 8}],
+        compare={
+            "baselines": ["average", "random"],
+            "contributions": True,
+            "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}},
+        },
+    )
+    reports = Reports()
+    run_search(config, tmp_path, build=False, callbacks=[reports])
+    first, second, *others = reports.all
+    assert (first.phase, first.done, first.left) == ("parents", 0, None)
+    titles = ("parameter space", "random search", "best, validated", "contributions")
+    assert second.to_come == (*titles, "held-out test")
+    assert all(each.left is not None for each in others)
+    assert all(each.left for each in others if each.phase == "test"), "retained examples follow"
+    assert (others[-1].left, others[-1].to_come) == (0, ())
+    again = Reports()
+    run_search(config, tmp_path, build=False, callbacks=[again])
+    assert not any(each.fresh for each in again.all)
