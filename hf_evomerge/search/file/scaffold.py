@@ -370,7 +370,7 @@ def _space(depths: Sequence[int], based: bool) -> list[str]:
 
 
 def _compare(depths: Sequence[int], count: int, *, based: bool) -> list[str]:
-    """What the result is compared with, and what the dear part of it costs."""
+    """Write what the result is compared with, and what the dear part of that costs."""
     lone = based or len(set(depths)) > 1  # a weighted mean of one model is that model
     chosen = [name for name in BASELINES if lone or name != "alone"]
     said = f"alone: the search again over each model by itself, {count} times its cost"
