@@ -70,6 +70,19 @@ def test_the_search_itself_is_the_same_beside_it(tmp_path):
     assert study.trials("ps")[0].genome.size == beside.trials("ps")[0].genome.size
 
 
+def test_other_rows_may_be_added_afterwards(tmp_path):
+    """Another baseline that is asked for later leaves the trials alone that are there."""
+    toy_search(tmp_path, _runner(), **PS)
+    before = facts(tmp_path)["trials"]
+    more = {"baselines": ["random", "average", "alone"], "finalists": 3}
+    runner = _runner()
+    _, result = toy_search(tmp_path, runner, **{**PS, "compare": more})
+    after = facts(tmp_path)["trials"]
+    assert [each for each in after if each[0] != "random"] == before
+    assert len(after) == len(before) + 31
+    assert {row.stage for row in result.rows} >= {"alone", "random"}
+
+
 @pytest.mark.parametrize(
     "kind", ["ps", "hybrid", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dfs", "first"))]
 )

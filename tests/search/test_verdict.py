@@ -462,6 +462,33 @@ def test_searches_whose_truth_is_known(case):
     assert solves_nothing(rows) == (case == "a task that nobody solves")
 
 
+@pytest.mark.parametrize(
+    ("right", "sentence"),
+    [
+        (
+            0.9,
+            "A single source does as well: keep maths, rescaled; 200 examples do not tell them "
+            "apart: +0.000 (-0.010 to 0.010), p = 1 of accuracy; but better in fitness (nats): "
+            "+0.400 (",
+        ),
+        (0.0, "Needs more than one source: maths alone has -0.498; it beats the best alone by "),
+    ],
+)
+def test_equal_answers_are_as_good_whatever_their_likelihood(right, sentence):
+    """A source alone that gives the same answers does as well, though they are less likely to it;
+    one without a right answer does not."""
+    correct = np.arange(N) < right * N
+    noise = np.random.default_rng(0).normal(0, 0.1, N)
+    lone, won = (Scores(mean + noise, correct=correct) for mean in (-0.5, -0.1))
+    rows = [
+        Row("alone", "maths alone", lone, against=alone.against("maths", "ps")),
+        Row("ps", "evolved PS", won, winner=True),
+    ]
+    (said,) = (each for each in verdict(rows, "test", "nats") if "source" in each)
+    assert said.startswith(sentence)
+    assert (instead(rows) is None) == (right == 0)
+
+
 def test_a_lora_that_forgets_more_is_no_substitute():
     """A LoRA that is level on the task, and has lost more of what was to be retained, is said to
     have; the winner is published."""

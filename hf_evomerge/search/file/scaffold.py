@@ -66,6 +66,7 @@ TASKS = {
 }
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
+BASELINES = ("average", "alone")  # what costs little, or answers the first question
 LEAST = 8
 FEW = 16  # below, a validation split chooses nothing
 _TESTED = 200  # of which a test tells an accuracy to .035
@@ -165,6 +166,7 @@ def draft_search(
             ),
             *problems.fitness(form.separator),
             *problems.splits(chat=form.chat, some=any(templates)),
+            *_compare(depths, len(opened), based=based),
             *_afterwards(depths, len(opened), gradient=problems.has_gradient, based=based),
         ]
         return "\n".join(lines) + "\n"
@@ -365,6 +367,15 @@ def _space(depths: Sequence[int], based: bool) -> list[str]:
     )
 
 
+def _compare(depths: Sequence[int], count: int, *, based: bool) -> list[str]:
+    """Write what the result is compared with, and what the dear part of that costs."""
+    lone = based or len(set(depths)) > 1  # a weighted mean of one model is that model
+    chosen = [name for name in BASELINES if lone or name != "alone"]
+    said = f"alone: the search again over each model by itself, {count} times its cost"
+    why = f" # {said}; does the result need them all?" if lone else ""
+    return [f"compare: {{baselines: [{', '.join(chosen)}]}}{why}"]
+
+
 def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: bool) -> list[str]:
     merged = len(set(depths)) == 1
     cost = "# in scores of all search examples"
@@ -392,10 +403,9 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
     if merged or not gradient:
         lines += [*([] if merged else [path]), f"optimize: [{{evaluations: 500}}] {cost}"]
     if gradient:
-        both = ", merge+lora" if merged and based else ""
+        both = " and merge+lora" if merged and based else ""
         lines.append(
-            f"Is a fine-tune at the same cost better? `compare: {{baselines: [average, "
-            f"lora{both}]}}` says."
+            f"Is a fine-tune at the same cost better? lora{both} among the baselines says it."
         )
     if gradient and merged:
         lines.append(

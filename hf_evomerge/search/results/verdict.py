@@ -180,7 +180,7 @@ def _simplest(
 
 
 def _does_as_well(row: Row, winner: Row, by: Sequence[Measure]) -> bool:
-    compared = compare_all(winner.scores, row.scores, by)
+    compared = _compared(winner, row, by)
     if not compared or compared[0].is_better:
         return False
     found = compared[0]
@@ -190,8 +190,23 @@ def _does_as_well(row: Row, winner: Row, by: Sequence[Measure]) -> bool:
 
 
 def _beats(row: Row, other: Row, by: Sequence[Measure]) -> bool:
-    compared = compare_all(row.scores, other.scores, by)
+    compared = _compared(row, other, by)
     return bool(compared) and compared[0].is_better
+
+
+# A log-likelihood tells models apart that give the same answers. Against a simpler model that is
+# no reason to keep the merge: where the accuracies are level, and closer than `DIFFERENCE`, they
+# come first, unless the simpler model has no right answer.
+def _compared(row: Row, other: Row, by: Sequence[Measure]) -> list[Comparison]:
+    """Comparisons of two rows, the one that decides first."""
+    compared = compare_all(row.scores, other.scores, by)
+    if other.stage not in SIMPLER or len(compared) < 2 or compared[0].measure == "accuracy":
+        return compared
+    fitness, accuracy = compared
+    level = not accuracy.is_better and not accuracy.is_close and accuracy.difference < DIFFERENCE
+    if fitness.is_better and level and column(other.scores, "accuracy").any():
+        return [accuracy, fitness]
+    return compared
 
 
 def _forgets(row: Row, winner: Row) -> str:
@@ -218,7 +233,7 @@ def _against(
 ) -> list[str]:
     """Write one sentence about the winner and another model, by what tells them apart; none where
     they cannot be compared."""
-    compared = compare_all(winner.scores, other.scores, by)
+    compared = _compared(winner, other, by)
     against = other.against
     if not compared or against is None:
         return []
