@@ -66,7 +66,7 @@ TASKS = {
 }
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
-BASELINES = ("average", "alone")  # what costs little, or answers the first question
+BASELINES = ("average", "prompt", "alone")  # what costs little, or answers the first question
 LEAST = 8
 FEW = 16  # below, a validation split chooses nothing
 _TESTED = 200  # of which a test tells an accuracy to .035
@@ -166,7 +166,7 @@ def draft_search(
             ),
             *problems.fitness(form.separator),
             *problems.splits(chat=form.chat, some=any(templates)),
-            *_compare(depths, len(opened), based=based),
+            *_compare(depths, len(opened), based=based, shots=problems.takes_shots),
             *_afterwards(depths, len(opened), gradient=problems.has_gradient, based=based),
         ]
         return "\n".join(lines) + "\n"
@@ -367,10 +367,11 @@ def _space(depths: Sequence[int], based: bool) -> list[str]:
     )
 
 
-def _compare(depths: Sequence[int], count: int, *, based: bool) -> list[str]:
+def _compare(depths: Sequence[int], count: int, *, based: bool, shots: bool) -> list[str]:
     """Write what the result is compared with, and what the dear part of that costs."""
     lone = based or len(set(depths)) > 1  # a weighted mean of one model is that model
-    chosen = [name for name in BASELINES if lone or name != "alone"]
+    wanted = {"average": True, "prompt": shots, "alone": lone}
+    chosen = [name for name in BASELINES if wanted[name]]
     said = f"alone: the search again over each model by itself, {count} times its cost"
     why = f" # {said}; does the result need them all?" if lone else ""
     return [f"compare: {{baselines: [{', '.join(chosen)}]}}{why}"]
@@ -496,6 +497,12 @@ class _Problems:
             sizes["validation"] = chosen
             left -= chosen
         return {**sizes, "test": min(left, MOST["test"])}
+
+    @property
+    def takes_shots(self) -> bool:
+        """True where examples can stand in the prompt, before the question."""
+        text = self.task in ("likelihood", "multiple_choice", "generation")
+        return text and "image_field" not in self.where
 
     @property
     def has_gradient(self) -> bool:
