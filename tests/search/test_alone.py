@@ -5,16 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from searches import GRADIENT, facts, minimal
-from toy_search import ToyRunner, hardness, table_rows, toy_search
+from toy_search import ToyRunner, hardness, table_rows, toy_config, toy_search
 
+from hf_evomerge.cli.searching import _next
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.folder import save_results
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.spaces.space import make_space
+from hf_evomerge.search.study.files import INSTEAD_FILE
 from hf_evomerge.search.study.study import Study
 
 ALONE = {"baselines": ["average", "alone"], "finalists": 3}
@@ -22,8 +25,8 @@ PS = {"base": {"model": "c"}, "merge": {"groups": "half"}, "compare": ALONE}
 BEST = (0.9, 0.2)  # weights of the two sources
 
 
-def _scores(job: Job) -> np.ndarray:
-    """Scores of merges: the nearer the mean weight of each source is to its best, the better."""
+def _weights(job: Job) -> list[float]:
+    """Mean weight of each source; 0 where it takes no part."""
     weights = [0.0, 0.0]
     if isinstance(job.target, Recipe) and job.target.merge is not None:
         merge = job.target.merge
@@ -32,7 +35,13 @@ def _scores(job: Job) -> np.ndarray:
             value = mapping["weight"]
             groups = list(value.values()) if isinstance(value, dict) else [value]
             weights[number] = float(np.mean(groups))
-    found = hardness(job.split) - sum((w - b) ** 2 for w, b in zip(weights, BEST, strict=True))
+    return weights
+
+
+def _scores(job: Job) -> np.ndarray:
+    """Scores of merges: the nearer the mean weight of each source is to its best, the better."""
+    pairs = zip(_weights(job), BEST, strict=True)
+    found = hardness(job.split) - sum((weight - best) ** 2 for weight, best in pairs)
     return found if job.batch is None else found[list(job.batch)]
 
 
@@ -68,6 +77,28 @@ def test_the_search_itself_is_the_same_beside_it(tmp_path):
     kept = [row for row in table_rows(more) if row[0] != "alone"]
     assert kept == table_rows(result)
     assert study.trials("ps")[0].genome.size == beside.trials("ps")[0].genome.size
+
+
+def test_a_source_that_is_enough_is_kept(tmp_path):
+    """Where one source alone does as well as the merge, its recipe is written beside the winner's,
+    and the next step is to build it."""
+
+    def scores(job: Job) -> np.ndarray:
+        found = 0.2 - np.abs(_weights(job)[0] - 0.9) + hardness(job.split)
+        return found if job.batch is None else found[list(job.batch)]
+
+    settings = {**PS, "compare": {"baselines": ["alone"], "finalists": 3}}
+    study, result = toy_search(tmp_path / "my search", ToyRunner(scores=scores), **settings)
+    save_results(toy_config("ps", **settings), study, result)
+    assert result.instead.stage == "alone"
+    recipe = Recipe.load(study.folder / INSTEAD_FILE)
+    assert recipe.merge_sources == [0]
+    keep, build = _next(result, study.folder, build=True)
+    assert keep == "next:   keep a, rescaled"
+    assert build.startswith("        hf-evomerge merge '")
+    assert INSTEAD_FILE in build
+    _, result = toy_search(tmp_path / "both", _runner(), **settings)
+    assert result.instead is None
 
 
 def test_other_rows_may_be_added_afterwards(tmp_path):

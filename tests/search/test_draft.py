@@ -57,7 +57,7 @@ def test_models_of_one_depth_are_merged(tiny, tmp_path):
     assert "\noptimize: quick\n" in text
     assert [source.model for source in config.sources] == [str(tiny / "a"), str(tiny / "b")]
     assert config.base is not None
-    assert config.compare.baselines == ("average", "alone")
+    assert config.compare.baselines == ("average", "prompt", "alone")
     assert "by itself, 2 times its cost; does the result need them all?" in text
     splits = [
         (spec.start, spec.count, spec.prompt_field, spec.shuffle_seed)
@@ -94,9 +94,9 @@ def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
     assert re.match("2 models: a has 2 layers and .*M; deep has 3 layers and .*M", draft.found[0])
     assert "a path through their layers is searched (space: dfs)" in draft.found[1]
     assert "# path: {kind: gates, repetitions: 2}" in text
-    assert config.compare.baselines == ("average", "alone")
+    assert config.compare.baselines == ("average", "prompt", "alone")
     config, text = _drafted(tiny, data, base=None)
-    assert config.compare.baselines == ("average",)  # a mean of one model is that model
+    assert config.compare.baselines == ("average", "prompt")  # a mean of one model is that model
     assert (config.merge.method, config.merge.starts, config.optimize[0].by) == (
         "linear",
         ["average", "sources"],

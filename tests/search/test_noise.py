@@ -8,7 +8,7 @@ import torch
 from searches import GRADIENT, digests, facts, minimal
 from tiny_adapters import save_adapter
 
-from hf_evomerge.building.noise import is_noise, write_noise
+from hf_evomerge.building.noise import NoiseCheckpoint, check_noise, is_noise, write_noise
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SearchError, SourceError
 from hf_evomerge.recipes.recipe import SourceRef
@@ -57,6 +57,16 @@ def test_noise_depends_on_seed_and_number_alone(tiny, tmp_path):
         return digests(Path(ref.model))["model.safetensors"]
 
     first = written("one", 3, 0)
+    noise = NoiseCheckpoint(source, base, 3, 0)
+    for name in reversed(noise.tensors):  # in any order
+        assert torch.equal(noise.read(name), open_source(str(tmp_path / "one")).read(name))
+    one, other = (
+        noise.read(name) - base.read(name)
+        for name in noise.tensors
+        if name.endswith("gate_proj.weight")
+    )
+    cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
+    assert abs(float(cosine)) < 4 / np.sqrt(one.numel())
     others = [written("two", 3, 1), written("three", 4, 0)]
     assert written("four", 3, 0) == first
     assert len({first, *others}) == 3
@@ -130,8 +140,6 @@ def test_noise_takes_a_base(tiny, tmp_path):
     by its name."""
     with pytest.raises(SearchError, match="noise takes the place of what sources have changed"):
         minimal(compare=NOISE)
-    from hf_evomerge.building.noise import check_noise
-
     folder = save_adapter(tiny / "base", tmp_path / "dora", 1, use_dora=True)
     source = open_source(SourceRef(model=str(tiny / "base"), adapter=str(folder)))
     with pytest.raises(SourceError) as caught:

@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hf_evomerge.cli.searching import _next
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.phases import alone, average, lora, noise
@@ -487,6 +489,17 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right, sentence):
     (said,) = (each for each in verdict(rows, "test", "nats") if "source" in each)
     assert said.startswith(sentence)
     assert (instead(rows) is None) == (right == 0)
+
+
+def test_the_next_step_is_to_publish_what_nothing_simpler_equals():
+    """A winner that is better than all is looked at and pushed; one that is not is not."""
+    won = Result(None, "test", _rows(0.9))  # type: ignore[arg-type]
+    look, push = _next(won, Path("mine"), build=True)
+    assert look == "next:   hf-evomerge eval mine --show 3"
+    assert push.startswith("        hf-evomerge push mine YOUR-NAME/YOUR-MERGE")
+    assert _next(won, Path("mine"), build=False) == []
+    level = Result(None, "test", _rows(0.31, parent=0.3))  # type: ignore[arg-type]
+    assert _next(level, Path("mine"), build=True) == ["next:   keep maths as it is"]
 
 
 def test_a_lora_that_forgets_more_is_no_substitute():
