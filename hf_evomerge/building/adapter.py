@@ -255,7 +255,17 @@ class MergedAdapter(AdapterCheckpoint):
         if self.merged.plan.core:  # V_A has no more rows than columns
             total = min(total, shape[-1])
         own = total if rank is None or total <= rank else min(rank, *shape)
-        return Module(change.module, shape, own, change.transposed)
+        return Module(self._module_name(name, change), shape, own, change.transposed)
+
+    def _module_name(self, name: str, change: Change) -> str:
+        """Name of a module in the class that the base is loaded as."""
+        base = self.merged.plan.sources[0]
+        if base.text_config is base.config:
+            return change.module
+        # Adapters of the language part alone call its layers `model.layers`, as a plain language
+        # model does. Beside the whole base peft finds none of these, and vLLM ignores them in
+        # silence: both read the names of the whole.
+        return base.layout.modules[name].removesuffix(".weight")
 
     def factors(self, name: str) -> Factors:
         """The adapters' matrices beside each other, those of core space, or the best of the

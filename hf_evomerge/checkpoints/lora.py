@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -178,15 +178,15 @@ class Adapter:
         tensors: Mapping[str, TensorInfo],
         *,
         tied: bool = False,
-        modules: Callable[[], Mapping[str, str]] = dict,
+        names: Callable[[], Iterable[tuple[str, str]]] = tuple,
     ) -> dict[str, Change]:
         """Map each changed tensor of a checkpoint to its change.
 
         Args:
             tensors: The checkpoint's tensors.
             tied: Whether its head is its embedding matrix.
-            modules: Gives the names in the live model by those in the files; asked where the
-                adapter names others.
+            names: Gives other names of the checkpoint's tensors, as pairs of the name in the files
+                and another; asked where the adapter names none in the files.
 
         Raises:
             SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a
@@ -217,7 +217,7 @@ class Adapter:
                     "one matrix in the model; merge it "
                     "with peft"
                 )
-            target = self._target(name if part is None else f"{module}.weight", tensors, modules)
+            target = self._target(name if part is None else f"{module}.weight", tensors, names)
             change = found.setdefault(target, Change())
             if other := getattr(change, part or "whole"):
                 raise SourceError(
@@ -389,7 +389,10 @@ class Adapter:
         )
 
     def _target(
-        self, name: str, tensors: Mapping[str, TensorInfo], modules: Callable[[], Mapping[str, str]]
+        self,
+        name: str,
+        tensors: Mapping[str, TensorInfo],
+        names: Callable[[], Iterable[tuple[str, str]]],
     ) -> str:
         """The checkpoint's own name of a tensor: the same, with or without the inner model's in
         front, or an older one."""
@@ -400,9 +403,7 @@ class Adapter:
         # class that they were saved from. A name is taken only where exactly one tensor of the
         # checkpoint can be meant.
         near = [there for there in tensors if there == shorter or there.partition(".")[2] == name]
-        near = near or [
-            there for there, live in modules().items() if live == name and there in tensors
-        ]
+        near = near or [there for there, other in names() if other == name and there in tensors]
         if len(near) == 1:
             return near[0]
         raise SourceError(

@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
@@ -101,6 +102,14 @@ class PartLayout:
                 name = module.removeprefix(f"{path}.") if path else module
                 return part, f"model.{name}" if part in TEXT else name
         return self.rest, module
+
+    @cached_property
+    def other_names(self) -> list[tuple[str, str]]:
+        """Names in the files, each with the one in the model, and those of the language part with
+        the one that a plain language model has there."""
+        placed = [(raw, *self.place(raw)) for raw in self.modules]
+        plain = [(raw, name) for raw, part, name in placed if part in TEXT]
+        return list(dict.fromkeys([*self.modules.items(), *plain]))
 
     def count(self) -> dict[str, int]:
         """Count the tensors of each part."""

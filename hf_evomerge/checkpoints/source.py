@@ -186,7 +186,7 @@ class Source(Parent):
         if self.adapter is None:
             return {}
         return self.adapter.changes(
-            self.tensors, tied=self.is_tied, modules=lambda: self.layout.modules
+            self.tensors, tied=self.is_tied, names=lambda: self.layout.other_names
         )
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:

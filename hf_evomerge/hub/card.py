@@ -51,6 +51,7 @@ _OF_FACTS = (
     "task",
     "draws",
     "adapts",
+    "wrapper",
     "images",
     "study",
     "verified",
@@ -124,6 +125,12 @@ class CardFacts:
     def adapts(self) -> str | None:
         """The base, of an adapter."""
         return self.config.get("base_model_name_or_path")
+
+    @property
+    def wrapper(self) -> str | None:
+        """Class of an adapter's base, where that is a language model with towers around it."""
+        kind = str((self.config.get("auto_mapping") or {}).get("base_model_class", ""))
+        return kind if kind.endswith("ForConditionalGeneration") else None
 
     @property
     def by_prompt(self) -> bool:
