@@ -93,9 +93,11 @@ def init(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.'
+            help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}. Several '
+            "files are several skills, which the result is to have all: --data a.jsonl b.jsonl.",
+            show_default=False,
         ),
     ] = None,
     base: Annotated[
@@ -142,6 +144,8 @@ def init(
 
     - `hf-evomerge init my-adapters --data problems.jsonl`
 
+    - `hf-evomerge init coder writer --base base --data code.jsonl letters.jsonl`
+
     - `hf-evomerge init --demo`
 
     - `hf-evomerge init --example evollm-jp-ps`
@@ -163,14 +167,17 @@ def init(
             from ..demo.quickstart import PROBLEMS, SPECIALISTS
 
             base, *sources = (str(SPECIALISTS / name) for name in ("base", "japanese", "maths"))
-            data = _new(_new(out).with_name("problems.jsonl"))
-            write_whole(data, (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
-        elif not sources or data is None:
+            data = [_new(_new(out).with_name("problems.jsonl"))]
+            write_whole(data[0], (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
+        elif not sources or not data:
             raise EvoMergeError(
                 "give the names of two models or more and --data FILE, or --demo, or --example NAME"
             )
         _new(out)
-        reading(f"{data} and the models")
+        # after --data, what ends in .jsonl is data too: an option takes one value
+        data += [Path(name) for name in sources if name.endswith(".jsonl")]
+        sources = [name for name in sources if not name.endswith(".jsonl")]
+        reading(f"{' and '.join(map(str, data))} and the models")
         import torch
 
         from ..search.answer_form import measure_form

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import EvoMergeError, SearchError
-from ..fitness import Scores, TaskSpec
+from ..fitness import Example, Scores, TaskSpec
 from ..fitness.likelihood import LikelihoodSpec
 from ..fitness.multiple_choice import MultipleChoiceSpec
 from .evaluation.devices import device_memory
@@ -25,7 +26,8 @@ from .file.config import SearchConfig
 from .file.scaffold import AnswerForm
 from .results.verdict import no_better_than_chance
 
-EXAMPLES = 16
+EXAMPLES = 16  # of each skill
+LEAST_GAP = 0.1  # nats; what is less is noise
 _LARGE = 2e9  # bytes of a model that takes more than a few seconds to read
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,12 @@ class ModelScores:
     """Log-probabilities of the right answers by one model in one form.
 
     Attributes:
+        label: Label of the parent.
         name: Its name.
         scores: Log-probability of each example's answer, in nats.
     """
 
+    label: str
     name: str
     scores: Scores
 
@@ -55,15 +59,17 @@ FormScores = Mapping[AnswerForm, ModelScores]
 """The best model in each form; the form that the search has comes first."""
 
 
-def measure_form(config: SearchConfig) -> tuple[AnswerForm, list[str]]:
-    """Find the form in which the models of a drafted search know the answers.
+def measure_form(config: SearchConfig) -> tuple[AnswerForm, dict[str, float], list[str]]:
+    """Find the form in which the models of a drafted search know the answers, and how much of each
+    skill there is to gain.
 
     Args:
         config: The draft, whose task scores given answers.
 
     Returns:
-        The likeliest form, or the draft's own where no model can be scored; and lines for people:
-        the figures where they differ much, or why the form is a guess.
+        The likeliest form, or the draft's own where no model can be scored; by skill, in nats, what
+        the best source has more than the base (or the worst source, where there is none); and lines
+        for people: the figures where forms differ much, or why the form is a guess.
     """
     spec = _likelihood(config)
     assert spec is not None  # the caller has looked
@@ -71,17 +77,50 @@ def measure_form(config: SearchConfig) -> tuple[AnswerForm, list[str]]:
     try:
         evaluator = Evaluator(config)
         _check_size(evaluator)
-        scores = _best_models(score_forms(evaluator, spec))
+        every = score_forms(evaluator, spec)
+        scores = _best_models(every)
     except EvoMergeError as error:
         guess = f"{_in_words(own, [own])} is a guess ({error})"
-        return own, [f"warning: {guess}; the dry run measures it, where models can be scored"]
+        return own, {}, [f"warning: {guess}; the dry run measures it, where models can be scored"]
     best = _best(scores)
+    gaps, said = _gaps(every[best], [example.source for example in _first(evaluator)])
     worse = [form for form in scores if _is_better(scores[best], scores[form])]
     if not worse:
-        return best, []
+        return best, gaps, said
     figures = ", ".join(f"{scores[form]} with {_in_words(form, scores)}" for form in worse)
     likeliest = f"right answers are likeliest with {_in_words(best, scores)}"
-    return best, [f"{likeliest}: {scores[best]}; {figures}"]
+    return best, gaps, [f"{likeliest}: {scores[best]}; {figures}", *said]
+
+
+# One nat of an easy skill must not outweigh one of a hard skill. For skill k with mean scores s_m
+# of the models m, the gap is g_k = max_m s_m - s_base, and a score of the skill counts 1 / g_k:
+# base and best source are then 1 apart in every skill.
+def _gaps(
+    models: Sequence[ModelScores], skills: Sequence[str]
+) -> tuple[dict[str, float], list[str]]:
+    """Gap of each skill in nats, and a warning where no source knows more of it than the base."""
+    gaps = dict[str, float]()
+    said = list[str]()
+    for skill in dict.fromkeys(filter(None, skills)):
+        own = [place for place, name in enumerate(skills) if name == skill]
+        means = {each.label: float(each.scores.values[own].mean()) for each in models}
+        gap = max(means.values()) - means.get("base", min(means.values()))
+        if gap < LEAST_GAP:
+            said.append(f"warning: no model knows more of {skill} than the base; its weight is 1")
+        else:
+            gaps[skill] = gap
+    return gaps, said
+
+
+def _first(evaluator: Evaluator) -> list[Example]:
+    """The first search examples of each skill."""
+    seen = Counter[str]()
+    examples = list[Example]()
+    for example in evaluator.tasks.examples("search"):
+        seen[example.source] += 1
+        if seen[example.source] <= EXAMPLES:
+            examples.append(replace(example, weight=1.0))
+    return examples
 
 
 def doubts_of_form(evaluator: Evaluator) -> list[str]:
@@ -120,7 +159,7 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, 
     """
     tasks = evaluator.tasks
     parents = evaluator.config.parents
-    examples = tasks.examples("search")[:EXAMPLES]
+    examples = _first(evaluator)
     own = AnswerForm(spec.separator, examples[0].chat)
     with_space = sum(example.answer[:1].isspace() for example in examples)
     separators = [""] if 2 * with_space > len(examples) else ["", " "]
@@ -138,7 +177,7 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, 
             task = spec.model_copy(update={"separator": form.separator})
             found = evaluator.evaluate(ref, _split(form.chat), fitness=task)
             if found.error is None:
-                models.append(ModelScores(name, found))
+                models.append(ModelScores(label, name, found))
             elif form == own:
                 errors.append(found.error)
     if not scores[own]:

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from hf_evomerge import cli
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search import answer_form
+from hf_evomerge.search.answer_form import ModelScores, _gaps
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.plan import plan_search
@@ -200,3 +202,19 @@ def test_the_command_measures_unless_told_not_to(trained, tmp_path, monkeypatch)
     guessed = CliRunner().invoke(cli.app, [*words, "--no-measure", "--out", "guessed.yaml"])
     assert guessed.exit_code == 0, guessed.output
     assert SearchConfig.load("guessed.yaml").fitness.separator == " "
+
+
+def test_gaps_of_skills(caplog):
+    """A skill's gap is what the best model has more than the base; one that nobody knows has
+    none."""
+    skills = ["a", "a", "b", "b"]
+    models = [
+        ModelScores("base", "base", Scores([-9.0, -7.0, -3.0, -3.0])),
+        ModelScores("source:0", "first", Scores([-1.0, -1.0, -4.0, -3.0])),
+        ModelScores("source:1", "second", Scores([-20.0, -20.0, -3.0, -3.1])),
+    ]
+    gaps, said = _gaps(models, skills)
+    assert gaps == {"a": 7.0}
+    assert said == ["warning: no model knows more of b than the base; its weight is 1"]
+    assert _gaps(models, ["", "", "", ""]) == ({}, [])
+    assert _gaps(models[1:], skills)[0]["a"] == 19.0

@@ -21,7 +21,7 @@ from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.file.scaffold import _named, draft_search
+from hf_evomerge.search.file.scaffold import AnswerForm, _named, draft_search
 from hf_evomerge.search.plan import plan_search
 
 
@@ -529,3 +529,58 @@ def test_a_revision_is_written():
     assert _named("you/model@v2+you/lora@main", None) == SourceRef(
         model="you/model", revision="v2", adapter="you/lora", adapter_revision="main"
     )
+
+
+def _skill(folder: Path, name: str, count: int) -> Path:
+    file = folder / f"{name}.jsonl"
+    lines = (f'{{"prompt": "{name} w{i}", "answer": "w{i}"}}' for i in range(count))
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def test_one_file_for_each_skill(tiny, tmp_path):
+    """Every split has some of each skill, and a skill's weight is 1 over the gap that was
+    measured."""
+    files = [_skill(tmp_path, "sums", 80), _skill(tmp_path, "letters", 600)]
+    names = [str(tiny / name) for name in ("a", "b")]
+    gaps = {"sums": 8.0, "letters": 0.5}
+    draft = draft_search(
+        names,
+        files,
+        base=str(tiny / "base"),
+        measure=lambda config: (AnswerForm("", chat=False), gaps, []),
+    )
+    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    assert list(config.data) == ["search", "test"]  # sums has none for validation to spare
+    for split, spec in config.data.items():
+        assert [each.weight for each in spec.sources.values()] == [0.125, 2.0], split
+    examples = Evaluator(config).tasks.examples("search")
+    assert {(each.source, each.weight) for each in examples} == {("sums", 0.125), ("letters", 2.0)}
+    prompts = [
+        each.prompt for split in config.data for each in Evaluator(config).tasks.examples(split)
+    ]
+    assert len(prompts) == len(set(prompts))
+
+
+def test_files_that_are_no_skills_of_one_search(tiny, tmp_path):
+    """Two files of one name are refused."""
+    (tmp_path / "more").mkdir()
+    files = [_skill(tmp_path, "sums", 80), _skill(tmp_path / "more", "sums", 80)]
+    with pytest.raises(SearchError, match="two files are called sums"):
+        draft_search([str(tiny / name) for name in ("a", "b")], files)
+
+
+def test_init_takes_a_file_for_each_skill(tiny, tmp_path, monkeypatch):
+    """Files behind --data are data, whether the option is repeated or not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("sums", "letters"):
+        _skill(tmp_path, name, 40)
+    models = [str(tiny / name) for name in ("a", "b")]
+    words = ["init", *models, "--no-measure", "--data", "sums.jsonl"]
+    for number, more in enumerate((["letters.jsonl"], ["--data", "letters.jsonl"])):
+        done = CliRunner().invoke(cli.app, [*words, *more, "--out", f"{number}.yaml"])
+        assert done.exit_code == 0, done.output
+        assert list(SearchConfig.load(f"{number}.yaml").data["search"].sources) == [
+            "sums",
+            "letters",
+        ]

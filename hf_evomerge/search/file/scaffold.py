@@ -3,6 +3,7 @@ for who reads it first."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -89,7 +90,7 @@ class AnswerForm(NamedTuple):
     chat: bool
 
 
-Measure = Callable[[SearchConfig], tuple[AnswerForm, list[str]]]
+Measure = Callable[[SearchConfig], tuple[AnswerForm, Mapping[str, float], list[str]]]
 """Finds the best form for a search, and says what is worth saying of it."""
 
 
@@ -108,7 +109,7 @@ class Draft:
 
 def draft_search(
     sources: Sequence[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     base: str | None = None,
     device: str = "cpu",
@@ -125,7 +126,9 @@ def draft_search(
         sources: Folders or repositories of two or more fine-tunes. One may be a LoRA adapter, which
             names its base or is one of the base that is given; ``BASE+ADAPTER`` says both; and a
             folder of adapters stands for all of them.
-        data: A file with one JSON object per line.
+        data: A file with one JSON object per line; or several, one for each skill that the result
+            is to have. The skills count alike: each score is divided by the gap between base and
+            best source, where that is measured.
         base: Their common ancestor; by default what adapters, cards or configs name.
         device: Where candidates will be evaluated.
         measure: Finds the form of the answers, where the task has one; it is a guess without.
@@ -147,7 +150,9 @@ def draft_search(
             "`hf-evomerge init --example prune`"
         )
     opened = [open_source(_named(name, base)) for name in names]
-    problems = _Problems(os.fspath(data), opened)
+    files = [data] if isinstance(data, str | os.PathLike) else data
+    skills = _skills([_Problems(os.fspath(file), opened) for file in files])
+    problems = skills[0]
     refs = [source.ref.model_copy(update={"component": problems.component}) for source in opened]
     given = SourceRef(model=base) if base else _base_of(refs)
     said = list[str]()
@@ -159,27 +164,27 @@ def draft_search(
     templates = [most_common_template([source.folder]) is not None for source in everyone]
     based = given is not None
 
-    def written(form: AnswerForm) -> str:
+    def written(form: AnswerForm, gaps: Mapping[str, float]) -> str:
         lines = [
             *_models(
                 depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype
             ),
             *problems.fitness(form.separator),
-            *problems.splits(chat=form.chat, some=any(templates)),
+            *_splits(skills, gaps, chat=form.chat, some=any(templates)),
             *_compare(depths, len(opened), based=based, shots=problems.takes_shots),
             *_afterwards(depths, len(opened), gradient=problems.has_gradient, based=based),
         ]
         return "\n".join(lines) + "\n"
 
-    text = written(problems.form(chat=all(templates)))
+    text = written(problems.form(chat=all(templates)), {})
     config = parse_yaml(SearchConfig, text, SearchError)
     if measure is not None and problems.task not in TASKS:
-        form, figures = measure(config)
+        form, gaps, figures = measure(config)
         said += figures
-        text = written(form)
+        text = written(form, gaps)
     found = (
         *_of_sizes(opened if len(set(depths)) == 1 else everyone),
-        *problems.in_words(),
+        *(line for each in skills for line in each.in_words()),
         *said,
         *(
             f"warning: {line}"
@@ -499,6 +504,15 @@ class _Problems:
         return {**sizes, "test": min(left, MOST["test"])}
 
     @property
+    def name(self) -> str:
+        """Name of the skill: that of its file."""
+        return Path(self.file).stem
+
+    def join_validation(self) -> None:
+        """Give what is for validation to the test: another skill has none to spare."""
+        self.sizes["test"] += self.sizes.pop("validation", 0)
+
+    @property
     def takes_shots(self) -> bool:
         """True where examples can stand in the prompt, before the question."""
         text = self.task in ("likelihood", "multiple_choice", "generation")
@@ -654,16 +668,8 @@ class _Problems:
         ) * 2 > len(prompts)
         return AnswerForm("" if chat or spaced or spaceless else " ", chat)
 
-    def splits(self, *, chat: bool, some: bool) -> list[str]:
-        """The data's section: slices of one shuffle."""
-        chosen = (
-            "validation chooses among the best" if "validation" in self.sizes else "and chooses"
-        )
-        lines = [f"data: # search scores the candidates, {chosen}, test is used once, at the end"]
-        lines.append(
-            "  # Each takes count records from start on, of all in the order of "
-            "shuffle_seed, so that none is in two."
-        )
+    def comments(self, *, chat: bool, some: bool) -> list[str]:
+        """Comments that say what the keys of the data mean."""
         meant = {
             "answer_after": "what follows it is the answer, without the reasoning before it.",
             "choices": "the field with what there is to choose from.",
@@ -671,26 +677,74 @@ class _Problems:
             "head_field": "the field that says through which head an example is scored.",
             "gloss_field": "the prompt in a language that readers know; no model sees it.",
         }
-        if "prompt_field" in self.where or "answer_field" in self.where:
-            lines.append("  # prompt_field and answer_field name the fields that are read.")
-        lines += [f"  # {key}: {text}" for key, text in meant.items() if key in self.where]
+        lines = [f"  # {key}: {text}" for key, text in meant.items() if key in self.where]
         if chat:
             lines.append("  # chat: true puts the prompt into the model's chat template.")
         if some and not chat:
             lines.append(
                 "  # `chat: true` puts the prompt into the chat template, if all models have one."
             )
-        start = 0
-        same = {
+        if "prompt_field" in self.where or "answer_field" in self.where:
+            lines.append("  # prompt_field and answer_field name the fields that are read.")
+        return lines
+
+    def slice(self, split: str, *, chat: bool, weight: float | None = None) -> str:
+        """The section of one split: a slice of the shuffled records."""
+        before = itertools.takewhile(lambda other: other != split, self.sizes)
+        keys = {
             "jsonl": self.file,
             **self.where,
             **({"chat": True} if chat else {}),
             "shuffle_seed": 0,
+            "start": sum(self.sizes[other] for other in before),
+            "count": self.sizes[split],
+            **({} if weight is None else {"weight": weight}),
         }
-        for split, size in self.sizes.items():
-            lines.append(f"  {split}: {in_line({**same, 'start': start, 'count': size})}")
-            start += size
-        return lines
+        return in_line(keys)
+
+
+def _skills(skills: list[_Problems]) -> list[_Problems]:
+    """Check that the problems of several skills can be one search's; raises `SearchError`."""
+    names = Counter(each.name for each in skills)
+    if (most := names.most_common(1)[0])[1] > 1:
+        raise SearchError(f"data: two files are called {most[0]}; a skill is named by its file")
+    if len(tasks := {each.task: each.file for each in skills}) > 1:
+        told = ", ".join(f"{file} is for {task}" for task, file in tasks.items())
+        raise SearchError(f"data: {told}; write one search for each task")
+    if len({tuple(each.sizes) for each in skills}) > 1:
+        for each in skills:
+            each.join_validation()
+    return skills
+
+
+def _splits(
+    skills: Sequence[_Problems], gaps: Mapping[str, float], *, chat: bool, some: bool
+) -> list[str]:
+    """The data's section: slices of one shuffle of each file."""
+    chosen = "and chooses"
+    if "validation" in skills[0].sizes:
+        chosen = "validation chooses among the best"
+    lines = [
+        f"data: # search scores the candidates, {chosen}, test is used once, at the end",
+        "  # Each takes count records from start on, of all in the order of "
+        "shuffle_seed, so that none is in two.",
+        *skills[0].comments(chat=chat, some=some),
+    ]
+    if len(skills) == 1:
+        slices = (f"  {split}: {skills[0].slice(split, chat=chat)}" for split in skills[0].sizes)
+        return [*lines, *slices]
+    if gaps:
+        lines.append("  # weight: 1 over what the best model has more than the base, so that no")
+        lines.append("  # skill outweighs another.")
+    for split in skills[0].sizes:
+        lines.append(f"  {split}:")
+        lines.append("    sources: # the skills that the result is to have")
+        for each in skills:
+            gap = gaps.get(each.name)
+            weight = None if gap is None else float(f"{1 / gap:.3g}")
+            section = each.slice(split, chat=chat, weight=weight)
+            lines.append(f"      {json.dumps(each.name)}: {section}")
+    return lines
 
 
 def _holds_text(records: Sequence[Mapping[str, Any]], field: str) -> bool:
