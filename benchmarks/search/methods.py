@@ -234,7 +234,7 @@ def uniform(
         part = MergePart(
             method=method, parameters=[{"weight": scale, **options}] * len(config.sources)
         )
-        return Recipe(sources=config.sources, base=config.base, merge=part, dtype=config.dtype)
+        return Recipe(sources=config.sources, base=config.base, merge=part, dtype=config.output.dtype)
 
     return make
 
