@@ -24,6 +24,7 @@ from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.lines import visible
 from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -506,6 +507,30 @@ def test_examples_are_copied(tmp_path, monkeypatch):
         "mine",
         False,
     )
+
+
+@pytest.mark.parametrize(("pip", "install"), [(object(), "-m pip install"), (None, "uv pip")])
+def test_an_extension_of_hf_calls_itself_so(pip, install, tmp_path, monkeypatch):
+    """In the environment of `hf extensions install`, next steps, hints and help name commands that
+    reach it; elsewhere they are as they stand. The demo's models are beside its file."""
+    monkeypatch.chdir(tmp_path)
+    needs = "needs gradio: pip install 'hf-evomerge[space]'"
+    assert visible(f"run `hf-evomerge show x`; {needs}") == f"run `hf-evomerge show x`; {needs}"
+    monkeypatch.setattr(sys, "prefix", "/home/me/.local/share/hf/extensions/hf-evomerge/venv")
+    monkeypatch.setattr("hf_evomerge.lines.find_spec", lambda name: pip)
+    said = visible(f"`hf-evomerge show x`; {needs}; /x/hf-evomerge y; hf-evomerge 0.1.0")
+    assert said.startswith("`hf evomerge show x`; needs gradio: ")
+    assert said.endswith("; /x/hf-evomerge y; hf-evomerge 0.1.0")
+    assert install in said
+    assert sys.executable in said
+    done = _invoke("init", "--demo", "--no-measure")
+    assert "\nhf evomerge search search.yaml --out my-search --dry-run\n" in done.stdout
+    assert "hf-evomerge" not in done.stdout
+    assert Path("models/base/config.json").is_file()
+    assert "model: models/japanese" in Path("search.yaml").read_text()
+    told = _invoke("show", "--help").stdout
+    assert "hf evomerge show my-search --check" in told
+    assert "`hf-evomerge" not in told
 
 
 def test_methods():

@@ -17,12 +17,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import MAX_MESSAGE, EvoMergeError, MachineError, is_of_machine, one_line
-from ..lines import say
+from ..lines import callable_here, say
 from .stopping import Stopped, same_command, stoppable
 
 
 class _Plain:
-    """Help that shows no type for a switch."""
+    """Help that shows no type for a switch, and commands as they are called here."""
+
+    help: str | None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.help = callable_here(self.help or "")
+        super().format_help(ctx, formatter)  # type: ignore[misc]
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]

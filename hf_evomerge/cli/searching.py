@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
-from ..lines import say
+from ..lines import echo, say
 from ..recipes.whole_file import write_whole
 from .common import (
     LOGGER,
@@ -162,8 +163,10 @@ def init(
         if demo:
             from ..demo.quickstart import PROBLEMS, SPECIALISTS
 
-            base, *sources = (str(SPECIALISTS / name) for name in ("base", "japanese", "maths"))
             data = _new(_new(out).with_name("problems.jsonl"))
+            models = _new(out.with_name("models"))
+            shutil.copytree(SPECIALISTS, models)  # the installation's move when it is updated
+            base, *sources = (str(models / name) for name in ("base", "japanese", "maths"))
             write_whole(data, (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
         elif not sources or data is None:
             raise EvoMergeError(
@@ -192,7 +195,7 @@ def init(
         }
         say("\n".join([*draft.found, f"wrote {out}; read it, then:"]))
         for what, step in steps.items():
-            typer.echo(f"# {what}\nhf-evomerge {step}")  # not wrapped: commands are copied
+            echo(f"# {what}\nhf-evomerge {step}")  # not wrapped: commands are copied
 
 
 def _new(file: Path) -> Path:
@@ -526,8 +529,8 @@ def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **h
     ]
     if push is None:
         lines += _next(result, out, build=build)
-    typer.echo("\n".join(lines))  # not wrapped: commands are copied
+    echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
         push_and_report(out, *push)
         if not push[1].space:
-            typer.echo(f"next:   hf-evomerge space {push[0]} --model {push[0]}")
+            echo(f"next:   hf-evomerge space {push[0]} --model {push[0]}")
