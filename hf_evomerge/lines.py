@@ -26,6 +26,14 @@ def program() -> str:
     return "hf evomerge" if place[-4:-1] == ("hf", "extensions", "hf-evomerge") else "hf-evomerge"
 
 
+def is_agent() -> bool:
+    """Tell whether a program of others reads what this one prints, as `huggingface_hub` tells."""
+    from huggingface_hub import utils
+
+    known = getattr(utils, "is_agent", None)  # of a version from 2 on
+    return known is not None and bool(known())
+
+
 def callable_here(text: str) -> str:
     """Replace the commands in a text by those that reach this environment."""
     if program() == "hf-evomerge":

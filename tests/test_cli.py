@@ -3,6 +3,7 @@ status 1."""
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -197,6 +198,38 @@ def test_search_show_and_eval(search_file, tmp_path):
     assert scored.stdout.count("answered:") == 2
     also = _invoke("eval", out / "model", "--search", search_file, "--split", "validation")
     assert also.stdout.splitlines() == scored.stdout.splitlines()[:1]
+
+
+def test_objects_for_programs(search_file, hybrid_search, tiny, tmp_path, monkeypatch):
+    """With --json each of these commands prints one object and nothing else on standard output."""
+
+    def told(*words: Any) -> dict[str, Any]:
+        done = _invoke(*words, "--json")
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    out = tmp_path / "out"
+    plan = told("search", search_file, "--out", out, "--dry-run", "--workers", 3)
+    assert (plan["workers"], plan["examples"]["search"]) == (3, 5)
+    assert math.isclose(
+        plan["minutes"], sum(each["minutes"] for each in plan["phases"]), abs_tol=0.01
+    )
+    found = told("search", search_file, "--out", out, "--workers", 0)
+    assert found == told("show", out)
+    assert found["results"] == json.loads((out / "results.json").read_text())
+    scored = told("eval", out, "--split", "validation", "--show", 2)
+    assert (scored["examples"], len(scored["answers"])) == (4, 2)
+    assert scored["answers"][0].keys() == {"prompt", "expected", "answered", "right"}
+    plain = tmp_path / "plain"
+    assert told("fold", hybrid_search, "--out", plain) == {"folder": str(plain)}
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny / "search.jsonl", "problems.jsonl")
+    with Path("problems.jsonl").open("a") as problems:
+        problems.write((tiny / "test.jsonl").read_text())
+    begun = told("init", tiny / "a", tiny / "b", "--data", "problems.jsonl", "--out", "b.yaml")
+    assert begun["file"] == "b.yaml"
+    assert begun["next"][0] == "hf-evomerge search b.yaml --out my-search --dry-run"
+    assert any("problems in problems.jsonl" in line for line in begun["found"])
 
 
 def test_no_model_is_announced_where_none_is_built(search_file, tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -200,6 +201,11 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         say(line, err=True)
         raise typer.Exit(interrupt.status if isinstance(interrupt, Stopped) else 130) from interrupt
+
+
+def as_object(data: Mapping[str, Any]) -> str:
+    """Write what a command has done as the object of ``--json``."""
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def reading(what: str | os.PathLike[str]) -> None:
