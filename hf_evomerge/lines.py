@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,10 +15,39 @@ import typer
 # control characters but tab and line feed, and marks that turn the direction of a line
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+_COMMAND = re.compile(r"(?<![\w/'\"-])hf-evomerge(?= [a-z-])")
+_PIP = re.compile(r"\bpip install(?= ['\"]hf-evomerge\[)")
+
+
+def program() -> str:
+    """Name that this program was called by: ``hf evomerge`` where it is an extension of ``hf``,
+    which has an environment of its own; else ``hf-evomerge``."""
+    place = Path(sys.prefix).parts
+    return "hf evomerge" if place[-4:-1] == ("hf", "extensions", "hf-evomerge") else "hf-evomerge"
+
+
+def is_agent() -> bool:
+    """Tell whether a program of others reads what this one prints, as `huggingface_hub` tells."""
+    from huggingface_hub import utils
+
+    known = getattr(utils, "is_agent", None)  # of a version from 2 on
+    return known is not None and bool(known())
+
+
+def callable_here(text: str) -> str:
+    """Replace the commands in a text by those that reach this environment."""
+    if program() == "hf-evomerge":
+        return text
+    pip = f"{sys.executable} -m pip install"
+    if find_spec("pip") is None:
+        pip = f"uv pip install --python {sys.executable}"
+    return _PIP.sub(pip, _COMMAND.sub(program(), text))
+
 
 def visible(text: str) -> str:
-    """Replace control characters of a text, with which names and data could command a terminal."""
-    return _CONTROLS.sub("?", text)
+    """Replace control characters of a text, with which names and data could command a terminal;
+    commands in it are `callable_here`."""
+    return _CONTROLS.sub("?", callable_here(text))
 
 
 def echo(text: object) -> None:

@@ -3,6 +3,7 @@ status 1."""
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.lines import visible
 from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -196,6 +198,38 @@ def test_search_show_and_eval(search_file, tmp_path):
     assert scored.stdout.count("answered:") == 2
     also = _invoke("eval", out / "model", "--search", search_file, "--split", "validation")
     assert also.stdout.splitlines() == scored.stdout.splitlines()[:1]
+
+
+def test_objects_for_programs(search_file, hybrid_search, tiny, tmp_path, monkeypatch):
+    """With --json each of these commands prints one object and nothing else on standard output."""
+
+    def told(*words: Any) -> dict[str, Any]:
+        done = _invoke(*words, "--json")
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    out = tmp_path / "out"
+    plan = told("search", search_file, "--out", out, "--dry-run", "--workers", 3)
+    assert (plan["workers"], plan["examples"]["search"]) == (3, 5)
+    assert math.isclose(
+        plan["minutes"], sum(each["minutes"] for each in plan["phases"]), abs_tol=0.01
+    )
+    found = told("search", search_file, "--out", out, "--workers", 0)
+    assert found == told("show", out)
+    assert found["results"] == json.loads((out / "results.json").read_text())
+    scored = told("eval", out, "--split", "validation", "--show", 2)
+    assert (scored["examples"], len(scored["answers"])) == (4, 2)
+    assert scored["answers"][0].keys() == {"prompt", "expected", "answered", "right"}
+    plain = tmp_path / "plain"
+    assert told("fold", hybrid_search, "--out", plain) == {"folder": str(plain)}
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny / "search.jsonl", "problems.jsonl")
+    with Path("problems.jsonl").open("a") as problems:
+        problems.write((tiny / "test.jsonl").read_text())
+    begun = told("init", tiny / "a", tiny / "b", "--data", "problems.jsonl", "--out", "b.yaml")
+    assert begun["file"] == "b.yaml"
+    assert begun["next"][0] == "hf-evomerge search b.yaml --out my-search --dry-run"
+    assert any("problems in problems.jsonl" in line for line in begun["found"])
 
 
 def test_no_model_is_announced_where_none_is_built(search_file, tmp_path):
@@ -506,6 +540,30 @@ def test_examples_are_copied(tmp_path, monkeypatch):
         "mine",
         False,
     )
+
+
+@pytest.mark.parametrize(("pip", "install"), [(object(), "-m pip install"), (None, "uv pip")])
+def test_an_extension_of_hf_calls_itself_so(pip, install, tmp_path, monkeypatch):
+    """In the environment of `hf extensions install`, next steps, hints and help name commands that
+    reach it; elsewhere they are as they stand. The demo's models are beside its file."""
+    monkeypatch.chdir(tmp_path)
+    needs = "needs gradio: pip install 'hf-evomerge[space]'"
+    assert visible(f"run `hf-evomerge show x`; {needs}") == f"run `hf-evomerge show x`; {needs}"
+    monkeypatch.setattr(sys, "prefix", "/home/me/.local/share/hf/extensions/hf-evomerge/venv")
+    monkeypatch.setattr("hf_evomerge.lines.find_spec", lambda name: pip)
+    said = visible(f"`hf-evomerge show x`; {needs}; /x/hf-evomerge y; hf-evomerge 0.1.0")
+    assert said.startswith("`hf evomerge show x`; needs gradio: ")
+    assert said.endswith("; /x/hf-evomerge y; hf-evomerge 0.1.0")
+    assert install in said
+    assert sys.executable in said
+    done = _invoke("init", "--demo", "--no-measure")
+    assert "\nhf evomerge search search.yaml --out my-search --dry-run\n" in done.stdout
+    assert "hf-evomerge" not in done.stdout
+    assert Path("models/base/config.json").is_file()
+    assert "model: models/japanese" in Path("search.yaml").read_text()
+    told = _invoke("show", "--help").stdout
+    assert "hf evomerge show my-search --check" in told
+    assert "`hf-evomerge" not in told
 
 
 def test_methods():

@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from . import common, searching, building, publishing  # noqa: F401 # isort: skip - importing them adds their commands, in this order
+from ..lines import program
 from .common import app
 
 __all__ = ["app", "run"]
@@ -17,4 +18,4 @@ __all__ = ["app", "run"]
 def run() -> None:
     """The program ``hf-evomerge``: a process of its own, which ends with its command."""
     common.ends_with_command = True
-    app(prog_name="hf-evomerge")
+    app(prog_name=program())

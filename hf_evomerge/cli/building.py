@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from .common import (
     Replace,
     TrustRemoteCode,
     app,
+    as_object,
     one_line_errors,
     quiet,
     without_torch,
@@ -141,7 +141,7 @@ def merge(
                 found = built.model_dump(exclude_none=True)
         if as_json:
             found = {"folder": str(folder), "built": not dry_run, "recipe": chosen.key, **found}
-            text = json.dumps(found, indent=2, ensure_ascii=False)
+            text = as_object(found)
         echo(text)
 
 
@@ -227,6 +227,7 @@ def fold(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that is there.")
     ] = False,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the
@@ -245,10 +246,8 @@ def fold(
 
         quiet()
         trusted = {"trust_remote_code": trust_remote_code}
-        echo(
-            "wrote "
-            f"{fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}"
-        )
+        folder = fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)
+        echo(as_object({"folder": str(folder)}) if as_json else f"wrote {folder}")
 
 
 @app.command(**MODELS)
@@ -320,7 +319,7 @@ def extract(
                 f"\nthe fine-tune: {whole}\nthe base with the adapter: {cut}\ndifference in "
                 f"fitness: {cost}"
             )
-        echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text)
+        echo(as_object(found) if as_json else text)
 
 
 @app.command(**MODELS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +18,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import MAX_MESSAGE, EvoMergeError, MachineError, is_of_machine, one_line
-from ..lines import say
+from ..lines import callable_here, say
 from .stopping import Stopped, same_command, stoppable
 
 
 class _Plain:
-    """Help that shows no type for a switch."""
+    """Help that shows no type for a switch, and commands as they are called here."""
+
+    help: str | None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.help = callable_here(self.help or "")
+        super().format_help(ctx, formatter)  # type: ignore[misc]
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
@@ -194,6 +201,11 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         say(line, err=True)
         raise typer.Exit(interrupt.status if isinstance(interrupt, Stopped) else 130) from interrupt
+
+
+def as_object(data: Mapping[str, Any]) -> str:
+    """Write what a command has done as the object of ``--json``."""
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def reading(what: str | os.PathLike[str]) -> None:

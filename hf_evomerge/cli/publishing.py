@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import EvoMergeError
-from ..lines import say
+from ..lines import echo, say
 from .common import (
     LOGGER,
     SHARE,
+    AsJson,
     License,
     Private,
     RepoId,
     TrustRemoteCode,
     WithSpace,
     app,
+    as_object,
     one_line_errors,
     quiet,
     reading,
@@ -76,6 +78,7 @@ def push(
     verify: Annotated[
         bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")
     ] = False,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be published, and stop.")
@@ -115,7 +118,14 @@ def push(
             trust_remote_code=trust_remote_code,
         )
         if dry_run:
-            say(str(preview_push(folder, repo_id, options)))
+            plan = str(preview_push(folder, repo_id, options))
+            if as_json:
+                echo(as_object({"plan": plan.split("\n")}))
+            else:
+                say(plan)
+            return
+        if as_json:
+            typer.echo(as_object(published_as(folder, repo_id, options)))
             return
         push_and_report(folder, repo_id, options)
 
@@ -237,6 +247,16 @@ def space(
             typer.echo(
                 f"published {push_space(repo_id, model, revision=revision, private=private).url}"
             )
+
+
+def published_as(folder: Path, repo_id: str, options: PushOptions) -> dict[str, Any]:
+    """Publish, and say where it is as plain data."""
+    from ..hub.push import push_model
+
+    pushed = push_model(folder, repo_id, options)
+    model = {"url": pushed.model.url, "sha": pushed.model.sha, "changed": pushed.model.changed}
+    space = None if pushed.space is None else pushed.space.url
+    return {**model, "space": space, "warnings": pushed.warnings}
 
 
 def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
-from ..lines import say
+from ..lines import callable_here, echo, say
 from ..recipes.whole_file import write_whole
 from .common import (
     LOGGER,
@@ -29,6 +29,7 @@ from .common import (
     WithSpace,
     Workers,
     app,
+    as_object,
     one_line_errors,
     quiet,
     reading,
@@ -134,6 +135,7 @@ def init(
             "--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a search file for some models and problems, with comments, and say what to run next.
 
@@ -166,10 +168,19 @@ def init(
         if demo:
             from ..demo.quickstart import PROBLEMS, SPECIALISTS
 
+<<<<<<< HEAD
             base, *sources = (str(SPECIALISTS / name) for name in ("base", "japanese", "maths"))
             data = [_new(_new(out).with_name("problems.jsonl"))]
             write_whole(data[0], (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
         elif not sources or not data:
+=======
+            data = _new(_new(out).with_name("problems.jsonl"))
+            models = _new(out.with_name("models"))
+            shutil.copytree(SPECIALISTS, models)  # the installation's move when it is updated
+            base, *sources = (str(models / name) for name in ("base", "japanese", "maths"))
+            write_whole(data, (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
+        elif not sources or data is None:
+>>>>>>> front
             raise EvoMergeError(
                 "give the names of two models or more and --data FILE, or --demo, or --example NAME"
             )
@@ -197,9 +208,13 @@ def init(
             "See what the winner answers": "eval my-search --show 3",
             "Publish the model with a card and a Space": publish,
         }
+        if as_json:
+            commands = [callable_here(f"hf-evomerge {step}") for step in steps.values()]
+            typer.echo(as_object({"file": str(out), "found": draft.found, "next": commands}))
+            return
         say("\n".join([*draft.found, f"wrote {out}; read it, then:"]))
         for what, step in steps.items():
-            typer.echo(f"# {what}\nhf-evomerge {step}")  # not wrapped: commands are copied
+            echo(f"# {what}\nhf-evomerge {step}")  # not wrapped: commands are copied
 
 
 def _new(file: Path) -> Path:
@@ -259,6 +274,7 @@ def search(
     space: WithSpace = False,
     private: Private = False,
     license: License = None,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evolve a merge; write the winner's recipe, the built model and plots.
@@ -302,7 +318,11 @@ def search(
             from ..search.plan import plan_search
 
             check_out(config, out)
-            say(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
+            plan = plan_search(config, trust_remote_code=trust_remote_code)
+            if as_json:
+                echo(as_object(plan.to_json(workers)))
+            else:
+                say(plan.to_text(workers))
         elif config.fitness.task == "choice":
             from ..search.choice_page import choice_page
             from ..search.choosing import Chooser
@@ -312,7 +332,8 @@ def search(
             )  # on a port that Gradio finds, or that GRADIO_SERVER_PORT says
             page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
         else:
-            _run(config, out, build=not no_model, push=push, workers=workers, **how)
+            how |= {"workers": workers, "as_json": as_json}
+            _run(config, out, build=not no_model, push=push, **how)
 
 
 def _checked_push(
@@ -362,6 +383,7 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option(help="A LoRA adapter of the model: a folder, or a repository.")
     ] = None,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score one model on the task of a search.
@@ -397,7 +419,11 @@ def evaluate(
             )
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
         more: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
-        say(str(evaluate_model(built_model(model), config, split=split, show=show, **more)))
+        found = evaluate_model(built_model(model), config, split=split, show=show, **more)
+        if as_json:
+            echo(as_object(found.to_json()))
+        else:
+            say(str(found))
 
 
 @app.command(**SEARCH)
@@ -444,7 +470,7 @@ def show(
         from ..search.results.show import describe_result, describe_study, study_facts
 
         if as_json:
-            typer.echo(json.dumps(study_facts(study, best), indent=2, ensure_ascii=False))
+            typer.echo(as_object(study_facts(study, best)))
         else:
             say(describe_study(study, best) if trials else describe_result(study))
 
@@ -516,7 +542,15 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     return lines
 
 
-def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **how: Any) -> None:
+def _run(
+    config: SearchConfig,
+    out: Path,
+    *,
+    build: bool,
+    push: Push | None,
+    as_json: bool = False,
+    **how: Any,
+) -> None:
     """Run a search, or go on with it, below a table of its phases; say what it has left, and
     publish it where asked."""
     from ..search.display import LiveTable
@@ -525,6 +559,14 @@ def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **h
 
     with LiveTable(config=config) as table:
         result = run_search(config, out, callbacks=[table], build=build, **how)
+    if as_json:
+        from ..search.results.show import study_facts
+        from .publishing import published_as
+
+        facts = study_facts(out)
+        facts |= {} if push is None else {"published": published_as(out, *push)}
+        typer.echo(as_object(facts))
+        return
     say(str(result))
     lines = [
         f"recipe: {out / 'recipe.yaml'}",
@@ -533,8 +575,8 @@ def _run(config: SearchConfig, out: Path, *, build: bool, push: Push | None, **h
     ]
     if push is None:
         lines += _next(result, out, build=build)
-    typer.echo("\n".join(lines))  # not wrapped: commands are copied
+    echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
         push_and_report(out, *push)
         if not push[1].space:
-            typer.echo(f"next:   hf-evomerge space {push[0]} --model {push[0]}")
+            echo(f"next:   hf-evomerge space {push[0]} --model {push[0]}")

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..lines import is_agent
 from .callbacks import Progress, SearchCallback
 from .file.stages import STAGES
 from .phases import PHASES
@@ -42,7 +43,8 @@ class LiveTable(SearchCallback):
     """
 
     def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        plain = False if is_agent() else None
+        self.console = console or Console(stderr=True, force_terminal=plain)
         self._config = config
         stages = config.stages if config is not None else []
         self._titles = _TITLES | {stage.name: stage.title for stage in stages}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import SearchError
 from .answer_form import doubts_of_form
@@ -47,6 +48,18 @@ class Plan:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def to_json(self, workers: int | None = None) -> dict[str, Any]:
+        """The plan as plain data, with the time that so many workers take."""
+        workers = self.workers if workers is None else workers
+        minutes = [phase.minutes(workers) for phase in self.phases]
+        phases = [
+            {"name": phase.name, "text": phase.text, "minutes": _number(each)}
+            for phase, each in zip(self.phases, minutes, strict=True)
+        ]
+        told = {"notes": self.notes, "warnings": self.warnings, "examples": self.examples}
+        size = {"memory": self.memory, "workers": workers}
+        return {"minutes": _number(math.fsum(minutes)), "phases": phases, **told, **size}
 
     def to_text(self, workers: int | None = None) -> str:
         """The plan in lines for people, with the time that so many workers take; with None those of
@@ -150,6 +163,10 @@ def _of_devices(config: SearchConfig, memory: int, workers: int) -> list[str]:
                 f"search take {count * memory / 1e9:.3g} GB there"
             )
     return lines
+
+
+def _number(minutes: float) -> float | None:
+    return None if math.isnan(minutes) else round(minutes, 3)
 
 
 def _duration(minutes: float) -> str:

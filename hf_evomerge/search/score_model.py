@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import SearchError, nearest
 from ..fitness import Example, Scores
@@ -33,6 +34,18 @@ class Evaluation:
     examples: tuple[Example, ...]
     answers: Mapping[int, str] = field(default_factory=dict)
     unit: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, and the answers that were asked for, as plain data."""
+        marks = self.scores.correct
+        answers = []
+        for number, answer in self.answers.items():
+            example = self.examples[number]
+            right = None if marks is None else bool(marks[number])
+            said = {"prompt": example.prompt, "expected": example.answer, "answered": answer}
+            answers.append({**said, "right": right})
+        own = Figures.of(self.scores).model_dump()
+        return {**own, "unit": self.unit, "examples": len(self.examples), "answers": answers}
 
     def __str__(self) -> str:
         own = Figures.of(self.scores)

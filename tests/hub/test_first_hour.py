@@ -63,6 +63,12 @@ def test_five_commands(tiny, tmp_path, monkeypatch, caplog):
         then = re.search("^next: +(.*)\\Z", said[2].strip(), re.MULTILINE | re.DOTALL)
         assert shlex.split(then[1])[:3] == commands[3][:3]  # no answer is right: no word of push
         assert f"{hub.endpoint}/{merge}" in said[4]
+        again = CliRunner().invoke(cli.app, [*commands[4][1:], "--about", "Repeats.", "--json"])
+        told = json.loads(again.stdout)
+        assert (told["changed"], told["url"] in said[4]) == (True, True)
+        about = ["--about", "Repeats what it reads."]
+        back = CliRunner().invoke(cli.app, [*commands[4][1:], *about])
+        assert back.exit_code == 0
         assert "what the model is for" not in caplog.text + done.output
         study = json.loads(
             Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8")

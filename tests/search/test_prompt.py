@@ -58,7 +58,7 @@ def test_the_best_model_with_examples_in_its_prompt_has_a_row(search_config, tmp
     target = targets[best.removeprefix("prompt:").removesuffix(":1")]
     assert row.scores == Evaluator(config).evaluate(target, "test", shots=1)
     assert any("he same examples in the prompt" in line for line in result.verdict)
-    assert [(each.done, each.total) for each in told.steps] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert [(each.done, each.total) for each in told.steps] == [(n, 4) for n in range(5)]
     again = resume_search(tmp_path, build=False, callbacks=[told])
     assert len(told.steps) == 4
     assert again.row("prompt") == row
