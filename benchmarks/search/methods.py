@@ -234,7 +234,9 @@ def uniform(
         part = MergePart(
             method=method, parameters=[{"weight": scale, **options}] * len(config.sources)
         )
-        return Recipe(sources=config.sources, base=config.base, merge=part, dtype=config.output.dtype)
+        return Recipe(
+            sources=config.sources, base=config.base, merge=part, dtype=config.output.dtype
+        )
 
     return make
 

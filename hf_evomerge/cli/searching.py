@@ -168,19 +168,12 @@ def init(
         if demo:
             from ..demo.quickstart import PROBLEMS, SPECIALISTS
 
-<<<<<<< HEAD
-            base, *sources = (str(SPECIALISTS / name) for name in ("base", "japanese", "maths"))
             data = [_new(_new(out).with_name("problems.jsonl"))]
-            write_whole(data[0], (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
-        elif not sources or not data:
-=======
-            data = _new(_new(out).with_name("problems.jsonl"))
             models = _new(out.with_name("models"))
             shutil.copytree(SPECIALISTS, models)  # the installation's move when it is updated
             base, *sources = (str(models / name) for name in ("base", "japanese", "maths"))
-            write_whole(data, (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
-        elif not sources or data is None:
->>>>>>> front
+            write_whole(data[0], (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
+        elif not sources or not data:
             raise EvoMergeError(
                 "give the names of two models or more and --data FILE, or --demo, or --example NAME"
             )
