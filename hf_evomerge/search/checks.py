@@ -4,12 +4,13 @@ methods, paths."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
 from ..fitness import Example, check_disjoint
 from ..merging.registry import in_core
-from .evaluation.devices import check_device, devices_of
+from .evaluation.devices import check_device, devices_of, product_seconds
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
@@ -20,6 +21,8 @@ from .phases import phases_of
 from .phases.phase import Findings
 from .runners.cluster import require_ray
 from .trackers import Tracker
+
+_SLOW = 1.2  # times float32's time, from where on a dtype is warned of
 
 
 def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = True) -> Findings:
@@ -48,7 +51,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
-    found = Findings(notes=[*_unused(config), *_of_dtype(config, evaluator)])
+    found = Findings(notes=list(_unused(config)))
+    if here:
+        _check_dtype(config, evaluator, found)
     if evaluator.sources.runs_unmerged(config.merge_part()):
         bits = (
             f", whose weights have {config.compute.quantization[0]} bits"
@@ -114,12 +119,22 @@ def _unused(config: SearchConfig) -> Iterator[str]:
             )
 
 
-def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
-    """Warn of half precision on a processor."""
-    if devices_of(config)[0].startswith("cpu") and evaluator.models.dtype.itemsize < 4:  # type: ignore[union-attr]
-        name = str(evaluator.models.dtype).removeprefix("torch.")
-        yield (
-            f"output.dtype: in {name} a CPU blurs scores, so that close candidates change "
-            "places (as measured, by .02 to .25 "
-            "nats an example); float32 is exact"
+# A processor with units for half precision computes in it up to twice as fast as in float32, one
+# without up to eighty times as slowly. Which one this is only a measurement says.
+def _check_dtype(config: SearchConfig, evaluator: Evaluator, found: Findings) -> None:
+    """Say what half precision costs on a processor, in time and in scores."""
+    dtype: Any = evaluator.models.dtype
+    if not devices_of(config)[0].startswith("cpu") or dtype.itemsize >= 4:
+        return
+    name = str(dtype).removeprefix("torch.")
+    times = product_seconds(dtype) / product_seconds("float32")
+    quicker = f"{name} is {1 / times:.1f} times as fast as float32 here, and" if times < 1 else name
+    found.notes.append(
+        f"output.dtype: {quicker} blurs scores on a CPU, so that close candidates change places "
+        "(as measured, by .02 to .25 nats an example); `output: {dtype: float32}` is exact"
+    )
+    if times > _SLOW:
+        found.warnings.append(
+            f"output.dtype: one product of matrices takes this processor {times:.3g} times as long "
+            f"in {name} as in float32; write `output: {{dtype: float32}}`"
         )

@@ -9,6 +9,7 @@ from watch import killed
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.stages import STAGES
+from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
@@ -44,6 +45,23 @@ def test_a_search_by_gradient(name, search_config, tmp_path):
             study.recipe(study.trials(config.stages[0].name)[0].recipe_key or "")
         ).mean
         assert study.best(config.stages[0].name)[0].fitness > start  # type: ignore[operator]
+
+
+def test_finalists_of_a_gradient_were_scored_whole(search_config, tmp_path):
+    """The validation split is asked about the averages alone, which the dry run counts, and not
+    about points that a batch flattered."""
+    config = search_config(
+        optimize=[{**GRADIENT, "evaluations": 44, "batch": 2}],
+        compare={"baselines": [], "finalists": 8},
+    )
+    run_search(config, tmp_path, build=False)
+    study = Study.open(tmp_path)
+    whole = {trial.recipe_key for trial in study.trials("ps") if trial.scores.values.size == 5}
+    asked = {label for label, split in study.evaluated() if split == "validation"}
+    assert len(whole) == 3
+    assert asked == whole
+    plan = {phase.name: phase.text for phase in plan_search(config).phases}
+    assert plan["finalists"].startswith("up to 3 of the best models")
 
 
 @pytest.mark.parametrize("groups", ["tensor", ["embed", "*mlp*", "blocks.1.attn", "default"]])

@@ -112,7 +112,8 @@ class CompareConfig(StrictModel):
     """More data, by name, that the result may not forget, such as the sources' own tasks: every
     model of the table of results is scored on it too. Nothing is chosen by it."""
     finalists: Count = 8
-    """How many of the best trials are scored on the validation split."""
+    """How many of the best trials are scored on the validation split; of a gradient those only that
+    were scored on all search examples, three at most."""
     contributions: bool = False
     """Whether the winner of a ``ps`` search is scored without each of its sources too, on the
     validation split (search where there is none): what its absence costs is what a source gives."""

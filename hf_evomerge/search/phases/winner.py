@@ -11,6 +11,7 @@ from ...fitness.scores import Scores
 from ..file.config import SearchConfig
 from ..file.objectives import vector
 from ..file.stages import Stage
+from ..optimizers.descent import checks_of
 from ..optimizers.nsga import knee, non_dominated
 from ..results.front import finalists
 from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
@@ -32,7 +33,8 @@ class Winner(Phase):
         if "validation" not in planner.sizes:
             return None
         config = planner.config
-        count = config.compare.finalists * sum(stage.role != "first" for stage in config.stages)
+        stages = [stage for stage in config.stages if stage.role != "first"]
+        count = sum(_most(config, stage, planner.sizes["search"]) for stage in stages)
         size = planner.sizes["validation"]
         text = (
             f"up to {count} of the best models on {size} validation examples, which name the winner"
@@ -57,6 +59,15 @@ class Winner(Phase):
         if run.config.objectives:
             return choose(run, finalists(run.config, run.study))
         return best_of(run, [stage for stage in run.main_stages if stage.searches])
+
+
+def _most(config: SearchConfig, stage: Stage, examples: int) -> int:
+    """Most finalists of a stage: of a gradient on batches, points that are scored on all
+    examples."""
+    most = config.compare.finalists
+    if stage.algorithm != "gradient" or stage.batch_sizes(examples)[0] >= examples:
+        return most
+    return min(most, 1 + len(checks_of(stage.evaluations)))
 
 
 def best_of(run: SearchRun, stages: Sequence[Stage]) -> str:
