@@ -46,7 +46,7 @@ from hf_evomerge.fitness import compare, make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
-from hf_evomerge.search.phases.finetune import Lora, fine_tune
+from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 
 HELD_OUT = 150
 BUDGET = 48

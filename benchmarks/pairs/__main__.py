@@ -37,7 +37,7 @@ from report import write_into
 
 from hf_evomerge import Example
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
-from hf_evomerge.search.phases.finetune import Lora
+from hf_evomerge.search.phases.baselines.finetune import Lora
 
 PAIRS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))
 STEPS = {"calendar": 480, "code": 480, "feeling": 480}  # of the skills that 120 do not teach

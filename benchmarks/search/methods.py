@@ -19,8 +19,8 @@ from lab import Lab
 from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.phases.finetune import STEP_COST, Lora, fine_tune
-from hf_evomerge.search.phases.merge_lora import learn_together
+from hf_evomerge.search.phases.baselines.finetune import STEP_COST, Lora, fine_tune
+from hf_evomerge.search.phases.baselines.merge_lora import learn_together
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
 

@@ -19,8 +19,8 @@ from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.phases import lora as baselines
-from hf_evomerge.search.phases.finetune import Lora, LoraAscent
-from hf_evomerge.search.phases.merge_lora import learn_together
+from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent
+from hf_evomerge.search.phases.baselines.merge_lora import learn_together
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 

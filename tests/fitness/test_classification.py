@@ -27,7 +27,7 @@ from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.phases.finetune import Lora, fine_tune
+from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 

@@ -20,7 +20,7 @@ from hf_evomerge.fitness.embedding import attach_modules
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.stages import Step
-from hf_evomerge.search.phases.finetune import Lora, fine_tune
+from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 

@@ -18,9 +18,9 @@ from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases import lora as lora_phase
-from hf_evomerge.search.phases import merge_lora
-from hf_evomerge.search.phases.finetune import Lora, LoraAscent, fine_tune
-from hf_evomerge.search.phases.lora import LoraTrainer
+from hf_evomerge.search.phases.baselines import merge_lora
+from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
+from hf_evomerge.search.phases.baselines.lora import LoraTrainer
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 

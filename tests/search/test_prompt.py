@@ -9,7 +9,7 @@ from hf_evomerge.fitness import Example, Scores
 from hf_evomerge.search import plan as plan_module
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.phases import prompt
+from hf_evomerge.search.phases.baselines import prompt
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.spaces.space import uniform_average
@@ -60,7 +60,7 @@ def test_the_best_model_with_examples_in_its_prompt_has_a_row(search_config, tmp
     assert any("he same examples in the prompt" in line for line in result.verdict)
     assert [(each.done, each.total) for each in told.steps] == [(n, 4) for n in range(5)]
     again = resume_search(tmp_path, build=False, callbacks=[told])
-    assert len(told.steps) == 4
+    assert len(told.steps) == 5
     assert again.row("prompt") == row
 
 

@@ -10,7 +10,7 @@ import pytest
 from hf_evomerge.cli.searching import _next
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import SourceRef
-from hf_evomerge.search.phases import alone, average, lora, noise
+from hf_evomerge.search.phases.baselines import alone, average, lora, noise
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row, RowStage, published, rows_table
 from hf_evomerge.search.results.verdict import (

@@ -4,16 +4,16 @@ results."""
 from __future__ import annotations
 
 from ..file.config import SearchConfig
-from .alone import Alone
-from .average import Average
+from .baselines.alone import Alone
+from .baselines.average import Average
+from .baselines.leave_one_out import LeaveOneOut
+from .baselines.lora import LoraTrainings
+from .baselines.merge_lora import MergeWithLora
+from .baselines.noise import Noise
+from .baselines.prompt import Prompt
 from .held_out import HeldOut
-from .leave_one_out import LeaveOneOut
-from .lora import LoraTrainings
-from .merge_lora import MergeWithLora
-from .noise import Noise
 from .parents import Parents
 from .phase import Phase
-from .prompt import Prompt
 from .stages import StagePhase
 from .winner import Winner
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 
-from ...errors import EvoMergeError, SearchError, one_line
-from ...merging.registry import get_method
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.sources import Target
-from ..file.config import SearchConfig
-from ..results.contributions import contributions, sentence, without
-from .phase import Findings, Phase, PhasePlan, Planner, SearchRun
+from ....errors import EvoMergeError, SearchError, one_line
+from ....merging.registry import get_method
+from ...evaluation.evaluator import Evaluator
+from ...evaluation.sources import Target
+from ...file.config import SearchConfig
+from ...results.contributions import contributions, sentence, without
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 
 logger = logging.getLogger(__name__)
 

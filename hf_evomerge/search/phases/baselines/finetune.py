@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SearchError, optional
-from ...fitness import DifferentiableTask, Example, Scores
+from ....errors import SearchError, optional
+from ....fitness import DifferentiableTask, Example, Scores
 
 # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights
 # has

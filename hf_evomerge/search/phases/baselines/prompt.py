@@ -7,15 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import SearchError
-from ...fitness.encoding import positions
-from ...fitness.shots import shot_counts
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.sources import Target
-from ..evaluation.tasks import takes_shots
-from ..file.config import SearchConfig
-from ..results.table import Against
-from .phase import (
+from ....errors import SearchError
+from ....fitness.encoding import positions
+from ....fitness.shots import shot_counts
+from ...evaluation.evaluator import Evaluator
+from ...evaluation.sources import Target
+from ...evaluation.tasks import takes_shots
+from ...file.config import SearchConfig
+from ...results.table import Against
+from ..phase import (
     Entry,
     Findings,
     Phase,

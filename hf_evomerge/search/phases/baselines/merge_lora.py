@@ -14,23 +14,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.lora import CONFIG_FILE
-from ...errors import EvoMergeError, SearchError
-from ...fitness import DifferentiableTask, Scores
-from ...merging.registry import get_method
-from ...recipes.recipe import RECIPE_FILE, Recipe, SourceRef
-from ..callbacks import Progress
-from ..evaluation.evaluator import Evaluator
-from ..file.config import SearchConfig
-from ..file.stages import Stage
-from ..folder import build_winner
-from ..optimizers.descent import GradientOptimizer
-from ..results.table import Against
-from ..spaces.space import make_space
-from ..study.files import TOGETHER_FOLDER
+from ....checkpoints.lora import CONFIG_FILE
+from ....errors import EvoMergeError, SearchError
+from ....fitness import DifferentiableTask, Scores
+from ....merging.registry import get_method
+from ....recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ...callbacks import Progress
+from ...evaluation.evaluator import Evaluator
+from ...file.config import SearchConfig
+from ...file.stages import Stage
+from ...folder import build_winner
+from ...optimizers.descent import GradientOptimizer
+from ...results.table import Against
+from ...spaces.space import make_space
+from ...study.files import TOGETHER_FOLDER
+from ..phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import check_training, save_adapter
-from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 
 logger = logging.getLogger(__name__)
 

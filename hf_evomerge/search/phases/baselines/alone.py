@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..file.config import SearchConfig
-from ..file.stages import Stage
-from ..results.table import Against
-from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
-from .stages import spent
-from .winner import best_of
+from ...file.config import SearchConfig
+from ...file.stages import Stage
+from ...results.table import Against
+from ..phase import Entry, Phase, PhasePlan, Planner, SearchRun
+from ..stages import spent
+from ..winner import best_of
 
 
 # Another parent in a merge is worth what the merge has more than the best of the parents can have

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..file.config import SearchConfig
-from ..results.table import Against
-from ..spaces.space import uniform_average
-from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
+from ...file.config import SearchConfig
+from ...results.table import Against
+from ...spaces.space import uniform_average
+from ..phase import Entry, Phase, PhasePlan, Planner, SearchRun
 
 AGAINST = Against(
     "the plain average",

@@ -3,13 +3,13 @@ they have learned."""
 
 from __future__ import annotations
 
-from ...building.noise import check_noise
-from ..evaluation.evaluator import Evaluator
-from ..file.config import SearchConfig
-from ..results.table import Against
-from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
-from .stages import spent
-from .winner import best_of
+from ....building.noise import check_noise
+from ...evaluation.evaluator import Evaluator
+from ...file.config import SearchConfig
+from ...results.table import Against
+from ..phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
+from ..stages import spent
+from ..winner import best_of
 
 AGAINST = Against(
     "random directions",

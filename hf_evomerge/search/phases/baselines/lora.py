@@ -19,17 +19,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import EvoMergeError, FitnessError, SearchError, optional
-from ...recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
-from ..callbacks import Progress
-from ..evaluation.sources import Target
-from ..file.config import SearchConfig
-from ..results.table import Against
+from ....errors import EvoMergeError, FitnessError, SearchError, optional
+from ....recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
+from ...callbacks import Progress
+from ...evaluation.sources import Target
+from ...file.config import SearchConfig
+from ...results.table import Against
+from ..phase import (
+    Entry,
+    Findings,
+    Phase,
+    PhasePlan,
+    Planner,
+    SearchRun,
+    parents_once,
+    plain_models,
+)
 from .finetune import Lora, fine_tune
-from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun, parents_once, plain_models
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluator import Evaluator
+    from ...evaluation.evaluator import Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +281,7 @@ class LoraTrainer:
                 return start
             start = Recipe(sources=[start], merge=MergePart(method="passthrough"))
         if not (folder / "config.json").exists():
-            from ...building.build import build_model
+            from ....building.build import build_model
 
             build_model(
                 start,
