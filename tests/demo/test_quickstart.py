@@ -115,7 +115,7 @@ def test_each_model_has_one_number_and_one_sentence(demo):
     assert rows[-1].scores.accuracy == pytest.approx(built["accuracy"])
 
     def model(stage: str, right: int) -> Row:
-        scores = Scores(np.arange(4.0), correct=np.arange(4) < right)
+        scores = Scores(np.arange(40.0), correct=np.arange(40) < 10 * right)
         return Row(stage, f"evolved {stage}", scores)  # type: ignore[arg-type]
 
     table = [

@@ -79,7 +79,7 @@ def test_code_runs_with_consent_alone(brings_code, tmp_path, search_config):
     assert _hf("search", tmp_path / "search.yaml", "-o", out, "--dry-run", trust)[0] == 0
     status, line = _hf("search", tmp_path / "search.yaml", "-o", out, trust, "--workers", 0)
     assert status == 0
-    assert line.endswith(f"push {out} YOUR-NAME/YOUR-MERGE --space --examples 50")
+    assert "look at what it answers" in line  # these models know nothing
     model = out / "model"
     assert (model / "own.py").exists()
     assert "--trust-remote-code" in _hf("search", out)[1]
@@ -201,7 +201,8 @@ def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
         said = [record.getMessage() for record in caplog.records]
         caplog.clear()
         run_search(config, tmp_path / "out", build=False)
-    assert [line for line in said if line in warnings] == [warnings[0], *found]
+    told = [line for line in said if line in warnings and "no model answers" not in line]
+    assert told == [warnings[0], *found]
     assert not any(record.getMessage() in warnings for record in caplog.records)
 
 
