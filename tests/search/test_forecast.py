@@ -33,22 +33,25 @@ def _forecast() -> Forecast:
 
 
 def test_each_kind_of_work_has_its_pace():
-    """Scores and steps that are to come take as long as those that were seen; as long as others
-    promised that a step of which none was seen takes three scores of its batch."""
+    """Scores and steps that are to come take as long as the quickest that were seen, and as long as
+    the other kind before; the first phase, which loads models, says nothing."""
     forecast = _forecast()
     forecast.enter("parents")
-    assert forecast.left("parents", Pace(0, 0.0, False), 60) is None
-    assert forecast.left("parents", Pace(20, 2.0, False), 40) == pytest.approx(
-        0.1 * (40 + 600 + 80 + 1200 + 300)
-    )
+    assert forecast.left("parents", Pace(20, 20.0, False), 40) is None
     assert forecast.to_come == ("parameter space", "best", "LoRA", "test")
     forecast.enter("ps")
-    assert forecast.left("ps", Pace(0, 0.5, True), 600) == pytest.approx(
-        0.1 * (600 + 80 + 1200 + 300)
-    )
+    assert forecast.left("ps", Pace(0, 0.5, True), 600) is None
     assert forecast.left("ps", Pace(100, 20.0, True), 500) == pytest.approx(
-        0.2 * (500 + 1200) + 0.1 * (80 + 300)
+        0.2 * (500 + 80 + 1200 + 300)
     )
+    assert forecast.left("finalists", Pace(20, 1.0, False), 60) == pytest.approx(
+        0.05 * (60 + 300) + 0.2 * 1200
+    )
+    forecast.enter("lora")
+    forecast.left("lora", Pace(300, 30.0, True), 900)
+    assert forecast.left("finalists", Pace(10, 5.0, False), 10, more=900) == pytest.approx(
+        0.5 * 10 + 0.1 * 900 + 0.05 * 300
+    ), "what follows in the phase goes by steps"
 
 
 def test_finalists_count_once():
@@ -80,8 +83,9 @@ class Reports(SearchCallback):
 
 @pytest.mark.parametrize("by", ["gradient", "cma"])
 def test_a_search_says_what_is_to_come(by, tmp_path, search_config: Config, tiny: Path):
-    """From the first parent on, every report has the time until the table is there and the phases
-    that are to come; the last has none. Retained examples are part of the test."""
+    """From the first whole evaluation of a stage on, every report has the time until the table is
+    there and the phases that are to come; the last has none. Retained examples are part of the
+    test."""
     config = search_config(
         optimize=[{"by": by, "evaluations": 8}],
         compare={
@@ -96,7 +100,8 @@ def test_a_search_says_what_is_to_come(by, tmp_path, search_config: Config, tiny
     assert (first.phase, first.done, first.left) == ("parents", 0, None)
     titles = ("parameter space", "random search", "best, validated", "contributions")
     assert second.to_come == (*titles, "held-out test")
-    assert all(each.left is not None for each in others)
+    unknown = [each for each in others if each.left is None]
+    assert all(each.phase == "parents" or each.fresh < 1 for each in unknown)
     assert all(each.left for each in others if each.phase == "test"), "retained examples follow"
     assert (others[-1].left, others[-1].to_come) == (0, ())
     again = Reports()

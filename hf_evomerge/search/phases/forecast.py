@@ -49,11 +49,11 @@ class Pace:
 # Work is counted in scores of one example. A plan without a clock says how much of it each phase
 # takes; a gradient step counts as its price, three scores of its batch. With
 #   w_p  the work of phase p that is still to come,
-#   r_k  seconds of one score of kind k, plain scores or gradient steps: the wall time of all work
-#        of this kind that was seen, over that work; the other kind's where there was none,
-# the time that is left is  rest of the current phase + sum_p w_p r_k(p).  What the study holds
-# already is not seen: it takes no time. A phase of which it holds a part is counted whole until it
-# begins, and then by what is missing.
+#   r_k  seconds of one score of kind k, plain scores or gradient steps: the least that was seen of
+#        this kind, since more is the loading of models; the other kind's where there was none,
+# the time that is left is  rest of the current phase + sum_p w_p r_k(p).  The first phase is not
+# seen: with few examples nearly all of its time is loading. Nor is what the study holds already. A
+# phase of which it holds a part is counted whole until it begins, and then by what is missing.
 class Forecast:
     """Forecast of the time that is left for a search.
 
@@ -66,7 +66,9 @@ class Forecast:
         self._titles = titles
         self._plans = {plan.name: plan for plan in plans}
         self._waiting = list(titles)
-        self._paces: dict[str, Pace] = {}
+        self._first = self._waiting[0]
+        self._done: dict[str, float] = {}
+        self._seconds: dict[bool, float] = {}
 
     def enter(self, name: str) -> None:
         """Note that a phase begins, and that those before it have ended."""
@@ -77,30 +79,34 @@ class Forecast:
         """Titles of the planned phases after the current one."""
         return tuple(self._titles[name] for name in self._waiting[1:] if name in self._plans)
 
-    def left(self, name: str, pace: Pace, rest: float) -> float | None:
+    def left(self, name: str, pace: Pace, rest: float, more: float = 0.0) -> float | None:
         """Return the seconds until the table is there; None where nothing has been seen yet.
 
         Args:
             name: Name that the work is reported under, the current phase's as a rule.
             pace: What was done under this name.
             rest: Work that is left of it.
+            more: Work of the current phase that follows.
         """
-        if pace.done:
-            self._paces[name] = pace
-        if not self._paces:
+        own = None
+        if pace.done and pace.seconds and name != self._first:
+            own = pace.seconds / pace.done
+            self._done[name] = pace.done
+            self._seconds[pace.steps] = min(own, self._seconds.get(pace.steps, own))
+        if not self._seconds:
             return None
-        own = pace.seconds / pace.done if pace.done else self._second(pace.steps)
-        left = rest * own
+        if own is None:
+            own = self._second(pace.steps)
+        current = self._plans.get(self._waiting[0])
+        left = rest * own + more * self._second(current is not None and current.steps)
         for each in self._waiting[1:]:
             plan = self._plans.get(each)
             if plan is None or each == name:
                 continue
-            done = self._paces[each].done if each in self._paces else 0.0
-            left += max(0.0, plan.seconds - done) * self._second(plan.steps)
+            work = max(0.0, plan.seconds - self._done.get(each, 0.0))
+            left += work * self._second(plan.steps)
         return left
 
     def _second(self, steps: bool) -> float:
         """Seconds of one score of an example."""
-        paces = list(self._paces.values())
-        of_kind = [pace for pace in paces if pace.steps == steps] or paces
-        return sum(pace.seconds for pace in of_kind) / sum(pace.done for pace in of_kind)
+        return self._seconds.get(steps, min(self._seconds.values()))

@@ -295,8 +295,8 @@ class SearchRun:
             # the first gradient step, which is slow and a small part of an evaluation, says nothing
             fresh = progress.fresh if progress.fresh >= 1 else 0.0
             pace = Pace(fresh * size, progress.seconds, steps)
-            rest = (progress.total - progress.done) * size + more
-            left = self.forecast.left(progress.phase, pace, rest)
+            rest = (progress.total - progress.done) * size
+            left = self.forecast.left(progress.phase, pace, rest, more)
             progress = replace(progress, left=left, to_come=self.forecast.to_come)
         for callback in self.callbacks:
             callback.on_progress(self.study, progress)

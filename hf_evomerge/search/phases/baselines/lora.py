@@ -253,12 +253,14 @@ class LoraTrainer:
 
     def _reporter(self, which: str, cost: float, steps: int) -> Callable[[int, object], None]:
         """Make the callback of a training, which is called after each step."""
-        begin = time.perf_counter()
-        before = self._seconds
+        last = time.perf_counter()
 
         def after_step(step: int, _: object) -> None:
+            nonlocal last
+            now = time.perf_counter()
             self._fresh += cost / steps
-            self._seconds = before + time.perf_counter() - begin
+            self._seconds += now - last if step > 1 else 0.0  # the first one waits for the model
+            last = now
             self.report(
                 Progress(
                     LoraTrainings.name,
