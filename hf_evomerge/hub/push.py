@@ -79,7 +79,7 @@ def push_model(
     options = options or PushOptions()
     api = api or default_api()
     folder = model.folder if isinstance(model, Study) else model
-    check_login(api, repo_id, asks=options.create_pr)
+    check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         for change in plan.changes:
@@ -93,10 +93,9 @@ def push_model(
     space = None
     warnings = [*plan.warnings]
     if options.space:
-        revision = commit.sha if options.create_pr else options.revision
         try:
             space = push_space(
-                repo_id, repo_id, revision=revision, private=options.private, api=api
+                repo_id, repo_id, revision=options.revision, private=options.private, api=api
             )
         except HubError as cause:
             raise HubError(
@@ -128,7 +127,7 @@ def preview_push(
     api = api or default_api()
     unchecked = []
     if has_token(api):
-        check_login(api, repo_id, asks=options.create_pr)
+        check_login(api, repo_id)
     else:
         check_name(repo_id)
         unchecked.append(
@@ -159,7 +158,7 @@ def check_push(
         HubError: As `push_model`.
     """
     api = api or default_api()
-    check_login(api, repo_id, asks=options.create_pr)
+    check_login(api, repo_id)
     # adapters give an adapter, or the whole model
     is_known = draws or not (adapts or any(ref.adapter for ref in recipe_refs))
     kind = "a diffusers pipeline" if draws else "a model"
@@ -183,4 +182,4 @@ def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     if revision != "main":
         what = f"{repo_id}: no answer says that the branch {revision!r} was created"
         ask(what, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-    return Target(repo_id, revision=revision, create_pr=options.create_pr)
+    return Target(repo_id, revision=revision)

@@ -14,16 +14,14 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
 from ..checkpoints.model_folder import COMPANIONS
-from ..checkpoints.open import config_name, is_adapter, open_files
+from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.replication import KEY as LAYERS
 from ..checkpoints.repository import SMALL_FILES
@@ -33,7 +31,6 @@ from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
 from .commit import Content
-from .compare import compare_configs, compare_tensors, config_files
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, parents_of, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
@@ -104,7 +101,6 @@ class PushOptions:
     Attributes:
         private: Make a new repository private. One that exists and is public is refused.
         revision: The branch; made where there is none.
-        create_pr: Open a pull request instead of committing to the branch.
         license: A Hub identifier, in place of what follows from the parents' licenses.
         languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and
             they are four at most.
@@ -115,18 +111,16 @@ class PushOptions:
         space: Whether to make a Space for the model as well.
         replace: Whether the repository may hold files that no push has put there. The plan says
             what is replaced and removed.
-        verify: Whether to build the model again first, and to refuse it where a bit is another.
         trust_remote_code: Whether Python files that come with the sources, or task files of
             lm_eval, may be run.
 
     Example:
-        >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
-        False
+        >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).private
+        True
     """
 
     private: bool = False
     revision: str | None = None
-    create_pr: bool = False
     license: str | None = None
     languages: Sequence[str] = ()
     published: Mapping[str, str] = field(default_factory=dict)
@@ -135,7 +129,6 @@ class PushOptions:
     card: bool = True
     space: bool = False
     replace: bool = False
-    verify: bool = False
     trust_remote_code: bool = False
 
 
@@ -191,7 +184,7 @@ class PushPlan:
 
 # The plan is the whole of what leaves the machine: names and contents. Nothing is added later, so a
 # dry run shows what a push does. The order matters: what may refuse cheaply comes first (names,
-# license, what the repository holds), then what reads all weights (verification, hashes), then what
+# license, what the repository holds), then what reads all weights (hashes), then what
 # is written from them (record, recipe, config, card). The card comes last because it is rendered
 # from the other files as a stranger will find them.
 #
@@ -221,7 +214,7 @@ def plan_push(
     license = decide_license(
         [license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license
     )
-    built = _verify(model, recipe, weights, options) if options.verify else _built(model, weights)
+    built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
     ours = {file.relative_to(model).as_posix(): file for file in weights}
     for pattern in (
@@ -264,7 +257,7 @@ def plan_push(
     shown = (
         repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
     )
-    facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
+    facts = replace(CardFacts.of_folder(scratch), space=shown)
     if options.card:
         card = render_card(
             facts, repo_id, license, languages=options.languages or languages_of(license.parents)
@@ -294,8 +287,7 @@ def plan_push(
     if built is None:
         warnings.append(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those "
-            "that the recipe gives; --verify "
-            "builds the model again and compares"
+            "that the recipe gives; build it again"
         )
     space = tuple(space_files(repo_id)) if options.space else ()
     return PushPlan(
@@ -329,11 +321,6 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    if options.create_pr and options.revision is not None:
-        raise HubError(
-            f"{repo_id}: a pull request is made to the main branch; leave out --revision or "
-            "--create-pr"
-        )
     if options.space:
         check_space(repo_id, api, private=options.private)
 
@@ -352,7 +339,7 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
                     "out --private"
                 )
             names = at_branch(lambda revision: api.list_repo_files(repo_id, revision=revision))
-            may_replace = options.replace or options.create_pr or not set(names) - {_ATTRIBUTES}
+            may_replace = options.replace or not set(names) - {_ATTRIBUTES}
             return names, may_replace or at_branch(partial(_was_pushed, api, repo_id, names))
         except RepositoryNotFoundError:
             return [], True
@@ -411,31 +398,6 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
         raise HubError(
             f"{model}: {what}, or remove {BUILD_FILE} to publish it without saying where it "
             "comes from"
-        )
-    return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
-
-
-def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
-    """Build the model again, and refuse it where weights or config come out otherwise."""
-    with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
-        again = recipe.model_copy(update={"built": None})
-        trust = options.trust_remote_code
-        whole = not is_adapter(model)
-        built = build_model(
-            again, Path(scratch) / "model", progress=False, trust_remote_code=trust, whole=whole
-        )
-        record = read_build_record(built)
-        assert record is not None  # every build has one
-        _, differences = compare_tensors(
-            *(open_files(SourceRef(model=str(folder))) for folder in (built, model))
-        )
-        found = [f"{one.name}: {one.what}" for one in differences]
-        for name in config_files(built):
-            found += compare_configs(built / name, model / name, {})
-    if found:
-        raise HubError(
-            f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); "
-            "build it again"
         )
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 

@@ -50,8 +50,8 @@ def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
     """A repository whose files no push has put there is refused, by a dry run and before a search
     too.
 
-    A recipe.yaml of another program makes it none of ours. With `replace`, once a push has been
-    there, and in a pull request it is not.
+    A recipe.yaml of another program makes it none of ours. With `replace`, or once a push has been
+    there, it is not.
     """
     names = ("README.md", "model-00001-of-00002.safetensors", "pytorch_model.bin", "recipe.yaml")
     lfs_api.create_repo("local/merge")
@@ -69,7 +69,6 @@ def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api):
     with pytest.raises(HubError, match=r"has not pushed"):
         check_push("local/merge", [], PushOptions(), api=lfs_api)
     assert set(lfs_api.list_repo_files("local/merge")) == {".gitattributes", *names}
-    push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
     push_model(plain, "local/merge", PushOptions(replace=True), api=lfs_api)
     assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin"} & set(
         lfs_api.list_repo_files("local/merge")
@@ -234,7 +233,6 @@ def test_who_may_write_where(lfs_api, monkeypatch):
     with pytest.raises(HubError, match="who cannot write there"):
         check_login(lfs_api, "lab/merge")
     check_login(lfs_api, "LOCAL/merge")
-    check_login(lfs_api, "lab/merge", asks=True)
     who = {"name": "local", "orgs": [], "auth": {"accessToken": {"role": "fineGrained"}}}
     monkeypatch.setattr(type(lfs_api), "whoami", lambda self: who)
     check_login(lfs_api, "lab/merge")
