@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..checkpoints.client import ask, default_api, has_token
+from ..checkpoints.client import ask, default_api
 from ..errors import HubError
 from ..recipes.recipe import SourceRef
 from ..record import STUDY_JSON
@@ -125,18 +125,9 @@ def preview_push(
     """
     options = options or PushOptions()
     api = api or default_api()
-    unchecked = []
-    if has_token(api):
-        check_login(api, repo_id)
-    else:
-        check_name(repo_id)
-        unchecked.append(
-            f"nobody is logged in, so it was not checked whether you may push to {repo_id}, "
-            "or what of it is private"
-        )
+    check_name(repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
-        plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-    return replace(plan, warnings=(*plan.warnings, *unchecked))
+        return plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
 
 
 def check_push(
@@ -145,24 +136,16 @@ def check_push(
     options: PushOptions,
     *,
     api: HfApi | None = None,
-    draws: bool = False,
-    adapts: bool = False,
 ) -> None:
     """Refuse, before a search begins, what could not be pushed to a repository when it ends.
 
     Checks the login, the name, what is there already, and the licenses of the sources and the base.
-    With `draws` the sources are diffusion pipelines; with `adapts` the result may be an adapter of
-    a model.
-
     Raises:
         HubError: As `push_model`.
     """
     api = api or default_api()
     check_login(api, repo_id)
-    # adapters give an adapter, or the whole model
-    is_known = draws or not (adapts or any(ref.adapter for ref in recipe_refs))
-    kind = "a diffusers pipeline" if draws else "a model"
-    files_there(api, repo_id, options, kind=kind if is_known else None)
+    files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
     license = decide_license(

@@ -49,12 +49,15 @@ _STALE = (
     *("adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
 )
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and
-# record of another winner.
+# record of another winner; and the config of another kind of model, for which this one would be
+# taken.
 _OURS = (
     *(
         "*.safetensors",
         "*.safetensors.index.json",
         CONFIG_FILE,
+        INDEX,
+        "config.json",
         *COMPANIONS,
         *_CODE,
         RECIPE_FILE,
@@ -67,8 +70,6 @@ _OURS = (
         for name in ("fitness", "front", "path", "weights", "example-*")
     ),
 )
-_KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
-"""What a repository is by what is in it. Files of one kind would be taken for another's."""
 _PARTS = tuple(
     f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE)
 )  # of a pipeline
@@ -207,7 +208,7 @@ def plan_push(
             f"{model}: an adapter that moves layers, which a Space cannot show beside its base; "
             "push it without --space, or merge again with --whole"
         )
-    there = files_there(api, repo_id, options, kind=_KINDS[config])
+    there = files_there(api, repo_id, options)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
@@ -310,11 +311,10 @@ def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     return public if is_on_hub(public) else ref
 
 
-def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | None) -> list[str]:
+def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
     """List what is in the repository already; nothing, where there is none.
 
-    It must not be another kind, where that is known, and hold no files but those of a push unless
-    they may be replaced.
+    It must hold no files but those of a push, unless they may be replaced.
 
     Raises:
         HubError: What is there, or the options, do not allow the push.
@@ -345,12 +345,6 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
             return [], True
 
     names, may_replace = ask(f"{repo_id}: cannot be read", read)
-    for name, there in _KINDS.items():
-        if kind is not None and name in names and there != kind:
-            raise HubError(
-                f"{repo_id}: holds {there} ({name}), not {kind}; choose another name, or "
-                "remove that file"
-            )
     if not may_replace:
         shown = [name for name in names if name != _ATTRIBUTES]
         some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
@@ -376,9 +370,7 @@ def _was_pushed(api: HfApi, repo_id: str, names: Sequence[str], revision: str | 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
     """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*``
     would reach into folders."""
-    patterns: tuple[str, ...] = _OURS
-    if parts:
-        patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ()))
+    patterns = (*_OURS, *(_PARTS if name.partition("/")[0] in parts else ()))
     return any(
         name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns
     )

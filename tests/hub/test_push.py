@@ -219,8 +219,11 @@ def test_a_later_winner_replaces_the_earlier_one(hybrid_search, plain, lfs_api, 
 
 
 def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search, hub, lfs_api):
-    """The plan names every file that would go up, and the Hub is only read."""
-    text = str(preview_push(hybrid_search, "local/merge", api=lfs_api))
+    """The plan names every file that would go up; the Hub is only read, and needs no login."""
+    nobody = HfApi(endpoint=hub.endpoint, token=False)
+    text = str(preview_push(hybrid_search, "local/merge", api=nobody))
+    with pytest.raises(HubError, match="hf auth login"):
+        push_model(hybrid_search, "local/merge", api=nobody)
     changing = [seen for seen in hub.requests if seen.method not in ("GET", "HEAD")]
     assert {seen.target for seen in changing} <= {"/api/validate-yaml"}
     push_model(hybrid_search, "local/merge", api=lfs_api)
@@ -242,21 +245,6 @@ def test_without_a_record_of_the_build_nothing_is_claimed(plain, lfs_api):
     assert (
         "hf-evomerge reproduce" not in Path(hf_hub_download("local/merge", "README.md")).read_text()
     )
-
-
-def test_a_dry_run_needs_no_login(plain, hub, lfs_api):
-    """Without a token the plan is the same, and says what was not checked; pushing still asks to
-    log in."""
-    nobody = HfApi(endpoint=hub.endpoint, token=False)
-    text = str(preview_push(plain, "local/merge", api=nobody))
-    known = str(preview_push(plain, "local/merge", api=lfs_api))
-    note = (
-        "warning: nobody is logged in, so it was not checked whether you may push to "
-        "local/merge, or what of it is private"
-    )
-    assert text == f"{known}\n{note}"
-    with pytest.raises(HubError, match="hf auth login"):
-        push_model(plain, "local/merge", api=nobody)
 
 
 def test_push_from_a_study_and_from_the_command_line(hybrid_search, lfs_api, command):
