@@ -52,9 +52,6 @@ def push(
     revision: Annotated[
         str | None, typer.Option(help="The branch to commit to; it is made if it does not exist.")
     ] = None,
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Open a pull request instead.")
-    ] = False,
     license: License = None,
     language: Annotated[
         list[str] | None, typer.Option(help="ISO 639 code for the card; can be repeated.")
@@ -74,9 +71,6 @@ def push(
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Push into a repository that has files from elsewhere too."),
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")
     ] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -105,7 +99,6 @@ def push(
         options = PushOptions(
             private=private,
             revision=revision,
-            create_pr=create_pr,
             license=license,
             languages=tuple(language or ()),
             published=_folders(published or []),
@@ -114,7 +107,6 @@ def push(
             card=not no_card,
             space=space,
             replace=replace,
-            verify=verify,
             trust_remote_code=trust_remote_code,
         )
         if dry_run:

@@ -348,9 +348,7 @@ def _checked_push(
             "--push-to needs the model that --no-model does not build; leave out one of them"
         )
     options = PushOptions(**how)
-    draws = config.fitness.task == "clip"
-    adapts = config.output.adapter is not None
-    check_push(push_to, config.refs, options, draws=draws, adapts=adapts)
+    check_push(push_to, config.refs, options)
     return push_to, options
 
 

@@ -54,7 +54,6 @@ _OF_FACTS = (
     "wrapper",
     "images",
     "study",
-    "verified",
     "space",
 )
 _SHARE = re.compile(r"by \d+\.\d+ of accuracy( \(-?\d+\.\d+ to -?\d+\.\d+\))?")
@@ -70,7 +69,6 @@ class CardFacts:
             ``adapter_config.json``.
         recipe: Its recipe, with the sources named as they are published.
         study: The record of its search; None where it comes from a recipe that nobody searched for.
-        verified: Whether it was built again, and came out the same.
         space: The Space that shows it, where one is made with it or is there already.
     """
 
@@ -78,7 +76,6 @@ class CardFacts:
     recipe: Recipe
     study: Record | None = None
     images: tuple[str, ...] = ()
-    verified: bool = False
     space: str | None = None
 
     @classmethod

@@ -27,7 +27,7 @@ Content = Path | bytes
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that was made: its repository, and its page or the pull request's.
+    """A commit that was made: its repository, and its page.
 
     `sha` is the branch's head, and `changed` false, if there was nothing to commit.
     """
@@ -41,15 +41,11 @@ class Commit:
 @dataclass(frozen=True)
 class Target:
     """Target of a commit: a branch, which must exist, of a repository of type ``model`` or
-    ``space``.
-
-    With `create_pr` a pull request to the branch is opened in place of a commit to it.
-    """
+    ``space``."""
 
     repo_id: str
     repo_type: str = "model"
     revision: str = "main"
-    create_pr: bool = False
 
 
 # Exactly once, over a network that may lose an answer. A commit names its parent h, the head that
@@ -59,8 +55,7 @@ class Target:
 #   head = h                     nothing was committed; push again
 #   head != h, with our files    ours was taken, and only the answer was lost
 #   head != h, without them      somebody else has committed; nothing of theirs is overwritten
-# A pull request has no such guard (each call opens another one), so it is sent once and an error
-# leaves the question open. Large files go first, outside of any commit, and are addressed by their
+# Large files go first, outside of any commit, and are addressed by their
 # sha256: a push that is tried again does not send them again.
 def commit_files(
     api: HfApi,
@@ -97,7 +92,6 @@ def commit_files(
         "revision": target.revision,
         "parent_commit": head,
     }
-    where["create_pr"] = target.create_pr
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -106,15 +100,8 @@ def commit_files(
             send = partial(
                 api.create_commit, target.repo_id, operations, commit_message=message, **where
             )
-            made = ask(
-                f"{target.repo_id}: the Hub did not take the commit", send, once=target.create_pr
-            )
+            made = ask(f"{target.repo_id}: the Hub did not take the commit", send)
     except HubError as cause:
-        if target.create_pr:
-            page = f"see {_url(api, target)}/discussions before you push again"
-            raise HubError(
-                f"{cause}; it is not known whether the pull request was opened: {page}"
-            ) from cause
         now = look(
             complaint="cannot be read, so it is not known whether the commit was taken; push again"
         )
@@ -129,7 +116,7 @@ def commit_files(
             meanwhile = f"somebody else has committed ({sha[:12]}) while this was being pushed"
             raise HubError(f"{target.repo_id}: {meanwhile}; push again") from cause
         return Commit(target.repo_id, sha, _url(api, target))
-    return Commit(target.repo_id, made.oid, made.pr_url or _url(api, target))
+    return Commit(target.repo_id, made.oid, _url(api, target))
 
 
 def _holds(info: Any, files: Mapping[str, Content], remove: Callable[[str], bool]) -> bool:
@@ -155,7 +142,6 @@ def _upload(
         "revision": target.revision,
         "num_threads": 1,
     }
-    where["create_pr"] = target.create_pr
     for done, addition in enumerate(additions):
         left = (
             f"nothing is committed, and the branch is still at {head[:12]}; {done} of "

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..checkpoints.client import ask, default_api, has_token
+from ..checkpoints.client import ask, default_api
 from ..errors import HubError
 from ..recipes.recipe import SourceRef
 from ..record import STUDY_JSON
@@ -79,7 +79,7 @@ def push_model(
     options = options or PushOptions()
     api = api or default_api()
     folder = model.folder if isinstance(model, Study) else model
-    check_login(api, repo_id, asks=options.create_pr)
+    check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         for change in plan.changes:
@@ -93,10 +93,9 @@ def push_model(
     space = None
     warnings = [*plan.warnings]
     if options.space:
-        revision = commit.sha if options.create_pr else options.revision
         try:
             space = push_space(
-                repo_id, repo_id, revision=revision, private=options.private, api=api
+                repo_id, repo_id, revision=options.revision, private=options.private, api=api
             )
         except HubError as cause:
             raise HubError(
@@ -126,18 +125,9 @@ def preview_push(
     """
     options = options or PushOptions()
     api = api or default_api()
-    unchecked = []
-    if has_token(api):
-        check_login(api, repo_id, asks=options.create_pr)
-    else:
-        check_name(repo_id)
-        unchecked.append(
-            f"nobody is logged in, so it was not checked whether you may push to {repo_id}, "
-            "or what of it is private"
-        )
+    check_name(repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
-        plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-    return replace(plan, warnings=(*plan.warnings, *unchecked))
+        return plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
 
 
 def check_push(
@@ -146,24 +136,16 @@ def check_push(
     options: PushOptions,
     *,
     api: HfApi | None = None,
-    draws: bool = False,
-    adapts: bool = False,
 ) -> None:
     """Refuse, before a search begins, what could not be pushed to a repository when it ends.
 
     Checks the login, the name, what is there already, and the licenses of the sources and the base.
-    With `draws` the sources are diffusion pipelines; with `adapts` the result may be an adapter of
-    a model.
-
     Raises:
         HubError: As `push_model`.
     """
     api = api or default_api()
-    check_login(api, repo_id, asks=options.create_pr)
-    # adapters give an adapter, or the whole model
-    is_known = draws or not (adapts or any(ref.adapter for ref in recipe_refs))
-    kind = "a diffusers pipeline" if draws else "a model"
-    files_there(api, repo_id, options, kind=kind if is_known else None)
+    check_login(api, repo_id)
+    files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
     license = decide_license(
@@ -183,4 +165,4 @@ def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     if revision != "main":
         what = f"{repo_id}: no answer says that the branch {revision!r} was created"
         ask(what, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-    return Target(repo_id, revision=revision, create_pr=options.create_pr)
+    return Target(repo_id, revision=revision)

@@ -14,16 +14,14 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
 from ..checkpoints.model_folder import COMPANIONS
-from ..checkpoints.open import config_name, is_adapter, open_files
+from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.replication import KEY as LAYERS
 from ..checkpoints.repository import SMALL_FILES
@@ -33,7 +31,6 @@ from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
 from .commit import Content
-from .compare import compare_configs, compare_tensors, config_files
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, parents_of, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
@@ -52,12 +49,15 @@ _STALE = (
     *("adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
 )
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and
-# record of another winner.
+# record of another winner; and the config of another kind of model, for which this one would be
+# taken.
 _OURS = (
     *(
         "*.safetensors",
         "*.safetensors.index.json",
         CONFIG_FILE,
+        INDEX,
+        "config.json",
         *COMPANIONS,
         *_CODE,
         RECIPE_FILE,
@@ -70,8 +70,6 @@ _OURS = (
         for name in ("fitness", "front", "path", "weights", "example-*")
     ),
 )
-_KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
-"""What a repository is by what is in it. Files of one kind would be taken for another's."""
 _PARTS = tuple(
     f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE)
 )  # of a pipeline
@@ -104,7 +102,6 @@ class PushOptions:
     Attributes:
         private: Make a new repository private. One that exists and is public is refused.
         revision: The branch; made where there is none.
-        create_pr: Open a pull request instead of committing to the branch.
         license: A Hub identifier, in place of what follows from the parents' licenses.
         languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and
             they are four at most.
@@ -115,18 +112,16 @@ class PushOptions:
         space: Whether to make a Space for the model as well.
         replace: Whether the repository may hold files that no push has put there. The plan says
             what is replaced and removed.
-        verify: Whether to build the model again first, and to refuse it where a bit is another.
         trust_remote_code: Whether Python files that come with the sources, or task files of
             lm_eval, may be run.
 
     Example:
-        >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
-        False
+        >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).private
+        True
     """
 
     private: bool = False
     revision: str | None = None
-    create_pr: bool = False
     license: str | None = None
     languages: Sequence[str] = ()
     published: Mapping[str, str] = field(default_factory=dict)
@@ -135,7 +130,6 @@ class PushOptions:
     card: bool = True
     space: bool = False
     replace: bool = False
-    verify: bool = False
     trust_remote_code: bool = False
 
 
@@ -191,7 +185,7 @@ class PushPlan:
 
 # The plan is the whole of what leaves the machine: names and contents. Nothing is added later, so a
 # dry run shows what a push does. The order matters: what may refuse cheaply comes first (names,
-# license, what the repository holds), then what reads all weights (verification, hashes), then what
+# license, what the repository holds), then what reads all weights (hashes), then what
 # is written from them (record, recipe, config, card). The card comes last because it is rendered
 # from the other files as a stranger will find them.
 #
@@ -214,14 +208,14 @@ def plan_push(
             f"{model}: an adapter that moves layers, which a Space cannot show beside its base; "
             "push it without --space, or merge again with --whole"
         )
-    there = files_there(api, repo_id, options, kind=_KINDS[config])
+    there = files_there(api, repo_id, options)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
     license = decide_license(
         [license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license
     )
-    built = _verify(model, recipe, weights, options) if options.verify else _built(model, weights)
+    built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
     ours = {file.relative_to(model).as_posix(): file for file in weights}
     for pattern in (
@@ -264,7 +258,7 @@ def plan_push(
     shown = (
         repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
     )
-    facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
+    facts = replace(CardFacts.of_folder(scratch), space=shown)
     if options.card:
         card = render_card(
             facts, repo_id, license, languages=options.languages or languages_of(license.parents)
@@ -294,8 +288,7 @@ def plan_push(
     if built is None:
         warnings.append(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those "
-            "that the recipe gives; --verify "
-            "builds the model again and compares"
+            "that the recipe gives; build it again"
         )
     space = tuple(space_files(repo_id)) if options.space else ()
     return PushPlan(
@@ -318,22 +311,16 @@ def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     return public if is_on_hub(public) else ref
 
 
-def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | None) -> list[str]:
+def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
     """List what is in the repository already; nothing, where there is none.
 
-    It must not be another kind, where that is known, and hold no files but those of a push unless
-    they may be replaced.
+    It must hold no files but those of a push, unless they may be replaced.
 
     Raises:
         HubError: What is there, or the options, do not allow the push.
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    if options.create_pr and options.revision is not None:
-        raise HubError(
-            f"{repo_id}: a pull request is made to the main branch; leave out --revision or "
-            "--create-pr"
-        )
     if options.space:
         check_space(repo_id, api, private=options.private)
 
@@ -352,18 +339,12 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | N
                     "out --private"
                 )
             names = at_branch(lambda revision: api.list_repo_files(repo_id, revision=revision))
-            may_replace = options.replace or options.create_pr or not set(names) - {_ATTRIBUTES}
+            may_replace = options.replace or not set(names) - {_ATTRIBUTES}
             return names, may_replace or at_branch(partial(_was_pushed, api, repo_id, names))
         except RepositoryNotFoundError:
             return [], True
 
     names, may_replace = ask(f"{repo_id}: cannot be read", read)
-    for name, there in _KINDS.items():
-        if kind is not None and name in names and there != kind:
-            raise HubError(
-                f"{repo_id}: holds {there} ({name}), not {kind}; choose another name, or "
-                "remove that file"
-            )
     if not may_replace:
         shown = [name for name in names if name != _ATTRIBUTES]
         some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
@@ -389,9 +370,7 @@ def _was_pushed(api: HfApi, repo_id: str, names: Sequence[str], revision: str | 
 def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
     """Tell if a file in the repository is one that a push would have put there; fnmatch's ``*``
     would reach into folders."""
-    patterns: tuple[str, ...] = _OURS
-    if parts:
-        patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ()))
+    patterns = (*_OURS, *(_PARTS if name.partition("/")[0] in parts else ()))
     return any(
         name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns
     )
@@ -411,31 +390,6 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
         raise HubError(
             f"{model}: {what}, or remove {BUILD_FILE} to publish it without saying where it "
             "comes from"
-        )
-    return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
-
-
-def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
-    """Build the model again, and refuse it where weights or config come out otherwise."""
-    with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
-        again = recipe.model_copy(update={"built": None})
-        trust = options.trust_remote_code
-        whole = not is_adapter(model)
-        built = build_model(
-            again, Path(scratch) / "model", progress=False, trust_remote_code=trust, whole=whole
-        )
-        record = read_build_record(built)
-        assert record is not None  # every build has one
-        _, differences = compare_tensors(
-            *(open_files(SourceRef(model=str(folder))) for folder in (built, model))
-        )
-        found = [f"{one.name}: {one.what}" for one in differences]
-        for name in config_files(built):
-            found += compare_configs(built / name, model / name, {})
-    if found:
-        raise HubError(
-            f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); "
-            "build it again"
         )
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 

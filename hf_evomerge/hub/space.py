@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.client import ask, bounded, default_api
+from ..checkpoints.client import ask, default_api
 from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError, optional
@@ -153,8 +153,8 @@ def space_files(
     """Return the files of the Space of a model, at a branch or commit.
 
     Its title is the app's own by default. Previews of links show a picture of the model's
-    repository. The files that are there say whether the model has a path, and which packages its
-    page needs; all where they are not given.
+    repository. The files that are there say which packages the page needs; all where they are not
+    given.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {}
@@ -174,8 +174,7 @@ def space_files(
     files[SETTINGS_FILE] = (
         json.dumps({"model": model, "revision": revision}, indent=2) + "\n"
     ).encode()
-    has_path = there is None or any(name.startswith("modeling_") for name in there)
-    files[CARD] = _header(folder / CARD, model, title, picture, has_path)
+    files[CARD] = _header(folder / CARD, model, title, picture)
     if there is not None:
         lines = (folder / REQUIREMENTS).read_text(encoding="utf-8").splitlines(keepends=True)
         needed = _extras(there)
@@ -210,11 +209,15 @@ def run_space(
         share: Whether Gradio makes a public link.
 
     Raises:
-        HubError: There is no such folder or model on the Hub, gradio is not installed, or the app
-            ended with an error.
+        HubError: There is no such folder, gradio is not installed, or the app ended with an error.
+            Of a repository that is not there the page tells.
     """
     if not Path(model).is_dir():
-        _check_there(model, revision)
+        if is_folder(model) or model.count("/") != 1:
+            raise HubError(
+                f"{model}: there is no such folder; give a study, a model's folder, or a "
+                "repository such as user/name"
+            )
     elif not any((Path(model) / name).is_file() for name in (config_name(Path(model)), STUDY_FILE)):
         raise HubError(
             f"{model}: holds no model and no study; give the folder of one, or a repository "
@@ -252,35 +255,6 @@ def run_space(
         )
 
 
-def _check_there(model: str, revision: str | None) -> None:
-    """Refuse what is no model on the Hub. Of a Hub that cannot be asked the app tells: the model
-    may be in the cache."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import httpx
-
-    if is_folder(model) or model.count("/") != 1:
-        raise HubError(
-            f"{model}: there is no such folder; give a study, a model's folder, or a "
-            "repository such as user/name"
-        )
-    try:
-        with bounded():
-            there = default_api().repo_exists(model)
-            at = revision is None or default_api().revision_exists(model, revision)
-    except HFValidationError:
-        there = False
-    except (OSError, httpx.HTTPError):
-        return
-    if not there:
-        missing = "no such folder here, and no such model on the Hub that this login can see"
-        raise HubError(
-            f"{model}: {missing}; check the name, or log in with `hf auth login` where it is "
-            "private"
-        )
-    if not at:
-        raise HubError(f"{model}: has no branch or commit {revision}")
-
-
 def with_record(folder: Path, shown: Path) -> Path:
     """A study, or a model's folder, as it would be published, but with the sources where they are
     on this machine.
@@ -305,9 +279,7 @@ def with_record(folder: Path, shown: Path) -> Path:
     return shown
 
 
-def _header(
-    readme: Path, model: str, title: str | None, picture: str | None, has_path: bool
-) -> bytes:
+def _header(readme: Path, model: str, title: str | None, picture: str | None) -> bytes:
     """The Space's README with the model in its metadata, so that the Hub links the two."""
     from huggingface_hub import RepoCard
 
@@ -315,8 +287,6 @@ def _header(
     card.data["models"] = [model]
     if title is not None:
         card.data["title"] = re.sub(r"[-_]+", " ", title)
-    if not has_path:
-        card.data["short_description"] = card.data["short_description"].replace("path", "weights")
     if picture is not None:
         card.data["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{picture}"
     return str(card).encode()

@@ -51,8 +51,8 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     return model, search if same else None
 
 
-def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
-    """Refuse a name that cannot be, or is somebody else's unless it only asks, and a client without
+def check_login(api: HfApi, repo_id: str) -> None:
+    """Refuse a name that cannot be, or is somebody else's, and a client without
     login: `HubError`."""
     check_name(repo_id)
     if not has_token(api):
@@ -64,7 +64,7 @@ def check_login(api: HfApi, repo_id: str, *, asks: bool = False) -> None:
     mine = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
     # may not see all organisations
     narrow = who.get("auth", {}).get("accessToken", {}).get("role") == "fineGrained"
-    if owner.lower() not in (each.lower() for each in mine) and not asks and not narrow:
+    if owner.lower() not in (each.lower() for each in mine) and not narrow:
         raise HubError(
             f"{repo_id}: you are logged in as {mine[0]}, who cannot write there; push to "
             f"{mine[0]}/{name}"

@@ -35,24 +35,6 @@ def test_a_space_that_fails_says_that_the_model_is_there(plain, hub, lfs_api):
     assert again.space is not None
 
 
-def test_a_pull_request_is_opened_once(plain, hub, lfs_api, waits):
-    """Where it is not known whether a pull request was opened, none is tried again; none is opened
-    for nothing."""
-    hub.faults.add(Fault(COMMIT, "status", status=504, carried_out=True))
-    with pytest.raises(
-        HubError,
-        match=r"not known whether the pull request was opened: see http.*/local/merge/discussions",
-    ):
-        push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
-    assert [one.num for one in lfs_api.get_repo_discussions("local/merge")] == [1]
-    push_model(plain, "local/merge", api=lfs_api)
-    again = push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model
-    assert (again.changed, again.url) == (False, f"{hub.endpoint}/local/merge")
-    assert len(list(lfs_api.get_repo_discussions("local/merge"))) == 1
-    with pytest.raises(HubError, match="leave out --revision or --create-pr"):
-        push_model(plain, "local/merge", PushOptions(create_pr=True, revision="try"), api=lfs_api)
-
-
 def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(plain, hub, lfs_api, waits):
     """Where the commit's answer is lost and the repository cannot be read any more, that is
     said."""

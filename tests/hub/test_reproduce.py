@@ -153,9 +153,6 @@ def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
     merged = build_model(recipe, tmp_path / "merged", progress=False, trust_remote_code=True)
     push_model(merged, "local/merge", PushOptions(), api=lfs_api)
     with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
-        push_model(merged, "local/merge", PushOptions(verify=True), api=lfs_api)
-    push_model(merged, "local/merge", PushOptions(verify=True, trust_remote_code=True), api=lfs_api)
-    with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
         reproduce("local/merge", api=lfs_api)
     assert reproduce("local/merge", api=lfs_api, trust_remote_code=True).same
 

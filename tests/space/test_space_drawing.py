@@ -155,10 +155,7 @@ def test_it_is_rebuilt_to_the_same_bits(published):
     _, api = published
     assert reproduce("demo/bright", api=api).same
     api.upload_file(
-        repo_id="demo/bright",
-        path_in_repo="vae/more.safetensors",
-        path_or_fileobj=b"x",
-        create_pr=False,
+        repo_id="demo/bright", path_in_repo="vae/more.safetensors", path_or_fileobj=b"x"
     )
     with pytest.raises(HubError, match=r"vae/more.safetensors is not in its recipe.yaml"):
         reproduce("demo/bright", api=api)

@@ -29,10 +29,7 @@ FAULTS: Mapping[str, Mapping[str, Any]] = {
     "504 though done": {"action": "status", "status": 504, "carried_out": True},
     "reset though done": {"action": "reset", "after_bytes": 1 << 30, "carried_out": True},
 }
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "branch": {"revision": "try", "space": True, "private": True},
-    "pull request": {"create_pr": True},
-}
+OPTIONS = {"revision": "try", "space": True, "private": True}
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Bench:
         self.api = api
         self._count = 0
         self._seen: list[Seen] = []
-        self._calls: dict[str, list[str]] = {}
+        self._calls: list[str] = []
         recipe = {
             "sources": [{"model": str(family / name)} for name in parents],
             "merge": {"method": "linear"},
@@ -73,20 +70,20 @@ class Bench:
             api.create_repo(repo_id)
             api.upload_folder(repo_id=repo_id, folder_path=folder)
 
-    def calls(self, way: str) -> list[str]:
+    def calls(self) -> list[str]:
         """The calls of a push in which nothing goes wrong, in their order, as patterns of
         `Fault`."""
-        if way not in self._calls:
-            assert self.push(way, []).complaint is None
-            self._calls[way] = [_pattern(seen.method, seen.target) for seen in self._seen]
-        return self._calls[way]
+        if not self._calls:
+            assert self.push([]).complaint is None
+            self._calls = [_pattern(seen.method, seen.target) for seen in self._seen]
+        return self._calls
 
-    def push(self, way: str, faults: Sequence[Fault]) -> Outcome:
+    def push(self, faults: Sequence[Fault]) -> Outcome:
         """Push under a new name, ``NAME`` in the faults' patterns, and look at what is there
         afterwards."""
         self._count += 1
         repo_id = f"local/m{self._count}"
-        options = PushOptions(published=self.published, **WAYS[way])
+        options = PushOptions(published=self.published, **OPTIONS)
         (self.model / "vocab.bin").write_bytes(
             b"\0" + str(self._count).encode()
         )  # the Hub asks only for what it lacks
@@ -104,17 +101,16 @@ class Bench:
         ]
         self.hub.faults.clear()
         hits = sum(fault.hits for fault in faults)
-        return Outcome(error, next(self._complaints(repo_id, way, error), None), hits)
+        return Outcome(error, next(self._complaints(repo_id, error), None), hits)
 
-    def _complaints(self, repo_id: str, way: str, error: str | None) -> Iterator[str]:
+    def _complaints(self, repo_id: str, error: str | None) -> Iterator[str]:
         """What is not as it should be."""
         if error is not None and ("\n" in error or len(error) > 2000 or self.hub.token in error):
             yield f"not one clean line: {error[:200]!r}"
-        revision = "try" if way == "branch" else "refs/pr/1"
         titles = []
         with suppress(RepositoryNotFoundError, RevisionNotFoundError):
             titles = [
-                commit.title for commit in self.api.list_repo_commits(repo_id, revision=revision)
+                commit.title for commit in self.api.list_repo_commits(repo_id, revision="try")
             ]
         ours = sum("hf_evomerge" in title for title in titles)
         if ours > 1:
@@ -127,13 +123,10 @@ class Bench:
                 yield f"{ours} commits of ours are there, but it says: {error}"
             return
         if ours != 1 or "model.safetensors" not in self.api.list_repo_files(
-            repo_id, revision=revision
+            repo_id, revision="try"
         ):
             yield "success, but the weights are not there"
-        pulls = [(one.num, one.status) for one in self.api.get_repo_discussions(repo_id)]
-        if pulls != ([] if way == "branch" else [(1, "open")]):
-            yield f"not one open pull request: {pulls}"
-        if way == "branch" and "app.py" not in self.api.list_repo_files(repo_id, repo_type="space"):
+        if "app.py" not in self.api.list_repo_files(repo_id, repo_type="space"):
             yield "success, but the Space is not there"
 
 

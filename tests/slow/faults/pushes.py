@@ -49,7 +49,7 @@ def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter
     from faulty_hub import Fault
     from hub_fixtures import no_waiting
     from huggingface_hub import HfApi
-    from push_faults import FAULTS, WAYS, Bench
+    from push_faults import FAULTS, Bench
 
     family = save_family(scratch / "family", tiny_config(), torch.float32, count=2)
     bench = Bench(
@@ -68,17 +68,16 @@ def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter
     ):
         no_waiting(patch)
         while sum(row["injected"] for row in table.values()) < count:
-            way = rng.choice(list(WAYS))
             name = rng.choice(list(FAULTS))
             times = rng.choice(TIMES)
-            calls = bench.calls(way)
+            calls = bench.calls()
             place = rng.randrange(len(calls))
             fault = Fault(
                 calls[place], **FAULTS[name], times=times, skip=calls[:place].count(calls[place])
             )
-            case = f"{way}, {name} x {times or 'all'} at call {place}, {fault.match}"
+            case = f"{name} x {times or 'all'} at call {place}, {fault.match}"
             try:
-                outcome = bench.push(way, [fault])
+                outcome = bench.push([fault])
                 how = "lost" if outcome.complaint else "one line" if outcome.error else "survived"
                 lost += [f"{case}: {outcome.complaint}"] if outcome.complaint else []
             except Exception:
