@@ -150,7 +150,6 @@ def test_there_and_back(text):
         ("base_model: org/a\n" + MODELS + WEIGHTED, None),
         ("base_model: org/b@main\n" + MODELS + WEIGHTED, 1),
         ("tokenizer_source: org/b@main\n" + MODELS + WEIGHTED, 1),
-        ("tokenizer: {source: org/b@main}\n" + MODELS + WEIGHTED, 1),
         ("tokenizer_source: base\nbase_model: org/b@main\n" + MODELS + WEIGHTED, 1),
         ("tokenizer_source: org/x\n" + MODELS + WEIGHTED, 2),
         ("base_model: org/x\n" + FRANKEN, 2),
@@ -227,9 +226,7 @@ def test_settings_without_effect_are_noted():
         (MODELS, "merge_method: missing; this is no mergekit file"),
         (MODELS + "merge_method: ota", "merge.method: 'ota' is not known; there are"),
         (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
-        ("merge_method: linear", "models: give either models or slices"),
         (GIVEN % 10_000_000, "parameters.0.weight: must be at most 1e+06 (found 10000000.0)"),
-        ("models: []\n" + WEIGHTED, "models: expected a list (found [])"),
         ("models: [{parameters: {}}]\n" + WEIGHTED, "models[0].model: missing"),
         (
             "models: [{model: a+b+c}]\n" + WEIGHTED,
@@ -263,10 +260,6 @@ def test_settings_without_effect_are_noted():
             ),
         ),
         (
-            GIVEN % "[{filter: 'a*', value: 1}, 2]",
-            "models (org/a).weight: expected a mapping (found 2)",
-        ),
-        (
             GIVEN % "[{filter: 'a*', value: 1}, {value: 2}]",
             "models (org/a).weight: the filter 'a*' holds a star",
         ),
@@ -286,16 +279,8 @@ def test_settings_without_effect_are_noted():
             "slices[0].sources: the base_model is not among them; slerp begins there",
         ),
         (
-            MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}",
-            "tokenizer.tokens.x: expected a mapping (found 1)",
-        ),
-        (
             MODELS + WEIGHTED + "tokenizer: {tokens: {x: {source: org/c}}}",
             "tokenizer.tokens.x.source: org/c is none of the models that are merged",
-        ),
-        (
-            MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}",
-            "tokens.multiple_of: must be at least",
         ),
         ("modules: {a: 3}\nmerge_method: linear", "modules.a: expected a mapping (found 3)"),
         (
@@ -332,20 +317,13 @@ def test_settings_without_effect_are_noted():
             + WEIGHTED,
             "merge.slices[0].layers: 2, 3, 2 layers",
         ),
-        ("a: [", "not valid YAML: "),
         ("a: 1\n---\nb: 1", "several documents in one file; split it"),
         (GIVEN % ".inf", "models (org/a).weight: inf is not a finite number"),
-        (GIVEN % ("9" * 400), "models (org/a).weight: 99999"),
         (GIVEN % "[[1], 2]", "models (org/a).weight: [1] is not a number; a gradient is one list"),
         (
             GIVEN % "[{filter: 3, value: 1}, {value: 2}]",
             "models (org/a).weight: the filter 3 is no text; put it in quotes",
         ),
-        (
-            "models: [{model: {model: {path: a, revision: 2}}}]\n" + WEIGHTED,
-            "models[0].model: {'model': {",
-        ),
-        ("models: [{model: a@b@c}]\n" + WEIGHTED, "models[0].model: 'a@b@c' names no model"),
         ("models: [{model: [a]}]\n" + WEIGHTED, "models[0].model: ['a'] names no model"),
     ],
 )
@@ -404,15 +382,6 @@ def recipe_of(**fields: object) -> Recipe:
             "merge.parameters[0].weight.embed: mergekit knows parts of names, such as "
             "'*mlp*', and no layer groups; "
             "`hf-evomerge merge` builds the recipe",
-        ),
-        (
-            {
-                "merge": {
-                    "method": "linear",
-                    "parameters": [{"weight": {"*a*b*": 1, "default": 0}}, {}],
-                }
-            },
-            "merge.parameters[0].weight.*a*b*: mergekit knows parts of names",
         ),
         (
             {"merge": {"method": "dare_ties", "options": {"rescale": "expected"}}, "base": A},

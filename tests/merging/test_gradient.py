@@ -240,21 +240,6 @@ def test_half_precision(half_family, load):
     assert torch.cosine_similarity(*found, dim=0) > 0.995
 
 
-def test_a_lora_source(family, load, tmp_path):
-    """Of an adapter's source only the changed tensors are differentiated, and the slopes are
-    right."""
-    save_adapter(family / "base", tmp_path, 0, target_modules=["q_proj"])
-    base = open_source(str(family / "base"))
-    adapted = open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path)))
-    model = load(family / "base")
-    found = check(
-        LiveMerger([adapted], base, "task_arithmetic", {}, 0, model),
-        model,
-        [{"weight": {"embed": 1.0, "default": 0.5}}],
-    )
-    assert set(found) == {("weight", 0, "default"), ("lambda", None, None)}
-
-
 def test_what_has_no_gradient_is_refused(family, load):
     """Methods without a smooth number, row-wise angles and gradients over layers are refused in one
     line."""

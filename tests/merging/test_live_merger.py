@@ -109,11 +109,7 @@ def test_options_of_one_merge(family, make_recipe, open_all, load):
             [{"weight": {"default": 1, "blocks.1.mlp": -0.5}}, {"weight": 0.5}],
             "the weights of linear add up to 0; with normalize",
         ),
-        ([{"weight": 1}], "merge.parameters: 1 mappings for 2 sources; give one per source"),
         ([{}, {"density": 2}], r"merge.parameters\[1\].density: 2 is out of range"),
-        ([{}, {"size": 2}], r"merge.parameters\[1\].size: ties has no such parameter"),
-        ([{}, {"weight": {"blocks.7": 1, "default": 1}}], "there are 2 blocks, 0 to 1"),
-        ([{}, {"weight": {"blocks.1": 1}}], "no layer group names"),
     ],
 )
 def test_a_wrong_candidate_is_refused_and_changes_nothing(

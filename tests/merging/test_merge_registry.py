@@ -104,7 +104,6 @@ REFUSED = [
         r"merge.parameters\[1\].density: 1.5 is out of range; give a number from 0 to 1",
     ),
     (part(normalize="yes"), r"merge.options.normalize: 'yes' is not true or false"),
-    (part(normalize=1), r"merge.options.normalize: 1(.0)? is not true or false"),
     (part(rescale="l2"), r"merge.options.rescale: 'l2' is not one of l1, expected, none"),
     (part(**{"lambda": True}), r"merge.options.lambda: True is not a finite number"),
     (
@@ -133,24 +132,12 @@ REFUSED = [
         r"both name layers.1.self_attn.weight",
     ),
     (
-        part(parameters=[{"density": {"default": 1, "blocks.0": 2}}, {}]),
-        r"density.blocks.0: 2(.0)? is out of range",
-    ),
-    (
-        part("linear", [{"weight": 1}, {"weight": -1}]),
-        "the weights of linear add up to 0; with normalize they must not be 0",
-    ),
-    (
         part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]),
         "the weights of linear add up to 0",
     ),
     (
         part(parameters=[{"weight": []}, {}]),
         r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient",
-    ),
-    (
-        part(parameters=[{"density": [0.5, 2]}, {}]),
-        r"merge.parameters\[0\].density\[1\]: 2(.0)? is out of range",
     ),
     (
         part(parameters=[{"density": {"*mlp*": [0.5, -1], "default": 1}}, {}]),
@@ -160,10 +147,9 @@ REFUSED = [
         part(**{"lambda": [1.0, 2.0]}),
         r"merge.options.lambda: takes one value, not a gradient over the layers",
     ),
-    (part("linear", [{"weight": [0, 1]}, {"weight": [0, 2]}]), "the weights of linear add up to 0"),
     (
-        part("slerp", t={"default": 0.5, "blocks.9": 1}),
-        r"merge.options.t: layer group blocks.9: there are 4 blocks",
+        part("slerp", t={"*norm*": 0.1, "default": 0.5}),
+        r"merge.options.t: the pattern '\*norm\*' names no tensor",
     ),
 ]
 
@@ -173,42 +159,6 @@ def test_a_wrong_part_is_refused(wrong, message):
     """Each mistake in a merge part is answered with its key, what was found and what to do."""
     with pytest.raises(RecipeError, match=message):
         check_part(wrong, sources=2, has_base=True, layer_count=4, names=one_of_each(4))
-
-
-def test_a_right_part_passes():
-    """Numbers, layer groups and options that fit are accepted."""
-    groups = {"embed": 1, "blocks.0-2": 0.5, "blocks.3.attn": 0.1, "blocks.3.mlp": 2, "head": -1}
-    right = part(
-        parameters=[{"weight": groups, "density": 0.3}, {}], normalize=True, rescale="expected"
-    )
-    assert check_part(right, sources=2, has_base=True, layer_count=4).name == "dare_ties"
-    check_part(
-        part("slerp", t={"default": 0.5, "blocks.3": 1}), sources=2, has_base=False, layer_count=4
-    )
-    cancel = [{"weight": 1}, {"weight": -1}]
-    check_part(part("linear", cancel, normalize=False), sources=2, has_base=False)
-    halves = [{"weight": {"default": 0, "embed": 1, "blocks.0-1": 1, "head": 1}}, {"weight": 0.5}]
-    check_part(
-        part("linear", halves), sources=2, has_base=False, layer_count=2, names=one_of_each(2)
-    )
-
-
-def test_patterns_are_checked_against_the_names():
-    """With the tensors' names, a pattern that names none of them is refused, and weights that
-    cancel for a single tensor."""
-    names = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
-    known = {"sources": 2, "has_base": False, "layer_count": 1, "names": names}
-    check_part(
-        part("linear", [{"weight": {"*mlp*": [0.0, 2.0], "default": 1}}, {"weight": 1}]), **known
-    )
-    with pytest.raises(
-        RecipeError, match=r"merge.options.t: the pattern '\*attn\*' names no tensor"
-    ):
-        check_part(part("slerp", t={"*attn*": 0.1, "default": 0.5}), **known)
-    with pytest.raises(RecipeError, match="the weights of linear add up to 0"):
-        check_part(
-            part("linear", [{"weight": {"*mlp*": -1, "default": 1}}, {"weight": 1}]), **known
-        )
 
 
 def test_a_base_is_asked_for():

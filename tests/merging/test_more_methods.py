@@ -9,20 +9,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
-from method_cases import (
-    NAME,
-    added_or_voted,
-    assert_close,
-    check_part,
-    deltas,
-    exact,
-    merge,
-    tensors,
-)
-
-from hf_evomerge.errors import RecipeError
-from hf_evomerge.merging.registry import get_method
-from hf_evomerge.recipes.recipe import MergePart
+from method_cases import NAME, added_or_voted, assert_close, deltas, exact, merge, tensors
 
 WEIGHTS = [[0.6, 0.7], [0.9, -0.4], [0.0, 0.8], [0.7, 0.4, 0.3]]
 DELLAS = [(1.0, 0.15), (0.5, 0.15), (0.2, 0.1), (0.9, 0.3), (0.1, 0.3), (0.5, 0.0), (0.0, 0.1)]
@@ -75,16 +62,6 @@ def test_breadcrumbs(method, weights, density, gamma):
         found = merge(method, base, sources, many(weights, density=density, gamma=gamma), options)
         kept = [reference.breadcrumbs(d, density, gamma, rescale) for d in deltas(base, sources)]
         assert_close(found, added_or_voted(method, base, kept, weights, normalize, 0.7), 2e-5)
-
-
-def test_breadcrumbs_golden():
-    """Of ten elements with density 0.5 and gamma 0.2 the five below the two largest stay, of equal
-    ones the later."""
-    source = torch.tensor([1.0, -9.0, 2.0, 8.0, 3.0, -3.0, 4.0, 5.0, 6.0, 3.0])
-    found = merge("breadcrumbs", torch.zeros(10), [source], [{"density": 0.5, "gamma": 0.2}])
-    assert found.tolist() == [0, 0, 0, 0, 3, -3, 4, 5, 6, 0]
-    found = merge("breadcrumbs", torch.zeros(10), [source], [{"density": 0.9, "gamma": 0.5}])
-    assert found.tolist() == [1, 0, 2, 8, 3, -3, 4, 5, 6, 3]  # the density comes before gamma
 
 
 @pytest.mark.parametrize(("density", "epsilon"), DELLAS)
@@ -156,15 +133,13 @@ def test_model_stock_golden():
     base = torch.zeros(2)
     first = torch.tensor([1.0, 0.0])
     second = torch.tensor([0.5, math.sqrt(0.75)])
-    assert merge("model_stock", base, [first, second]).tolist() == pytest.approx(
-        [0.5, math.sqrt(0.75) / 3]
-    )
-    assert merge("model_stock", base, [first, torch.tensor([0.0, 1.0])]).tolist() == [0.0, 0.0]
-    assert merge("model_stock", base, [first, -first]).tolist() == [0.0, 0.0]
-    rows = [torch.stack([first, first]), torch.stack([second, first])]
-    found = merge("model_stock", torch.zeros(2, 2), rows, (), {"filter_wise": True})
-    assert found[1].tolist() == [1.0, 0.0]
-    assert found[0].tolist() == pytest.approx([0.5, math.sqrt(0.75) / 3])
+    for other, wanted in (
+        (second, [0.5, math.sqrt(0.75) / 3]),
+        (torch.tensor([0.0, 1.0]), [0.0, 0.0]),
+        (-first, [0.0, 0.0]),
+    ):
+        found = merge("model_stock", base, [first, other])
+        assert found.tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("select_topk", [1.0, 0.7, 0.1, 0.001, 0.0])
@@ -179,18 +154,6 @@ def test_sce(count, spread, select_topk):
     base64 = exact(base)
     expected = reference.sce(base64, [base64 + d for d in deltas(base, sources)], select_topk)
     assert_close(found, expected, 2e-6)
-
-
-def test_sce_golden():
-    """Weights are shares of squares; a selection is made of what differs between the sources."""
-    first = torch.tensor([3.0, 0.0, 1.0, 1.0])
-    second = torch.tensor([1.0, -1.0, 1.0, 1.0])
-    # squares 11 and 4; in the second element only the second source has a sign
-    found = merge("sce", torch.zeros(4), [first, second])
-    assert found.tolist() == pytest.approx([(11 * 3 + 4 * 1) / 15, -1.0, 1.0, 1.0])
-    # two elements differ, half of them is the first one; there squares are 9 and 1
-    found = merge("sce", torch.zeros(4), [first, second], (), {"select_topk": 0.5})
-    assert found.tolist() == pytest.approx([(9 * 3 + 1 * 1) / 10, 0.0, 0.0, 0.0])
 
 
 def test_sce_of_small_task_vectors():
@@ -225,31 +188,6 @@ def test_nuslerp(weights, flatten, row_wise, with_base, spread):
         reference.nuslerp(base64 if with_base else None, *sources, weights, flatten, row_wise),
         5e-6,
     )
-
-
-def test_nuslerp_golden():
-    """Half-way between perpendicular vectors of length 1 is their sum over the root of 2; parallel
-    ones have a mean."""
-    first = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    second = torch.tensor([[0.0, 1.0], [0.0, 4.0]])
-    found = merge("nuslerp", None, [first, second], many([1, 1]), {"nuslerp_flatten": False})
-    assert found.tolist() == [
-        pytest.approx([math.sqrt(0.5), math.sqrt(0.5)]),
-        pytest.approx([0.0, 3.0]),
-    ]
-    first = first.T.contiguous()
-    second = second.T.contiguous()
-    found = merge(
-        "nuslerp",
-        None,
-        [first, second],
-        many([1, 1]),
-        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
-    )
-    assert found.T.tolist() == [
-        pytest.approx([math.sqrt(0.5), math.sqrt(0.5)]),
-        pytest.approx([0.0, 3.0]),
-    ]
 
 
 def test_nuslerp_of_a_convolution():
@@ -313,23 +251,6 @@ def test_karcher(weights, spread, max_iter):
     assert_close(found, expected, 1e-6 * max(1.0, float(np.abs(expected).max())))
 
 
-@pytest.mark.parametrize("max_iter", [1, 10])
-def test_karcher_with_a_tensor_of_zeros(max_iter):
-    """A source without a direction leaves the steps of the others as they are."""
-    _, sources = tensors(2, spread=3.0)
-    sources.append(torch.zeros_like(sources[0]))
-    found = merge(
-        "karcher",
-        None,
-        sources,
-        [{"weight": 0.3}, {"weight": 1.0}, {"weight": 2.0}],
-        {"max_iter": max_iter},
-    )
-    assert_close(
-        found, reference.karcher([exact(x) for x in sources], [0.3, 1.0, 2.0], max_iter), 1e-6
-    )
-
-
 def test_karcher_of_nearly_parallel_vectors():
     """Where angles are too small for float32, as between weights of norms, the mean is still that
     of all sources."""
@@ -364,14 +285,6 @@ def test_nearswap(t):
         reference.nearswap(exact(base), exact(source), t),
         5e-7,
     )
-
-
-def test_nearswap_golden():
-    """Elements move by t at most."""
-    found = merge(
-        "nearswap", torch.tensor([1.0, 1.0, 1.0]), [torch.tensor([1.25, 3.0, -3.0])], (), {"t": 0.5}
-    )
-    assert found.tolist() == [1.25, 1.5, 0.5]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.05, 10.0])
@@ -446,23 +359,3 @@ def test_arcee_fusion_of_equal_changes():
     """What reaches the threshold is taken: where all changed alike, all of the source is."""
     source = torch.tensor([0.5, -0.5] * 8)
     assert torch.equal(merge("arcee_fusion", torch.zeros(16), [source]), source)
-
-
-def test_what_a_method_merges_is_checked():
-    """Each method says how many models it merges, and whether there is a base."""
-    for method, sources, message in [
-        ("passthrough", 2, r"passthrough merges 1 model \(found 2\); give 1 source$"),
-        ("model_stock", 1, r"model_stock merges at least 2 models \(found 1\)"),
-        ("nuslerp", 1, r"nuslerp merges 2 models \(found 1\); give 2 sources$"),
-        ("nearswap", 2, r"nearswap merges 1 model \(found 2\)"),
-        ("arcee_fusion", 2, r"arcee_fusion merges 1 model \(found 2\)"),
-    ]:
-        with pytest.raises(RecipeError, match=message):
-            check_part(MergePart(method=method), sources=sources, has_base=True)
-    for method in ("breadcrumbs", "della", "model_stock", "sce", "nearswap", "arcee_fusion", "ram"):
-        with pytest.raises(
-            RecipeError, match=f"base: {method} works on differences to a common base"
-        ):
-            check_part(MergePart(method=method), sources=2, has_base=False)
-    for method in ("passthrough", "nuslerp", "multislerp", "karcher"):
-        assert not get_method(method).needs_base
