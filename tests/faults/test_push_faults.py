@@ -10,9 +10,7 @@ from faulty_hub import Fault
 from push_faults import FAULTS, WAYS
 from slowly import slow_beyond
 
-SAMPLE = (
-    2  # calls per fault and way that are tried one by one; tests/slow/reliability.py tries them all
-)
+SAMPLE = 2  # calls per fault and way that are tried one by one
 MATRIX = slow_beyond(
     list(zip(FAULTS, itertools.cycle(WAYS), strict=False)), itertools.product(FAULTS, WAYS)
 )  # its diagonal
