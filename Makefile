@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
 	@echo "make test     run the tests (minutes)"
-	@echo "make test-all run the slow ones too (half an hour): every case, every type of model, transformers' own tests, lm_eval, faults"
-	@echo "make faults   let everything go wrong that may, for hours, and write benchmarks/pages/reliability.md"
+	@echo "make test-all run the slow ones too (half an hour): every case, every type of model, transformers' own tests, lm_eval, kills"
+	@echo "make faults   kill what works at random moments, for hours, and write benchmarks/pages/reliability.md"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
 	@echo "make docs     execute the notebooks, build the site of the documentation in build/site, and check every link"
@@ -38,7 +38,7 @@ test-all: env
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal -m "" -o norecursedirs=".* build dist"
 
 faults: env
-	$(BIN)/python tests/slow/reliability.py --write
+	$(BIN)/python benchmarks/reliability.py --write
 
 quality: lint
 	$(BIN)/pytest tests/test_imports.py

@@ -6,23 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from other_device import NAME, random_state, task_there
+from other_device import NAME
 from searches import facts
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 
-from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.phases import lora as baselines
-from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent
+from hf_evomerge.search.phases.baselines import lora as baselines
 from hf_evomerge.search.phases.baselines.merge_lora import learn_together
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study.study import Study
 
 FEW = {"by": "cma", "evaluations": 4, "population": 4}
 STEPS = {"by": "gradient", "evaluations": 8, "batch": 2}
@@ -79,54 +74,9 @@ def test_adapters_there(device, adapters, search_there, tmp_path):
     check_table(lambda place: search_there(place, **how, **adapters), device, tmp_path)
 
 
-@pytest.mark.slow
-def test_a_worker_on_each_device(search_config, tmp_path):
-    """Two devices of one kind have a worker each, and the trials are the processor's."""
-    devices = [f"{NAME}:{number}" for number in range(2)]
-    for name, device, workers in (("one", "cpu", 0), ("two", devices, 2)):
-        config = search_config(
-            compute={"device": device, "attn_implementation": "eager"}, optimize=[FEW]
-        )
-        run_search(config, tmp_path / name, workers=workers, task_factory=task_there, build=False)
-    assert facts(tmp_path / "two") == facts(tmp_path / "one")
-    with Study.open(tmp_path / "two") as study:
-        assert study.meta("devices") == [device_kind(NAME)]
-
-
 def test_devices_of_one_kind():
     """The number of a device is no part of its kind, so one study takes scores of both."""
     assert device_kind(f"{NAME}:0") == device_kind(f"{NAME}:1") == device_kind(NAME)
-
-
-def test_a_device_that_is_not_there(search_config):
-    """A number beyond the last device ends the search before it begins."""
-    config = search_config(compute={"device": f"{NAME}:2"})
-    with pytest.raises(
-        SearchError,
-        match=r"compute.device: 'standin:2' cannot be used here: .*; auto is what there is",
-    ):
-        check_search(config, Evaluator(config))
-
-
-def test_a_fine_tune_begins_with_the_same_adapters(device, search_there, monkeypatch):
-    """LoRA's first weights are the processor's; random states do not change, no device's is
-    asked."""
-    begun = []
-    asked = []
-    monkeypatch.setattr(
-        getattr(torch, NAME), "get_rng_state", lambda each: asked.append(each) or random_state(each)
-    )
-    for place in ("cpu", device):
-        evaluator = Evaluator(search_there(place))
-        model = evaluator.models.model(evaluator.config.sources[0])
-        states = [torch.get_rng_state(), random_state(0), random_state(1)]
-        tuned = LoraAscent(model, Lora(rate=1e-3, steps=2, seed=5)).tuned
-        after = [torch.get_rng_state(), random_state(0), random_state(1)]
-        assert all(map(torch.equal, states, after)), place
-        begun.append([each for name, each in tuned.named_parameters() if "lora_A" in name])
-    assert not asked  # a GPU would be given memory of this process for it
-    assert {each.device for each in begun[1]} == {torch.device(device)}
-    assert all(torch.equal(there.cpu(), here) for here, there in zip(*begun, strict=True))
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])

@@ -9,7 +9,7 @@ import pytest
 from faulty_hub import Fault
 from push_faults import FAULTS
 
-SAMPLE = 2  # calls per fault that are tried one by one; tests/slow/reliability.py tries them all
+SAMPLE = 2  # calls per fault that are tried one by one
 
 
 def _sample(calls: list[str], seed: str) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from vlms import tokenizer as words
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task
+from hf_evomerge.fitness import DataSpec, Example, load_examples
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
@@ -113,24 +111,6 @@ def test_a_cross_encoder_gives_the_odds_of_one_label(tokenizer):
     assert graded == pytest.approx(0.3 * no + 0.7 * yes)  # as a binary cross-entropy is
 
 
-def test_a_classifier_is_fine_tuned(tokenizer):
-    """LoRA raises the score of a model that writes nothing, its head included."""
-    model = random_class("bert", 0)
-    examples = [Example("one two", "red", "a"), Example("four", "blue", "b")]
-    task = prepared("classification", examples, tokenizer)
-    before = task.evaluate(model).mean
-    make = partial(make_task, task.spec)
-    tuned = fine_tune(
-        model.requires_grad_(False), make, examples, tokenizer, Lora(1e-2, steps=20, batch=2)
-    )
-    assert task.evaluate(tuned).mean > before
-    assert any(
-        "classifier" in name
-        for name, parameter in tuned.named_parameters()
-        if parameter.requires_grad
-    )
-
-
 def test_the_gradient_is_that_of_the_mean_score(tokenizer):
     """Along one direction of the head it is the slope of the mean."""
     model: Any = random_class("bert", 0)
@@ -156,34 +136,6 @@ def test_labels_and_heads_that_are_not_there_are_refused(tokenizer, model):
     task.prepare([Example("one", "0", "a")], tokenizer)
     with pytest.raises(FitnessError, match="a LlamaForCausalLM gives no logits of 2 labels"):
         task.evaluate(model)
-
-
-def test_a_search_over_classifiers_of_pictures(tmp_path, search_config):
-    """Vision transformers are scored on pictures and merged; the built winner classifies as its
-    trial did."""
-    for seed, name in enumerate(("base", "a", "b")):
-        random_class("vit", seed).save_pretrained(tmp_path / name)
-        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / name)
-    lines = []
-    for number, color in enumerate(("red", "green", "blue", "red")):
-        Image.new("RGB", (8, 8), color).save(tmp_path / f"{number}.png")
-        lines.append({"prompt": f"picture {number}", "answer": color, "picture": f"{number}.png"})
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    data = {"jsonl": str(tmp_path / "data.jsonl"), "image_field": "picture"}
-    splits = {"search": {**data, "count": 3}, "test": {**data, "start": 3}}
-    fitness = {"task": "classification"}
-    run_search(
-        search_config("ps", tmp_path, optimize=[STEP], fitness=fitness, data=splits),
-        tmp_path / "out",
-    )
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    winner = next(row for row in rows if row["winner"])
-    built = tmp_path / "out" / "model"
-    sees = SeeingTokenizer(ViTImageProcessor.from_pretrained(built))
-    task = prepared("classification", load_examples(DataSpec(**data, start=3)), sees)
-    assert task.evaluate(ViTForImageClassification.from_pretrained(built)).mean == pytest.approx(
-        winner["fitness"], abs=1e-5
-    )
 
 
 @pytest.fixture

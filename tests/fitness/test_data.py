@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -187,13 +186,6 @@ def test_slices_of_one_shuffle_are_disjoint(jsonl):
     check_disjoint(first, second)
 
 
-@pytest.mark.parametrize("keys", [{"count": 11}, {"start": 10}, {"start": 8, "count": 3}])
-def test_too_few_records(jsonl, keys):
-    """Asking for more records than there are is refused rather than answered with fewer."""
-    with pytest.raises(FitnessError, match="only 10 records"):
-        load_examples(spec(jsonl=jsonl, **keys))
-
-
 def test_overlap_is_of_content(tmp_path):
     """A problem is found again in another file, template, answer and width of letters; repeats in
     one split are fine."""
@@ -344,17 +336,3 @@ def test_function_data():
         load_examples(spec(function=lambda: ["text"]))
     with pytest.raises(FitnessError, match=r"function\[0\]: no field 'kind', which 'filter' names"):
         load_examples(spec(function=records, filter={"kind": "odd"}))
-
-
-def test_imports_are_light():
-    """Importing the fitness package imports neither torch nor transformers nor datasets."""
-    code = (
-        "import sys, hf_evomerge.fitness; print({'torch', 'transformers', 'datasets', "
-        "'fasttext'} & set(sys.modules))"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "set()\n"
-    )

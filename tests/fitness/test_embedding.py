@@ -57,28 +57,6 @@ def vectors(folder: Path, tokenizer: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_modules_follow_the_encoder(tmp_path, tokenizer):
-    """Prompt, hidden states, mean, the layer's own product, tanh and norm: computed here from the
-    files."""
-    folder = sentence_folder(tmp_path / "a", tokenizer, 0, norm=True, prompts=PROMPTS)
-    found = vectors(folder, tokenizer)
-    assert set(found) == {
-        text for one in EXAMPLES for text in (f"two three {one.answer}", f"one {one.prompt}")
-    }
-    dense, norm = (
-        load_file(folder / name / "model.safetensors") for name in ("2_Dense", "3_LayerNorm")
-    )
-    model = BertModel.from_pretrained(folder).eval()
-    for text, vector in found.items():
-        with torch.inference_mode():
-            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
-            wanted = (dense["linear.weight"] @ mean + dense["linear.bias"]).tanh()
-            wanted = (wanted - wanted.mean()) / (wanted.var(correction=0) + 1e-5).sqrt() * norm[
-                "norm.weight"
-            ] + norm["norm.bias"]
-        torch.testing.assert_close(vector, wanted / wanted.norm(), rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_vectors_are_those_of_sentence_transformers(case, tmp_path, tokenizer):
     """In padded batches, with prompts before queries and passages."""

@@ -87,26 +87,6 @@ def test_stop_strings(model, examples, tokenizer):
     assert stopped != free
 
 
-def test_stop_strings_save_time(model, examples, tokenizer):
-    """Decoding ends with the token that completes the stop string, though the string spans two
-    tokens."""
-    prompt = next(
-        example
-        for example in examples
-        if len(greedy(model, example.prompt, tokenizer).split()) == LENGTH
-    )
-    first, second = greedy(model, prompt.prompt, tokenizer).split()[:2]
-    passes = []
-    handle = model.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        assert run(model, [prompt], tokenizer, stop=[f"{first[1:]} {second}"]).outputs == [
-            first[:1]
-        ]
-    finally:
-        handle.remove()
-    assert len(passes) == 2
-
-
 @pytest.mark.parametrize(
     "wish",
     [

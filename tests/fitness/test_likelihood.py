@@ -1,5 +1,4 @@
 import copy
-import random
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -118,17 +117,6 @@ def test_model_without_logits_to_keep(model, examples, tokenizer):
     assert score(Stubborn(), examples, tokenizer).values == pytest.approx(
         score(model, examples, tokenizer).values, abs=1e-5
     )
-
-
-def test_invariance(model, examples, tokenizer):
-    """Neither the size of the micro-batches nor the order of the examples changes any example's
-    score."""
-    whole = score(model, examples, tokenizer, batch_size=64)
-    order = random.Random(1).sample(range(len(examples)), len(examples))
-    for batch_size in (1, 4, 16):
-        shuffled = score(model, [examples[i] for i in order], tokenizer, batch_size=batch_size)
-        assert shuffled.values == pytest.approx([whole.values[i] for i in order], abs=1e-5)
-        assert shuffled.correct.tolist() == [whole.correct[i] for i in order]
 
 
 def test_normalize_and_eos(model, examples, tokenizer):

@@ -57,6 +57,7 @@ def test_equal_to_the_last_bit_and_whatever_the_time():
         ([], {}, "no scores"),
         ([1.0, math.nan], {}, "the score of example 1 is nan"),
         ([math.inf], {}, "the score of example 0 is inf"),
+        ([1e101], {}, "beyond 1e"),
         (1.0, {}, "no scores"),
         ([[1.0]], {}, "no scores"),
         ([1.0, 2.0], {"outputs": ["a"]}, "2 scores but 1 outputs"),

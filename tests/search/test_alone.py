@@ -18,7 +18,6 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.study.files import INSTEAD_FILE
-from hf_evomerge.search.study.study import Study
 
 ALONE = {"baselines": ["average", "alone"], "finalists": 3}
 PS = {"base": {"model": "c"}, "merge": {"groups": "half"}, "compare": ALONE}
@@ -99,40 +98,6 @@ def test_a_source_that_is_enough_is_kept(tmp_path):
     assert INSTEAD_FILE in build
     _, result = toy_search(tmp_path / "both", _runner(), **settings)
     assert result.instead is None
-
-
-def test_other_rows_may_be_added_afterwards(tmp_path):
-    """Another baseline that is asked for later leaves the trials alone that are there."""
-    toy_search(tmp_path, _runner(), **PS)
-    before = facts(tmp_path)["trials"]
-    more = {"baselines": ["random", "average", "alone"], "finalists": 3}
-    runner = _runner()
-    _, result = toy_search(tmp_path, runner, **{**PS, "compare": more})
-    after = facts(tmp_path)["trials"]
-    assert [each for each in after if each[0] != "random"] == before
-    assert len(after) == len(before) + 31
-    assert {row.stage for row in result.rows} >= {"alone", "random"}
-
-
-@pytest.mark.parametrize(
-    "kind", ["ps", "hybrid", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dfs", "first"))]
-)
-def test_it_resumes(kind, tmp_path):
-    """A search with `alone` that was killed within it ends with the same study, whatever order its
-    jobs finish in."""
-    more = {} if kind == "dfs" else {"base": {"model": "c"}, "merge": {"groups": "model"}}
-    more["compare"] = ALONE
-    whole = ToyRunner()
-    _, expected = toy_search(tmp_path / "whole", whole, kind, **more)
-    stopped = ToyRunner(stop_after=len(whole.jobs) - 40, shuffle=1)
-    with pytest.raises(Exception, match=r"^$"):
-        toy_search(tmp_path / "stopped", stopped, kind, **more)
-    begun = {trial.stage for trial in Study.open(tmp_path / "stopped").trials()}
-    assert any(stage.startswith("alone-") for stage in begun)
-    _, result = toy_search(tmp_path / "stopped", ToyRunner(shuffle=2), kind, **more)
-    assert table_rows(result) == table_rows(expected)
-    assert [row.model for row in result.rows if row.stage == "alone"]
-    assert facts(tmp_path / "stopped")["trials"] == facts(tmp_path / "whole")["trials"]
 
 
 def test_paths_are_of_one_source(tmp_path):

@@ -5,12 +5,12 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from form_pairs import DATA, PAIRS, PROBLEMS, TEMPLATE, TOKENIZERS, Data, make_pair, measured
+from form_pairs import PROBLEMS, TEMPLATE, TOKENIZERS, make_pair, measured
 from slowly import slow_beyond
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
@@ -32,12 +32,7 @@ Trained = Callable[..., list[str]]
 def trained(tmp_path: Path) -> Trained:
     """Makes two models that have learnt problems and answers in one form, and a file of these
     problems; returns names."""
-
-    def make(separator: str, kind: str = "characters", **how: Any) -> list[str]:
-        data = Data(chat=how.pop("chat", False))
-        return make_pair(tmp_path, kind, data, separator, **how)
-
-    return make
+    return partial(make_pair, tmp_path)
 
 
 @pytest.mark.parametrize("separator", ["", " "])
@@ -57,20 +52,6 @@ def test_the_form_that_the_models_know_is_written(kind, separator, trained, tmp_
     assert line.endswith(
         (f' nats by upper with separator: "{other}"', f' nats by twice with separator: "{other}"')
     )
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "separator"), slow_beyond([("sentence pieces", "japanese", "")], PAIRS)
-)
-def test_init_writes_the_better_form(kind, data, separator, tmp_path):
-    """Tokenizers of five kinds, data of four, models with a template: the form that they have
-    learnt is written, and a dry run has no doubt of it."""
-    names = make_pair(tmp_path, kind, DATA[data], separator, TEMPLATE)
-    config, _ = measured(names, tmp_path / "problems.jsonl")
-    assert config.data["search"].chat == DATA[data].chat
-    if kind != "word pieces" or DATA[data].chat:  # to which a space is nothing
-        assert DATA[data].space + config.fitness.separator == separator
-    assert not any("separator" in line for line in plan_search(config).warnings)
 
 
 @pytest.mark.parametrize("chat", [True, False])

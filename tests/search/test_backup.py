@@ -81,27 +81,6 @@ def _put_back(message: object) -> None:
     subprocess.run(command, shell=True, check=True)
 
 
-@pytest.mark.parametrize("kind", [10, 13])
-def test_one_bit_in_a_page_is_noticed(made, tmp_path, kind):
-    """A flipped bit in the number of cells of any leaf of an index or a table, or in the place of a
-    cell, is noticed."""
-    data = (made / STUDY_FILE).read_bytes()
-    for at in range(PAGE, len(data), PAGE):
-        for byte, bit in (
-            ((4, 0), (9, 4)) if data[at] == kind and any(data[at + 3 : at + 5]) else ()
-        ):
-            folder = shutil.copytree(made, tmp_path / "study")
-            _patch(
-                folder,
-                lambda data, place=at + byte, bit=bit: data.__setitem__(
-                    place, data[place] ^ 1 << bit
-                ),
-            )
-            with pytest.raises(SearchError, match="is damaged"):
-                check_study(folder)
-            shutil.rmtree(folder)
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (
         lambda folder: _patch(

@@ -82,22 +82,6 @@ def test_groups_by_name(groups, search_config, tmp_path):
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
 
 
-@pytest.mark.parametrize(("name", "workers"), slow_beyond(["terms"], [("dfs", 2), ("terms", 0)]))
-def test_a_search_by_gradient_killed_and_resumed(name, workers, search_config, tmp_path):
-    """Killed in the middle of its steps and resumed, with other workers or none, it ends with the
-    same trials and gradients."""
-    config = search_config(**{"space": name, **BY_GRADIENT[name]})
-    run_search(config, tmp_path / "whole", build=False)
-    killed(
-        lambda seen: seen.phase == "dfs" and 2 * seen.done >= seen.total,
-        run_search,
-        config,
-        tmp_path / "killed",
-    )
-    resume_search(tmp_path / "killed", workers=workers, build=False)
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
-
-
 @pytest.mark.parametrize(
     ("space", "dies_in"), slow_beyond(["dfs"], [("ps", "ps-first"), ("dfs", "dfs")])
 )

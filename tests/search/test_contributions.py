@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_search import EXAMPLES, StoppedError, ToyRunner, hardness, toy_scores, toy_search
+from toy_search import EXAMPLES, ToyRunner, hardness, toy_scores, toy_search
 
 from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.recipes.recipe import Recipe
@@ -70,27 +70,6 @@ def test_a_loss_by_chance_is_no_gain():
     assert (
         sentence([other], "16 test") == "On 16 test examples nothing shows that the winner needs b"
     )
-
-
-@pytest.mark.parametrize("more", [1, 3])
-def test_a_search_that_was_stopped_scores_nothing_twice(more, tmp_path):
-    """Stopped among the sources and resumed, it ends as one that was not."""
-    (tmp_path / "whole").mkdir()
-    whole = ToyRunner(scores=scores)
-    _, result = toy_search(tmp_path / "whole", whole, sources=FOUR, **ASKED)
-    first = next(
-        at
-        for at, job in enumerate(whole.jobs)
-        if isinstance(job.target, Recipe) and job.target.merge.sources
-    )
-    stopped = ToyRunner(scores=scores, stop_after=first + more)
-    rest = ToyRunner(scores=scores)
-    (tmp_path / "stopped").mkdir()
-    with pytest.raises(StoppedError):
-        toy_search(tmp_path / "stopped", stopped, sources=FOUR, **ASKED)
-    _, again = toy_search(tmp_path / "stopped", rest, sources=FOUR, **ASKED)
-    assert len(stopped.jobs) + len(rest.jobs) == len(whole.jobs)
-    assert again.to_json() == result.to_json()
 
 
 def test_a_source_without_which_nothing_can_be_scored_leaves_the_results(tmp_path, caplog):

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_evomerge.errors import SearchError
 from hf_evomerge.search.optimizers.ask_tell import Start
 from hf_evomerge.search.optimizers.descent import GradientOptimizer
 
@@ -147,17 +146,6 @@ def test_members_of_a_group_move_together(examples, apart):
     assert ([point.tobytes() for point in points] == alone) is (examples == 128)
 
 
-@pytest.mark.parametrize(
-    ("examples", "above", "fine"),
-    [(16, 0.0, 0.125), (2, 26.0, 0.25), (64, 13.0, 1.0), (512, 0.0, 1.0)],
-)
-def test_members_part_where_examples_tell_much(examples, above, fine):
-    """How far members of a group move by themselves follows from how many examples there are, and
-    how far they begin."""
-    ascent = optimizer(start=start(groups=np.array([0, 0, 1])), examples=examples)._ascent(-above)
-    assert getattr(ascent, "fine", 1.0) == fine
-
-
 def test_full_scores_on_the_way_are_for_large_budgets():
     """Where two scores in full would take more than a twentieth of the budget, steps are made of
     them."""
@@ -186,16 +174,6 @@ def test_a_failed_point_is_left_again():
     asked = run(optimizer(), fails=(5, 6))
     assert asked[5][0].tolist() == asked[6][0].tolist() == asked[3][0].tolist()
     assert np.allclose(asked[-1][0], [0.3, 1.0, 0.0], atol=0.05)
-
-
-def test_telling_must_match():
-    """What is told must be as much as was asked for."""
-    it = optimizer()
-    it.ask()
-    with pytest.raises(SearchError, match="got 2 values for 1 genomes"):
-        it.tell([1.0, 2.0], [GOAL, GOAL])
-    with pytest.raises(SearchError, match="twice"):
-        it.ask()
 
 
 @pytest.mark.parametrize("budget", [9.0, 48.0, 150.0])

@@ -152,46 +152,11 @@ def test_the_time_that_is_left(fresh, left, text):
     assert _print(row).splitlines()[1].split()[-1] == text
 
 
-def test_the_time_falls_between_reports(monkeypatch):
-    """A phase that reports seldom shows a time that moves, and only the newest row has one."""
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    table = LiveTable(Console(file=stream, width=80, force_terminal=False))
-    table.on_progress(cast(Study, None), STAGE)
-    table.on_progress(cast(Study, None), Progress("test", 0, 9, left=540.0))
-    now[0] += 61.0
-    rows = [str(cell) for cell in table._table().columns[-1].cells]
-    assert rows == ["", "7:59"]
-    table._live.stop()
-
-
-def test_a_log_says_that_a_phase_begins_and_where_it_stands():
-    """A phase without generations has a line when it begins and for each model, so that none is
-    silent; what is replayed has none."""
-    rows = [
-        Progress("test", n, 4, seconds=60.0 * n, fresh=n, left=240.0 - 60 * n) for n in range(5)
-    ]
-    lines = _written(*rows).splitlines()
-    assert lines[:2] == ["held-out test: 0/4, 4:00 left", "held-out test: 1/4, 3:00 left"]
-    assert lines[4] == "held-out test: 4/4"
-    assert "done" in lines[5]
-
-
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_without_reports_nothing_is_printed(terminal, fails):
     """A search that is refused before its first evaluation leaves no table."""
     assert _print(terminal=terminal, fails=fails) == ""
-
-
-def test_the_table_stays_after_a_failure():
-    """A search that fails leaves the table of what was done, whole lines, in a log and in a
-    terminal."""
-    for terminal in (False, True):
-        text = _print(PARENTS, terminal=terminal, fails=True)
-        assert "parents" in text
-        assert text.rstrip("\x1b[?25h").endswith("\n")
 
 
 def test_a_note_stands_above_the_table(capsys):

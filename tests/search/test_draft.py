@@ -289,15 +289,10 @@ def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
     ("count", "choices", "sizes"),
     [
         (8, None, [4, 4]),
-        (16, None, [8, 8]),
-        (20, None, [12, 8]),
         (24, None, [16, 8]),
-        (40, None, [20, 20]),
         (214, None, [107, 107]),
         (400, None, [128, 72, 200]),
-        (500, None, [128, 150, 222]),
         (2000, None, [128, 200, 400]),
-        (40, ["w2", "w3"], [20, 20]),
         (214, ["w2", "w3"], [64, 64, 86]),
     ],
 )
@@ -358,19 +353,6 @@ def test_worked_solutions_are_scored_by_their_result(tiny, tmp_path):
     assert "# task: generation" in text
     for key in ("answer_after", "prompt_field", "shuffle_seed", "start", "count", "max_new_tokens"):
         assert re.search(f"# .*{key}\\b", text), key
-
-
-def test_the_same_model_twice_is_said_at_once(tiny, tmp_path):
-    """A draft of a model and itself warns that there is nothing to merge."""
-    data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
-    draft = draft_search([str(tiny / "a")] * 2, data, base=str(tiny / "base"))
-    assert draft.found[-1].startswith("warning: sources: a and a (2) are the same model")
-    assert (
-        len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found)
-        == 3
-    )
-    draft = draft_search([str(tiny / "a"), str(tiny / "base")], data, base=str(tiny / "base"))
-    assert draft.found[-1].startswith("warning: sources: base and the base are the same model")
 
 
 def _bert(folder: Path, seed: int, *labels: str) -> str:
@@ -477,24 +459,6 @@ def test_re_rankers_are_given_pairs(record, template, tmp_path):
         draft_search(names, _data(tmp_path, *({**each, label: 8.3} for each in records), count=0))
 
 
-def test_pairs_of_a_classifier_are_pairs(tmp_path):
-    """Of several labels too, where no field has the name of a prompt; a file with one is not taken
-    for pairs."""
-    names = [
-        _bert(tmp_path / name, seed, "yes", "no", "open") for seed, name in enumerate(("a", "b"))
-    ]
-    records = [{"premise": f"w{n}", "hypothesis": "w3", "label": "open"} for n in range(9)]
-    config = parse_yaml(
-        SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError
-    )
-    assert config.data["search"].template == "{premise}\t{hypothesis}"
-    records = [{"text": f"w{n}", "source": "w3", "label": "open"} for n in range(9)]
-    config = parse_yaml(
-        SearchConfig, draft_search(names, _data(tmp_path, *records, count=0)).text, SearchError
-    )
-    assert (config.data["search"].template, config.data["search"].prompt_field) == (None, "text")
-
-
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_the_one_source_without_a_head_is_named(order, tmp_path):
     """Beside classifiers, wherever it stands; the message says what to do."""
@@ -507,21 +471,11 @@ def test_the_one_source_without_a_head_is_named(order, tmp_path):
         draft_search([names[at] for at in order], data)
 
 
-def test_labels_in_another_order_are_refused(tmp_path):
-    """Rows of two heads that mean other labels are not averaged, and heads of other sizes name the
-    component that works."""
-    names = [
-        _bert(tmp_path / "a", 0, "red", "blue"),
-        _bert(tmp_path / "b", 1, "blue", "red"),
-        _bert(tmp_path / "c", 2, "x", "y", "z"),
-    ]
-    with pytest.raises(
-        SourceError,
-        match=r"the labels of .*b are those of .*a in another order, blue, red and red, blue",
-    ):
-        check_mergeable([open_source(name) for name in names[:2]])
+def test_heads_of_other_sizes_name_the_component_that_works(tmp_path):
+    """One line, with what to write."""
+    names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "c", 2, "x", "y", "z")]
     with pytest.raises(SourceError, match="write component: text to merge that alone"):
-        check_mergeable([open_source(names[0]), open_source(names[2])])
+        check_mergeable(list(map(open_source, names)))
 
 
 def test_a_revision_is_written():
@@ -560,14 +514,6 @@ def test_one_file_for_each_skill(tiny, tmp_path):
         each.prompt for split in config.data for each in Evaluator(config).tasks.examples(split)
     ]
     assert len(prompts) == len(set(prompts))
-
-
-def test_files_that_are_no_skills_of_one_search(tiny, tmp_path):
-    """Two files of one name are refused."""
-    (tmp_path / "more").mkdir()
-    files = [_skill(tmp_path, "sums", 80), _skill(tmp_path / "more", "sums", 80)]
-    with pytest.raises(SearchError, match="two files are called sums"):
-        draft_search([str(tiny / name) for name in ("a", "b")], files)
 
 
 def test_init_takes_a_file_for_each_skill(tiny, tmp_path, monkeypatch):

@@ -50,12 +50,10 @@ def test_csv(folder, tmp_path):
     with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["stage"], row["number"], row["state"]) for row in rows] == [
-        *[
-            ("ps", "0", "FAILED"),
-            ("ps", "1", "COMPLETE"),
-            ("ps", "2", "COMPLETE"),
-            ("ps", "3", "COMPLETE"),
-        ],
+        ("ps", "0", "FAILED"),
+        ("ps", "1", "COMPLETE"),
+        ("ps", "2", "COMPLETE"),
+        ("ps", "3", "COMPLETE"),
         ("dfs", "0", "COMPLETE"),
     ]
     assert (rows[0]["error"], rows[0]["fitness"]) == ("no recipe, sorry", "")

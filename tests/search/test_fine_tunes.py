@@ -17,7 +17,7 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.phases import lora as lora_phase
+from hf_evomerge.search.phases.baselines import lora as lora_phase
 from hf_evomerge.search.phases.baselines import merge_lora
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.phases.baselines.lora import LoraTrainer

@@ -10,6 +10,7 @@ from toy_search import (
     EXAMPLES,
     LAYERS,
     OPTIMIZER,
+    OTHERS,
     SPACES,
     StoppedError,
     ToyRunner,
@@ -319,12 +320,7 @@ def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path):
 # ---- stopped, resumed, evaluated in another order
 
 
-@pytest.mark.parametrize(
-    "kind",
-    slow_beyond(
-        ["ps", "dfs", "prune"], ["ps", "dfs", "none", "hybrid", "batches", "first", "prune"]
-    ),
-)
+@pytest.mark.parametrize("kind", slow_beyond(["ps", "dfs", "prune", "rows"], [*SPACES, *OTHERS]))
 def test_resuming_changes_nothing(kind, tmp_path):
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results
     of one never stopped."""
@@ -354,14 +350,6 @@ def test_resuming_changes_nothing(kind, tmp_path):
             pieces += 1
     assert pieces == (total - 1) // 11
     assert (facts(study.folder), table_rows(result)) == (expected, table)
-
-
-@pytest.mark.parametrize("kind", slow_beyond(["ps"], ["ps", "none", "hybrid"]))
-def test_the_order_of_finishing_changes_nothing(kind, tmp_path):
-    """However many workers finish in whatever order, the trials are the same."""
-    for shuffle in (None, 0, 1):
-        toy_search(tmp_path / str(shuffle), ToyRunner(shuffle=shuffle), kind)
-        assert facts(tmp_path / str(shuffle)) == facts(tmp_path / "None")
 
 
 def test_another_seed_is_another_search(tmp_path):
@@ -421,19 +409,6 @@ def test_progress(tmp_path):
     bests = [report.best for report in stage if report.best is not None]
     assert bests == sorted(bests)
     assert {report.phase for report in reports} == {"ps", "finalists", "test"}
-
-
-def test_the_best_of_batches_is_not_reported(tmp_path):
-    """The best so far is that of trials scored on all examples; until there is one, none."""
-    reports: list[Progress] = []
-    study, _ = toy_search(tmp_path, ToyRunner(), "batches", callbacks=[Watch(reports.append)])
-    stage = [report for report in reports if report.phase == "ps"]
-    best = None
-    for report, trial in zip(stage, study.trials("ps"), strict=True):
-        if trial.scores.values.size == EXAMPLES and trial.fitness is not None:
-            best = trial.fitness if best is None else max(best, trial.fitness)
-        assert report.best == best
-    assert stage[0].best is None
 
 
 class Recorder(SearchCallback):

@@ -100,17 +100,6 @@ def test_candidates_are_told_once(search_config, tmp_path):
         assert [each.number for each in search.ask()] == [each.number for each in others]
 
 
-def test_a_study_is_held(search_config, tmp_path):
-    """Nobody else writes to the study while it is open; closed, it is free."""
-    config = settings(search_config)
-    with (
-        Search.open(config, tmp_path / "out"),
-        pytest.raises(SearchError, match="another process is running"),
-    ):
-        Search.open(config, tmp_path / "out")
-    Search.open(config, tmp_path / "out").close()
-
-
 def test_gradients_and_objectives_are_refused(search_config, tmp_path):
     """What one score says nothing of is refused before anything is written."""
     config = search_config("ps", optimize=[{"by": "gradient", "evaluations": 8}])

@@ -125,16 +125,6 @@ def test_a_search_over_noise(kind, search_config, tiny, tmp_path):
     assert again.row("noise").scores.mean == row.scores.mean
 
 
-@pytest.mark.slow
-def test_workers_score_noise(search_config, tmp_path):
-    """Worker processes give the same study as one process."""
-    config = search_config("ps", compare=NOISE, merge={"groups": "half"})
-    for workers in (0, 2):
-        run_search(config, tmp_path / str(workers), workers=workers, build=False)
-    here, there = (facts(tmp_path / name)["trials"] for name in ("0", "2"))
-    assert here == there
-
-
 def test_noise_takes_a_base(tiny, tmp_path):
     """Without a base there are no changes to replace; an adapter with more than factors is refused
     by its name."""

@@ -95,18 +95,6 @@ def test_shots_are_part_of_the_prompt(search_config):
     assert len(firsts) > 1
 
 
-def test_workers_score_the_same(search_config, tmp_path):
-    """Worker processes make the prompts from split, number and seed, and score as this process
-    does."""
-    config = search_config(compare=PROMPT)
-    rows = [
-        run_search(config, tmp_path / str(workers), workers=workers, build=False).row("prompt")
-        for workers in (0, 1)
-    ]
-    assert rows[0].scores == rows[1].scores
-    assert _stored(tmp_path / "0", "validation") == _stored(tmp_path / "1", "validation")
-
-
 def test_no_question_is_shown_to_itself(search_config, tmp_path):
     """Where models are chosen on the search examples, a prompt has all others at most."""
     examples = {"search": [Example(f"w{number}", "w0") for number in range(5)]}

@@ -112,20 +112,6 @@ def test_other_settings_are_refused(begun, search_config):
     assert "population" not in str(caught.value)
 
 
-def test_settings_that_an_older_version_did_not_know(search_config, tmp_path):
-    """A study without a key that is not set goes on; without one that is set it is refused by that
-    key."""
-    settings = search_config().model_dump(mode="json")
-    assert settings["merge"].pop("router") is None
-    Study.create(tmp_path / "old", settings).close()
-    check_out(search_config(), tmp_path / "old")
-    del settings["compare"]["finalists"]
-    Study.create(tmp_path / "older", settings).close()
-    _score(tmp_path / "older")
-    with pytest.raises(SearchError, match=r"compare\.finalists was 8 and is 2"):
-        check_out(search_config(), tmp_path / "older")
-
-
 def test_a_study_without_scores_takes_other_settings(search_settings, tmp_path):
     """A limit under which nothing can be scored is taken out of the file, and the search is that of
     the new file."""
@@ -184,13 +170,6 @@ def test_a_source_may_be_mended_before_it_is_scored(adapters, search_config, tmp
     for name in ("out", "fresh"):
         run_search(config, tmp_path / name, build=False)
     assert facts(tmp_path / "out") == facts(tmp_path / "fresh")
-
-
-def test_a_search_that_was_killed_at_its_very_begin(begun, search_config):
-    """Where only the study was made when the search was killed, resuming leaves the search file as
-    well."""
-    resume_search(begun, build=False)
-    assert SearchConfig.load(begun / "search.yaml") == search_config()
 
 
 def test_a_study_does_not_depend_on_the_current_directory(

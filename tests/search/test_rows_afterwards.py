@@ -11,7 +11,6 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.folder import check_out
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.study.study import Study
 
 
 def _config(search_config: Config, *baselines: str, **more: Any) -> Any:
@@ -75,21 +74,6 @@ def test_anything_else_is_another_search(tmp_path, search_config):
     for more in ({"finalists": 5}, {"retain": {"old": {"jsonl": "old.jsonl"}}}):
         with pytest.raises(SearchError, match=r"another search: compare\.(finalists|retain)"):
             check_out(_config(search_config, "random", **more), tmp_path)
-
-
-def test_a_running_search_is_asked_for_nothing(tmp_path, search_config):
-    """While a process runs the study, another cannot give it rows; after it was stopped one can,
-    and the test split was not looked at before."""
-    run_search(_config(search_config, "average"), tmp_path, build=False)
-    more = _config(search_config, "random")
-    with (
-        Study.open(tmp_path) as study,
-        study.exclusive(),
-        pytest.raises(SearchError, match="another process is running"),
-    ):
-        run_search(more, tmp_path)
-    with Study.open(tmp_path) as study:
-        assert study.meta("settings")["compare"]["baselines"] == ["average"]
 
 
 @pytest.mark.parametrize("kind", ["ps", "hybrid"])

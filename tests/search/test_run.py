@@ -42,7 +42,7 @@ def test_what_a_search_leaves(space, pictures, search_config, tmp_path):
     result = run_search(config, out)
     assert {
         item.name for item in out.iterdir() if not item.name.startswith(("study.db-", "study.db."))
-    } == {*("model", "plots", "recipe.yaml", "results.json", "search.yaml", "study.db")}
+    } == {"model", "plots", "recipe.yaml", "results.json", "search.yaml", "study.db"}
     assert SearchConfig.load(out / "search.yaml") == config
     assert (
         Recipe.load(out / "recipe.yaml")

@@ -389,19 +389,3 @@ def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, mo
     ):
         _run(runner, harmless_jobs(search_config())[:1])
     runner.close()
-
-
-def test_a_local_runner_keeps_the_order(search_config):
-    """In this process jobs are evaluated one after the other, each only when its scores are asked
-    for."""
-    seen: list[Any] = []
-    evaluator: Any = SimpleNamespace(
-        evaluate=lambda target, split, batch, *how: (seen.append((split, batch)), Scores([1.0]))[1]
-    )
-    scores = LocalRunner(evaluator).run(
-        [Job(search_config().sources[0], "test", (number,)) for number in range(3)]
-    )
-    assert next(scores)[0] == 0
-    assert seen == [("test", (0,))]
-    assert [index for index, _ in scores] == [1, 2]
-    assert seen == [("test", (number,)) for number in range(3)]

@@ -169,12 +169,6 @@ def test_a_recipe_in_one_line():
     )
 
 
-def test_an_empty_study(tmp_path):
-    """A study that has only begun is shown without trials."""
-    Study.create(tmp_path / "new", {**SETTINGS, "space": "ps"}).close()
-    assert describe_study(tmp_path / "new").startswith("ps search over a, b")
-
-
 def test_the_table_of_results():
     """The table has a line per model with standard errors, costs for those that cost something, and
     a mark on the winner."""
@@ -205,30 +199,6 @@ def test_the_table_of_results():
     )
 
 
-def test_long_names_are_folded():
-    """The tables are whole in 80 columns where a model has a long name, of which nothing is
-    lost."""
-    name = "SmolLM2-135M-Instruct.Q4_1+loraA"
-    rows = [
-        Row("source", name, _scores(*np.linspace(-99, -1, 20))),
-        Row(
-            "ps",
-            "evolved PS",
-            _scores(*np.linspace(-50, 9, 20)),
-            evaluations=40000,
-            seconds=61000.6,
-            winner=True,
-        ),
-    ]
-    lines = (
-        str(Result(RECIPES[0], "test", rows, unit="nats per answer"))
-        .partition("20 test examples")[0]
-        .splitlines()
-    )
-    assert max(map(len, lines)) <= 80
-    assert lines[1].split()[0] + lines[2].strip() == name
-
-
 def test_numbers():
     """Fitness and accuracy are means with the standard error of the mean; what is not known is left
     out."""
@@ -245,42 +215,6 @@ def test_numbers():
 
 
 # ---- pictures
-
-
-class _Trials:
-    """A study of these trials."""
-
-    def __init__(self, *trials: Trial) -> None:
-        self._trials = trials
-
-    def trials(self, stage: str) -> list[Trial]:
-        return [trial for trial in self._trials if trial.stage == stage]
-
-
-def test_trials_are_drawn_as_the_study_has_them():
-    """Each has its fitness, accuracy, examples, cost and objectives; a failed one has none; stages
-    stand in order."""
-    right = Scores([-1.0, -3.0], correct=[True, False], others={"hops": Scores([7.0])})
-    study = _Trials(
-        Trial("dfs", 0, 0, np.zeros(1), None, right, cost=0.5),
-        Trial("ps", 3, 1, np.zeros(1), None, Scores.failed("broken")),
-    )
-    failed, scored = plots.drawn_trials(cast(Study, study), ["fitness", "hops"])
-    assert (failed.stage, failed.number, failed.generation, failed.fitness, failed.examples) == (
-        "ps",
-        3,
-        1,
-        None,
-        0,
-    )
-    assert (scored.stage, scored.fitness, scored.accuracy, scored.examples, scored.cost) == (
-        "dfs",
-        -2.0,
-        0.5,
-        2,
-        0.5,
-    )
-    assert scored.others == {"fitness": -2.0, "hops": 7.0}
 
 
 def test_a_search_has_pictures_of_what_its_winner_is(hybrid_search, tmp_path, monkeypatch):

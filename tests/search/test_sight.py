@@ -139,29 +139,6 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name, parents, tmp_path)
         )
 
 
-@pytest.mark.slow
-def test_a_search_over_pictures_ends_with_a_model_that_sees(parents, tmp_path):
-    """Parents are scored too, the plain one in the body of the one that sees; the winner answers as
-    the search said."""
-    folder = parents("llava")
-    run_search(search_of(folder), tmp_path / "search", workers=1)
-    results = json.loads((tmp_path / "search" / "results.json").read_text())
-    assert [row["model"] for row in results["rows"]][:4] == [
-        "base",
-        "sight",
-        "plain",
-        "uniform average",
-    ]
-    winner = next(row for row in results["rows"] if row["winner"])
-    again = Evaluator(search_of(folder)).evaluate(
-        SourceRef(model=str(tmp_path / "search" / "model")), "test"
-    )
-    assert again.mean == pytest.approx(winner["fitness"], abs=1e-5)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "search" / "model")
-    assert model.config.text_config.vocab_size == len(WORDS)
-    assert (tmp_path / "search" / "model" / "processor_config.json").is_file()
-
-
 def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
     """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of
     what is built."""

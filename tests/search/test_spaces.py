@@ -219,18 +219,6 @@ def test_one_group_is_idle_as_a_whole():
     assert _merge(space, [0.75]).parameters == [{"weight": 0.0}, {"weight": 0.75}]
 
 
-def test_recipes_carry_what_the_search_says():
-    """Sources, base, dtype and seed of the search are those of every recipe."""
-    config = _config(merge={"method": "linear", "groups": "model"}, output={"dtype": "bfloat16"})
-    recipe = ParameterSpace(config, 4).decode(np.array([0.5, 0.5]))
-    assert (recipe.sources, recipe.base, recipe.dtype, recipe.seed) == (
-        config.sources,
-        config.base,
-        "bfloat16",
-        5,
-    )
-
-
 @pytest.mark.parametrize(
     ("ps", "message"),
     [

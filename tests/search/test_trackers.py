@@ -1,9 +1,9 @@
 import sqlite3
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from watch import killed
@@ -38,72 +38,20 @@ def cut_short(config: SearchConfig, out: Path) -> None:
     killed(lambda seen: seen.phase == "ps" and seen.done > 5, run_search, config, out)
 
 
-@pytest.mark.slow
-def test_every_tracker_is_told_the_same(search_config, tmp_path, monkeypatch):
-    """A run gets each generation once, then the results; a resumed search goes on in it, and takes
-    back what is lost."""
+def test_a_resumed_search_goes_on_in_its_run(search_config, tmp_path, monkeypatch):
+    """wandb gets the same id again, and TensorBoard takes back what was logged and not noted."""
     fake = Fake("wandb")
-    written = list[tuple[str, Any]]()
-
-    class Writer:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            written.append(("open", (Path(folder).name, purge_step)))
-
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *given, **more: written.append((name, (*given, *more.values())))
-
+    steps = []
     board = ModuleType("torch.utils.tensorboard")
-    board.SummaryWriter = Writer  # type: ignore[attr-defined]
-    modules = {
-        "wandb": fake,
-        "torch.utils.tensorboard": board,
-        "tensorboard": ModuleType("tensorboard"),
-    }
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setenv("WANDB_PROJECT", "merges")
+    board.SummaryWriter = lambda _, purge_step: steps.append(purge_step) or MagicMock()
+    for module in (fake, board, ModuleType("tensorboard")):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     config = search_config("ps", report_to=["wandb", "tensorboard"])
-    cut_short(config, tmp_path / "out")
-    result = run_search(config, tmp_path / "out", build=False)
-    steps = [given[2] for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
-    assert steps == list(range(1, len(steps) + 1))
-    assert [given for name, given in written if name == "open"] == [
-        ("runs", 1),
-        ("runs", steps.index(2) + 1),
-    ]
-    shown = [
-        given[0]
-        for name, given in written
-        if name == "add_scalar" and given[0].startswith("results/")
-    ]
-    assert shown == [f"results/{row.model}" for row in result.rows]
-    assert written[-1] == ("close", ())
-    resume_search(tmp_path / "out", build=False)
-    opened = [given for name, given in fake.calls if name == "init"]
-    assert [(each["project"], each["resume"]) for each in opened] == [("merges", "allow")] * 3
-    assert len({each["id"] for each in opened}) == 1
-    assert opened[0]["id"].startswith("out-")
-    assert opened[0]["config"]["space"] == "ps"
-    logged = [given for name, given in fake.calls if name == "log"]
-    generations = logged[:-1]
-    (last, summary) = logged[-1]
-    study = Study.open(tmp_path / "out")
-    by_generation: dict[int, list[float]] = {}
-    for trial in study.trials("ps"):
-        by_generation.setdefault(trial.generation, []).append(trial.fitness or 0.0)
-    assert [step for step, _ in generations] == list(range(1, len(by_generation) + 1))
-    assert len(generations) >= 2
-    for number, (_, values) in enumerate(generations):
-        assert values["ps/mean"] == pytest.approx(
-            sum(by_generation[number]) / len(by_generation[number])
-        )
-        assert values["ps/best of generation"] == max(by_generation[number])
-    assert generations[-1][1]["evaluations"] == pytest.approx(
-        sum(trial.cost for trial in study.trials()), abs=1e-3
-    )
-    assert last == len(generations) + 1
-    assert summary == {f"results/{row.model}": row.scores.mean for row in result.rows}
-    assert [name for name, _ in fake.calls].count("finish") == 2
+    cut_short(config, tmp_path)
+    run_search(config, tmp_path, build=False)
+    first, second = (given["id"] for name, given in fake.calls if name == "init")
+    assert first == second
+    assert steps == [1, 2]
 
 
 @pytest.mark.parametrize("failure", [ConnectionError, SystemExit])

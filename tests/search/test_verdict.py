@@ -428,8 +428,16 @@ SEARCHES = {
     ),
     "all level": (
         {
-            **{"base": 0.5, "maths": 0.5, "japanese": 0.5, "average": 0.5, "prompt": 0.5},
-            **{"alone_maths": 0.5, "alone_japanese": 0.5, "noise": 0.5, "lora": 0.5, "ps": 0.5},
+            "base": 0.5,
+            "maths": 0.5,
+            "japanese": 0.5,
+            "average": 0.5,
+            "prompt": 0.5,
+            "alone_maths": 0.5,
+            "alone_japanese": 0.5,
+            "noise": 0.5,
+            "lora": 0.5,
+            "ps": 0.5,
         },
         [
             "The base (tiny) does as well: keep the base (tiny) as it is; ",

@@ -29,8 +29,6 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from hf_evomerge.fitness.likelihood import LikelihoodSpec, LikelihoodTask
-
 NAME = "standin"
 COUNT = 2
 _ATEN = torch.ops.aten
@@ -287,12 +285,6 @@ def standing_in() -> Iterator[None]:
             yield
     finally:
         _there[0] = False
-
-
-def task_there() -> LikelihoodTask:
-    """Make the task of a search whose workers find the device as well."""
-    standing_in().__enter__()  # as long as the worker lives
-    return LikelihoodTask(LikelihoodSpec(separator=" "))
 
 
 def _register() -> None:

@@ -33,11 +33,9 @@ SIGHT = {  # class, and type of the language part
 PLAIN = ["meta-llama/Meta-Llama-3-8B", "hkust-nlp/dart-math-llama3-8b-prop2diff"]
 PICTURES = "SakanaAI/JA-VLM-Bench-In-the-Wild"
 PIPELINES = [
-    *(
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "RunDiffusion/Juggernaut-XL-v9",
-        "mhdang/dpo-sdxl-text2image-v1",
-    ),
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "RunDiffusion/Juggernaut-XL-v9",
+    "mhdang/dpo-sdxl-text2image-v1",
     "stabilityai/japanese-stable-diffusion-xl",
 ]
 LIGHTNING = "ByteDance/SDXL-Lightning"
@@ -54,13 +52,13 @@ def sizes(words: list[str]) -> dict[str, int]:
     """Fields of a language model with these words."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return {
-        **{
-            "vocab_size": len(words),
-            "hidden_size": 8,
-            "intermediate_size": 8,
-            "num_hidden_layers": 2,
-        },
-        **{"num_attention_heads": 1, "num_key_value_heads": 1, **ids},
+        "vocab_size": len(words),
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        **ids,
     }
 
 

@@ -137,17 +137,29 @@ SPACES: dict[str, dict[str, Any]] = {
     },
 }
 
-SWEEP: dict[str, Any] = {
-    "space": "dfs",
-    "sources": [{"model": "a"}],  # of six layers
-    "path": {"kind": "prune", "layers": 2},
-    "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}],
+OTHERS: dict[str, dict[str, Any]] = {
+    "prune": {
+        "space": "dfs",
+        "sources": [{"model": "a"}],  # of six layers
+        "path": {"kind": "prune", "layers": 2},
+        "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}],
+    },
+    "rows": {
+        "base": {"model": "c"},
+        "merge": {"groups": "model"},
+        "optimize": [OPTIMIZER],
+        "compare": {
+            "finalists": 3,
+            "baselines": ["average", "alone", "random"],
+            "contributions": True,
+        },
+    },
 }
 
 
 def toy_config(kind: str, **more: Any) -> SearchConfig:
     """The settings of a kind of search; keywords replace whole sections."""
-    return minimal(**{"compare": {"finalists": 3}, **SPACES.get(kind, SWEEP), **more})
+    return minimal(**{"compare": {"finalists": 3}, **{**SPACES, **OTHERS}[kind], **more})
 
 
 def toy_search(

@@ -12,29 +12,28 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from words import word_tokenizer
 
 WORDS = [
-    *(
-        "<pad>",
-        "<bos>",
-        "<eos>",
-        "<unk>",
-        "user",
-        "assistant",
-        "what",
-        "is",
-        "red",
-        "blue",
-        "it",
-        "?",
-    ),
-    *(
-        "<image>",
-        "<video>",
-        "<vision_start>",
-        "<vision_end>",
-        "<fake_token_around_image>",
-        "<global-img>",
-    ),
-    *("<end_of_utterance>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    "user",
+    "assistant",
+    "what",
+    "is",
+    "red",
+    "blue",
+    "it",
+    "?",
+    "<image>",
+    "<video>",
+    "<vision_start>",
+    "<vision_end>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "<image_soft_token>",
     *(f"w{number}" for number in range(42)),
 ]
 ID = {word: number for number, word in enumerate(WORDS)}
@@ -47,19 +46,17 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
 TEXT: dict[str, Any] = {
-    **{
-        "vocab_size": len(WORDS),
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-    },
-    **{
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-    },
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 VISION = {
     "hidden_size": 16,

@@ -25,17 +25,19 @@ from typing import Any
 import pytest
 
 IMPORTED = (
-    *(
-        "numpy",
-        "cma",
-        "safetensors.torch",
-        "torch",
-        "transformers.modeling_utils",
-        "transformers.generation.utils",
-    ),
-    *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
-    *("transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"),
-    *("pydantic.types", "rich.progress", "typer.main"),
+    "numpy",
+    "cma",
+    "safetensors.torch",
+    "torch",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers",
+    "pydantic.types",
+    "rich.progress",
+    "typer.main",
 )
 
 COMMAND = "from hf_evomerge.cli import run; run()"  # what `hf-evomerge` does

@@ -14,9 +14,9 @@ browser, merging and closing of pull requests, running a Space, search, `hf repo
 the space of what is deleted. An address below `/api` that it does not know is answered with 501
 and a line that names it.
 
-It listens on 127.0.0.1 and answers requests for `127.0.0.1` and `localhost` alone. There is one
-user with one token, which is no secret; other programs of the same user can read the folder. An
-answered commit survives a killed process, and is not forced to disk.
+It listens on 127.0.0.1 and trusts whoever asks. There is one user with one token, which is no
+secret; other programs of the same user can read the folder. An answered commit is kept, unless the
+process is killed while it writes.
 """
 
 from .hub import LocalHub

@@ -12,8 +12,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from hf_evomerge.errors import EvoMergeError
-
 from .hub import LocalHub
 
 
@@ -45,7 +43,7 @@ def main() -> None:
             print(hub.describe(), flush=True)
             with suppress(KeyboardInterrupt):
                 hub.wait()
-    except (EvoMergeError, OSError) as error:
+    except OSError as error:
         sys.exit(f"error: {error}")
     print(f"stopped; the repositories are kept in {given.root}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass, field
 
 from .repository import Repository
@@ -66,9 +65,7 @@ class Call:
         header = self.request.headers.get("Authorization")
         if not header:
             return False
-        if not hmac.compare_digest(
-            header.removeprefix("Bearer ").strip().encode(), self.account.token.encode()
-        ):
+        if header.removeprefix("Bearer ") != self.account.token:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return True
 

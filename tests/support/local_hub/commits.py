@@ -10,7 +10,7 @@ from typing import Any
 
 from .access import NO_WRITE, Call
 from .repository import SINGULAR, Commit, Repository, Tree, now
-from .store import LARGE_ENDINGS, check_path
+from .store import LARGE_ENDINGS
 from .wire import Refusal, Response
 
 LARGEST_REGULAR = 10_000_000  # bytes; larger files are kept out of git
@@ -24,7 +24,7 @@ def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     there = repository.at(revision)
     answers = []
     for file in call.request.json()["files"]:
-        path = check_path(file["path"])
+        path = file["path"]
         mode = "lfs" if _is_large(path, file) else "regular"
         answer: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": False}
         if path in there.tree:
@@ -88,17 +88,10 @@ def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
     """The tree after the operations; raises `Refusal` where one cannot be."""
     tree = dict(tree)
     for key, value in operations:
-        path = check_path(
-            str(value.get("path", "")).rstrip("/") if key == "deletedFolder" else value.get("path")
-        )
+        path = value["path"].rstrip("/")
         if key == "file":
             content = value["content"]
-            data = (
-                base64.b64decode(content, validate=True)
-                if value.get("encoding") == "base64"
-                else content.encode()
-            )
-            tree[path] = call.store.regular(data)
+            tree[path] = call.store.regular(base64.b64decode(content))
         elif key == "lfsFile":
             if (entry := call.store.large(value["oid"])) is None:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
@@ -114,15 +107,6 @@ def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
                     404, f"A file with this name doesn't exist: {path}", code="EntryNotFound"
                 )
             tree = {name: entry for name, entry in tree.items() if name not in gone}
-        else:
-            raise Refusal(400, f"unknown operation: {key}")
-    folders = {
-        "/".join(parts[:end])
-        for parts in (path.split("/") for path in tree)
-        for end in range(1, len(parts))
-    }
-    if both := sorted(folders & tree.keys()):
-        raise Refusal(400, f"a file and a folder have one name: {both[0]}")
     return tree
 
 

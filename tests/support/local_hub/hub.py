@@ -3,21 +3,16 @@ it."""
 
 from __future__ import annotations
 
-import errno
 import shlex
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from filelock import FileLock, Timeout
-
-from hf_evomerge.errors import HubError
-
 from .access import Account, Call
 from .routes import answer
 from .server import Server
-from .store import Store, is_name
+from .store import Store
 from .wire import Request, Response
 
 TOKEN = "hf_local"
@@ -27,8 +22,8 @@ class LocalHub:
     """A Hub on this machine, for the real clients of `huggingface_hub` and `transformers`. No
     account and no network.
 
-    Only programs of this machine can reach it. Everything but the token is kept in `root` and is
-    there again after a restart, also after `kill -9`. What it does not imitate is listed in the
+    Only programs of this machine can reach it, and they are trusted. Everything but the token is
+    kept in `root` and is there again after a restart. What it does not imitate is listed in the
     package's docstring.
 
     Args:
@@ -36,10 +31,6 @@ class LocalHub:
         port: The port; 0 for any that is free.
         user: The user's name, and so the namespace of their repositories.
         orgs: More namespaces that the user can write in.
-
-    Raises:
-        HubError: Where a name is none that the Hub would take; from `start`, where another hub
-            serves the folder or the port is taken.
 
     Example:
         ```py
@@ -53,24 +44,17 @@ class LocalHub:
         self, root: str | Path, port: int = 0, *, user: str = "local", orgs: Iterable[str] = ()
     ) -> None:
         self._account = Account(user, TOKEN, tuple(orgs))
-        if wrong := [name for name in (user, *self._account.orgs) if not is_name(name)]:
-            raise HubError(
-                f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and ."
-            )
         self.root = Path(root).absolute()
         self.token = TOKEN
         self.user = user
         self._port = port
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
-        self._lock = FileLock(self.root / ".lock")
 
     @property
     def endpoint(self) -> str:
-        """The address, for `HF_ENDPOINT` and `HfApi(endpoint=...)`; raises `HubError` where the hub
-        does not run."""
-        if self._server is None:
-            raise HubError("the hub does not run; call start(), or use it in a with statement")
+        """The address of a hub that runs, for `HF_ENDPOINT` and `HfApi(endpoint=...)`."""
+        assert self._server is not None
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self, *, home: str | Path | None = None) -> dict[str, str]:
@@ -112,25 +96,10 @@ class LocalHub:
     def start(self) -> LocalHub:
         """Begin to serve, in threads of this process."""
         self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise HubError(
-                f"{self.root}: another hub serves this folder; stop it, or choose another folder"
-            ) from None
-        try:
-            store = Store(self.root)
-            self._server = self._listen(
-                self._port,
-                lambda request: answer(Call(request, store, self._account, self.endpoint)),
-            )
-        except BaseException as error:
-            self._lock.release()
-            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                raise HubError(
-                    f"port {self._port} is in use; stop what uses it, or choose another port"
-                ) from error
-            raise
+        store = Store(self.root)
+        self._server = self._listen(
+            self._port, lambda request: answer(Call(request, store, self._account, self.endpoint))
+        )
         self._port = self._server.server_port
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -147,7 +116,6 @@ class LocalHub:
             self._server.close()
             self._thread.join()
             self._server = self._thread = None
-            self._lock.release()
 
     def wait(self) -> None:
         """Serve until the program is interrupted."""

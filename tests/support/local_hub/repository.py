@@ -1,5 +1,5 @@
 """One repository: its commits, its refs and its settings, in a folder. A commit is a file; moving a
-ref replaces one file."""
+ref rewrites another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .objects import write_whole
 from .wire import Refusal
 
 KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
@@ -114,7 +113,7 @@ class Commit:
 
 @dataclass
 class State:
-    """What of a repository changes without a commit. Kept in one file, which is replaced whole.
+    """What of a repository changes without a commit. Kept in one file.
 
     Attributes:
         kind: `models`, `datasets` or `spaces`.
@@ -142,7 +141,6 @@ class Repository:
 
     Args:
         folder: Its folder.
-        temporary: A folder on the same file system for files that are not whole yet.
         state: Where it is new; otherwise it is read from the folder.
 
     Attributes:
@@ -150,9 +148,8 @@ class Repository:
         lock: Hold it over reading a ref and moving it.
     """
 
-    def __init__(self, folder: Path, temporary: Path, state: State | None = None) -> None:
+    def __init__(self, folder: Path, state: State | None = None) -> None:
         self.folder = folder
-        self._temporary = temporary
         self.lock = threading.RLock()
         self.state = state or State(**json.loads((folder / STATE).read_bytes()))
         self._commits: dict[str, Commit] = {}
@@ -168,7 +165,7 @@ class Repository:
         return self.state.id.split("/")[0]
 
     def save(self) -> None:
-        """Write the state; after this call it survives a kill."""
+        """Write the state."""
         self._write(self.folder / STATE, self.state)
 
     def commit(self, oid: str) -> Commit:
@@ -216,4 +213,5 @@ class Repository:
         return self.folder / "commits" / f"{oid}.json"
 
     def _write(self, path: Path, value: State | Commit) -> None:
-        write_whole(path, [json.dumps(asdict(value)).encode()], self._temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(value)), encoding="utf-8")

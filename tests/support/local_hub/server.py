@@ -8,13 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
-from .wire import Refusal, Request, Response, Slice
+from .wire import Request, Response, Slice
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 120  # after which a connection that is not used is closed
-LOCAL_NAMES = ("127.0.0.1", "localhost")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -47,12 +45,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         """Answer one request."""
-        try:
-            request = self._read()
-        except Refusal as refusal:
-            self.close_connection = True  # where its body ends is not known
-            self.send(refusal.to_response())
-            return
+        length = int(self.headers.get("Content-Length") or 0)
+        request = Request(self.command, self.path, self.headers, self.rfile, length)  # type: ignore[arg-type]
         response = self.answer(request)
         for _ in request.pieces():
             pass  # the next request begins behind this body
@@ -83,23 +77,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         with payload.path.open("rb") as file:
             self.connection.sendfile(file, payload.start, payload.length)
-
-    def _read(self) -> Request:
-        """Read the head of a request that is meant for this server.
-
-        Another name in `Host` is a page of a browser that was led here.
-        """
-        length = self.headers.get("Content-Length") or "0"
-        if "Transfer-Encoding" in self.headers or not length.isdecimal():
-            raise Refusal(411, "send the body with a Content-Length")
-        try:
-            if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
-                raise Refusal(421, f"this server is {' or '.join(LOCAL_NAMES)}")
-            return Request(self.command, self.path, self.headers, self.rfile, int(length))  # type: ignore[arg-type]
-        except (
-            ValueError
-        ) as cause:  # a bracket that is not closed, or a length of thousands of digits
-            raise Refusal(400, str(cause)) from cause
 
 
 class Server(ThreadingHTTPServer):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from local_hub.cards import card_tags, check_card, front_matter, read_card
+from local_hub.cards import card_tags, check_card
 
 
 def _card(**metadata: Any) -> str:
@@ -87,34 +87,6 @@ def test_bad_metadata(name):
     errors, _ = check_card(_card(**metadata), kind)
     assert len(errors) == 1, errors
     assert message in errors[0]
-
-
-@pytest.mark.parametrize(
-    ("head", "message"),
-    [("a: [1", "invalid YAML"), ("- a", "must be a mapping"), ("d: 2024-13-45", "invalid YAML")],
-    ids=["no YAML", "a list", "no date"],
-)
-def test_metadata_that_is_none(head, message):
-    """Metadata that is no YAML, or no mapping, is an error, and a description reads it as empty."""
-    text = f"---\n{head}\n---\n"
-    assert message in check_card(text, "model")[0][0]
-    assert read_card(text.encode()) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "head"),
-    [
-        ("---\na: 1\n---\nrest", "a: 1"),
-        ("\n---\r\na: 1\r\n---\r\nrest", "a: 1"),
-        ("---\na: 1\n---", "a: 1"),
-        ("---\n---\nrest", ""),
-        ("text\n---\na: 1\n---\n", None),
-        ("---\na: 1\n", None),
-    ],
-)
-def test_where_the_metadata_is(text, head):
-    """Metadata is between two lines of dashes at the very top, whatever ends the lines."""
-    assert front_matter(text) == head
 
 
 def test_tags_of_relations():

@@ -14,7 +14,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from local_hub import LocalHub
 
 CARD = """---
 license: apache-2.0
@@ -137,19 +136,6 @@ def test_description(api, repo):
     assert sizes["sub/note with space.txt"] == 5
 
 
-def test_tree_and_paths(api, repo):
-    """The tree lists one folder or everything below; facts are given about files and folders that
-    are there."""
-    assert [info.path for info in api.list_repo_tree(repo)] == [
-        ".gitattributes", "README.md", "config.json", "model.safetensors", "sub",
-    ]  # fmt: skip
-    assert [info.path for info in api.list_repo_tree(repo, "sub")] == ["sub/note with space.txt"]
-    assert len(list(api.list_repo_tree(repo, recursive=True))) == 6
-    paths = api.get_paths_info(repo, ["model.safetensors", "sub", "none"])
-    assert [info.path for info in paths] == ["model.safetensors", "sub"]
-    assert _status(lambda: list(api.list_repo_tree(repo, "none")), RemoteEntryNotFoundError) == 404
-
-
 def test_branches_tags_and_history(api, repo):
     """Branches and tags are created once, committed to or not, found by every name of a revision,
     and deleted."""
@@ -225,27 +211,6 @@ def test_private(api, hub, repo, tmp_path):
         nobody.snapshot_download("acme/hidden", cache_dir=tmp_path / "v")
     with pytest.raises(RepositoryNotFoundError):
         nobody.upload_file(path_or_fileobj=b"", path_in_repo="x", repo_id="acme/hidden")
-
-
-def test_what_is_another_users(api, hub, repo):
-    """A repository of a namespace that is not the user's is read, and proposed to, but not changed;
-    nor seen, if private."""
-    api.create_repo("acme/hidden", private=True)
-    hub.stop()
-    with LocalHub(hub.root, user="visitor") as again:
-        visitor = HfApi(endpoint=again.endpoint, token=again.token)
-        assert not visitor.repo_exists("acme/hidden")
-        for call in (
-            lambda: visitor.upload_file(path_or_fileobj=b"v", path_in_repo="v.txt", repo_id=repo),
-            lambda: visitor.create_branch(repo, branch="x"),
-            lambda: visitor.create_tag(repo, tag="x"),
-            lambda: visitor.delete_repo(repo),
-        ):
-            assert _status(call) == 403
-        made = visitor.upload_file(
-            path_or_fileobj=b"v" * 99, path_in_repo="v.bin", repo_id=repo, create_pr=True
-        )
-        assert visitor.file_exists(repo, "v.bin", revision=made.pr_revision)
 
 
 def test_spaces(api, folder):

@@ -81,26 +81,6 @@ def test_our_own_command(tmp_path):
     ).exists()
 
 
-def test_a_command_runs_beside_a_hub(tmp_path):
-    """A command that is named runs with the hub's variables, and its status is the program's."""
-    code = "import sys; from huggingface_hub import whoami; print(whoami()['name']); sys.exit(3)"
-    options = ["-m", "local_hub", "--root", "kept", "--port", "0", "--user", "me", "--"]
-    command = [sys.executable, *options, sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout) == (3, "me\n"), done.stderr
-
-
-def test_our_command_in_a_folder_that_is_none(tmp_path):
-    """A folder that cannot be is one line and status 1."""
-    (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "local_hub", "--root", str(tmp_path / "file")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert str(tmp_path / "file") in done.stderr
-
-
 def test_the_server_stands_alone():
     """The hub imports the standard library, PyYAML and a file lock, itself, and the errors of
     `hf_evomerge`."""

@@ -5,8 +5,8 @@ Each part runs in a process of its own. Something is survived where the result i
 that of a run in which nothing went wrong; it is one line where the program says in one line what is
 wrong; it is lost else.
 
-    python tests/slow/reliability.py                           # all of it, hours
-    python tests/slow/reliability.py kills push --kills 20     # two parts, one of them shortened
+    python benchmarks/reliability.py                           # all of it, hours
+    python benchmarks/reliability.py kills soak --kills 20     # two parts, one of them shortened
 """
 
 import argparse
@@ -20,14 +20,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "pages" / "reliability.md"
 COLUMNS = ("injected", "survived", "one line", "lost")
 PARTS = {  # the module, what says how long it is, its default, its unit
     "kills": ("kills", 200, "kills"),
-    "push": ("pushes", 200, "pushes"),
-    "surroundings": ("surroundings", 40, "cases"),
-    "fuzz": ("fuzz", 60, "minutes"),
     "soak": ("soak", 2000, "trials"),
     "space": ("visitors", 15, "minutes"),
 }
@@ -91,11 +88,7 @@ def main() -> int:
 def run_part(name: str, length: int, seed: int) -> int:
     """Run one part here; its rows are the last line on standard output, what was lost goes to
     standard error."""
-    sys.path[:0] = [
-        str(ROOT / "tests" / "slow"),
-        str(ROOT / "tests" / "support"),
-        str(ROOT / "tests"),
-    ]
+    sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests")]
     part = importlib.import_module(f"faults.{PARTS[name][0]}")
     with tempfile.TemporaryDirectory(prefix="evomerge-faults-") as scratch:
         rows, lost = part.run(Path(scratch), length, seed)

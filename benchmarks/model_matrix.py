@@ -5,9 +5,9 @@ Every property on some thirty architectures, by the checks of the tests
 (``tests/modeling/properties.py``): a few minutes on one core. And, on every type that the installed
 transformers knows, whether the model works, or why not: about ten minutes.
 
-    python tests/slow/model_matrix.py
-    python tests/slow/model_matrix.py --print                          # writes nothing
-    python tests/slow/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes
+    python benchmarks/model_matrix.py
+    python benchmarks/model_matrix.py --print                          # writes nothing
+    python benchmarks/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes
     nothing
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "modeling"), str(ROOT / "tests" / "support")]
 
 from every_type import TYPES  # noqa: E402
@@ -31,7 +31,7 @@ from tiny_models import ARCHITECTURES  # noqa: E402
 from type_verdicts import FAILS, verdict  # noqa: E402
 
 DOCUMENT = ROOT / "benchmarks" / "pages" / "model-tests.md"
-BEGIN = "<!-- begin of the table that tests/slow/model_matrix.py writes -->\n"
+BEGIN = "<!-- begin of the table that benchmarks/model_matrix.py writes -->\n"
 END = "<!-- end of the table -->\n"
 
 

@@ -1,7 +1,7 @@
 """Runs transformers' own tests of models on the merged model, and prints how many pass.
 
     pip install parameterized accelerate
-    python tests/slow/transformers_tests.py
+    python benchmarks/transformers_tests.py
 
 The tests are those of the installed version's source distribution, which pip downloads. It holds
 the common tests of models (``tests/test_modeling_common.py``) but neither those of generation nor
@@ -245,7 +245,7 @@ def run(folder: Path, only: str) -> ElementTree.Element:
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
     subprocess.run(
         [sys.executable, "-m", "pytest", *options, "tests/test_evo_merged.py"],

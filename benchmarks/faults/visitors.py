@@ -28,7 +28,7 @@ WARM = 0.3  # of the time, after which memory is measured first
 ALLOWED = 0.1  # of what was measured first
 VISIT = 5  # calls of one visit, the first of which asks what the model is
 LEFT = 0.25  # of the calls, whose visitor does not wait for the answer
-SPACE = Path(__file__).resolve().parents[3] / "space_app"
+SPACE = Path(__file__).resolve().parents[2] / "space_app"
 
 
 def run(scratch: Path, count: int, seed: int) -> tuple[dict[str, dict[str, int]], list[str]]:

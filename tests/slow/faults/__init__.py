@@ -1,1 +1,0 @@
-"""The parts of tests/slow/reliability.py."""
