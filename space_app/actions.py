@@ -138,15 +138,11 @@ class Actions:
         )
 
     def gloss(self, prompt: str) -> list[str]:
-        """Gloss the prompt where it is an example's; of the visitor's own, say which words the
-        model does not know."""
+        """Gloss the prompt where it is an example's, and say which problem an edit answers."""
         published = self.show.published
         if published is None or not isinstance(prompt, str):
             return ["", ""]
-        return [
-            views.gloss(published, prompt, self.show.unknown(prompt)),
-            views.asked(published, prompt),
-        ]
+        return [views.gloss(published, prompt), views.asked(published, prompt)]
 
     def take_sample(self, number: int) -> list[Any]:
         """An example was chosen: its prompt and pictures, and the answers that are known, for both

@@ -28,11 +28,9 @@ import seeing  # noqa: E402
 import views  # noqa: E402
 from actions import MIXED, Actions  # noqa: E402
 from endpoints import endpoints, friendly  # noqa: E402
-from gradio.components.gallery import GalleryData, GalleryImage, GalleryVideo  # noqa: E402
 from gradio.state_holder import SessionState  # noqa: E402
 from models import MAX_TOKENS, choices  # noqa: E402
 from published import TO_TRY, Published  # noqa: E402
-from pydantic import Field  # noqa: E402
 from reading import settings  # noqa: E402
 from showcase import Edit, Showcase  # noqa: E402
 from texts import cards, message  # noqa: E402
@@ -93,13 +91,6 @@ PLAY_ONCE = """() => {
   window.evPlayed = true; }"""
 
 
-class Files(GalleryData):
-    """Files that a gallery is given: so few that a list of wrong ones is one complaint, and not a
-    million."""
-
-    root: list[GalleryImage | GalleryVideo] = Field(max_length=64)
-
-
 class Page:
     """The page of one showcase: builds the components, and holds what their events do."""
 
@@ -152,7 +143,6 @@ class Page:
         gallery = gr.Gallery(
             label=label, elem_id=name, file_types=seeing.TYPES, interactive=True, **look
         )
-        gallery.data_model = Files
         take = gallery.async_move_resource_to_block_cache
 
         async def take_file(given: str | Path | None) -> str | None:

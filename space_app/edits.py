@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any
 
-from published import MAX_HOP_TEXT, Published, as_float
+from published import Published, as_float
 from texts import SpaceError, counted, number
 
 from hf_evomerge.errors import RecipeError
@@ -19,8 +19,6 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 
 MAX_HOPS = 512  # and as many layers to run: a hop of several terms runs several
-MAX_TERMS = 8
-MAX_WEIGHT = 1e6
 MAX_SCALE = 10.0
 
 
@@ -103,22 +101,9 @@ def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> 
     """
     if isinstance(hops, str) or not isinstance(hops, Sequence) or not hops:
         raise SpaceError('The path must be a list of hops, such as ["0:0", "0:1", "1:1"].')
-    if any(isinstance(hop, str) and len(hop) > MAX_HOP_TEXT for hop in hops):
-        raise SpaceError(
-            f"A hop is a text such as 0:3; here it has at most {MAX_HOP_TEXT} characters."
-        )
     path = LayerPath.parse(hops[: MAX_HOPS + 1])
     if (runs := max(len(hops), _layers_run(path))) > MAX_HOPS:
         raise SpaceError(f"The path runs {runs:,} layers; here it runs at most {MAX_HOPS}.")
-    if any(
-        len(hop.terms) > MAX_TERMS or abs(term.weight) > MAX_WEIGHT
-        for hop in path.hops
-        for term in hop.terms
-    ):
-        raise SpaceError(
-            f"A hop has at most {MAX_TERMS} terms here, each with a weight of at most "
-            f"{MAX_WEIGHT:,.0f}."
-        )
     there = LayerPath.parse(holds).unique_layers if holds else path.unique_layers
     if absent := next((layer for layer in path.unique_layers if layer not in there), None):
         raise SpaceError(

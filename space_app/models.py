@@ -4,7 +4,6 @@ bounds of tokens and time."""
 from __future__ import annotations
 
 import gc
-import math
 import queue
 import threading
 import time
@@ -12,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import loading
@@ -36,7 +35,7 @@ MAX_TOKENS = 256
 MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
 _NO_ANSWER = "The model could not answer"
-_MOST_QUICK = 50e6  # parameters of a model that answers without being asked
+_MOST_QUICK = 200e6  # bytes of a model that answers, as its parents do, without being asked
 _LAST_NORMS = (
     "norm",
     "ln_f",
@@ -88,24 +87,25 @@ class Host(loading.LoadedInBackground):
         self.max_seconds = MAX_SECONDS
         self._pass = threading.Lock()
         self.evolved: Loaded | None = None
+        base = published.base
+        self._weights = (published.model, published.revision)
+        if base is not None:
+            self._weights = (base.model, base.revision)
         self._parents: dict[str, Loaded] = {}
         self._run = loading.on_gpu(self._generate)
         self._once = loading.on_gpu(self._work_once)
 
-    @property
+    @cached_property
     def quick(self) -> bool:
-        """True where the model is so small that it answers without being asked."""
-        size = self.evolved.model.num_parameters() if self.evolved is not None else math.inf
-        return size <= _MOST_QUICK and not loading.zero_gpu()
+        """True where the model is so small that it answers, as its parents do, without being
+        asked."""
+        return 0 < loading.weights_bytes(*self._weights) <= _MOST_QUICK and not loading.zero_gpu()
 
     def _load(self) -> None:
-        own = model, revision = self.published.model, self.published.revision
-        if (base := self.published.base) is not None:
-            model = base.model
-            revision = base.revision
-        loading.check_memory(loading.weights_bytes(model, revision), self.published.name)
-        adapter = own if base is not None else None
-        self.evolved = loading.load(model, revision, sees=self.published.sees, adapter=adapter)
+        published = self.published
+        loading.check_memory(loading.weights_bytes(*self._weights), published.name)
+        adapter = (published.model, published.revision) if published.base is not None else None
+        self.evolved = loading.load(*self._weights, sees=published.sees, adapter=adapter)
 
     def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
         """Write one answer, piece by piece; the last is ``done``, or ``stopped`` where `stopped`
@@ -135,13 +135,6 @@ class Host(loading.LoadedInBackground):
                 yield last
         finally:
             pieces.close()
-
-    def is_small(self, key: str, bound: float) -> bool:
-        """Tell whether a parent's weights have at most so many bytes, and fit beside what is
-        loaded."""
-        parent = self._parent(key)
-        size = loading.weights_bytes(parent.model, parent.revision)
-        return 0 < size <= bound and (self.published.base is not None or loading.fits(size))
 
     def whole_answer(self, job: Job) -> Piece:
         """The answer when it is finished; raises `SpaceError`."""

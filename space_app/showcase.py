@@ -22,18 +22,16 @@ from loading import LoadedInBackground, zero_gpu
 from models import MAX_TOKENS, Host, Job, Piece, choices
 from published import TO_TRY, Published, as_float
 from reading import read
-from texts import MAX_PROMPT, Card, SpaceError, clean_prompt, counted, why_wrong
+from texts import Card, SpaceError, clean_prompt, counted, why_wrong
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import Example, Picture
 from hf_evomerge.pictures.path import Words
 from hf_evomerge.record import EVOLVED
 
-_SMALL = 2e9  # bytes of a parent that answers without being chosen
 _AT_ONCE = 25  # examples that are scored in one pass
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
 _MAX_SESSIONS = 10_000
-_MOST_KEPT = 1000  # answers of the published model
 _MOST_LINK = 30_000  # characters of an edit in a link
 Asked = tuple[str, seeing.Pictures]
 UNCHANGED = "Change something to see another answer beside this one."
@@ -138,7 +136,7 @@ class Showcase(LoadedInBackground):
         self.revision = revision
         self.published: Published | None = None
         self.host: Host | None = None
-        self.small: list[str] = []  # the parents that are asked with the model
+        self.small: list[str] = []  # parents that are asked with the model
         self.started = time.monotonic()
         self.rehearsed: dict[
             Asked, dict[str, Piece]
@@ -146,9 +144,6 @@ class Showcase(LoadedInBackground):
         self._words: dict[
             Asked, Words
         ] = {}  # what is said after each hop of the published model, to examples
-        self._plain: dict[
-            int, Piece
-        ] = {}  # the published model's answers beside changed ones, by a hash of what was asked
         self._right: list[bool] = []  # whether the published model answers each example right
         self.ready_for = threading.Event()  # set when there will be no more of them
         # how often a visitor has asked or stopped, and which
@@ -168,9 +163,7 @@ class Showcase(LoadedInBackground):
     def _load(self) -> None:
         self.published = read(self.model, self.revision)
         self.host = Host(self.published)
-        self.small = [
-            key for key in choices(self.published.parents) if self.host.is_small(key, _SMALL)
-        ]
+        self.small = choices(self.published.parents) if self.host.quick else []
 
     def rehearse(self) -> None:
         """Let every small model answer the first examples, so that visitors see answers at once;
@@ -322,13 +315,13 @@ class Showcase(LoadedInBackground):
         published, _ = self.need()
         words, note = self.question(prompt)
         bound = token_bound(tokens)
-        asked = hash((words, pictures, bound))
         first = Card(
             "as published", counted(len(published.path), "hop") if published.path else "", note=note
         )
         jobs = {0: Job(EVOLVED, words, bound, pictures=pictures)}
-        if (known := self._plain.get(asked)) is not None:
-            first = self._card(first, known, (words, pictures))
+        answered = self.rehearsed.get((words, pictures), {})
+        if EVOLVED in answered:
+            first = self._card(first, answered[EVOLVED], (words, pictures))
             jobs = {}
         answers = [replace(first, note=UNCHANGED)]
         if edit.changes(published):
@@ -337,12 +330,7 @@ class Showcase(LoadedInBackground):
                 Card("changed", counted(len(edit.way), "hop") if edit.way is not None else ""),
             ]
             jobs[1] = edit.job(words, bound, pictures)
-        for shown in self._answers(answers, jobs, session):
-            if shown[0].state == "done" and known is None:
-                if len(self._plain) >= _MOST_KEPT:
-                    self._plain.clear()
-                self._plain[asked] = Piece("done", shown[0].text, shown[0].tokens, shown[0].seconds)
-            yield shown
+        yield from self._answers(answers, jobs, session)
 
     def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
         """Let the changed model answer all examples, and the published one where that is not known;
@@ -375,27 +363,6 @@ class Showcase(LoadedInBackground):
         if self._example(asked) is not None:
             self._words[asked] = found
         return found
-
-    def unknown(self, prompt: str) -> str:
-        """A line about words that the model's tokenizer does not know; empty where it knows all, or
-        is not loaded."""
-        if self.host is None or self.host.evolved is None or len(prompt) > MAX_PROMPT:
-            return ""
-        tokenizer = self.host.evolved.tokenizer
-        words = prompt.split()
-        strange = [
-            word
-            for word in words
-            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
-        ]
-        if tokenizer.unk_token_id is None or not strange:
-            return ""
-        known = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha()]
-        shown = ", ".join(known[:: max(len(known) // 6, 1)][:6])
-        return (
-            f"{len(strange)} of {len(words)} words are unknown to this model. It knows "
-            f"{len(tokenizer):,}, such as {shown}."
-        )
 
     # Models answer one after the other; each yield is the whole list of cards. A new state is shown
     # at once, a longer text at most every `_REDRAW` seconds: the page is drawn anew each time.

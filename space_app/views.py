@@ -3,7 +3,6 @@ repository is escaped."""
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from contextlib import suppress
@@ -69,14 +68,14 @@ def button_of(example: Example) -> str:
     return words if len(words) <= _MOST_BUTTON else f"{words[:_MOST_BUTTON].rsplit(' ', 1)[0]} …"
 
 
-def gloss(published: Published, prompt: str, unknown: str = "") -> str:
-    """Say what an example says in a language that more people read and who solves it, or which
-    words are unknown."""
+def gloss(published: Published, prompt: str) -> str:
+    """Say what an example says in a language that more people read, and who solves it; empty for
+    other prompts."""
     at = next(
         (at for at, example in enumerate(published.examples) if example.prompt == prompt), None
     )
     if at is None:
-        return message(unknown, "warning")
+        return ""
     words = published.examples[at].gloss
     right = published.problems[at].right
     said = words
@@ -347,9 +346,7 @@ def results_table(published: Published) -> str:
     said = "".join(f"<li>{escape(_with_minus(sentence))}</li>" for sentence in results.verdict)
     verdict = details("How sure that is", f'<ul class="ev-verdict">{said}</ul>') if said else ""
     shown = table(heads, map(cells, results.rows), caption=caption, mark=winner)
-    return (
-        f"<h2>Results</h2>{shown}{_why_not_the_best(published)}{verdict}{_contributions(results)}"
-    )
+    return f"<h2>Results</h2>{shown}{verdict}{_contributions(results)}"
 
 
 def _contributions(results: Results) -> str:
@@ -361,34 +358,6 @@ def _contributions(results: Results) -> str:
         if rows
         else ""
     )
-
-
-# The winner is chosen on validation (or search) problems and shown on others, so another row may
-# have a better number there. Choosing by that number would make the test a part of the search.
-def _why_not_the_best(published: Published) -> str:
-    """Say why the model on show is not the row with the best number, where it is not; empty where
-    it is."""
-    shown = published.record.winner
-    rows = [row for row in published.record.rows if row.stage in STAGES]
-    key = "fitness" if shown is None or shown.accuracy is None else "accuracy"
-    best = max(rows, key=lambda row: getattr(row, key) or -math.inf, default=None)
-    if (
-        shown is None
-        or best is None
-        or best.winner
-        or (getattr(best, key) or -math.inf) <= (getattr(shown, key) or -math.inf)
-    ):
-        return ""
-    decided = (
-        "the validation problems, which decide,"
-        if "validation" in published.record.splits
-        else "the search problems"
-    )
-    words = (
-        f"{best.model} did better here, but {decided} preferred {shown.model}: who chooses by "
-        "the test, tests nothing."
-    )
-    return f'<p class="ev-faint">{escape(words[:1].upper() + words[1:])}</p>'
 
 
 def _with_minus(words: str) -> str:

@@ -44,18 +44,7 @@ _SPLITS = {
     "validation": "validation problems",
     "search": "problems of the search itself",
 }
-_OF_FACTS = (
-    "kind",
-    "architecture",
-    "sees",
-    "task",
-    "draws",
-    "adapts",
-    "wrapper",
-    "images",
-    "study",
-    "space",
-)
+_OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "space")
 _SHARE = re.compile(r"by \d+\.\d+ of accuracy( \(-?\d+\.\d+ to -?\d+\.\d+\))?")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
@@ -122,12 +111,6 @@ class CardFacts:
     def adapts(self) -> str | None:
         """The base, of an adapter."""
         return self.config.get("base_model_name_or_path")
-
-    @property
-    def wrapper(self) -> str | None:
-        """Class of an adapter's base, where that is a language model with towers around it."""
-        kind = str((self.config.get("auto_mapping") or {}).get("base_model_class", ""))
-        return kind if kind.endswith("ForConditionalGeneration") else None
 
     @property
     def by_prompt(self) -> bool:

@@ -26,20 +26,6 @@ from .scene import (
     value_lines,
 )
 
-_IN_ORDER = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "qkv",
-    "o_proj",
-    "dense",
-    "attn",
-    "gate",
-    "up",
-    "down",
-    "fc",
-    "mlp",
-)
 _KINDS = ("embed", "block", "head", "default", "pattern")
 _VECTOR = re.compile(r"norm|bias|ln_")
 _FIT = 12  # layers, beside embeddings and head
@@ -324,18 +310,13 @@ def _covers(wide: GroupKey, key: GroupKey) -> bool:
     )
 
 
-def _order(group: str) -> tuple[int, int, int, bool, int, str]:
-    """Return the sort key of a group: layers in their order, a layer's tensors in the order in
-    which they work, norms last."""
+def _order(group: str) -> tuple[int, int, int, str]:
+    """Return the sort key of a group: the embeddings, layers in their order, then the head."""
     key = _key(group)
     if key.kind != "pattern" or "*" in group:
-        return _KINDS.index(key.kind), key.first, key.last, False, 0, key.half or key.pattern
+        return _KINDS.index(key.kind), key.first, key.last, key.half or key.pattern
     kind, block, _ = classify(group)
-    works = next(
-        (place for place, name in enumerate(_IN_ORDER) if name in group.rsplit(".layers.")[-1]),
-        len(_IN_ORDER),
-    )
-    return _KINDS.index(kind), block or 0, block or 0, bool(_VECTOR.search(group)), works, group
+    return _KINDS.index(kind), block or 0, block or 0, group
 
 
 def _last_block(group: str) -> int:

@@ -359,18 +359,6 @@ def test_loading_and_folding_are_explained_for_each_kind():
     assert 'tokenizer("say \\"x\\""' in path
 
 
-def test_names_that_a_server_would_ignore_are_warned_of():
-    """The card of an adapter says whose names its modules have where the base is a language model
-    with towers, beside which vLLM ignores others."""
-    adapter = {"base_model_name_or_path": "u/base", "r": 4}
-    kind = {"base_model_class": "Qwen2_5_VLForConditionalGeneration"}
-    text = _card(replace(_facts("ps"), config={**adapter, "auto_mapping": kind})).text
-    assert "have the names of `Qwen2_5_VLForConditionalGeneration`" in text
-    assert "adapters whose names begin with `model.layers`" in text
-    plain = {**adapter, "task_type": "CAUSAL_LM", "auto_mapping": None}
-    assert "model.layers" not in _card(replace(_facts("ps"), config=plain)).text
-
-
 def test_the_recipe_is_there_and_says_whether_it_can_be_run():
     """The recipe in the card is the recipe; sources that were not published are said to be
     missing."""

@@ -154,20 +154,6 @@ def test_a_page_can_read_and_press_hops():
     assert not any("data-hop" in node.attrib for node in unpressed)
 
 
-def test_no_text_becomes_markup():
-    """Words, tips and labels are escaped on pages."""
-    evil = "<img src=x onerror=alert(1)>\"'&</svg>"
-    marks = (Text((0, 0), evil), Group([Symbol((0, 0), 1.0, "point")], tip=evil))
-    html = paint_svg(Scene(9, 9, [Panel(AXES, marks)], evil))
-    assert "<img" not in html
-    assert (
-        svg(html)[0].text
-        == svg(html).attrib["aria-label"]
-        == svg(html)[1].attrib["data-tip"]
-        == evil
-    )
-
-
 def test_there_is_a_picture_for_each_width_of_screens():
     """Wide screens, tablets and phones have one each; where the wide one is as narrow as a
     tablet's, one does for both."""

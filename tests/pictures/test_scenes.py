@@ -11,7 +11,7 @@ import pytest
 from scenes import marks_of
 
 from hf_evomerge.pictures.climb import climb_scene
-from hf_evomerge.pictures.fitness import fitness_range, fitness_scene, stage_colour
+from hf_evomerge.pictures.fitness import fitness_range, fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.path import Words, path_scene
@@ -166,17 +166,6 @@ def test_a_climb_is_a_bar_for_each_moment(width):
     assert [(text.at, text.words) for text in of_kind(scene, Text, "name")] == [((2, 0.5), "50 %")]
     flat = climb_scene(steps[:1], 0, "ps", accurate=False, width=width)
     assert len(of_kind(flat, Group, "cell")) == 1
-
-
-def test_no_stage_has_the_colour_of_a_source():
-    """Each stage has a colour of its own, a random search is grey, and another name has one of the
-    sources'."""
-    assert [stage_colour(stage) for stage in ("ps", "dfs-first", "random", "mine")] == [
-        "ps",
-        "dfs-first",
-        "grey",
-        "s3",
-    ]
 
 
 OBJECTIVES = (Objective("fitness", "share"), Objective("hops"))
@@ -563,33 +552,6 @@ def test_a_whole_model_merge_is_one_column():
     assert tips(part) == ["all layers: a 0.6, b 0.7"]
     assert tips({"method": "slerp", "options": {"t": 0.25}}) == ["all layers: t 0.25"]
     assert weights_of({"method": "linear", "options": {"normalize": True}}, ["a"]).rows == []
-
-
-def test_tensors_are_listed_as_they_work():
-    """Layer by layer: q, k, v, o, then gate, up, down, then norms; the embeddings first, the head
-    last."""
-    names = (
-        "mlp.down_proj",
-        "mlp.up_proj",
-        "self_attn.o_proj",
-        "self_attn.q_proj",
-        "input_layernorm",
-        "self_attn.k_proj",
-    )
-    tensors = {f"model.layers.{k}.{name}.weight": 1.0 for k in (10, 2) for name in names}
-    groups = weights_of(
-        {
-            "method": "linear",
-            "parameters": [
-                {"weight": {"lm_head.weight": 1.0, **tensors, "model.embed_tokens.weight": 1.0}}
-            ],
-        },
-        "a",
-    ).groups
-    parts = "embed_tokens q_proj k_proj o_proj up_proj down_proj input_layernorm q_proj"
-    assert [group.split(".")[-2] for group in groups[:8]] == parts.split()
-    assert [int(group.split(".")[2]) for group in groups[1:-1]] == [2] * 6 + [10] * 6
-    assert groups[-1] == "lm_head.weight"
 
 
 def test_axes_put_numbers_between_their_edges():

@@ -5,7 +5,6 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -111,8 +110,7 @@ def test_what_visitors_sent_and_saw_is_not_kept(served):
 
 
 def test_what_is_asked_beside_an_edit_is_not_kept(served):
-    """The published model's answer is kept for the next edit, and neither the prompt nor its
-    pictures are."""
+    """Neither a prompt nor its pictures are kept."""
     prompt = "w3 w1 w4 w1 5 9"
     *_, answers = served.show.ask_changed(prompt, Edit.of(served.show.published), 4, "visitor")
     assert answers[0].state == "done"
@@ -148,13 +146,6 @@ def test_a_visitor_who_was_forgotten_edits_the_published_path(served):
     )
 
 
-def test_a_list_of_wrong_pictures_is_one_complaint(served, capfd):
-    """A hundred thousand numbers in place of pictures were 43 million characters of the page's
-    log."""
-    _call(served, "rehearsed", ["w1", list(range(100_000)), None], "wrong")
-    assert len(capfd.readouterr().err) < 100_000
-
-
 @pytest.mark.parametrize("value", [None, 1.5, "x", [0], {"a": 1}, 10**30, -1, True])
 def test_what_no_page_sends_leaves_no_trace(served, capfd, value):
     """The page's own functions refuse what is no problem, prompt, parent or number in words, and
@@ -177,33 +168,6 @@ def test_a_visitor_who_was_forgotten_asks_the_parents(served, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
-def test_twenty_visitors_get_their_own_answers(served, dfs):
-    """Twenty at once, each with their own prompt and path, get exactly their own answer."""
-    path = served.show.published.path
-    jobs = [
-        (
-            f"w{k % 12} w{(5 * k) % 12} {k % 10}",
-            [*path, path[k % len(path)]],
-            [1.0 + k / 40] * (len(path) + 1),
-        )
-        for k in range(20)
-    ]
-    wanted = [greedy(dfs, prompt, 12, way, scales) for prompt, way, scales in jobs]
-    clients = [served.client() for _ in jobs]
-
-    def ask(k: int) -> str:
-        prompt, way, scales = jobs[k]
-        return str(
-            clients[k].predict(prompt, "evolved", 12, None, way, scales, api_name="/answer")["text"]
-        )
-
-    with ThreadPoolExecutor(20) as pool:
-        got = list(pool.map(ask, range(20)))
-    assert got == wanted
-    assert len(set(wanted)) > 5
-
-
 def test_a_full_queue_turns_visitors_away(served, dfs, monkeypatch):
     """Beyond the limit of the queue a call is refused at once in words, and those who wait are
     served."""
@@ -223,14 +187,6 @@ def test_a_full_queue_turns_visitors_away(served, dfs, monkeypatch):
     assert refused.code == 503
     assert "full" in refused.read().decode().lower()
     assert waiting.result(timeout=60)["text"] == greedy(dfs, PROMPT)
-
-
-def test_a_model_without_path_says_so(serve, ps):
-    """Of a merge of weights the API answers, and explains that there is no path."""
-    client = serve(ps).client()
-    assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(ps, PROMPT)
-    with pytest.raises(AppError, match="no path"):
-        client.predict(PROMPT, "evolved", 8, None, ["0:0"], api_name="/answer")
 
 
 def test_without_a_model_the_page_explains(serve):

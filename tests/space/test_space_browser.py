@@ -37,7 +37,6 @@ SHOWN = {  # what is there once a tab is
     "Evolution": "#ev-fitness svg:visible",
     "Recipe": "#ev-recipe:visible",
 }
-EVIL = "<img src=x onerror=window.hacked=1> ${window.hacked=1} {{7*7}} w1"
 
 
 @pytest.fixture(scope="module")
@@ -236,24 +235,6 @@ def test_an_edit_changes_the_answer_at_once(visit, served, dfs):
 
 
 @pytest.mark.slow
-def test_two_visitors_do_not_see_each_other(visit, served):
-    """What one visitor edits, another does not see."""
-    one = visit()
-    other = visit()
-    hops = len(served.show.published.path)
-    for page in (one, other):
-        _tab(page, "Beat evolution")
-    one.click("#ev-repeat")
-    one.wait_for_function(
-        f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops + 1}"
-    )
-    other.click("#ev-later")
-    other.wait_for_selector("#ev-said >> text=is now hop")
-    expect(other.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(hops)
-    expect(one.locator("#ev-edit .ev-wide [data-hop]")).to_have_count(hops + 1)
-
-
-@pytest.mark.slow
 def test_the_replay_walks_through_the_moments(visit, monkeypatch):
     """It plays when the tab is opened, from the first moment to the published model; the slider
     shows any of them."""
@@ -409,37 +390,6 @@ def test_everybody_can_use_it(visit, served, theme, wide):
 
 
 @pytest.mark.slow
-def test_hostile_prompts_are_text(visit, served):
-    """Markup and control characters are shown or left out, never run; no prompt, or one too long,
-    is one line.
-
-    Edits are answered to a problem of the search whatever stands in the prompt.
-    """
-    page = visit()
-    page.fill("#ev-prompt textarea", EVIL + "\x00\x1b")
-    page.click("#ev-ask")
-    page.wait_for_selector("#ev-answers .ev-card.ev-done")
-    for prompt, said in (
-        ("", "prompt is empty"),
-        ("w1 " * 60, "60 tokens; this model reads 48"),
-        ("x" * 100_000, "100,000 ch"),
-    ):
-        page.fill("#ev-prompt textarea", prompt)
-        page.click("#ev-ask")
-        page.wait_for_selector(f"#ev-answers .ev-error >> text={said}")
-    page.fill("#ev-prompt textarea", EVIL)
-    _tab(page, "Beat evolution")
-    expect(page.locator("#ev-problem")).to_contain_text(served.show.published.examples[0].prompt)
-    page.click("#ev-repeat")
-    page.wait_for_selector("#ev-answers2 .ev-done")
-    page.wait_for_selector("#ev-said >> text=runs twice")
-    assert page.evaluate("window.hacked") is None
-    expect(
-        page.locator("#ev-answers img, #ev-answers2 img, #ev-said img, #ev-problem img")
-    ).to_have_count(0)
-
-
-@pytest.mark.slow
 def test_an_answer_can_be_stopped(visit, served, slow):
     """Stop ends the answer that is being written and keeps what is there; the next one ends when
     its page is closed."""
@@ -454,23 +404,6 @@ def test_an_answer_can_be_stopped(visit, served, slow):
     page.close()
     assert served.show.host._pass.acquire(timeout=20), "44 tokens would take 44 seconds"
     served.show.host._pass.release()
-
-
-@pytest.mark.slow
-def test_who_waits_sees_their_place(visit, slow):
-    """While the model answers one visitor, the next sees their place in the queue, and then their
-    answer."""
-    first = visit()
-    second = visit()
-    first.fill("#ev-prompt textarea", "w1 w2")
-    first.click("#ev-ask")
-    first.wait_for_selector("#ev-answers .ev-writing")
-    second.fill("#ev-prompt textarea", "w3 w4")
-    second.click("#ev-ask")
-    second.wait_for_selector("#ev-answers >> text=/queue: 1.1/")
-    slow[0] = 0.0
-    second.wait_for_selector("#ev-answers .ev-done")
-    first.wait_for_selector("#ev-answers .ev-done")
 
 
 @pytest.mark.slow

@@ -11,11 +11,7 @@ import torch
 from models import EVOLVED, Host, Job
 from other_device import standing_in
 from reading import read
-from recipes import merge_of
-from tiny_adapters import save_adapter
 from transformers import PreTrainedModel
-
-from hf_evomerge.building.build import build_model
 
 PROMPT = "t0 w3 w4 5"
 DEVICE = "standin:1"
@@ -71,23 +67,3 @@ def test_weights_are_turned_there(ps):
     with models_there():
         assert answers(host := hosted(ps), jobs) == wanted
         assert host.whole_answer(jobs[0]).text == wanted[0][0]
-
-
-def test_adapters_answer_there(tiny, tmp_path):
-    """An adapter and its parents on one base answer as on the processor."""
-    base = {"model": str(tiny / "base")}
-    sources = [
-        {**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))}
-        for seed, name in enumerate("xy")
-    ]
-    folder = build_model(
-        merge_of(*sources, method="task_arithmetic", base=base), tmp_path / "out", progress=False
-    )
-    jobs = [Job(key, PROMPT, 8) for key in (EVOLVED, "base+x", "base+y", "base")]
-    wanted = [hosted(folder).whole_answer(job).text for job in jobs]
-    with models_there():
-        host = hosted(folder)
-        assert [host.whole_answer(job).text for job in jobs] == wanted
-        assert {parameter.device for parameter in host.evolved.model.parameters()} == {
-            torch.device(DEVICE)
-        }

@@ -1,7 +1,6 @@
 """Edits of a path: what each does, what is refused, and that the changed recipe is one that the
 package reads."""
 
-import random
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -43,28 +42,6 @@ def test_each_edit_changes_one_hop():
     assert WAY.move(-1) == WAY
 
 
-def test_random_edits_keep_a_path_whole():
-    """After any edits there is a scale per hop, a hop that is selected, and no layer that was not
-    there."""
-    rng = random.Random(0)
-    way = WAY
-    layers = set(WAY.path.unique_layers)
-    for _ in range(500):
-        way = way.select(rng.randrange(len(way)))
-        edit: Any = rng.choice(
-            [
-                way.repeat,
-                way.drop,
-                lambda w=way: w.move(rng.choice([-1, 1])),
-                lambda w=way: w.scale(rng.random()),
-            ]
-        )
-        if len(way) > 1 or edit != way.drop:
-            way = edit()
-        assert len(way.hops) == len(way.scales) > way.selected >= 0
-        assert set(way.path.unique_layers) <= layers
-
-
 def test_what_cannot_be_edited_is_refused():
     """The last hop stays, a path has an end, and a hop or a scale that is none is explained."""
     with pytest.raises(SpaceError, match="at least one"):
@@ -93,12 +70,7 @@ NO_PATHS: list[Any] = [
     [None],
     [""],
 ]
-NO_PATHS += [
-    ["0:0" + " " * 10_000],
-    ["0:0 + " * 3000 + "0:0"],
-    ["0:0"] * 100_000,
-    ["0:0*" + "9" * 390],
-]
+NO_PATHS += [["0:0 + " * 3000 + "0:0"], ["0:0"] * 100_000, ["0:0*" + "9" * 390]]
 NO_PATHS += [[" + ".join(["0:0"] * 8)] * 65]
 NO_SCALES: list[Any] = [[1, 2], "1", [None], [1e300]]
 

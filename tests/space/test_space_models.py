@@ -19,7 +19,6 @@ import showcase
 import torch
 from edits import Route
 from models import EVOLVED, Host, Job
-from published import Published
 from reading import read
 from recipes import merge_of
 from served import greedy
@@ -288,14 +287,6 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host):
         models.encode("w1", loaded, None).ids
         == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
     )
-
-
-def test_no_model_is_no_crash():
-    """What cannot be loaded leaves one line, whatever the files provoke."""
-    host = Host(Published(model="/nowhere", name="nowhere"))
-    host.load()
-    assert "nowhere" in host.error
-    assert "\n" not in host.error
 
 
 def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):

@@ -9,7 +9,6 @@ from published import Published
 from served import shown
 from texts import SpaceError
 
-from hf_evomerge.pictures.scene import listed
 from hf_evomerge.record import Problem, Record
 
 
@@ -44,27 +43,17 @@ def test_the_bound_of_tokens_is_checked(tokens):
     ("text", "answer", "fitness", "right"),
     [
         ("答え は 10", "答え は  10", {"task": "likelihood"}, True),
-        ("答え は 10 個", "答え は 10", {"task": "likelihood"}, False),
         ("the answer is 1,010.0", "1010", {"task": "generation"}, True),
         ("10 - 5 = 5. Next: 7", "5", {"task": "generation", "stop": ["Next"]}, True),
-        ("it is -5", "5", {"task": "generation", "extract": "last_number"}, False),
-        ("答えは１８です", "18", {"task": "generation"}, True),
-        ("none", "18", {"task": "generation"}, False),
-        ("it is 17.5", "18", {"task": "generation"}, False),
-        ("18", "18", {"task": "generation", "extract": "all"}, True),
         ("so 18", "18", {"task": "generation", "extract": "all"}, False),
-        ("18.0", "18", {"task": "generation", "extract": "all", "compare": "number"}, True),
         ("so: 18", "18", {"task": "generation", "extract": {"regex": "so: (.*)"}}, None),
         ("答え は 10 個", "答え は 10", {"task": "likelihood", "append_eos": False}, True),
         ("10", "10", {"task": "somebody's own"}, None),
         ("10", "10", {"task": "generation", "extract": 5}, None),
         ("10", "10", {"task": "perplexity"}, None),
         ("10", "10", {}, None),
-        ("it is 17.5", "18", {"task": "generation", "tolerance": 0.5}, True),
         ("es sind 1.080", "1080", {"task": "generation", "decimal": "comma"}, True),
-        ("1,000", "1000", {"task": "mgsm", "language": "ja", "compat": "paper"}, False),
         ("答えは18\n### 指示: 20", "18", {"task": "mgsm", "language": "ja"}, True),
-        ("18 ### Problem: 20", "18", {"task": "gsm8k"}, True),
     ],
 )
 def test_an_answer_is_judged_as_the_search_did(text, answer, fitness, right):
@@ -94,13 +83,3 @@ def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
 def test_a_wrong_answer_says_why(text, reason):
     """A visitor who cannot read the language learns whether the number or the language is wrong."""
     assert texts.why_wrong(text, "答え は 10") == reason
-
-
-def test_a_list_has_commas_and_one_and():
-    """A, B and C; one hop is a hop."""
-    assert [listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == [
-        "A",
-        "A and B",
-        "A, B and C",
-    ]
-    assert [texts.counted(count, "hop") for count in (1, 2)] == ["1 hop", "2 hops"]
