@@ -225,21 +225,6 @@ def test_backward_passes_add_up_and_repeat(family, load):
         }
 
 
-def test_half_precision(half_family, load):
-    """In bfloat16 the gradient is that of float32, as far as bfloat16 goes."""
-    found = []
-    for dtype in (torch.bfloat16, torch.float32):
-        model = load(half_family / "base", dtype=dtype)
-        merger = LiveMerger(*opened(half_family), "task_arithmetic", {}, 0, model)
-        gradient = MergeGradient(merger, model)(
-            [{"weight": GROUPS}, {"weight": GROUPS}],
-            {},
-            lambda: loss(model).backward(),  # noqa: B023
-        )
-        found.append(torch.tensor(list(gradient.values())))
-    assert torch.cosine_similarity(*found, dim=0) > 0.995
-
-
 def test_what_has_no_gradient_is_refused(family, load):
     """Methods without a smooth number, row-wise angles and gradients over layers are refused in one
     line."""

@@ -93,12 +93,6 @@ def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(again.merge.parameters)  # type: ignore[union-attr]
     written = load(tmp_path / "model").state_dict()
     assert all(torch.equal(tensor, written[name]) for name, tensor in model.state_dict().items())
-    rows = base.read(NAME, torch.float32).shape[0] // 4
-    change = [
-        source.read(NAME, torch.float32) - base.read(NAME, torch.float32) for source in sources
-    ]
-    third = base.read(NAME, torch.float32) + (1.75 * change[0] + 0.6 * change[1])
-    assert torch.allclose(written[NAME][2 * rows : 3 * rows], third[2 * rows : 3 * rows], atol=1e-6)
 
 
 def test_every_run_has_its_slope(family, load):
