@@ -91,6 +91,16 @@ def opened(folder: Any, count: int = 2) -> tuple[list[Source], Source]:
     )
 
 
+def stepped(value: Any, key: Any, change: float) -> Any:
+    """A number of a recipe with a change: at a layer group, or at one run of a tensor's rows."""
+    if key is None:
+        return value + change
+    if isinstance(key, str):
+        return {**value, key: value[key] + change}
+    name, run = key
+    return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
+
+
 def check(
     merger: LiveMerger,
     model: Any,
@@ -112,8 +122,7 @@ def check(
             values = [dict(each) for each in parameters]
             chosen = dict(options or {})
             target = chosen if source is None else values[source]
-            before = target.get(name, 1.0)
-            target[name] = before + change if key is None else {**before, key: before[key] + change}
+            target[name] = stepped(target.get(name, 1.0), key, change)
             merger.apply(values, chosen)
             with torch.no_grad():
                 ends.append(loss(model).item())
@@ -138,6 +147,19 @@ def test_a_models_gradient_is_that_of_its_loss(family, load, limits):
     keys = {("weight", 0, key) for key in GROUPS} | {("weight", 1, None), ("lambda", None, None)}
     assert set(found) == keys
     assert all(found.values())
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_every_run_of_rows_has_its_slope(method, family, load):
+    """The gradient has a number for each run of rows and one for the rest, through a normalised
+    mean too."""
+    model = load(family / "base")
+    sources, base = opened(family)
+    merger = LiveMerger(sources, base if method != "linear" else None, method, {}, 0, model)
+    rows = {NAME: [0.2, 0.0, 1.0], "default": 0.6}
+    found = check(merger, model, [{"weight": rows}, {"weight": 0.5}], step=0.02)
+    keys = {key for name, source, key in found if (name, source) == ("weight", 0)}
+    assert keys == {(NAME, 0), (NAME, 1), (NAME, 2), "default"}
 
 
 @pytest.fixture
