@@ -116,37 +116,25 @@ def test_it_is_what_peft_merges(case, dtype, adapted):
             assert (found != expected[name]).float().mean() <= (0.5 if twice else 0.001), name
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_transposed_layers(dora, adapted):
-    """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here."""
-    settings = {
-        "r": 4,
-        "target_modules": ["c_attn", "c_proj"],
-        "fan_in_fan_out": True,
-        "use_dora": dora,
-    }
-    base, adapter = adapted("gpt2", **settings)
-    expected = merged_by_peft(base, adapter)
-    source = opened(base, adapter)
-    assert len(source.changes) == 6
-    for name in source.tensors:
-        assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
-
-
 @pytest.mark.parametrize(
-    ("architecture", "targets"),
-    [("llama", ["q_proj", "down_proj"]), ("gpt2", ["attn.c_proj"]), ("gpt2", ["c_attn"])],
+    ("architecture", "said", "settings"),
+    [
+        ("gpt2", True, {"target_modules": ["c_attn", "c_proj"]}),
+        ("gpt2", True, {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+        ("gpt2", False, {"target_modules": ["attn.c_proj"]}),
+        ("gpt2", False, {"target_modules": ["c_attn"]}),
+        ("llama", True, {"target_modules": BOTH}),
+    ],
 )
-def test_layers_that_the_config_takes_for_transposed_ones(architecture, targets, adapted):
-    """fan_in_fan_out that is not the layers' own is corrected as peft does, for square weights
-    too."""
-    base, adapter = adapted(
-        architecture, r=4, target_modules=targets, fan_in_fan_out=architecture == "gpt2"
-    )
-    edit_json(adapter / "adapter_config.json", fan_in_fan_out=architecture != "gpt2")
+def test_transposed_layers(architecture, said, settings, adapted):
+    """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here,
+    also where fan_in_fan_out is not the layers' own."""
+    base, adapter = adapted(architecture, r=4, fan_in_fan_out=architecture == "gpt2", **settings)
+    edit_json(adapter / "adapter_config.json", fan_in_fan_out=said)
     expected = merged_by_peft(base, adapter)
     source = opened(base, adapter)
-    for name in source.changes:
+    assert source.changes
+    for name in source.tensors:
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
 
 
