@@ -21,10 +21,10 @@ from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
 from ..checkpoints.lora import CONFIG_FILE, WEIGHTS_FILE, Change
 from ..errors import SourceError
+from ..merging.core import why_no_products
 from ..merging.method import Call
 from ..merging.methods.common import divisor
 from ..merging.rows import row_count
-from ..recipes.layer_groups import classify
 from ..recipes.recipe import Recipe, SourceRef
 from .merged import Merged
 
@@ -231,14 +231,15 @@ class MergedAdapter(AdapterCheckpoint):
     def __init__(self, recipe: Recipe, merged: Checkpoint) -> None:
         if not isinstance(merged, Merged) or merged.plan.stack is not None:
             raise SourceError("a path, a stack of slices or a part of a model is no adapter")
-        _check_method(merged)
+        _check(merged)
         self.merged = merged
         self.ref = merged.ref
         self.tokenizer_source = merged.tokenizer_source
         self.chat_template = merged.chat_template
         self.settings = merged.settings
         self.dtype = recipe.dtype or "float32"
-        self.base = _common_base(merged)
+        first = merged.plan.sources[0].ref
+        self.base = first.model_copy(update={"adapter": None, "adapter_revision": None})
         self._terms = dict(_terms(merged))
         if not self._terms:
             raise SourceError("every adapter has the weight 0")
@@ -380,14 +381,13 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
     )
 
 
-def _check_method(merged: Merged) -> None:
-    """Raise `SourceError` unless the result is the base plus weighted task vectors, and all else is
-    as in the base."""
-    method = merged.plan.method
+def _check(merged: Merged) -> None:
+    """Raise `SourceError` unless the result is the base plus weighted task vectors, each of them a
+    product, and all else is as in the base."""
     plan = merged.plan
-    recipe = merged.recipe
-    if plan.core:
+    if plan.core:  # which is checked where it is planned
         return
+    method = plan.method
     if not method.is_sum:
         raise SourceError(
             f"{method.name} is not linear in what the adapters change, unless the recipe says "
@@ -395,27 +395,15 @@ def _check_method(merged: Merged) -> None:
         )
     if not method.task_vectors and not plan.options["normalize"]:
         raise SourceError(f"{method.name} without normalize scales the base as well")
-    if recipe.vocabulary is not None:
+    if merged.recipe.vocabulary is not None:
         raise SourceError("vocabulary: the result has other rows than the base")
-
-
-def _common_base(merged: Merged) -> SourceRef:
-    """Find the base that all adapters share; raises `SourceError`."""
-    first = merged.plan.sources[0]
-    base = first.ref.model_copy(update={"adapter": None, "adapter_revision": None})
-    for source in merged.sources:
-        if not source.same_folder(first) or (
-            source is merged.plan.base and source.adapter is not None
-        ):
-            raise SourceError(f"{source} is no adapter of {base}")
-        if source.sentence.has_weights and source.sentence.folder != source.folder:
-            raise SourceError(f"{source} has modules after the encoder of its own")
-    return base
+    router = merged.recipe.merge.router if merged.recipe.merge is not None else None
+    if reason := why_no_products(plan.sources, plan.base, router, base_too=True):
+        raise SourceError(reason)
 
 
 def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
-    """The adapters that take part in each weight; raises `SourceError` where what one changes is no
-    product."""
+    """The adapters that take part in each weight."""
     changed = [source.changes for source in merged.plan.sources]
     for name in sorted({name for changes in changed for name in changes}, key=tensor_order):
         planned = merged.planned[name]
@@ -429,12 +417,6 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
             change = changes.get(name)
             if change is None:
                 continue
-            if change.beyond or not planned.is_merged or classify(name)[2] == "experts":
-                more = change.beyond or "experts, or a router that is not merged"
-                raise SourceError(
-                    f"{source} changes {name} by more than a LoRA product of a merged linear "
-                    f"layer ({more})"
-                )
             own = [(first, last, shares[number]) for first, last, shares in runs]
             if any(share for _, _, share in own):
                 assert source.adapter is not None  # it has changes

@@ -14,7 +14,6 @@ from typing import Any
 
 from ..errors import SourceError, one_line, shown
 from .checkpoint import Parent
-from .component import Component
 from .quantized import check_quantization
 from .sentence import SentenceModule
 
@@ -122,7 +121,7 @@ def find_warnings(
     first = sources[0]
     everyone = [*sources, *([base] if base is not None else [])]
     for source in everyone:
-        found += [*_other_base(source), *_left_behind(source)]
+        found += _other_base(source)
         if source is not first:
             found += _differing_settings(first, source)
     owner = owner if owner is not None else first
@@ -184,25 +183,11 @@ def compared_labels(source: Parent) -> list[str]:
 
 
 def _component_hint(first: Parent, other: Parent) -> str:
-    """Name the part that two whole models have in common, where all that differs is outside of
-    it."""
-    if first.part is not None or other.part is not None:
+    """Hint at a part where one model has parts, and the other has none."""
+    parts = [bool(source.config.sub_configs) for source in (first, other)]
+    if first.part is not None or other.part is not None or len(set(parts)) == 1:
         return ""
-    if bool(first.config.sub_configs) != bool(other.config.sub_configs):
-        return "; of a model with parts write component: text, to merge its language part alone"
-    try:
-        part = next(iter(first.layout.parts))
-        here = Component(first, part)
-        there = Component(other, part)
-        alike = not [
-            *_setting_differences(here, there, True, True),
-            *tensor_differences(here, there),
-        ]
-    except (SourceError, StopIteration):  # a class that is not known, or has no such part
-        return ""
-    return (
-        f"; write component: {part} to merge that alone, in which they are alike" if alike else ""
-    )
+    return "; of a model with parts write component: text, to merge its language part alone"
 
 
 def _setting_differences(
@@ -304,15 +289,6 @@ def _other_base(source: Parent) -> Iterator[str]:
         )
 
 
-def _left_behind(source: Parent) -> Iterator[str]:
-    """Further layers of an encoder that are pickles, such as BGE-M3's ``sparse_linear.pt``."""
-    if pickles := sorted(file.name for file in source.folder.glob("*_linear.pt")):
-        yield (
-            f"{source}: {', '.join(pickles)}: a pickle is neither merged nor copied, so the "
-            "result has dense vectors alone"
-        )
-
-
 def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
     for key in _KEPT_FROM_FIRST:
         here, there = (
@@ -339,26 +315,16 @@ def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
 
 
 def _differing_labels(first: Parent, other: Parent) -> Iterator[str]:
-    """Say that the labels of two heads differ, or cannot be compared since one head's have no
-    names."""
+    """Say that the labels of two heads differ."""
     labels = compared_labels(first)
     others = compared_labels(other)
     if first.part is not None or labels == others:
         return
-    both = f"{_labels_text(first)} in {first}, {_labels_text(other)} in {other}"
-    # transformers calls labels LABEL_0, LABEL_1, ... that nobody has named
-    unnamed = [names for names in (labels, others) if "label_0" in names]
-    if not unnamed:
-        yield (
-            f"labels differ: {both}: rows of their heads mean other things; write component: to "
-            "merge bodies alone"
-        )
-    elif len(unnamed) == 1:
-        yield (
-            f"labels cannot be compared: {both}; see whether rows of their heads mean the "
-            "same, and name "
-            "them alike in id2label of config.json"
-        )
+    yield (
+        f"labels differ: {_labels_text(first)} in {first}, {_labels_text(other)} in {other}: rows "
+        "of their heads mean other things, unless a name is missing; name them alike in id2label "
+        "of config.json, or write component: to merge bodies alone"
+    )
 
 
 def _labels_text(source: Parent) -> str:

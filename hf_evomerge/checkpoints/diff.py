@@ -17,7 +17,6 @@ import numpy as np
 
 from ..recipes.layer_groups import classify
 from .checkpoint import Parent
-from .component import Component
 from .headers import tensor_order
 from .open import open_source
 
@@ -143,9 +142,9 @@ def diff_models(
     from tqdm import tqdm
 
     references = [a, b] if base is None else [a, b, base]
-    compared = _aligned(
-        [open_source(str(each), trust_remote_code=trust_remote_code) for each in references]
-    )
+    compared: Sequence[Parent] = [
+        open_source(str(each), trust_remote_code=trust_remote_code) for each in references
+    ]
     groups: dict[str, NDArray[np.float64]] = {}
     notes = list[str]()
     try:
@@ -181,18 +180,6 @@ def diff_models(
         notes,
         _warning(total),
     )
-
-
-def _aligned(compared: Sequence[Parent]) -> Sequence[Parent]:
-    """Checkpoints whose tensors have the same names: of one body under heads that call it
-    otherwise, the first part that all have."""
-    first, second = compared[:2]
-    if first.tensors.keys() & second.tensors.keys():
-        return compared
-    for part in first.layout.parts:
-        if all(part in each.layout.count() for each in compared):
-            return [Component(each, part) for each in compared]
-    return compared
 
 
 def _reason(name: str, a: Parent, other: Parent, called: str) -> str | None:

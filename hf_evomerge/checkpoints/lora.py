@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ class Change:
         module: The module's name in the adapter.
         scaling: Factor of the product, where the config says it.
         transposed: Whether the weight is stored with its inputs as rows.
-        parts: Kinds of LoRA matrices: ``linear`` or ``embedding``.
+        is_embedding: Whether the weight is that of embeddings.
         is_window: Whether the weight is a convolution's.
     """
 
@@ -80,7 +80,7 @@ class Change:
     module: str = ""
     scaling: float = 1.0
     transposed: bool = False
-    parts: set[str] = field(default_factory=set)
+    is_embedding: bool = False
     is_window: bool = False
 
     @property
@@ -92,7 +92,7 @@ class Change:
             "a bias": self.whole.endswith("bias"),
             "a whole tensor": self.whole,
         }
-        kinds |= {"a convolution": self.is_window, "embeddings": "embedding" in self.parts}
+        kinds |= {"a convolution": self.is_window, "embeddings": self.is_embedding}
         return next((kind for kind, there in kinds.items() if there), "")
 
 
@@ -228,7 +228,7 @@ class Adapter:
                 self._check_shape(target, tensors[target].shape, info.shape)
                 continue
             change.module = module
-            change.parts.add("embedding" if "lora_embedding" in name else "linear")
+            change.is_embedding = "lora_embedding" in name
             changed[target] = module
         if not found:
             raise SourceError(f"{self.label}: {self.file} has no tensors; save the adapter again")
@@ -445,8 +445,8 @@ class Adapter:
         # peft goes by the layer's class, and corrects fan_in_fan_out by it. Here shapes tell which
         # way round a weight is, and those of other layers where it is square.
         is_conv1d = has_conv1d if a[1:] == b[:1] else info.shape == (a[1], b[0])
-        change.transposed = "embedding" in change.parts or is_conv1d
-        if change.magnitude and "embedding" in change.parts:
+        change.transposed = change.is_embedding or is_conv1d
+        if change.magnitude and change.is_embedding:
             raise SourceError(
                 f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft"
             )

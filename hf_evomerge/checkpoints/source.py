@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-_STATIC = (
-    "static_embedding",
-    "model2vec",
-)  # model types of one matrix, a row per token, which transformers does not know
 # layers, or labels of a classifier: transformers makes a list or a table of as many
 MAX_COUNT = 1 << 16
 
@@ -73,21 +69,11 @@ class Source(Parent):
     @cached_property
     def config(self) -> PretrainedConfig:
         """The checkpoint's config; its own code is run with consent only."""
-        from transformers import AutoConfig, PretrainedConfig
+        from transformers import AutoConfig
 
         fields = self._read_file("config.json")
         for complaint in _complaints(fields, self.trust_remote_code):
             raise SourceError(f"{self}: config.json: {complaint}")
-        if fields.get("model_type") in _STATIC:
-            if "mapping" in self.stored:
-                raise SourceError(
-                    f"{self}: tokens share rows, by a mapping of its own; give a static "
-                    "embedding without"
-                )
-            rows = max((info.shape[0] for info in self.stored.values() if info.shape), default=0)
-            return PretrainedConfig.from_dict(
-                {**fields, "num_hidden_layers": 0, "vocab_size": rows}
-            )
         try:
             config = AutoConfig.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code
@@ -248,20 +234,13 @@ class Source(Parent):
             self.adapter.download(progress=progress)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of its JSON files; of a static embedding without ``config.json`` what that would
-        say, and of weights or layers that are not read as they are stored what their model's
-        does."""
+        """Read one of its JSON files; of weights or layers that are not read as they are stored,
+        what their model's would say."""
         if name == "config.json" and self.layer_order:
             return self.config.to_dict()
         return self._read_file(name)
 
     def _read_file(self, name: str) -> dict[str, Any]:
-        if (
-            name == "config.json"
-            and self.sentence.encoder == "StaticEmbedding"
-            and not (self.folder / name).is_file()
-        ):
-            return {"model_type": _STATIC[0]}
         fields = super().read_json(name)
         if name == "config.json" and is_dequantized(self.quantization):
             plain_config(fields)
@@ -347,9 +326,7 @@ class Source(Parent):
     def check_files(self) -> None:
         """Raise `SourceError` unless the files of a model are there, the weights among them."""
         check_folder(self.folder)
-        is_model = (
-            self.folder / "config.json"
-        ).is_file() or self.sentence.encoder == "StaticEmbedding"
+        is_model = (self.folder / "config.json").is_file()
         weights = self.repository is not None or bool(self._files())
         if (self.folder / "adapter_config.json").is_file() and not weights:
             raise SourceError(

@@ -20,21 +20,30 @@ if TYPE_CHECKING:
 
 
 def why_no_products(
-    sources: Sequence[Parent], base: Parent | None, router: int | Literal["merge"] | None = None
+    sources: Sequence[Parent],
+    base: Parent | None,
+    router: int | Literal["merge"] | None = None,
+    *,
+    base_too: bool = False,
 ) -> str | None:
     """Reason why sources are more than sums of the base and products of two factors; None where
     they are not. Reads headers only.
 
     Args:
         sources: The merged sources.
-        base: The recipe's base.
+        base: The recipe's base; without one the sources need only have one base.
         router: As a recipe has it.
+        base_too: Whether a source may be the base itself, without an adapter.
     """
+    origin = base if base is not None else sources[0]
+    if base is not None and base.adapter is not None:
+        return f"{base} is no plain base: it has an adapter"
     for source in sources:
-        if not isinstance(source, Source) or source.adapter is None or source.entries:
+        has_adapter = isinstance(source, Source) and source.adapter is not None
+        if source.entries or not (has_adapter or base_too):
             return f"{source} is no LoRA adapter of a language model"
-        if base is None or base.adapter is not None or not source.same_folder(base):
-            return f"{source} is an adapter of another model than the base"
+        if not source.same_folder(origin):
+            return f"{source} is no adapter of {origin.folder}"
         if source.sentence.has_weights and source.sentence.folder != source.folder:
             return f"{source} has modules after the encoder of its own"
         merged = set(merged_names(source.tensors, router))

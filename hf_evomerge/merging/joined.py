@@ -13,12 +13,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.headers import tensor_order
-from ..errors import RecipeError, SourceError
-from ..recipes.layer_groups import Rows
+from ..errors import SourceError
 from ..recipes.recipe import ParameterValue
 from .core import Core, factors_of, why_no_products
 from .gradient import Number, Products, add_row_sums, by_number, check_no_ramp, zeros
@@ -260,13 +257,10 @@ class _SumLayer(_Layer):
 
         call = Call.of_tensor(self.name, sources, options)
         with torch.no_grad():
-            for source, left, out in self._columns(self.weighted):
-                weight = call.sources[source]["weight"]
-                numbers = (
-                    _of_rows(weight, len(left)) if isinstance(weight, Rows) else np.full(1, weight)
-                )
-                factors = torch.from_numpy((call.options["lambda"] * numbers).astype(np.float32))
-                out.copy_(left * factors.to(left.device)[:, None])
+            for first, last, here in call.runs(len(self.weighted)):
+                for source, left, out in self._columns(self.weighted):
+                    factor = here.options["lambda"] * here.sources[source]["weight"]
+                    out[first:last].copy_(left[first:last] * factor)
 
     def write_alone(self, source: int | None) -> None:
         """Take one left factor."""
@@ -313,11 +307,3 @@ class _CoreLayer(_Layer):
     ) -> Products:
         """Derivatives through the method's own function; see `Core.products`."""
         return self.core.products(self.slope, sources, options)
-
-
-def _of_rows(value: Rows, rows: int) -> Any:
-    if (count := len(value.numbers)) > rows:
-        raise RecipeError(
-            f"merge.parameters: {count} numbers for the {rows} rows of a tensor; give fewer"
-        )
-    return np.array(value.numbers)[np.arange(rows) * count // rows]

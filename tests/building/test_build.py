@@ -109,16 +109,9 @@ def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch
         "new",
     }
     monkeypatch.undo()
-    monkeypatch.setattr(
-        "hf_evomerge.building.merged.Merged.stream", None
-    )  # what is finished is not merged again
-    again = build_model(make("both"), tmp_path / "new", progress=False, max_shard_size="2KB")
-    monkeypatch.undo()
-    assert digests(again) == digests(
-        build_model(make("both"), tmp_path / "fresh", progress=False, max_shard_size="2KB")
-    )
     build_model(make("flow"), out, progress=False, overwrite=True)
-    assert sorted(os.listdir(tmp_path)) == ["fresh", "model", "new"]
+    build_model(make("flow"), tmp_path / "new", progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["model", "new"]
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
@@ -363,17 +356,6 @@ def test_checking_says_what_would_be_built(part, summary, make):
     [
         ({"merge": {"method": "magic"}}, RecipeError, "'magic' is not known"),
         ({"merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}}, RecipeError, "wait"),
-        (
-            {
-                "merge": {
-                    "method": "linear",
-                    "parameters": [{"weight": {"default": 1, "blocks.0-7": 1}}, {}],
-                }
-            },
-            RecipeError,
-            "blocks",
-        ),
-        ({"merge": {"method": "ties"}, "base": None}, RecipeError, "name the base model"),
         (
             {"merge": {"method": "linear"}, "base": {"model": "./nowhere"}},
             SourceError,

@@ -41,11 +41,11 @@ GROUPED = [{"blocks.1": weight, "default": 2 - weight} for weight in WEIGHTS]
 ROWS = [[0.2, 0.9, 1.4], [1.0], [0.3, 1.1]]
 
 
-def ties(cores, weights, normalize):
+def ties(cores, weights):
     """TIES at density .5, of small matrices."""
     kept = [reference.trim(core.ravel(), 0.5) for core in cores]
     shape = cores[0].shape
-    return reference.vote(np.zeros(cores[0].size), kept, weights, normalize).reshape(shape)
+    return reference.vote(np.zeros(cores[0].size), kept, weights, True).reshape(shape)
 
 
 def della(cores, weights, n):
@@ -74,22 +74,15 @@ KINDS: dict[str, tuple[dict[str, Any], Any]] = {
         {"method": "slerp", "sources": [2, 0], "options": {"t": 0.3}},
         lambda m, w, n: reference.slerp(m[0], m[1], 0.3),
     ),
-    "ties, normalised": ({"method": "ties"}, lambda m, w, n: ties(m, w, True)),
-    "ties": (
-        {"method": "ties", "options": {"normalize": False}},
-        lambda m, w, n: ties(m, w, False),
-    ),
-    "dare at density 1": ({"method": "dare_ties"}, lambda m, w, n: voted(m, w)),
+    "ties, normalised": ({"method": "ties"}, lambda m, w, n: ties(m, w)),
     "della": ({"method": "della"}, della),
     "sce": ({"method": "sce"}, lambda m, w, n: reference.sce(np.zeros(m[0].shape), m)),
     "iso_c": (
         {"method": "iso_c", "options": {"lambda": 1.5}},
         lambda m, w, n: reference.iso_c(np.zeros(m[0].shape), m, 1.5),
     ),
-    "ties, groups": ({"method": "ties"}, lambda m, w, n: ties(m, w, True)),
-    "linear, groups": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
+    "ties, groups": ({"method": "ties"}, lambda m, w, n: ties(m, w)),
     "linear, rows": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
-    "task arithmetic, rows": ({"method": "task_arithmetic"}, lambda m, w, n: total(m, w)),
 }
 DENSITIES = {"ties": 0.5, "della": 0.5}
 OFTEN = [
@@ -99,13 +92,6 @@ OFTEN = [
     ("slerp", "gpt2"),
 ]
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]  # the last two have tied embeddings
-
-
-def voted(cores, weights):
-    """The vote of TIES on whole matrices."""
-    flat = [core.ravel() for core in cores]
-    found = reference.vote(np.zeros(cores[0].size), flat, weights, False)
-    return found.reshape(cores[0].shape)
 
 
 def save_family(folder: Path, architecture: str) -> list[dict[str, Any]]:
@@ -305,7 +291,6 @@ def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
     ("settings", "line"),
     [
         ({"use_dora": True, "target_modules": ["q_proj"]}, r"by more than the product .*\(DoRA\)"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, r"\(a whole tensor\)"),
         ({"target_modules": ["embed_tokens"]}, r"\(embeddings\)"),
         (None, "is no LoRA adapter of a language model"),
     ],
@@ -348,16 +333,3 @@ def test_what_does_not_go_with_it(families):
     parts = [{**source, "component": "text"} for source in fields["sources"]]
     with pytest.raises(ValueError, match=r"component: merge\.core_space changes"):
         Recipe.model_validate({**fields, "sources": parts})
-
-
-def test_a_path_through_the_merge(families, tmp_path):
-    """The merged model can be a source of a path, as any merge."""
-    recipe = make_recipe(families["llama"], method="ties")
-    path = Recipe.model_validate(
-        {**recipe.model_dump(exclude_none=True), "flow": {"path": ["3:0-1"], "embedding_source": 3}}
-    )
-    routed = open_source(str(build_model(path, tmp_path / "path", progress=False)))
-    whole = open_source(str(build_model(recipe, tmp_path / "whole", progress=False, whole=True)))
-    name = "model.layers.1.self_attn.q_proj.weight"
-    there = [own for own in routed.tensors if own.endswith("1.self_attn.q_proj.weight")]
-    assert torch.equal(routed.read(there[0]), whole.read(name))

@@ -132,24 +132,23 @@ def test_extracted_adapters_are_merged(tiny, tmp_path):
 
 
 def test_what_cannot_be_extracted(tiny, tmp_path):
-    """A model that is its own base, one of another shape, and a folder that is there are refused in
-    one line."""
-    with pytest.raises(SourceError, match="no linear weight differs from"):
-        extract_adapter(str(tiny / "base"), str(tiny / "base"), tmp_path / "out")
-    with pytest.raises(SourceError, match="sources must be fine-tunes of one base"):
-        extract_adapter(str(tiny / "deep"), str(tiny / "base"), tmp_path / "out")
-    folders = [str(tiny / "a"), "--base", str(tiny / "base"), "--out", str(tmp_path / "out")]
-    said = CliRunner().invoke(app, ["extract", *folders, "--rank", "2"])
-    assert said.stdout.splitlines()[0].split() == [
-        "layer",
-        "weights",
-        "of",
-        "the",
-        "change",
-        "kept",
-    ]
+    """A model that is its own base, one of another shape, a base that is a model with an adapter, a
+    rank of 0 and a folder that is there are refused in one line."""
+    out = tmp_path / "out"
+    adapter = save_adapter(tiny / "base", tmp_path / "lora", 0, target_modules=["q_proj"])
+    for model, base, rank, message in (
+        ("base", tiny / "base", 1, "no linear weight differs from"),
+        ("deep", tiny / "base", 1, "sources must be fine-tunes of one base"),
+        ("a", adapter, 1, "is a model with an adapter"),
+        ("a", tiny / "base", 0, "rank: an adapter has at least 1, not 0"),
+    ):
+        with pytest.raises(EvoMergeError, match=message):
+            extract_adapter(str(tiny / model), str(base), out, rank=rank)
+        assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
     with pytest.raises(EvoMergeError, match="exists already"):
-        extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out")
+        extract_adapter(str(tiny / "a"), str(tiny / "base"), out)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -165,15 +164,6 @@ def test_a_fine_tune_with_numbers_that_are_not_finite(name, number, tiny, tmp_pa
     ):
         extract_adapter(
             str(tmp_path / "broken"), str(tiny / "base"), tmp_path / "out", progress=False
-        )
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_has_at_least_rank_one(tiny, tmp_path):
-    """A rank of 0 is refused before anything is written."""
-    with pytest.raises(EvoMergeError, match="rank: an adapter has at least 1, not 0"):
-        extract_adapter(
-            str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=0, progress=False
         )
     assert not (tmp_path / "out").exists()
 
@@ -219,44 +209,6 @@ def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
     assert torch.allclose(b @ a, wanted, atol=1e-6)
 
 
-def test_a_base_with_an_adapter_is_no_base(tiny, tmp_path):
-    """An adapter can name a model as its base, and not one with another adapter: that is
-    refused."""
-    save_adapter(tiny / "base", tmp_path / "lora", 0, target_modules=["q_proj"])
-    with pytest.raises(SourceError, match="is a model with an adapter"):
-        extract_adapter(str(tiny / "a"), str(tmp_path / "lora"), tmp_path / "out", progress=False)
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_an_adapter_costs_in_score(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
-    """With a search file the fine-tune and the base with the adapter are scored, and the difference
-    is told."""
-    file = tmp_path / "search.yaml"
-    validate(SearchConfig, search_settings(), SearchError).save(file)
-    places = ["--base", str(tiny / "base"), "--out", str(tmp_path / "out"), "--search", str(file)]
-    said = (
-        CliRunner()
-        .invoke(app, ["extract", str(tiny / "a"), *places, "--rank", "2"])
-        .stdout.splitlines()
-    )
-    whole, cut, cost = (line.partition(": ") for line in said[-3:])
-    assert [whole[0], cut[0], cost[0]] == [
-        "the fine-tune",
-        "the base with the adapter",
-        "difference in fitness",
-    ]
-    config = SearchConfig.load(file)
-    assert whole[2] == str(evaluate_model(str(tiny / "a"), config))
-    assert (
-        cut[2]
-        == str(evaluate_model(str(tiny / "base"), config, adapter=str(tmp_path / "out")))
-        != whole[2]
-    )
-    assert float(cost[2].split()[0]) == pytest.approx(
-        float(cut[2].split()[1]) - float(whole[2].split()[1]), abs=2e-3
-    )
-
-
 def test_the_report_in_json(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
     """`--json` prints the energy that each module keeps, as build.json has it, what is lost with
     its part in the change, and the scores."""
@@ -280,4 +232,11 @@ def test_the_report_in_json(tiny: Path, search_settings: Any, tmp_path: Path) ->
     config = SearchConfig.load(file)
     cut = evaluate_model(str(tiny / "base"), config, adapter=str(out))
     assert found["fitness"]["adapter"] == cut.scores.mean
-    assert set(found["fitness"]) == {"fine_tune", "adapter", "difference"}
+    assert found["fitness"]["fine_tune"] == evaluate_model(str(tiny / "a"), config).scores.mean
+    said = CliRunner().invoke(
+        app, ["extract", str(tiny / "a"), *options[:-1], "--rank", "2", "--overwrite"]
+    )
+    lines = said.stdout.splitlines()
+    assert lines[0].split() == ["layer", "weights", "of", "the", "change", "kept"]
+    assert lines[-2] == f"the base with the adapter: {cut}"
+    assert lines[-1] == f"difference in fitness: {found['fitness']['difference']}"

@@ -23,11 +23,10 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.checkpoints import writer
 from hf_evomerge.checkpoints.headers import TensorInfo
 from hf_evomerge.checkpoints.shards import parse_size, write_shards
 from hf_evomerge.checkpoints.source import Source
-from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
+from hf_evomerge.errors import EvoMergeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 DARE = [
@@ -111,22 +110,13 @@ def test_a_tied_head_stays_absent(family, half_family, make_recipe, load, tmp_pa
 
 def test_a_tied_head_that_is_stored_all_the_same_is_left_out(family, make_recipe, tmp_path):
     """A checkpoint that stores its tied head twice merges with one that does not."""
-    folder = tmp_path / "family"
-    for name in ("source0", "source1"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_bytes((family / name / "config.json").read_bytes())
-    tensors = load_file(family / "source0" / "model.safetensors")
-    save_file(
-        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
-        folder / "source0/model.safetensors",
-    )
-    save_file(
-        load_file(family / "source1" / "model.safetensors"),
-        folder / "source1" / "model.safetensors",
-    )
-    found = build_model(make_recipe(folder, "linear", base=False), tmp_path / "a", progress=False)
-    expected = build_model(
-        make_recipe(family, "linear", base=False), tmp_path / "b", progress=False
+    folder = shutil.copytree(family, tmp_path / "family")
+    file = folder / "source0" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    found, expected = (
+        build_model(make_recipe(each, "linear", base=False), tmp_path / name, progress=False)
+        for each, name in ((folder, "a"), (family, "b"))
     )
     assert digest(found) == digest(expected)
 
@@ -265,18 +255,26 @@ def test_code_that_is_not_copied_is_not_named(family, make_recipe, tmp_path):
 
 @pytest.mark.parametrize(("named", "whose"), [(None, "source0"), (1, "source1"), ("base", "base")])
 def test_whose_tokenizer_is_copied(family, make_recipe, tmp_path, named, whose):
-    """Tokenizer, processor and generation settings are the first source's, or of the one that the
-    recipe names."""
+    """Tokenizer, templates, processor and generation settings are the first source's, or of the one
+    that the recipe names; code, pickles and notes are not copied."""
     folder = shutil.copytree(family, tmp_path / "family")
-    names = ("tokenizer.json", "preprocessor_config.json", "generation_config.json")
+    copied = {
+        "preprocessor_config.json",
+        "generation_config.json",
+        "additional_chat_templates/tool.jinja",
+    }
     for parent in ("source0", "source1", "base"):
-        for name in names:
+        for name in [*copied, "modeling_x.py", "pytorch_model.bin", "README.md"]:
+            (folder / parent / name).parent.mkdir(exist_ok=True)
             (folder / parent / name).write_text(json.dumps({"of": parent}))
-        Tokenizer(WordLevel({parent: 0}, parent)).save(str(folder / parent / names[0]))
+        Tokenizer(WordLevel({parent: 0}, parent)).save(str(folder / parent / "tokenizer.json"))
     fields = {} if named is None else {"tokenizer": named}
     out = build_model(make_recipe(folder, "ties", **fields), tmp_path / "out", progress=False)
-    assert {json.loads((out / name).read_text())["of"] for name in names[1:]} == {whose}
-    assert Tokenizer.from_file(str(out / names[0])).get_vocab() == {whose: 0}
+    made = {"tokenizer.json", "model.safetensors", "config.json", "recipe.yaml", "build.json"}
+    found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert found == copied | made
+    assert {json.loads((out / name).read_text())["of"] for name in copied} == {whose}
+    assert Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab() == {whose: 0}
 
 
 def test_a_chat_template_of_the_recipes_own(family, make_recipe, tmp_path):
@@ -293,55 +291,6 @@ def test_a_chat_template_of_the_recipes_own(family, make_recipe, tmp_path):
     )
     assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }} 日本"
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"eos_token": "x"}
-
-
-def test_tokenizer_and_chat_template_come_from_the_first_source(family, make_recipe, tmp_path):
-    """Tokenizer, chat template and generation config are copied; code, pickles and notes are
-    not."""
-    copied = [
-        "tokenizer.json",
-        "chat_template.jinja",
-        "generation_config.json",
-        "additional_chat_templates/tool.jinja",
-    ]
-    for index in range(2):
-        for name in [*copied, "modeling_x.py", "pytorch_model.bin", "README.md"]:
-            file = tmp_path / "family" / f"source{index}" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{name} of {index}")
-        Tokenizer(WordLevel({f"of {index}": 0}, "")).save(
-            str(tmp_path / "family" / f"source{index}" / copied[0])
-        )
-        for name in ("model.safetensors", "config.json"):
-            (tmp_path / "family" / f"source{index}" / name).write_bytes(
-                (family / f"source{index}" / name).read_bytes()
-            )
-    out = build_model(
-        make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False
-    )
-    found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
-    assert found == {*copied, "model.safetensors", "config.json", "recipe.yaml", "build.json"}
-    assert Tokenizer.from_file(str(out / copied[0])).get_vocab() == {"of 0": 0}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RecipeError])
-def test_an_interrupted_build_leaves_nothing(
-    half_family, make_recipe, tmp_path, monkeypatch, error
-):
-    """Whatever stops a build half-way, neither the folder nor its unfinished form stays."""
-    calls = []
-
-    def fail(self, name, dtype=None, *, get=Source.read):
-        calls.append(name)
-        if len(calls) > 12:
-            raise error("stop")
-        return get(self, name, dtype)
-
-    monkeypatch.setattr(Source, "read", fail)
-    with pytest.raises(error):
-        build_model(make_recipe(half_family, "ties"), tmp_path / "out", progress=False)
-    assert len(calls) > 12
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_parents_of_two_dtypes_merge(family, make_recipe, load, tmp_path):
@@ -420,16 +369,14 @@ def test_wide_dtypes_come_first(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4GB", 4 * 10**9), ("1.5 MB", 1_500_000), ("2KiB", 2048), (7, 7), ("9b", 9)]
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("1.5 MB", 1_500_000), (7, 7), ("4", None), ("0GB", None)],
 )
 def test_sizes_are_read(text, size):
-    """A size is a number of bytes, or has one of the usual units."""
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "4", "GB", "-1GB", "0GB", 0, "4 G"])
-def test_wrong_sizes_are_refused(text):
-    """Anything else is refused by name."""
+    """A size is a number of bytes, or has one of the usual units; anything else is refused."""
+    if size is not None:
+        assert parse_size(text) == size
+        return
     with pytest.raises(EvoMergeError, match=r"max_shard_size: cannot read .*; write 4GB or 500MB"):
         parse_size(text)
 
@@ -477,15 +424,3 @@ def test_what_was_read_is_let_go(tmp_path, monkeypatch):
     assert (
         max(map(sum, resident)) < file.stat().st_size / 2 / 1024
     )  # its head and its embeddings are as large
-
-
-def test_pages_that_are_let_go_change_no_bit(tmp_path, monkeypatch):
-    """Pages that are let go between any two pieces of a tensor come back with their bits."""
-    for seed in range(3):
-        tiny_model("llama", seed=seed, vocab_size=20_000).save_pretrained(tmp_path / str(seed))
-    recipe = merge_of(*(tmp_path / str(seed) for seed in range(3)), weights=[0.5, 0.3, 0.7])
-    monkeypatch.setattr(writer, "_HELD", sys.maxsize)
-    usual = build_model(recipe, tmp_path / "usual", progress=False)
-    monkeypatch.setattr(writer, "_HELD", 1)
-    often = build_model(recipe, tmp_path / "often", progress=False)
-    assert (often / "model.safetensors").read_bytes() == (usual / "model.safetensors").read_bytes()

@@ -288,10 +288,6 @@ def _with(key: str, value: Any) -> Callable[[Path], None]:
             "unet is of my_unet: code that comes with the pipeline",
         ),
         (
-            _with("unet", ["__pycache__", "MyUnet"]),
-            "unet is of __pycache__: code that comes with the pipeline",
-        ),
-        (
             _with("_class_name", ["my_pipeline", "Mine"]),
             "_class_name is .* code that comes with the pipeline",
         ),
@@ -352,15 +348,8 @@ def test_what_cannot_be_meant_is_refused(parents):
 
 
 def test_inspect_says_what_a_pipeline_is(parents):
-    """Its class, its size, and how many tensors each component has."""
+    """Its class, and how many tensors each component has."""
     report = inspect_model(parents / "sdxl" / "a")
     assert report.architecture == "StableDiffusionXLPipeline"
     assert report.parts.keys() == {"vae", "text_encoder", "text_encoder_2", "unet"}
-    assert report.stored.parameters == sum(
-        t.numel()
-        for file in (parents / "sdxl" / "a").glob("*/*.safetensors")
-        for t in load_file(file).values()
-        if t.is_floating_point()
-    )
-    assert "unet:" in str(report)
     assert "None" not in str(report)

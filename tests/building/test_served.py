@@ -92,23 +92,27 @@ def test_servers_take_a_merge_of_adapters(architecture, tmp_path):
 @pytest.mark.parametrize(
     "name", slow_beyond(["qwen2_5_vl"], ["llava", "gemma3", "qwen2_5_vl", "smolvlm"])
 )
-def test_an_adapter_of_the_language_part_has_the_names_of_the_whole(name, tmp_path):
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plain, tmp_path):
     """Adapters that were trained on the language part alone, whose names begin with `model.layers`,
-    are read, and merged into one whose names peft and vLLM find in the vision-language model."""
+    are read, as are those with today's names of modules; the merged one has names that peft and
+    vLLM find in the vision-language model. A layer of a sequence, which is called by a number, is
+    named whole, so that peft takes no block for it."""
     save_vlm(tmp_path / "base", name, 0)
     base = {"model": str(tmp_path / "base")}
     sources = []
     for seed in range(2):
         whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
         out = tmp_path / f"adapter{seed}"
-        targets = r".*language_model.*\.(q_proj|up_proj)|.*text_model.*\.(q_proj|up_proj)"
+        targets = r".*(language|text)_model.*\.(q_proj|up_proj)" if is_plain else "all-linear"
         save_adapter(whole, out, seed, target_modules=targets, task_type=None)
-        _call_as_plain(out)
+        if is_plain:
+            _call_as_plain(out)
         sources.append({**base, "adapter": str(out)})
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
     folder = build_model(recipe, tmp_path / "out", progress=False)
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
-    check_served(folder, plain, sees=name != "smolvlm")
+    check_served(folder, plain, sees=is_plain and name != "smolvlm")
     built = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
     merged = AutoModelForImageTextToText.from_pretrained(built).eval()
     seen = inputs(name)

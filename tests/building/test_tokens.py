@@ -242,10 +242,6 @@ def test_other_sizes_are_refused(family):
             "tokens.default: 2 is no source that takes part",
         ),
         (
-            {"vocabulary": "union", "tokens": {"rows": {"a": {"source": "base"}}}},
-            "tokens.rows.a: there is no base",
-        ),
-        (
             {"vocabulary": "union", "tokens": {"rows": {"q": {"source": 0}}}},
             "tokens.rows: 'q' is no token of the result",
         ),

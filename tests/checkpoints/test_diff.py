@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from classes import random_class, save_tensors
+from classes import save_tensors
 from safetensors.torch import load_file
 
 from hf_evomerge.checkpoints import diff
@@ -138,16 +138,3 @@ def test_strangers_are_warned_of(noise, warned, tmp_path):
     lines = [line for line in str(found).splitlines() if line.startswith("warning: ")]
     assert len(lines) == warned == (found.warning is not None)
     assert all("common ancestor" in line for line in lines)
-
-
-def test_a_body_under_another_prefix_is_compared(tmp_path):
-    """A classifier and its body alone share no name; the parts are compared, and here they are
-    equal."""
-    model: Any = random_class("bert", 0)
-    model.save_pretrained(tmp_path / "classifier")
-    model.bert.save_pretrained(tmp_path / "body")
-    difference = diff_models(tmp_path / "classifier", tmp_path / "body")
-    assert difference.total.elements == sum(
-        parameter.numel() for parameter in model.bert.parameters()
-    )
-    assert difference.total.weights.relative == 0

@@ -2,10 +2,7 @@
 used from the cache."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +25,7 @@ from typer.testing import CliRunner
 from words import word_tokenizer
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.checkpoints.inspect import inspect_model
-from hf_evomerge.checkpoints.repository import Repository, find_folder
+from hf_evomerge.checkpoints.repository import Repository
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
@@ -95,17 +91,6 @@ def run(hub: FaultyHub, tmp_path: Path) -> Run:
     return go
 
 
-@pytest.fixture
-def shell(hub: FaultyHub, tmp_path: Path) -> Run:
-    """The same in a process of its own, which reads its environment."""
-
-    environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
-    command = [sys.executable, "-m", "hf_evomerge"]
-    return lambda *words: subprocess.run(
-        [*command, *words], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
-
-
 def cached(tmp_path: Path) -> list[Path]:
     """The weights in the client's cache."""
     return sorted((tmp_path / "client").rglob("*.safetensors"))
@@ -125,21 +110,6 @@ def test_a_dry_run_fetches_no_weights(hub, family, run, tmp_path):
     ]
     assert fetched
     assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
-
-
-def test_inspect_fetches_no_weights(hub, family, run, tiny, tmp_path):
-    """Of a repository only the headers are fetched, and what is said is what its folder would
-    say."""
-    done = run("inspect", "local/a", "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said.pop("model").startswith("local/a@")
-    assert said == {
-        key: value
-        for key, value in json.loads(inspect_model(tiny / "a").to_json()).items()
-        if key != "model"
-    }
-    assert cached(tmp_path) == []
 
 
 def test_weights_are_fetched_checked_and_kept(hub, family, run, tiny, tmp_path):
@@ -173,7 +143,7 @@ def test_weights_are_fetched_checked_and_kept(hub, family, run, tiny, tmp_path):
     hub.start()
 
 
-def test_sources_that_do_not_fit_cost_no_download(lfs_api, family, shell, tmp_path):
+def test_sources_that_do_not_fit_cost_no_download(lfs_api, family, run, tmp_path):
     """Sources of other shapes are refused, with both sides, before any weights are fetched."""
     sizes = {"vocab_size": 26, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
     LlamaForCausalLM(
@@ -182,7 +152,7 @@ def test_sources_that_do_not_fit_cost_no_download(lfs_api, family, shell, tmp_pa
     publish(lfs_api, tmp_path / "wide", "local/wide")
     sources = [{"model": "local/a"}, {"model": "local/wide"}]
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/", sources=sources))
-    done = shell("merge", "recipe.yaml", "--out", "out")
+    done = run("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 1
     assert re.search(
         r"lm_head.weight: shape \[26, 16\] in local/a@\w{12}, \[26, 32\] in local/wide@\w{12};",
@@ -283,26 +253,6 @@ def test_what_cannot_be_had_is_one_line(hub, lfs_api, run, waits, tmp_path):
         ),
         done.stderr,
     )
-
-
-def test_a_download_that_is_reset_says_so(lfs_api, family, monkeypatch, capsys, waits):
-    """Every new attempt is a line; after the last the command ends with one."""
-    repository = find_folder("local/a", None)[1]
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download",
-        Mock(side_effect=httpx.ReadError("Connection reset by peer")),
-    )
-    with pytest.raises(
-        SourceError, match=rf"^local/a: {WEIGHTS}: cannot be downloaded: Connection reset by peer$"
-    ):
-        repository.fetch([WEIGHTS], progress=False)
-    said = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
-    assert waits[:5] == [1, 2, 4, 8, 16]
-    lines = [
-        f"Connection reset by peer; attempt {number} in {wait:.0f} s"
-        for number, wait in enumerate(waits, 2)
-    ]
-    assert said == [f"local/a: {WEIGHTS}: {line}" for line in lines]
 
 
 def test_adapters_are_fetched_too(lfs_api, family, run, tiny, tmp_path):

@@ -1,6 +1,5 @@
 """Sources: what is read from a checkpoint's files, and what is refused."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -280,7 +279,10 @@ def test_a_wrong_config_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_hidden_layers": 3}, "number of layers differs: 2 in .*model, 3 in .*other"),
+        (
+            {"num_hidden_layers": 3, "hidden_act": "gelu"},
+            "number of layers differs: 2 in .*model, 3 in .*; hidden_act differs: silu in .*other",
+        ),
         ({"vocab_size": 40}, "vocabulary size differs: 32 in .*model, 40 in .*other"),
         (
             {"tie_word_embeddings": False},
@@ -291,14 +293,9 @@ def test_a_wrong_config_is_refused(folder):
             r"model.embed_tokens.weight: shape \[32, 16\] in .*model, \[32, 32\] in .*other",
         ),
         (
-            {"intermediate_size": 32},
-            r"mlp.down_proj.weight: shape \[16, 24\] in .*model, \[16, 32\] in .*other",
-        ),
-        (
             {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2},
             "num_attention_heads differs: 4 in .*, 8 in",
         ),
-        ({"hidden_act": "gelu"}, "hidden_act differs: silu in .*model, gelu in .*other"),
         (
             {"attention_bias": True},
             "tensor model.layers.0.self_attn.k_proj.bias of .*other is missing in .*model",
@@ -339,14 +336,7 @@ def test_a_body_without_its_head_is_called_one(saved, tmp_path):
 
 
 def test_quantised_weights_are_refused(folder, saved):
-    """Quantised parents are refused, by their config or by the dtype of a tensor."""
-    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(
-        SourceError,
-        match="model: weights quantised by gptq cannot be merged; give the unquantised model",
-    ):
-        check_mergeable([open_source(str(saved)), open_source(str(folder))])
-    shutil.copy(saved / "config.json", folder)
+    """Numbers of few bits without a word in the config are refused by the dtype of a tensor."""
     save_file(
         {k: v.to(torch.float8_e4m3fn) for k, v in load_file(saved / "model.safetensors").items()},
         folder / "model.safetensors",
@@ -359,23 +349,14 @@ def test_quantised_weights_are_refused(folder, saved):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"hidden_size": -5},
-        {"num_attention_heads": "many"},
-        {"rope_parameters": [1]},
-        {"model_type": 3},
-        {"x": None},
-    ],
+    "text",
+    ['{"model_type": "llama", "rope_parameters": [1]}', '{"model_type": 3}', '{"a":' * 50_000],
 )
-def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
+def test_a_config_that_makes_no_sense_is_one_line(folder, text):
     """Whatever transformers makes of a value that cannot be, the error names the checkpoint."""
-    folder = shutil.copytree(saved, tmp_path / "odd")
-    config = json.loads((folder / "config.json").read_text())
-    text = json.dumps({**config, **change})
-    (folder / "config.json").write_text(text if "x" not in change else '{"a":' * 50_000)
-    with pytest.raises(SourceError, match=r"odd: config.json cannot be read: "):
-        _ = open_source(SourceRef(model=str(folder))).config
+    (folder / "config.json").write_text(text)
+    with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
+        _ = open_source(str(folder)).config
 
 
 def test_the_config_is_not_asked_for_each_tensor(tmp_path, monkeypatch):

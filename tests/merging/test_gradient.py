@@ -91,6 +91,16 @@ def opened(folder: Any, count: int = 2) -> tuple[list[Source], Source]:
     )
 
 
+def stepped(value: Any, key: Any, change: float) -> Any:
+    """A number of a recipe with a change: at a layer group, or at one run of a tensor's rows."""
+    if key is None:
+        return value + change
+    if isinstance(key, str):
+        return {**value, key: value[key] + change}
+    name, run = key
+    return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
+
+
 def check(
     merger: LiveMerger,
     model: Any,
@@ -112,8 +122,7 @@ def check(
             values = [dict(each) for each in parameters]
             chosen = dict(options or {})
             target = chosen if source is None else values[source]
-            before = target.get(name, 1.0)
-            target[name] = before + change if key is None else {**before, key: before[key] + change}
+            target[name] = stepped(target.get(name, 1.0), key, change)
             merger.apply(values, chosen)
             with torch.no_grad():
                 ends.append(loss(model).item())
@@ -138,6 +147,19 @@ def test_a_models_gradient_is_that_of_its_loss(family, load, limits):
     keys = {("weight", 0, key) for key in GROUPS} | {("weight", 1, None), ("lambda", None, None)}
     assert set(found) == keys
     assert all(found.values())
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_every_run_of_rows_has_its_slope(method, family, load):
+    """The gradient has a number for each run of rows and one for the rest, through a normalised
+    mean too."""
+    model = load(family / "base")
+    sources, base = opened(family)
+    merger = LiveMerger(sources, base if method != "linear" else None, method, {}, 0, model)
+    rows = {NAME: [0.2, 0.0, 1.0], "default": 0.6}
+    found = check(merger, model, [{"weight": rows}, {"weight": 0.5}], step=0.02)
+    keys = {key for name, source, key in found if (name, source) == ("weight", 0)}
+    assert keys == {(NAME, 0), (NAME, 1), (NAME, 2), "default"}
 
 
 @pytest.fixture
@@ -223,21 +245,6 @@ def test_backward_passes_add_up_and_repeat(family, load):
         assert twice == {
             number: pytest.approx(2 * value, rel=1e-5) for number, value in once.items()
         }
-
-
-def test_half_precision(half_family, load):
-    """In bfloat16 the gradient is that of float32, as far as bfloat16 goes."""
-    found = []
-    for dtype in (torch.bfloat16, torch.float32):
-        model = load(half_family / "base", dtype=dtype)
-        merger = LiveMerger(*opened(half_family), "task_arithmetic", {}, 0, model)
-        gradient = MergeGradient(merger, model)(
-            [{"weight": GROUPS}, {"weight": GROUPS}],
-            {},
-            lambda: loss(model).backward(),  # noqa: B023
-        )
-        found.append(torch.tensor(list(gradient.values())))
-    assert torch.cosine_similarity(*found, dim=0) > 0.995
 
 
 def test_what_has_no_gradient_is_refused(family, load):

@@ -237,23 +237,6 @@ def test_one_adapter_alone_is_what_peft_has(method, core, family, load, tmp_path
     assert torch.equal(logits(model), logits(load(family / "base")))
 
 
-def test_bfloat16_is_near(half_family, load, tmp_path):
-    """In bfloat16 unmerged adapters are as near to the exact merge as the merged model is."""
-    sources, base = save_adapters(tmp_path, half_family / "base", ADAPTERS["two of one rank"])
-    weights = [{"weight": 0.7}, {"weight": 0.5}]
-    models = [
-        load(half_family / "base").to(dtype)
-        for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
-    ]
-    for model, kind in zip(models, ("merged", "merged", "joined"), strict=True):
-        if kind == "joined":
-            JoinedAdapters(sources, base, "task_arithmetic", model).apply(weights)
-        else:
-            LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(weights)
-    exact, merged, joined = map(logits, models)
-    assert (joined.float() - exact).std() < 1.5 * (merged.float() - exact).std()
-
-
 def test_other_adapters_are_merged(family, load, tmp_path):
     """An adapter that is no plain product is refused before its hooks are set."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2, "use_dora": True}])
@@ -272,8 +255,7 @@ def test_what_is_merged_instead(family, tmp_path):
         ("linear is not", "linear", {}, sources, base),
         ("is not the", "task_arithmetic", {"normalize": True}, sources, base),
         ("is no LoRA", "task_arithmetic", {}, [*sources, whole], base),
-        ("another", "task_arithmetic", {}, sources, other),
-        ("another", "task_arithmetic", {}, sources, None),
+        ("is no adapter of", "task_arithmetic", {}, sources, other),
     ):
         assert line in (why_merged(*given, method, options) or ""), line
     assert why_merged(sources, base, "ties", {}, core=True) is None

@@ -13,12 +13,10 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import TensorJob
 from hf_evomerge.merging.checks import complete
-from hf_evomerge.merging.gradient import MergeGradient, products
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.merging.registry import get_method
 
 NAME = "model.layers.1.mlp.up_proj.weight"
-TOKENS = torch.tensor([[1, 5, 9, 2, 7, 3]])
 
 
 def of_family(family: Path, method: str, *weights: Any) -> Recipe:
@@ -26,12 +24,6 @@ def of_family(family: Path, method: str, *weights: Any) -> Recipe:
     return merge_of(
         family / "source0", family / "source1", method=method, base=family / "base", weights=weights
     )
-
-
-def loss(model: Any) -> torch.Tensor:
-    """How far the model is from repeating some tokens."""
-    value: torch.Tensor = model(TOKENS, labels=TOKENS).loss
-    return value
 
 
 def merged(
@@ -93,64 +85,6 @@ def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(again.merge.parameters)  # type: ignore[union-attr]
     written = load(tmp_path / "model").state_dict()
     assert all(torch.equal(tensor, written[name]) for name, tensor in model.state_dict().items())
-    rows = base.read(NAME, torch.float32).shape[0] // 4
-    change = [
-        source.read(NAME, torch.float32) - base.read(NAME, torch.float32) for source in sources
-    ]
-    third = base.read(NAME, torch.float32) + (1.75 * change[0] + 0.6 * change[1])
-    assert torch.allclose(written[NAME][2 * rows : 3 * rows], third[2 * rows : 3 * rows], atol=1e-6)
-
-
-def test_every_run_has_its_slope(family, load):
-    """The gradient has a number for each run of rows, that of the loss, and one for the rest."""
-    model = load(family / "base")
-    sources = [open_source(str(family / f"source{i}")) for i in range(2)]
-    merger = LiveMerger(sources, open_source(str(family / "base")), "task_arithmetic", {}, 0, model)
-    weights: dict[str, Any] = {NAME: [0.2, 0.0, 1.0], "default": 0.6}
-    found = MergeGradient(merger, model)(
-        [{"weight": weights}, {"weight": 0.5}], {}, lambda: loss(model).backward()
-    )
-    assert {key for name, source, key in found if source == 0} == {
-        (NAME, 0),
-        (NAME, 1),
-        (NAME, 2),
-        "default",
-    }
-    for run in range(3):
-        ends = []
-        for step in (0.05, -0.05):
-            moved = [value + step * (number == run) for number, value in enumerate(weights[NAME])]
-            merger.apply([{"weight": {**weights, NAME: moved}}, {"weight": 0.5}])
-            with torch.no_grad():
-                ends.append(loss(model).item())
-        assert found["weight", 0, (NAME, run)] == pytest.approx(
-            (ends[0] - ends[1]) / 0.1, rel=0.02, abs=2e-4
-        )
-
-
-def test_other_methods_have_slopes_by_rows():
-    """Weights by rows are differentiated through a normalised mean too."""
-    chosen = get_method("linear")
-    base, one, two, given = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(2))
-    weights: list[Any] = [{"weight": {NAME: [0.2, 0.9]}}, {"weight": {NAME: [0.4, 0.5, 0.6]}}]
-    known = {"sources": 2, "has_base": False, "layer_count": 4, "names": [NAME]}
-    values, options = complete(chosen, weights, {}, **known)
-    found = products(
-        TensorJob(NAME, chosen, None, [one, two], seed=0), given.reshape(-1), values, options
-    )
-    for source, run in [
-        (source, run) for (_, source), slopes in found.items() for run in range(len(slopes))
-    ]:
-        ends = []
-        for step in (1e-3, -1e-3):
-            lists = [list(each["weight"][NAME]) for each in weights]
-            lists[source][run] += step  # type: ignore[index]
-            ends.append(
-                (merged("linear", [base, one, two], lists, 1000).double() * given).sum().item()
-            )
-        assert found["weight", source][run] == pytest.approx(
-            (ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3
-        )
 
 
 def test_rows_that_do_not_fit_are_refused(family):

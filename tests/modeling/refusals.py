@@ -38,8 +38,6 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"path": ["0:0", "0:0-2"]},
         "path[1]: cannot read '0:0-2'; a hop is written 0:3 or 0:3*0.5 + 1:3*0.5",
     ),
-    "words after a hop": ({"path": ["0:0", "0:1 x2"]}, "path[1]: cannot read '0:1 x2'"),
-    "a hop that is a number": ({"path": ["0:0", 7]}, "path[1]: cannot read 7"),
     "a weight beyond all numbers": (
         {"path": ["0:0", "0:1*1e999"]},
         "path[1]: cannot read '0:1*1e999'",
@@ -49,7 +47,6 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "path: no hops; a path has at least one, such as '0:0'",
     ),
     "a path that is a text": ({"path": "0:0"}, "path: str, but it must be a list"),
-    "a path that is a mapping": ({"path": {"0": "0:0"}}, "path: dict, but it must be a list"),
     "a million hops": (
         {"path": ["0:0"] * 10**6, "scales": None},
         "path: 1000000 hops; a path has at most 4096",
@@ -62,53 +59,26 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"scales": [1.0]},
         "scales: 1 numbers for a path of 2 hops; give one per hop",
     ),
-    "scales that are one number": ({"scales": 1.0}, "scales: float, but it must be a list"),
     "a scale that is not a number": (
         {"scales": [1.0, float("nan")]},
         "scales[1]: nan is not a finite number",
     ),
-    "an infinite scale": (
-        {"scales": [float("-inf"), 1.0]},
-        "scales[0]: -inf is not a finite number",
-    ),
-    "a scale beyond all floats": ({"scales": [1.0, 10**400]}, "scales[1]: 1000000"),
     "a scale that is true": ({"scales": [1.0, True]}, "scales[1]: True is not a finite number"),
-    "a scale that is a text": ({"scales": [1.0, "1"]}, "scales[1]: '1' is not a finite number"),
     "an unknown scale target": (
         {"scale_target": "attention"},
         "scale_target: 'attention' is unknown; there are stream, mlp_delta",
-    ),
-    "a scale target that is a list": (
-        {"scale_target": ["stream"]},
-        "scale_target: ['stream'] is unknown",
     ),
     "embeddings of a source that is not there": (
         {"embedding_source": 2},
         "embedding_source: 2, but there are 2 sources, from 0",
     ),
-    "a negative embedding source": (
-        {"embedding_source": -1},
-        "embedding_source: -1, but there are 2 sources, from 0",
-    ),
     "an embedding source that is a text": (
         {"embedding_source": "0"},
         "embedding_source: '0' is not the number of a source",
     ),
-    "an embedding source that is true": (
-        {"embedding_source": True},
-        "embedding_source: True is not the number of a source",
-    ),
-    "sources that are a mapping": (
-        {"sources": {"model": "a"}},
-        "sources: dict, but it must be a list",
-    ),
     "a source without its depth": (
         {"sources": [{"model": "a"}]},
         "sources[0]: {'model': 'a'} is not a mapping with the number of 'layers'",
-    ),
-    "a source that is a text": (
-        {"sources": ["a"]},
-        "sources[0]: 'a' is not a mapping with the number of 'layers'",
     ),
     "a revision that is a number": (
         {"sources": [{"model": "a", "layers": 3, "revision": 7}]},
@@ -118,17 +88,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"text_config": {}},
         "text_config.model_type: None is not an architecture of causal language models",
     ),
-    "an unknown architecture": (
-        {"text_config": {"model_type": "no_such_model"}},
-        "text_config.model_type: 'no_such_model' is not an architecture",
-    ),
     "an architecture of images": (
         {"text_config": {"model_type": "vit"}},
         "text_config.model_type: 'vit' is not an architecture",
-    ),
-    "an architecture that is a list": (
-        _text(model_type=["llama"]),
-        "text_config.model_type: ['llama'] is not an architecture",
     ),
     "a merged model in a merged model": (
         _text(model_type="evo_merged"),
@@ -153,24 +115,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"text_config": {"model_type": "gpt2", "n_layer": 5}},
         "text_config.num_hidden_layers: 5, but the path needs 2 cache slots",
     ),
-    "a billion layers": (
-        _text(num_hidden_layers=10**9),
-        "text_config.num_hidden_layers: 1000000000, but the path needs 2",
-    ),
     "a billion layers and no path": (
         {**_text(num_hidden_layers=10**9), "path": None, "scales": None},
         "text_config.num_hidden_layers: 1000000000, but a path has between 1 and 4096 hops",
     ),
-    "a depth that is a text": (
-        _text(num_hidden_layers="2"),
-        "text_config.num_hidden_layers: '2', but the path needs 2",
-    ),
-    "a width that is a text": (_text(hidden_size="wide"), "text_config: "),
     "no attention heads": (_text(num_attention_heads=0), "text_config: "),
-    "settings of the rotary embeddings that are a number": (
-        _text(rope_parameters=3),
-        "text_config: ",
-    ),
     "too few kinds of layers": (
         {
             "text_config": {

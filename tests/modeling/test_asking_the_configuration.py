@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from every_type import tiny_config
-from huggingface_hub.dataclasses import strict
 from tiny_models import tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from hf_evomerge.modeling import EvoMergedConfig
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -147,31 +146,6 @@ def test_generation_begins_with_the_token_ids_of_the_source():
         [2, 9],
         5,
     )
-
-
-@strict
-class _Composite(PreTrainedConfig):
-    """A model around the merged model, as of images and text."""
-
-    model_type = "composite_of_a_test"
-    sub_configs = {"text_config": EvoMergedConfig}  # noqa: RUF012
-    text_config: Any = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.text_config, dict):
-            self.text_config = EvoMergedConfig(**self.text_config)
-        super().__post_init__(**kwargs)
-
-
-def test_it_can_be_the_text_part_of_a_larger_model(tmp_path):
-    """A composite configuration holds it, asks it, saves it and reads it back."""
-    config = _Composite(text_config=merged())
-    assert config.get_text_config() is config.text_config
-    assert config.get_text_config().hidden_size == 32
-    config.save_pretrained(tmp_path)
-    again = _Composite.from_pretrained(tmp_path)
-    assert again.text_config.to_diff_dict() == config.text_config.to_diff_dict()
-    assert again.get_text_config().vocab_size == config.text_config.text_config.vocab_size
 
 
 def test_what_is_chosen_for_the_attention_reaches_the_source_architecture():

