@@ -186,7 +186,7 @@ def test_a_training_leaves_paths_alone(tmp_path, search_config):
     evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    trainer = LoraTrainer(evaluator, tmp_path, lambda progress: None, 200)
+    trainer = LoraTrainer(evaluator, tmp_path, lambda progress, wait: None, 1, 200)
     trainer.fine_tunes({"a": ("a", evaluator.config.sources[0])}, [("a", 1e-2)], 200)
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
@@ -212,7 +212,7 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
     (tuned,) = (
-        LoraTrainer(evaluator, tmp_path / "tuned", lambda progress: None, 60)
+        LoraTrainer(evaluator, tmp_path / "tuned", lambda progress, wait: None, 1, 60)
         .fine_tunes({"a": ("a", ref)}, [("a", 1e-2)], 60)
         .values()
     )
@@ -230,7 +230,7 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
     monkeypatch.setattr(LoraTrainer, "_train", train)
     starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
     pairs = [(start, rate) for start in starts for rate in lora_phase.RATES]
-    trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress: None, 68)
+    trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress, wait: None, 8, 68)
     tuned = trainer.fine_tunes(starts, pairs, 8.5)
     assert list(tuned) == [
         "lora:source:0:0.0001:8.5",

@@ -110,6 +110,7 @@ class LoraTrainings(Phase):
             run.evaluator,
             run.study.folder / "baselines",
             partial(run.report, size=size, steps=True),
+            count=short + whole,
             total=(short * SHARE + whole) * cost,
         )
 
@@ -118,7 +119,7 @@ class LoraTrainings(Phase):
             trained = trainer.fine_tunes(starts, pairs, cost)
             models: dict[str, Target] = {label: each.model for label, each in trained.items()}
             more = (trainer.total - trainer.done) * size
-            scores = run.evaluate(models, run.chosen_on, "finalists", more=more)
+            scores = run.evaluate(models, run.chosen_on, "finalists", more=more, wait=trainer.wait)
             scored = [
                 replace(trained[label], fitness=each.mean)
                 for label, each in scores.items()
@@ -197,14 +198,17 @@ class LoraTrainer:
         evaluator: Evaluator with the search's task, examples, dtype and device.
         folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to
             be built first.
-        report: Callback for the progress.
+        report: Callback for the progress, and for the seconds that models to come take to load
+            (``wait``).
+        count: Number of all trainings that are to come.
         total: Cost of all trainings that are to come, in scores of all search examples.
         done: Cost of those that are done.
     """
 
     evaluator: Evaluator
     folder: Path
-    report: Callable[[Progress], None]
+    report: Callable[..., None]
+    count: int
     total: float
 
     def __post_init__(self) -> None:
@@ -212,6 +216,7 @@ class LoraTrainer:
         self._number = 0
         self._fresh = 0.0
         self._seconds = 0.0
+        self._loads: list[float] = []
 
     def fine_tunes(
         self, starts: Starts, pairs: Sequence[tuple[str, float]], cost: float
@@ -251,6 +256,12 @@ class LoraTrainer:
             self.done += cost
         return trained
 
+    @property
+    def wait(self) -> float:
+        """Seconds that the models to come take to load: each twice, to be trained and scored."""
+        waiting = self.count - len(self._loads)
+        return 2 * waiting * sum(self._loads) / max(1, len(self._loads))
+
     def _reporter(self, which: str, cost: float, steps: int) -> Callable[[int, object], None]:
         """Make the callback of a training, which is called after each step."""
         last = time.perf_counter()
@@ -259,7 +270,10 @@ class LoraTrainer:
             nonlocal last
             now = time.perf_counter()
             self._fresh += cost / steps
-            self._seconds += now - last if step > 1 else 0.0  # the first one waits for the model
+            if step == 1:  # which has waited for the model
+                self._loads.append(now - last)
+            else:
+                self._seconds += now - last
             last = now
             self.report(
                 Progress(
@@ -270,7 +284,8 @@ class LoraTrainer:
                     seconds=self._seconds,
                     fresh=self._fresh,
                     note=f"{which}, step {step} of {steps}",
-                )
+                ),
+                wait=self.wait,
             )
 
         return after_step
