@@ -1,7 +1,6 @@
 """The page in a real browser: every tab, an answer, an edit, the replay, errors, a phone, and two
 visitors side by side."""
 
-import json
 import re
 import shutil
 import time
@@ -10,9 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 from served import Served, greedy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
@@ -100,27 +97,6 @@ def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not complaints
-
-
-@pytest.fixture
-def several(ps: Path, tmp_path: Path) -> Path:
-    """The merge, whose record has a second objective."""
-    folder = shutil.copytree(ps, tmp_path / "several")
-    file = folder / "study.json"
-    table_file = folder / "trials.parquet"
-    text = file.read_text(encoding="utf-8")
-    table = parquet.read_table(table_file)
-    others = [1.0 - k / 20 for k in range(table.num_rows)]
-    parquet.write_table(table.append_column("objective.English", pyarrow.array(others)), table_file)
-    study = json.loads(text)
-    study["objectives"] = [{"name": name, "unit": "share"} for name in ("fitness", "English")]
-    points = ({"fitness": table["fitness"][k].as_py(), "English": others[k]} for k in range(2))
-    study["results"]["front"] = [
-        {"number": k, "stage": "ps", "trial": k, "winner": k == 1, "search": point, "judged": {}}
-        for k, point in enumerate(points)
-    ]
-    file.write_text(json.dumps(study), encoding="utf-8")
-    return folder
 
 
 def _tab(page: Any, name: str) -> None:
@@ -471,25 +447,10 @@ def test_the_page_is_there_before_the_model(visit, serve, dfs, monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_models_have_their_page(visit, serve, several, broken):
-    """A merge of weights shows its heat map and takes other weights, no model says what to set, a
-    broken one what is wrong.
-
-    The merge is of a search for two objectives: the pointer and the arrow keys name the models of
-    its front.
-    """
-    page = visit(serve(several).url)
-    _tab(page, "Evolution")
-    shown = page.locator("#ev-fitness svg.ev-svg:visible").first
-    said = _begins("fitness over English: 12 trials, of which 2 are on the front.")
-    expect(shown).to_have_attribute("aria-label", said)
-    shown.locator(".ev-cell .ev-chosen").hover(force=True)
-    expect(page.locator(".ev-tip")).to_have_text(_begins("Point 1, trial 1 of parameter space:"))
-    shown.focus()
-    page.keyboard.press("ArrowRight")
-    expect(page.locator(".ev-tip")).to_have_text(_begins("Point 0, trial 0 of parameter space:"))
-    given = page.locator("#ev-fitness h2:has-text('What each source gives') + .ev-scroll tbody th")
-    expect(given).to_have_text([re.compile("^a"), re.compile("^b")])
+def test_other_models_have_their_page(visit, serve, ps, broken):
+    """A merge of weights shows its bars and takes other weights, no model says what to set, a
+    broken one what is wrong."""
+    page = visit(serve(ps).url)
     _tab(page, "Weights")
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Beat evolution")
