@@ -206,7 +206,7 @@ class Actions:
                 yield message(f"Answering {counted(len(published.examples), 'problem')} …", "busy")
             try:
                 for counts in self.show.score(edit, str(request.session_hash)):
-                    yield views.scores(published, edit, *counts)
+                    yield views.scores(published, *counts)
             except EvoMergeError as error:
                 yield message(str(error), "error")
 

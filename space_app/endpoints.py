@@ -43,8 +43,8 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             scales: One number per hop of `path`; all 1 where there are none.
 
         Returns:
-            A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of
-            the examples) and `note`.
+            A mapping with `text`, `tokens`, `seconds`, and `right` (null where the prompt is none
+            of the examples).
         """
         published, host = show.need()
         chosen([model], [EVOLVED, *choices(published.parents)])
@@ -53,7 +53,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             if path is not None
             else edits.Route((), ())
         )
-        words, note = show.question(prompt)
+        words = show.question(prompt)
         job = Job(
             model,
             words,
@@ -65,13 +65,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         piece = host.whole_answer(job)
         right = show.verdict((words, job.pictures), piece.text)
         seconds = round(piece.seconds, 4)
-        return {
-            "text": piece.text,
-            "tokens": piece.tokens,
-            "seconds": seconds,
-            "right": right,
-            "note": note,
-        }
+        return {"text": piece.text, "tokens": piece.tokens, "seconds": seconds, "right": right}
 
     def about() -> dict[str, Any]:
         """Say what the model is: its sources, path, scales, results, examples and the state of this

@@ -11,9 +11,8 @@ from typing import Any
 import seeing
 
 from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.fitness import Example, GenerationTask, JudgingTask, Task, make_task, parse_task
+from hf_evomerge.fitness import Example, JudgingTask, Task, make_task, parse_task
 from hf_evomerge.fitness.answers import RegexExtract
-from hf_evomerge.fitness.numbers import Decimal
 from hf_evomerge.fitness.pictures import sees
 from hf_evomerge.fitness.writing import WritingTask
 from hf_evomerge.pictures.trials import FITNESS, Objective, Step, Trial, climb, of_stage, stages
@@ -243,11 +242,6 @@ class Published:
             getattr(getattr(self.task, "spec", None), "extract", None), RegexExtract
         )
         return self.task.judge if isinstance(self.task, JudgingTask) and not by_regex else None
-
-    @property
-    def decimal(self) -> Decimal:
-        """Decimal mark of answers, as the search reads them."""
-        return self.task.spec.decimal_mark if isinstance(self.task, GenerationTask) else "point"
 
     @property
     def context(self) -> int:

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +22,7 @@ from loading import LoadedInBackground, zero_gpu
 from models import MAX_TOKENS, Host, Job, Piece, choices
 from published import TO_TRY, Published, as_float
 from reading import read
-from texts import Card, SpaceError, clean_prompt, counted, why_wrong
+from texts import Card, SpaceError, clean_prompt, counted
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import Example, Picture
@@ -39,12 +39,10 @@ UNCHANGED = "Change something to see another answer beside this one."
 
 @dataclass(frozen=True)
 class Edit:
-    """Edit by a visitor: the path, or how much of each parent is in a merge; `linked` where a link
-    had it."""
+    """Edit by a visitor: the path, or how much of each parent is in a merge."""
 
     way: edits.Route | None = None
     factors: mixing.Factors = ()
-    linked: bool = field(default=False, compare=False)
 
     def changes(self, published: Published) -> bool:
         """Tell whether it is another model than the published one."""
@@ -118,12 +116,9 @@ class Edit:
         except (ValueError, RecursionError) as cause:
             raise SpaceError("The link's edit cannot be read.") from cause
         if published.path and isinstance(plain, list) and len(plain) == 2:
-            return cls(edits.route(plain[0], plain[1], holds=published.path), linked=True)
+            return cls(edits.route(plain[0], plain[1], holds=published.path))
         if published.mixes and isinstance(plain, list) and len(plain) == 1:
-            return cls(
-                factors=mixing.checked(plain[0], published.mixes, len(published.sources)),
-                linked=True,
-            )
+            return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)))
         raise SpaceError("The link's edit is not one of this model.")
 
 
@@ -289,12 +284,11 @@ class Showcase(LoadedInBackground):
         """Let the evolved model answer, then the parents that were chosen, beside the others'
         cards; raises `SpaceError`."""
         published, _ = self.need()
-        words, note = self.question(prompt)
+        words = self.question(prompt)
         bound = token_bound(tokens)
         keys = [EVOLVED, *chosen(others, choices(published.parents))]
         cards = self.cards()
         cards |= {key: replace(cards[key], state="waiting") for key in keys}
-        cards[EVOLVED] = replace(cards[EVOLVED], note=note)
         jobs = {
             at: Job(key, words, bound, pictures=pictures)
             for at, key in enumerate(cards)
@@ -313,11 +307,9 @@ class Showcase(LoadedInBackground):
         """Let the published model, unless it has answered this, and the changed one answer; raises
         `SpaceError`."""
         published, _ = self.need()
-        words, note = self.question(prompt)
+        words = self.question(prompt)
         bound = token_bound(tokens)
-        first = Card(
-            "as published", counted(len(published.path), "hop") if published.path else "", note=note
-        )
+        first = Card("as published", counted(len(published.path), "hop") if published.path else "")
         jobs = {0: Job(EVOLVED, words, bound, pictures=pictures)}
         answered = self.rehearsed.get((words, pictures), {})
         if EVOLVED in answered:
@@ -356,7 +348,7 @@ class Showcase(LoadedInBackground):
         """Return what the published model would say after each hop or layer; raises
         `SpaceError`."""
         _, host = self.need()
-        asked = (self.question(prompt)[0], pictures)
+        asked = (self.question(prompt), pictures)
         found = self._words.get(asked) or Words(
             *host.lens(Job(EVOLVED, asked[0], pictures=pictures))
         )
@@ -402,17 +394,15 @@ class Showcase(LoadedInBackground):
             return grown
         example = self._example(asked)
         wanted = example.answer if example is not None else ""
-        return replace(
-            grown, wanted=wanted, reason=why_wrong(piece.text, wanted, self.need()[0].decimal)
-        )
+        return replace(grown, wanted=wanted)
 
-    def question(self, prompt: object) -> tuple[str, str]:
-        """The prompt, checked, and a note; an example to the letter as the search asked it. Raises
+    def question(self, prompt: object) -> str:
+        """The prompt, checked; an example to the letter as the search asked it. Raises
         `SpaceError`."""
-        words, note = clean_prompt(prompt)
+        words = clean_prompt(prompt)
         return next(
             (each.prompt for each in self.need()[0].examples if each.prompt.strip() == words), words
-        ), note
+        )
 
     def _example(self, asked: Asked) -> Example | None:
         """The example that was asked, where it is one."""

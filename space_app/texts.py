@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.fitness.numbers import Decimal, count_numbers, last_number
 from hf_evomerge.pictures.scene import counted, number
 
 MAX_PROMPT = 8_000
@@ -32,8 +31,7 @@ class Card:
         tokens, seconds: Tokens that were generated, and the time from the first to the last.
         right: Whether the answer is right; None where that is not known.
         note: A line below the answer.
-        wanted, reason: The right answer where this one is wrong, and why it is, as far as that can
-            be told.
+        wanted: The right answer where this one is wrong.
         solved: How many problems it solved when it was tested, of how many, and which these were.
     """
 
@@ -46,7 +44,6 @@ class Card:
     right: bool | None = None
     note: str = ""
     wanted: str = ""
-    reason: str = ""
     solved: tuple[int, int, str] | None = None
 
     def stopped(self) -> Card:
@@ -74,9 +71,8 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def clean_prompt(prompt: object) -> tuple[str, str]:
-    """A visitor's prompt without control characters, and a note that says what was left out (""
-    where nothing was).
+def clean_prompt(prompt: object) -> str:
+    """A visitor's prompt without control characters.
 
     Raises:
         SpaceError: It is no text, or there is nothing in it, or it is too long.
@@ -91,12 +87,7 @@ def clean_prompt(prompt: object) -> tuple[str, str]:
     kept = "".join(character for character in text if not _is_control(character))
     if not kept.strip():
         raise SpaceError("The prompt is empty. Write something first.")
-    gone = len(text) - len(kept)
-    note = ""
-    if gone:
-        were = "s were" if gone > 1 else " was"
-        note = f"{gone} control character{were} left out of the prompt."
-    return kept.strip(), note
+    return kept.strip()
 
 
 def _is_control(character: str) -> bool:
@@ -104,48 +95,6 @@ def _is_control(character: str) -> bool:
     the text round."""
     turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
     return character not in "\n\t" and (turns or unicodedata.category(character) in ("Cc", "Cs"))
-
-
-# A small model that fails in a known way is worth a word. The last number and the script (Latin,
-# kana, ...) are compared with the right answer's. Nothing is guessed beyond these.
-def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
-    """Say why a wrong answer is wrong, as far as its last number and its script tell: ``right
-    number, wrong language``.
-
-    Text in another script that has more numbers than the right answer and is much longer is no
-    answer in another language.
-    """
-    if not text.strip():
-        return "says nothing"
-    last = last_number(text, decimal)
-    right = last_number(answer)
-    reasons = []
-    if right is not None:
-        if last is None:
-            reasons.append("no number")
-        else:
-            reasons.append("right number" if abs(last - right) <= 1e-6 else "wrong number")
-    wrote = _script(text)
-    wanted = _script(answer)
-    if wrote and wanted and wrote != wanted:
-        if len(text) > 3 * len(answer) and count_numbers(text, decimal) > count_numbers(answer):
-            return "no clear answer"
-        reasons.append("wrong language")
-    elif reasons == ["right number"]:
-        reasons.append("other words")
-    return ", ".join(reasons)
-
-
-def _script(text: str) -> str:
-    """The script of most letters of a text; Han is Japanese or Chinese alike, and kana go with
-    it."""
-    names = [
-        unicodedata.name(letter, "").split(" ")[0].split("-")[0]
-        for letter in text
-        if letter.isalpha()
-    ]
-    scripts = ["CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names]
-    return max(sorted(set(scripts)), key=scripts.count, default="")
 
 
 def message(text: str, kind: str = "info") -> str:
@@ -172,8 +121,6 @@ def _card(card: Card) -> str:
             f'<span class="ev-verdict ev-{kind}"><span aria-hidden="true">{mark}</span> '
             f"{word}</span>"
         )
-        if card.reason:
-            verdict += f'<span class="ev-reason ev-{kind}">{escape(card.reason)}</span>'
     more = [f"right would be “{card.wanted}”"] if card.wanted else []
     if card.tokens:
         rate = f", {number(card.tokens / card.seconds)} a second" if card.seconds > 0 else ""

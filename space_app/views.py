@@ -134,7 +134,7 @@ def dare(published: Published) -> str:
     return f'<p class="ev-faint">{said} {f"Try: {links}" if links else ""}</p>'
 
 
-def scores(published: Published, edit: Edit, done: int, right: int, before: int) -> str:
+def scores(published: Published, done: int, right: int, before: int) -> str:
     """Draw the scores of the published model and of an edit side by side, and say in the end who
     leads."""
 
@@ -145,7 +145,6 @@ def scores(published: Published, edit: Edit, done: int, right: int, before: int)
         )
 
     total = len(published.examples)
-    you = "This link's merge" if edit.linked else "You"
     found = published.finder
     of = f"of {total} {escape(published.tested_on)}"
     lead = abs(right - before)
@@ -155,8 +154,8 @@ def scores(published: Published, edit: Edit, done: int, right: int, before: int)
         else f"A draw: both solve {right} {of}."
     )
     if right > before:
-        verdict = f"{you} {'beats' if edit.linked else 'beat'} {found} by {lead} {of}."
-    both = side(found.capitalize(), before, "ev-theirs") + side(you, right, "ev-yours")
+        verdict = f"You beat {found} by {lead} {of}."
+    both = side(found.capitalize(), before, "ev-theirs") + side("You", right, "ev-yours")
     words = verdict if done == total else f"of {done} problems …"
     return f'<div class="ev-score" role="status">{both}<p class="ev-faint">{words}</p></div>'
 

@@ -316,7 +316,7 @@ def test_an_edit_is_shared_and_scored(visit, served, dfs):
     href = page.locator("#ev-share a.ev-copy").get_attribute("href")
     there = visit(f"{served.url}{href}")
     there.wait_for_selector("#ev-said >> text=is dropped")
-    expect(there.locator("#ev-scored")).to_contain_text("This link's merge")
+    expect(there.locator("#ev-scored")).to_contain_text("You")
     _wait_for_changed(
         there, greedy(dfs, served.show.published.examples[0].prompt, 64, path[1:], scales[1:])
     )

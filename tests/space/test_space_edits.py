@@ -243,7 +243,6 @@ def test_a_link_carries_an_edit():
     edit = Edit(edits.Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)))
     (text,) = parse_qs(edit.link[1:])["edit"]
     assert Edit.of_link(text, path) == edit
-    assert (Edit.of_link(text, path).linked, edit.linked) == (True, False)
     parents = (Parent("a", "a"), Parent("b", "b"))
     merge = Published("m", "m", config={"num_hidden_layers": 2}, recipe=MERGE, parents=parents)
     edit = Edit(factors=mixing.with_factors((), "layer 1", [0.5, 2.0]))

@@ -13,7 +13,6 @@ import views
 from edits import Route
 from published import Parent, Published, Trial
 from reading import read
-from showcase import Edit
 from texts import Card, cards, message, table
 
 from hf_evomerge.fitness.comparison import Comparison
@@ -325,24 +324,17 @@ def test_a_card_says_what_its_model_solves():
 
 
 def test_a_visitors_score_stands_beside_the_searchs():
-    """Both numbers are there while it is counted; at the end a sentence says who leads, and of a
-    link whose merge that is."""
+    """Both numbers are there while it is counted; at the end a sentence says who leads."""
     problems = [Problem(prompt=str(k), answer="1") for k in range(50)]
 
-    def said(
-        right: int, before: int = 49, done: int = 50, algorithm: str = "cma", linked: bool = False
-    ) -> str:
+    def said(right: int, before: int = 49, done: int = 50, algorithm: str = "cma") -> str:
         record = Record(examples=problems, stages=[StageSummary(stage="ps", algorithm=algorithm)])
-        return views.scores(
-            Published("m", "m", record=record), Edit(linked=linked), done, right, before
-        )
+        return views.scores(Published("m", "m", record=record), done, right, before)
 
     assert "You beat evolution by 1 of 50 unseen problems." in said(50)
     assert "A draw: both solve 49 of 50 unseen problems." in said(49)
     assert "Evolution leads by 47 of 50 unseen problems." in said(2)
     assert "The search leads by 47 of 50 unseen problems." in said(2, algorithm="gradient")
-    assert "This link's merge beats evolution by 1 of" in said(50, linked=True)
-    assert "You" not in said(2, linked=True)
     assert "of 25 problems …" in said(20, 25, 25)
 
 
