@@ -41,8 +41,6 @@ __all__ = [
     "ChoiceSpec",
     "ChoiceTask",
     "ClassificationSpec",
-]
-__all__ += [
     "ClassificationTask",
     "ClipSpec",
     "ClipTask",
@@ -50,19 +48,28 @@ __all__ += [
     "DataSpec",
     "DifferentiableTask",
     "Example",
-]
-__all__ += [
     "FunctionTask",
     "GenerationSpec",
     "GenerationTask",
     "Gsm8kSpec",
     "Gsm8kTask",
     "JudgingTask",
-]
-__all__ += ["LikelihoodSpec", "LikelihoodTask", "LmEvalSpec", "LmEvalTask", "MgsmSpec", "MgsmTask"]
-__all__ += ["MultipleChoiceSpec", "MultipleChoiceTask", "PerplexitySpec", "PerplexityTask"]
-__all__ += ["RetrievalSpec", "RetrievalTask", "Scores", "Task", "TaskSpec", "TermsSpec"]
-__all__ += [
+    "LikelihoodSpec",
+    "LikelihoodTask",
+    "LmEvalSpec",
+    "LmEvalTask",
+    "MgsmSpec",
+    "MgsmTask",
+    "MultipleChoiceSpec",
+    "MultipleChoiceTask",
+    "PerplexitySpec",
+    "PerplexityTask",
+    "RetrievalSpec",
+    "RetrievalTask",
+    "Scores",
+    "Task",
+    "TaskSpec",
+    "TermsSpec",
     "TermsTask",
     "check_disjoint",
     "compare",
@@ -71,5 +78,7 @@ __all__ += [
     "load_examples",
     "make_task",
     "parse_task",
+    "register_task",
+    "render_prompt",
+    "task_names",
 ]
-__all__ += ["register_task", "render_prompt", "task_names"]

@@ -18,20 +18,18 @@ from ..recipes.strict_yaml import StrictModel
 
 _FEW_LETTERS = 16  # fastText guesses wildly at fewer
 _SCRIPTS = {
-    **dict.fromkeys(("ja",), ("HIRAGANA", "KATAKANA", "CJK")),
+    "ja": ("HIRAGANA", "KATAKANA", "CJK"),
     **dict.fromkeys(("zh", "yue", "wuu"), ("CJK",)),
     **dict.fromkeys(("ar", "fa", "ur"), ("ARABIC",)),
     **dict.fromkeys(("bg", "be", "kk", "mk", "ru", "sr", "uk"), ("CYRILLIC",)),
     **dict.fromkeys(("hi", "mr", "ne"), ("DEVANAGARI",)),
-    **{
-        "bn": ("BENGALI",),
-        "el": ("GREEK",),
-        "he": ("HEBREW",),
-        "ko": ("HANGUL",),
-        "ta": ("TAMIL",),
-        "te": ("TELUGU",),
-    },
-    **{"th": ("THAI",)},
+    "bn": ("BENGALI",),
+    "el": ("GREEK",),
+    "he": ("HEBREW",),
+    "ko": ("HANGUL",),
+    "ta": ("TAMIL",),
+    "te": ("TELUGU",),
+    "th": ("THAI",),
 }
 """What the Unicode names of a language's letters begin with; Latin for those that are not here."""
 _PAPER_NUMBER = re.compile(

@@ -18,18 +18,18 @@ from ..recipes.strict_yaml import Count, Index, Positive, StrictModel, Whole
 from .example import Record
 
 _OF_RECORDS = (
-    *(
-        "prompt_field",
-        "template",
-        "chat",
-        "system",
-        "answer_field",
-        "answer_after",
-        "text_field",
-        "choices",
-        "image_field",
-    ),
-    *("head_field", "id_field", "gloss_field"),
+    "prompt_field",
+    "template",
+    "chat",
+    "system",
+    "answer_field",
+    "answer_after",
+    "text_field",
+    "choices",
+    "image_field",
+    "head_field",
+    "id_field",
+    "gloss_field",
 )
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,6 +15,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,8 +25,7 @@ from pydantic import Field
 
 from ..errors import FitnessError, nearest, one_line
 from ..recipes.strict_yaml import Count, Index
-from .chat import ChatError, render_chat
-from .encoding import scoring
+from .encoding import render_prompt, scoring
 from .example import Example
 from .prepared import PreparedTask
 from .registry import TaskSpec, register_task
@@ -103,10 +103,7 @@ class LmEvalTask(PreparedTask):
                     f"{{lm_eval: TASK}}}}"
                 )
             if name not in found:
-                tasks = load_tasks(name, trust_remote_code=self.trust_remote_code)
-                if len(tasks) != 1:
-                    raise FitnessError(f"lm_eval: {name}: is a group of {len(tasks)} tasks")
-                found[name] = next(iter(tasks.values()))
+                (found[name],) = load_tasks(name, trust_remote_code=self.trust_remote_code).values()
             self._places.append((str(found[name].config.task), int(number)))
         self._tasks = {str(task.config.task): task for task in found.values()}
         if len(self._tasks) < len(found):
@@ -115,8 +112,10 @@ class LmEvalTask(PreparedTask):
             )
         self._metrics = {name: self._metric(name) for name in self._tasks}
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a token for padding
+        if self.spec.chat and not getattr(tokenizer, "chat_template", None):
+            raise FitnessError("fitness.chat: the tokenizer has no chat template; leave out chat")
         if self.spec.chat:
-            self._check_chat(examples[0])
+            render_prompt(replace(examples[0], chat=True, system=self.spec.system), tokenizer)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import lm_eval
@@ -216,16 +215,6 @@ class LmEvalTask(PreparedTask):
                 "has a score of its own"
             )
         return metric, chosen or None
-
-    def _check_chat(self, example: Example) -> None:
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise FitnessError("fitness.chat: the tokenizer has no chat template; leave out chat")
-        try:
-            render_chat(self._tokenizer, [{"role": "user", "content": example.prompt}])
-        except ChatError as cause:
-            raise FitnessError(
-                f"data.chat: the tokenizer's chat template refuses the prompts: {cause}"
-            ) from cause
 
 
 @functools.lru_cache(maxsize=64)

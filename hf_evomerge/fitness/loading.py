@@ -50,8 +50,6 @@ def load_examples(spec: DataSpec, *, trust_remote_code: bool = False) -> list[Ex
         spec = spec.model_copy(update={"function": read})
         return [document for _, document in wanted_records(spec)]
     examples = [_example(record, spec, where) for where, record in wanted_records(spec)]
-    if spec.weight == 1.0:
-        return examples
     return [replace(example, weight=spec.weight) for example in examples]
 
 

@@ -54,8 +54,6 @@ class PreparedTask:
     def _weighted(self, scores: Scores) -> Scores:
         """Scores times the examples' weights."""
         weights = [example.weight for example in self._examples]
-        if all(weight == 1.0 for weight in weights):
-            return scores
         return scores.replace(values=scores.values * weights)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:

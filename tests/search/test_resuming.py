@@ -133,14 +133,6 @@ def test_a_study_without_scores_takes_other_settings(search_settings, tmp_path):
         run_search(validate(SearchConfig, settings, SearchError), out)
 
 
-def test_a_study_without_scores_follows_the_file_beside_it(begun, search_config):
-    """What is edited in the folder's own search file counts when the folder is gone on with."""
-    search_config(compute={"seed": 3}).save(begun / "search.yaml")
-    resume_search(begun, build=False)
-    with Study.open(begun) as study:
-        assert study.meta("settings")["compute"]["seed"] == 3
-
-
 def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
     """While a process evaluates the first models of a study, another cannot give it other
     settings."""

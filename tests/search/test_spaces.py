@@ -116,16 +116,6 @@ def test_fixed_parameters_and_options():
     assert [mapping["density"] for mapping in merge.parameters] == [0.25, 0.25]
 
 
-def test_sources_that_take_part():
-    """Where some sources take part, only these have coordinates, and the recipe names them."""
-    space = ParameterSpace(
-        _config(3, merge={"method": "linear", "sources": [2, 0], "groups": "model"}), 4
-    )
-    merge = _merge(space, [0.1, 0.9])
-    assert merge.sources == [2, 0]
-    assert len(merge.parameters) == 2
-
-
 NAMES = [
     f"model.layers.{block}.{part}.weight"
     for block in (0, 1)

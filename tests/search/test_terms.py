@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from searches import GRADIENT, facts
 from slowly import slow_beyond
@@ -16,12 +15,10 @@ from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
 Given = dict[str, Any]
 OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
-ALONE = {"task": "agreement", "max_new_tokens": 4}
 
 
 @pytest.fixture(scope="session")
@@ -84,24 +81,6 @@ def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
     if space == "dfs":  # workers take long to start
         run_search(config, tmp_path / "workers", workers=2, build=False)
         assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_agreement_alone_climbs(search_config, agreement, tmp_path):
-    """Without a label a search by gradient finds a merge that agrees better with both parents, by
-    every score of the study."""
-    config = search_config(
-        optimize=[GRADIENT], fitness=ALONE, data=agreement, merge={"groups": "tensor"}
-    )
-    result = run_search(config, tmp_path / "search")
-    trials = Study.open(tmp_path / "search").trials("ps")
-    assert (result.row("ps").scores.mean or 0) > (result.row("average").scores.mean or 0) - 0.05
-    assert max(trial.fitness or -9 for trial in trials) > (trials[0].fitness or 0)
-    own = result.row("source").scores  # of a, whose prompts are the first
-    assert own.values[:2] == pytest.approx(0, abs=1e-5)
-    assert own.values[2:].max() < -1e-3
-    built = evaluate_model(str(tmp_path / "search" / "model"), config).scores
-    assert np.allclose(built.values, result.row("ps").scores.values, atol=1e-4)
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, agreement, tmp_path):

@@ -141,7 +141,11 @@ def _compare(
 
 def _text_of(example: Example) -> list[Any]:
     return [
-        *(example.prompt, example.answer, example.chat, example.system, *example.choices),
+        example.prompt,
+        example.answer,
+        example.chat,
+        example.system,
+        *example.choices,
         *(picture.digest for picture in example.pictures),
         *filter(None, [example.head, example.source]),
         *([example.weight] if example.weight != 1.0 else []),

@@ -4,8 +4,7 @@ Knows nothing of models."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,7 +200,7 @@ class _TrustRegion:
 
         What is asked for leaves `least` of the budget.
         """
-        gradient = np.asarray(asked.gradients[0], dtype=np.float64)
+        gradient = asked.gradients[0]
         for tries in range(1, _TRIES + 1):
             if asked.spent + asked.share + least > asked.budget:
                 break
@@ -234,9 +233,8 @@ class _Nested:
         self.coarse = _Adam(int(groups.max()) + 1)
         self.each = _Adam(groups.size)
 
-    def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
+    def direction(self, slope: Vector) -> Vector:
         """Upwards, each coordinate at most about 1."""
-        slope = np.asarray(gradient, dtype=np.float64)
         sums: Vector = np.bincount(self.groups, slope).astype(np.float64)
         together: Vector = self.coarse.direction(sums)[self.groups]
         return (1 - self.fine) * together + self.fine * self.each.direction(slope)
@@ -254,9 +252,8 @@ class _Adam:
         self.second = np.zeros(size)
         self.count = 0
 
-    def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
+    def direction(self, slope: Vector) -> Vector:
         """Upwards, each coordinate at most about 1."""
-        slope = np.asarray(gradient, dtype=np.float64)
         self.count += 1
         self.first = _FIRST * self.first + (1 - _FIRST) * slope  # m
         self.second = _SECOND * self.second + (1 - _SECOND) * slope**2  # v

@@ -90,7 +90,7 @@ class ClusterEvaluator:
         assert self._evaluator is not None  # it has been started
         self._loaded = 0.0
         self._begun = time.monotonic()
-        return self._evaluator.evaluate(*job.arguments)
+        return self._evaluator.evaluate(**vars(job))
 
     def taken(self) -> float:
         """Seconds that the evaluation has taken so far, without those in which models were

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...fitness import TaskSpec
 from ...recipes.recipe import Recipe
@@ -33,12 +32,6 @@ class Job:
     fitness: TaskSpec | None = None
     rows: int | None = None
     shots: int = 0
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """Arguments of `Evaluator.evaluate`."""
-        how = (self.batch, self.slopes, self.fitness, self.rows, self.shots)
-        return self.target, self.split, *how
 
     def __str__(self) -> str:
         return f"recipe {self.target.key}" if isinstance(self.target, Recipe) else str(self.target)

@@ -67,10 +67,10 @@ class LocalRunner:
 
     def _evaluate(self, job: Job) -> Scores:
         try:
-            return self.evaluator.evaluate(*job.arguments)
+            return self.evaluator.evaluate(**vars(job))
         except MachineError as error:
             _pause(error)
-        return self.evaluator.evaluate(*job.arguments)
+        return self.evaluator.evaluate(**vars(job))
 
 
 def _pause(error: MachineError) -> None:

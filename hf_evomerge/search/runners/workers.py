@@ -207,7 +207,7 @@ def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> 
         while True:
             job: Job = pipe.recv()
             try:
-                pipe.send(evaluator.evaluate(*job.arguments))
+                pipe.send(evaluator.evaluate(**vars(job)))
             except MachineError as error:
                 pipe.send(error)
 
