@@ -59,7 +59,7 @@ class MultipleChoiceTask(TextTask):
             [replace(example, answer=choice) for example in examples for choice in example.choices],
             tokenizer,
         )
-        self._questions = list(examples)
+        self._examples = list(examples)  # a score is an example's, not a choice's
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
         return [encode_pair(example, self.spec.separator, tokenizer)]
@@ -69,7 +69,7 @@ class MultipleChoiceTask(TextTask):
         found = []
         correct = []
         outputs = []
-        for example in self._questions:
+        for example in self._examples:
             scores = np.array([next(left) for _ in example.choices])
             right = example.choices.index(example.answer)
             taken = int(scores.argmax())

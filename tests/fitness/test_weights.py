@@ -44,6 +44,17 @@ def test_every_task_is_weighted(examples, tokenizer):
     assert task.evaluate(torch.nn.Linear(1, 1)).values.tolist() == [2.0, 1.0]
 
 
+def test_a_choice_is_weighted_by_its_example(model, examples, tokenizer):
+    """Of several choices an example has one score, and this has its weight."""
+    rows = [replace(each, choices=(each.answer, "seven")) for each in examples[:2]]
+    scores = []
+    for weight in (1.0, 3.0):
+        task = make_task(parse_task({"task": "multiple_choice", "separator": " "}))
+        task.prepare([replace(each, weight=weight) for each in rows], tokenizer)
+        scores.append(task.evaluate(model).values)
+    assert scores[1] == pytest.approx(3 * scores[0])
+
+
 def test_terms_are_weighted_once(model, examples, tokenizer):
     """The scores of a sum have the factor that the scores of its term have."""
     rows = [replace(examples[0], weight=2.0), examples[1]]
