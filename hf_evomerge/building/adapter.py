@@ -269,8 +269,8 @@ class MergedAdapter(AdapterCheckpoint):
         return base.layout.modules[name].removesuffix(".weight")
 
     def factors(self, name: str) -> Factors:
-        """The adapters' matrices beside each other, those of core space, or the best of the
-        rank."""
+        """Return the two matrices of a module: of all adapters beside each other, of core space,
+        or the best of the rank."""
         import torch
 
         if self.merged.plan.core:

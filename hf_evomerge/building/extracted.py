@@ -203,8 +203,11 @@ class ExtractedAdapter(AdapterCheckpoint):
         return Origin("merged", ((self._source, weight), (self._base, weight)))
 
     def to_json(self) -> dict[str, Any]:
-        """Rank, share of the whole change's energy that is ``kept``, share that each module keeps
-        (``energy``), and of tensors that no adapter changes their part in the change (``lost``)."""
+        """Return the rank and the shares of the whole change's energy.
+
+        They are ``kept`` (by the adapter), ``energy`` (kept by each module) and ``lost`` (by each
+        tensor that no adapter changes).
+        """
         pairs = [pair for _, pair in self._all_squares] + list(self.lost.values())
         whole, kept = (sum(numbers) for numbers in zip(*pairs, strict=True))
         lost = {name: round(own / whole, 6) for name, (own, _) in self.lost.items()}

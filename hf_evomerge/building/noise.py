@@ -73,7 +73,7 @@ class NoiseCheckpoint(Checkpoint):
         return [self._source, self._base]
 
     def origin(self, name: str) -> Origin:
-        """Return where the size of the noise, and what it is added to, come from."""
+        """Return the tensors that give a tensor its noise's size and its place: fine-tune, base."""
         both = [each for each in self.sources if name in each.tensors]
         kind = "merged" if len(both) > 1 else "copied"
         return Origin(kind, tuple((each, name) for each in both))  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def write_noise(source: Parent, base: Parent, out: Path, *, seed: int, number: i
 
 
 def is_noise(ref: SourceRef) -> bool:
-    """Tell whether a reference is of a folder that `write_noise` has written."""
+    """Tell whether a source is noise, written by `write_noise`."""
     return os.path.isfile(os.path.join(ref.adapter or ref.model, NOISE_FILE))
 
 

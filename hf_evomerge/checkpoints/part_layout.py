@@ -105,8 +105,10 @@ class PartLayout:
 
     @cached_property
     def other_names(self) -> list[tuple[str, str]]:
-        """Names in the files, each with the one in the model, and those of the language part with
-        the one that a plain language model has there."""
+        """Pairs of a tensor's name in the files and its name in the model.
+
+        The language part has a second pair for each tensor, with a plain language model's name.
+        """
         placed = [(raw, *self.place(raw)) for raw in self.modules]
         plain = [(raw, name) for raw, part, name in placed if part in TEXT]
         return list(dict.fromkeys([*self.modules.items(), *plain]))

@@ -29,8 +29,9 @@ _EACH = 32  # elements that share a scale in MXFP4, in 16 bytes
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensor(StoredTensor):
-    """Weight that is stored as numbers of few bits and their scales. Dtype and shape are those of
-    the weight that is read: bfloat16.
+    """Weight that is stored as numbers of few bits and their scales.
+
+    Dtype (bfloat16) and shape belong to the weight after reading.
 
     Attributes:
         values: Raw name of the numbers.
@@ -116,7 +117,7 @@ def check_quantization(config: PretrainedConfig, owner: object, action: str) -> 
 
 
 def plain_config(fields: dict[str, Any]) -> None:
-    """Make the fields of a ``config.json`` those of the dequantised model."""
+    """Take quantisation out of a ``config.json``, which then describes the dequantised model."""
     for part in (fields, fields.get("text_config")):
         if isinstance(part, dict):
             part.pop(_KEY, None)

@@ -73,7 +73,7 @@ def check_kinds(config: PretrainedConfig, layers: Sequence[int]) -> None:
 def rearranged_tensors(
     tensors: Mapping[str, StoredTensor], layers: Sequence[int]
 ) -> dict[str, StoredTensor]:
-    """The tensors with those of the layers in another order."""
+    """Rename the tensors of layers, so that the layers come in another order."""
     rest = {}
     blocks: dict[int, list[tuple[str, str, str]]] = {}
     for name, info in tensors.items():
@@ -89,7 +89,7 @@ def rearranged_tensors(
 
 
 def rearrange(config: PretrainedConfig, layers: Sequence[int], owner: str) -> None:
-    """Make a config that of the model with its layers in another order.
+    """Change a config, so that it describes the model with its layers in another order.
 
     Raises:
         SourceError: The base has no such layer, or it is not known how the model would run.

@@ -143,14 +143,6 @@ def last_number(text: str, decimal: Decimal = "point") -> float | None:
     return None
 
 
-def count_numbers(text: str, decimal: Decimal = "point") -> int:
-    """Count the numbers that a text holds; those in ideographs count where it has no figures."""
-    plain = _plain(text)
-    return sum(1 for _ in _pattern(decimal).finditer(plain)) or sum(
-        1 for _ in _ALONE.finditer(plain)
-    )
-
-
 def parse_number(text: str, decimal: Decimal = "point") -> float | None:
     """A text that is one number, and nothing else but space; None where it is anything else."""
     plain = _plain(text).strip()

@@ -25,8 +25,8 @@ class TaskSpec(StrictModel):
     task: str
     """The task's name."""
     takes_shots: ClassVar[bool] = False
-    """Whether solved examples may stand in the prompt, before the question. A task that takes them
-    says by ``append_eos`` whether an answer ends with the end-of-text token."""
+    """Permission to put solved examples into the prompt, before the question. A task that takes
+    them says by ``append_eos`` whether an answer ends with the end-of-text token."""
     scores_version: ClassVar[int] = 1
     """Number of the way of scoring, which a study keeps: raise it when the same answers would score
     otherwise, and a search that began with the old scores does not go on with the new ones."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_evomerge.fitness.answers import paper_last_number
-from hf_evomerge.fitness.numbers import count_numbers, last_number, parse_number
+from hf_evomerge.fitness.numbers import last_number, parse_number
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,3 @@ def test_long_texts_take_no_longer_than_they_are(piece):
     last_number("1" + piece * (100_000 // len(piece)))
     last_number(piece + "{" + " " * 100_000)
     assert time.process_time() - begin < 5
-
-
-def test_numbers_are_counted():
-    """Figures are counted, a fraction or a power of ten once; ideographs where there are no
-    figures."""
-    counts = {"1/2 and 2e3, 5万": 3, "十八、三": 2, "第一 10": 1, "none": 0}
-    assert {text: count_numbers(text) for text in counts} == counts

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from tiny_models import VOCAB, built, kinds
+from tiny_models import COMMON, VOCAB, built, kinds
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -13,15 +13,7 @@ TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 # What a config's field becomes, where it has the field.
 _SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    **COMMON,
     "sep_token_id": 3,
     "head_dim": 8,
     "is_decoder": True,

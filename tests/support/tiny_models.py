@@ -14,7 +14,7 @@ from transformers import (
 )
 
 VOCAB = 64
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -130,12 +130,7 @@ if OLD_CACHE_NAMES:
 def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any) -> PreTrainedModel:
     """A random model of a few thousand parameters in eval mode; every call gives a new object with
     the same weights."""
-    given = {
-        **_COMMON,
-        "num_hidden_layers": layers,
-        **ARCHITECTURES.get(architecture, {}),
-        **fields,
-    }
+    given = {**COMMON, "num_hidden_layers": layers, **ARCHITECTURES.get(architecture, {}), **fields}
     given = {name: value(layers) if callable(value) else value for name, value in given.items()}
     config = CONFIG_MAPPING[architecture](
         **{name: value for name, value in given.items() if value is not None}
