@@ -19,7 +19,7 @@ from transformers import (
     LlamaConfig,
 )
 
-from hf_evomerge.fitness.encoding import length_batches
+from hf_evomerge.fitness.text.encoding import length_batches
 
 SHAPES: dict[str, dict[str, Any]] = {
     "the demo's": {

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from hf_evomerge.fitness import DataSpec, Gsm8kSpec, MgsmSpec, load_examples
-from hf_evomerge.fitness.generation import is_right
-from hf_evomerge.fitness.numbers import parse_number
+from hf_evomerge.fitness.tasks.generation import is_right
+from hf_evomerge.fitness.text.numbers import parse_number
 
 SENTENCES = {
     "de": ("Die Antwort ist {}.", "Insgesamt sind das {} €.", "7 + 5 - 12 + {0} = {0}"),

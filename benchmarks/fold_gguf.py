@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from hf_evomerge import Example, fold, open_source
 from hf_evomerge.fitness import load_examples
-from hf_evomerge.fitness.encoding import encode_prompt
+from hf_evomerge.fitness.text.encoding import encode_prompt
 from hf_evomerge.search.study.paths import settings_in
 
 TOP = 10

@@ -43,8 +43,8 @@ from skills import NAMES, SYSTEM, THINGS, draw
 
 from hf_evomerge import Example, MergePart, Recipe, SourceRef
 from hf_evomerge.fitness import compare, make_task
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.fitness.scores import Scores
+from hf_evomerge.fitness.tasks.likelihood import LikelihoodSpec
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 

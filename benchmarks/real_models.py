@@ -60,7 +60,7 @@ from skills import SKILLS, Skill, draw
 
 from hf_evomerge import Example, run_search
 from hf_evomerge.fitness import make_task
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.fitness.tasks.likelihood import LikelihoodSpec
 from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 
 

@@ -35,7 +35,7 @@ from transformers import AutoModel, AutoTokenizer
 from hf_evomerge import build_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.fitness import compare, parse_task
-from hf_evomerge.fitness.embedding import attach_modules, pooled
+from hf_evomerge.fitness.text.embedding import attach_modules, pooled
 from hf_evomerge.recipes.recipe import MergePart
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator

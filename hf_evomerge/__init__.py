@@ -45,9 +45,9 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .recipes.recipe import Recipe as Recipe
     from .recipes.recipe import SourceRef as SourceRef
     from .routing.pool import LayerPool as LayerPool
+    from .search.ask_tell.search import Search as Search
     from .search.callbacks import SearchCallback as SearchCallback
     from .search.file.config import SearchConfig as SearchConfig
-    from .search.manual import Search as Search
     from .search.plan import plan_search as plan_search
     from .search.run import resume_search as resume_search
     from .search.run import run_search as run_search
@@ -83,7 +83,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "routing.pool": ("LayerPool",),
     "search.callbacks": ("SearchCallback",),
     "search.file.config": ("SearchConfig",),
-    "search.manual": ("Search",),
+    "search.ask_tell.search": ("Search",),
     "search.plan": ("plan_search",),
     "search.run": ("resume_search", "run_search"),
     "search.score_model": ("evaluate_model",),

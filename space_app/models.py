@@ -23,9 +23,9 @@ from texts import SpaceError
 
 from hf_evomerge.errors import one_line
 from hf_evomerge.fitness import Example
-from hf_evomerge.fitness.encoding import encode_prompt, room, scoring
 from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
-from hf_evomerge.fitness.writing import greedy
+from hf_evomerge.fitness.tasks.writing import greedy
+from hf_evomerge.fitness.text.encoding import encode_prompt, room, scoring
 from hf_evomerge.record import EVOLVED, Data
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import seeing
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example, JudgingTask, Task, make_task, parse_task
-from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.pictures import sees
-from hf_evomerge.fitness.writing import WritingTask
+from hf_evomerge.fitness.tasks.writing import WritingTask
+from hf_evomerge.fitness.text.answers import RegexExtract
 from hf_evomerge.pictures.trials import FITNESS, Objective, Step, Trial, climb, of_stage, stages
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef

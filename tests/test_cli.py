@@ -580,10 +580,11 @@ def test_a_search_of_choices_opens_a_page(search_settings, search_file, tmp_path
     opened: list[Any] = []
     page = SimpleNamespace(css="", launch=lambda **how: opened.append(how["allowed_paths"]))
     monkeypatch.setattr(
-        "hf_evomerge.search.choosing.Chooser", lambda config, out: config.fitness.task
+        "hf_evomerge.search.ask_tell.choosing.Chooser", lambda config, out: config.fitness.task
     )
     monkeypatch.setattr(
-        "hf_evomerge.search.choice_page.choice_page", lambda chooser: opened.append(chooser) or page
+        "hf_evomerge.search.ask_tell.choice_page.choice_page",
+        lambda chooser: opened.append(chooser) or page,
     )
     assert _invoke("search", search_file, "--out", tmp_path / "out").exit_code == 0
     assert opened == ["choice", [str(tmp_path / "out")]]

@@ -49,9 +49,10 @@ ROOMS: dict[str, set[str]] = {
         "study",
         "file",
         "optimizers",
-        "callbacks",
         "folder",
+        "callbacks",
     },
+    "reports": {"phases", "results", "study", "file", "callbacks"},
 }
 LIGHT = [
     "hf_evomerge",

@@ -36,7 +36,7 @@ from records import Record, read
 from report import write_into
 
 from hf_evomerge import Example
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.fitness.tasks.likelihood import LikelihoodSpec
 from hf_evomerge.search.phases.baselines.finetune import Lora
 
 PAIRS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))

@@ -12,8 +12,8 @@ import numpy as np
 from specialists.language import Language, Split, problems
 
 from hf_evomerge.demo.quickstart import ABOUT, SIZES, SPACES, SPECIALISTS, comparison, demo_config
-from hf_evomerge.search.display import LiveTable
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.reports.display import LiveTable
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.run import run_search

@@ -317,8 +317,8 @@ def search(
             else:
                 say(plan.to_text(workers))
         elif config.fitness.task == "choice":
-            from ..search.choice_page import choice_page
-            from ..search.choosing import Chooser
+            from ..search.ask_tell.choice_page import choice_page
+            from ..search.ask_tell.choosing import Chooser
 
             page = choice_page(
                 Chooser(config, out)
@@ -544,7 +544,7 @@ def _run(
 ) -> None:
     """Run a search, or go on with it, below a table of its phases; say what it has left, and
     publish it where asked."""
-    from ..search.display import LiveTable
+    from ..search.reports.display import LiveTable
     from ..search.run import run_search
     from .publishing import push_and_report
 

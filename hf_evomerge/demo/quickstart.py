@@ -19,9 +19,9 @@ from pathlib import Path
 
 from ..errors import EvoMergeError
 from ..lines import say
-from ..search.display import LiveTable
 from ..search.evaluation.evaluator import Evaluator, Target
 from ..search.file.config import SearchConfig
+from ..search.reports.display import LiveTable
 from ..search.results.result import Result
 from ..search.results.table import Row, rows_table
 from ..search.results.verdict import verdict

@@ -3,20 +3,10 @@ import torch."""
 
 from __future__ import annotations
 
-from .agreement import AgreementSpec, AgreementTask
-from .classification import ClassificationSpec, ClassificationTask
 from .comparison import Comparison, compare
-from .data import DataSpec
-from .drawing import ChoiceSpec, ChoiceTask, ClipSpec, ClipTask, draw
-from .encoding import render_prompt
+from .data.loading import check_disjoint, load_examples
+from .data.spec import DataSpec
 from .example import Example
-from .function import FunctionTask
-from .generation import GenerationSpec, GenerationTask
-from .harness import LmEvalSpec, LmEvalTask
-from .likelihood import LikelihoodSpec, LikelihoodTask
-from .loading import check_disjoint, load_examples
-from .multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
-from .perplexity import PerplexitySpec, PerplexityTask
 from .registry import (
     AnyTaskSpec,
     DifferentiableTask,
@@ -29,10 +19,20 @@ from .registry import (
     register_task,
     task_names,
 )
-from .retrieval import RetrievalSpec, RetrievalTask
 from .scores import Scores
-from .terms import TermsSpec, TermsTask
-from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
+from .tasks.agreement import AgreementSpec, AgreementTask
+from .tasks.classification import ClassificationSpec, ClassificationTask
+from .tasks.drawing import ChoiceSpec, ChoiceTask, ClipSpec, ClipTask, draw
+from .tasks.function import FunctionTask
+from .tasks.generation import GenerationSpec, GenerationTask
+from .tasks.harness import LmEvalSpec, LmEvalTask
+from .tasks.likelihood import LikelihoodSpec, LikelihoodTask
+from .tasks.multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
+from .tasks.perplexity import PerplexitySpec, PerplexityTask
+from .tasks.retrieval import RetrievalSpec, RetrievalTask
+from .tasks.terms import TermsSpec, TermsTask
+from .tasks.word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
+from .text.encoding import render_prompt
 
 __all__ = [
     "AgreementSpec",

@@ -198,7 +198,7 @@ def _examples(
     """
     if count == 0:
         return {}
-    from ..fitness.loading import load_examples
+    from ..fitness.data.loading import load_examples
 
     split = next(
         (split for split in ("test", "validation", "search") if split in config.data), None

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 from ..errors import EvoMergeError, SearchError
 from ..fitness import Example, Scores, TaskSpec
-from ..fitness.likelihood import LikelihoodSpec
-from ..fitness.multiple_choice import MultipleChoiceSpec
+from ..fitness.tasks.likelihood import LikelihoodSpec
+from ..fitness.tasks.multiple_choice import MultipleChoiceSpec
 from .evaluation.devices import device_memory
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import largest_model

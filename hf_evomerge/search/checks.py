@@ -19,8 +19,8 @@ from .file.sections import MergeConfig
 from .file.splits import RETAINED, SPLITS
 from .phases import phases_of
 from .phases.phase import Findings
+from .reports.trackers import Tracker
 from .runners.cluster import require_ray
-from .trackers import Tracker
 
 _SLOW = 1.2  # times float32's time, from where on a dtype is warned of
 

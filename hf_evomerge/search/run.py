@@ -25,6 +25,7 @@ from .folder import build_winner, known_pins, open_study, resumed, save_results
 from .phases import phases_of
 from .phases.forecast import Forecast
 from .phases.phase import Planner, SearchRun
+from .reports.trackers import Tracker
 from .results.plots import draw_pictures
 from .results.result import Result
 from .runners.batch_size import FittedRunner, largest_batch
@@ -34,7 +35,6 @@ from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .study.files import PLOTS_FOLDER
 from .study.paths import rooted
 from .study.study import Study
-from .trackers import Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from words import word_tokenizer
 
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.fitness import Example, make_task, parse_task
-from hf_evomerge.fitness.embedding import attach_modules
+from hf_evomerge.fitness.text.embedding import attach_modules
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 

@@ -14,8 +14,8 @@ from slowly import slow_beyond
 from transformers import AutoTokenizer
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import chat
-from hf_evomerge.fitness.chat import ChatError, render_chat
+from hf_evomerge.fitness.text import chat
+from hf_evomerge.fitness.text.chat import ChatError, render_chat
 from hf_evomerge.search.run import run_search
 
 CHAT = [
@@ -122,7 +122,7 @@ def test_the_space_brings_the_file_that_it_needs():
     itself."""
     from hf_evomerge.hub.space import space_files
 
-    file = space_files("u/m")["hf_evomerge/fitness/chat.py"]
+    file = space_files("u/m")["hf_evomerge/fitness/text/chat.py"]
     asked = {
         "template": "{{ messages[0].content }}",
         "messages": [{"content": "é"}],

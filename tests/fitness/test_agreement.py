@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import AgreementSpec, AgreementTask, Example
-from hf_evomerge.fitness.agreement import Reference
+from hf_evomerge.fitness.tasks.agreement import Reference
 
 from .conftest import SIZES, check_gradient
 

@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import GenerationSpec, answers
-from hf_evomerge.fitness.answers import LanguageCheck, language_probability
-from hf_evomerge.fitness.generation import is_right
+from hf_evomerge.fitness import GenerationSpec
+from hf_evomerge.fitness.tasks.generation import is_right
+from hf_evomerge.fitness.text import answers
+from hf_evomerge.fitness.text.answers import LanguageCheck, language_probability
 from hf_evomerge.recipes.strict_yaml import validate
 
 JAPANESE = (

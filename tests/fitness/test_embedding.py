@@ -16,7 +16,7 @@ from transformers import BertModel
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import FitnessError, SourceError
 from hf_evomerge.fitness import Example, make_task, parse_task
-from hf_evomerge.fitness.embedding import attach_modules
+from hf_evomerge.fitness.text.embedding import attach_modules
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.stages import Step

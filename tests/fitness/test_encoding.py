@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, render_prompt
-from hf_evomerge.fitness.encoding import encode_pair, encode_prompt, length_batches
+from hf_evomerge.fitness.text.encoding import encode_pair, encode_prompt, length_batches
 
 
 @pytest.fixture(scope="module")

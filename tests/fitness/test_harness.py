@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, load_examples
-from hf_evomerge.fitness.harness import load_tasks
+from hf_evomerge.fitness.tasks.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
 from .conftest import WORDS
@@ -299,7 +299,7 @@ def test_refuses_other_data(tokenizer):
 def test_says_what_to_install(monkeypatch):
     """Where lm_eval is missing, one line says how to install it."""
     load_tasks.cache_clear()
-    monkeypatch.setattr("hf_evomerge.fitness.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_evomerge.fitness.tasks.harness.find_spec", lambda name: None)
     with pytest.raises(
         FitnessError, match=r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"
     ):

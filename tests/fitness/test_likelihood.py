@@ -20,7 +20,7 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores, render_prompt
-from hf_evomerge.fitness.shots import with_shots
+from hf_evomerge.fitness.data.shots import with_shots
 
 from .conftest import SIZES, check_gradient, prepared
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_evomerge.fitness.answers import paper_last_number
-from hf_evomerge.fitness.numbers import last_number, parse_number
+from hf_evomerge.fitness.text.answers import paper_last_number
+from hf_evomerge.fitness.text.numbers import last_number, parse_number
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, PerplexitySpec, Scores
-from hf_evomerge.fitness.perplexity import windows
+from hf_evomerge.fitness.tasks.perplexity import windows
 from hf_evomerge.recipes.strict_yaml import validate
 
 from .conftest import WORDS, check_gradient, prepared

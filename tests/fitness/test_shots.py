@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from hf_evomerge.fitness import Example, render_prompt
-from hf_evomerge.fitness.shots import shot_counts, with_shots
+from hf_evomerge.fitness.data.shots import shot_counts, with_shots
 
 SUMS = [Example(f"{n} + {n} =", str(2 * n), id=str(n)) for n in (1, 2, 3)]
 ASKED = Example("9 + 9 =", "18")

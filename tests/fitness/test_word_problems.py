@@ -6,8 +6,8 @@ from searches import minimal
 
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import DataSpec, GenerationTask, load_examples, make_task, parse_task
-from hf_evomerge.fitness.generation import is_right
-from hf_evomerge.fitness.word_problems import PAPER_STOPS, WORDS
+from hf_evomerge.fitness.tasks.generation import is_right
+from hf_evomerge.fitness.tasks.word_problems import PAPER_STOPS, WORDS
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 

@@ -59,7 +59,7 @@ def test_the_app_goes_up_as_it_stands(model, lfs_api, tmp_path):
     assert there - {".gitattributes"} == expected | package | {"space.json"}
     assert {
         "hf_evomerge/__init__.py",
-        "hf_evomerge/fitness/numbers.py",
+        "hf_evomerge/fitness/text/numbers.py",
         "hf_evomerge/recipes/layer_path.py",
     } <= package
     for name in package:
@@ -140,7 +140,7 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
         "import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', "
         "os.environ['SEEN'])"
     )
-    monkeypatch.setattr("hf_evomerge.fitness.loading.load_examples", moved)
+    monkeypatch.setattr("hf_evomerge.fitness.data.loading.load_examples", moved)
     run_space(str(hybrid_search))
     study = json.loads(app.with_name("seen").read_text())
     assert study.get("examples", []) == []

@@ -11,8 +11,8 @@ from searches import minimal
 
 from hf_evomerge.lines import say
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.display import LiveTable
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.reports.display import LiveTable
 from hf_evomerge.search.study.study import Study
 
 

@@ -15,8 +15,8 @@ from pipelines import save_dit, save_sdxl
 from hf_evomerge import Example, FunctionTask, SearchConfig, run_search
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import draw
-from hf_evomerge.search.choice_page import choice_page
-from hf_evomerge.search.choosing import Chooser
+from hf_evomerge.search.ask_tell.choice_page import choice_page
+from hf_evomerge.search.ask_tell.choosing import Chooser
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.study.paths import settings_in

@@ -10,7 +10,7 @@ from searches import facts
 from watch import killed
 
 from hf_evomerge.fitness import Scores
-from hf_evomerge.fitness.likelihood import LikelihoodTask
+from hf_evomerge.fitness.tasks.likelihood import LikelihoodTask
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.run import resume_search, run_search

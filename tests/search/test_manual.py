@@ -9,7 +9,7 @@ from forked import status_of_fork
 
 from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.manual import Search
+from hf_evomerge.search.ask_tell.search import Search
 from hf_evomerge.search.study.study import Study
 
 

@@ -135,7 +135,7 @@ def test_what_the_modules_import_is_uploaded():
             assert inside or parts[0] in sys.stdlib_module_names or parts[0] in THEIRS, (
                 f"{name} imports {imported}"
             )
-    assert "hf_evomerge.fitness.generation" in seen
+    assert "hf_evomerge.fitness.tasks.generation" in seen
 
 
 def test_nothing_is_uploaded_that_the_space_does_without():

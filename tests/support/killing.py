@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_evomerge.fitness import Example, Scores, make_task
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.fitness.tasks.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.runners.job import Job

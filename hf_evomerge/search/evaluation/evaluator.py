@@ -23,8 +23,8 @@ from ...errors import (
     one_line,
 )
 from ...fitness import DifferentiableTask, Example, Scores, Task, TaskSpec
-from ...fitness.encoding import encode_prompt, room
-from ...fitness.writing import WritingSpec, WritingTask
+from ...fitness.tasks.writing import WritingSpec, WritingTask
+from ...fitness.text.encoding import encode_prompt, room
 from ...recipes.recipe import Recipe, SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import Taken, TaskObjective

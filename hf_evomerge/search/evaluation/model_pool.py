@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...checkpoints.headers import read_mapping
 from ...errors import SourceError
-from ...fitness.encoding import FORCED_TOKENS, SPECIAL_TOKENS
+from ...fitness.text.encoding import FORCED_TOKENS, SPECIAL_TOKENS
 from ...merging.registry import in_core
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
@@ -215,7 +215,7 @@ class ModelPool:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         from ...checkpoints.architecture import model_class
-        from ...fitness.embedding import attach_modules
+        from ...fitness.text.embedding import attach_modules
         from ...merging.live import write_adapter
         from ...merging.pipeline import load_pipeline
 

@@ -20,12 +20,12 @@ from ...fitness import (
     load_examples,
     make_task,
 )
-from ...fitness.agreement import AgreementTask, Reference
-from ...fitness.classification import ClassificationSpec, ClassificationTask, Head
+from ...fitness.data.shots import with_shots
 from ...fitness.pictures import SeeingTokenizer
-from ...fitness.retrieval import RetrievalTask
-from ...fitness.shots import with_shots
-from ...fitness.terms import TermsSpec, TermsTask
+from ...fitness.tasks.agreement import AgreementTask, Reference
+from ...fitness.tasks.classification import ClassificationSpec, ClassificationTask, Head
+from ...fitness.tasks.retrieval import RetrievalTask
+from ...fitness.tasks.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ...errors import RecipeError, SearchError
-from ...fitness.data import DataSpec
+from ...fitness.data.spec import DataSpec
 from ...fitness.registry import AnyTaskSpec, TaskSpec
-from ...fitness.terms import TermsSpec
-from ...fitness.writing import WritingSpec
+from ...fitness.tasks.terms import TermsSpec
+from ...fitness.tasks.writing import WritingSpec
 from ...merging.registry import all_methods
 from ...recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, Sources, labels_of
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ...fitness.data import DataSpec
+from ...fitness.data.spec import DataSpec
 from ...fitness.registry import AnyTaskSpec
 from ...fitness.scores import Scores
 from ...recipes.strict_yaml import StrictModel

@@ -26,11 +26,11 @@ from ...checkpoints.open import config_name, open_source
 from ...checkpoints.source import Source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError, SourceError
-from ...fitness.classification import label_names, label_shares
-from ...fitness.data import DataSpec
-from ...fitness.loading import load_examples
-from ...fitness.records import read_jsonl
+from ...fitness.data.loading import load_examples
+from ...fitness.data.records import read_jsonl
+from ...fitness.data.spec import DataSpec
 from ...fitness.registry import parse_task
+from ...fitness.tasks.classification import label_names, label_shares
 from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import in_line, parse_yaml
 from .config import SearchConfig

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from ...errors import shown
-from ...fitness.data import DataSpec
+from ...fitness.data.spec import DataSpec
 from ...recipes.recipe import Dtype, TokenPart, Vocabulary
 from ...recipes.strict_yaml import Count, Index, Number, Positive, StrictModel
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from ...fitness.classification import ClassificationSpec, label_names
-from ...fitness.multiple_choice import MultipleChoiceSpec
 from ...fitness.scores import Scores
+from ...fitness.tasks.classification import ClassificationSpec, label_names
+from ...fitness.tasks.multiple_choice import MultipleChoiceSpec
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..results.table import base_name

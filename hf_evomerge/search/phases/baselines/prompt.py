@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ....errors import SearchError
-from ....fitness.encoding import positions
-from ....fitness.shots import shot_counts
+from ....fitness.data.shots import shot_counts
+from ....fitness.text.encoding import positions
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...evaluation.tasks import takes_shots

@@ -1,0 +1,1 @@
+"""Tasks: one file each, with the settings of its section and how it scores a model."""

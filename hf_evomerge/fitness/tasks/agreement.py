@@ -1,0 +1,264 @@
+"""Fitness without labels: how near a model's probabilities are to the ones of a source, on the
+source's own prompts.
+
+Expert Merging (arXiv:2509.25712): L = T^2 KL(softmax(z_k / T) || softmax(z / T)), the mean over the
+positions of the answer, where z_k are the logits of source k and z the logits of the model; the
+score is -L. A source is run once: kept are its most probable tokens, and the probability of all
+others together. Letters in shapes: N answer tokens, K kept tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from ...errors import FitnessError
+from ...recipes.strict_yaml import Count, Positive
+from ..example import Example
+from ..prepared import GradientTask
+from ..registry import TaskSpec, register_task
+from ..scores import Scores
+from ..text.encoding import encode_pair, encode_prompt
+from ..text.pairs import MicroBatch, Pair, Pairs
+from .writing import WritingSpec, WritingTask
+
+if TYPE_CHECKING:
+    import torch
+
+# Of a source's distribution over V tokens, the 64 largest probabilities and the sum of the rest are
+# kept: 65 numbers a position, and a sum of KL terms over 65 classes. Merging classes can only lower
+# a KL divergence, so this is a lower bound; it is 0 for equal distributions as before. The tail of
+# a vocabulary holds little mass, and keeping all of it would take as much memory as the logits.
+_KEPT = 64  # tokens of a position
+
+
+class AgreementSpec(TaskSpec):
+    """Score a model by its divergence from the source of each example; no labels are needed."""
+
+    task: Literal["agreement"] = "agreement"
+    source: str | None = None
+    """The source of all examples, where the data does not say it; ``base`` is the base."""
+    temperature: Positive = 3.0
+    """Divisor of the logits before they are compared."""
+    max_new_tokens: Count = 64
+    """Tokens of the answer that a source writes itself, where the data has none."""
+    separator: str = ""
+    """Text between prompt and answer, where the data has answers."""
+    batch_size: Count = 8
+    """Examples in a forward pass. It changes memory and time, and scores in 8 bits alone."""
+
+    unit: ClassVar[str] = "nats of divergence per token, negative"
+
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Sources write the answers, unless the section says where they are."""
+        if isinstance(sources := data.get("sources"), Mapping):
+            return {
+                **data,
+                "sources": {
+                    k: self.complete(v) if isinstance(v, Mapping) else v for k, v in sources.items()
+                },
+            }
+        return {
+            **(
+                {}
+                if {"text_field", "answer_after", "choices"} & data.keys()
+                else {"answer_field": None}
+            ),
+            **data,
+        }
+
+
+class Reading(NamedTuple):
+    """A source's answer to an example and its probabilities there.
+
+    Attributes:
+        answer: The tokens of the answer.
+        kept: (N, K) most probable tokens, at each place of the answer and after it.
+        log_probabilities: (N, K + 1) of these tokens, and of all others together.
+    """
+
+    answer: list[int]
+    kept: torch.Tensor
+    log_probabilities: torch.Tensor
+
+
+@dataclass
+class Reference:
+    """A source that models are compared with.
+
+    Attributes:
+        name: Name of the source.
+        tokenizer, model: Give its own tokenizer, and the live model.
+        readings: Readings of each example, by the task's settings and the example.
+    """
+
+    name: str
+    tokenizer: Callable[[], Any]
+    model: Callable[[], Any]
+    readings: dict[tuple[str, Example], Reading] = field(default_factory=dict)
+    _same: dict[int, Any] = field(default_factory=dict)
+
+    def check(self, example: Example, tokenizer: Any) -> None:
+        """Raise `FitnessError` unless it has the tokens of the models that are scored, and can be
+        given such an example."""
+        if id(tokenizer) not in self._same:
+            if self.tokenizer().get_vocab() != tokenizer.get_vocab():
+                raise FitnessError(
+                    f"agreement: {self.name} has other tokens than the models that are "
+                    "scored, and probabilities are compared "
+                    "token by token; leave it out"
+                )
+            self._same[id(tokenizer)] = tokenizer  # kept, so that no other gets its number
+        with self._named():
+            encode_prompt(example, self.tokenizer())
+
+    def read(self, examples: Sequence[Example], spec: AgreementSpec) -> None:
+        """Run it on examples."""
+        tokenizer = self.tokenizer()
+        model = self.model()
+        tokens = 1 + max(
+            tokenizer.get_vocab().values()
+        )  # rows beyond these are padding, and other models have others
+        answers = {e: encode_pair(e, spec.separator, tokenizer)[1] for e in examples if e.answer}
+        pairs = list[Pair]()
+        readings = dict[tuple[str, Example], Reading]()
+
+        def keep(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            kept = logits[:, :tokens].topk(min(_KEPT, tokens - 1)).indices
+            lengths = [len(pairs[i][1]) for i in batch.pairs]
+            for i, tops, shares in zip(
+                batch.pairs, kept.split(lengths), _shares(logits, kept).split(lengths), strict=True
+            ):
+                readings[spec.model_dump_json(), examples[i]] = Reading(
+                    answers[examples[i]], tops, shares
+                )
+            return logits.sum(1), kept[:, 0]
+
+        with self._named():
+            if asked := [example for example in examples if not example.answer]:
+                task = WritingTask(
+                    WritingSpec(
+                        task="agreement",
+                        max_new_tokens=spec.max_new_tokens,
+                        batch_size=spec.batch_size,
+                    )
+                )
+                task.prepare(asked, tokenizer)
+                answers |= {
+                    e: list(written.tokens)
+                    for e, written in zip(asked, task.respond(model), strict=True)
+                }
+            pairs += [_pair(example, answers[example], tokenizer) for example in examples]
+            Pairs(pairs, examples, spec.batch_size, tokenizer, spec.temperature).score(
+                model, measure=keep
+            )
+        self.readings |= readings
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the source in errors."""
+        try:
+            yield
+        except FitnessError as error:
+            raise FitnessError(f"agreement: {self.name}: {error}") from error
+
+
+@register_task("agreement")
+class AgreementTask(GradientTask):
+    """Divergence of a model's probabilities from a source's, with its sign changed; 0 is the source
+    itself."""
+
+    spec_type: ClassVar[type[TaskSpec]] = AgreementSpec
+    spec: AgreementSpec
+
+    def __init__(self, spec: AgreementSpec) -> None:
+        super().__init__(spec)
+        self.references: Mapping[str, Reference] = {}
+        """The sources by their names; who has the sources sets them."""
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Keep the examples; raises `FitnessError` where one belongs to no source, or to one with
+        other tokens."""
+        super().prepare(examples, tokenizer)
+        for name, own in self._by_source(examples):
+            self.references[name].check(
+                next((each for each in own if each.chat), own[0]), tokenizer
+            )
+
+    def read_references(self, examples: Sequence[Example]) -> None:
+        """Run the sources on examples that they have not been run on: before a model is there, for
+        memory's sake."""
+        key = self.spec.model_dump_json()
+        for name, own in self._by_source(examples):
+            known = self.references[name].readings
+            if new := [example for example in dict.fromkeys(own) if (key, example) not in known]:
+                self.references[name].read(new, self.spec)
+
+    def _by_source(self, examples: Sequence[Example]) -> Iterator[tuple[str, list[Example]]]:
+        found: dict[str, list[Example]] = {}
+        for example in examples:
+            name = example.source or self.spec.source
+            if name not in self.references:
+                raise FitnessError(
+                    f"{example.id}: belongs to "
+                    f"{'no source' if name is None else f'the source {name!r:.80}'}; there "
+                    "are "
+                    f"{', '.join(self.references)}: write sources: {{NAME: ...}} under data, "
+                    "or source: NAME beside the task"
+                )
+            found.setdefault(str(name), []).append(example)
+        yield from found.items()
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        import torch
+
+        self.read_references(self._examples)
+        key = self.spec.model_dump_json()
+        readings = [
+            self.references[e.source or self.spec.source or ""].readings[key, e]
+            for e in self._examples
+        ]
+        pairs = [
+            _pair(e, each.answer, self._tokenizer)
+            for e, each in zip(self._examples, readings, strict=True)
+        ]
+        lengths = [len(answer) for _, answer in pairs]
+        # Divisors: the mean over an answer's tokens, times the example's weight in a sum of terms.
+        units = [length / self.share(number) for number, length in enumerate(lengths)]
+
+        # With p of the source and q of the model, both softened by T, over the kept classes k:
+        #   score = -T^2 sum_k p_k (log p_k - log q_k)
+        # Logits come here divided by T already (`Pairs.temperature`). A gradient through a softened
+        # softmax is smaller by about 1 / T^2; the factor T^2 keeps the scale when T changes
+        # (Hinton, Vinyals and Dean, arXiv:1503.02531, section 2).
+        def agreement(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            """-T^2 KL at each position."""
+            references = [readings[i] for i in batch.pairs]
+            kept = torch.cat([each.kept for each in references]).to(logits.device)
+            wanted = torch.cat([each.log_probabilities for each in references]).to(logits.device)
+            found = _shares(logits, kept)
+            divergence = (wanted.exp() * (wanted - found)).sum(1)
+            return -(self.spec.temperature**2) * divergence, torch.zeros_like(divergence)
+
+        scorer = Pairs(
+            pairs, self._examples, self.spec.batch_size, self._tokenizer, self.spec.temperature
+        )
+        sums, _ = scorer.score(model, (units, len(units)) if gradient else None, agreement)
+        return Scores([value / length for value, length in zip(sums, lengths, strict=True)])
+
+
+def _pair(example: Example, answer: list[int], tokenizer: Any) -> Pair:
+    """The prompt, and the answer with a place for what follows it, whichever token that is."""
+    prompt = encode_prompt(example, tokenizer)
+    return prompt, [*answer, prompt[-1]]
+
+
+def _shares(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """(N, K + 1) log-probabilities of the kept tokens, and of all others together."""
+    import torch
+
+    # log sum over the tokens that are not kept: the kept ones are put at -inf first.
+    others = logits.scatter(1, kept, float("-inf")).logsumexp(1, keepdim=True)
+    return torch.cat([logits.gather(1, kept), others], 1) - logits.logsumexp(1, keepdim=True)

@@ -1,0 +1,174 @@
+"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; who judges
+is a person, or CLIP."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ...errors import FitnessError, one_line
+from ...recipes.strict_yaml import Count, Number, Whole
+from ..example import Example
+from ..prepared import PreparedTask
+from ..registry import TaskSpec, register_task
+from ..scores import Scores
+from ..text.encoding import scoring
+
+Argument = bool | Annotated[Whole, Field(le=1 << 20)] | Number | str
+
+
+def seed_of(example: Example) -> int:
+    """The seed of an example's picture, made of its text: another example has another one, on every
+    machine the same."""
+    return int(sha256((example.content or example.prompt).encode()).hexdigest()[:8], 16)
+
+
+def draw(
+    pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **arguments: Any
+) -> list[Any]:
+    """A picture for each example, from its prompt, or its number of a class, and its own seed.
+
+    Args:
+        pipeline: A diffusion pipeline that takes ``prompt`` or ``class_labels``.
+        examples: Examples to draw. Two with one prompt and another ``content`` have pictures of
+            their own.
+        batch_size: How many at a time; the last bits may depend on it.
+        **arguments: Further arguments of the pipeline's call, such as ``num_inference_steps``.
+
+    Returns:
+        What the pipeline gives: pictures of PIL, or arrays with ``output_type="np"``.
+
+    Raises:
+        FitnessError: The pipeline takes neither, or a prompt is no number of a class.
+
+    Example:
+        >>> def fitness(pipeline, tokenizer, examples):
+        ...     pictures = draw(pipeline, examples, num_inference_steps=4, output_type="np")
+        ...     return [picture.mean() for picture in pictures]  # the brighter, the better
+    """
+    import torch
+
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    pictures = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        prompts: list[Any] = [example.prompt for example in batch]
+        if "prompt" in taken:
+            chosen: dict[str, Any] = {"prompt": prompts}
+        elif "class_labels" in taken:
+            if bad := [example for example in batch if not example.prompt.isdecimal()]:
+                raise FitnessError(
+                    f"{bad[0].id}: the prompt {bad[0].prompt!r:.60} is no number of a class, "
+                    "which this pipeline draws"
+                )
+            chosen = {"class_labels": [int(prompt) for prompt in prompts]}
+        else:
+            raise FitnessError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
+        if "batch_size" in taken:
+            chosen["batch_size"] = len(batch)
+        generators = [torch.Generator("cpu").manual_seed(seed_of(example)) for example in batch]
+        pictures += list(pipeline(**chosen, generator=generators, **arguments).images)
+    return pictures
+
+
+class ChoiceSpec(TaskSpec):
+    """A person looks at the pictures of every candidate and picks one, on the page that
+    `hf-evomerge search` opens."""
+
+    batch_size: Count = 4
+    """How many pictures are drawn at a time."""
+    arguments: dict[str, Argument] = Field(default_factory=dict)
+    """Arguments of the pipeline's call, such as ``num_inference_steps: 4``."""
+
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Prompts have no answers: whatever stands for one will do."""
+        return {"answer_field": data.get("prompt_field", "prompt"), **data}
+
+    kinds: ClassVar[tuple[str, ...]] = ()  # pipelines alone
+    unit: ClassVar[str] = "generations, and one for the candidate that was chosen"
+
+
+@register_task("choice")
+class ChoiceTask(PreparedTask):
+    """Draws what a person chooses from. It gives no scores by itself."""
+
+    spec_type: ClassVar[type[TaskSpec]] = ChoiceSpec
+    spec: ChoiceSpec
+
+    def pictures(self, pipeline: Any) -> list[Any]:
+        """A picture for each example."""
+        import torch
+
+        with torch.inference_mode():
+            return draw(
+                pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments
+            )
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge search FILE`")
+
+
+class ClipSpec(ChoiceSpec):
+    """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task:
+    clip, model: ...}``."""
+
+    model: str
+    """Repository or folder of the model that judges, in safetensors; none of its code is run."""
+    revision: str | None = None
+    """Its branch, tag or commit."""
+
+    unit: ClassVar[str] = "cosine of picture and text"
+
+
+@register_task("clip")
+class ClipTask(ChoiceTask):
+    """The cosine between a picture and the text that is the example's answer, by default the
+    prompt."""
+
+    spec_type: ClassVar[type[TaskSpec]] = ClipSpec
+    spec: ClipSpec
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        import torch
+
+        judge, processor = self._judge
+        with scoring(model):
+            pictures = self.pictures(model)
+        texts = [example.answer for example in self._examples]
+        values: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.spec.batch_size):
+                batch = slice(start, start + self.spec.batch_size)
+                given = processor(
+                    text=texts[batch],
+                    images=pictures[batch],
+                    return_tensors="pt",
+                    padding=True,
+                    truncation=True,
+                )
+                found = judge(**given)
+                values += torch.cosine_similarity(found.image_embeds, found.text_embeds).tolist()
+        return Scores(values)
+
+    @cached_property
+    def _judge(self) -> tuple[Any, Any]:
+        from transformers import AutoModel, AutoProcessor
+
+        name = self.spec.model
+        revision = self.spec.revision
+        try:
+            judge = AutoModel.from_pretrained(
+                name, revision=revision, use_safetensors=True, trust_remote_code=False
+            ).eval()
+            return judge, AutoProcessor.from_pretrained(
+                name, revision=revision, trust_remote_code=False
+            )
+        except (OSError, ValueError) as cause:
+            raise FitnessError(
+                f"fitness.model: {self.spec.model} cannot be loaded: {one_line(cause)}"
+            ) from cause

@@ -1,0 +1,58 @@
+"""Fitness from the user's own Python function. Python only: a YAML file cannot name code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any
+
+from ...errors import FitnessError, shown
+from ..example import Example
+from ..prepared import PreparedTask
+from ..scores import Scores
+from ..text.encoding import scoring
+
+FitnessFunction = Callable[[Any, Any, list[Example]], Iterable[float]]
+
+
+class FunctionTask(PreparedTask):
+    """Score a model by a function of the model, the tokenizer and the examples.
+
+    The function returns one number per example, in their order; more is better. It runs in
+    inference mode with the model in evaluation mode, and must not change the model.
+
+    Example:
+        >>> def brevity(model, tokenizer, examples):
+        ...     return [-len(example.prompt) for example in examples]
+        >>> task = FunctionTask(brevity)
+        >>> task.prepare([Example("2 + 3 =", "5"), Example("2 + 3 + 4 =", "9")], tokenizer)
+        >>> task.evaluate(model).mean
+        -9.0
+    """
+
+    def __init__(self, function: FitnessFunction) -> None:
+        super().__init__(None)
+        self.function = function
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        with scoring(model):
+            returned = self.function(model, self._tokenizer, list(self._examples))
+        try:
+            if isinstance(returned, str | bytes | Mapping | Set):
+                raise TypeError(f"found a {type(returned).__name__}")
+            values = [_number(value) for value in returned]
+        except (TypeError, ValueError) as cause:
+            raise FitnessError(
+                f"fitness function {name}: expected one number per example: {cause}"
+            ) from cause
+        if len(values) != len(self._examples):
+            raise FitnessError(
+                f"fitness function {name}: {len(values)} numbers for {len(self._examples)} examples"
+            )
+        return Scores(values)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"found the text {shown(value)}")
+    return float(value)

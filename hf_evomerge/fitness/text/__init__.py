@@ -1,0 +1,1 @@
+"""Text on its way into a model and out again: chats, token ids, batches, what was written."""

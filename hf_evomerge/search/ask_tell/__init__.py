@@ -1,0 +1,1 @@
+"""Searches whose trials somebody else scores: ask and tell, and a person who chooses."""
