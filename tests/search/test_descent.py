@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_evomerge.search.optimizers.ask_tell import Start
-from hf_evomerge.search.optimizers.descent import GradientOptimizer
+from hf_evomerge.search.optimizers.descent import GradientOptimizer, cost_of_starts
 
 GOAL = np.array([0.3, 1.5, -0.4])
 
@@ -166,6 +166,32 @@ def test_the_best_candidate_is_the_first_point():
     assert [gradient for _, gradient, _, _ in asked[:4]] == [False, False, False, True]
     asked = run(optimizer(budget=1.6, start=start(*candidates)))
     assert [point.tolist() for point, *_ in asked] == [[0.9] * 3, [0.3, 0.9, 0.1], [0.3, 0.9, 0.1]]
+
+
+def test_starts_are_told_apart_on_all_examples_where_a_batch_is_small():
+    """With batches of four examples the four best candidates on a batch are scored on all, and the
+    best of these is where the steps begin; with a budget for one, the batch decides."""
+    candidates = [np.full(3, 0.9), GOAL, *(np.full(3, each) for each in (0.8, 0.7, 0.0, 1.0))]
+    it = optimizer(examples=16, start=start(*candidates))
+    asked: list[tuple[list[float], bool]] = []
+    luck = iter([-1.0, -4.0, -2.0, -3.0, -9.0, -8.0])  # on the batch the goal is the fourth
+    while len(asked) < 11:
+        points = it.ask()
+        assert points is not None
+        full = it.request.full
+        asked += [(point.tolist(), full) for point in points]
+        truth = [-float(((point - GOAL) ** 2).sum()) for point in points]
+        values = truth if full else [next(luck, value) for value in truth]
+        it.tell(values, [-2 * (point - GOAL) for point in points])
+    every = [each.tolist() for each in candidates]
+    assert asked[:6] == [(each, False) for each in every]
+    assert asked[6:10] == [(each, True) for each in every[:4]]
+    assert asked[10] == (GOAL.tolist(), False)
+    assert cost_of_starts(6, 40.0, 0.25, 16) == 6 * 0.25 + 4
+    assert cost_of_starts(3, 40.0, 0.25, 16) == 3
+    assert cost_of_starts(6, 40.0, 0.25, 128) == 6 * 0.25
+    few = run(optimizer(budget=11.0, examples=16, start=start(*candidates)))
+    assert not any(full for _, _, full, _ in few[:-1])
 
 
 def test_a_failed_point_is_left_again():

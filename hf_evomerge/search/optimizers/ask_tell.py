@@ -164,16 +164,19 @@ class Asked:
         self.gradients = list(gradients)
         self.objectives = list(objectives)
 
+    def affordable(self, start: Start) -> list[Vector]:
+        """The start's candidates, as far as a third of the budget goes."""
+        # Each candidate costs `share`. A third of the budget buys budget / (3 share) of them; the
+        # rest is left for the search itself. At least one is scored, however small the budget is.
+        most = min(len(start.candidates), max(1.0, self.budget / (3 * self.share)))
+        return list(start.candidates[: int(most)])
+
     def best_candidate(self, start: Start) -> Generator[list[Vector], list[float], Vector]:
-        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or
-        the mean without any.
+        """Ask for the start's candidates; gives the best, or the mean without any.
 
         One alone leaves nothing to choose: it is scored on all examples, to be a result itself.
         """
-        # Each candidate costs `share`. A third of the budget buys budget / (3 share) of them; the
-        # rest is left for the search itself. At least one is scored, however small the budget is.
-        affordable = min(len(start.candidates), max(1.0, self.budget / (3 * self.share)))
-        candidates = list(start.candidates[: int(affordable)])
+        candidates = self.affordable(start)
         if not candidates:
             return start.mean.copy()
         return (yield from self.best_of(candidates, full=len(start.candidates) == 1))

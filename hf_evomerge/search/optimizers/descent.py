@@ -22,6 +22,8 @@ _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last poin
 _WINDOW = 10  # of the last points, which are averaged; an eighth of the steps where these are few
 _MOST = 0.05  # of the budget, what these scores may take: steps lead further
 _MANY = 128  # examples, from which on each coordinate moves by itself
+_FEW = 16  # examples: where a batch has fewer, it does not tell one start from another
+_CLOSE = 4  # starts, which are told apart on all examples then
 _FAR = 6.5  # nats: an example that begins further from its answer counts for more than one
 
 
@@ -29,6 +31,20 @@ def checks_of(budget: float) -> tuple[float, ...]:
     """Shares of a budget, after which the average of the last points is scored in full; it is
     scored at the end anyway."""
     return _CHECKS if len(_CHECKS) <= _MOST * budget else ()
+
+
+def cost_of_starts(count: int, budget: float, share: float, examples: int) -> float:
+    """Cost of choosing among so many candidates of a start, in scores of all examples."""
+    on_a_batch = int(min(count, max(1.0, budget / (3 * share))))
+    close = _close(budget)
+    if share * examples >= _FEW or close < 2:
+        return on_a_batch * share
+    return min(on_a_batch, close) + (on_a_batch * share if on_a_batch > close else 0.0)
+
+
+def _close(budget: float) -> int:
+    """Most candidates of a start that are scored on all examples: a sixth of the budget."""
+    return int(min(_CLOSE, budget / 6))
 
 
 # Given is the fitness f and its gradient on a fresh batch of examples at each step. The optimizer
@@ -52,8 +68,9 @@ class GradientOptimizer(Asked):
     quarters.
 
     Args:
-        start: Where to begin. Its candidates are scored first, on one batch, and the best is the
-            first point; its sigma is the first rate. Where coordinates are prunable, those that
+        start: Where to begin. Its candidates are scored first, and the best is the first point:
+            on one batch, and the four best of them on all examples where a batch has fewer than 16.
+            Its sigma is the first rate. Where coordinates are prunable, those that
             stay at their lower bound are given up, which is cheaper.
         price: Cost of a gradient, in scores of the same examples, given which coordinates are still
             in play.
@@ -93,7 +110,7 @@ class GradientOptimizer(Asked):
 
     def _steps(self) -> Batches:
         """Candidates, steps, and scores in full."""
-        point = yield from self.best_candidate(self.start)
+        point = yield from self._first_point()
         begin = point
         self.average = point.copy()
         adam: _Adam | _Nested | None = None
@@ -147,6 +164,25 @@ class GradientOptimizer(Asked):
             self.average = yield from self.best_of([self.average, point, begin])
         self.request = Request(full=True)
         yield [self.average]
+
+    def _first_point(self) -> Generator[list[Vector], list[float], Vector]:
+        """Ask for the start's candidates; gives the best one.
+
+        A batch of few examples can put a single source before an average that is nearly as good and
+        leads much further. The best candidates on such a batch are scored on all examples.
+        """
+        close = _close(self.budget)
+        if self.share * self.examples >= _FEW or close < 2:
+            return (yield from self.best_candidate(self.start))
+        candidates = self.affordable(self.start)
+        if len(candidates) > close:
+            self.request = Request()
+            values = yield candidates
+            order = np.argsort([np.inf if math.isnan(value) else -value for value in values])
+            candidates = [candidates[number] for number in np.sort(order[:close])]
+        if not candidates:
+            return self.start.mean.copy()
+        return (yield from self.best_of(candidates, full=True))
 
     def _ascent(self, fitness: float) -> _Adam | _Nested:
         """Begin an ascent. Examples that are far from their answers tell more, and bear more

@@ -20,7 +20,7 @@ from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
 from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
-from ..optimizers.descent import checks_of
+from ..optimizers.descent import checks_of, cost_of_starts
 from ..optimizers.sweep import sweep_cost
 from ..results.front import finalists
 from ..results.table import Against, RowStage
@@ -31,7 +31,7 @@ from ..study.study import Study
 from .noise_sources import with_noise
 from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
-from .winner import choose
+from .winner import choose, most_finalists
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _finalists(run: SearchRun, stage: Stage) -> list[str]:
         keys = finalists(run.config, run.study, [stage.name])
     if keys:
         return keys
-    best = run.study.best(stage.name, run.config.compare.finalists)
+    best = run.study.best(stage.name, most_finalists(run.config, stage, run.sizes["search"]))
     if not best:
         errors = [trial.scores.error for trial in run.study.trials(stage.name)]
         if not errors:
@@ -310,8 +310,8 @@ class _Schedule:
             budget = math.ceil(sweep_cost(start, size=sizes[0], examples=count))
         left = float(budget)
         if gradient:
-            starts = min(len(start.candidates), max(1.0, left / (3 * sizes[0] / count)))
-            left = max(0.0, left - int(starts) * sizes[0] / count - len(checks_of(left)) - 1)
+            starts = cost_of_starts(len(start.candidates), left, sizes[0] / count, count)
+            left = max(0.0, left - starts - len(checks_of(left)) - 1)
         rounds = {}
         for size in sizes:
             # A round on `size` of `count` examples costs price * population * size / count. Every

@@ -34,7 +34,7 @@ class Winner(Phase):
             return None
         config = planner.config
         stages = [stage for stage in config.stages if stage.role != "first"]
-        count = sum(_most(config, stage, planner.sizes["search"]) for stage in stages)
+        count = sum(most_finalists(config, stage, planner.sizes["search"]) for stage in stages)
         size = planner.sizes["validation"]
         text = (
             f"up to {count} of the best models on {size} validation examples, which name the winner"
@@ -61,9 +61,9 @@ class Winner(Phase):
         return best_of(run, [stage for stage in run.main_stages if stage.searches])
 
 
-def _most(config: SearchConfig, stage: Stage, examples: int) -> int:
-    """Most finalists of a stage: of a gradient on batches, points that are scored on all
-    examples."""
+def most_finalists(config: SearchConfig, stage: Stage, examples: int) -> int:
+    """Most finalists of a stage: of a gradient on batches, as many as averages that are scored on
+    all examples."""
     most = config.compare.finalists
     if stage.algorithm != "gradient" or stage.batch_sizes(examples)[0] >= examples:
         return most
