@@ -187,9 +187,10 @@ def test_starts_are_told_apart_on_all_examples_where_a_batch_is_small():
     assert asked[:6] == [(each, False) for each in every]
     assert asked[6:10] == [(each, True) for each in every[:4]]
     assert asked[10] == (GOAL.tolist(), False)
-    assert cost_of_starts(6, 40.0, 0.25, 16) == 6 * 0.25 + 4
-    assert cost_of_starts(3, 40.0, 0.25, 16) == 3
-    assert cost_of_starts(6, 40.0, 0.25, 128) == 6 * 0.25
+    assert cost_of_starts(start(*candidates), 40.0, 0.25, 16) == 6 * 0.25 + 4
+    assert cost_of_starts(start(*candidates[:3]), 40.0, 0.25, 16) == 3
+    assert cost_of_starts(start(*candidates), 40.0, 0.25, 128) == 6 * 0.25
+    assert cost_of_starts(start(*candidates, prunable=True), 40.0, 0.25, 16) == 6 * 0.25
     few = run(optimizer(budget=11.0, examples=16, start=start(*candidates)))
     assert not any(full for _, _, full, _ in few[:-1])
 

@@ -33,17 +33,24 @@ def checks_of(budget: float) -> tuple[float, ...]:
     return _CHECKS if len(_CHECKS) <= _MOST * budget else ()
 
 
-def cost_of_starts(count: int, budget: float, share: float, examples: int) -> float:
-    """Cost of choosing among so many candidates of a start, in scores of all examples."""
-    on_a_batch = int(min(count, max(1.0, budget / (3 * share))))
-    close = _close(budget)
-    if share * examples >= _FEW or close < 2:
+def cost_of_starts(start: Start, budget: float, share: float, examples: int) -> float:
+    """Cost of choosing among the candidates of a start, in scores of all examples."""
+    on_a_batch = int(min(len(start.candidates), max(1.0, budget / (3 * share))))
+    close = _close(start, budget, share, examples)
+    if not close:
         return on_a_batch * share
     return min(on_a_batch, close) + (on_a_batch * share if on_a_batch > close else 0.0)
 
 
-def _close(budget: float) -> int:
-    """Most candidates of a start that are scored on all examples: a sixth of the budget."""
+def _close(start: Start, budget: float, share: float, examples: int) -> int:
+    """Number of candidates of a start that are scored on all examples, a sixth of the budget at
+    most; 0 where a batch is large enough to choose by it.
+
+    Paths are chosen on a batch: one source's own path is often ahead of a mixture at first, and
+    gates that are shut hardly open again.
+    """
+    if start.prunable or share * examples >= _FEW or budget < 12:
+        return 0
     return int(min(_CLOSE, budget / 6))
 
 
@@ -69,8 +76,8 @@ class GradientOptimizer(Asked):
 
     Args:
         start: Where to begin. Its candidates are scored first, and the best is the first point:
-            on one batch, and the four best of them on all examples where a batch has fewer than 16.
-            Its sigma is the first rate. Where coordinates are prunable, those that
+            on one batch, and the four best of them on all examples where a batch has fewer than 16
+            and coordinates are not prunable. Its sigma is the first rate. Where coordinates are prunable, those that
             stay at their lower bound are given up, which is cheaper.
         price: Cost of a gradient, in scores of the same examples, given which coordinates are still
             in play.
@@ -171,8 +178,8 @@ class GradientOptimizer(Asked):
         A batch of few examples can put a single source before an average that is nearly as good and
         leads much further. The best candidates on such a batch are scored on all examples.
         """
-        close = _close(self.budget)
-        if self.share * self.examples >= _FEW or close < 2:
+        close = _close(self.start, self.budget, self.share, self.examples)
+        if not close:
             return (yield from self.best_candidate(self.start))
         candidates = self.affordable(self.start)
         if len(candidates) > close:

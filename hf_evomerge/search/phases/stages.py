@@ -310,7 +310,7 @@ class _Schedule:
             budget = math.ceil(sweep_cost(start, size=sizes[0], examples=count))
         left = float(budget)
         if gradient:
-            starts = cost_of_starts(len(start.candidates), left, sizes[0] / count, count)
+            starts = cost_of_starts(start, left, sizes[0] / count, count)
             left = max(0.0, left - starts - len(checks_of(left)) - 1)
         rounds = {}
         for size in sizes:
