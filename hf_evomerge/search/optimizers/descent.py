@@ -77,8 +77,8 @@ class GradientOptimizer(Asked):
     Args:
         start: Where to begin. Its candidates are scored first, and the best is the first point:
             on one batch, and the four best of them on all examples where a batch has fewer than 16
-            and coordinates are not prunable. Its sigma is the first rate. Where coordinates are prunable, those that
-            stay at their lower bound are given up, which is cheaper.
+            and coordinates are not prunable. Its sigma is the first rate. Where coordinates are
+            prunable, those that stay at their lower bound are given up, which is cheaper.
         price: Cost of a gradient, in scores of the same examples, given which coordinates are still
             in play.
         budget: Budget in scores of all examples.
