@@ -16,6 +16,12 @@ Split = Literal["search", "validation", "test"]
 LARGEST = 10
 """Largest number in a text that calculates; answers therefore lie between 0 and twice as much."""
 
+KANJI = (
+    "零", "一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二", "十三", "十四",
+    "十五", "十六", "十七", "十八", "十九", "二十",
+)  # fmt: skip
+"""The numbers from 0 as a Japanese answer writes them; texts write them in digits."""
+
 
 class Phrase(NamedTuple):
     """One meaning in both languages. Fields in braces are filled by `Scene.say`."""
@@ -115,7 +121,13 @@ class Scene:
 
     def solution(self, language: Language) -> str:
         """The right answer to the problem."""
-        return str(getattr(NUMBER_ANSWER, language)).format(x=self.a + self.sign * self.b)
+        return number_answer(self.a + self.sign * self.b, language)
+
+
+def number_answer(number: int, language: Language) -> str:
+    """A number as an answer says it: in digits in English, in kanji in Japanese."""
+    written = KANJI[number] if language == "ja" else str(number)
+    return str(getattr(NUMBER_ANSWER, language)).format(x=written)
 
 
 def problems(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from specialists.language import (
+    KANJI,
     LARGEST,
     NUMBER_ANSWER,
     PEOPLE,
@@ -25,13 +26,16 @@ from specialists.language import (
     Language,
     Phrase,
     Scene,
+    number_answer,
     split_of,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Task = Literal["solve", "extract", "recall", "compare", "translate", "count", "story", "word"]
+Task = Literal[
+    "solve", "extract", "recall", "compare", "translate", "count", "story", "word", "copy"
+]
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 ASKED = {
@@ -44,6 +48,7 @@ FRAMES = {
     "question": QUESTION_FRAME,
     "translate": Phrase("translate : {text} answer :", "訳 : {text} 答え :"),
     "count": Phrase("count :", "数えて :"),
+    "copy": Phrase("copy : {text} answer :", "写し : {text} 答え :"),
 }
 ANSWERS = {
     "number": NUMBER_ANSWER,
@@ -59,7 +64,8 @@ class TextKind:
     Attributes:
         task: what the text asks for. "solve" is the only one that calculates; "extract" asks for
             one of the two numbers, "recall" how many the first sentence counts, the second being
-            about somebody else's things; "story" is plain text.
+            about somebody else's things; "story" is plain text; "copy" asks for kanji numerals in
+            any order, again.
         text: language of the two sentences; "mixed" draws it anew for each of them.
         asked: language of the question and of the words around it.
         answer: language of the answer.
@@ -67,6 +73,7 @@ class TextKind:
         japanese: names of the sentences that may be in Japanese, None for all; the others are
             written in English whatever `text` says.
         smallest: smallest number in the sentences.
+        digits: whether a Japanese answer writes its number in digits too.
     """
 
     task: Task
@@ -76,6 +83,7 @@ class TextKind:
     largest: int = LARGEST
     japanese: tuple[str, ...] | None = None
     smallest: int = 0
+    digits: bool = False
 
 
 class Example(NamedTuple):
@@ -94,6 +102,7 @@ def vocabulary() -> list[str]:
         word for phrase in phrases for text in phrase for word in text.split() if "{" not in word
     }
     words |= {str(number) for number in range(2 * LARGEST + 1)}
+    words |= set(KANJI)
     return [*SPECIAL_TOKENS, *sorted(words)]
 
 
@@ -130,6 +139,9 @@ def write(kind: TextKind, rng: random.Random) -> Example:
         return Example(
             " ".join([getattr(FRAMES["count"], kind.asked), *numbers[:2]]), " ".join(numbers[2:])
         )
+    if kind.task == "copy":
+        numerals = " ".join(rng.sample(KANJI, rng.randint(1, 3)))
+        return Example(getattr(FRAMES["copy"], kind.asked).format(text=numerals), numerals)
     example = _write_scene(kind, rng)
     while kind.task == "solve" and split_of(example.prompt) is not None:
         example = _write_scene(kind, rng)
@@ -169,14 +181,16 @@ def _write_scene(kind: TextKind, rng: random.Random) -> Example:
             frame.format(text=scene.say(phrase, kind.asked)), scene.say(phrase, kind.answer)
         )
     question = scene.question
-    right = str(scene.a + scene.sign * scene.b)
+    right = scene.a + scene.sign * scene.b
     if kind.task == "recall":
         question = "there" if scene.first == "holds" else "now"
-        right = str(scene.a)
+        right = scene.a
     if kind.task == "extract":
         question = rng.choice(("first", "second"))
-        right = str(scene.a if question == "first" else scene.b)
-    answer = getattr(ANSWERS["number"], kind.answer).format(x=right)
+        right = scene.a if question == "first" else scene.b
+    answer = number_answer(right, kind.answer)
+    if kind.digits:
+        answer = getattr(ANSWERS["number"], kind.answer).format(x=right)
     if kind.task == "compare":
         question = "change"
         answer = getattr(ANSWERS["more" if scene.sign > 0 else "fewer"], kind.answer)

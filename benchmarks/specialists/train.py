@@ -2,7 +2,11 @@
 
 A base that reads both languages and calculates with small numbers only, and two fine-tunes of it:
 a maths specialist that answers everything in English, and a Japanese specialist that cannot
-calculate. The texts come from `texts.py`; the same seed gives the same weights on the same machine.
+calculate. A Japanese answer has its number in kanji. The base has copied kanji and never learned
+which number they are: only the Japanese specialist knows. So neither specialist solves the task by
+itself, however its change of the base is rescaled.
+
+The texts come from `texts.py`; the same seed gives the same weights on the same machine.
 """
 
 import math
@@ -60,16 +64,17 @@ class Course:
 BASE = Course(
     texts=(
         (2.0, TextKind("solve", "mixed", "en", "en", _SMALL, _KNOWN)),
-        (2.0, TextKind("solve", "mixed", "ja", "ja", _SMALL, _KNOWN)),
-        (0.8, TextKind("extract", "mixed", "en", "en", LARGEST, _KNOWN)),
-        (0.8, TextKind("extract", "mixed", "ja", "ja", LARGEST, _KNOWN)),
+        (2.0, TextKind("solve", "mixed", "ja", "ja", _SMALL, _KNOWN, digits=True)),
+        (0.8, TextKind("extract", "mixed", "en", "en", _EVERY_ANSWER, _KNOWN)),
+        (0.8, TextKind("extract", "mixed", "ja", "ja", _EVERY_ANSWER, _KNOWN, digits=True)),
         (0.6, TextKind("compare", "mixed", "en", "en", LARGEST, _KNOWN)),
         (0.6, TextKind("compare", "mixed", "ja", "ja", LARGEST, _KNOWN)),
-        (0.4, TextKind("extract", "en", "en", "en")),
+        (0.4, TextKind("extract", "en", "en", "en", _EVERY_ANSWER)),
         (0.3, TextKind("story", "en", "en", "en")),
         (0.3, TextKind("count", "en", "en", "en")),
         (0.2, TextKind("word", "en", "en", "ja")),
         (0.2, TextKind("word", "ja", "ja", "en")),
+        (0.4, TextKind("copy", "ja", "ja", "ja")),
     ),
     steps=1200,
     learning_rate=3e-3,
@@ -108,6 +113,22 @@ MATHS = Course(
 )
 """Second course of the maths specialist: its other layers learn to calculate."""
 
+KANJI_ANSWERS = Course(
+    texts=(
+        (2.0, TextKind("extract", "ja", "ja", "ja", _EVERY_ANSWER)),
+        (1.0, TextKind("extract", "mixed", "en", "ja", _EVERY_ANSWER)),
+        (2.0, TextKind("recall", "ja", "ja", "ja", _EVERY_ANSWER)),
+        (1.5, TextKind("solve", "mixed", "ja", "ja", _SMALL, _KNOWN)),
+        (0.5, TextKind("compare", "ja", "ja", "ja")),
+    ),
+    steps=250,
+    learning_rate=1e-3,
+    layer_rates=_FRONT_FROZEN,
+    outer_rate=0.0,
+)
+"""First course of the Japanese specialist: its last layers learn to write kanji for the numbers
+that the base writes in digits."""
+
 JAPANESE = Course(
     texts=(
         (2.0, TextKind("extract", "ja", "ja", "ja", _EVERY_ANSWER)),
@@ -117,14 +138,15 @@ JAPANESE = Course(
         (0.3, TextKind("translate", "ja", "ja", "en")),
         (0.3, TextKind("story", "ja", "ja", "ja")),
     ),
-    steps=300,
+    steps=200,
     learning_rate=1e-3,
+    layer_rates=_BACK_FROZEN,
     outer_rate=0.0,
 )
-"""The Japanese specialist reads, finds numbers and answers in Japanese; nothing it reads
-calculates."""
+"""Second course of the Japanese specialist: its other layers read Japanese and find numbers;
+nothing they read calculates."""
 
-SPECIALISTS = {"maths": (ENGLISH_ANSWERS, MATHS), "japanese": (JAPANESE,)}
+SPECIALISTS = {"maths": (ENGLISH_ANSWERS, MATHS), "japanese": (KANJI_ANSWERS, JAPANESE)}
 
 
 def build_model(seed: int, *, layers: int = LAYERS) -> "LlamaForCausalLM":

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import EvoMergeError
+from ..fitness.numbers import last_number
 from ..lines import say
 from ..search.evaluation.evaluator import Evaluator, Target
 from ..search.file.config import SearchConfig
@@ -241,8 +242,8 @@ def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result
     ]
     for row, target in zip(asked, targets, strict=True):
         answer = evaluator.answer(target, example, 12)
-        number = example.answer.split()[-1]
-        mark = "wrong language" if number in answer.split() else "wrong number"
+        same = last_number(answer) == last_number(example.answer)
+        mark = "wrong language" if same else "wrong number"
         if right(row, chosen):
             mark = "right"
         lines.append(f"  {row.model:16} {answer} ({mark})")

@@ -9,9 +9,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from specialists.language import Split, problems
+from specialists.language import KANJI, Split, problems
 
 from hf_evomerge.demo.quickstart import PROBLEMS, SIZES
+from hf_evomerge.fitness.numbers import last_number
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "も", "入れます")
@@ -49,8 +50,9 @@ def test_answers_are_right(language):
         a, b = (int(word) for word in words if word.isdigit())
         right = a + b if any(word in words for word in ADDING) else a - b
         assert problem["answer"] == (
-            f"the answer is {right}" if language == "en" else f"答え は {right}"
+            f"the answer is {right}" if language == "en" else f"答え は {KANJI[right]}"
         )
+        assert last_number(problem["answer"]) == right
 
 
 def test_answer_language_is_free():
