@@ -113,9 +113,13 @@ def picture_config(
     )
     settings["about"] = f"{ABOUT[:-1]}, where the numbers are pictures."
     settings["sources"] = [{"model": str(sight), "component": "text"}, settings["sources"][0]]
+    # no example goes into a prompt with pictures, and of a single source only one sees
+    left_out = {"prompt", "alone"}
     if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
-        settings["compare"]["baselines"] = []
-    else:
+        left_out.add("average")
+    baselines = settings["compare"]["baselines"]
+    settings["compare"]["baselines"] = [name for name in baselines if name not in left_out]
+    if space != "dfs":
         settings["output"]["vocabulary"] = "tokenizer"
     settings["path"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
     settings["data"] = {

@@ -37,6 +37,8 @@ Task = Literal[
     "solve", "extract", "recall", "compare", "translate", "count", "story", "word", "copy"
 ]
 
+POSITIONS = 1024
+"""Tokens that a model takes: sixteen problems with their answers before the one that is asked."""
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 ASKED = {
     **QUESTIONS,
@@ -121,7 +123,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk,
-        padding_side="left", model_max_length=64, clean_up_tokenization_spaces=False,
+        padding_side="left", model_max_length=POSITIONS, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 

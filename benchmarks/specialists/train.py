@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from specialists.language import LARGEST
-from specialists.texts import Example, TextKind, build_tokenizer, mixture, vocabulary
+from specialists.texts import (
+    POSITIONS,
+    Example,
+    TextKind,
+    build_tokenizer,
+    mixture,
+    vocabulary,
+)
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
@@ -156,7 +163,7 @@ def build_model(seed: int, *, layers: int = LAYERS) -> "LlamaForCausalLM":
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(vocabulary()), hidden_size=HIDDEN_SIZE, intermediate_size=256, num_hidden_layers=layers,  # noqa: E501
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,  # noqa: E501
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=POSITIONS, tie_word_embeddings=False,  # noqa: E501
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(config)

@@ -39,6 +39,11 @@ ABOUT = (
     "language of 150 words."
 )
 SPACES = ("ps", "dfs", "hybrid")
+BASELINES = {
+    "ps": ["average", "prompt", "random", "alone"],
+    "dfs": ["average", "alone"],
+    "hybrid": ["average"],
+}
 PUBLISHED = "dfs"  # the search whose winner has a path to show
 
 
@@ -91,7 +96,7 @@ def run_demo(
         + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error")
         + "\n"
     )
-    say("\n".join(f"- {line}" for line in findings(rows, results["hybrid"])))
+    say("\n".join(f"- {line}" for line in findings(rows, results)))
     say(
         check_reload({str(out / space / "model"): results[space] for space in SPACES}, data["test"])
     )
@@ -145,7 +150,7 @@ def demo_config(
         "data": {
             split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()
         },
-        "compare": {"baselines": ["average", "random"] if space == "ps" else ["average"]},
+        "compare": {"baselines": BASELINES[space]},
         "output": {"dtype": "float32"},
         "compute": {"seed": seed},
     }
@@ -156,6 +161,11 @@ def comparison(results: dict[str, Result]) -> list[Row]:
     """Make one table of all searches: the parents once, the random search, then what each search
     ended with."""
     rows = [row for row in results["ps"].rows if row.stage != "ps"]
+    rows += [
+        replace(row, model=f"{row.model}, a path")
+        for row in results["dfs"].rows
+        if row.stage == "alone"
+    ]
     won = {}
     for space, result in results.items():
         won[space] = next(row for row in result.rows if row.winner)
@@ -163,12 +173,16 @@ def comparison(results: dict[str, Result]) -> list[Row]:
     return [replace(row, winner=False) for row in rows]
 
 
-def findings(rows: list[Row], hybrid: Result) -> list[str]:
-    """Write one sentence about each evolved model of the table, and one about the stage that PS+DFS
-    ended with."""
+def findings(rows: list[Row], results: Mapping[str, Result]) -> list[str]:
+    """Write one sentence about each evolved model of the table, whether PS and DFS need both
+    sources, and one sentence about the stage that PS+DFS ended with."""
     evolved = rows[-len(SPACES) :]
     others = rows[: -len(SPACES)]
     lines = [verdict([*others, replace(row, winner=True)], "test")[0] for row in evolved]
+    for space in ("ps", "dfs"):
+        needs = (said for said in results[space].verdict if said.startswith("Needs"))
+        lines += [f"{space.upper()} {said[0].lower()}{said[1:]}" for said in needs]
+    hybrid = results["hybrid"]
     weights, path = (hybrid.row(stage).scores.accuracy for stage in ("ps", "dfs"))
     chosen = "weights" if hybrid.winner.flow is None else "path"
     return [

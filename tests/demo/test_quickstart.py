@@ -29,7 +29,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.table import Row
+from hf_evomerge.search.results.table import Against, Row
 from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.study.study import Study
 
@@ -40,7 +40,12 @@ MODELS = [
     "japanese",
     "maths",
     "uniform average",
+    "in the prompt",
+    "alone",
+    "alone",
     "random search",
+    "alone, a path",
+    "alone, a path",
     "evolved PS",
     "evolved DFS",
     "evolved PS+DFS",
@@ -67,23 +72,29 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
 
 
 def test_the_table_is_complete(demo):
-    """The table has every parent, the average, the random search and each search's winner, on all
-    held-out problems."""
+    """The table has every parent, the average, examples in the prompt, each source alone, the
+    random search and each search's winner, on all held-out problems."""
     _, rows = demo
-    assert [row.model for row in rows] == MODELS
+    assert len(rows) == len(MODELS)
+    assert all(row.model.endswith(name) for row, name in zip(rows, MODELS, strict=True))
     assert [row.stage for row in rows[:-1]] == [
         "base",
         "source",
         "source",
         "average",
+        "prompt",
+        "alone",
+        "alone",
         "random",
+        "alone",
+        "alone",
         "ps",
         "dfs",
     ]
     assert all(
         row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows
     )
-    assert all(16 < row.evaluations <= EVALUATIONS for row in rows[4:])
+    assert all(16 < row.evaluations <= EVALUATIONS for row in rows[5:])
     assert not any(row.evaluations for row in rows[:4])
 
 
@@ -98,7 +109,7 @@ def test_winners_pictures_and_recipes_are_there(demo):
         "dfs/plots/path.png",
         "hybrid/plots/fitness.png",
     } <= pictures
-    for space, row in (("ps", rows[5]), ("dfs", rows[6])):
+    for space, row in (("ps", rows[-3]), ("dfs", rows[-2])):
         recipe = Recipe.load(out / space / "recipe.yaml")
         assert (out / space / "model" / "config.json").is_file()
         config = demo_config(space, write_problems(out / "data", SIZES), EVALUATIONS, 0)
@@ -115,32 +126,33 @@ def test_each_model_has_one_number_and_one_sentence(demo):
     assert rows[-1].scores.accuracy == pytest.approx(built["accuracy"])
 
     def model(stage: str, right: int) -> Row:
-        scores = Scores(np.arange(40.0), correct=np.arange(40) < 10 * right)
+        scores = Scores(np.arange(40.0), correct=np.arange(40) < right)
         return Row(stage, f"evolved {stage}", scores)  # type: ignore[arg-type]
 
     table = [
         model("source", 0),
-        model("ps", 3),
-        model("dfs", 3),
-        replace(model("ps", 2), model="evolved PS+DFS"),
+        model("ps", 30),
+        model("dfs", 30),
+        replace(model("ps", 20), model="evolved PS+DFS"),
     ]
-    found = [model("ps", 2), model("dfs", 3)]
-    weights = findings(
-        table,
-        Result(
-            Recipe(sources=[{"model": "a"}, {"model": "b"}], merge={"method": "linear"}),
-            "test",
-            found,
-        ),
-    )
+    found = [model("ps", 20), model("dfs", 30)]
+    recipe = Recipe(sources=[{"model": "a"}, {"model": "b"}], merge={"method": "linear"})
+    lone = replace(model("alone", 10), against=Against("a alone", worse=""))
+    results = {
+        "ps": Result(recipe, "test", [replace(model("ps", 30), winner=True)]),
+        "dfs": Result(recipe, "test", [lone, replace(model("dfs", 40), winner=True)]),
+        "hybrid": Result(recipe, "test", found),
+    }
+    weights = findings(table, results)
     assert [line.split(" is ")[0] for line in weights[:3]] == [
         "Evolved ps",
         "Evolved dfs",
         "Evolved PS+DFS",
     ]
-    assert len(weights) == 4
-    assert "PS+DFS ended with its weights" in weights[3]
-    assert "its weights solve 0.500 and its path 0.750" in weights[3]
+    assert len(weights) == 5
+    assert weights[3].startswith("DFS needs more than one source: evolved alone has 0.250")
+    assert "PS+DFS ended with its weights" in weights[4]
+    assert "its weights solve 0.500 and its path 0.750" in weights[4]
 
 
 def test_a_winner_is_published(demo, tmp_path, monkeypatch):
@@ -148,7 +160,7 @@ def test_a_winner_is_published(demo, tmp_path, monkeypatch):
     winner loads from there."""
     out, rows = demo
     result = Result(
-        Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[6], winner=True)]
+        Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[-2], winner=True)]
     )
     with LocalHub(tmp_path / "hub", user="demo") as hub:
         use_hub(monkeypatch, hub, tmp_path / "client")
