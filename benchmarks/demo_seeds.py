@@ -63,10 +63,9 @@ def table(results: dict[int, list[Row]]) -> str:
         mean = fmean(
             math.nan if row.scores.accuracy is None else row.scores.accuracy for row in rows
         )
+        name = "examples in the prompt" if rows[0].stage == "prompt" else rows[0].model
         lines.append(
-            f"| {rows[0].model} | {rows[0].evaluations or ''} | **{mean:.3f}** | "
-            + " | ".join(cells)
-            + " |"
+            f"| {name} | {rows[0].evaluations or ''} | **{mean:.3f}** | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
 

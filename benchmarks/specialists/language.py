@@ -17,9 +17,9 @@ LARGEST = 10
 """Largest number in a text that calculates; answers therefore lie between 0 and twice as much."""
 
 KANJI = (
-    "零", "一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二", "十三", "十四",
-    "十五", "十六", "十七", "十八", "十九", "二十",
-)  # fmt: skip
+    *"零一二三四五六七八九十",
+    *("十一", "十二", "十三", "十四", "十五", "十六", "十七", "十八", "十九", "二十"),
+)
 """The numbers from 0 as a Japanese answer writes them; texts write them in digits."""
 
 

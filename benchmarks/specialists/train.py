@@ -20,14 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from specialists.language import LARGEST
-from specialists.texts import (
-    POSITIONS,
-    Example,
-    TextKind,
-    build_tokenizer,
-    mixture,
-    vocabulary,
-)
+from specialists.texts import POSITIONS, Example, TextKind, build_tokenizer, mixture, vocabulary
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:

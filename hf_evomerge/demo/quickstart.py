@@ -158,19 +158,23 @@ def demo_config(
 
 
 def comparison(results: dict[str, Result]) -> list[Row]:
-    """Make one table of all searches: the parents once, the random search, then what each search
-    ended with."""
-    rows = [row for row in results["ps"].rows if row.stage != "ps"]
-    rows += [
-        replace(row, model=f"{row.model}, a path")
-        for row in results["dfs"].rows
-        if row.stage == "alone"
-    ]
+    """Make one table of all searches: the parents once, what is simpler than a search of both, the
+    random search, then what each search ended with."""
+    ps = results["ps"]
+    rows = [row for row in ps.rows if row.stage not in ("ps", "alone", "random")]
+    rows += [*_alone(ps, ""), *_alone(results["dfs"], ", a path"), ps.row("random")]
     won = {}
     for space, result in results.items():
         won[space] = next(row for row in result.rows if row.winner)
     rows += [won["ps"], won["dfs"], replace(won["hybrid"], model="evolved PS+DFS")]
     return [replace(row, winner=False) for row in rows]
+
+
+def _alone(result: Result, suffix: str) -> list[Row]:
+    """Rows of the searches over one source, by its name."""
+    rows = [row for row in result.rows if row.stage == "alone"]
+    rows.sort(key=lambda row: row.model)
+    return [replace(row, model=f"{row.model}{suffix}") for row in rows]
 
 
 def findings(rows: list[Row], results: Mapping[str, Result]) -> list[str]:
