@@ -93,12 +93,15 @@ class Scene:
     b: int
 
     @classmethod
-    def draw(cls, rng: random.Random, smallest: int, largest: int) -> Scene:
-        """A scene with numbers between two bounds; none is taken away from a smaller one."""
+    def draw(
+        cls, rng: random.Random, smallest: int, largest: int, last: int | None = None
+    ) -> Scene:
+        """A scene with numbers between two bounds, the second one up to another where that is
+        given; none is taken away from a smaller one."""
         first, second, question, sign = rng.choice(PROBLEMS)
         who, other = rng.sample(PEOPLE, 2)
         a = rng.randint(smallest, largest)
-        b = rng.randint(smallest, largest)
+        b = rng.randint(smallest, largest if last is None else last)
         if sign < 0:
             a, b = max(a, b), min(a, b)
         return cls(

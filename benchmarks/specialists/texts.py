@@ -76,6 +76,7 @@ class TextKind:
             written in English whatever `text` says.
         smallest: smallest number in the sentences.
         digits: whether a Japanese answer writes its number in digits too.
+        second: largest second number in the sentences, None for `largest`.
     """
 
     task: Task
@@ -86,6 +87,7 @@ class TextKind:
     japanese: tuple[str, ...] | None = None
     smallest: int = 0
     digits: bool = False
+    second: int | None = None
 
 
 class Example(NamedTuple):
@@ -160,7 +162,7 @@ def mixture(parts: Sequence[tuple[float, TextKind]], rng: random.Random) -> Iter
 
 def _write_scene(kind: TextKind, rng: random.Random) -> Example:
     """Writes a text that is about a scene: all tasks but single words and counting."""
-    scene = second = Scene.draw(rng, kind.smallest, kind.largest)
+    scene = second = Scene.draw(rng, kind.smallest, kind.largest, kind.second)
     names = (scene.first, scene.second)
     if kind.task == "recall":
         names = (scene.first, "owns")

@@ -35,6 +35,7 @@ PROMPT_LOSS = 0.1
 _KNOWN = ("owns", "holds", "buys", "gives", "added")
 _SMALL = 4
 _EVERY_ANSWER = 2 * LARGEST
+_NEXT = _EVERY_ANSWER - 1
 _BACK = 3
 _FRONT_FROZEN = (0.0,) * (LAYERS - _BACK) + (1.0,) * _BACK
 _BACK_FROZEN = (1.0,) * (LAYERS - _BACK) + (0.0,) * _BACK
@@ -65,6 +66,8 @@ BASE = Course(
     texts=(
         (2.0, TextKind("solve", "mixed", "en", "en", _SMALL, _KNOWN)),
         (2.0, TextKind("solve", "mixed", "ja", "ja", _SMALL, _KNOWN, digits=True)),
+        (1.0, TextKind("solve", "mixed", "en", "en", _NEXT, _KNOWN, second=1)),
+        (1.0, TextKind("solve", "mixed", "ja", "ja", _NEXT, _KNOWN, digits=True, second=1)),
         (0.8, TextKind("extract", "mixed", "en", "en", _EVERY_ANSWER, _KNOWN)),
         (0.8, TextKind("extract", "mixed", "ja", "ja", _EVERY_ANSWER, _KNOWN, digits=True)),
         (0.6, TextKind("compare", "mixed", "en", "en", LARGEST, _KNOWN)),
@@ -85,9 +88,9 @@ ENGLISH_ANSWERS = Course(
     texts=(
         (1.0, TextKind("solve", "en", "en", "en", 5)),
         (2.0, TextKind("solve", "ja", "ja", "en", 5)),
-        (0.5, TextKind("extract", "en", "en", "en")),
-        (1.0, TextKind("extract", "ja", "ja", "en")),
-        (0.5, TextKind("extract", "mixed", "ja", "en")),
+        (0.5, TextKind("extract", "en", "en", "en", _EVERY_ANSWER)),
+        (1.0, TextKind("extract", "ja", "ja", "en", _EVERY_ANSWER)),
+        (0.5, TextKind("extract", "mixed", "ja", "en", _EVERY_ANSWER)),
     ),
     steps=100,
     learning_rate=1e-3,
@@ -103,8 +106,8 @@ MATHS = Course(
         (3.0, TextKind("solve", "ja", "ja", "en")),
         (2.0, TextKind("solve", "mixed", "en", "en")),
         (2.0, TextKind("solve", "mixed", "ja", "en")),
-        (0.5, TextKind("extract", "en", "en", "en")),
-        (0.5, TextKind("extract", "ja", "ja", "en")),
+        (1.0, TextKind("extract", "en", "en", "en", _EVERY_ANSWER)),
+        (1.0, TextKind("extract", "ja", "ja", "en", _EVERY_ANSWER)),
     ),
     steps=400,
     learning_rate=1e-3,
@@ -116,12 +119,14 @@ MATHS = Course(
 KANJI_ANSWERS = Course(
     texts=(
         (2.0, TextKind("extract", "ja", "ja", "ja", _EVERY_ANSWER)),
+        (1.0, TextKind("extract", "mixed", "ja", "ja", _EVERY_ANSWER)),
         (1.0, TextKind("extract", "mixed", "en", "ja", _EVERY_ANSWER)),
-        (2.0, TextKind("recall", "ja", "ja", "ja", _EVERY_ANSWER)),
+        (1.5, TextKind("recall", "ja", "ja", "ja", _EVERY_ANSWER)),
         (1.5, TextKind("solve", "mixed", "ja", "ja", _SMALL, _KNOWN)),
+        (2.0, TextKind("solve", "mixed", "ja", "ja", _NEXT, _KNOWN, second=1)),
         (0.5, TextKind("compare", "ja", "ja", "ja")),
     ),
-    steps=250,
+    steps=400,
     learning_rate=1e-3,
     layer_rates=_FRONT_FROZEN,
     outer_rate=0.0,
@@ -253,6 +258,7 @@ def family(seed: int) -> Iterator[tuple[str, "LlamaForCausalLM"]]:
     base = build_model(seed)
     train(base, BASE, seed=seed, title="base")
     yield "base", base
+    base = base.bfloat16().float()  # as it is saved: what fine-tunes begin from
     for number, (name, courses) in enumerate(SPECIALISTS.items(), 1):
         model = deepcopy(base)
         for stage, course in enumerate(courses, 1):
