@@ -257,8 +257,8 @@ def family(seed: int) -> Iterator[tuple[str, "LlamaForCausalLM"]]:
     specialists."""
     base = build_model(seed)
     train(base, BASE, seed=seed, title="base")
-    yield "base", base
     base = base.bfloat16().float()  # as it is saved: what fine-tunes begin from
+    yield "base", base
     for number, (name, courses) in enumerate(SPECIALISTS.items(), 1):
         model = deepcopy(base)
         for stage, course in enumerate(courses, 1):
