@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import EvoMergeError
-from ..fitness.numbers import last_number
+from ..fitness.text.numbers import last_number
 from ..lines import say
 from ..search.evaluation.evaluator import Evaluator, Target
 from ..search.file.config import SearchConfig

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from specialists.language import KANJI, Split, problems
 
 from hf_evomerge.demo.quickstart import PROBLEMS, SIZES
-from hf_evomerge.fitness.numbers import last_number
+from hf_evomerge.fitness.text.numbers import last_number
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "も", "入れます")
