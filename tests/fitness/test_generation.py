@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, Scores, render_prompt
 from hf_evomerge.fitness.data.shots import with_shots
+from hf_evomerge.fitness.tasks import writing
 from hf_evomerge.fitness.text import encoding
 from hf_evomerge.fitness.text.respond import Written
 
@@ -131,6 +132,7 @@ def test_language_counts(model, examples, tokenizer, monkeypatch):
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
     monkeypatch.setattr(
+        writing,
         "respond",
         lambda _, tokenizer, prompts, *rest: [
             Written(texts[len(prompt) - 1], True) for prompt in prompts
