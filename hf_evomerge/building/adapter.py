@@ -9,9 +9,10 @@ of both matrices, SVD of the small core, in float64.
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -39,7 +40,7 @@ rank x columns."""
 
 @dataclass(frozen=True)
 class Module:
-    """A linear layer that an adapter changes.
+    """A linear layer that an adapter changes, or a convolution.
 
     Attributes:
         name: Name in the model that peft adapts.
@@ -52,6 +53,21 @@ class Module:
     shape: tuple[int, ...]
     rank: int
     transposed: bool = False
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns; a convolution's columns are the places of its window."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the two matrices as peft stores them, by letter."""
+        outputs, inputs = self.sides[::-1] if self.transposed else self.sides
+        window = self.shape[2:]
+        if not window:
+            return {"A": (self.rank, inputs), "B": (outputs, self.rank)}
+        ones = [1] * len(window)
+        return {"A": (self.rank, *self.shape[1:]), "B": (outputs, self.rank, *ones)}
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -66,8 +82,12 @@ class AdapterCheckpoint(Checkpoint):
             adapter.
         squares: Squared lengths of the change and of what the rank keeps of it, by weight, for
             those that were read.
+        file: Name of its file.
+        prefix: Start of its tensors' names.
     """
 
+    file = WEIGHTS_FILE
+    prefix = "base_model.model."
     base: SourceRef
     modules: Mapping[str, Module]
     layers: list[str]
@@ -93,17 +113,13 @@ class AdapterCheckpoint(Checkpoint):
         }
 
     @cached_property
-    def _matrices(self) -> dict[str, tuple[str, str, tuple[int, int]]]:
+    def _matrices(self) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         found = {}
         for weight in sorted(self.modules, key=tensor_order):
             module = self.modules[weight]
-            outputs, inputs = module.shape[::-1] if module.transposed else module.shape
-            for letter, shape in (("A", (module.rank, inputs)), ("B", (outputs, module.rank))):
-                found[f"base_model.model.{module.name}.lora_{letter}.weight"] = (
-                    weight,
-                    letter,
-                    shape,
-                )
+            for letter, shape in module.matrices.items():
+                name = f"{self.prefix}{module.name}.lora_{letter}.weight"
+                found[name] = (weight, letter, shape)
         return found
 
     def stream(self, name: str) -> Iterator[Tensor]:
@@ -121,8 +137,8 @@ class AdapterCheckpoint(Checkpoint):
         yield (left if letter == "B" else right).to(torch_dtype(STORED[self.dtype])).reshape(-1)
 
     def place(self, name: str) -> tuple[str, str, str]:
-        """Put all tensors into one file, as peft reads it."""
-        return "", WEIGHTS_FILE.removesuffix(".safetensors"), name
+        """Put all tensors into one file."""
+        return "", self.file.removesuffix(".safetensors"), name
 
     @property
     def energy(self) -> dict[str, float]:
@@ -164,13 +180,10 @@ class AdapterCheckpoint(Checkpoint):
     def adapter_config(self) -> dict[str, Any]:
         """Fields of ``adapter_config.json``. Every module has the scaling 1, also for programs that
         read no patterns."""
-        rank = self._rank
         named = {module.name: module.rank for module in self.modules.values()}
         others = {
             name.removesuffix(".weight"): 0 for name in self.layers if name not in self.modules
         }
-        ranks = _by_last_part({**others, **named})
-        pattern = {name: own for name, own in ranks.items() if own not in (0, rank)}
         architecture = str((self.config.architectures or [""])[0])
         causal = architecture.endswith("ForCausalLM")
         return {
@@ -181,11 +194,7 @@ class AdapterCheckpoint(Checkpoint):
             else {"base_model_class": architecture, "parent_library": "transformers"},
             "base_model_name_or_path": self.base.model,
             "revision": self.base.revision,
-            "r": rank,
-            "lora_alpha": rank,
-            "rank_pattern": pattern,
-            "alpha_pattern": pattern,
-            "target_modules": [name for name, own in ranks.items() if own],
+            **ranks_of({**others, **named}),
             "fan_in_fan_out": any(module.transposed for module in self.modules.values()),
             "lora_dropout": 0.0,
             "bias": "none",
@@ -206,14 +215,19 @@ class AdapterCheckpoint(Checkpoint):
 
 
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """Part of one adapter in a module, with the factors of its rows: first row, last row + 1,
     number."""
 
     source: Parent
     change: Change
     rank: int
-    runs: list[tuple[int, int, float]] = field(default_factory=list)
+    runs: list[tuple[int, int, float]]
+
+    @classmethod
+    def whole(cls, source: Parent, change: Change, shape: tuple[int, ...]) -> Term:
+        """All of an adapter's change of a weight of this shape."""
+        return cls(source, change, _rank(source, change), [(0, shape[0], 1.0)])
 
 
 class MergedAdapter(AdapterCheckpoint):
@@ -240,7 +254,7 @@ class MergedAdapter(AdapterCheckpoint):
         self.dtype = recipe.dtype or "float32"
         first = merged.plan.sources[0].ref
         self.base = first.model_copy(update={"adapter": None, "adapter_revision": None})
-        self._terms = dict(_terms(merged))
+        self._terms = dict(self._find_terms())
         if not self._terms:
             raise SourceError("every adapter has the weight 0")
         self.layers = [name for name, info in merged.tensors.items() if len(info.shape) > 1]
@@ -248,15 +262,40 @@ class MergedAdapter(AdapterCheckpoint):
         self.measured = [] if recipe.rank is None else list(self.modules)
         super().__init__()
 
+    def _find_terms(self) -> Iterator[tuple[str, list[Term]]]:
+        """The adapters that take part in each weight."""
+        merged = self.merged
+        changed = [source.changes for source in merged.plan.sources]
+        for name in sorted({name for changes in changed for name in changes}, key=tensor_order):
+            planned = merged.planned[name]
+            terms = []
+            call = Call.of_tensor(name, planned.values, planned.options)
+            runs = [
+                (first, last, [1.0] * len(changed) if merged.plan.core else _shares(here))
+                for first, last, here in call.runs(row_count(planned.info.shape))
+            ]
+            for number, (source, changes) in enumerate(
+                zip(merged.plan.sources, changed, strict=True)
+            ):
+                change = changes.get(name)
+                if change is None:
+                    continue
+                own = [(first, last, shares[number]) for first, last, shares in runs]
+                if any(share for _, _, share in own):
+                    terms.append(Term(source, change, _rank(source, change), own))
+            if terms:
+                yield name, terms
+
     def _module(self, name: str, rank: int | None) -> Module:
         terms = self._terms[name]
-        shape = self.merged.tensors[name].shape
         change = terms[0].change
         total = sum(term.rank for term in terms)
+        shape = terms[0].source.tensors[name].shape
+        module = Module(self._module_name(name, change), shape, total, change.transposed)
         if self.merged.plan.core:  # V_A has no more rows than columns
-            total = min(total, shape[-1])
-        own = total if rank is None or total <= rank else min(rank, *shape)
-        return Module(self._module_name(name, change), shape, own, change.transposed)
+            total = min(total, module.sides[1])
+        own = total if rank is None or total <= rank else min(rank, *module.sides)
+        return replace(module, rank=own)
 
     def _module_name(self, name: str, change: Change) -> str:
         """Name of a module in the class that the base is loaded as."""
@@ -322,7 +361,8 @@ class MergedAdapter(AdapterCheckpoint):
     def origin(self, name: str) -> Origin:
         """The weights with the adapters that a matrix is made of."""
         weight = self._matrices[name][0]
-        return Origin("merged", tuple((term.source, weight) for term in self._terms[weight]))
+        inputs = [term.source.origin(weight).inputs[0] for term in self._terms[weight]]
+        return Origin("merged", tuple(inputs))
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the adapters; the base's weights are not needed."""
@@ -336,9 +376,9 @@ class MergedAdapter(AdapterCheckpoint):
         refuse."""
         lines = list(self.merged.warnings)
         for module in self.modules.values():
-            if module.rank > min(512, *module.shape):
+            if module.rank > min(512, *module.sides):
                 lines.append(
-                    f"{module.name} has rank {module.rank}: {min(module.shape)} is enough for any "
+                    f"{module.name} has rank {module.rank}: {min(module.sides)} is enough for any "
                     "change of its weight, and vLLM serves at most 512; give a --rank"
                 )
                 break
@@ -402,32 +442,36 @@ def _check(merged: Merged) -> None:
         raise SourceError(reason)
 
 
-def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
-    """The adapters that take part in each weight."""
-    changed = [source.changes for source in merged.plan.sources]
-    for name in sorted({name for changes in changed for name in changes}, key=tensor_order):
-        planned = merged.planned[name]
-        terms = []
-        call = Call.of_tensor(name, planned.values, planned.options)
-        runs = [
-            (first, last, [1.0] * len(changed) if merged.plan.core else _shares(here))
-            for first, last, here in call.runs(row_count(planned.info.shape))
-        ]
-        for number, (source, changes) in enumerate(zip(merged.plan.sources, changed, strict=True)):
-            change = changes.get(name)
-            if change is None:
-                continue
-            own = [(first, last, shares[number]) for first, last, shares in runs]
-            if any(share for _, _, share in own):
-                assert source.adapter is not None  # it has changes
-                terms.append(_Term(source, change, source.adapter.tensors[change.a].shape[0], own))
-        if terms:
-            yield name, terms
+def _rank(source: Parent, change: Change) -> int:
+    assert source.adapter is not None  # it has changes
+    return source.adapter.tensors[change.a].shape[0]
 
 
 def _shares(call: Call) -> list[float]:
     total = divisor(call.weights) if call.options.get("normalize") else 1.0
     return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
+
+
+def ranks_of(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Fields of peft's config for modules of these ranks, where 0 stands for modules without; every
+    module has the scaling 1."""
+    rank = max(ranks.values())
+    short = _by_last_part(ranks)
+    pattern = {_anchored(name, ranks): own for name, own in short.items() if own not in (0, rank)}
+    return {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": [name for name, own in short.items() if own],
+    }
+
+
+def _anchored(name: str, names: Collection[str]) -> str:
+    """A module's name as a pattern: peft takes it for the end of names, and where another module's
+    name ends so, ``^`` keeps it from that."""
+    ends = [other for other in names if other.endswith(f".{name}")]
+    return f"^{name}" if ends and name in names else name
 
 
 def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:

@@ -26,6 +26,7 @@ from .adapter import AdapterCheckpoint, MergedAdapter
 from .composed import Composed
 from .merged import Merged
 from .pipeline import ComposedPipeline
+from .pipeline_adapter import PipelineAdapter
 from .record import write_build_record
 from .replicated import PathAdapter
 from .routed import Routed
@@ -120,14 +121,17 @@ def open_result(
             "rank: the whole model has none; take it out of the recipe, or let an adapter be "
             "written"
         )
+    draws = isinstance(merged, ComposedPipeline)
     if whole or (
         whole is None
         and recipe.rank is None
         and recipe.adapter is None
-        and all(source.adapter is None for source in merged.sources)
+        and (draws or all(source.adapter is None for source in merged.sources))
     ):
         return merged
     try:
+        if isinstance(merged, ComposedPipeline):
+            return PipelineAdapter(recipe, merged)
         return PathAdapter(merged) if recipe.flow is not None else MergedAdapter(recipe, merged)
     except SourceError as error:
         if whole is False or recipe.rank is not None:
@@ -296,7 +300,7 @@ def _check_widest(parts: Sequence[Parent], embedding: Parent | None) -> None:
 
 def _merge(recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None) -> Merged | Composed:
     """The merge of whole models, or of a part in the model or the pipeline whose part it is."""
-    if not recipe.has_components:
-        return Merged(recipe, sources, base)
-    kind = ComposedPipeline if sources[recipe.merge_sources[0]].whole.entries else Composed
+    if sources[recipe.merge_sources[0]].whole.entries:
+        return ComposedPipeline(recipe, sources, base)
+    kind = Composed if recipe.has_components else Merged
     return kind(recipe, sources, base)

@@ -155,7 +155,7 @@ class Composed(PlannedCheckpoint):
 
     def __str__(self) -> str:
         part = next(iter(self._parts))
-        return f"{self.merged}, as {part} of {self.host}"
+        return str(self.merged) if part is None else f"{self.merged}, as {part} of {self.host}"
 
 
 def check_ids(host: Parent, tokenizer: Parent, size: int) -> None:

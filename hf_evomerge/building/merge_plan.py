@@ -75,13 +75,16 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     if method.full_rank and not in_core(part):
         _check_rank(method, merged_sources)
     if part.slices is None:
+        everyone = [*merged_sources, *([base] if base is not None else [])]
+        # Adapters of one pipeline need no component: numbers then hold for whole components.
+        whole = bool(first.entries) and all(source.same_folder(first) for source in everyone)
         values, options = complete(
             method,
             part.parameters,
             part.options,
             sources=len(merged_sources),
             has_base=has_base,
-            layer_count=first.layer_count,
+            layer_count=0 if whole else first.layer_count,
             names=names,
             ignore=part.unmatched == "ignore",
         )

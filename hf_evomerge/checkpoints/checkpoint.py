@@ -98,6 +98,11 @@ class Checkpoint(ABC):
         folder, _, own = name.rpartition("/")
         return folder, "model", own
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Texts that stand in the headers of its files."""
+        return {}
+
     @abstractmethod
     def origin(self, name: str) -> Origin:
         """Return where a tensor comes from."""

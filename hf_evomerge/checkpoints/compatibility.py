@@ -196,7 +196,7 @@ def _setting_differences(
     pairs: list[tuple[str, Any, Any]] = []
     if first.part is None:  # of a part, names and shapes decide
         pairs.append(("architecture", first.config.model_type, other.config.model_type))
-    if same_depth:
+    if same_depth and not first.same_folder(other):
         pairs.append(("number of layers", first.layer_count, other.layer_count))
     if same_vocabulary:
         pairs.append(("vocabulary size", first.vocab_size, other.vocab_size))

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
-_METADATA = (
-    "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
-)
+METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
 _MAX_NAMES = 4096  # of modules in a list
 # elements of the weight that are changed at a time: they fit the processor's cache
 _BLOCK = 1 << 16
@@ -125,8 +123,9 @@ class Adapter:
             (folder / CONFIG_FILE).is_file()
             or (repository is None and not (folder / PICTURE_FILE).is_file())
         )
-        self.file = WEIGHTS_FILE if peft else file or PICTURE_FILE
         self.config = self._read_config() if peft else {}
+        peft = peft and "peft_type" in self.config
+        self.file = WEIGHTS_FILE if peft else file or PICTURE_FILE
 
     @classmethod
     def open(cls, name: str, revision: str | None = None) -> Adapter:
@@ -335,8 +334,8 @@ class Adapter:
     @cached_property
     def _metadata(self) -> dict[str, Any]:
         """Settings of a pipeline's adapter, which are in its file."""
-        text = (self._opened.metadata() or {}).get(_METADATA, "{}")
-        return parse_mapping(text, f"{self.label}: {self.file}: {_METADATA}")
+        text = (self._opened.metadata() or {}).get(METADATA, "{}")
+        return parse_mapping(text, f"{self.label}: {self.file}: {METADATA}")
 
     def _get(self, key: str) -> Tensor:
         return self._opened.get_tensor(key)
@@ -347,6 +346,8 @@ class Adapter:
         config = read_mapping(
             self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}"
         )
+        if config.get("library_name") == "diffusers" and "peft_type" not in config:
+            return config  # which names the base of a pipeline's adapter
         if (kind := config.get("peft_type")) != "LORA":
             raise SourceError(
                 f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can "

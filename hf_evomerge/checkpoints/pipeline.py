@@ -159,7 +159,9 @@ class Pipeline(Source):
     @cached_property
     def changes(self) -> dict[str, Any]:
         """Changes that the adapter makes to tensors, which it calls ``unet.conv_in.weight``."""
-        names = {raw.replace("/", ".", 1): raw for raw in self.tensors}
+        # CLIP's text encoder has a name around its modules in some releases of transformers alone.
+        names = {_with_inner(raw): raw for raw in self.tensors if raw.startswith("text_encoder")}
+        names |= {raw.replace("/", ".", 1): raw for raw in self.tensors}
         found = (
             self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()})
             if self.adapter
@@ -308,6 +310,13 @@ _OWN_CODE = (
     "code that comes with the pipeline, and none is run; give a pipeline whose classes are "
     "diffusers' and transformers'"
 )
+
+
+def _with_inner(raw: str) -> str:
+    """The other name of a text encoder's tensor."""
+    part, _, own = raw.partition("/")
+    inner = "text_model."
+    return f"{part}.{own.removeprefix(inner) if own.startswith(inner) else inner + own}"
 
 
 def _place(block: tuple[str, int]) -> tuple[int, str, int]:

@@ -47,9 +47,9 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def header(tensors: Mapping[str, TensorInfo]) -> bytes:
+def header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:
     """Make the header of one file: its length and a JSON text, padded to a multiple of 8 bytes."""
-    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    fields: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, info in tensors.items():
         fields[name] = {
@@ -75,6 +75,7 @@ def write_shards(
     max_size: int,
     stem: str = "model",
     threads: int = 1,
+    metadata: Mapping[str, str] | None = None,
     done: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Write tensors into one or more safetensors files, and an index where there are several.
@@ -89,6 +90,7 @@ def write_shards(
         max_size: Bytes of the largest file; a larger tensor has a file of its own.
         stem: Start of the names of the files.
         threads: How many tensors are computed at a time.
+        metadata: Texts for the headers.
         done: Called with the size of each piece that is written or kept, from several threads.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
@@ -108,11 +110,12 @@ def write_shards(
             shard = {
                 name: tensors[name] for name in sorted(names, key=lambda name: -tensors[name].bits)
             }
-            if _is_kept(folder / file, shard):
+            first = header(shard, metadata)
+            if _is_kept(folder / file, first, shard):
                 done(sum(info.bytes for info in shard.values()))
             else:
                 write = partial(_write_tensor, produce, done, split.is_sharded)
-                _write_file(folder / file, shard, write, pool=pool, checked=split.is_sharded)
+                _write_file(folder / file, first, shard, write, pool=pool, checked=split.is_sharded)
     if split.is_sharded:
         text = json.dumps(
             {"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=2
@@ -129,6 +132,7 @@ def remove_checksums(folder: Path) -> None:
 
 def _write_file(
     file: Path,
+    first: bytes,
     shard: Mapping[str, TensorInfo],
     write: Callable[[int, str, TensorInfo, int], int],
     *,
@@ -139,7 +143,6 @@ def _write_file(
     # checksums are written next, and the rename comes last. A kill before the rename leaves a
     # `.part` that nobody reads; a kill after it leaves a file that `_is_kept` proves by its sums.
     unfinished = file.with_name(f"{file.name}.part")
-    first = header(shard)
     tasks: list[Future[int]] = []
     descriptor = os.open(unfinished, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
     try:
@@ -204,7 +207,7 @@ def _sums_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.sums")
 
 
-def _is_kept(file: Path, shard: Mapping[str, TensorInfo]) -> bool:
+def _is_kept(file: Path, first: bytes, shard: Mapping[str, TensorInfo]) -> bool:
     """Tell whether a file of an interrupted build is whole and holds these tensors."""
     try:
         # Kept are a header equal to the one that would be written, and every tensor with its
@@ -212,7 +215,6 @@ def _is_kept(file: Path, shard: Mapping[str, TensorInfo]) -> bool:
         # of the scratch folder, says that recipe and sources are the same.
         sums = json.loads(_sums_of(file).read_text(encoding="utf-8"))
         with file.open("rb") as stream:
-            first = header(shard)
             if stream.read(len(first)) != first or len(sums) != len(shard):
                 return False
             found = [_checksum(stream, info.bytes) for info in shard.values()]

@@ -193,7 +193,14 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
             # sentence-transformers reads one file of a module
             size = sys.maxsize if place[:1].isdigit() else limit
             write_shards(
-                folder / place, infos, make, max_size=size, stem=stem, threads=threads, done=done
+                folder / place,
+                infos,
+                make,
+                max_size=size,
+                stem=stem,
+                threads=threads,
+                metadata=checkpoint.metadata,
+                done=done,
             )
     if suspicious:
         named = sorted(suspicious, key=tensor_order)

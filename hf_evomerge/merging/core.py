@@ -39,17 +39,20 @@ def why_no_products(
     if base is not None and base.adapter is not None:
         return f"{base} is no plain base: it has an adapter"
     for source in sources:
-        has_adapter = isinstance(source, Source) and source.adapter is not None
-        if source.entries or not (has_adapter or base_too):
-            return f"{source} is no LoRA adapter of a language model"
+        draws = bool(source.whole.entries)
+        own = source.whole if draws else source
+        has_adapter = isinstance(own, Source) and own.adapter is not None
+        if not (has_adapter or base_too):
+            return f"{source} is no LoRA adapter"
         if not source.same_folder(origin):
             return f"{source} is no adapter of {origin.folder}"
         if source.sentence.has_weights and source.sentence.folder != source.folder:
             return f"{source} has modules after the encoder of its own"
         merged = set(merged_names(source.tensors, router))
         for name, change in source.changes.items():
-            if change.beyond or name not in merged or classify(name)[2] == "experts":
-                more = change.beyond or "experts, or a router that is not merged"
+            beyond = "" if draws and change.is_window else change.beyond
+            if beyond or name not in merged or classify(name)[2] == "experts":
+                more = beyond or "experts, or a router that is not merged"
                 return (
                     f"{source} changes {name} by more than the product of two factors of a "
                     f"linear layer ({more})"

@@ -54,6 +54,8 @@ def why_merged(
     if reason := why_no_products(sources, base, router):
         return reason
     for source in sources:
+        if source.whole.entries:
+            return f"{source} is no LoRA adapter of a language model"
         for name, change in source.changes.items():
             if change.transposed:
                 return f"{source} changes {name}, which is stored with its inputs as rows"

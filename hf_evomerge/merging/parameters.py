@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import RecipeError
-from ..recipes.layer_groups import check_keys, parse_key
+from ..recipes.layer_groups import check_keys, is_tensor, parse_key
 
 Value = float | bool | str
 
@@ -74,6 +74,12 @@ class Parameter:
     ) -> None:
         """Raise `RecipeError`, beginning with `where`, unless the value is of the right kind and
         within the limits."""
+        by_key = dict(value) if isinstance(value, Mapping) else {"default": value}
+        if layer_count == 0 and any(map(_runs_over_blocks, by_key, by_key.values())):
+            raise RecipeError(
+                f"{where}: blocks are numbered within a component; name one, or give numbers to "
+                "patterns such as 'unet/*'"
+            )
         if not isinstance(value, Mapping):
             self._check_values(value, where)
             return
@@ -130,3 +136,8 @@ class Parameter:
             self.high is not None and value > self.high
         ):
             raise RecipeError(f"{where}: {value!r} is out of range; give a number {self.values}")
+
+
+def _runs_over_blocks(key: str, value: Any) -> bool:
+    """Tell whether a key names blocks, or its value is a gradient over them."""
+    return parse_key(key).kind == "block" or (isinstance(value, list) and not is_tensor(key))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from classes import edit_json
-from pipelines import draw, save_dit, save_sdxl
+from pipelines import draw, loaded, save_dit, save_sdxl
 from safetensors.torch import load_file, save_file
 
 from hf_evomerge.building.build import build_model, check_recipe
@@ -52,13 +52,6 @@ def recipe_of(
 def state(folder: Path, part: str) -> dict[str, torch.Tensor]:
     """A component's tensors as they are on disk."""
     return load_file(next((folder / part).glob("*.safetensors")))
-
-
-def loaded(folder: Path) -> Any:
-    """What diffusers makes of a folder."""
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

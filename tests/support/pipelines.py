@@ -14,7 +14,14 @@ pytest.importorskip("diffusers", reason='needs diffusers; pip install "hf-evomer
 
 import diffusers
 from classes import random_weights
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 SIZE = 8  # pixels of the latents of all of them
 _END = "<|endoftext|>"
@@ -69,10 +76,7 @@ def tokenizer(folder: Path, words: str = string.ascii_lowercase) -> Any:
 def save_sdxl(folder: Path, seed: int, words: str = string.ascii_lowercase) -> Any:
     """Save a pipeline of SDXL's kind; returns it."""
     words_of = tokenizer(folder.with_name(f"{folder.name}-words"), words)
-    text = CLIPTextConfig(
-        vocab_size=len(words_of), hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,  # noqa: E501
-        max_position_embeddings=16, projection_dim=8, bos_token_id=len(words_of) - 2, eos_token_id=len(words_of) - 1,  # noqa: E501
-    )  # fmt: skip
+    text = _text(words_of, 8)
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae(seed),
         _random(lambda: CLIPTextModel(text), seed + 1),
@@ -98,6 +102,71 @@ def save_dit(folder: Path, seed: int) -> Any:
     pipeline = diffusers.DiTPipeline(transformer, vae(seed + 1), diffusers.DDIMScheduler())
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def save_sd(folder: Path, seed: int) -> Any:
+    """Save a pipeline of Stable Diffusion's kind, whose text encoder has the U-Net's width."""
+    words = tokenizer(folder.with_name(f"{folder.name}-words"))
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae(seed),
+        _random(lambda: CLIPTextModel(_text(words, 16)), seed + 1),
+        words,
+        _random(
+            lambda: diffusers.UNet2DConditionModel(
+                sample_size=SIZE, block_out_channels=[4, 8], layers_per_block=1, norm_num_groups=2, cross_attention_dim=16,  # noqa: E501
+                down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],  # noqa: E501
+                attention_head_dim=2,
+            ),
+            seed + 3,
+        ),
+        diffusers.EulerDiscreteScheduler(steps_offset=1),
+        None,
+        None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def save_flux(folder: Path, seed: int) -> Any:
+    """Save a pipeline of Flux's kind: one double block, one single block, and two text encoders."""
+    words = tokenizer(folder.with_name(f"{folder.name}-words"))
+    transformer = _random(
+        lambda: diffusers.FluxTransformer2DModel(
+            patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,  # noqa: E501
+            joint_attention_dim=32, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8],
+        ),
+        seed,
+    )  # fmt: skip
+    t5 = T5Config(
+        vocab_size=len(words), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    pipeline = diffusers.FluxPipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae(seed + 1, 1),
+        _random(lambda: CLIPTextModel(_text(words, 8)), seed + 2),
+        words,
+        _random(lambda: T5EncoderModel(t5), seed + 3),
+        words,
+        transformer,
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def _text(words: Any, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,  # noqa: E501
+        max_position_embeddings=16, projection_dim=8, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,  # noqa: E501
+    )  # fmt: skip
+
+
+def loaded(folder: Path) -> Any:
+    """What diffusers makes of a folder."""
+    return diffusers.DiffusionPipeline.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False
+    )
 
 
 def draw(pipeline: Any, prompt: str = "a cat", seed: int = 0) -> torch.Tensor:
