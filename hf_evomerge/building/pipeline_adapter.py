@@ -92,7 +92,7 @@ class PipelineAdapter(MergedAdapter):
         """The base, which diffusers' file does not name."""
         return {
             "library_name": "diffusers",
-            "base_model_class": self.composed.host.read_json("model_index.json")["_class_name"],
+            "_class_name": self.composed.host.read_json("model_index.json")["_class_name"],
             "base_model_name_or_path": self.base.model,
             "revision": self.base.revision,
         }

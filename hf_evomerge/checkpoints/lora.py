@@ -451,6 +451,8 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft"
             )
+        if change.magnitude and self.file != WEIGHTS_FILE:
+            raise SourceError(f"{self.label}: {module}: DoRA is read of peft's files alone")
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
             raise SourceError(
                 f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import SourceError
 from ..recipes.names import is_folder
 from ..recipes.recipe import SourceRef
-from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from .lora import CONFIG_FILE, Adapter
 from .pipeline import INDEX, Pipeline
 from .repository import find_folder
 from .source import Source
@@ -80,5 +80,5 @@ def open_files(ref: SourceRef) -> Source:
     if not is_adapter(folder):
         return open_source(ref)
     source = Source(folder, ref, repository=repository)
-    source.stem = WEIGHTS_FILE.removesuffix(".safetensors")
+    source.stem = Adapter(folder, str(ref), repository).file.removesuffix(".safetensors")
     return source

@@ -115,15 +115,15 @@ class CardFacts:
     @property
     def by_prompt(self) -> bool:
         """True where it draws what a text says."""
-        return any(name.startswith("tokenizer") for name in self.config)
+        return bool(self.adapts) or any(name.startswith("tokenizer") for name in self.config)
 
     @property
     def task(self) -> str | None:
         """Name of the task on the Hub; None for an adapter of anything but text."""
-        if self.adapts and self.config.get("task_type") != "CAUSAL_LM":
-            return None
         if self.draws:
             return "text-to-image" if self.by_prompt else "unconditional-image-generation"
+        if self.adapts and self.config.get("task_type") != "CAUSAL_LM":
+            return None
         return "image-text-to-text" if self.sees else "text-generation"
 
     @property
@@ -190,7 +190,7 @@ def card_metadata(
     library = "diffusers" if facts.draws else "transformers"
     if facts.adapts:
         relation = "adapter"
-        library = "peft"
+        library = "diffusers" if facts.draws else "peft"
     return ModelCardData(
         base_model=facts.adapts or parents or None,
         base_model_relation=relation,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoints.client import ask, large_files, repo_info
 from ..checkpoints.hashes import file_sha256
-from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from ..checkpoints.lora import PICTURE_FILE, WEIGHTS_FILE
 from ..checkpoints.open import open_files
 from ..errors import HubError
 from ..recipes.names import hidden, is_folder, named_folder
@@ -80,10 +80,10 @@ class PublicNames:
         """The repository's head, if its weights are those of the folder."""
         info = repo_info(self._api, repo_id)
         there = large_files(info)
-        adapter = folder / ADAPTER_WEIGHTS
-        for name, sha in hashes(
-            folder, [adapter] if adapter.is_file() else weight_files(folder)
-        ).items():
+        adapters = [
+            folder / name for name in (WEIGHTS_FILE, PICTURE_FILE) if (folder / name).is_file()
+        ]
+        for name, sha in hashes(folder, adapters or weight_files(folder)).items():
             if there.get(name) != sha:
                 raise HubError(
                     f"{repo_id}: {name} there is not the one in {folder}; push the folder "

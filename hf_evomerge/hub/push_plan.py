@@ -208,6 +208,11 @@ def plan_push(
             f"{model}: an adapter that moves layers, which a Space cannot show beside its base; "
             "push it without --space, or merge again with --whole"
         )
+    if options.space and not draws and "_class_name" in read_json(model / config):
+        raise HubError(
+            f"{model}: a LoRA of a pipeline, which a Space cannot show; push it without --space, "
+            "or merge again with --whole"
+        )
     there = files_there(api, repo_id, options)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)

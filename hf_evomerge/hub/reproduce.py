@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..building.build import build_model
 from ..checkpoints.client import ask, default_api, large_files, repo_info
-from ..checkpoints.lora import WEIGHTS_FILE
+from ..checkpoints.lora import PICTURE_FILE, WEIGHTS_FILE
 from ..checkpoints.open import open_files, open_source
 from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, RecipeError
@@ -148,7 +148,7 @@ def reproduce(
     published = _Published(api, repo_id, revision)
     recipe, given = published.recipe()
     published.check(given)
-    whole = WEIGHTS_FILE not in given
+    whole = not {WEIGHTS_FILE, PICTURE_FILE} & given.keys()
     for ref in recipe.refs:
         verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:

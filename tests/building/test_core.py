@@ -11,6 +11,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
+from core_reference import by_hand, ties
 from peft import PeftModel
 from safetensors.torch import load_file
 from slowly import slow_beyond
@@ -39,13 +40,6 @@ SETTINGS: list[dict[str, Any]] = [
 WEIGHTS = [0.7, 1.2, 0.4]
 GROUPED = [{"blocks.1": weight, "default": 2 - weight} for weight in WEIGHTS]
 ROWS = [[0.2, 0.9, 1.4], [1.0], [0.3, 1.1]]
-
-
-def ties(cores, weights):
-    """TIES at density .5, of small matrices."""
-    kept = [reference.trim(core.ravel(), 0.5) for core in cores]
-    shape = cores[0].shape
-    return reference.vote(np.zeros(cores[0].size), kept, weights, True).reshape(shape)
 
 
 def della(cores, weights, n):
@@ -134,26 +128,6 @@ def products(sources: list[dict[str, Any]]) -> dict[str, dict[int, tuple[Any, An
             name = key.removeprefix("base_model.model.").replace("lora_A.", "")
             found.setdefault(name, {})[number] = (scaling * left, right)
     return found
-
-
-def basis(vectors):
-    """Left singular vectors, the largest entry of each positive."""
-    u = np.linalg.svd(vectors, full_matrices=False)[0]
-    return u * np.sign(u[np.abs(u).argmax(0), range(u.shape[1])])
-
-
-def by_hand(pairs, numbers, count, merge):
-    """The change of one weight, in float64."""
-    left = basis(np.hstack([b for b, _ in pairs.values()]))
-    right = basis(np.vstack([a for _, a in pairs.values()]).T).T
-    cores = [np.zeros((left.shape[1], len(right)))] * count
-    for number, (b, a) in pairs.items():
-        cores[number] = left.T @ b @ a @ right.T
-    rows = []
-    for row, vector in enumerate(left):
-        of_row = [own[row * len(own) // len(left)] for own in numbers]
-        rows.append(vector @ merge(cores, of_row) @ right)
-    return np.stack(rows)
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,28 @@
 gives by hand, and what the whole merged pipeline has."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import core_reference
+import merge_reference as reference
+import numpy as np
 import pytest
 import torch
-from hub_fixtures import command
-from pipelines import SIZE, draw, loaded, save_flux, save_sd, save_sdxl
+from pipelines import draw, loaded, save_flux, save_sd, save_sdxl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from searches import digests
 from slowly import slow_beyond
+from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.record import read_build_record
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -36,14 +43,15 @@ def any_peft() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def parents(request, tmp_path_factory) -> Path:
-    """A pipeline and three LoRAs of it, saved by diffusers: of other ranks, alphas and modules; the
-    second has a convolution, the third no text encoder."""
-    folder = tmp_path_factory.mktemp(request.param)
-    KINDS[request.param](folder / "base", 0)
-    for number, (rank, alpha) in enumerate(RANKS.items()):
-        save_lora(folder / "base", folder / f"lora{number}", number, rank, alpha)
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of each kind and three LoRAs of it, saved by diffusers: of other ranks, alphas and
+    modules; the second has a convolution, the third no text encoder."""
+    folder = tmp_path_factory.mktemp("loras")
+    for kind, save in KINDS.items():
+        save(folder / kind / "base", 0)
+        for number, (rank, alpha) in enumerate(RANKS.items()):
+            save_lora(folder / kind / "base", folder / kind / f"lora{number}", number, rank, alpha)
     return folder
 
 
@@ -98,8 +106,9 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def changes(folder: Path, names: Any) -> dict[str, torch.Tensor]:
-    """What a LoRA of diffusers adds to each weight, from its file, in float64."""
+def products(folder: Path, names: Any) -> dict[str, tuple[Any, Any]]:
+    """The two factors of what a LoRA of diffusers adds to each weight, from its file, in
+    float64."""
     with safe_open(folder / FILE, "pt") as opened:
         settings = json.loads(opened.metadata()["lora_adapter_metadata"])
     tensors = load_file(folder / FILE)
@@ -108,12 +117,12 @@ def changes(folder: Path, names: Any) -> dict[str, torch.Tensor]:
         module, letter, _ = key.partition(".lora_A.weight")
         if letter:
             part = module.partition(".")[0]
-            a, b = (tensors[f"{module}.lora_{letter}.weight"].double() for letter in "AB")
+            a = tensors[key].double().flatten(1)
+            b = tensors[f"{module}.lora_B.weight"].double().flatten(1)
             scaling = settings[f"{part}.lora_alpha"] / settings[f"{part}.r"]
             name = f"{module}.weight"
-            product = scaling * b.flatten(1) @ a.flatten(1)
             name = name if name in names else name.replace(".text_model.", ".")
-            found[name] = product.reshape(b.shape[0], *a.shape[1:])
+            found[name] = (scaling * b.numpy(), a.numpy())
     return found
 
 
@@ -126,13 +135,28 @@ def fused(base: Path, folder: Path) -> Any:
     return pipeline
 
 
-def by_hand(folder: Path, shares: Any, loras: Any = None) -> dict[str, torch.Tensor]:
-    """The weights of the base with a weighted sum of LoRAs."""
+def by_hand(folder: Path, merge: Any) -> dict[str, torch.Tensor]:
+    """The weights of the base with a merge of the LoRAs."""
     wanted = weights(loaded(folder / "base"))
-    for number, share in enumerate(shares):
-        for name, change in changes(folder / f"lora{number}", wanted).items():
-            wanted[name] = wanted[name] + share * change
+    pairs: dict[str, dict[int, Any]] = {}
+    for number in range(3):
+        for name, pair in products(folder / f"lora{number}", wanted).items():
+            pairs.setdefault(name, {})[number] = pair
+    for name, own in pairs.items():
+        change = torch.from_numpy(merge(own))
+        wanted[name] = wanted[name] + change.reshape(wanted[name].shape)
     return wanted
+
+
+def total(pairs: dict[int, Any], shares: Sequence[float] = WEIGHTS) -> Any:
+    """The weighted sum."""
+    return sum(shares[number] * b @ a for number, (b, a) in pairs.items())
+
+
+def in_core(merge: Any) -> Any:
+    """A merge of small matrices."""
+    numbers = [[weight] for weight in WEIGHTS]
+    return lambda pairs: core_reference.by_hand(pairs, numbers, 3, merge)
 
 
 def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
@@ -141,32 +165,150 @@ def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
     return max(float((found[name] - wanted[name]).abs().max()) for name in found)
 
 
-SUMS = {
-    "task_arithmetic": (WEIGHTS, {}),
-    "linear": ([weight / sum(WEIGHTS) for weight in WEIGHTS], {}),
-    "dare_linear": (WEIGHTS, {"core_space": True, "parameters": "density"}),
+DENSE = [{"weight": weight, "density": 1.0} for weight in WEIGHTS]
+HALF = [{"weight": weight, "density": 0.5} for weight in WEIGHTS]
+MERGES: dict[str, tuple[dict[str, Any], Any]] = {
+    "task_arithmetic": ({}, total),
+    "linear": ({}, lambda pairs: total(pairs, [weight / sum(WEIGHTS) for weight in WEIGHTS])),
+    "dare_linear": ({"core_space": True, "parameters": DENSE}, total),
+    "ties": ({"core_space": True, "parameters": HALF}, in_core(core_reference.ties)),
+    "iso_c": (
+        {"core_space": True, "parameters": [], "options": {"lambda": 1.5}},
+        in_core(lambda m, w: reference.iso_c(np.zeros(m[0].shape), m, 1.5)),
+    ),
+}
+CASES = [(method, kind) for method in MERGES for kind in KINDS]
+OFTEN = [("task_arithmetic", "flux"), ("ties", "sd"), ("iso_c", "sdxl")]
+
+
+@pytest.mark.parametrize(("method", "kind"), slow_beyond(OFTEN, CASES))
+def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
+    """Fused by plain diffusers, the file is a merge in float64; pictures are those of the whole
+    pipeline."""
+    folder = parents / kind
+    merge, formula = MERGES[method]
+    recipe = recipe_of(folder, method, merge=merge)
+    said = check_recipe(recipe).summary
+    assert said.startswith(f"{method} of 3 sources")
+    assert re.search(rf", as one LoRA of rank \d+ \({FILE}\), as float32$", said)
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    files = ["adapter_config.json", "build.json", FILE, "recipe.yaml"]
+    assert sorted(file.name for file in out.iterdir()) == files
+    pipeline = fused(folder / "base", out)
+    wanted = by_hand(folder, formula)
+    assert difference(weights(pipeline), wanted) < 1e-6
+    base = loaded(folder / "base")
+    assert difference(wanted, weights(base)) > 0.05
+    whole = loaded(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    assert difference(weights(whole), wanted) < 1e-6
+    picture = draw(pipeline)
+    assert (picture - draw(whole)).abs().max() < 1e-4
+    assert (picture - draw(base)).abs().max() > 1e-3
+
+
+def test_it_is_read_again(parents, tmp_path):
+    """The result names its base: it is inspected by its folder alone, is a source of another merge,
+    and may be overwritten; the same recipe gives the same bits."""
+    folder = parents / "sd"
+    recipe = recipe_of(folder, rank=5)
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    again = build_model(recipe, tmp_path / "again", progress=False)
+    build_model(recipe, again, progress=False, overwrite=True)
+    assert digests(again) == digests(out)
+    assert 0 < min(read_build_record(out).energy.values()) < 1
+    facts = inspect_model(out)
+    assert facts.model == str(folder / "base")
+    assert facts.adapter["ranks"] == [4, 5]  # conv_in has four inputs and outputs
+    shown = CliRunner().invoke(app, ["inspect", str(out)])
+    assert "rank 4/5" in shown.stdout
+    alone = open_source(str(out))
+    assert alone.adapter.label == str(out)
+    twice = recipe_of(folder, adapters=[str(out)], merge={"parameters": [{"weight": 2.0}]})
+    double = build_model(twice, tmp_path / "double", progress=False)
+    base = weights(loaded(folder / "base"))
+    once = weights(fused(folder / "base", out))
+    wanted = {name: 2 * tensor - base[name] for name, tensor in once.items()}
+    assert difference(weights(fused(folder / "base", double)), wanted) < 1e-6
+
+
+def test_a_component_and_weights_by_component(parents, tmp_path):
+    """Where one component is merged, the others have the first LoRA; a pattern gives a component
+    its own numbers; a gradient has no blocks to run over."""
+    folder = parents / "sd"
+    recipe = recipe_of(folder)
+    refs = [ref.model_copy(update={"component": "unet"}) for ref in recipe.sources]
+    base = recipe.base.model_copy(update={"component": "unet"})
+    part = recipe.model_copy(update={"sources": refs, "base": base})
+    values = [
+        {"weight": {"unet/*": unet, "text_encoder/*": text, "default": 0.0}}
+        for unet, text in zip(WEIGHTS, (1.0, 0.0, 0.0), strict=True)
+    ]
+    named = recipe_of(folder, merge={"parameters": values})
+    found = [
+        weights(fused(folder / "base", build_model(each, tmp_path / name, progress=False)))
+        for name, each in (("part", part), ("named", named))
+    ]
+    assert difference(*found) < 1e-7
+    whole = build_model(part, tmp_path / "whole", progress=False, whole=True)
+    assert difference(found[0], weights(loaded(whole))) < 1e-6
+    for value in ([0.0, 1.0], {"blocks.0": 1.0, "default": 0.0}):
+        with pytest.raises(RecipeError, match="blocks are numbered within a component"):
+            check_recipe(recipe_of(folder, merge={"parameters": [{"weight": value}] * 3}))
+
+
+def test_a_file_of_kohya(parents, tmp_path):
+    """A LoRA in the layout of kohya's scripts, with alphas in the file, is merged as diffusers'
+    is."""
+    folder = parents / "sd"
+    tensors = load_file(folder / "lora0" / FILE)
+    renamed = {}
+    for key, tensor in tensors.items():
+        module, _, letter = key.partition(".lora_")
+        flat = module.replace(".", "_").replace("text_encoder", "te", 1)
+        name = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[letter]
+        renamed[f"lora_{flat}.{name}"] = tensor
+        renamed[f"lora_{flat}.alpha"] = torch.tensor(7.0)
+    save_file(renamed, tmp_path / "kohya.safetensors")
+    names = [str(tmp_path / "kohya.safetensors"), *(str(folder / f"lora{n}") for n in (1, 2))]
+    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out", progress=False)
+    wanted = by_hand(folder, total)
+    assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
+
+
+def spoiled_lora(file: Path, folder: Path, more: dict[str, Any]) -> str:
+    """A copy of a LoRA with further tensors."""
+    folder.mkdir()
+    save_file(load_file(file) | more, folder / FILE)
+    return str(folder)
+
+
+ATTENDS = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+DORA = {f"{ATTENDS}.lora_magnitude_vector": torch.ones(8)}
+FULL = {"unet.conv_in.weight": torch.ones(4, 4, 3, 3)}
+OTHER = {
+    "transformer.proj_out.lora_A.weight": torch.ones(1, 8),
+    "transformer.proj_out.lora_B.weight": torch.ones(8, 1),
+}
+DECODER = {
+    "vae.quant_conv.lora_A.weight": torch.ones(1, 8, 1, 1),
+    "vae.quant_conv.lora_B.weight": torch.ones(8, 1, 1, 1),
 }
 
 
-@pytest.mark.parametrize("method", SUMS)
-def test_a_sum_is_the_sum(method, parents, tmp_path):
-    """diffusers loads the file without a warning; fused it is the sum by hand, and pictures are
-    those of the whole pipeline."""
-    shares, merge = SUMS[method]
-    if merge:
-        merge = {**merge, "parameters": [{"weight": w, "density": 1.0} for w in WEIGHTS]}
-    recipe = recipe_of(parents, method, merge=merge)
-    said = check_recipe(recipe).summary
-    assert said.endswith(f"as one LoRA of rank {said.split('rank ')[1].split()[0]} ({FILE}), as float32")
-    out = build_model(recipe, tmp_path / "out", progress=False)
-    assert sorted(file.name for file in out.iterdir()) == [
-        "adapter_config.json", "build.json", FILE, "recipe.yaml",
-    ]  # fmt: skip
-    pipeline = fused(parents / "base", out)
-    wanted = by_hand(parents, shares)
-    assert difference(weights(pipeline), wanted) < 1e-6
-    assert difference(wanted, weights(loaded(parents / "base"))) > 0.05
-    whole = loaded(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
-    assert difference(weights(whole), wanted) < 1e-6
-    assert (draw(pipeline) - draw(whole)).abs().max() < 1e-4
-    assert (draw(pipeline) - draw(loaded(parents / "base"))).abs().max() > 1e-3
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (DORA, "DoRA is read of peft's files alone"),
+        (FULL, r"changes unet/conv_in.weight by more than .* \(a whole tensor\)"),
+        (OTHER, "changes transformer.proj_out.weight, which the model does not have"),
+        (DECODER, "diffusers loads no LoRA into the vae of a StableDiffusionPipeline"),
+    ],
+    ids=["dora", "full", "another component", "vae"],
+)
+def test_what_is_no_lora_is_refused(more, said, parents, tmp_path):
+    """DoRA, full tensors, components that the pipeline has not or diffusers loads nothing into."""
+    loras = [spoiled_lora(parents / "sd" / "lora0" / FILE, tmp_path / "own", more)]
+    merge = {"parameters": [{"weight": 1.0}]}
+    with pytest.raises(EvoMergeError, match=said) as error:
+        check_recipe(recipe_of(parents / "sd", adapters=loras, merge=merge), whole=False)
+    assert "\n" not in str(error.value)

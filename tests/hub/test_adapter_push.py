@@ -11,6 +11,7 @@ from classes import edit_json
 from hub_fixtures import upload_models
 from huggingface_hub import HfApi, hf_hub_download
 from recipes import merge_of
+from safetensors.torch import save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
@@ -179,3 +180,34 @@ def test_a_changed_adapter_is_not_the_same(published, lfs_api, tmp_path):
     edit_json(folder / "adapter_config.json", lora_alpha=9)
     with pytest.raises(HubError, match=r"adapter_config\.json is not what was built"):
         preview_push(folder, "local/merge", PushOptions(published=published), api=lfs_api)
+
+
+def test_a_lora_of_a_pipeline_is_published(tmp_path, lfs_api):
+    """Its card is of diffusers and loads the base first; it is opened by its name alone and rebuilt
+    to the same bits; a Space is refused."""
+    pipelines = pytest.importorskip("pipelines")
+    pipelines.save_sdxl(tmp_path / "base", 0)
+    ones = {
+        f"unet.conv_in.lora_{letter}.weight": torch.ones(shape)
+        for letter, shape in {"A": (2, 4, 3, 3), "B": (4, 2, 1, 1)}.items()
+    }
+    for name in ("ja", "maths"):
+        (tmp_path / name).mkdir()
+        save_file(ones, tmp_path / name / "pytorch_lora_weights.safetensors")
+    folders = [tmp_path / name for name in ("base", "ja", "maths")]
+    published = upload_models(lfs_api, *folders)
+    folder = adapter_of(published, tmp_path / "out", adapter="auto")
+    with pytest.raises(HubError, match="a LoRA of a pipeline, which a Space cannot show"):
+        push_model(folder, "local/lora", PushOptions(published=published, space=True), api=lfs_api)
+    push_model(folder, "local/lora", PushOptions(published=published), api=lfs_api)
+    card = Path(hf_hub_download("local/lora", "README.md")).read_text()
+    assert "library_name: diffusers" in card
+    assert "base_model: local/base" in card
+    loads = (
+        'DiffusionPipeline.from_pretrained("local/base")\npipeline.load_lora_weights("local/lora")'
+    )
+    assert loads in card
+    assert "component" not in card
+    assert "None" not in card
+    assert open_source("local/lora").changes.keys() == {"unet/conv_in.weight"}
+    assert reproduce("local/lora", api=lfs_api).same

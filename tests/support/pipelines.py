@@ -138,13 +138,15 @@ def save_flux(folder: Path, seed: int) -> Any:
         ),
         seed,
     )  # fmt: skip
+    decoder = vae(seed + 1, 1)
+    decoder.register_to_config(shift_factor=0.0)
     t5 = T5Config(
         vocab_size=len(words), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
     pipeline = diffusers.FluxPipeline(
         diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae(seed + 1, 1),
+        decoder,
         _random(lambda: CLIPTextModel(_text(words, 8)), seed + 2),
         words,
         _random(lambda: T5EncoderModel(t5), seed + 3),
