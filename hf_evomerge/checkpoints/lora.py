@@ -407,10 +407,13 @@ class Adapter:
         near = near or [there for there, other in names() if other == name and there in tensors]
         if len(near) == 1:
             return near[0]
-        raise SourceError(
-            f"{self.label}: changes {name}, which the model does not have; it belongs to "
-            "another model"
-        )
+        what = "it belongs to another model"
+        if self.file != WEIGHTS_FILE:
+            what += (
+                ", or names modules as its trainer does: load it with diffusers, and save it with "
+                "save_lora_weights"
+            )
+        raise SourceError(f"{self.label}: changes {name}, which the model does not have; {what}")
 
     def _complete(
         self, change: Change, module: str, target: str, info: TensorInfo, has_conv1d: bool

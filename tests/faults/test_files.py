@@ -37,9 +37,10 @@ READERS = 8  # that share the seconds
 LONGEST = 10.0  # seconds of the processor that one case may take
 
 ROOT = Path(__file__).parents[2]
-RECIPES = re.findall(
-    r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL
-)
+PAGES = [
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("recipes.md", "adapters.md")
+]
+RECIPES = re.findall(r"```yaml\n(.*?)```", "".join(PAGES), re.DOTALL)
 SEARCHES = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "examples").glob("*.yaml"))]
 MERGEKIT = [
     file.read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Every worked example of docs/recipes.md is built, on a tiny family with as many layers as the
-examples have."""
+"""Every worked example of docs/recipes.md and docs/adapters.md is built, on a tiny family with as
+many layers as the examples have."""
 
 import json
 import re
@@ -23,7 +23,8 @@ from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.mergekit import from_mergekit
 from hf_evomerge.recipes.recipe import Recipe
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("recipes.md", "adapters.md"))
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 MERGEKIT = re.findall(r"```yml\n(.*?)```", PAGE, re.DOTALL)
 FINE_TUNES = ("japanese-7b", "maths-7b", "maths-7b-instruct", "chat-7b-with-added-tokens")

@@ -54,6 +54,7 @@ def _blocks() -> list[tuple[str, str, str]]:
         ("README.md", "search"),
         ("docs/search.md", "search"),
         ("docs/recipes.md", "recipe"),
+        ("docs/adapters.md", "recipe"),
     ):
         text = (ROOT / page).read_text(encoding="utf-8")
         shown += [
