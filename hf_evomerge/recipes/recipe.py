@@ -345,7 +345,8 @@ class Recipe(StrictModel):
     """The dtype of the result; the first source's where absent. Sums are accumulated in float32."""
     adapter: Literal["auto"] | None = None
     """``auto``: the result is an adapter where it can be one, also of a path through one model
-    without scales; where absent, only of a merge of adapters."""
+    without scales, or of a diffusion pipeline's LoRAs; where absent, only of a merge of a language
+    model's adapters."""
     rank: Count | None = None
     """The largest rank of the result, where it is a LoRA adapter; that is exact where absent."""
     seed: Index = 0

@@ -32,6 +32,12 @@ KINDS = {"sd": save_sd, "sdxl": save_sdxl, "flux": save_flux}
 RANKS = {4: 7, 8: 3, 16: 40}  # alphas
 WEIGHTS = (0.7, -0.4, 1.1)
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+# A convolution; and a layer whose name is the end of another's, which has a higher rank.
+MORE = {
+    ("unet", 1): ["conv_in"],
+    ("transformer", 0): ["single_transformer_blocks.0.proj_out"],
+    ("transformer", 1): ["proj_out"],
+}
 CLIP = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
@@ -55,7 +61,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int, **more: Any) -> None:
+def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int) -> None:
     """Train nothing, and save random numbers as diffusers' training scripts do."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft import LoraConfig
@@ -63,16 +69,15 @@ def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int, **mo
 
     pipeline = loaded(base)
     part = "transformer" if hasattr(pipeline, "transformer") else "unet"
-    convolution = ["conv_in"] if number == 1 and part == "unet" else []
-    targets = {part: [*ATTENTION, *convolution], "text_encoder": CLIP}
+    more = MORE.get((part, number), [])
+    targets = {part: [*ATTENTION, *more], "text_encoder": CLIP}
     if number == 2:
         del targets["text_encoder"]
     named = {}
     modules = {}
     for name, target in targets.items():
         modules[name] = getattr(pipeline, name)
-        given = {"r": rank, "lora_alpha": alpha, "target_modules": target, **more}
-        modules[name].add_adapter(LoraConfig(**given))
+        modules[name].add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=target))
         generator = torch.Generator().manual_seed(number)
         for key, parameter in modules[name].named_parameters():
             if "lora_" in key:

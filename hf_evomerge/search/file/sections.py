@@ -128,7 +128,8 @@ class OutputConfig(StrictModel):
     where absent."""
     adapter: Literal["auto"] | None = None
     """``auto``: the winner is saved as an adapter where it can be one, also a path through one
-    model without scales; where absent, only a merge of adapters."""
+    model without scales, or a merge of a pipeline's LoRAs; where absent, only a merge of a
+    language model's adapters."""
     tokenizer: Index | Literal["base"] | None = None
     """The source whose tokenizer, chat template and generation settings go with the result, or
     ``base``."""
