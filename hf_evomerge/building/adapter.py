@@ -226,7 +226,7 @@ class Term:
 
     @classmethod
     def whole(cls, source: Parent, change: Change, shape: tuple[int, ...]) -> Term:
-        """All of an adapter's change of a weight of this shape."""
+        """Take all of an adapter's change of a weight of this shape."""
         return cls(source, change, _rank(source, change), [(0, shape[0], 1.0)])
 
 

@@ -266,7 +266,7 @@ def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
     [
         ({"use_dora": True, "target_modules": ["q_proj"]}, r"by more than the product .*\(DoRA\)"),
         ({"target_modules": ["embed_tokens"]}, r"\(embeddings\)"),
-        (None, "is no LoRA adapter of a language model"),
+        (None, "is no LoRA adapter"),
     ],
 )
 def test_what_is_no_product_is_refused(settings, line, families, tmp_path):

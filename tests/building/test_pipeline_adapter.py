@@ -270,6 +270,7 @@ def test_a_file_of_kohya(parents, tmp_path):
     for key, tensor in tensors.items():
         module, _, letter = key.partition(".lora_")
         flat = module.replace(".", "_").replace("text_encoder", "te", 1)
+        flat = flat.replace("te_encoder", "te_text_model_encoder")  # as the scripts have it
         name = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[letter]
         renamed[f"lora_{flat}.{name}"] = tensor
         renamed[f"lora_{flat}.alpha"] = torch.tensor(7.0)
