@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ...fitness.scores import Scores
 from ..evaluation.sources import Target
-from ..file.config import SearchConfig
 from ..file.objectives import FITNESS
 from ..file.splits import RETAINED
 from ..file.stages import STAGES
 from ..results.front import finalists, front, judged
 from ..results.result import Result
-from ..results.table import Row
 from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
 
 logger = logging.getLogger(__name__)
@@ -24,11 +23,6 @@ class HeldOut(Phase):
 
     name = "test"
     title = "held-out test"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted by every search."""
-        return [cls()]
 
     def plan(self, planner: Planner) -> PhasePlan:
         """Price a score of each row on the test split and the retained examples."""
@@ -43,12 +37,12 @@ class HeldOut(Phase):
     def run(self, run: SearchRun) -> None:
         """Score the entries and the front, and make the result; the rows of stages come last."""
         config = run.config
-        entries = sorted(run.entries, key=lambda entry: entry.stage in STAGES)
+        unscored = sorted(run.rows, key=lambda row: row.stage in STAGES)
         points = front(config, run.study) if config.objectives else []
-        targets = {entry.label: entry.target for entry in entries}
+        targets = {row.label: row.target for row in unscored if row.target is not None}
         if points:
             targets |= run.recipes([*finalists(config, run.study), run.winner])
-        shots = {entry.label: entry.shots for entry in entries}
+        shots = {row.label: row.shots for row in unscored}
         more = sum(run.sizes[f"{RETAINED}{name}"] for name in config.compare.retain)
         scores = run.evaluate(
             targets, run.judged_on, self.name, shots=shots, more=more * len(targets)
@@ -58,23 +52,12 @@ class HeldOut(Phase):
             for label in targets:
                 retained[label][name] = scores[label].take(places)
         rows = []
-        for entry in entries:
-            if entry.optional and scores[entry.label].error is not None:
-                logger.warning(f"the results have no {entry.name}: {scores[entry.label].error}")
+        for row in unscored:
+            found = scores[row.label]
+            if row.optional and found.error is not None:
+                logger.warning(f"the results have no {row.model}: {found.error}")
                 continue
-            rows.append(
-                Row(
-                    entry.stage,
-                    entry.name,
-                    scores[entry.label],
-                    evaluations=entry.evaluations,
-                    seconds=entry.seconds,
-                    winner=entry.winner,
-                    retained=retained[entry.label],
-                    label=entry.label,
-                    against=entry.against,
-                )
-            )
+            rows.append(replace(row, scores=found, retained=retained[row.label]))
         run.result = Result(
             run.study.recipe(run.winner),
             run.judged_on,

@@ -9,10 +9,9 @@ from ...fitness.scores import Scores
 from ...fitness.tasks.classification import ClassificationSpec, label_names
 from ...fitness.tasks.multiple_choice import MultipleChoiceSpec
 from ..evaluation.evaluator import Evaluator
-from ..file.config import SearchConfig
-from ..results.table import base_name
+from ..results.table import Row, base_name
 from ..results.verdict import about_parents, no_better_than_chance
-from .phase import Entry, Phase, PhasePlan, Planner, SearchRun, parents_once
+from .phase import Phase, PhasePlan, Planner, SearchRun, parents_once
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +21,6 @@ class Parents(Phase):
 
     name = "parents"
     title = "parents"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted by every search."""
-        return [cls()]
 
     def plan(self, planner: Planner) -> PhasePlan:
         """Price a score of each parent on all search examples."""
@@ -44,9 +38,10 @@ class Parents(Phase):
         names = run.config.parent_names
         for label, ref in parents.items():
             if label == "base":
-                run.entries.append(Entry("base", base_name(names[label]), label, ref))
+                row = Row("base", base_name(names[label]), label=label, target=ref)
             else:
-                run.entries.append(Entry("source", names[label], label, ref))
+                row = Row("source", names[label], label=label, target=ref)
+            run.rows.append(row)
 
 
 def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:

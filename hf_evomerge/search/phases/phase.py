@@ -21,7 +21,7 @@ from ..evaluation.sources import SourceSummary, Target
 from ..file.config import SearchConfig
 from ..file.stages import Stage
 from ..results.result import Result
-from ..results.table import Against, RowStage
+from ..results.table import Row
 from ..runners.job import Job
 from ..runners.runner import Runner
 from ..spaces.space import uniform_average
@@ -124,35 +124,6 @@ class Planner:
         return scores.seconds
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Model that gets a row in the table of results, once it is scored on the test split.
-
-    Attributes:
-        stage: Kind of the row.
-        name: Name of the model in tables.
-        label: Label of its scores in the study.
-        target: The model.
-        evaluations: Cost of finding it, in scores of all search examples.
-        seconds: Evaluation time of finding it.
-        winner: Whether the search ended with it.
-        against: How the verdict compares the winner with it; None where no sentence is said.
-        shots: Number of search examples in its prompts.
-        optional: Whether the row is left out, with a warning, where the model cannot be scored.
-    """
-
-    stage: RowStage
-    name: str
-    label: str
-    target: Target
-    evaluations: float = 0
-    seconds: float = 0.0
-    winner: bool = False
-    against: Against | None = None
-    shots: int = 0
-    optional: bool = False
-
-
 class SearchRun:
     """State that the phases of one search share while they run.
 
@@ -168,7 +139,7 @@ class SearchRun:
     Attributes:
         winners: Recipe key of the winner of each stage.
         winner: Recipe key of the winner of the search.
-        entries: Models of the table of results.
+        rows: Models of the table of results, scored on the test split by the last phase.
         contributions: What each source gives the winner, where that was asked for.
         notes: Sentences for the verdict.
         result: The result, after the last phase.
@@ -194,7 +165,7 @@ class SearchRun:
         self.callbacks = callbacks
         self.winners: dict[str, str] = {}
         self.winner = ""
-        self.entries: list[Entry] = []
+        self.rows: list[Row] = []
         self.contributions: list[Contribution] = []
         self.notes: list[str] = []
         self.result: Result | None = None
@@ -319,15 +290,18 @@ class Phase(ABC):
     Attributes:
         name: Name in the study, in progress reports and in the dry run.
         title: Name in the live table.
+        baseline: Name in ``compare.baselines`` of a search that has the phase; empty where every
+            search has it.
     """
 
     name: str
     title: str
+    baseline = ""
 
     @classmethod
-    @abstractmethod
     def wanted(cls, config: SearchConfig) -> list[Phase]:
         """The phases of this kind that a search has; none where it wants none."""
+        return [cls()] if cls.baseline in ("", *config.compare.baselines) else []
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:  # noqa: B027
         """Add notes and warnings; raises `EvoMergeError` where the phase could not run."""

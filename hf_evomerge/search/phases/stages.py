@@ -23,13 +23,13 @@ from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
 from ..optimizers.descent import checks_of, cost_of_starts
 from ..optimizers.sweep import sweep_cost
 from ..results.front import finalists
-from ..results.table import Against, RowStage
+from ..results.table import Against, Row, RowStage
 from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space, narrowed
 from ..study.database import DamagedStudyError
 from ..study.study import Study
 from .noise_sources import with_noise
-from .phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
+from .phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
 from .winner import choose, most_finalists
 
@@ -136,8 +136,7 @@ class StagePhase(Phase):
         stage = self.stage
         if not stage.control:
             starts = self._run(run)
-            winner = run.winners[stage.name]
-            run.entries.append(_entry(run, stage, winner, starts.get(winner)))
+            run.rows.append(_row(run, stage, starts.get(run.winners[stage.name])))
             return
         needed = {stage.begins_at, stage.builds_on} - {None}
         if not needed <= run.winners.keys():  # of which was warned
@@ -237,9 +236,8 @@ def _finalists(run: SearchRun, stage: Stage) -> list[str]:
     return [trial.recipe_key for trial in best if trial.recipe_key is not None]
 
 
-def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entry:
-    """Row of a stage's winner, with the cost of all that it builds on."""
-    evaluations, seconds = spent(run, stage)
+def _row(run: SearchRun, stage: Stage, start: str | None) -> Row:
+    """Row of a stage of the search itself."""
     name = _WINNER_NAMES[stage.name]
     if run.config.space == "hybrid" and stage.space == "dfs":
         name = name.replace("DFS", "PS+DFS")
@@ -251,18 +249,34 @@ def _entry(run: SearchRun, stage: Stage, winner: str, start: str | None) -> Entr
         )
     else:
         against = Against(name, "the validation split chose the other one")
-    return Entry(
-        cast(RowStage, stage.name),
+    return winner_row(run, stage, cast(RowStage, stage.name), name, against)
+
+
+def winner_row(
+    run: SearchRun,
+    stage: Stage,
+    kind: RowStage,
+    name: str,
+    against: Against | None,
+    *,
+    optional: bool = False,
+) -> Row:
+    """Row of a stage's winner, with the cost of all that it builds on."""
+    winner = run.winners[stage.name]
+    evaluations, seconds = _spent(run, stage)
+    return Row(
+        kind,
         name,
-        winner,
-        run.study.recipe(winner),
         evaluations=evaluations,
         seconds=seconds,
+        label=winner,
         against=against,
+        target=run.study.recipe(winner),
+        optional=optional,
     )
 
 
-def spent(run: SearchRun, stage: Stage) -> tuple[float, float]:
+def _spent(run: SearchRun, stage: Stage) -> tuple[float, float]:
     """Evaluations and seconds of a stage and of all that it builds on."""
     stages = [stage]
     if stage.role != "random":

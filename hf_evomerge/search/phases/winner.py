@@ -14,7 +14,8 @@ from ..file.stages import Stage
 from ..optimizers.descent import checks_of
 from ..optimizers.nsga import knee, non_dominated
 from ..results.front import finalists
-from .phase import Entry, Phase, PhasePlan, Planner, SearchRun
+from ..results.table import Row
+from .phase import Phase, PhasePlan, Planner, SearchRun
 
 
 class Winner(Phase):
@@ -22,11 +23,6 @@ class Winner(Phase):
 
     name = "finalists"
     title = "best, validated"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted by every search."""
-        return [cls()]
 
     def plan(self, planner: Planner) -> PhasePlan | None:
         """Price the finalists of every stage but first ones on the validation split."""
@@ -45,20 +41,21 @@ class Winner(Phase):
         """Choose the winner, and mark its row."""
         run.winner = self._choose(run)
         main = {stage.name for stage in run.main_stages if stage.searches}
-        entries = run.entries
-        for at, entry in enumerate(entries):
-            if entry.stage in main and entry.label == run.winner:
-                entries[at] = replace(entry, winner=True)
+        for at, row in enumerate(run.rows):
+            if row.stage in main and row.label == run.winner:
+                run.rows[at] = replace(row, winner=True)
                 return
         # with several objectives it may be on the front of all stages, and of none the knee
         name = "knee of the whole front"
         target = run.study.recipe(run.winner)
-        entries.append(Entry(run.config.spaces[-1], name, run.winner, target, winner=True))
+        stage = run.config.spaces[-1]
+        run.rows.append(Row(stage, name, label=run.winner, target=target, winner=True))
 
     def _choose(self, run: SearchRun) -> str:
         if run.config.objectives:
             return choose(run, finalists(run.config, run.study))
-        return best_of(run, [stage for stage in run.main_stages if stage.searches])
+        stages = [stage for stage in run.main_stages if stage.searches]
+        return run.winners[best_of(run, stages).name]
 
 
 def most_finalists(config: SearchConfig, stage: Stage, examples: int) -> int:
@@ -70,15 +67,16 @@ def most_finalists(config: SearchConfig, stage: Stage, examples: int) -> int:
     return min(most, 1 + len(checks_of(stage.evaluations)))
 
 
-def best_of(run: SearchRun, stages: Sequence[Stage]) -> str:
-    """Choose the best of the winners of some stages, as `choose` does.
+def best_of(run: SearchRun, stages: Sequence[Stage]) -> Stage:
+    """Choose the stage with the best winner of some, as `choose` does.
 
     Without a validation split it is the best in the search; of equals the earlier stage's.
     """
     names = [stage.name for stage in stages]
     if "validation" not in run.sizes:
         names.sort(key=lambda stage: -(run.study.best(stage)[0].fitness or 0.0))
-    return choose(run, [run.winners[stage] for stage in names])
+    key = choose(run, [run.winners[stage] for stage in names])
+    return next(stage for stage in stages if run.winners[stage.name] == key)
 
 
 def choose(run: SearchRun, keys: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from ...fitness.comparison import compare, measures
 from ...fitness.scores import Scores, plus_minus
 from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
+from ..evaluation.sources import Target
 from .kept import Kept, kept, mean_kept
 
 _NAME = 26  # columns, into which longer names of models are folded
@@ -58,24 +59,30 @@ class Row:
             ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``,
             ``random``, or ``ps-first`` and ``dfs-first`` before them). A row is found by its stage.
         model: What the model is called in tables.
-        scores: What it scored.
+        scores: What it scored; failed until it is scored.
         evaluations: What was spent to find it, in scores of all search examples.
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
         retained: What it scored on the examples of `SearchConfig.compare`, by name.
         label: Key by which its scores are kept in the study; see `Study.evaluation`.
         against: How the verdict compares the winner with it; None where no sentence is said.
+        target: The model.
+        shots: Number of search examples in its prompts.
+        optional: Whether the row is left out, with a warning, where the model cannot be scored.
     """
 
     stage: RowStage
     model: str
-    scores: Scores
+    scores: Scores = field(default_factory=lambda: Scores.failed("not scored yet"))
     evaluations: float = 0
     seconds: float = 0.0
     winner: bool = False
     retained: dict[str, Scores] = field(default_factory=dict)
     label: str = ""
     against: Against | None = None
+    target: Target | None = None
+    shots: int = 0
+    optional: bool = False
 
 
 def kept_by(row: Row, rows: Sequence[Row]) -> list[Kept]:

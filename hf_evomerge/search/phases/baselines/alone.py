@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ...file.config import SearchConfig
 from ...file.stages import Stage
 from ...results.table import Against
-from ..phase import Entry, Phase, PhasePlan, Planner, SearchRun
-from ..stages import spent
+from ..phase import Phase, PhasePlan, Planner, SearchRun
+from ..stages import winner_row
 from ..winner import best_of
 
 
@@ -19,11 +18,7 @@ class Alone(Phase):
 
     name = "alone"
     title = "alone"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted where ``compare.baselines`` names ``alone``."""
-        return [cls()] if "alone" in config.compare.baselines else []
+    baseline = "alone"
 
     def plan(self, planner: Planner) -> PhasePlan | None:
         """Count the rows; the stages are priced where they run."""
@@ -32,31 +27,19 @@ class Alone(Phase):
 
     def run(self, run: SearchRun) -> None:
         """Add the row of each search that ended."""
-        ended = dict[str, Stage]()
+        ended = list[Stage]()
         for source in run.config.searched_sources:
             stages = [stage for stage in run.main_stages if stage.source == source]
             if stages:
-                key = best_of(run, stages)
-                ended[key] = next(each for each in stages if run.winners[each.name] == key)
+                ended.append(best_of(run, stages))
         if not ended:
             return
-        best = best_of(run, list(ended.values()))
+        best = best_of(run, ended)
         names = run.config.source_names
-        for key in sorted(ended, key=lambda key: key != best):
-            evaluations, seconds = spent(run, ended[key])
-            name = names[ended[key].source or 0]
-            run.entries.append(
-                Entry(
-                    "alone",
-                    f"{name} alone",
-                    key,
-                    run.study.recipe(key),
-                    evaluations=evaluations,
-                    seconds=seconds,
-                    against=against(name, run.config.space) if key == best else None,
-                    optional=True,
-                )
-            )
+        for stage in sorted(ended, key=lambda stage: stage is not best):
+            name = names[stage.source or 0]
+            said = against(name, run.config.space) if stage is best else None
+            run.rows.append(winner_row(run, stage, "alone", f"{name} alone", said, optional=True))
 
 
 def against(source: str, space: str) -> Against:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ...file.config import SearchConfig
-from ...results.table import Against
+from ...results.table import Against, Row
 from ...spaces.space import uniform_average
-from ..phase import Entry, Phase, PhasePlan, Planner, SearchRun
+from ..phase import Phase, PhasePlan, Planner, SearchRun
 
 AGAINST = Against(
     "the plain average",
@@ -20,11 +19,7 @@ class Average(Phase):
 
     name = "average"
     title = "average"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted where ``compare.baselines`` names ``average``."""
-        return [cls()] if "average" in config.compare.baselines else []
+    baseline = "average"
 
     def plan(self, planner: Planner) -> PhasePlan | None:
         """Count the row."""
@@ -37,6 +32,7 @@ class Average(Phase):
             return
         recipe = uniform_average(run.config)
         label = run.study.add_recipe(recipe)
-        run.entries.append(
-            Entry("average", "uniform average", label, recipe, against=AGAINST, optional=True)
+        name = "uniform average"
+        run.rows.append(
+            Row("average", name, label=label, against=AGAINST, target=recipe, optional=True)
         )

@@ -24,17 +24,8 @@ from ....recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
 from ...callbacks import Progress
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
-from ...results.table import Against
-from ..phase import (
-    Entry,
-    Findings,
-    Phase,
-    PhasePlan,
-    Planner,
-    SearchRun,
-    parents_once,
-    plain_models,
-)
+from ...results.table import Against, Row
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, parents_once, plain_models
 from .finetune import Lora, fine_tune
 
 if TYPE_CHECKING:
@@ -71,11 +62,7 @@ class LoraTrainings(Phase):
 
     name = "lora"
     title = "LoRA trainings"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted where ``compare.baselines`` names ``lora``."""
-        return [cls()] if "lora" in config.compare.baselines else []
+    baseline = "lora"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
         """Refuse tasks without a gradient, quantised bases and an environment without peft."""
@@ -140,14 +127,14 @@ class LoraTrainings(Phase):
             f"{best.name} (best of {len(finished)} on {run.chosen_on} examples, {cost:g} "
             "evaluations each)"
         )
-        run.entries.append(
-            Entry(
+        run.rows.append(
+            Row(
                 "lora",
                 shown,
-                best.label,
-                best.model,
                 evaluations=round((len(tried) * SHARE + len(finished)) * cost, 2),
+                label=best.label,
                 against=against(best.name, best.model),
+                target=best.model,
             )
         )
 

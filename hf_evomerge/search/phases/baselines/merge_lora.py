@@ -25,10 +25,10 @@ from ...file.config import SearchConfig
 from ...file.stages import Stage
 from ...folder import build_winner
 from ...optimizers.descent import GradientOptimizer
-from ...results.table import Against
+from ...results.table import Against, Row
 from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
-from ..phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import check_training, save_adapter
 
@@ -44,11 +44,7 @@ class MergeWithLora(Phase):
 
     name = "together"
     title = "merge with LoRA beside it"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted where ``compare.baselines`` names ``merge+lora``."""
-        return [cls()] if "merge+lora" in config.compare.baselines else []
+    baseline = "merge+lora"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
         """Refuse searches without a stage that a LoRA can learn beside."""
@@ -77,9 +73,14 @@ class MergeWithLora(Phase):
             "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better"
         )
         cost = stage.evaluations
-        run.entries.append(
-            Entry(
-                "together", self.title, f"together:{cost}", model, evaluations=cost, against=against
+        run.rows.append(
+            Row(
+                "together",
+                self.title,
+                evaluations=cost,
+                label=f"together:{cost}",
+                against=against,
+                target=model,
             )
         )
 

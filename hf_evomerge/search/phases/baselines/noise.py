@@ -7,8 +7,8 @@ from ....building.noise import check_noise
 from ...evaluation.evaluator import Evaluator
 from ...file.config import SearchConfig
 from ...results.table import Against
-from ..phase import Entry, Findings, Phase, PhasePlan, Planner, SearchRun
-from ..stages import spent
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
+from ..stages import winner_row
 from ..winner import best_of
 
 AGAINST = Against(
@@ -25,11 +25,7 @@ class Noise(Phase):
 
     name = "noise"
     title = "noise"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted where ``compare.baselines`` names ``noise``."""
-        return [cls()] if "noise" in config.compare.baselines else []
+    baseline = "noise"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
         """Refuse sources that noise cannot stand for."""
@@ -46,20 +42,7 @@ class Noise(Phase):
     def run(self, run: SearchRun) -> None:
         """Add the row, where the search ended."""
         stages = [stage for stage in run.main_stages if stage.control == self.name]
-        if not stages:
-            return
-        key = best_of(run, stages)
-        winner = next(stage for stage in stages if run.winners[stage.name] == key)
-        evaluations, seconds = spent(run, winner)
-        run.entries.append(
-            Entry(
-                "noise",
-                "noise in place of the sources",
-                key,
-                run.study.recipe(key),
-                evaluations=evaluations,
-                seconds=seconds,
-                against=AGAINST,
-                optional=True,
-            )
-        )
+        if stages:
+            best = best_of(run, stages)
+            name = "noise in place of the sources"
+            run.rows.append(winner_row(run, best, "noise", name, AGAINST, optional=True))

@@ -14,9 +14,8 @@ from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...evaluation.tasks import takes_shots
 from ...file.config import SearchConfig
-from ...results.table import Against
+from ...results.table import Against, Row
 from ..phase import (
-    Entry,
     Findings,
     Phase,
     PhasePlan,
@@ -43,11 +42,7 @@ class Prompt(Phase):
 
     name = "prompt"
     title = "examples in the prompt"
-
-    @classmethod
-    def wanted(cls, config: SearchConfig) -> list[Phase]:
-        """Wanted where ``compare.baselines`` names ``prompt``."""
-        return [cls()] if "prompt" in config.compare.baselines else []
+    baseline = "prompt"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
         """Refuse tasks, examples and models whose prompts take no examples; warn where none
@@ -118,12 +113,12 @@ class Prompt(Phase):
             level=f"the same examples in the prompt do as well: use {names[best]}",
             keep=f"use {names[best]}, and no merge",
         )
-        run.entries.append(
-            Entry(
+        run.rows.append(
+            Row(
                 "prompt",
                 names[best],
-                best,
-                targets[best],
+                label=best,
+                target=targets[best],
                 evaluations=round(len(scores) * share, 2),
                 seconds=math.fsum(each.seconds for each in scores.values()),
                 against=against,
