@@ -151,7 +151,7 @@ def known_pins(out: Path) -> Pins:
     if not (out / STUDY_FILE).exists():
         return {}
     with Study.open(out) as study:
-        study.trials()  # before a stage ends and is copied over the last whole copy
+        study.trials()  # every row can be read
         return (study.has_scores and study.meta("pins")) or {}
 
 
@@ -212,7 +212,6 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     study.set_meta(
         WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)}
     )
-    study.backup()
 
 
 def check_study(folder: str | os.PathLike[str]) -> list[str]:

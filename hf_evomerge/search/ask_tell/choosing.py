@@ -140,7 +140,6 @@ class Chooser:
             self.generation = 1 + max(
                 (trial.generation for trial in study.trials("ps")), default=-1
             )
-            study.backup()
         size = len(self._recipes) or stage.step.population or 1
         self.generations = max(
             self.generation + bool(self._recipes), math.ceil(stage.evaluations / size)

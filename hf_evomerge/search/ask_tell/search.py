@@ -108,7 +108,6 @@ class Search:
                 return candidates
             self._current = None
             del self._stages[0]
-            self.study.backup()
         return []
 
     def tell(

@@ -163,7 +163,6 @@ class StagePhase(Phase):
                 run.report, size=run.sizes["search"], steps=stage.algorithm == "gradient"
             ),
         ).run(run.runner)
-        run.study.backup()
         keys = _finalists(run, stage)
         if stage.role == "first":  # what follows it is judged by the search's own fitness
             winner = keys[0]

@@ -1,19 +1,16 @@
 """The file of a study: SQLite tables that survive ``kill -9``. Does not know what a trial is.
 
 Each row is written in a transaction of its own. SQLite checks the file (``integrity_check``)
-whenever a study is opened, and a copy of the end of the last stage lies beside it.
+whenever a study is opened.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import shlex
 import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 STUDY_FILE = "study.db"
-BACKUP_FILE = "study.db.backup"
 SCHEMA_VERSION = 5
 
 _SCHEMA = """
@@ -58,23 +54,23 @@ _KEYS = {
     "objectives": 3,
 }  # columns that name a row
 Values = tuple[Any, ...]
-logger = logging.getLogger(__name__)
 
 
 class DamagedStudyError(SearchError):
-    """A study is not as it was written. The message says what is damaged, and how to put the copy
-    in its place."""
+    """A study is not as it was written. The message says what is damaged, and what to do."""
 
     def __init__(self, folder: Path, what: str) -> None:
-        super().__init__(f"{folder / STUDY_FILE}: {one_line(what)} is damaged; {_remedy(folder)}")
+        super().__init__(
+            f"{folder / STUDY_FILE}: {one_line(what)} is damaged; put a copy in its place, or "
+            "search again in another folder, where the same seed gives the same trials"
+        )
 
 
 # What must survive, and by what means. A killed process: each row is a transaction in SQLite's
 # write-ahead log. A power cut: with `synchronous = NORMAL` the last transactions may be lost, never
 # the order of those before; a lost trial is evaluated again and is the same. A crash while a study
 # is made: it is written under another name, and renamed when its tables are there. Two processes: a
-# file lock while a search writes. A broken disk: `integrity_check` when a study is opened, and one
-# copy, which is checked before it takes the place of the last.
+# file lock while a search writes. A broken disk: `integrity_check` when a study is opened.
 class StudyFile:
     """The rows of a study, in ``DIR/study.db``. A context manager that closes the file."""
 
@@ -164,27 +160,6 @@ class StudyFile:
                 f"this version reads schema {SCHEMA_VERSION}; search again in another "
                 "folder, or install the version that "
                 "wrote it; its models are fine"
-            )
-
-    def backup(self) -> None:
-        """Copy the study to ``study.db.backup``, in one piece; where the disk takes no copy, a
-        warning says so.
-
-        Raises:
-            DamagedStudyError: The study is damaged; the last copy stays.
-        """
-        unfinished = self.folder / f".{BACKUP_FILE}.new"
-        try:
-            unfinished.unlink(missing_ok=True)
-            with closing(sqlite3.connect(unfinished)) as copy:
-                self._connection.backup(copy)
-            if (fault := _fault_of_copy(unfinished)) is not None:
-                unfinished.unlink()
-                raise DamagedStudyError(self.folder, fault)
-            unfinished.replace(self.folder / BACKUP_FILE)
-        except (OSError, sqlite3.OperationalError) as cause:
-            logger.warning(
-                "%s: no copy of the study could be made: %s", self.folder / BACKUP_FILE, cause
             )
 
     @contextmanager
@@ -294,30 +269,6 @@ def _told(file: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as cause:
         kind = MachineError if _is_of_disk(cause) else SearchError
         raise kind(f"{file}: cannot be written: {cause}") from cause
-
-
-def _fault_of_copy(file: Path) -> str | None:
-    with closing(_connect_to_read(file)) as connection:
-        return _fault(connection)
-
-
-def _remedy(folder: Path) -> str:
-    """Say what to do about a damaged study: how to put the copy in its place, where a whole one is
-    there."""
-    backup = folder / BACKUP_FILE
-    if not backup.is_file() or _fault_of_copy(backup) is not None:
-        return (
-            "no copy of it is there; search again in another folder, where the same seed gives "
-            "the same trials"
-        )
-    with closing(_connect_to_read(backup)) as connection:
-        (trials,) = connection.execute("SELECT count(*) FROM trials").fetchone()
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.stat().st_mtime))
-    file, copy = (shlex.quote(str(folder / name)) for name in (STUDY_FILE, BACKUP_FILE))
-    return (
-        f"{BACKUP_FILE} is a whole copy of {made} with {trials} trials; put it in its place with "
-        f"`rm -f {file}-wal {file}-shm && cp {copy} {file}`, and resume"
-    )
 
 
 def _row_name(table: str, row: Values) -> str:
