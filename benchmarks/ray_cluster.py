@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,8 @@ def overhead(work: Path) -> None:
     jobs = [Job(Recipe.model_validate({**fields, "merge": merge})) for merge in weights]
     ray.init("local", num_cpus=1, **QUIET)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    evaluator = Evaluator(config, task_factory=Nothing, examples=examples)
+    make = partial(Evaluator, task_factory=Nothing, examples=examples)
+    evaluator = make(config)
     opened = {
         "base": evaluator.sources.base,
         **{f"source:{i}": source for i, source in enumerate(evaluator.sources)},
@@ -262,12 +264,11 @@ def overhead(work: Path) -> None:
     files = {
         label: digest_source(source, {}) for label, source in opened.items() if source is not None
     }
-    given = {"task_factory": Nothing, "examples": examples}
     runners: dict[str, Runner] = {
         "in-process": LocalRunner(evaluator),
-        "one worker": ProcessRunner(config, 1, **given),
+        "one worker": ProcessRunner(config, 1, make=make),
         "one actor": RayRunner(
-            config, 1, memory=0, files=files, admit=lambda kind, where: None, **given
+            config, 1, memory=0, files=files, admit=lambda kind, where: None, make=make
         ),
     }
     best = dict.fromkeys(runners, float("inf"))

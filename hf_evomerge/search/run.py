@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..checkpoints.model_folder import check_place
 from ..fitness import Example, Task
@@ -95,15 +94,13 @@ def run_search(
     # A study keeps these pins, so a search that goes on next week reads the weights that it began
     # with.
     told = (*map(Tracker, config.report_to), *callbacks)
-    arguments: dict[str, Any] = {
-        "task_factory": task_factory,
-        "examples": examples,
-        "trust_remote_code": trust_remote_code,
-    }
+    make = partial(
+        Evaluator, task_factory=task_factory, examples=examples, trust_remote_code=trust_remote_code
+    )
     pins = known_pins(Path(out))
     written = rooted(config)
     config = pin(written, pins)
-    evaluator = Evaluator(config, **arguments)
+    evaluator = make(config)
     checked = check_search(config, evaluator, here=not ray)
     with open_study(config, Path(out), pins, written) as study:
         check_same_grounds(study, evaluator, task_factory)
@@ -113,7 +110,7 @@ def run_search(
         ):
             logger.warning(line)
         with closing(
-            _runner(config, evaluator, study, workers, mixed_devices, arguments, ray=ray)
+            _runner(config, evaluator, study, workers, mixed_devices, make, ray=ray)
         ) as runner:
             sources = evaluator.sources.summary
             run = SearchRun(config, study, runner, sources, evaluator.tasks.sizes, evaluator, told)
@@ -161,7 +158,7 @@ def _runner(
     study: Study,
     workers: int | None,
     mixed_devices: bool,
-    arguments: dict[str, Any],
+    make: partial[Evaluator],
     *,
     ray: bool,
 ) -> Runner:
@@ -176,14 +173,15 @@ def _runner(
     admitted = partial(admit, study, mixed=mixed_devices)
     runner: Runner
     if ray:
-        memory = worker_memory(config, evaluator)
-        sent = {
-            **arguments,
-            "examples": evaluator.tasks.of_splits,
-            "limits": limits,
-            "files": files(study, evaluator),
-        }
-        runner = RayRunner(config, workers or None, memory=memory, admit=admitted, **sent)
+        runner = RayRunner(
+            config,
+            workers or None,
+            memory=worker_memory(config, evaluator),
+            files=files(study, evaluator),
+            admit=admitted,
+            limits=limits,
+            make=partial(make, examples=evaluator.tasks.of_splits),
+        )
     else:
         devices = devices_of(config)
         for device in devices:
@@ -194,9 +192,7 @@ def _runner(
             count = workers or len(devices)
             if workers is None:
                 count = default_workers(config, worker_memory(config, evaluator))
-            runner = ProcessRunner(
-                config, count, limits=limits, patient=workers is None, **arguments
-            )
+            runner = ProcessRunner(config, count, limits=limits, patient=workers is None, make=make)
     rows = largest_batch(config)
     return runner if rows is None else FittedRunner(runner, study, rows)
 
@@ -225,11 +221,13 @@ def resume_search(
         >>> any(row.winner for row in result.rows)
         True
     """
-    how: dict[str, Any] = {
-        "workers": workers,
-        "ray": ray,
-        "mixed_devices": mixed_devices,
-        "build": build,
-    }
-    config = resumed(out)
-    return run_search(config, out, **how, trust_remote_code=trust_remote_code, callbacks=callbacks)
+    return run_search(
+        resumed(out),
+        out,
+        workers=workers,
+        ray=ray,
+        mixed_devices=mixed_devices,
+        build=build,
+        trust_remote_code=trust_remote_code,
+        callbacks=callbacks,
+    )

@@ -3,6 +3,7 @@ line that names it."""
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -55,9 +56,8 @@ def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> Ra
         label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None
     }
     given = {"memory": 1, "files": files, "admit": lambda kind, where: None, **more}
-    return RayRunner(
-        config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given
-    )
+    make = partial(Evaluator, task_factory=KillingTask, examples={"search": EXAMPLES})
+    return RayRunner(config, workers, make=make, **given)
 
 
 @pytest.mark.slow

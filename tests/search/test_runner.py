@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from threading import Timer
 from types import SimpleNamespace
 from typing import Any
@@ -72,9 +73,8 @@ def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:
 def process_runner(search_config: Config) -> Iterator[ProcessRunner]:
     """Two workers with the killing task; starting one takes seconds, so the tests share them.
     Closing ends them."""
-    runner = ProcessRunner(
-        search_config(), 2, task_factory=KillingTask, examples={"search": EXAMPLES}
-    )
+    make = partial(Evaluator, task_factory=KillingTask, examples={"search": EXAMPLES})
+    runner = ProcessRunner(search_config(), 2, make=make)
     yield runner
     runner.close()
     assert not multiprocessing.active_children()
@@ -207,7 +207,7 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config):
     evaluation."""
     config = search_config()
     with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
-        list(ProcessRunner(config, 1, task_factory=lambda: None).run(harmless_jobs(config)))
+        list(ProcessRunner(config, 1, make=lambda _: None).run(harmless_jobs(config)))
     gone = config.model_copy(
         update={
             "sources": [*config.sources, config.sources[0].model_copy(update={"model": "/gone"})]
@@ -383,7 +383,7 @@ def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, mo
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
-    runner = ProcessRunner(search_config(), 1, examples={"search": EXAMPLES})
+    runner = ProcessRunner(search_config(), 1)
     with pytest.raises(
         MachineError, match="a worker process cannot be started: Cannot allocate memory"
     ):

@@ -31,7 +31,7 @@ from ..file.config import SearchConfig
 from .job import Job
 from .limits import Limit, Limits
 from .runner import PoolRunner
-from .workers import TICK, MachineLostError
+from .workers import TICK, MachineLostError, MakeEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class ClusterEvaluator:
 
         Args:
             expected: The versions there.
-            message: Pickled for after they have been compared: config, the evaluator's other
-                arguments, the files' digests.
+            message: Pickled for after they have been compared: config, what makes an
+                evaluator, the files' digests.
 
         Returns:
             The kind of device.
@@ -76,10 +76,10 @@ class ClusterEvaluator:
                 )
         # Only after the versions were compared: an object of another version may not unpickle, and
         # the error would not say why.
-        config, arguments, files = pickle.loads(message)
+        config, make, files = pickle.loads(message)
         for device in devices_of(config):
             check_device(device)
-        self._evaluator = Evaluator(config, **arguments)
+        self._evaluator = make(config)
         self._evaluator.models.loading = self._load
         check_files(self._evaluator, files)
         self._evaluator.tasks.check_examples("search")
@@ -258,8 +258,7 @@ class RayRunner(PoolRunner[RayWorker]):
         limits: What a job may take; everything by default.
         files: The digests of the sources' files, which those of every machine must have.
         admit: Called with the kind of each device, and the name of its machine.
-        **evaluator_arguments: The evaluators' other arguments. The examples are sent to the
-            machines.
+        make: Makes an evaluator on a machine, with the examples that are sent there.
 
     Raises:
         SearchError: Ray is not installed, or no machine has the search's device.
@@ -274,7 +273,7 @@ class RayRunner(PoolRunner[RayWorker]):
         files: Mapping[str, Files],
         admit: Callable[[str, str], None],
         limits: Limits | None = None,
-        **evaluator_arguments: Any,
+        make: MakeEvaluator = Evaluator,
     ) -> None:
         super().__init__(limits)
         self._ray = require_ray()
@@ -296,7 +295,7 @@ class RayRunner(PoolRunner[RayWorker]):
         )
         here = "cpu" if named == "auto" else named
         config = on_device(config, "cuda" if on_gpu else here)
-        message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
+        message = self._ray.cloudpickle.dumps((config, make, dict(files)))
         self._first = (versions(), self._ray.put(message))
         self._actor = self._ray.remote(
             concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0

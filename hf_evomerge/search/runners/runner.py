@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from ...errors import MachineError, SearchError
 from ...fitness import Scores
@@ -18,7 +18,7 @@ from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from .job import Job
 from .limits import Limit, Limits
-from .workers import TICK, MachineLostError, Worker
+from .workers import TICK, MachineLostError, MakeEvaluator, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class ProcessRunner(PoolRunner[Worker]):
         limits: What a job may take; everything by default.
         patient: Whether another process is started only once those that there are have been at work
             for some seconds: starting one takes about as long.
-        **evaluator_arguments: The evaluators' other arguments.
+        make: Makes the evaluator of each.
 
     Raises:
         SearchError: This is a worker itself, importing the user's script.
@@ -244,14 +244,14 @@ class ProcessRunner(PoolRunner[Worker]):
         *,
         limits: Limits | None = None,
         patient: bool = False,
-        **evaluator_arguments: Any,
+        make: MakeEvaluator = Evaluator,
     ) -> None:
         refuse_in_worker()
         super().__init__(limits)
         self._patient = patient
         devices = devices_of(config)
         self.workers = [
-            Worker(on_device(config, devices[number % len(devices)]), evaluator_arguments)
+            Worker(on_device(config, devices[number % len(devices)]), make)
             for number in range(workers)
         ]
 

@@ -8,23 +8,22 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import TYPE_CHECKING, Any
 
 from ...errors import MachineError, SearchError, is_of_machine, one_line
 from ...fitness import Scores
 from ..evaluation.evaluator import Evaluator
+from ..file.config import SearchConfig
+from .job import Job
 from .limits import Limit
 
-if TYPE_CHECKING:
-    from ..file.config import SearchConfig
-    from .job import Job
-
+MakeEvaluator = Callable[[SearchConfig], Evaluator]
+"""What makes an evaluator in another process."""
 TICK = 0.25  # seconds between two looks at a worker
 _PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself
 _READY = "ready"
@@ -47,7 +46,7 @@ class Worker:
 
     Args:
         config: The search.
-        arguments: The evaluator's other arguments.
+        make: Makes its evaluator.
 
     Attributes:
         index: The number of its job among those of the round; None where it has nothing to do.
@@ -55,8 +54,8 @@ class Worker:
             models.
     """
 
-    def __init__(self, config: SearchConfig, arguments: dict[str, Any]) -> None:
-        self._start = (config, arguments)
+    def __init__(self, config: SearchConfig, make: MakeEvaluator) -> None:
+        self._start = (config, make)
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._ready = self._loading = False
@@ -188,7 +187,7 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> None:
+def _work(pipe: Connection, config: SearchConfig, make: MakeEvaluator) -> None:
     """Run the process: jobs come in, scores go out; before them, whether it is ready and whether it
     loads a model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -196,7 +195,7 @@ def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> 
     if parent is not None:
         Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        evaluator = Evaluator(config, **arguments)
+        evaluator = make(config)
     except Exception as error:
         line = f"a worker process does not start: {one_line(error, 500)}"
         pipe.send(MachineError(line) if is_of_machine(error) else line)
