@@ -84,9 +84,6 @@ class StageRun:
         self.callbacks = callbacks
         self.report = report
         self.start = self._start(begin_at)
-        earlier = study.meta("budgets", stage.name) or []
-        self.stages = [*(replace(stage, evaluations=spent) for spent in earlier), stage]
-        """The stage as it was before it was given more evaluations, each time, and as it is."""
         self.optimizer = self._optimizer()
         self.trials: list[Trial] = []
         self.stored = {trial.number: trial for trial in study.trials(stage.name)}
@@ -259,18 +256,18 @@ class StageRun:
         return True
 
     def _optimizer(self) -> Asked:
-        """Make the optimizer of the stage, as it was before it was given more evaluations."""
-        stage = self.stages[0]
+        """Make the optimizer of the stage."""
+        stage = self.stage
         start = self.start
         count = max(self.example_count, 1)
         settings = stage.step
         budget = stage.evaluations
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
-        algorithm = self.stage.algorithm
-        if algorithm == "cma" and self.stage.control and start.mean.size < 2:
+        algorithm = stage.algorithm
+        if algorithm == "cma" and stage.control and start.mean.size < 2:
             algorithm = "random"  # of one number, which CMA-ES cannot search
-        seed = self.config.compute.seed + self.stage.number
+        seed = self.config.compute.seed + stage.number
         if algorithm == "gradient":
             price = self.space.price
             return GradientOptimizer(
@@ -288,7 +285,7 @@ class StageRun:
             algorithm=algorithm,
             population=settings.population,
             seed=seed,
-            budgets=[each.evaluations for each in self.stages],
+            budget=budget,
             shares=shares,
         )
 
