@@ -50,7 +50,7 @@ class Progress:
     Attributes:
         phase: The stage, or ``parents``, ``finalists``, ``lora`` or ``test``.
         done, total: What this phase has spent, in scores of all examples, and its budget.
-        generation: Number from 0; of ``lora`` the training.
+        generation: Number from 0.
         best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of
             the last whole generation.
         accuracy: Accuracy of the best trial, where the task can tell.

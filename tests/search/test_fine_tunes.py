@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from classes import random_class
@@ -34,42 +33,35 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     )
     result = run_search(config, tmp_path, build=False)
     row = result.row("lora")
+    starts = {
+        "source:0": ("a", tiny / "a"),
+        "source:1": ("b", tiny / "b"),
+        "average": ("the average", tmp_path / "baselines" / "average" / "model"),
+    }
+    rates = (0.0001, 0.01)
     with Study.open(tmp_path) as study:
-        fitness = {
-            label: study.evaluation(label, "validation")
-            for label, split in study.evaluated()
-            if split == "validation"
-        }
-    tuned = {
-        label: scores.mean
-        for label, scores in fitness.items()
-        if label.startswith("lora:") and label.endswith(":8") and scores is not None
-    }
-    assert len(tuned) == 3
-    short = {
-        label.removeprefix("lora:").removesuffix(":0.01:2"): scores.mean
-        for label, scores in fitness.items()
-        if label.endswith(":2") and scores is not None
-    }
-    first, second = sorted(short, key=lambda start: -(short[start] or -np.inf))[:2]
-    finished = {*(f"lora:{first}:{rate}:8" for rate in (0.0001, 0.01))}
-    assert finished < tuned.keys()
-    rate = max(finished, key=lambda label: tuned[label] or -np.inf).split(":")[-2]
-    assert tuned.keys() - finished == {f"lora:{second}:{rate}:8"}
-    assert tuned[row.label] == max(tuned.values(), key=lambda mean: mean or -np.inf)
-    start, rate = row.label.split(":8")[0].removeprefix("lora:").rsplit(":", 1)
-    name = {"source:0": "a", "source:1": "b", "average": "the average"}.get(start, start)
+
+        def fitness(start: str, rate: float, cost: int) -> float | None:
+            scores = study.evaluation(f"lora:{start}:{rate}:{cost}", "validation")
+            return None if scores is None else scores.mean
+
+        short = {start: fitness(start, 0.01, 2) for start in starts}
+        whole = {(start, rate): fitness(start, rate, 8) for start in starts for rate in rates}
+    tuned = {which: mean for which, mean in whole.items() if mean is not None}
+    first, second, _ = sorted(starts, key=lambda start: -short[start])
+    best = max(rates, key=lambda rate: tuned[first, rate])
+    assert tuned.keys() == {*((first, rate) for rate in rates), (second, best)}
+    start, rate = max(tuned, key=lambda which: tuned[which])
+    name, plain = starts[start]
+    assert row.label == f"lora:{start}:{rate}:8"
     assert (
         row.model
         == f"LoRA from {name}, rate {rate} (best of 3 on validation examples, 8 evaluations each)"
     )
     assert (row.evaluations, row.retained["old"].error) == (4 * 2 + 3 * 8, None)
     folder = tmp_path / "baselines" / start.replace(":", "-")
-    plain = SourceRef(model=str(folder / "model" if start == "average" else tiny / name))
-    tuned_again = Evaluator(config).evaluate(
-        plain.model_copy(update={"adapter": str(folder / f"lora-{rate}-8")}), "test"
-    )
-    assert tuned_again == row.scores
+    adapted = SourceRef(model=str(plain), adapter=str(folder / f"lora-{rate}-8"))
+    assert Evaluator(config).evaluate(adapted, "test") == row.scores
     assert run_search(config, tmp_path, build=False).rows == result.rows
 
 
@@ -146,7 +138,7 @@ def test_a_training_leaves_paths_alone(tmp_path, search_config):
     evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    trainer = LoraTrainer(evaluator, tmp_path, lambda progress, wait: None, 1, 200)
+    trainer = LoraTrainer(evaluator, tmp_path, lambda progress: None, 200)
     trainer.fine_tunes({"a": ("a", evaluator.config.sources[0])}, [("a", 1e-2)], 200)
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
@@ -172,7 +164,7 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
     (tuned,) = (
-        LoraTrainer(evaluator, tmp_path / "tuned", lambda progress, wait: None, 1, 60)
+        LoraTrainer(evaluator, tmp_path / "tuned", lambda progress: None, 60)
         .fine_tunes({"a": ("a", ref)}, [("a", 1e-2)], 60)
         .values()
     )
@@ -190,13 +182,9 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
     monkeypatch.setattr(LoraTrainer, "_train", train)
     starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
     pairs = [(start, rate) for start in starts for rate in lora_phase.RATES]
-    trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress, wait: None, 8, 68)
+    trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress: None, 68)
     tuned = trainer.fine_tunes(starts, pairs, 8.5)
-    assert list(tuned) == [
-        "lora:source:0:0.0001:8.5",
-        "lora:source:0:0.0003:8.5",
-        "lora:source:0:0.0005:8.5",
-    ]
+    assert [each.rate for each in tuned.values()] == [1e-4, 3e-4, 5e-4]
     adapter = str(tmp_path / "source-0" / "lora-0.0003-8.5")
     assert tuned["lora:source:0:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
     warned = [

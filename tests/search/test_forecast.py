@@ -6,7 +6,7 @@ import pytest
 from searches import Config
 
 from hf_evomerge.search.callbacks import Progress, SearchCallback
-from hf_evomerge.search.phases.forecast import Forecast, Pace, PhasePlan
+from hf_evomerge.search.phases.forecast import Forecast, PhasePlan
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
@@ -24,51 +24,33 @@ def _forecast() -> Forecast:
     """A search whose gradient and LoRA take 600 and 1,200 scores, finalists and test 80 and 300."""
     plans = [
         PhasePlan("parents", "", 60),
-        PhasePlan("ps", "", 600, steps=True),
+        PhasePlan("ps", "", 600),
         PhasePlan("finalists", "", 80),
-        PhasePlan("lora", "", 1200, steps=True),
+        PhasePlan("lora", "", 1200),
         PhasePlan("test", "", 300),
     ]
     return Forecast(TITLES, plans)
 
 
-def test_each_kind_of_work_has_its_pace():
-    """Scores and steps that are to come take as long as the quickest that were seen, and as long as
-    the other kind before; the first phase, which loads models, says nothing."""
+def test_what_is_to_come_has_the_quickest_pace():
+    """Work that is to come takes as long as the quickest that was seen; the first phase, which
+    loads models, says nothing."""
     forecast = _forecast()
     forecast.enter("parents")
-    assert forecast.left("parents", Pace(20, 20.0, False), 40) is None
+    assert forecast.left("parents", 20, 20.0, rest=40) is None
     assert forecast.to_come == ("parameter space", "best", "LoRA", "test")
     forecast.enter("ps")
-    assert forecast.left("ps", Pace(0, 0.5, True), 600) is None
-    assert forecast.left("ps", Pace(100, 20.0, True), 500) == pytest.approx(
-        0.2 * (500 + 80 + 1200 + 300)
-    )
-    assert forecast.left("finalists", Pace(20, 1.0, False), 60) == pytest.approx(
-        0.05 * (60 + 300) + 0.2 * 1200
-    )
-    forecast.enter("lora")
-    forecast.left("lora", Pace(300, 30.0, True), 900)
-    assert forecast.left("finalists", Pace(10, 5.0, False), 10, more=900) == pytest.approx(
-        0.5 * 10 + 0.1 * 900 + 0.05 * 300
-    ), "what follows in the phase goes by steps"
-
-
-def test_finalists_count_once():
-    """Finalists of a stage are scored in the stage, and are no work of the phase that names the
-    winner then."""
-    forecast = _forecast()
-    forecast.enter("ps")
-    forecast.left("ps", Pace(600, 60.0, True), 0)
-    assert forecast.left("finalists", Pace(40, 4.0, False), 20) == pytest.approx(
-        0.1 * (20 + 1200 + 300)
-    )
-    forecast.enter("finalists")
+    assert forecast.left("ps", 0, 0.5, rest=600) is None
+    left = forecast.left("ps", 100, 20.0, rest=500)
+    assert left == pytest.approx(0.2 * (500 + 80 + 1200 + 300))
+    left = forecast.left("finalists", 20, 1.0, rest=60)
+    assert left == pytest.approx(0.05 * (60 + 1200 + 300)), "counted in the stage, and not again"
     forecast.enter("lora")
     assert forecast.to_come == ("test",)
-    assert forecast.left("lora", Pace(600, 120.0, True), 600) == pytest.approx(120 + 0.1 * 300)
+    left = forecast.left("finalists", 10, 5.0, rest=10, more=900)
+    assert left == pytest.approx(0.5 * 10 + 0.05 * (900 + 300))
     forecast.enter("test")
-    assert forecast.left("test", Pace(300, 30.0, False), 0) == 0
+    assert forecast.left("test", 300, 30.0, rest=0) == 0
 
 
 class Reports(SearchCallback):

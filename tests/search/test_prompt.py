@@ -12,7 +12,6 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import prompt
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.spaces.space import uniform_average
 from hf_evomerge.search.study.study import Study
 
 PROMPT = {"baselines": ["prompt"]}
@@ -54,9 +53,7 @@ def test_the_best_model_with_examples_in_its_prompt_has_a_row(search_config, tmp
     assert row.evaluations == 4 * 4 / 5  # four scores of 4 examples; the search has 5
     assert row.seconds == pytest.approx(sum(each.seconds for each in chosen.values()))
     assert list(_stored(tmp_path, "test")) == [best]
-    targets = {**config.parents, "average": uniform_average(config)}
-    target = targets[best.removeprefix("prompt:").removesuffix(":1")]
-    assert row.scores == Evaluator(config).evaluate(target, "test", shots=1)
+    assert row.scores == Evaluator(config).evaluate(row.target, "test", shots=1)
     assert any("he same examples in the prompt" in line for line in result.verdict)
     assert [(each.done, each.total) for each in told.steps] == [(n, 4) for n in range(5)]
     again = resume_search(tmp_path, build=False, callbacks=[told])

@@ -17,43 +17,25 @@ class PhasePlan:
         text: What it does, in words.
         seconds: How long it takes with one worker.
         at_once: How many workers it has work for.
-        steps: Whether it takes gradient steps, which have another pace than scores.
     """
 
     name: str
     text: str
     seconds: float
     at_once: float = math.inf
-    steps: bool = False
 
     def minutes(self, workers: int) -> float:
         """Return its minutes with so many workers."""
         return self.seconds / 60 / max(1, min(self.at_once, workers))
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Pace of what was done under one name in this process.
-
-    Attributes:
-        done: Work, in scores of an example.
-        seconds: Wall time that it took.
-        steps: Whether it was gradient steps.
-    """
-
-    done: float
-    seconds: float
-    steps: bool
-
-
 # Work is counted in scores of one example. A plan without a clock says how much of it each phase
 # takes; a gradient step counts as its price, three scores of its batch. With
 #   w_p  the work of phase p that is still to come,
-#   r_k  seconds of one score of kind k, plain scores or gradient steps: the least that was seen of
-#        this kind, since more is the loading of models; the other kind's where there was none,
-# the time that is left is  rest of the current phase + sum_p w_p r_k(p).  The first phase is not
-# seen: with few examples nearly all of its time is loading. Nor is what the study holds already. A
-# phase of which it holds a part is counted whole until it begins, and then by what is missing.
+#   r    the least seconds of one score that were seen, since more is the loading of models,
+# the time that is left is  rest of the current phase + r sum_p w_p.  The first phase is not seen:
+# with few examples nearly all of its time is loading. Nor is what the study holds already. A phase
+# of which it holds a part is counted whole until it begins, and then by what is missing.
 class Forecast:
     """Forecast of the time that is left for a search.
 
@@ -68,7 +50,7 @@ class Forecast:
         self._waiting = list(titles)
         self._first = self._waiting[0]
         self._done: dict[str, float] = {}
-        self._seconds: dict[bool, float] = {}
+        self._pace = math.inf
 
     def enter(self, name: str) -> None:
         """Note that a phase begins, and that those before it have ended."""
@@ -79,34 +61,25 @@ class Forecast:
         """Titles of the planned phases after the current one."""
         return tuple(self._titles[name] for name in self._waiting[1:] if name in self._plans)
 
-    def left(self, name: str, pace: Pace, rest: float, more: float = 0.0) -> float | None:
+    def left(
+        self, name: str, done: float, seconds: float, *, rest: float, more: float = 0.0
+    ) -> float | None:
         """Return the seconds until the table is there; None where nothing has been seen yet.
 
         Args:
             name: Name that the work is reported under, the current phase's as a rule.
-            pace: What was done under this name.
+            done: Work that was done under this name in this process, in scores of an example.
+            seconds: Wall time that it took.
             rest: Work that is left of it.
             more: Work of the current phase that follows.
         """
-        own = None
-        if pace.done and pace.seconds and name != self._first:
-            own = pace.seconds / pace.done
-            self._done[name] = pace.done
-            self._seconds[pace.steps] = min(own, self._seconds.get(pace.steps, own))
-        if not self._seconds:
+        is_seen = done and seconds and name != self._first
+        if is_seen:
+            self._done[name] = done
+            self._pace = min(seconds / done, self._pace)
+        if self._pace == math.inf:
             return None
-        if own is None:
-            own = self._second(pace.steps)
-        current = self._plans.get(self._waiting[0])
-        left = rest * own + more * self._second(current is not None and current.steps)
         for each in self._waiting[1:]:
-            plan = self._plans.get(each)
-            if plan is None or each == name:
-                continue
-            work = max(0.0, plan.seconds - self._done.get(each, 0.0))
-            left += work * self._second(plan.steps)
-        return left
-
-    def _second(self, steps: bool) -> float:
-        """Seconds of one score of an example."""
-        return self._seconds.get(steps, min(self._seconds.values()))
+            if each in self._plans and each != name:
+                more += max(0.0, self._plans[each].seconds - self._done.get(each, 0.0))
+        return rest * (seconds / done if is_seen else self._pace) + more * self._pace

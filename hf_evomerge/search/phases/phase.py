@@ -26,7 +26,7 @@ from ..runners.job import Job
 from ..runners.runner import Runner
 from ..spaces.space import uniform_average
 from ..study.study import Study
-from .forecast import Forecast, Pace
+from .forecast import Forecast
 from .forecast import PhasePlan as PhasePlan
 
 
@@ -212,7 +212,6 @@ class SearchRun:
         shots: Mapping[str, int] = MappingProxyType({}),
         required: bool = False,
         more: float = 0.0,
-        wait: float = 0.0,
     ) -> dict[str, Scores]:
         """Score labelled models on a split: stored scores are read, others evaluated and stored.
 
@@ -224,7 +223,6 @@ class SearchRun:
             required: Whether a model that cannot be scored ends the search. Its error is not
                 stored, so a search that goes on tries again.
             more: Work of the phase that follows, in scores of an example.
-            wait: Seconds that it takes beside that.
 
         Raises:
             SearchError: A required model cannot be scored.
@@ -240,7 +238,7 @@ class SearchRun:
         begin = time.perf_counter()
         jobs = [Job(targets[label], split, shots=shots.get(label, 0)) for label in missing]
         if missing:
-            self.report(Progress(phase, 0, len(missing)), size=size, more=more, wait=wait)
+            self.report(Progress(phase, 0, len(missing)), size=size, more=more)
         for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
             label = missing[index]
             if required and scores.error is not None:
@@ -250,35 +248,27 @@ class SearchRun:
             stored[label] = scores
             seconds = time.perf_counter() - begin
             progress = Progress(phase, done, len(missing), seconds=seconds, fresh=done)
-            self.report(progress, size=size, more=more, wait=wait)
+            self.report(progress, size=size, more=more)
         return {label: scores for label, scores in stored.items() if scores is not None}
 
-    def report(
-        self,
-        progress: Progress,
-        *,
-        size: float,
-        steps: bool = False,
-        more: float = 0.0,
-        wait: float = 0.0,
-    ) -> None:
+    def report(self, progress: Progress, *, size: float, more: float = 0.0) -> None:
         """Tell all callbacks where the search stands, and what time is left.
 
         Args:
             progress: State of the current phase.
             size: Work of one of its evaluations, in scores of an example.
-            steps: Whether these are gradient steps.
             more: What follows them in the phase, in scores of an example.
-            wait: Seconds beside them, such as for loading.
         """
         if self.forecast is not None:
             # the first gradient step, which is slow and a small part of an evaluation, says nothing
             fresh = progress.fresh if progress.fresh >= 1 else 0.0
-            pace = Pace(fresh * size, progress.seconds, steps)
-            rest = (progress.total - progress.done) * size
-            left = self.forecast.left(progress.phase, pace, rest, more)
-            if left is not None:
-                left += wait
+            left = self.forecast.left(
+                progress.phase,
+                fresh * size,
+                progress.seconds,
+                rest=(progress.total - progress.done) * size,
+                more=more,
+            )
             progress = replace(progress, left=left, to_come=self.forecast.to_come)
         for callback in self.callbacks:
             callback.on_progress(self.study, progress)

@@ -117,8 +117,7 @@ class StagePhase(Phase):
             most = 0 if longest is None else len(longest.to_path())
             parts.append(f"paths of {len(second.flow.to_path())} to {most} hops")
         parts.append(schedule.in_words(stage, planner.sizes["search"]))
-        steps = stage.algorithm == "gradient"
-        return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once, steps)
+        return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once)
 
     def _plan_again(self, planner: Planner) -> PhasePlan:
         """Price a stage that is run again to compare with, as the stage itself was measured."""
@@ -159,9 +158,7 @@ class StagePhase(Phase):
             merged=run.winners.get(stage.builds_on or ""),
             example_count=run.sizes["search"],
             callbacks=run.callbacks,
-            report=partial(
-                run.report, size=run.sizes["search"], steps=stage.algorithm == "gradient"
-            ),
+            report=partial(run.report, size=run.sizes["search"]),
         ).run(run.runner)
         keys = _finalists(run, stage)
         if stage.role == "first":  # what follows it is judged by the search's own fitness

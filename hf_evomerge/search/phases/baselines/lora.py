@@ -84,7 +84,7 @@ class LoraTrainings(Phase):
         )
         scores = (short + whole) * sizes[planner.chosen_on]
         seconds = (cost * sizes["search"] + scores) * planner.second
-        return PhasePlan(self.name, text, seconds, at_once=1, steps=True)
+        return PhasePlan(self.name, text, seconds, at_once=1)
 
     def run(self, run: SearchRun) -> None:
         """Train, and give the best a row; a warning where none could be trained."""
@@ -96,8 +96,7 @@ class LoraTrainings(Phase):
         trainer = LoraTrainer(
             run.evaluator,
             run.study.folder / "baselines",
-            partial(run.report, size=size, steps=True),
-            count=short + whole,
+            partial(run.report, size=size),
             total=(short * SHARE + whole) * cost,
         )
 
@@ -106,7 +105,7 @@ class LoraTrainings(Phase):
             trained = trainer.fine_tunes(starts, pairs, cost)
             models: dict[str, Target] = {label: each.model for label, each in trained.items()}
             more = (trainer.total - trainer.done) * size
-            scores = run.evaluate(models, run.chosen_on, "finalists", more=more, wait=trainer.wait)
+            scores = run.evaluate(models, run.chosen_on, "finalists", more=more)
             scored = [
                 replace(trained[label], fitness=each.mean)
                 for label, each in scores.items()
@@ -159,20 +158,25 @@ class Trained:
     """A fine-tune.
 
     Attributes:
-        label: Label of its scores in the study.
         name: Name of the model: what it was trained from, at which rate.
         start: Label of what it was trained from.
         rate: Peak learning rate.
+        cost: Cost of the training, in scores of all search examples.
         model: The model.
         fitness: Its score where models are chosen, once it is known.
     """
 
-    label: str
     name: str
     start: str
     rate: float
+    cost: float
     model: SourceRef
     fitness: float = -math.inf
+
+    @property
+    def label(self) -> str:
+        """Label of its scores in the study."""
+        return f"lora:{self.start}:{self.rate:g}:{self.cost:g}"
 
 
 # Finished trainings are folders whose name holds the start, rate and cost; a folder appears whole,
@@ -185,25 +189,20 @@ class LoraTrainer:
         evaluator: Evaluator with the search's task, examples, dtype and device.
         folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to
             be built first.
-        report: Callback for the progress, and for the seconds that models to come take to load
-            (``wait``).
-        count: Number of all trainings that are to come.
+        report: Callback for the progress.
         total: Cost of all trainings that are to come, in scores of all search examples.
         done: Cost of those that are done.
     """
 
     evaluator: Evaluator
     folder: Path
-    report: Callable[..., None]
-    count: int
+    report: Callable[[Progress], None]
     total: float
+    done: float = 0.0
 
     def __post_init__(self) -> None:
-        self.done = 0.0
-        self._number = 0
         self._fresh = 0.0
-        self._seconds = 0.0
-        self._loads: list[float] = []
+        self._begin = time.perf_counter()
 
     def fine_tunes(
         self, starts: Starts, pairs: Sequence[tuple[str, float]], cost: float
@@ -224,58 +223,37 @@ class LoraTrainer:
         seed = self.evaluator.config.compute.seed
         trained: dict[str, Trained] = {}
         for label, rate in pairs:
-            which = f"from {starts[label][0]}, rate {rate:g}"
+            name, start = starts[label]
+            which = f"from {name}, rate {rate:g}"
             lora = Lora.for_cost(cost, examples, rate=rate, seed=seed)
-            after_step = self._reporter(which, cost, lora.steps)
             folder = self.folder / label.replace(":", "-")
             out = folder / f"lora-{rate:g}-{cost:g}"
             try:
-                plain = self._plain(starts[label][1], folder / "model")
+                plain = self._plain(start, folder / "model")
                 if not (out / "adapter_config.json").exists():
+                    after_step = partial(self._after_step, which, cost, lora.steps)
                     self._train(plain, lora, out, after_step)
             except EvoMergeError as error:
                 logger.warning(f"the results have no LoRA {which}: {error}")
             else:
                 model = plain.model_copy(update={"adapter": str(out)})
-                own = f"lora:{label}:{rate:g}:{cost:g}"
-                trained[own] = Trained(own, f"LoRA {which}", label, rate, model)
-            self._number += 1
+                one = Trained(f"LoRA {which}", label, rate, cost, model)
+                trained[one.label] = one
             self.done += cost
         return trained
 
-    @property
-    def wait(self) -> float:
-        """Seconds that the models to come take to load: each twice, to be trained and scored."""
-        waiting = self.count - len(self._loads)
-        return 2 * waiting * sum(self._loads) / max(1, len(self._loads))
-
-    def _reporter(self, which: str, cost: float, steps: int) -> Callable[[int, object], None]:
-        """Make the callback of a training, which is called after each step."""
-        last = time.perf_counter()
-
-        def after_step(step: int, _: object) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            self._fresh += cost / steps
-            if step == 1:  # which has waited for the model
-                self._loads.append(now - last)
-            else:
-                self._seconds += now - last
-            last = now
-            self.report(
-                Progress(
-                    LoraTrainings.name,
-                    round(self.done + cost * step / steps, 2),
-                    math.ceil(self.total),
-                    self._number,
-                    seconds=self._seconds,
-                    fresh=self._fresh,
-                    note=f"{which}, step {step} of {steps}",
-                ),
-                wait=self.wait,
-            )
-
-        return after_step
+    def _after_step(self, which: str, cost: float, steps: int, step: int, _: object) -> None:
+        """Report a step of a training."""
+        self._fresh += cost / steps
+        progress = Progress(
+            LoraTrainings.name,
+            round(self.done + cost * step / steps, 2),
+            math.ceil(self.total),
+            seconds=time.perf_counter() - self._begin,
+            fresh=self._fresh,
+            note=f"{which}, step {step} of {steps}",
+        )
+        self.report(progress)
 
     def _plain(self, start: SourceRef | Recipe, folder: Path) -> SourceRef:
         """A model that an adapter can be trained for: a parent as it is, or what has to be built

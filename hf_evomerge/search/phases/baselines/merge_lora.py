@@ -57,7 +57,7 @@ class MergeWithLora(Phase):
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
         text = "merge weights and a LoRA beside them, by the same steps"
-        return PhasePlan(self.name, text, stage.seconds, at_once=1, steps=True)
+        return PhasePlan(self.name, text, stage.seconds, at_once=1)
 
     def run(self, run: SearchRun) -> None:
         """Train and build the model, unless the study's folder holds it; a warning where that
@@ -113,7 +113,7 @@ def _train(run: SearchRun, evaluator: Evaluator, stage: Stage, adapter: Path) ->
         seconds = time.perf_counter() - begin
         done = round(spent, 2)
         progress = Progress("together", done, stage.evaluations, seconds=seconds, fresh=spent)
-        run.report(progress, size=run.sizes["search"], steps=True)
+        run.report(progress, size=run.sizes["search"])
 
     evaluator.models.forget()
     try:
