@@ -35,7 +35,6 @@ from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
 from hf_evomerge.search.runners.runner import PoolRunner
 from hf_evomerge.search.runners.workers import MachineLostError
-from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.study.study import Study
 
 SECONDS = 60.0  # what a candidate takes that runs through as many layers as a parent has
@@ -210,13 +209,9 @@ def trials(workers: int, kind: Machines, evaluations: int, population: int) -> l
     with tempfile.TemporaryDirectory() as folder:
         study = Study.create(Path(folder) / "study", config.model_dump(mode="json"))
         summary = SourceSummary([LAYERS, LAYERS], ["model.embed_tokens.weight"], [], [])
-        StageRun(
-            config,
-            study,
-            stage=config.stages[0],
-            space=make_space(config, config.stages[0], summary),
-            example_count=128,
-        ).run(SimulatedPool(workers, kind))
+        StageRun(config, study, summary, config.stages[0], example_count=128).run(
+            SimulatedPool(workers, kind)
+        )
         found = [
             (trial.number, trial.generation, trial.genome.tobytes(), trial.scores._bits())
             for trial in study.trials("ps")

@@ -24,7 +24,6 @@ from ..evaluation.provenance import check_same_grounds, pin
 from ..file.config import SearchConfig
 from ..folder import build_winner, known_pins, open_study
 from ..phases.stage_run import StageRun
-from ..spaces.space import make_space
 from ..study.files import MODEL_FOLDER
 from ..study.paths import rooted
 from ..study.study import Study
@@ -123,8 +122,8 @@ class Chooser:
             run = StageRun(
                 self.config,
                 study,
-                stage=stage,
-                space=make_space(self.config, stage, self.evaluator.sources.summary),
+                self.evaluator.sources.summary,
+                stage,
                 example_count=self.examples,
             )
             candidates = run.ask()

@@ -17,7 +17,6 @@ from ..file.config import SearchConfig
 from ..file.stages import Stage
 from ..folder import known_pins, open_study
 from ..phases.stage_run import Candidate, StageRun
-from ..phases.stages import stage_run
 from ..study.paths import rooted
 from ..study.study import Study, Trial
 
@@ -166,4 +165,4 @@ class Search:
     def _begin(self, stage: Stage) -> StageRun:
         merged = self.study.best("ps")
         key = merged[0].recipe_key if merged else None
-        return stage_run(self.config, self.study, self._sources.summary, stage, merged=key)
+        return StageRun(self.config, self.study, self._sources.summary, stage, merged=key)

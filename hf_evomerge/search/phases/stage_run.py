@@ -23,6 +23,7 @@ from ...recipes.recipe import Recipe
 from ..callbacks import Generation, Progress, SearchCallback
 from ..evaluation.evaluator import Batch
 from ..evaluation.gradients import Slopes
+from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.objectives import vector
 from ..file.stages import Stage
@@ -32,7 +33,7 @@ from ..optimizers.nsga import ParetoOptimizer
 from ..optimizers.sweep import sweep_over
 from ..runners.job import Job
 from ..runners.runner import Runner
-from ..spaces.space import Space
+from ..spaces.space import make_space
 from ..study.study import Study, Trial
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,10 @@ class StageRun:
     Args:
         config: The search.
         study: Where trials are kept; may hold some of this stage already.
-        stage: Which of the search's stages.
-        space: What it searches.
+        sources: What the space must know of the sources.
+        stage: Which of the search's stages; it begins at what earlier ones have found.
+        merged: Key of the recipe whose merge a search for paths builds on.
         example_count: Number of search examples; needed where the search draws batches.
-        begin_at: The genome to begin at, in place of the space's own start.
         callbacks: What else is told, and may end the stage.
         report: Is told where the stage stands, after each trial.
     """
@@ -68,22 +69,24 @@ class StageRun:
         self,
         config: SearchConfig,
         study: Study,
-        *,
+        sources: SourceSummary,
         stage: Stage,
-        space: Space,
-        example_count: int,
-        begin_at: Vector | None = None,
+        *,
+        merged: str | None = None,
+        example_count: int = 1,
         callbacks: Sequence[SearchCallback] = (),
         report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.config = config
         self.study = study
         self.stage = stage
-        self.space = space
+        builds_on = merged is not None and stage.builds_on is not None
+        merge = study.recipe(str(merged)).merge if builds_on else None
+        self.space = make_space(config, stage, sources, merge)
         self.example_count = example_count
         self.callbacks = callbacks
         self.report = report
-        self.start = self._start(begin_at)
+        self.start = self._start()
         self.optimizer = self._optimizer()
         self.trials: list[Trial] = []
         self.stored = {trial.number: trial for trial in study.trials(stage.name)}
@@ -92,7 +95,9 @@ class StageRun:
         self.generation = 0
         self._open: _Generation | None = None
         self._ended = False
-        self._progress = _StageProgress(study.meta("seconds", stage.name) or 0.0)
+        self._seconds_before: float = study.meta("seconds", stage.name) or 0.0
+        self._begin = time.perf_counter()
+        self._progress = Progress(stage.name, 0, stage.evaluations)
 
     def run(self, runner: Runner) -> dict[str | None, str]:
         """Evaluate generation after generation.
@@ -201,7 +206,8 @@ class StageRun:
             raise SearchError(
                 f"{self.stage}: every candidate of the first generation failed: {error}"
             )
-        self._progress.mean = float(alive.mean()) if alive.size else None
+        mean = float(alive.mean()) if alive.size else None
+        self._progress = replace(self._progress, mean=mean)
         # The last generation may be cut by the budget. The optimizer is not told of a part of it:
         # it would need scores for every genome that it proposed.
         if generation.whole:
@@ -239,10 +245,10 @@ class StageRun:
         replayed = all(trial.number in self.stored for trial in trials)
         evaluations = round(self.spent, 3)
         sigma = self.optimizer.sigma
-        best = self._progress.best
-        mean = self._progress.mean
+        state = self._progress
         told = Generation(
-            self.stage.name, generation, trials, best, mean, sigma, evaluations, replayed
+            *(self.stage.name, generation, trials, state.best, state.mean),
+            *(sigma, evaluations, replayed),
         )
         for callback in self.callbacks:
             callback.on_generation(self.study, told)
@@ -289,13 +295,14 @@ class StageRun:
             shares=shares,
         )
 
-    def _start(self, begin_at: Vector | None) -> Start:
+    def _start(self) -> Start:
         """Return where the stage begins. A genome to begin at is scored first, so that it competes
         for the result."""
         settings = self.stage.step
         start = self.space.start()
-        if begin_at is None:
+        if self.stage.begins_at is None:
             return start
+        begin_at = self.study.best(self.stage.begins_at)[0].genome
         near = _NEAR if settings.sigma is None and settings.by != "gradient" else start.sigma
         mean = np.clip(begin_at, start.lower, start.upper)
         return replace(
@@ -308,7 +315,7 @@ class StageRun:
 
     def _seconds(self) -> float:
         """Wall time of the stage so far, in this process and those before it."""
-        return self._progress.seconds_before + self._progress.seconds
+        return self._seconds_before + time.perf_counter() - self._begin
 
     def _candidate(self, number: int, genome: Vector, batch: Batch | None) -> Candidate:
         """Decode a genome; a candidate without a recipe has the error."""
@@ -351,7 +358,7 @@ class StageRun:
         self.study.add_trial(trial)
         for callback in self.callbacks:
             callback.on_trial(self.study, trial)
-        self._progress.fresh += trial.cost
+        self._progress = replace(self._progress, fresh=self._progress.fresh + trial.cost)
         self._keep(generation, trial)
 
     def _keep(self, generation: _Generation, trial: Trial) -> None:
@@ -359,23 +366,21 @@ class StageRun:
         generation.trials[trial.number] = trial
         if trial.recipe_key is not None and trial.duplicate_of is None:
             self.first_of_recipe[trial.recipe_key, generation.batch] = trial
-        self._progress.count(trial, whole=generation.batch is None)
         state = self._progress
-        progress = Progress(
-            phase=self.stage.name,
+        is_better = state.best is None or (trial.fitness or 0.0) > state.best
+        # only scores of all examples can be the best
+        if generation.batch is None and trial.fitness is not None and is_better:
+            state = replace(state, best=trial.fitness, accuracy=trial.scores.accuracy)
+        self._progress = replace(
+            state,
             done=round(self.spent + math.fsum(each.cost for each in generation.trials.values()), 3),
-            total=self.stage.evaluations,
             generation=trial.generation,
-            best=state.best,
-            mean=state.mean,
-            accuracy=state.accuracy,
             sigma=self.optimizer.sigma,
-            failed=state.failed,
-            duplicates=state.duplicates,
-            seconds=state.seconds,
-            fresh=state.fresh,
+            failed=state.failed + (trial.state == "FAILED"),
+            duplicates=state.duplicates + (trial.duplicate_of is not None),
+            seconds=time.perf_counter() - self._begin,
         )
-        self.report(progress)
+        self.report(self._progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,30 +445,3 @@ class _Generation:
     candidates: list[Candidate] = field(default_factory=list)
     waiting: dict[str, Candidate] = field(default_factory=dict)
     trials: dict[int, Trial] = field(default_factory=dict)
-
-
-class _StageProgress:
-    """Figures of a stage for those who look on; nothing of the search depends on them."""
-
-    def __init__(self, seconds_before: float) -> None:
-        self.seconds_before = seconds_before
-        self.begin = time.perf_counter()
-        self.fresh = 0.0
-        self.failed = 0
-        self.duplicates = 0
-        self.best: float | None = None
-        self.accuracy: float | None = None
-        self.mean: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall time in this process."""
-        return time.perf_counter() - self.begin
-
-    def count(self, trial: Trial, *, whole: bool) -> None:
-        """Take in a trial; only scores of all examples can be the best."""
-        if whole and trial.fitness is not None and (self.best is None or trial.fitness > self.best):
-            self.best = trial.fitness
-            self.accuracy = trial.scores.accuracy
-        self.failed += trial.state == "FAILED"
-        self.duplicates += trial.duplicate_of is not None

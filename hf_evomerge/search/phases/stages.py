@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -14,9 +13,7 @@ import numpy as np
 from ...errors import EvoMergeError, RecipeError, SearchError, SourceError
 from ...merging.registry import get_method
 from ...recipes.recipe import Recipe
-from ..callbacks import Progress, SearchCallback
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
 from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
@@ -27,7 +24,6 @@ from ..results.table import Against, Row, RowStage
 from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space, narrowed
 from ..study.database import DamagedStudyError
-from ..study.study import Study
 from .noise_sources import with_noise
 from .phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
@@ -150,7 +146,7 @@ class StagePhase(Phase):
     def _run(self, run: SearchRun) -> dict[str | None, str]:
         """Run all generations, and note the winner; the names of the models that it began at."""
         stage = self.stage
-        starts = stage_run(
+        starts = StageRun(
             with_noise(run) if stage.control == "noise" else run.config,
             run.study,
             run.sources,
@@ -168,45 +164,6 @@ class StagePhase(Phase):
             winner = choose(run, list(dict.fromkeys(keys)))
         run.winners[stage.name] = winner
         return starts
-
-
-def stage_run(
-    config: SearchConfig,
-    study: Study,
-    sources: SourceSummary,
-    stage: Stage,
-    *,
-    merged: str | None,
-    example_count: int = 1,
-    callbacks: Sequence[SearchCallback] = (),
-    report: Callable[[Progress], None] = lambda progress: None,
-) -> StageRun:
-    """Prepare the run of a stage, begun at what earlier stages have found.
-
-    Args:
-        config: The search.
-        study: Its study.
-        sources: What the spaces must know of the sources.
-        stage: The stage.
-        merged: Key of the recipe whose merge a search for paths builds on.
-        example_count: Number of search examples, of which batches are drawn.
-        callbacks: What else is told, and may end the stage.
-        report: Is told where the stage stands.
-    """
-    builds_on = merged is not None and stage.builds_on is not None
-    merge = study.recipe(str(merged)).merge if builds_on else None
-    begin_at = None if stage.begins_at is None else study.best(stage.begins_at)[0].genome
-    space = make_space(config, stage, sources, merge)
-    return StageRun(
-        config,
-        study,
-        stage=stage,
-        space=space,
-        example_count=example_count,
-        begin_at=begin_at,
-        callbacks=callbacks,
-        report=report,
-    )
 
 
 def _finalists(run: SearchRun, stage: Stage) -> list[str]:
