@@ -390,38 +390,12 @@ def test_the_task_follows_the_class(tmp_path):
         plan_search(validate(SearchConfig, settings, SearchError))
 
 
-def test_other_labels_are_scored_through_a_head_each(tmp_path):
-    """Where labels differ, a field says whose head an example is for, and bodies are merged;
-    without it init refuses."""
-    names = [
-        _bert(tmp_path / "a", 0, "red", "blue"),
-        _bert(tmp_path / "b", 1, "dark", "light", "grey"),
-    ]
-    records = [
-        {"prompt": "w1", "answer": "dark", "task": "light"},
-        {"prompt": "w2", "answer": "red", "task": "color"},
-    ]
-    config = parse_yaml(
-        SearchConfig, draft_search(names, _data(tmp_path, *records)).text, SearchError
-    )
-    assert config.fitness.heads == ["color", "light"]
-    assert [source.component for source in config.sources] == ["text", "text"]
-    assert plan_search(config).phases
-    nested = [
-        names[0],
-        _bert(tmp_path / "c", 1, "red", "blue", "grey"),
-    ]  # one has the other's labels too
-    answers = [
-        {"prompt": "w1", "answer": "red", "head": "two"},
-        {"prompt": "w2", "answer": "grey", "head": "three"},
-    ]
-    assert parse_yaml(
-        SearchConfig, draft_search(nested, _data(tmp_path, *answers)).text, SearchError
-    ).fitness.heads == ["two", "three"]
-    with pytest.raises(
-        FitnessError, match="each example says whose head it is for, in a field called head or task"
-    ):
-        draft_search(names, _data(tmp_path, *({**record, "task": 1} for record in records)))
+def test_other_labels_are_for_a_file_by_hand(tmp_path):
+    """Classifiers of other labels each need a head for each example: init says what to write."""
+    names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "b", 1, "dark", "light")]
+    data = _data(tmp_path, {"prompt": "w1", "answer": "dark"})
+    with pytest.raises(FitnessError, match="other labels each; write the search file by hand"):
+        draft_search(names, data)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from ...checkpoints.architecture import is_of_kind
 from ...checkpoints.chat_template import most_common_template
 from ...checkpoints.checkpoint import Parent
 from ...checkpoints.compatibility import check_mergeable, compared_labels, head_labels
-from ...checkpoints.component import Component, as_parts
+from ...checkpoints.component import as_parts
 from ...checkpoints.open import config_name, open_source
 from ...checkpoints.source import Source
 from ...checkpoints.unchanged import twins
@@ -48,7 +47,6 @@ ANSWERS = (
     "label",
 )
 GLOSSES = ("gloss", "translation", "english")
-HEADS = ("head", "task")
 LABELS = (
     "label",
     "labels",
@@ -153,14 +151,14 @@ def draft_search(
     files = [data] if isinstance(data, str | os.PathLike) else data
     skills = _skills([_Problems(os.fspath(file), opened) for file in files])
     problems = skills[0]
-    refs = [source.ref.model_copy(update={"component": problems.component}) for source in opened]
+    refs = [source.ref for source in opened]
     given = SourceRef(model=base) if base else _base_of(refs)
     said = list[str]()
     if given is None:
-        given, said = _named_base(opened, problems.component)
+        given, said = _named_base(opened)
     everyone = [*opened, *([open_source(given)] if given is not None else [])]
     depths = [source.layer_count for source in everyone]
-    by_token = _check_together(opened, everyone[len(opened) :], problems.component)
+    by_token = _check_together(opened, everyone[len(opened) :])
     templates = [most_common_template([source.folder]) is not None for source in everyone]
     based = given is not None
 
@@ -194,30 +192,26 @@ def draft_search(
     return Draft(text, found)
 
 
-def _check_together(
-    sources: Sequence[Source], bases: Sequence[Source], component: str | None
-) -> bool:
+def _check_together(sources: Sequence[Source], bases: Sequence[Source]) -> bool:
     """Check that models can be merged, or followed where their depths differ; tells whether rows
     are matched by token. Raises `SourceError`."""
     everyone = [*sources, *bases]
     same_depth = len({source.layer_count for source in everyone}) == 1
     by_token = same_depth and len({source.vocab_size for source in everyone}) > 1
     recipe = Recipe(
-        sources=[source.ref.model_copy(update={"component": component}) for source in sources],
+        sources=[source.ref for source in sources],
         base=bases[0].ref if bases else None,
         merge=MergePart(method="linear"),
         vocabulary="union" if by_token else None,
     )
-    parts = as_parts([Component(each, component) for each in everyone] if component else everyone)
+    parts = as_parts(everyone)
     merged = dict(enumerate(parts[: len(sources)]))
     matched, base = match_tokens(recipe, merged, next(iter(parts[len(sources) :]), None))
     check_mergeable(list(matched.values()), base, same_depth=same_depth)
     return by_token
 
 
-def _named_base(
-    sources: Sequence[Source], component: str | None
-) -> tuple[SourceRef | None, list[str]]:
+def _named_base(sources: Sequence[Source]) -> tuple[SourceRef | None, list[str]]:
     """Find the base that the sources name, unless it does not go with them; and say so, or what it
     costs to have none."""
     if len({source.layer_count for source in sources}) > 1:
@@ -227,7 +221,7 @@ def _named_base(
     if base is not None:
         try:
             ancestor = open_source(base)
-            _check_together(sources, [ancestor], component)
+            _check_together(sources, [ancestor])
             if ancestor.layer_count == sources[0].layer_count:
                 return base, [f"the base is the one that they name{said}"]
             said = f" ({words}, of {ancestor.layer_count} layers)"
@@ -437,8 +431,6 @@ class _Problems:
     def __init__(self, file: str, sources: Sequence[Parent]) -> None:
         self.file = file
         records = [record for _, record in read_jsonl(file)]
-        self.component: str | None = None
-        self.heads: list[str] = []
         self.count = len(records)
         if self.count < LEAST:
             raise FitnessError(
@@ -463,7 +455,10 @@ class _Problems:
             self.task == "classification"
             and len({tuple(compared_labels(source)) for source in sources}) > 1
         ):
-            self._read_heads(sources, records)
+            raise FitnessError(
+                f"{file}: the sources have other labels each; write the search file by hand, with "
+                "heads, which examples name in head_field"
+            )
         says = (name for name in GLOSSES if _holds_text(records, name))
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
@@ -472,7 +467,7 @@ class _Problems:
         ):
             self.where["answer_after"] = _MARK
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
-        for example in self.examples if self.task == "classification" and not self.heads else ():
+        for example in self.examples if self.task == "classification" else ():
             label_shares(example, label_names(sources[0].config))
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:
@@ -581,32 +576,6 @@ class _Problems:
             key: name for key, name in found.items() if name != DataSpec.model_fields[key].default
         }
 
-    def _read_heads(self, sources: Sequence[Parent], records: Sequence[Mapping[str, Any]]) -> None:
-        """Find the field that says which source's head an example is for, by the labels; raises
-        `FitnessError`."""
-        answer = self.where.get("answer_field", "answer")
-        labels = [set(head_labels(source)) for source in sources]
-        for field in HEADS:
-            answers: dict[str, set[str]] = {}
-            for record in records:
-                answers.setdefault(str(record.get(field)), set()).add(str(record.get(answer)))
-            # Which value of the field belongs to which source: every assignment of values to heads
-            # is tried (at most 6! of them), and it must be the only one in which each head knows
-            # all labels of its examples.
-            orders = permutations(answers) if len(answers) == len(labels) <= 6 else ()
-            fits = [names for names in orders if _know(labels, names, answers)]
-            if len(fits) == 1:
-                self.heads = list(fits[0])
-                self.where["head_field"] = field
-                self.component = next(iter(sources[0].layout.parts))
-                return
-        raise FitnessError(
-            f"{self.file}: the sources have other labels each, so each example says whose "
-            "head it is for, in a field called "
-            f"{' or '.join(HEADS)}, by a name whose answers are labels of one source alone; "
-            "write one"
-        )
-
     def fitness(self, separator: str) -> list[str]:
         """The task's section."""
         answers = [example.answer for example in self.examples]
@@ -619,12 +588,7 @@ class _Problems:
         if self.task in TASKS:
             pair = "\t" if "\t" in self.where.get("template", "") else None
             extract = "all" if self.task == "generation" else None
-            said = {
-                "task": self.task,
-                "heads": self.heads,
-                "pair_separator": pair,
-                "extract": extract,
-            }
+            said = {"task": self.task, "pair_separator": pair, "extract": extract}
             return [
                 (
                     f"fitness: {in_line({key: value for key, value in said.items() if value})} # "
@@ -674,7 +638,6 @@ class _Problems:
             "answer_after": "what follows it is the answer, without the reasoning before it.",
             "choices": "the field with what there is to choose from.",
             "template": "the prompt, with fields of the record in braces.",
-            "head_field": "the field that says through which head an example is scored.",
             "gloss_field": "the prompt in a language that readers know; no model sees it.",
         }
         lines = [f"  # {key}: {text}" for key, text in meant.items() if key in self.where]
@@ -750,8 +713,3 @@ def _splits(
 def _holds_text(records: Sequence[Mapping[str, Any]], field: str) -> bool:
     """Tell whether a field of every record holds text."""
     return all(isinstance(record.get(field), str) and record[field] for record in records)
-
-
-def _know(heads: Sequence[set[str]], names: Sequence[str], answers: Mapping[str, set[str]]) -> bool:
-    """Tell whether each head has the labels that its name is answered with."""
-    return all(answers[name] <= known for name, known in zip(names, heads, strict=True))
