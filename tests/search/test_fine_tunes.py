@@ -34,6 +34,7 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     result = run_search(config, tmp_path, build=False)
     row = result.row("lora")
     starts = {
+        "base": ("base", tiny / "base"),
         "source:0": ("a", tiny / "a"),
         "source:1": ("b", tiny / "b"),
         "average": ("the average", tmp_path / "baselines" / "average" / "model"),
@@ -48,7 +49,7 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
         short = {start: fitness(start, 0.01, 2) for start in starts}
         whole = {(start, rate): fitness(start, rate, 8) for start in starts for rate in rates}
     tuned = {which: mean for which, mean in whole.items() if mean is not None}
-    first, second, _ = sorted(starts, key=lambda start: -short[start])
+    first, second, *_ = sorted(starts, key=lambda start: -short[start])
     best = max(rates, key=lambda rate: tuned[first, rate])
     assert tuned.keys() == {*((first, rate) for rate in rates), (second, best)}
     start, rate = max(tuned, key=lambda which: tuned[which])

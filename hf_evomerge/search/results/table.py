@@ -66,7 +66,7 @@ class Row:
         retained: What it scored on the examples of `SearchConfig.compare`, by name.
         label: Key by which its scores are kept in the study; see `Study.evaluation`.
         against: How the verdict compares the winner with it; None where no sentence is said.
-        target: The model.
+        target: The model, where it lies today.
         shots: Number of search examples in its prompts.
         optional: Whether the row is left out, with a warning, where the model cannot be scored.
     """
@@ -80,7 +80,7 @@ class Row:
     retained: dict[str, Scores] = field(default_factory=dict)
     label: str = ""
     against: Against | None = None
-    target: Target | None = None
+    target: Target | None = field(default=None, compare=False)
     shots: int = 0
     optional: bool = False
 
