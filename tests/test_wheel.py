@@ -85,6 +85,7 @@ def test_the_wheel_carries_what_it_needs(wheel):
     assert "hf_evomerge/demo/specialists/maths/model.safetensors" in names
     assert {
         "hf_evomerge/py.typed",
+        "hf_evomerge/search/file/search.yaml.jinja",
         *(f"hf_evomerge/schemas/{kind}.schema.json" for kind in ("recipe", "search")),
     } <= names
     examples = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}

@@ -53,19 +53,9 @@ LABELS = (
     "score",
     "scores",
 )  # by the rule of sentence-transformers all other fields are texts
-TASKS = {
-    "classification": "the log-probability of the right label, which has a gradient",
-    "retrieval": (
-        "the log-probability of a prompt's own answer among all answers, by the cosine of pooled "
-        "hidden states"
-    ),
-    "generation": (
-        "1 for a right answer, 0 for another; an encoder-decoder writes, and there is no gradient"
-    ),
-}
+TASKS = ("classification", "retrieval", "generation")  # scored as wholes, in no form
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
-BASELINES = ("average", "prompt", "alone")  # what costs little, or answers the first question
 LEAST = 8
 FEW = 16  # below, a validation split chooses nothing
 _TESTED = 200  # of which a test tells an accuracy to .035
@@ -160,26 +150,27 @@ def draft_search(
     depths = [source.layer_count for source in everyone]
     by_token = _check_together(opened, everyone[len(opened) :])
     templates = [most_common_template([source.folder]) is not None for source in everyone]
-    based = given is not None
-
-    def written(form: AnswerForm, gaps: Mapping[str, float]) -> str:
-        lines = [
-            *_models(
-                depths, refs, given, by_token=by_token, device=device, dtype=opened[0].config.dtype
-            ),
-            *problems.fitness(form.separator),
-            *_splits(skills, gaps, chat=form.chat, some=any(templates)),
-            *_compare(depths, len(opened), based=based, shots=problems.takes_shots),
-            *_afterwards(depths, len(opened), gradient=problems.has_gradient, based=based),
-        ]
-        return "\n".join(lines) + "\n"
-
-    text = written(problems.form(chat=all(templates)), {})
+    merged = len(set(depths)) == 1
+    dtype: Any = opened[0].config.dtype
+    facts = {
+        "merged": merged,
+        "depths": depths,
+        "refs": refs,
+        "base": given,
+        "by_token": by_token,
+        "blurred": device == "cpu" and getattr(dtype, "itemsize", 4) < 4,
+        "device": device,
+        "skills": skills,
+        "problems": problems,
+        "has_template": any(templates),
+        "groups": -(-depths[0] // max(1, depths[0] // 8)),
+    }
+    text = _render(facts, problems.form(chat=all(templates)), {})
     config = parse_yaml(SearchConfig, text, SearchError)
     if measure is not None and problems.task not in TASKS:
         form, gaps, figures = measure(config)
         said += figures
-        text = written(form, gaps)
+        text = _render(facts, form, gaps)
     found = (
         *_of_sizes(opened if len(set(depths)) == 1 else everyone),
         *(line for each in skills for line in each.in_words()),
@@ -190,6 +181,21 @@ def draft_search(
         ),
     )
     return Draft(text, found)
+
+
+def _render(facts: Mapping[str, Any], form: AnswerForm, gaps: Mapping[str, float]) -> str:
+    """Write the file: the template says all that a file may hold."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+    )
+    environment.filters |= {"yaml": in_line, "json": json.dumps}
+    template = Path(__file__).with_name("search.yaml.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(facts, form=form, gaps=gaps)
 
 
 def _check_together(sources: Sequence[Source], bases: Sequence[Source]) -> bool:
@@ -289,130 +295,6 @@ def _named(name: str, base: str | None) -> SourceRef:
     return SourceRef(
         model=model, revision=revision or None, adapter=adapter or None, adapter_revision=at or None
     )
-
-
-def _models(
-    depths: Sequence[int],
-    refs: Sequence[SourceRef],
-    given: SourceRef | None,
-    *,
-    by_token: bool,
-    device: str,
-    dtype: Any,
-) -> list[str]:
-    """Write the beginning of the file: the look, the models, and where they run."""
-    use = "the common ancestor: merged are the differences from it"
-    if len(set(depths)) > 1:
-        use = "the common ancestor, beside which the result is measured"
-    return [
-        (
-            "# A quick look whether these models merge: it costs what 48 models cost to score on "
-            "the search examples, and fills in"
-        ),
-        (
-            "# what is not said below. Afterwards take this line out, and say more: see the end "
-            "of the file."
-        ),
-        "optimize: quick",
-        (
-            '# about: "..." # what the model is for, one sentence in quotes; its card and its '
-            "Space open with it"
-        ),
-        *_space(depths, given is not None),
-        "sources: # the fine-tunes that are merged",
-        *(f"  - {in_line(ref)}" for ref in refs),
-        *([f"base: {in_line(given)} # {use}"] if given else []),
-        *_output(by_token=by_token, blurred=device == "cpu" and getattr(dtype, "itemsize", 4) < 4),
-        "# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"
-        if device == "cpu"
-        else f"compute: {in_line({'device': device})}",
-    ]
-
-
-def _output(*, by_token: bool, blurred: bool) -> list[str]:
-    """The dtype and the vocabulary, where the models' own will not do."""
-    said = {
-        "dtype: float32": blurred
-        and "half precision blurs scores on a processor; on a GPU take it out",
-        "vocabulary: union": by_token
-        and "they have not the same tokens: rows are matched by token",
-    }
-    chosen = {key: why for key, why in said.items() if why}
-    return [f"output: {{{', '.join(chosen)}}} # {'; '.join(chosen.values())}"] if chosen else []
-
-
-def _space(depths: Sequence[int], based: bool) -> list[str]:
-    if len(set(depths)) > 1:
-        found = ", ".join(map(str, depths))
-        return [
-            (
-                f"space: dfs # a path through their layers, which are {found}: only models of "
-                "one depth can be merged"
-            )
-        ]
-    lines = [
-        (
-            "space: ps # how much of each model's weights; dfs: which layer of which model runs "
-            "next; hybrid: both"
-        )
-    ]
-    return (
-        lines
-        if based
-        else [
-            *lines,
-            "merge: {method: linear} # a weighted mean; with a base, merging differences is better",
-        ]
-    )
-
-
-def _compare(depths: Sequence[int], count: int, *, based: bool, shots: bool) -> list[str]:
-    """Write what the result is compared with, and what the dear part of that costs."""
-    lone = based or len(set(depths)) > 1  # a weighted mean of one model is that model
-    wanted = {"average": True, "prompt": shots, "alone": lone}
-    chosen = [name for name in BASELINES if wanted[name]]
-    said = f"alone: the search again over each model by itself, {count} times its cost"
-    why = f" # {said}; does the result need them all?" if lone else ""
-    return [f"compare: {{baselines: [{', '.join(chosen)}]}}{why}"]
-
-
-def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: bool) -> list[str]:
-    merged = len(set(depths)) == 1
-    cost = "# in scores of all search examples"
-    lines = [
-        "After the quick look, in place of optimize"
-        + (" and merge above:" if merged and not based else " above:")
-    ]
-    path = "path: {kind: gates, repetitions: 2} # how often a layer may run"
-    linear = [] if based else ["method: linear"]
-    if gradient:
-        if not merged:
-            lines.append(path)
-        elif not based:
-            lines.append(f"merge: {{{linear[0]}}}")
-        lines.append(f"optimize: [{{by: gradient, evaluations: 150}}] {cost}")
-    if gradient and merged:
-        lines.append(
-            "Or, without a gradient (task: generation) every number costs, so that blocks "
-            "share theirs:"
-        )
-    if merged:
-        groups = -(-depths[0] // max(1, depths[0] // 8))
-        numbers = f"{count} x {groups} weights, and those of embeddings and head"
-        lines.append(f"merge: {{{', '.join([*linear, f'groups: {groups}'])}}} # {numbers}")
-    if merged or not gradient:
-        lines += [*([] if merged else [path]), f"optimize: [{{evaluations: 500}}] {cost}"]
-    if gradient:
-        both = " and merge+lora" if merged and based else ""
-        lines.append(
-            f"Is a fine-tune at the same cost better? lora{both} among the baselines says it."
-        )
-    if gradient and merged:
-        lines.append(
-            "Or, so that each model keeps what it does, without right answers: task: "
-            "agreement, on prompts of each."
-        )
-    return [f"# {line}" for line in lines]
 
 
 def _task_of(source: Parent) -> str:
@@ -576,51 +458,21 @@ class _Problems:
             key: name for key, name in found.items() if name != DataSpec.model_fields[key].default
         }
 
-    def fitness(self, separator: str) -> list[str]:
-        """The task's section."""
-        answers = [example.answer for example in self.examples]
-        long = median(map(len, answers)) > _LONG
-        numbers = all(_NUMBER.fullmatch(answer) for answer in answers)
-        between = (
-            f"  separator: {json.dumps(separator)} # between prompt and answer; scored as the "
-            "answer's beginning"
-        )
-        if self.task in TASKS:
-            pair = "\t" if "\t" in self.where.get("template", "") else None
-            extract = "all" if self.task == "generation" else None
-            said = {"task": self.task, "pair_separator": pair, "extract": extract}
-            return [
-                (
-                    f"fitness: {in_line({key: value for key, value in said.items() if value})} # "
-                    f"{TASKS[self.task]}"
-                )
-            ]
-        if self.task == "multiple_choice":
-            score = (
-                "  score: log_probability # of the right choice among them, which is smooth; the "
-                "accuracy is told beside it"
-            )
-            return ["fitness:", "  task: multiple_choice", score, between]
-        task = (
-            "  task: likelihood # the log-probability of the right answer: one forward pass a "
-            "problem, and it has a gradient"
-        )
-        lines = ["fitness:", task, between]
-        if long:
-            lines.append(
-                "  normalize: token # answers are long: the mean over an answer's tokens, so "
-                "that each counts alike"
-            )
-        if numbers:
-            lines += [
-                (
-                    "  # Where a model has to reason first, in place of the above: it writes, "
-                    "and the last number counts."
-                ),
-                "  # task: generation",
-                "  # max_new_tokens: 256 # where an answer is cut",
-            ]
-        return lines
+    @property
+    def classification(self) -> dict[str, str]:
+        """Section of a classification: two texts are parted as the template has them."""
+        pair = "\t" in self.where.get("template", "")
+        return {"task": self.task, **({"pair_separator": "\t"} if pair else {})}
+
+    @property
+    def has_long_answers(self) -> bool:
+        """True where answers are texts rather than results."""
+        return median(len(example.answer) for example in self.examples) > _LONG
+
+    @property
+    def has_numbers(self) -> bool:
+        """True where every answer is a number."""
+        return all(_NUMBER.fullmatch(example.answer) for example in self.examples)
 
     def form(self, *, chat: bool) -> AnswerForm:
         """Guess the form: a space, unless there is one, a chat template ends the prompt, or the
@@ -632,36 +484,17 @@ class _Problems:
         ) * 2 > len(prompts)
         return AnswerForm("" if chat or spaced or spaceless else " ", chat)
 
-    def comments(self, *, chat: bool, some: bool) -> list[str]:
-        """Comments that say what the keys of the data mean."""
-        meant = {
-            "answer_after": "what follows it is the answer, without the reasoning before it.",
-            "choices": "the field with what there is to choose from.",
-            "template": "the prompt, with fields of the record in braces.",
-            "gloss_field": "the prompt in a language that readers know; no model sees it.",
-        }
-        lines = [f"  # {key}: {text}" for key, text in meant.items() if key in self.where]
-        if chat:
-            lines.append("  # chat: true puts the prompt into the model's chat template.")
-        if some and not chat:
-            lines.append(
-                "  # `chat: true` puts the prompt into the chat template, if all models have one."
-            )
-        if "prompt_field" in self.where or "answer_field" in self.where:
-            lines.append("  # prompt_field and answer_field name the fields that are read.")
-        return lines
-
-    def slice(self, split: str, *, chat: bool, weight: float | None = None) -> str:
+    def slice(self, split: str, form: AnswerForm, gap: float | None = None) -> str:
         """The section of one split: a slice of the shuffled records."""
         before = itertools.takewhile(lambda other: other != split, self.sizes)
         keys = {
             "jsonl": self.file,
             **self.where,
-            **({"chat": True} if chat else {}),
+            **({"chat": True} if form.chat else {}),
             "shuffle_seed": 0,
             "start": sum(self.sizes[other] for other in before),
             "count": self.sizes[split],
-            **({} if weight is None else {"weight": weight}),
+            **({} if gap is None else {"weight": float(f"{1 / gap:.3g}")}),
         }
         return in_line(keys)
 
@@ -678,36 +511,6 @@ def _skills(skills: list[_Problems]) -> list[_Problems]:
         for each in skills:
             each.join_validation()
     return skills
-
-
-def _splits(
-    skills: Sequence[_Problems], gaps: Mapping[str, float], *, chat: bool, some: bool
-) -> list[str]:
-    """The data's section: slices of one shuffle of each file."""
-    chosen = "and chooses"
-    if "validation" in skills[0].sizes:
-        chosen = "validation chooses among the best"
-    lines = [
-        f"data: # search scores the candidates, {chosen}, test is used once, at the end",
-        "  # Each takes count records from start on, of all in the order of "
-        "shuffle_seed, so that none is in two.",
-        *skills[0].comments(chat=chat, some=some),
-    ]
-    if len(skills) == 1:
-        slices = (f"  {split}: {skills[0].slice(split, chat=chat)}" for split in skills[0].sizes)
-        return [*lines, *slices]
-    if gaps:
-        lines.append("  # weight: 1 over what the best model has more than the base, so that no")
-        lines.append("  # skill outweighs another.")
-    for split in skills[0].sizes:
-        lines.append(f"  {split}:")
-        lines.append("    sources: # the skills that the result is to have")
-        for each in skills:
-            gap = gaps.get(each.name)
-            weight = None if gap is None else float(f"{1 / gap:.3g}")
-            section = each.slice(split, chat=chat, weight=weight)
-            lines.append(f"      {json.dumps(each.name)}: {section}")
-    return lines
 
 
 def _holds_text(records: Sequence[Mapping[str, Any]], field: str) -> bool:
