@@ -66,7 +66,7 @@ def run_search(
         workers: Processes that evaluate side by side; the trials are the same for any number. With
             0 this process evaluates, without limits; where the search file sets some, or has
             devices for several workers, each gets one. None: as many as cores and memory take, each
-            started when there is enough to do; one beside each GPU.
+            started with its first job; one beside each GPU.
         ray: Whether an actor of a Ray cluster evaluates on each device (extra ``scale``): of the
             one that ``RAY_ADDRESS`` names, that runs here, or is started here. `workers` is then
             how many at most, and 0 as None.
@@ -192,7 +192,7 @@ def _runner(
             count = workers or len(devices)
             if workers is None:
                 count = default_workers(config, worker_memory(config, evaluator))
-            runner = ProcessRunner(config, count, limits=limits, patient=workers is None, make=make)
+            runner = ProcessRunner(config, count, limits=limits, make=make)
     rows = largest_batch(config)
     return runner if rows is None else FittedRunner(runner, study, rows)
 

@@ -167,18 +167,6 @@ def test_identical_recipes_are_evaluated_once(tmp_path):
         assert trial.scores.seconds == 0
 
 
-@pytest.mark.parametrize(
-    ("budget", "generations"), [(1, [1]), (7, [7]), (15, [7, 7, 1]), (20, [7, 7, 6])]
-)
-def test_the_budget_is_exact(budget, generations, tmp_path):
-    """The number of trials is the budget, also where that is no multiple of the population."""
-    study, _ = toy_search(
-        tmp_path, ToyRunner(), optimize=[{"evaluations": budget, "population": 7}]
-    )
-    seen = [trial.generation for trial in study.trials()]
-    assert [seen.count(generation) for generation in sorted(set(seen))] == generations
-
-
 def test_no_generation_starts_after_the_minutes(tmp_path):
     """A budget in minutes that is spent ends a stage after a whole generation, and a resumed search
     does not exceed it."""

@@ -63,10 +63,8 @@ def long_paths(job: Job) -> Scores:
     return Scores(np.linspace(0, 1, EXAMPLES) + of_a + 0.1 * len(job.split), others=others)
 
 
-def _search(folder: Path, **how: Any) -> tuple[Study, Result, int]:
-    """Run a search or go on with it; returns how many scores that took, too."""
-    runner = ToyRunner(scores=long_paths, **how)
-    return (*toy_search(folder, runner, "dfs", **TOY), len(runner.jobs))
+def _search(folder: Path, **how: Any) -> tuple[Study, Result]:
+    return toy_search(folder, ToyRunner(scores=long_paths, **how), "dfs", **TOY)
 
 
 def test_points_that_nothing_beats():
@@ -148,7 +146,7 @@ def test_what_can_be_left_out_is_left_out_however_small_the_steps():
 def test_a_search_finds_a_front(tmp_path):
     """The front is what no trial beats; its points are judged, one wins, and text, JSON and verdict
     say so."""
-    study, result, _ = _search(
+    study, result = _search(
         tmp_path,
         fails=lambda job: isinstance(job.target, Recipe) and len(job.target.flow.path) == 5,
     )
@@ -195,21 +193,9 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
         "objectives: other is 0 for every source; it may see nothing",
     ]
     caplog.clear()
-    _, result, _ = _search(tmp_path)
+    _, result = _search(tmp_path)
     assert not [line for line in caplog.messages if "every source" in line]
     assert len({point.trial.scores.others["other"].mean for point in result.front}) > 1
-
-
-def test_resuming_changes_nothing(tmp_path):
-    """Stopped anywhere and resumed, a study ends with the trials and objectives, to the last bit,
-    of one never stopped."""
-    _, result, count = _search(tmp_path / "whole")
-    for stop in (1, 9, count - 2):
-        with pytest.raises(StoppedError):
-            _search(tmp_path / str(stop), stop_after=stop)
-        _, resumed, _ = _search(tmp_path / str(stop))
-        assert facts(tmp_path / str(stop)) == facts(tmp_path / "whole")
-        assert str(resumed) == str(result)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +358,7 @@ def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
 def test_the_picture(tmp_path):
     """Each objective has a panel with the fitness over it, in which the front is where its values
     are."""
-    study, result, _ = _search(tmp_path)
+    study, result = _search(tmp_path)
     panels = front_scenes(toy_config("dfs", **TOY), study, result.winner)
     assert [scene.label.split(":")[0] for scene in panels] == [
         "fitness over hops",

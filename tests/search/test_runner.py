@@ -26,41 +26,8 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
 from hf_evomerge.search.runners.runner import MOVES, LocalRunner, PoolRunner, ProcessRunner, Runner
-from hf_evomerge.search.runners.workers import TICK, MachineLostError, Worker
+from hf_evomerge.search.runners.workers import TICK, MachineLostError
 from hf_evomerge.search.study.study import Study
-
-
-def test_a_patient_runner_starts_what_pays(search_config, monkeypatch):
-    """Where nobody says how many, a second process is started only once the first has been at work
-    for some time."""
-    begun: list[Worker] = []
-
-    class Pretended(Worker):
-        def begin(self, index: int, job: Job, limit: Limit) -> None:
-            self.index = index
-            self._process = self._process or object()  # type: ignore[assignment]
-            begun.append(self)
-
-        def look(self) -> Scores | None:
-            self.index = None
-            self.worked = self.worked + 1.0
-            return Scores.failed("pretended")
-
-        def end(self) -> None:
-            self._process = None
-
-    monkeypatch.setattr("hf_evomerge.search.runners.runner.Worker", Pretended)
-    monkeypatch.setattr("hf_evomerge.search.runners.runner.wait", lambda pipes, timeout: pipes)
-    monkeypatch.setattr(Pretended, "pipe", None)
-    config = search_config()
-    for patient, started in ((True, [1, 1, 2, 2]), (False, [2, 2, 2, 2])):
-        runner = ProcessRunner(config, 2, patient=patient)
-        counts = []
-        for _ in range(4):
-            assert len(list(runner.run([Job(config.sources[0])] * 2))) == 2
-            counts.append(sum(worker.is_running for worker in runner.workers))
-        assert counts == started
-        runner.close()
 
 
 def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:

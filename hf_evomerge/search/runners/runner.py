@@ -23,7 +23,6 @@ from .workers import TICK, MachineLostError, MakeEvaluator, Worker
 logger = logging.getLogger(__name__)
 
 PAUSE = 10.0  # seconds after which a job is tried again where the machine failed
-WORTH = 3.0  # seconds of work after which a patient runner starts another process
 MOVES = 3  # machines that may be lost under a job
 DIED = (
     "its process died twice, see what it wrote above; out of memory? go on with fewer --workers "
@@ -229,8 +228,6 @@ class ProcessRunner(PoolRunner[Worker]):
         config: The search.
         workers: How many processes; they take the search's devices in turn.
         limits: What a job may take; everything by default.
-        patient: Whether another process is started only once those that there are have been at work
-            for some seconds: starting one takes about as long.
         make: Makes the evaluator of each.
 
     Raises:
@@ -243,25 +240,15 @@ class ProcessRunner(PoolRunner[Worker]):
         workers: int,
         *,
         limits: Limits | None = None,
-        patient: bool = False,
         make: MakeEvaluator = Evaluator,
     ) -> None:
         refuse_in_worker()
         super().__init__(limits)
-        self._patient = patient
         devices = devices_of(config)
         self.workers = [
             Worker(on_device(config, devices[number % len(devices)]), make)
             for number in range(workers)
         ]
-
-    def free(self) -> Iterator[Worker]:
-        """Workers with nothing to do, as far as there is so much to do that they are worth their
-        start."""
-        for worker in super().free():
-            others = [other.worked for other in self.workers if other.is_running]
-            if not self._patient or worker.is_running or not others or min(others) > WORTH:
-                yield worker
 
     def wait(self, busy: Sequence[Worker]) -> Sequence[Worker]:
         """See `PoolRunner`."""

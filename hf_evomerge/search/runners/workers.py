@@ -50,8 +50,6 @@ class Worker:
 
     Attributes:
         index: The number of its job among those of the round; None where it has nothing to do.
-        worked: Seconds that it has been at jobs, without those in which it started or loaded
-            models.
     """
 
     def __init__(self, config: SearchConfig, make: MakeEvaluator) -> None:
@@ -63,12 +61,6 @@ class Worker:
         self._seconds = 0.0
         self._seen = 0.0
         self.index: int | None = None
-        self.worked = 0.0
-
-    @property
-    def is_running(self) -> bool:
-        """True where it has a process."""
-        return self._process is not None
 
     @property
     def pipe(self) -> Connection:
@@ -97,11 +89,8 @@ class Worker:
         """See `PoolWorker`."""
         now = time.monotonic()
         if self._ready and not self._loading:
-            passed = min(
-                now - self._seen, 4 * TICK
-            )  # where it is longer, this process stood still as well
-            self._seconds += passed
-            self.worked += passed
+            # where it is longer, this process stood still as well
+            self._seconds += min(now - self._seen, 4 * TICK)
         self._seen = now
         try:
             while self.pipe.poll():
