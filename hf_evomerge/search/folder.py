@@ -261,14 +261,28 @@ def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
     ]
 
 
-def build_winner(folder: Path, winner: Recipe, name: str = MODEL_FOLDER, **how: Any) -> None:
+def build_winner(
+    folder: Path,
+    winner: Recipe,
+    name: str = MODEL_FOLDER,
+    *,
+    whole: bool | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Build the winner as `build_model` does, unless it is there already; only what a search has
     built is replaced."""
     built = folder / name / RECIPE_FILE
     if built.parent.exists() and not built.exists():
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
-        build_model(winner, built.parent, progress=False, overwrite=True, **how)
+        build_model(
+            winner,
+            built.parent,
+            progress=False,
+            overwrite=True,
+            whole=whole,
+            trust_remote_code=trust_remote_code,
+        )
 
 
 def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:

@@ -93,7 +93,7 @@ def run_search(
     # Names become absolute (`rooted`) and branches become commits (`pin`) before anything is read.
     # A study keeps these pins, so a search that goes on next week reads the weights that it began
     # with.
-    told = (*map(Tracker, config.report_to), *callbacks)
+    callbacks = (*map(Tracker, config.report_to), *callbacks)
     make = partial(
         Evaluator, task_factory=task_factory, examples=examples, trust_remote_code=trust_remote_code
     )
@@ -113,10 +113,12 @@ def run_search(
             _runner(config, evaluator, study, workers, mixed_devices, make, ray=ray)
         ) as runner:
             sources = evaluator.sources.summary
-            run = SearchRun(config, study, runner, sources, evaluator.tasks.sizes, evaluator, told)
+            run = SearchRun(
+                config, study, runner, sources, evaluator.tasks.sizes, evaluator, callbacks
+            )
             result = run_phases(run)
         _write(result, config, study, evaluator, build=build)
-        for callback in told:
+        for callback in callbacks:
             callback.on_end(study, result)
         return result
 

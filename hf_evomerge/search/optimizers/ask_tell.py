@@ -98,7 +98,7 @@ class Request:
 # examples. A genome costs price * share: price is 1 for a score and about 3 for a gradient, share
 # is the part of the examples in the batch. Budgets of different algorithms are comparable for this
 # reason.
-class Asked:
+class AskTell:
     """Asking and telling, whatever the algorithm, and the count of what was spent.
 
     Attributes:
@@ -212,7 +212,7 @@ def default_population(dimension: int) -> int:
 # evaluations and a tenth of the cost so far have gone by since the last time, and once more when
 # the budget does not allow a generation and this score. The mean is a better report than the best
 # sample, which owes its place partly to luck.
-class Optimizer(Asked):
+class Optimizer(AskTell):
     """Ask for genomes, evaluate them anywhere, tell their fitness.
 
     Args:

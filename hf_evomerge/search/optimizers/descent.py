@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 from numpy.typing import NDArray
 
-from .ask_tell import Asked, Batches, Request, Start, Vector
+from .ask_tell import AskTell, Batches, Request, Start, Vector
 
 _FIRST = 0.9
 _SECOND = 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
@@ -66,7 +66,7 @@ def _close(start: Start, budget: float, share: float, examples: int) -> int:
 # Prunable coordinates are gates. A gate that was at 0 for `patience` steps in a row leaves the
 # search for good: its slot is not computed any more. A step that fails (NaN) goes back to the last
 # good point, halves the rate and forgets Adam's averages, which belong to the place that was left.
-class GradientOptimizer(Asked):
+class GradientOptimizer(AskTell):
     """Ask for a point, evaluate it and its gradient anywhere, tell both.
 
     Adam ascends on batches with a rate that falls as a cosine over the budget, inside the bounds.
@@ -231,7 +231,7 @@ class _TrustRegion:
 
     def step(
         self,
-        asked: Asked,
+        asked: AskTell,
         fitness: float,
         point: Vector,
         step: Vector,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SearchError, optional
-from .ask_tell import Asked, Batches, Start, Vector, default_population, to_costs
+from .ask_tell import AskTell, Batches, Start, Vector, default_population, to_costs
 
 _STEPS = 4  # between the start's points and a bound, where a coordinate has none
 _MOST_LEFT_OUT = (
@@ -25,7 +25,7 @@ _MOST_LEFT_OUT = (
 # bounds. Its operators need finite bounds, and genomes may have none. Every value is maximised here
 # and minimised there. Each objective is converted by itself, so a failed candidate is the worst in
 # all of them.
-class ParetoOptimizer(Asked):
+class ParetoOptimizer(AskTell):
     """Ask for genomes, evaluate them anywhere, tell the values of all their objectives.
 
     The first generation is the start's mean and candidates, and points around these; where

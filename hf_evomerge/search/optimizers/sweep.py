@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from .ask_tell import Asked, Batches, Start, Vector
+from .ask_tell import AskTell, Batches, Start, Vector
 
 _KEPT = 4  # of so many points one goes on to so many times the examples
 
@@ -18,7 +18,7 @@ _KEPT = 4  # of so many points one goes on to so many times the examples
 # n s, however long the race is. A point of a former level is not compared with one of a later
 # level, since their batches differ. Rounds before the last stop short of all examples (`partial`):
 # a full score would make a point a result, and only the end of the sweep is one.
-class SweepOptimizer(Asked):
+class SweepOptimizer(AskTell):
     """Ask for points, evaluate them anywhere, tell their fitness.
 
     A round scores all moves on one batch, the better quarter of them on four times as many

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 from ...errors import SearchError
 from ...fitness.scores import Scores
@@ -74,7 +73,7 @@ class Planner:
         self.rows = 0
         self.beyond = 0.0
         source = config.sources[0]
-        self.second = self.seconds(source, source) / self.sizes["search"]
+        self.second = self.seconds(Job(source), Job(source)) / self.sizes["search"]
 
     @property
     def chosen_on(self) -> str:
@@ -93,13 +92,12 @@ class Planner:
                 self.phases.append(planned)
         return self.phases
 
-    def seconds(self, first: Target, then: Target, **how: Any) -> float:
+    def seconds(self, first: Job, then: Job) -> float:
         """Time one evaluation, once the first has loaded what it needs.
 
         Args:
-            first: Model that is evaluated before the clock begins.
-            then: Model that is timed.
-            **how: Further arguments of `Evaluator.evaluate`.
+            first: Job that is evaluated before the clock begins.
+            then: Job that is timed.
 
         Returns:
             Seconds; not a number where no weights are read. Without a clock the work.
@@ -108,18 +106,17 @@ class Planner:
             SearchError: A model cannot be evaluated.
         """
         if not self.timed:
-            batch = how.get("batch")
-            count = self.sizes["search"] if batch is None else len(batch)
-            return float(count * (1 + how.get("shots", 0)))
+            count = self.sizes[then.split] if then.batch is None else len(then.batch)
+            return float(count * (1 + then.shots))
         if not self.evaluator.sources.weights:
             return math.nan
         # Time is measured and not modelled. The first evaluation loads models and prepares the
         # task, which every later one is spared; only the second is timed. For a merge two recipes
         # are given, so that the second has its weights written, as every candidate has.
-        for target in (first, then):
-            scores = self.evaluator.evaluate(target, **how)
+        for job in (first, then):
+            scores = self.evaluator.evaluate(**vars(job))
             if scores.error is not None:
-                name = getattr(target, "model", "the start of the search")
+                name = getattr(job.target, "model", "the start of the search")
                 raise SearchError(f"{name}: cannot be evaluated: {scores.error}")
         return scores.seconds
 

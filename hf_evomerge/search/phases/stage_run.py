@@ -27,7 +27,7 @@ from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.objectives import vector
 from ..file.stages import Stage
-from ..optimizers.ask_tell import Asked, Optimizer, Start, Vector
+from ..optimizers.ask_tell import AskTell, Optimizer, Start, Vector
 from ..optimizers.descent import GradientOptimizer
 from ..optimizers.nsga import ParetoOptimizer
 from ..optimizers.sweep import sweep_over
@@ -261,7 +261,7 @@ class StageRun:
         logger.info("%s: ended early, after generation %d", self.stage, generation)
         return True
 
-    def _optimizer(self) -> Asked:
+    def _optimizer(self) -> AskTell:
         """Make the optimizer of the stage."""
         stage = self.stage
         start = self.start

@@ -21,6 +21,7 @@ from ..optimizers.descent import checks_of, cost_of_starts
 from ..optimizers.sweep import sweep_cost
 from ..results.front import finalists
 from ..results.table import Against, Row, RowStage
+from ..runners.job import Job
 from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space, narrowed
 from ..study.database import DamagedStudyError
@@ -340,7 +341,8 @@ def _timed(
     seconds = 0.0
     for size, number in schedule.rounds.items():
         batch = None if size == planner.sizes["search"] else tuple(range(size))
-        one = planner.seconds(first, second, batch=batch, slopes=slopes, fitness=stage.fitness)
+        job = Job(first, batch=batch, slopes=slopes, fitness=stage.fitness)
+        one = planner.seconds(job, replace(job, target=second))
         seconds += number * schedule.population * one
     return first, second, seconds
 

@@ -20,10 +20,10 @@ from ..file.objectives import FITNESS, values
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 
-Row = dict[str, Any]
+Columns = dict[str, Any]
 
 
-def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
+def trial_rows(folder: str | os.PathLike[str]) -> list[Columns]:
     """Return every trial of a study as one flat row, stage by stage.
 
     Args:
@@ -50,7 +50,7 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     return [empty | row for row in rows]
 
 
-def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:
+def trial_row(trial: Trial, objectives: Sequence[str]) -> Columns:
     """Return a trial as a flat row; the recipe is given by its key."""
     return {
         "stage": trial.stage,
@@ -104,7 +104,7 @@ def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str])
     return len(rows)
 
 
-def write_parquet(rows: list[Row], file: str | os.PathLike[str]) -> None:
+def write_parquet(rows: list[Columns], file: str | os.PathLike[str]) -> None:
     """Write rows with the same keys as a table, which appears under its name at once."""
     import pyarrow
     from pyarrow import parquet

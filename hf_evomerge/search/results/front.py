@@ -20,7 +20,7 @@ from .table import Row, other_text, render
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """Model of the front.
 
     Attributes:
@@ -42,7 +42,9 @@ class Point:
         return self.trial.recipe_key or ""
 
 
-def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[Point]:
+def front(
+    config: SearchConfig, study: Study, stages: Sequence[str] | None = None
+) -> list[FrontPoint]:
     """The front of the trials of some stages, by their scores on the search split; the best fitness
     comes first.
 
@@ -56,7 +58,7 @@ def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = Non
     trials = [trial for trial in found if trial.fitness is not None and trial.duplicate_of is None]
     vectors = [vector(trial.scores, names) for trial in trials]
     best = sorted((tuple(-vectors[i]), i) for i in non_dominated(vectors))
-    return [Point(number, trials[i]) for number, (_, i) in enumerate(best)]
+    return [FrontPoint(number, trials[i]) for number, (_, i) in enumerate(best)]
 
 
 def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[str]:
@@ -68,8 +70,8 @@ def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None =
 
 
 def judged(
-    points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None
-) -> list[Point]:
+    points: Sequence[FrontPoint], scores: Mapping[str, Scores], winner: str | None
+) -> list[FrontPoint]:
     """The points with what they scored where the results are measured, and the winner marked where
     there is one."""
     return [
@@ -93,7 +95,7 @@ def picked(config: SearchConfig, study: Study, pick: int) -> str:
     return points[pick].key
 
 
-def published_point(point: Point, names: Sequence[str]) -> record.Point:
+def published_point(point: FrontPoint, names: Sequence[str]) -> record.Point:
     """A point as it is published: what it scored on the search split, and where the results are
     measured."""
     judged = {} if point.scores is None else known_values(point.scores, names)
@@ -109,7 +111,7 @@ def published_point(point: Point, names: Sequence[str]) -> record.Point:
     )
 
 
-def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> str:
+def front_table(points: Sequence[FrontPoint], names: Sequence[str], split: str) -> str:
     """The front as text: a line per point, its objectives on the search split and where the results
     are measured."""
     caption = "the front; * is its knee" if any(point.winner for point in points) else "the front"
@@ -142,7 +144,7 @@ def objective_text(scores: Scores, name: str) -> str:
 # A point of the front dominates a parent when it is at least as good in every objective and better
 # in one (Deb et al. 2002), both on the examples of the results.
 def front_verdict(
-    points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str
+    points: Sequence[FrontPoint], rows: Sequence[Row], names: Sequence[str], split: str
 ) -> list[str]:
     """Describe a front in sentences: how far it reaches, and which parents its points dominate."""
     ends = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...recipes.recipe import Recipe
 from ...record import Contribution, Results
-from .front import Point, front_table, front_verdict, published_point
+from .front import FrontPoint, front_table, front_verdict, published_point
 from .kept import what_is_kept
 from .table import Row, RowStage, contributions_table, kept_by, published, rows_table
 from .verdict import RULE, instead, verdict
@@ -37,7 +37,7 @@ class Result:
     split: str
     rows: list[Row] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
-    front: list[Point] = field(default_factory=list)
+    front: list[FrontPoint] = field(default_factory=list)
     unit: str = ""
     looks: int = 1
     notes: list[str] = field(default_factory=list)

@@ -43,14 +43,19 @@ class Lora:
 
     @classmethod
     def for_cost(
-        cls, cost: float, examples: int, *, rate: float, batch: int = 8, **more: Any
+        cls,
+        cost: float,
+        examples: int,
+        *,
+        rate: float,
+        batch: int = 8,
+        rank: int = 16,
+        seed: int = 0,
     ) -> Lora:
-        """Take as many steps as a cost, in scores of so many examples, pays for; other arguments
-        are the attributes."""
+        """Take as many steps as a cost, in scores of so many examples, pays for."""
         batch = min(batch, examples)
-        return cls(
-            rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more
-        )
+        steps = max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9))
+        return cls(rate, steps, batch, rank=rank, seed=seed)
 
 
 # LoRA (Hu et al., arXiv:2106.09685, equation 3): a linear layer becomes

@@ -15,6 +15,7 @@ from ...evaluation.sources import Target
 from ...evaluation.tasks import takes_shots
 from ...file.config import SearchConfig
 from ...results.table import Against, Row
+from ...runners.job import Job
 from ..phase import (
     Findings,
     Phase,
@@ -69,8 +70,8 @@ class Prompt(Phase):
         split = planner.chosen_on
         size = planner.sizes[split]
         batch = tuple(range(min(TIMED, size)))
-        timed = planner.seconds(model, model, split=split, batch=batch, shots=most)
-        longest = timed / len(batch)
+        job = Job(model, split, batch, shots=most)
+        longest = planner.seconds(job, job) / len(batch)
         rise = (longest - planner.second) / most  # of an example, by each shot
         planner.rows += 1
         planner.beyond += rise * most
