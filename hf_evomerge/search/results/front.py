@@ -163,7 +163,7 @@ def front_verdict(
             ours = vector(point.scores, names) if point.scores is not None else theirs
             if (ours >= theirs).all() and (ours > theirs).any():
                 better.append(str(point.number))
-        what = f"better than {row.model.removeprefix('base: ')} in one objective and worse in none"
+        what = f"better than {row.model} in one objective and worse in none"
         said = "No point is"
         if better:
             many = len(better) > 1

@@ -253,7 +253,7 @@ def _against(
                 f"{-found.low:.3f}){beside}: {against.worse}{more}"
             )
         ]
-    told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{beside}"
+    told = _figures(compared, unit)
     if other.stage in SIMPLER and (found.difference <= 0 or not found.is_close):
         level = against.level or f"{against.name} does as well"
         if forgets:
@@ -275,6 +275,12 @@ def _needs(rows: Sequence[Row], found: Comparison) -> str:
     each = [f"{row.model} has {column(row.scores, found.measure).mean():.3f}" for row in lone[:3]]
     what = "both sources" if len(lone) == 2 else "more than one source"
     return f"needs {what}: {', '.join(each)}; it beats the best alone"
+
+
+def _figures(compared: Sequence[Comparison], unit: str) -> str:
+    """Figures of all measures, the one that decides first."""
+    of = f" {_of(compared[0], unit)}" if len(compared) > 1 else ""
+    return f"{compared[0]}{of}{_beside(compared, unit)}"
 
 
 def _not(found: Comparison) -> str:
@@ -316,7 +322,7 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
             )
             continue
         best = max(others, key=lambda model: _means(others[model], by))
-        there = f"the best there, {best.removeprefix('base: ')}"
+        there = f"the best there, {best}"
         if not (compared := compare_all(scores, others[best], by)):
             continue  # of one example
         found = compared[0]
@@ -326,10 +332,7 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
             said = "better than"
         else:
             said = f"{_not(found)} distinguishable from"
-        told = (
-            f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
-        )
-        sentences.append(f"on {name} it is {said} {there}: {told}")
+        sentences.append(f"on {name} it is {said} {there}: {_figures(compared, unit)}")
     return sentences
 
 
