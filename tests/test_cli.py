@@ -46,7 +46,6 @@ print(json.dumps([pages, heavy]))
 WITHOUT = {
     "merge --methods": {"torch", "transformers", "matplotlib"},
     "convert": {"torch", "transformers", "matplotlib"},
-    "show --check": {"torch", "transformers", "matplotlib"},
     "show": {"torch", "transformers", "matplotlib"},
     "inspect": {"torch", "sympy", "accelerate"},
     "inspect the merge": {"torch", "sympy", "accelerate"},
@@ -122,11 +121,7 @@ def test_commands_import_what_they_need(hybrid_search, tiny):
         "convert": [hybrid_search / "recipe.yaml", "--to", "recipe"],
         "merge --methods": ["--methods"],
     }
-    arguments |= {
-        "show": [hybrid_search],
-        "show --check": [hybrid_search, "--check"],
-        "inspect": [tiny / "a", "--json"],
-    }
+    arguments |= {"show": [hybrid_search], "inspect": [tiny / "a", "--json"]}
     arguments["inspect the merge"] = [hybrid_search / "model", "--json"]
     words = [[command.split()[0], *map(str, arguments[command])] for command in WITHOUT]
     program = [sys.executable, "-c", IN_TURN, json.dumps(words)]
@@ -562,7 +557,7 @@ def test_an_extension_of_hf_calls_itself_so(pip, install, tmp_path, monkeypatch)
     assert Path("models/base/config.json").is_file()
     assert "model: models/japanese" in Path("search.yaml").read_text()
     told = _invoke("show", "--help").stdout
-    assert "hf evomerge show my-search --check" in told
+    assert "hf evomerge show my-search --trials" in told
     assert "`hf-evomerge" not in told
 
 
@@ -597,7 +592,6 @@ def test_folders_that_are_written_by_default(search_file, recipe_file, tmp_path,
     assert "has not ended; go on with `hf-evomerge search" in _no_winner(search_file, tmp_path)
     assert _invoke("search", search_file, "--no-model", "--workers", 0).exit_code == 0
     assert "leave out --out" in _error("search", "search", "--out", "other")
-    assert "search/study.db: whole" in _invoke("show", "search", "--check").stdout
     assert _invoke("merge", "search").stdout == "built search/model\n"
     assert Path("search/model/recipe.yaml").read_bytes() == Path("search/recipe.yaml").read_bytes()
     assert "one objective, and no front" in _error("merge", "search", "--pick", 0)

@@ -424,40 +424,17 @@ def show(
         bool, typer.Option("--trials", help="Show the best trials of each stage instead.")
     ] = False,
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check",
-            help=(
-                "Say instead whether study, results and model are whole; the exit status is 1 if "
-                "not."
-            ),
-        ),
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the result of a search, or where it stands; its trials; or check its files.
+    """Show the result of a search, or where it stands; or its trials.
 
     **Examples**
 
     - `hf-evomerge show my-search`
 
     - `hf-evomerge show my-search --trials --best 10`
-
-    - `hf-evomerge show my-search --check`
     """
     with one_line_errors():
-        if check:
-            from ..search.folder import check_study
-            from ..search.study.database import STUDY_FILE
-
-            changed = check_study(study)
-            for line in changed:
-                say(f"error: {line}", err=True, fg="red")
-            if changed:
-                raise typer.Exit(1)
-            typer.echo(f"{study / STUDY_FILE}: whole")
-            return
         from ..search.results.show import describe_result, describe_study, study_facts
 
         if as_json:

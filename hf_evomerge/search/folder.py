@@ -6,13 +6,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
-from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.model_folder import check_place
 from ..errors import EvoMergeError, SearchError, one_line
@@ -209,56 +207,6 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     study.set_meta(
         WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)}
     )
-
-
-def check_study(folder: str | os.PathLike[str]) -> list[str]:
-    """Read a study whole, and look for changes of what the search wrote beside it.
-
-    Returns:
-        A line for each file that has changed or is gone.
-
-    Raises:
-        SearchError: There is no study, or it is damaged.
-
-    Example:
-        >>> check_study("my-search")
-        []
-    """
-    with Study.open(folder) as study:
-        study.trials()
-        return _changed_files(study.folder, study.meta(WRITTEN) or {})
-
-
-def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
-    """A line for each file in a study's folder that is not what the search wrote there, by the
-    sha256 that it noted."""
-    again = f"`hf-evomerge search {folder}` writes it again"
-    model = folder / MODEL_FOLDER
-    lines = [
-        f"{folder / name}: is not what the search ended with; {again}"
-        for name, sha256 in written.items()
-        if not (folder / name).is_file() or file_sha256(folder / name) != sha256
-    ]
-    if not model.is_dir():
-        return lines
-    try:
-        record = read_build_record(model)
-    except EvoMergeError as error:
-        return [*lines, str(error)]
-    if record is None:
-        return [
-            *lines,
-            f"{model}: has no {BUILD_FILE} that says what was built; move it away, and {again}",
-        ]
-    changed = changed_since(model, record)
-    if RECIPE_FILE in written and record.sha256.get(RECIPE_FILE) != written[RECIPE_FILE]:
-        lines.append(
-            f"{model}: was built from another recipe than the search ended with; move it "
-            f"away, and {again}"
-        )
-    return lines + [
-        f"{model / name}: is not what was built; move {model} away, and {again}" for name in changed
-    ]
 
 
 def build_winner(

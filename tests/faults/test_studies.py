@@ -19,15 +19,13 @@ from test_files import damaged, look
 from typer.testing import CliRunner
 from watch import killed, sql
 
-from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import check_study
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.database import STUDY_FILE
@@ -279,44 +277,12 @@ def test_a_damaged_row_is_noticed(finished, name):
     sql(finished, statement)
     with pytest.raises(EvoMergeError, match=rf"study\.db: {row}.* is damaged; put a copy in"):
         resume_search(finished, build=False)
-    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
+    told = CliRunner().invoke(app, ["show", str(finished)])
     assert (told.exit_code, told.output.count("\n")) == (1, 1)
     assert f"study.db: {row}" in told.output
     shutil.copy(copy, finished / STUDY_FILE)
-    assert check_study(finished) == []
     resume_search(finished, build=False)
     assert _trials(finished) == before
-
-
-BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "results.json": (
-        lambda file: file.write_text(file.read_text().replace("0.", "0.9", 1)),
-        "is not what the search ended with",
-    ),
-    "recipe.yaml": (
-        lambda file: file.write_text(file.read_text() + "\n"),
-        "is not what the search ended with",
-    ),
-    "model/config.json": (
-        lambda file: file.write_text(file.read_text() + "\n"),
-        "is not what was built",
-    ),
-    "model/model.safetensors": (_flip, "is not what was built"),
-    "model/build.json": (Path.unlink, "model: has no build.json"),
-}
-
-
-@pytest.mark.parametrize("name", BESIDE)
-def test_what_was_changed_beside_the_study_is_noticed(finished, name):
-    """The winner's recipe, the results and the built model are checked too, in a line that says
-    what to do."""
-    change, message = BESIDE[name]
-    change(finished / name)
-    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
-    assert (told.exit_code, told.output.count("\n")) == (1, 1)
-    assert str(finished / name if "not what" in message else finished) in told.output
-    assert message in told.output
-    assert f"`hf-evomerge search {finished}`" in told.output
 
 
 def test_results_are_written_whole(finished, monkeypatch):
@@ -332,21 +298,6 @@ def test_results_are_written_whole(finished, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         resume_search(finished, build=False)
     assert (finished / "results.json").read_bytes() == before
-    assert check_study(finished) == []
-
-
-def test_a_model_of_another_recipe_is_noticed(finished):
-    """A model that is whole and was built from another recipe than the winner's is said to be."""
-    with Study.open(finished) as study:
-        keys = [trial.recipe_key for trial in study.best("ps", 5)]
-        other = next(
-            key for key in keys if key and key != Recipe.load(finished / "recipe.yaml").key
-        )
-        recipe = study.recipe(other)
-    build_model(recipe, finished / "model", progress=False, overwrite=True)
-    assert [line.partition(": ")[2][:32] for line in check_study(finished)] == [
-        "was built from another recipe th"
-    ]
 
 
 def test_an_edited_search_file_is_said_not_to_count(finished, caplog):
@@ -373,7 +324,6 @@ def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
         with Study.open(finished) as study:
             study.set_meta("settings", case)
         describe_study(finished)
-        check_study(finished)
 
     return read
 

@@ -16,7 +16,6 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import MachineError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
-from hf_evomerge.search.folder import check_study
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search
 from hf_evomerge.search.study.database import STUDY_FILE
@@ -131,13 +130,7 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder):
         study.set_meta("versions", {"hf-evomerge": "0.0.7"})
         study.set_meta("schema_version", 1)
     sql(folder, "DROP TABLE objectives")
-    for command in (
-        ["show"],
-        ["show", "--check"],
-        ["search"],
-        ["export", "--csv", str(folder / "x.csv")],
-        ["eval"],
-    ):
+    for command in (["show"], ["search"], ["export", "--csv", str(folder / "x.csv")], ["eval"]):
         told = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
         assert (told.exit_code, told.output.count("\n")) == (1, 1)
         assert (
@@ -149,12 +142,11 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder):
 
 
 def test_a_study_that_one_may_only_read(folder, monkeypatch):
-    """Somebody else's study is shown and checked, nothing is left beside it, and writing to it is
+    """Somebody else's study is shown, nothing is left beside it, and writing to it is
     refused."""
     files = sorted(folder.iterdir())
     monkeypatch.setattr("os.access", lambda path, mode, **more: mode != os.W_OK)
     assert "40 trials" in describe_study(folder)
-    assert check_study(folder) == []
     with (
         Study.open(folder) as study,
         pytest.raises(SearchError, match=r"study.db: cannot be written: .*readonly"),
