@@ -93,12 +93,6 @@ Ray = Annotated[
         "trials are the same.",
     ),
 ]
-MixedDevices = Annotated[
-    bool,
-    typer.Option(
-        "--mixed-devices", help="Allow scores from several kinds of device, whose last bits differ."
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")]
 RepoId = Annotated[

@@ -20,7 +20,6 @@ from .common import (
     START,
     AsJson,
     License,
-    MixedDevices,
     Model,
     Private,
     Ray,
@@ -250,7 +249,6 @@ def search(
     ] = None,
     workers: Workers = None,
     ray: Ray = False,
-    mixed_devices: MixedDevices = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -302,11 +300,7 @@ def search(
         push = _checked_push(
             config, push_to, no_model, {"space": space, "private": private, "license": license}
         )
-        how: dict[str, Any] = {
-            "ray": ray,
-            "mixed_devices": mixed_devices,
-            "trust_remote_code": trust_remote_code,
-        }
+        how: dict[str, Any] = {"ray": ray, "trust_remote_code": trust_remote_code}
         if dry_run:
             from ..search.plan import plan_search
 

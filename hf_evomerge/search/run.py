@@ -14,7 +14,7 @@ from ..checkpoints.model_folder import check_place
 from ..fitness import Example, Task
 from .callbacks import SearchCallback
 from .checks import check_search
-from .evaluation.devices import admit, device_kind, devices_of
+from .evaluation.devices import device_kind, devices_of, note_kind
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, worker_memory
 from .evaluation.provenance import check_same_grounds, files, pin
@@ -44,7 +44,6 @@ def run_search(
     *,
     workers: int | None = 0,
     ray: bool = False,
-    mixed_devices: bool = False,
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
     build: bool = True,
@@ -70,8 +69,6 @@ def run_search(
         ray: Whether an actor of a Ray cluster evaluates on each device (extra ``scale``): of the
             one that ``RAY_ADDRESS`` names, that runs here, or is started here. `workers` is then
             how many at most, and 0 as None.
-        mixed_devices: Whether scores may be from devices of several kinds, such as two models of
-            GPU, whose last bits differ.
         task_factory: Makes the fitness task, in place of the search file's; importable where there
             is more than one worker.
         examples: Examples per split, in place of the search file's data.
@@ -109,9 +106,7 @@ def run_search(
             checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ()
         ):
             logger.warning(line)
-        with closing(
-            _runner(config, evaluator, study, workers, mixed_devices, make, ray=ray)
-        ) as runner:
+        with closing(_runner(config, evaluator, study, workers, make, ray=ray)) as runner:
             sources = evaluator.sources.summary
             run = SearchRun(
                 config, study, runner, sources, evaluator.tasks.sizes, evaluator, callbacks
@@ -159,7 +154,6 @@ def _runner(
     evaluator: Evaluator,
     study: Study,
     workers: int | None,
-    mixed_devices: bool,
     make: partial[Evaluator],
     *,
     ray: bool,
@@ -172,7 +166,6 @@ def _runner(
         layers=min(evaluator.sources.layers),
         parents=lambda: [study.evaluation(label, "search") for label in config.parents],
     )
-    admitted = partial(admit, study, mixed=mixed_devices)
     runner: Runner
     if ray:
         runner = RayRunner(
@@ -180,14 +173,14 @@ def _runner(
             workers or None,
             memory=worker_memory(config, evaluator),
             files=files(study, evaluator),
-            admit=admitted,
+            admit=partial(note_kind, study),
             limits=limits,
             make=partial(make, examples=evaluator.tasks.of_splits),
         )
     else:
         devices = devices_of(config)
         for device in devices:
-            admitted(device_kind(device))
+            note_kind(study, device_kind(device))
         if workers == 0 and len(devices) == 1 and config.compute.limits == LimitsConfig():
             runner = LocalRunner(evaluator)
         else:
@@ -204,7 +197,6 @@ def resume_search(
     *,
     workers: int | None = 0,
     ray: bool = False,
-    mixed_devices: bool = False,
     build: bool = True,
     trust_remote_code: bool = False,
     callbacks: Sequence[SearchCallback] = (),
@@ -213,7 +205,7 @@ def resume_search(
 
     Args:
         out: The study's folder.
-        workers, ray, mixed_devices, build, trust_remote_code, callbacks: As for `run_search`.
+        workers, ray, build, trust_remote_code, callbacks: As for `run_search`.
 
     Raises:
         SearchError: There is no search in the folder, or it cannot go on.
@@ -228,7 +220,6 @@ def resume_search(
         out,
         workers=workers,
         ray=ray,
-        mixed_devices=mixed_devices,
         build=build,
         trust_remote_code=trust_remote_code,
         callbacks=callbacks,

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search import plan
 from hf_evomerge.search.checks import check_search
-from hf_evomerge.search.evaluation.devices import admit, device_kind, device_memory, devices_of
+from hf_evomerge.search.evaluation.devices import device_kind, device_memory, devices_of, note_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
@@ -48,17 +48,13 @@ def test_a_search_on_two_devices(search_config, tmp_path):
         run_search(search_config(compute={"device": ["cpu", "toaster"]}), tmp_path / "three")
 
 
-def test_kinds_of_device_do_not_mix(tmp_path):
-    """A second kind is refused by name unless it is allowed, and then it is kept too."""
+def test_another_kind_of_device_is_a_warning(tmp_path, caplog):
+    """The study notes each kind that its scores are from, and a second one is named once."""
     study = Study.create(tmp_path / "study", {})
-    admit(study, "H100")
-    admit(study, "H100", "node 10.0.0.1")
-    with pytest.raises(
-        SearchError, match=r"^node 10.0.0.2: A100 is not what the study's scores are from \(H100\)"
-    ):
-        admit(study, "A100", "node 10.0.0.2")
-    admit(study, "A100", "node 10.0.0.2", mixed=True)
-    admit(study, "H100")
+    for kind, where in (("H100", ""), ("H100", "node 10.0.0.1"), ("A100", "node 10.0.0.2")) * 2:
+        note_kind(study, kind, where)
+    (said,) = caplog.messages
+    assert said.startswith("node 10.0.0.2: A100 is not what the study's scores are from (H100)")
     assert study.meta("devices") == ["H100", "A100"]
     assert device_kind("cpu").startswith("CPU ")
 

@@ -3,6 +3,7 @@ which kind; each kind has its own last bits."""
 
 from __future__ import annotations
 
+import logging
 import platform
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ...errors import SearchError
 from ...machine import free_memory
 from ..file.config import SearchConfig
 from ..study.study import Study
+
+logger = logging.getLogger(__name__)
 
 DEVICES = "devices"  # the study's note of the kinds that its scores are from
 
@@ -76,25 +79,20 @@ def device_kind(device: str) -> str:
     )
 
 
-def admit(study: Study, kind: str, where: str = "", *, mixed: bool = False) -> None:
-    """Note that a study has scores from a kind of device.
+def note_kind(study: Study, kind: str, where: str = "") -> None:
+    """Note that a study has scores from a kind of device; warn where it has them from another too.
 
     Args:
         study: The study.
         kind: What `device_kind` gives.
-        where: The machine that it is in, for the complaint.
-        mixed: Whether there may be several kinds.
-
-    Raises:
-        SearchError: The study's scores are from another kind.
+        where: The machine that it is in, for the warning.
     """
     known = study.meta(DEVICES) or []
     if kind in known:
         return
-    if known and not mixed:
-        raise SearchError(
+    if known:
+        logger.warning(
             f"{where and f'{where}: '}{kind} is not what the study's scores are from "
-            f"({', '.join(known)}), and other kinds of "
-            "device give other last bits; leave it out, or allow it with --mixed-devices"
+            f"({', '.join(known)}); its scores have other last bits"
         )
     study.set_meta(DEVICES, [*known, kind])
