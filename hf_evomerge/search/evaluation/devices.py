@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import platform
-from pathlib import Path
 
 from ...errors import SearchError
 from ...machine import free_memory
@@ -59,8 +58,8 @@ def check_device(device: str) -> None:
 
 
 def device_kind(device: str) -> str:
-    """Name what a device's last bits depend on: a GPU's name; a processor's maker, and the
-    instructions that torch uses."""
+    """Name what a device's last bits depend on: a GPU's name; a processor's kind, and
+    the instructions that torch uses."""
     import torch
 
     kind = torch.device(device).type
@@ -68,15 +67,7 @@ def device_kind(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if kind != "cpu":
         return f"{kind} of {platform.platform()}"
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    maker = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")),
-        platform.processor(),
-    )
-    return " ".join(
-        filter(None, ("CPU", platform.machine(), maker, torch.backends.cpu.get_cpu_capability()))
-    )
+    return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def note_kind(study: Study, kind: str, where: str = "") -> None:
