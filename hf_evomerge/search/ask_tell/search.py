@@ -21,8 +21,6 @@ from ..study.paths import rooted
 from ..study.study import Study, Trial
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ...recipes.recipe import Recipe
 
 
@@ -154,12 +152,7 @@ class Search:
     def __enter__(self) -> Search:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _begin(self, stage: Stage) -> StageRun:

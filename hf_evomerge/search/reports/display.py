@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -57,12 +56,7 @@ class LiveTable(SearchCallback):
     def __enter__(self) -> LiveTable:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._rows:
             self._live.stop()
             self.console.line()  # ends the last one in a log, and leaves one empty in a terminal
