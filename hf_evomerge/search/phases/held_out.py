@@ -35,7 +35,7 @@ class HeldOut(Phase):
         return PhasePlan(self.name, text, seconds + longer)
 
     def run(self, run: SearchRun) -> None:
-        """Score the entries and the front, and make the result; the rows of stages come last."""
+        """Score the rows and the front, and make the result; the rows of stages come last."""
         config = run.config
         unscored = sorted(run.rows, key=lambda row: row.stage in STAGES)
         points = front(config, run.study) if config.objectives else []

@@ -80,8 +80,7 @@ class StageRun:
         self.config = config
         self.study = study
         self.stage = stage
-        builds_on = merged is not None and stage.builds_on is not None
-        merge = study.recipe(str(merged)).merge if builds_on else None
+        merge = study.recipe(merged).merge if merged and stage.builds_on else None
         self.space = make_space(config, stage, sources, merge)
         self.example_count = example_count
         self.callbacks = callbacks
@@ -247,8 +246,14 @@ class StageRun:
         sigma = self.optimizer.sigma
         state = self._progress
         told = Generation(
-            *(self.stage.name, generation, trials, state.best, state.mean),
-            *(sigma, evaluations, replayed),
+            self.stage.name,
+            generation,
+            trials,
+            state.best,
+            state.mean,
+            sigma,
+            evaluations,
+            replayed,
         )
         for callback in self.callbacks:
             callback.on_generation(self.study, told)
