@@ -175,11 +175,11 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, 
         name = evaluator.config.parent_names[label]
         for form, models in scores.items():
             task = spec.model_copy(update={"separator": form.separator})
-            found = evaluator.evaluate(ref, _split(form.chat), fitness=task)
-            if found.error is None:
-                models.append(ModelScores(label, name, found))
+            result = evaluator.evaluate(ref, _split(form.chat), fitness=task)
+            if result.error is None:
+                models.append(ModelScores(label, name, result))
             elif form == own:
-                errors.append(found.error)
+                errors.append(result.error)
     if not scores[own]:
         raise SearchError(f"no model can be evaluated: {errors[0]}")
     return {form: models for form, models in scores.items() if models}
@@ -228,10 +228,10 @@ def _is_better(best: ModelScores, other: ModelScores) -> bool:
 def _check_size(evaluator: Evaluator) -> None:
     """Announce large models; raises `SearchError` where one does not fit into memory."""
     needed = largest_model(evaluator)
-    there = device_memory(evaluator.models.device)
+    memory = device_memory(evaluator.models.device)
     size = f"the largest model takes {needed / 1e9:.3g} GB"
-    if needed > there and evaluator.config.compute.device_map is None:
-        raise SearchError(f"{size}, and there are {there / 1e9:.3g} GB")
+    if needed > memory and evaluator.config.compute.device_map is None:
+        raise SearchError(f"{size}, and there are {memory / 1e9:.3g} GB")
     if needed > _LARGE:
         what = f"every model scores {EXAMPLES} examples, and {size}"
         logger.info(f"{what}; `--no-measure` guesses what stands between prompt and answer")

@@ -49,9 +49,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
-    found = Findings(notes=list(_unused(config)))
+    findings = Findings(notes=list(_unused(config)))
     if here:
-        _check_dtype(config, evaluator, found)
+        _check_dtype(config, evaluator, findings)
     if evaluator.sources.runs_unmerged(config.merge_part()):
         bits = (
             f", whose weights have {config.compute.quantization[0]} bits"
@@ -61,19 +61,21 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         more = "; `compute: {unmerged: false}` merges each"
         if in_core(config.merge_part()):
             more = ", merged in core space"
-        found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}{more}")
+        findings.notes.append(
+            f"candidates run unmerged, as LoRA adapters on their base{bits}{more}"
+        )
     # the head of a cluster reads nothing for paths
     reads = config.space != "dfs" and evaluator.sources.weights
-    found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
+    findings.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(
         config.merge_part()
     ):  # which would compute every whole weight
-        found.warnings += evaluator.sources.merged(config.merge_part()).doubts()
+        findings.warnings += evaluator.sources.merged(config.merge_part()).doubts()
     for phase in phases_of(config):
-        phase.check(config, evaluator, found)
+        phase.check(config, evaluator, findings)
     for split in splits:
         evaluator.tasks.check_examples(split)
-    return found
+    return findings
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:
@@ -117,12 +119,12 @@ def _unused(config: SearchConfig) -> Iterator[str]:
             )
 
 
-def _check_dtype(config: SearchConfig, evaluator: Evaluator, found: Findings) -> None:
+def _check_dtype(config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
     """Say what half precision costs on a processor."""
     dtype: Any = evaluator.models.dtype
     if devices_of(config)[0].startswith("cpu") and dtype.itemsize < 4:
         name = str(dtype).removeprefix("torch.")
-        found.notes.append(
+        findings.notes.append(
             f"output.dtype: {name} blurs scores on a CPU, so that close candidates change places "
             "(as measured, by .02 to .25 nats an example), and is slow on one without units for "
             "it; `output: {dtype: float32}` is exact"

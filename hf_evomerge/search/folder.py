@@ -287,11 +287,11 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
     if changed and not study.has_scores:
         return True
     if changed:
-        told = ", ".join(
+        listed = ", ".join(
             [*changed[:3], *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])]
         )
         raise SearchError(
-            f"{out}: holds the study of another search: {told}; choose another folder"
+            f"{out}: holds the study of another search: {listed}; choose another folder"
         )
     return False
 

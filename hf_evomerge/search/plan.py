@@ -57,9 +57,9 @@ class Plan:
             {"name": phase.name, "text": phase.text, "minutes": _number(each)}
             for phase, each in zip(self.phases, minutes, strict=True)
         ]
-        told = {"notes": self.notes, "warnings": self.warnings, "examples": self.examples}
+        lines = {"notes": self.notes, "warnings": self.warnings, "examples": self.examples}
         size = {"memory": self.memory, "workers": workers}
-        return {"minutes": _number(math.fsum(minutes)), "phases": phases, **told, **size}
+        return {"minutes": _number(math.fsum(minutes)), "phases": phases, **lines, **size}
 
     def to_text(self, workers: int | None = None) -> str:
         """The plan in lines for people, with the time that so many workers take; with None those of
@@ -156,10 +156,10 @@ def _of_devices(config: SearchConfig, memory: int, workers: int) -> list[str]:
     counts = Counter(devices[number % len(devices)] for number in range(workers))
     lines = []
     for device, count in counts.items():
-        there = device_memory(device)
-        if count * memory > there:
+        room = device_memory(device)
+        if count * memory > room:
             lines.append(
-                f"compute.device: {device} has {there / 1e9:.3g} GB, and the workers of this "
+                f"compute.device: {device} has {room / 1e9:.3g} GB, and the workers of this "
                 f"search take {count * memory / 1e9:.3g} GB there"
             )
     return lines

@@ -167,16 +167,16 @@ class Evaluator:
     def _others(
         self, target: Target, split: str, scores: Scores, rows: int | None, shots: int
     ) -> dict[str, Scores]:
-        found: dict[str, Scores] = {}
+        others: dict[str, Scores] = {}
         for objective in self.config.objectives:
             if isinstance(objective, TaskObjective):
                 task = self.tasks.prepared(
                     target, objective.split(split), None, objective.fitness, rows, shots
                 )
-                found[objective.name] = task.evaluate(self._models(target).model(target))
+                others[objective.name] = task.evaluate(self._models(target).model(target))
             else:
-                found[objective] = self._taken(objective, target, scores)
-        return found
+                others[objective] = self._taken(objective, target, scores)
+        return others
 
     def _taken(self, what: Taken, target: Target, scores: Scores) -> Scores:
         """Measure what a model took to be scored."""
@@ -206,11 +206,11 @@ class Evaluator:
     def _differentiated(self, task: Task, target: Target, slopes: Slopes) -> Scores:
         assert isinstance(task, DifferentiableTask)  # the search has been checked
         assert isinstance(target, Recipe)  # parents have no numbers
-        found: list[Scores] = []
+        passes: list[Scores] = []
 
         def backward(model: PreTrainedModel) -> None:
             with recomputed(model) if self.config.compute.gradient_checkpointing else nullcontext():
-                found.append(task.backward(model))
+                passes.append(task.backward(model))
 
         gradient = slopes.take(self._models(target), target, backward)
-        return found[0].replace(gradient=gradient)
+        return passes[0].replace(gradient=gradient)

@@ -46,10 +46,10 @@ class WeightSlopes:
         backward pass."""
         assert recipe.merge is not None  # the space makes recipes with a merge part
         gradient, model = models.merge_gradient(recipe.merge)
-        found = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
+        gradients = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
         return np.array(
             [
-                found.get(number, 0.0) * width
+                gradients.get(number, 0.0) * width
                 for number, width in zip(self.numbers, self.widths, strict=True)
             ]
         )

@@ -48,9 +48,9 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
 
     def pinned(ref: SourceRef) -> SourceRef:
         if str(ref) not in pins:
-            if (found := open_source(ref).pinned) == ref:
+            if (commit := open_source(ref).pinned) == ref:
                 return ref
-            pins[str(ref)] = found.model_dump()
+            pins[str(ref)] = commit.model_dump()
         return SourceRef(**pins[str(ref)])
 
     base = pinned(config.base) if config.base is not None else None
@@ -102,9 +102,9 @@ def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
     from ...checkpoints.digests import digest_source
 
     for label, source in _sources(evaluator).items():
-        found = digest_source(source, known[label])
-        for name in {**known[label], **found}:
-            if found.get(name, [None])[0] != known[label].get(name, [None])[0]:
+        digests = digest_source(source, known[label])
+        for name in {**known[label], **digests}:
+            if digests.get(name, [None])[0] != known[label].get(name, [None])[0]:
                 raise SearchError(
                     f"{source}: {name} is not what the search stands on; bring the same files there"
                 )
@@ -117,16 +117,16 @@ def _sources(evaluator: Evaluator) -> dict[str, Parent]:
 
 
 def _compare(
-    study: Study, key: str, what: str, found: Mapping[str, list[Any]], of: str = ""
+    study: Study, key: str, what: str, today: Mapping[str, list[Any]], of: str = ""
 ) -> None:
     before = study.meta(key, of)
     if before is None and study.has_scores:
         raise DamagedStudyError(study.folder, f"{key}{f' of {of}' if of else ''} (lost)")
-    for name in [*(before or ()), *found] if before is not None else ():
-        was, now = (values.get(name, [None])[0] for values in (before, found))
+    for name in [*(before or ()), *today] if before is not None else ():
+        was, now = (values.get(name, [None])[0] for values in (before, today))
         if was != now and study.has_scores:
             how = f"version {was}, now {now}" if isinstance(now, int) else "changed"
-            if name not in found:
+            if name not in today:
                 how = "lost"
             elif name not in before:
                 how = "new"
@@ -135,8 +135,8 @@ def _compare(
                 "begun on, and scores would not be "
                 "comparable; restore them, or choose another folder"
             )
-    if before != found:
-        study.set_meta(key, found, of)
+    if before != today:
+        study.set_meta(key, today, of)
 
 
 def _text_of(example: Example) -> list[Any]:

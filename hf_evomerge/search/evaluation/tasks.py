@@ -83,10 +83,10 @@ class SearchTasks:
     @property
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
-        there = {**self.config.splits, **self._given}
+        names = {**self.config.splits, **self._given}
         return [
-            *(split for split in SPLITS if split in there),
-            *(split for split in there if ":" in split),
+            *(split for split in SPLITS if split in names),
+            *(split for split in names if ":" in split),
         ]
 
     def examples(self, split: str) -> Sequence[Example]:
@@ -222,10 +222,10 @@ class SearchTasks:
                 examples = self._shown(examples, shots, task.spec, self.tokenizer(target))
             task.prepare(examples, self.tokenizer(target))
             self._tasks[key] = task
-        found = self._tasks[key]
-        if ready and isinstance(found, AgreementTask | TermsTask):
-            found.read_references(self.examples(split))
-        return found
+        prepared = self._tasks[key]
+        if ready and isinstance(prepared, AgreementTask | TermsTask):
+            prepared.read_references(self.examples(split))
+        return prepared
 
     def _shown(
         self, examples: Sequence[Example], shots: int, spec: Any, tokenizer: Any

@@ -147,8 +147,8 @@ class SearchConfig(StrictModel):
             each.name: (each.fitness or self.fitness).unit
             for each in only_task_objectives(self.objectives)
         }
-        found = {FITNESS: self.fitness.unit, **TAKEN, **tasks}
-        return {name: found[name] for name in self.objective_names}
+        units = {FITNESS: self.fitness.unit, **TAKEN, **tasks}
+        return {name: units[name] for name in self.objective_names}
 
     @property
     def task_specs(self) -> list[TaskSpec]:

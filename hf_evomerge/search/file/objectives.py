@@ -72,8 +72,8 @@ def name_of(objective: AnyObjective) -> str:
 def values(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
     """The value of the fitness and of the other objectives, by name, as people read them; None
     where there is none."""
-    found = {FITNESS: scores, **scores.others}
-    return {name: found[name].mean if name in found else None for name in names}
+    by_name = {FITNESS: scores, **scores.others}
+    return {name: by_name[name].mean if name in by_name else None for name in names}
 
 
 def known_values(scores: Scores, names: Sequence[str]) -> dict[str, float]:

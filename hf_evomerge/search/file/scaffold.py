@@ -449,13 +449,13 @@ class _Problems:
                 f"call it {what}, as in {example}, "
                 f"or write the search file by hand, with {what}_field"
             )
-        found = {"prompt_field": prompt, "answer_field": answer}
+        fields = {"prompt_field": prompt, "answer_field": answer}
         if prompt == "instruction" and record.get("input"):
-            found["template"] = "{instruction}\n{input}"
+            fields["template"] = "{instruction}\n{input}"
         if isinstance(record.get("choices"), (list, dict)):
-            found["choices"] = "choices"
+            fields["choices"] = "choices"
         return {
-            key: name for key, name in found.items() if name != DataSpec.model_fields[key].default
+            key: name for key, name in fields.items() if name != DataSpec.model_fields[key].default
         }
 
     @property

@@ -247,13 +247,13 @@ class _TrustRegion:
         for tries in range(1, _TRIES + 1):
             if asked.spent + asked.share + least > asked.budget:
                 break
-            there: Vector = np.clip(point + self.factor * step, *bounds)
-            changes = gradient * (there - point)
+            moved: Vector = np.clip(point + self.factor * step, *bounds)
+            changes = gradient * (moved - point)
             asked.request = Request(repeats=tries)
-            (found,) = yield [there]
-            if found >= fitness + float(changes.sum() - np.abs(changes).sum()):  # false for NaN
+            (reached,) = yield [moved]
+            if reached >= fitness + float(changes.sum() - np.abs(changes).sum()):  # false for NaN
                 self.factor = min(1.0, 2 * self.factor)
-                return there
+                return moved
             self.factor /= 2
         return point
 

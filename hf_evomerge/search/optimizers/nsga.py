@@ -124,12 +124,12 @@ def non_dominated(vectors: Sequence[Vector]) -> list[int]:
         [0, 1]
     """
     points = np.array(vectors).reshape(len(vectors), -1)
-    found = []
+    indices = []
     for index, point in enumerate(points):
         better = (points >= point).all(1) & (points > point).any(1)
         if not better.any() and not (points[:index] == point).all(1).any():
-            found.append(index)
-    return found
+            indices.append(index)
+    return indices
 
 
 def scaled(vectors: Sequence[Vector]) -> NDArray[np.float64]:

@@ -53,11 +53,11 @@ class HeldOut(Phase):
                 retained[label][name] = scores[label].take(places)
         rows = []
         for row in unscored:
-            found = scores[row.label]
-            if row.optional and found.error is not None:
-                logger.warning(f"the results have no {row.model}: {found.error}")
+            outcome = scores[row.label]
+            if row.optional and outcome.error is not None:
+                logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
-            rows.append(replace(row, scores=found, retained=retained[row.label]))
+            rows.append(replace(row, scores=outcome, retained=retained[row.label]))
         run.result = Result(
             run.study.recipe(run.winner),
             run.judged_on,

@@ -245,7 +245,7 @@ class StageRun:
         evaluations = round(self.spent, 3)
         sigma = self.optimizer.sigma
         state = self._progress
-        told = Generation(
+        ended = Generation(
             self.stage.name,
             generation,
             trials,
@@ -256,10 +256,10 @@ class StageRun:
             replayed,
         )
         for callback in self.callbacks:
-            callback.on_generation(self.study, told)
+            callback.on_generation(self.study, ended)
         if (stopped := self.study.meta("stopped", self.stage.name)) is not None:
             return bool(generation >= stopped)
-        asked = (each.should_stop(self.study, told) for each in self.callbacks)
+        asked = (each.should_stop(self.study, ended) for each in self.callbacks)
         if len(self.trials) in self.stored or not any(asked):
             return False
         self.study.set_meta("stopped", generation, self.stage.name)

@@ -75,13 +75,13 @@ class LiveTable(SearchCallback):
     def _is_news(self, progress: Progress) -> bool:
         """Tell whether a log should have a line: at a new generation, but not for every step of a
         gradient, and at the end."""
-        told = self._told.get(progress.phase)
-        if told is None or progress.done >= progress.total:
+        last = self._told.get(progress.phase)
+        if last is None or progress.done >= progress.total:
             return True
         in_generations = progress.sigma is not None
         return (
-            not in_generations or progress.generation != told.generation
-        ) and progress.done - told.done >= progress.total / MOST_LINES
+            not in_generations or progress.generation != last.generation
+        ) and progress.done - last.done >= progress.total / MOST_LINES
 
     @property
     def _remarks(self) -> list[str]:

@@ -50,10 +50,10 @@ def contributions(
     return [Contribution(source=name, left_out=each) for name, each in pairs if each is not None]
 
 
-def sentence(found: Sequence[Contribution], examples: str) -> str:
+def sentence(measured: Sequence[Contribution], examples: str) -> str:
     """Name the sources whose absence costs fitness beyond chance, and the others."""
-    gains = ", ".join(each.source for each in found if each.left_out.low > 0)
-    others = ", ".join(each.source for each in found if each.left_out.low <= 0)
+    gains = ", ".join(each.source for each in measured if each.left_out.low > 0)
+    others = ", ".join(each.source for each in measured if each.left_out.low <= 0)
     if not gains:
         return f"On {examples} examples nothing shows that the winner needs {others}"
     said = f"The winner gains from {gains}, on {examples} examples"

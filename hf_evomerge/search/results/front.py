@@ -54,8 +54,10 @@ def front(
         stages: Stages to look at; those of its spaces where None.
     """
     names = config.objective_names
-    found = (trial for stage in stages or config.spaces for trial in study.trials(stage))
-    trials = [trial for trial in found if trial.fitness is not None and trial.duplicate_of is None]
+    candidates = (trial for stage in stages or config.spaces for trial in study.trials(stage))
+    trials = [
+        trial for trial in candidates if trial.fitness is not None and trial.duplicate_of is None
+    ]
     vectors = [vector(trial.scores, names) for trial in trials]
     best = sorted((tuple(-vectors[i]), i) for i in non_dominated(vectors))
     return [FrontPoint(number, trials[i]) for number, (_, i) in enumerate(best)]

@@ -50,10 +50,10 @@ class Result:
 
     def row(self, stage: RowStage) -> Row:
         """The first row of a stage; raises `KeyError` where there is none."""
-        found = next((row for row in self.rows if row.stage == stage), None)
-        if found is None:
+        first = next((row for row in self.rows if row.stage == stage), None)
+        if first is None:
             raise KeyError(stage)
-        return found
+        return first
 
     @property
     def verdict(self) -> list[str]:

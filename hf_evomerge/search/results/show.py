@@ -173,7 +173,9 @@ def describe_recipe(recipe: Recipe) -> str:
 
 def _span(value: object) -> str:
     """A parameter as a number, or from the least to the greatest of its groups or layers."""
-    found = [number for _, number in numbers("", value)]
-    if not found:
+    values = [number for _, number in numbers("", value)]
+    if not values:
         return str(value)
-    return f"{found[0]:.3g}" if len(set(found)) == 1 else f"{min(found):.3g} to {max(found):.3g}"
+    return (
+        f"{values[0]:.3g}" if len(set(values)) == 1 else f"{min(values):.3g} to {max(values):.3g}"
+    )

@@ -173,10 +173,10 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
     return f"{render(figures)}\n\n{caption}"
 
 
-def contributions_table(found: Sequence[Contribution]) -> str:
+def contributions_table(contributions: Sequence[Contribution]) -> str:
     """Sources side by side: what their absence costs."""
     table = _with_columns(*Contribution.HEADS)
-    for each in found:
+    for each in contributions:
         table.add_row(*each.cells)
     return render(table)
 

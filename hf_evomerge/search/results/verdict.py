@@ -181,10 +181,10 @@ def _does_as_well(row: Row, winner: Row, by: Sequence[Measure]) -> bool:
     compared = _compared(winner, row, by)
     if not compared or compared[0].is_better:
         return False
-    found = compared[0]
-    if found.is_close and found.difference > 0:  # undecided, and not level
+    first = compared[0]
+    if first.is_close and first.difference > 0:  # undecided, and not level
         return False
-    return found.is_worse or not _forgets(row, winner)
+    return first.is_worse or not _forgets(row, winner)
 
 
 def _beats(row: Row, other: Row, by: Sequence[Measure]) -> bool:
@@ -213,10 +213,10 @@ def _forgets(row: Row, winner: Row) -> str:
         lost = row.retained.get(name)
         if lost is None:
             continue
-        found = compare(kept, lost)
-        if found is not None and found.is_better:
-            had = column(kept, found.measure).mean()
-            has = column(lost, found.measure).mean()
+        compared = compare(kept, lost)
+        if compared is not None and compared.is_better:
+            had = column(kept, compared.measure).mean()
+            has = column(lost, compared.measure).mean()
             return f"forgets more ({has:.2f} against {had:.2f} of {name})"
     return ""
 
@@ -235,44 +235,46 @@ def _against(
     against = other.against
     if not compared or against is None:
         return []
-    found = compared[0]
+    first = compared[0]
     beside = _beside(compared, unit)
-    size = f"{found.examples} examples"
-    by_how_much = f"by {abs(found.difference):.3f} {_of(found, unit)}"
+    size = f"{first.examples} examples"
+    by_how_much = f"by {abs(first.difference):.3f} {_of(first, unit)}"
     forgets = _forgets(other, winner) if other.stage in SIMPLER else ""
-    if found.is_better:
+    if first.is_better:
         better = against.better or f"{winner.model} is better than {against.name},"
         if other.stage == "alone":
-            better = _needs(rows, found)
-        return [f"{better} {by_how_much} ({found.interval}){beside}"]
-    if found.is_worse:
+            better = _needs(rows, first)
+        return [f"{better} {by_how_much} ({first.interval}){beside}"]
+    if first.is_worse:
         more = f", but it {forgets}" if forgets else ""
         return [
             (
-                f"{winner.model} is WORSE than {against.name}, {by_how_much} ({-found.high:.3f} to "
-                f"{-found.low:.3f}){beside}: {against.worse}{more}"
+                f"{winner.model} is WORSE than {against.name}, {by_how_much} ({-first.high:.3f} to "
+                f"{-first.low:.3f}){beside}: {against.worse}{more}"
             )
         ]
-    told = _figures(compared, unit)
-    if other.stage in SIMPLER and (found.difference <= 0 or not found.is_close):
+    figures = _figures(compared, unit)
+    if other.stage in SIMPLER and (first.difference <= 0 or not first.is_close):
         level = against.level or f"{against.name} does as well"
         if forgets:
             level = f"{level.partition(':')[0]}, and {forgets}"
-        hardly = "hardly tell" if found.is_close else "do not tell"
-        return [f"{level}; {size} {hardly} them apart: {told}"]
+        hardly = "hardly tell" if first.is_close else "do not tell"
+        return [f"{level}; {size} {hardly} them apart: {figures}"]
     if against.undecided is not None:
-        nothing = "hardly anything" if found.is_close else "nothing"
-        return [f"the search added {nothing} {against.undecided} that {size} could show: {told}"]
+        nothing = "hardly anything" if first.is_close else "nothing"
+        return [f"the search added {nothing} {against.undecided} that {size} could show: {figures}"]
     return [
-        f"{winner.model} is {_not(found)} distinguishable from {against.name}, on {size}: {told}"
+        f"{winner.model} is {_not(first)} distinguishable from {against.name}, on {size}: {figures}"
     ]
 
 
-def _needs(rows: Sequence[Row], found: Comparison) -> str:
+def _needs(rows: Sequence[Row], comparison: Comparison) -> str:
     """Say that one source is not enough, with what the best of them have alone."""
     lone = [row for row in rows if row.stage == "alone" and row.scores.error is None]
-    lone.sort(key=lambda row: -float(column(row.scores, found.measure).mean()))
-    each = [f"{row.model} has {column(row.scores, found.measure).mean():.3f}" for row in lone[:3]]
+    lone.sort(key=lambda row: -float(column(row.scores, comparison.measure).mean()))
+    each = [
+        f"{row.model} has {column(row.scores, comparison.measure).mean():.3f}" for row in lone[:3]
+    ]
     what = "both sources" if len(lone) == 2 else "more than one source"
     return f"needs {what}: {', '.join(each)}; it beats the best alone"
 
@@ -283,26 +285,24 @@ def _figures(compared: Sequence[Comparison], unit: str) -> str:
     return f"{compared[0]}{of}{_beside(compared, unit)}"
 
 
-def _not(found: Comparison) -> str:
-    return "hardly" if found.is_close else "not"
+def _not(comparison: Comparison) -> str:
+    return "hardly" if comparison.is_close else "not"
 
 
-def _of(found: Comparison, unit: str) -> str:
-    return unit if unit and found.measure == "fitness" else f"of {found.measure}"
+def _of(comparison: Comparison, unit: str) -> str:
+    return unit if unit and comparison.measure == "fitness" else f"of {comparison.measure}"
 
 
 def _beside(compared: Sequence[Comparison], unit: str) -> str:
     """The other measures' comparisons, after a sentence about the first; loud where they say the
     contrary."""
+    first, *others = compared
     said = ""
-    for found in compared[1:]:
-        word = "but WORSE " if found.is_worse and not compared[0].is_worse else ""
-        word = "but better " if found.is_better and not compared[0].is_better else word
-        said += (
-            f"; {word}in "
-            f"{found.measure}{f' ({unit})' if unit and found.measure == 'fitness' else ''}: "
-            f"{found}"
-        )
+    for other in others:
+        word = "but WORSE " if other.is_worse and not first.is_worse else ""
+        word = "but better " if other.is_better and not first.is_better else word
+        measured_in = f" ({unit})" if unit and other.measure == "fitness" else ""
+        said += f"; {word}in {other.measure}{measured_in}: {other}"
     return said
 
 
@@ -325,13 +325,13 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
         there = f"the best there, {best}"
         if not (compared := compare_all(scores, others[best], by)):
             continue  # of one example
-        found = compared[0]
-        if found.is_worse:
+        first = compared[0]
+        if first.is_worse:
             said = "worse than"
-        elif found.is_better:
+        elif first.is_better:
             said = "better than"
         else:
-            said = f"{_not(found)} distinguishable from"
+            said = f"{_not(first)} distinguishable from"
         sentences.append(f"on {name} it is {said} {there}: {_figures(compared, unit)}")
     return sentences
 

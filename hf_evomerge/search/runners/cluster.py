@@ -340,12 +340,12 @@ class RayRunner(PoolRunner[RayWorker]):
         if now - self._looked > TICK:  # at all of them: one may have taken too long
             self._looked = now
             return busy
-        there, _ = (
+        ready, _ = (
             self._ray.wait(list(pending), num_returns=len(pending), timeout=0)
             if pending
             else ([], [])
         )
-        for worker in (workers := [pending[ref] for ref in there]):
+        for worker in (workers := [pending[ref] for ref in ready]):
             if worker.index is None:  # it has started
                 worker.takes_job()
         return [worker for worker in workers if worker.index is not None]
@@ -441,12 +441,12 @@ def _last_started() -> str:
 
 def _alive() -> dict[str, tuple[_Node, Mapping[str, float]]]:
     """The machines of the cluster and what they have, by Ray's id."""
-    found = {}
+    nodes = {}
     for node in require_ray().nodes():
         if node["Alive"]:
             name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
-            found[node["NodeID"]] = _Node(node["NodeID"], name), node["Resources"]
-    return found
+            nodes[node["NodeID"]] = _Node(node["NodeID"], name), node["Resources"]
+    return nodes
 
 
 def _is_there(ref: Any) -> bool:

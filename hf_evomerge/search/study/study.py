@@ -88,7 +88,7 @@ class Study(StudyFile):
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """Read all trials, or those of one stage, by number."""
-        found = []
+        trials = []
         others = self._others("search")
         for row in self._whole(
             "trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage
@@ -99,10 +99,10 @@ class Study(StudyFile):
                 scores = scores.replace(
                     others=others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {})
                 )
-                found.append(
+                trials.append(
                     Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost)
                 )
-        return found
+        return trials
 
     def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
         """The best complete trials with distinct recipes, best first; of equals the earlier.
@@ -249,12 +249,12 @@ class Study(StudyFile):
 
     def _others(self, split: str, owner: str | None = None) -> dict[str, dict[str, Scores]]:
         """Scores of the objectives beside the fitness on a split, by owner and name."""
-        found: dict[str, dict[str, Scores]] = {}
+        others: dict[str, dict[str, Scores]] = {}
         where = "split = ? AND (? IS NULL OR owner = ?) ORDER BY rowid"
         for row in self._whole("objectives", where, split, owner, owner):
             with self._readable("objectives", row):
-                found.setdefault(row[0], {})[row[2]] = _scores(row[4], row[5], 0.0, None)
-        return found
+                others.setdefault(row[0], {})[row[2]] = _scores(row[4], row[5], 0.0, None)
+        return others
 
     # The row of the scores is written last and stands for all of it. A kill in between leaves
     # answers without scores, which are replaced when the model is scored again.

@@ -203,7 +203,7 @@ def learn_together(
     while (points := optimizer.ask()) is not None:
         request = optimizer.request
         batch = examples if request.full else next(drawn)
-        found = list[Scores]()
+        scored = list[Scores]()
         slopes = list[Any]()
         for point in points:
             recipe = space.decode(point)
@@ -211,17 +211,17 @@ def learn_together(
             task.prepare(batch, tokenizer)
 
             def step(
-                model: Any, task: DifferentiableTask = task, found: list[Scores] = found
+                model: Any, task: DifferentiableTask = task, scored: list[Scores] = scored
             ) -> None:
-                found.append(ascent.step(task))
+                scored.append(ascent.step(task))
 
             if request.active is None:
-                found.append(task.evaluate(evaluator.models.model(recipe)))
+                scored.append(task.evaluate(evaluator.models.model(recipe)))
             else:
                 slopes.append(
                     space.slopes(point, request.active).take(evaluator.models, recipe, step)
                 )
-        optimizer.tell([float(scores.values.mean()) for scores in found], slopes)
+        optimizer.tell([float(scores.values.mean()) for scores in scored], slopes)
         after_step(optimizer.spent)
     return recipe, ascent.tuned
 
