@@ -19,6 +19,7 @@ from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.whole_file import write_whole
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
+from .file.stages import Stage
 from .results.front import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
@@ -102,7 +103,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         study.set_meta(NOTE, os.path.abspath(out))
         study.set_meta("versions", versions())
     else:
-        _add_rows(study, config)
+        _give_more(study, config)
     kept: SearchConfig | None = None
     if (out / SEARCH_FILE).exists():  # not where the process that began the study ended in between
         kept = written
@@ -116,6 +117,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         or is_another
         or written.about not in (None, kept.about)
         or _asked(kept) != _asked(written)
+        or _raised(kept, written)
     ):
         written.save(out / SEARCH_FILE)
     return study
@@ -168,8 +170,9 @@ def edited(study: Study) -> tuple[SearchConfig, str | None]:
     """The search that a study goes on with.
 
     Returns:
-        The study's settings, with the purpose and the rows of the table of the search file beside
-        it; and a line that says how else that file differs, None where it does not.
+        The study's settings, with the purpose, the rows of the table and the greater budgets of the
+        search file beside it; and a line that says how else that file differs, None where it does
+        not.
     """
     file = study.folder / SEARCH_FILE
     config = settings_of(study)
@@ -280,7 +283,8 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
 def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
     """Tell whether the settings differ from the study's, which they may while it has no scores.
 
-    Afterwards there may only be other rows in the table; raises `SearchError` for anything else.
+    Afterwards there may only be other rows in the table, and more evaluations of what no later
+    stage was begun at; raises `SearchError` for anything else.
     """
     before = settings_of(study)
     changed = _changes(before.model_dump(mode="json"), now.model_dump(mode="json"))
@@ -293,6 +297,25 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
         raise SearchError(
             f"{out}: holds the study of another search: {listed}; choose another folder"
         )
+    # More evaluations continue a stage only if its trials so far stay what they are. CMA-ES and
+    # random search qualify. A gradient's rate depends on the whole budget. A stage at whose winner
+    # another one began would get another winner.
+    for stage in _raised(before, now):
+        if stage.algorithm == "gradient":
+            raise SearchError(
+                f"{out}: {stage} goes by gradient, whose rate falls over its "
+                f"{stage.evaluations} evaluations, so it is given "
+                f"no more; begin another search at its winner: {out / MODEL_FOLDER} as a "
+                "source, merge.starts: [sources]"
+            )
+        later = before.stages[before.stages.index(stage) + 1 :]
+        after = next((each for each in later if study.trials(each.name)), None)
+        if stage.searches and after is not None and after.searches:
+            raise SearchError(
+                f"{out}: {after} was begun at what {stage} had found, so only {after} can be "
+                "given more evaluations; leave "
+                f"those of {stage} at {stage.evaluations}, or choose another folder"
+            )
     return False
 
 
@@ -301,6 +324,12 @@ def _forget_settings(study: Study, config: SearchConfig) -> None:
     with study.exclusive():
         study.forget()
         study.set_meta("settings", config.model_dump(mode="json"))
+
+
+def _raised(before: SearchConfig, now: SearchConfig) -> list[Stage]:
+    """The stages, as they were, that have more evaluations now."""
+    budgets = {stage.name: stage.evaluations for stage in now.stages}
+    return [stage for stage in before.stages if budgets.get(stage.name, 0) > stage.evaluations]
 
 
 def _asked(config: SearchConfig) -> dict[str, Any]:
@@ -312,14 +341,22 @@ def _asked(config: SearchConfig) -> dict[str, Any]:
 # in the study, so the search goes through them and decides what it decided before: the winner
 # stays. The test split is looked at again where a row is new, which whoever asked may have
 # wanted because of what the table said; the verdict counts it.
-def _add_rows(study: Study, config: SearchConfig) -> None:
-    """Note the rows that are asked for by now, and that the test split was looked at before; raises
-    `SearchError` where a process runs the study."""
+def _give_more(study: Study, config: SearchConfig) -> None:
+    """Note what each stage had been given where it is given more, and that the test split was
+    looked at before; raises `SearchError` where a process runs the study."""
     before = settings_of(study)
-    if _asked(before) == _asked(config):
+    raised = _raised(before, config)
+    new = set(config.compare.baselines) - set(before.compare.baselines)
+    if not raised and _asked(before) == _asked(config):
         return
     with study.exclusive():
-        if set(config.compare.baselines) - set(before.compare.baselines):
+        for stage in raised:
+            budgets = study.meta("budgets", stage.name) or []
+            if (
+                study.trials(stage.name) and stage.evaluations not in budgets
+            ):  # where a process ended before it noted all
+                study.set_meta("budgets", [*budgets, stage.evaluations], stage.name)
+        if raised or new:
             again = any(split == "test" for _, split in study.evaluated())
             study.set_meta("looks", (study.meta("looks") or 1) + again)
         study.set_meta("settings", config.model_dump(mode="json"))
@@ -329,11 +366,11 @@ def _add_rows(study: Study, config: SearchConfig) -> None:
         logger.info(f"baselines of the table were {was} and are {is_now}")
 
 
-# A difference of two settings as paths of keys. Keys that trials do not depend on are none: with
-# those the replay of the study is the same.
+# A difference of two settings as paths of keys. Keys that trials do not depend on, and a greater
+# budget, are none: with those the replay of the study is the same up to its end.
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """Keys that differ between two settings, with both values; no key that trials do not depend
-    on."""
+    """Keys that differ between two settings, with both values; no key that trials do not depend on,
+    and no greater budget."""
     if where in ("about", *(f"compare.{key}" for key in _ROWS)):
         return []
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
@@ -346,7 +383,7 @@ def _changes(before: Any, now: Any, where: str = "") -> list[str]:
             for key in keys
         ]
         return [change for changes in inside for change in changes]
-    if before == now:
+    if before == now or (where.endswith(".evaluations") and now > before):
         return []
     was, is_now = (one_line(json.dumps(value, ensure_ascii=False), 80) for value in (before, now))
     return [f"{where} was {was} and is {is_now}"]

@@ -58,8 +58,8 @@ def run_search(
 
     Args:
         config: What to search. Where the folder has a study, it must be the one that this study was
-            begun with, on the same examples, sources and task; the table may have other baselines
-            and contributions. Branches on the Hub are
+            begun with, on the same examples, sources and task; the last stage may have more
+            evaluations, and the table other baselines and contributions. Branches on the Hub are
             pinned to commits.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number. With

@@ -223,7 +223,7 @@ def test_cma_begins_at_the_best_candidate():
 def test_the_mean_is_scored_on_all_examples():
     """On batches the mean of the distribution is asked for now and then and when the budget ends,
     to be scored in full."""
-    optimizer = Optimizer(_start(), population=8, seed=1, budget=20.0, shares=(0.125,))
+    optimizer = Optimizer(_start(), population=8, seed=1, budgets=(20.0,), shares=(0.125,))
     full: list[tuple[float, float]] = []
     while (points := optimizer.ask()) is not None:
         if optimizer.request.full:

@@ -5,7 +5,10 @@ from searches import BY_BOTH, GRADIENT
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation import memory
+from hf_evomerge.search.evaluation.devices import product_seconds
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 
@@ -100,6 +103,40 @@ def test_a_plan_warns(search_config, search_settings):
         "56 evaluations"
     )
     assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
+
+
+@pytest.mark.parametrize(("times", "warns"), [(78.0, True), (1.1, False), (0.5, False)])
+def test_half_precision_is_measured(times, warns, search_config, tiny_half, monkeypatch):
+    """On a processor one product in both dtypes says which is the quicker one, and what to write
+    into the file; in float32, or on a GPU, nothing is measured."""
+    asked = []
+
+    def seconds(dtype: object) -> float:
+        asked.append(str(dtype))
+        return times if len(asked) % 2 else 1.0
+
+    monkeypatch.setattr("hf_evomerge.search.checks.product_seconds", seconds)
+    config = search_config("ps", tiny_half)
+    found = check_search(config, Evaluator(config))
+    lines = [line for line in found.warnings if line.startswith("output.dtype")]
+    slow = (
+        "output.dtype: one product of matrices takes this processor 78 times as long in bfloat16 "
+        "as in float32; write `output: {dtype: float32}`"
+    )
+    assert lines == ([slow] if warns else [])
+    assert ("2.0 times as fast as float32 here" in found.notes[0]) == (times == 0.5)
+    assert asked == ["torch.bfloat16", "float32"]
+    whole = search_config("ps", tiny_half, output={"dtype": "float32"})
+    assert not check_search(whole, Evaluator(whole)).notes
+    assert len(asked) == 2
+
+
+def test_a_product_takes_milliseconds():
+    """Both dtypes are measured, by name or as torch has them."""
+    import torch
+
+    assert 0 < product_seconds("float32") < 1
+    assert 0 < product_seconds(torch.bfloat16) < 5
 
 
 def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):

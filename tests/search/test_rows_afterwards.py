@@ -37,7 +37,7 @@ def test_a_row_is_added_to_a_finished_search(tmp_path, search_config, caplog):
     assert facts(tmp_path) == before
     result = run_search(more, tmp_path)
     assert "scored once" in " ".join(first.verdict)
-    assert "test split was scored 2 times, for rows" in " ".join(result.verdict)
+    assert "test split was scored 2 times, for evaluations or rows" in " ".join(result.verdict)
     assert [row.stage for row in result.rows if row not in first.rows] == ["random"]
     assert len(result.contributions) == 2
     assert result.winner == first.winner

@@ -221,8 +221,9 @@ class Optimizer(AskTell):
             diagonal.
         population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
         seed: Seed of the generator.
-        budget: In scores of all examples; it only decides how many candidates of the start, and
-            means, are scored.
+        budgets: In scores of all examples; they only decide how many candidates of the start, and
+            means, are scored. A search that was given more has several, each for when the one
+            before is spent.
         shares: Shares of the examples that generations are scored on: `GROWTH` generations of each,
             and the last from then on. Below 1, the mean of the distribution is scored on all of
             them now and then, and at the end.
@@ -245,10 +246,11 @@ class Optimizer(AskTell):
         algorithm: Algorithm = "cma",
         population: int | None = None,
         seed: int = 0,
-        budget: float = np.inf,
+        budgets: Sequence[float] = (np.inf,),
         shares: Sequence[float] = (1.0,),
     ) -> None:
-        super().__init__(budget, shares[0])
+        super().__init__(budgets[0], shares[0])
+        self.later = list(budgets[1:])
         if start.mean.size < 2 and algorithm != "random":
             raise SearchError(
                 "CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or "
@@ -269,6 +271,15 @@ class Optimizer(AskTell):
         """Tell whether the budget falls short of another generation on a batch and the mean on all
         examples."""
         return self.share < 1 and self.spent + self.population * self.share + 1 > self.budget
+
+    def _is_over(self) -> bool:
+        """Tell whether the last budget falls short too; until then the next one counts."""
+        # A search that is given more evaluations is replayed from the start. It must score the
+        # means that it scored under its first budget at the same places, so budgets are used up one
+        # after the other.
+        while self._is_last() and self.later:
+            self.budget = self.later.pop(0)
+        return self._is_last()
 
     def _cma_batches(self) -> Batches:
         """Run CMA-ES from the start until it converges, which equal fitness alone does not say:
@@ -305,7 +316,7 @@ class Optimizer(AskTell):
                 self.request = Request(full=True)
                 mean_at = self.spent
                 yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
-                if self._is_last():
+                if self._is_over():
                     break
             self.request = Request()
             generations += 1

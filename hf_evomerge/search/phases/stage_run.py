@@ -86,6 +86,9 @@ class StageRun:
         self.callbacks = callbacks
         self.report = report
         self.start = self._start()
+        earlier = study.meta("budgets", stage.name) or []
+        self.stages = [*(replace(stage, evaluations=spent) for spent in earlier), stage]
+        """The stage as it was before it was given more evaluations, each time, and as it is."""
         self.optimizer = self._optimizer()
         self.trials: list[Trial] = []
         self.stored = {trial.number: trial for trial in study.trials(stage.name)}
@@ -267,18 +270,18 @@ class StageRun:
         return True
 
     def _optimizer(self) -> AskTell:
-        """Make the optimizer of the stage."""
-        stage = self.stage
+        """Make the optimizer of the stage, as it was before it was given more evaluations."""
+        stage = self.stages[0]
         start = self.start
         count = max(self.example_count, 1)
         settings = stage.step
         budget = stage.evaluations
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
-        algorithm = stage.algorithm
-        if algorithm == "cma" and stage.control and start.mean.size < 2:
+        algorithm = self.stage.algorithm
+        if algorithm == "cma" and self.stage.control and start.mean.size < 2:
             algorithm = "random"  # of one number, which CMA-ES cannot search
-        seed = self.config.compute.seed + stage.number
+        seed = self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
             price = self.space.price
             return GradientOptimizer(
@@ -296,7 +299,7 @@ class StageRun:
             algorithm=algorithm,
             population=settings.population,
             seed=seed,
-            budget=budget,
+            budgets=[each.evaluations for each in self.stages],
             shares=shares,
         )
 

@@ -27,8 +27,8 @@ class Result:
         front: The models that no other beats in all of them, the best fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no
             unit.
-        looks: How often the test split was scored: again where its table was given more rows after
-            its results.
+        looks: How often the test split was scored: again where the search was given more
+            evaluations, or its table more rows, after its results.
         notes: Sentences after those of the comparison, such as what a source gives the winner.
         contributions: What each source gives the winner, where that was asked for.
     """

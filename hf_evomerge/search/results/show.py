@@ -70,6 +70,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 "a recipe seen before"
             )
             parts.append(f"\n{stage} ({stage.title}): {said}")
+            budgets = study.meta("budgets", stage.name) or []
+            parts += [f"was given more after {spent} evaluations" for spent in budgets]
             table = Table(box=None, header_style="bold", pad_edge=False)
             unit = (stage.fitness or settings.fitness).unit
             for heading in ("trial", "gen", "fitness", "accuracy"):

@@ -60,7 +60,9 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
         sentences += _against(row, rows, winner=winner, by=by, unit=unit)
     sentences += _forgotten(winner, _parents(rows), unit) + _cut(rows)
     if split == "test":
-        often = f"{looks} times, for rows were added after results: they are optimistic"
+        often = (
+            f"{looks} times, for evaluations or rows were added after results: they are optimistic"
+        )
         once = "once, after the winner was chosen" if looks == 1 else often
         sentences.append(
             f"the test split was scored {once}; p values are not corrected for their number"
