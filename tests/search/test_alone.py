@@ -93,7 +93,7 @@ def test_a_source_that_is_enough_is_kept(tmp_path):
     recipe = Recipe.load(study.folder / INSTEAD_FILE)
     assert recipe.merge_sources == [0]
     keep, build = _next(result, study.folder, build=True)
-    assert keep == "next:   keep a, rescaled"
+    assert keep == "next:   take a as its own search rescaled it"
     assert build.startswith("        hf-evomerge merge '")
     assert INSTEAD_FILE in build
     _, result = toy_search(tmp_path / "both", _runner(), **settings)

@@ -85,12 +85,12 @@ def _rows(
             _rows(0.31, parent=0.3, average=0.3),
             [
                 (
-                    r"A parent does as well: keep maths as it is; 200 examples do not tell them "
-                    r"apart: \+0\.010 \("
+                    r"A parent does as well: keep maths as it is; it has 0\.300 and evolved PS "
+                    r"0\.310, which 200 examples do not tell apart: \+0\.010 \("
                 ),
                 (
-                    r"The plain average does as well: take it, no search is needed; 200 examples "
-                    r"do not tell them apart: \+0\.010 \("
+                    r"The plain average does as well; it has 0\.300 and evolved PS 0\.310, which "
+                    r"200 examples do not tell apart: \+0\.010 \("
                 ),
             ],
         ),
@@ -327,44 +327,35 @@ SEARCHES = {
                 "Needs both sources: maths alone has 0.210, japanese alone has 0.130; it beats the "
                 "best alone by 0.590 of accuracy (0.5"
             ),
-            (
-                "Needs what its sources have learned: it beats random directions by 0.700 of "
-                "accuracy (0.6"
-            ),
+            ("Needs its sources: it beats random changes of their size by 0.700 of accuracy (0.6"),
         ],
         None,
     ),
     "a source that is noise": (
         {"japanese": 0.0, "alone_maths": 0.8, "alone_japanese": 0.05, "ps": 0.805},
         [
-            (
-                "A single source does as well: keep maths, rescaled; 200 examples do not tell them "
-                "apart: +0.005 ("
-            ),
+            ("A single source does as well: take maths as its own search rescaled it; it has "),
             "Evolved PS is better than its best parent, maths, by 0.605 of accuracy (",
         ],
-        "keep maths, rescaled",
+        "take maths as its own search rescaled it",
     ),
     "a source twice": (
         {"japanese": 0.2, "average": 0.2, "alone_maths": 0.7, "alone_japanese": 0.7, "ps": 0.7},
-        ["A single source does as well: keep maths, rescaled; 200 examples do not tell them "],
-        "keep maths, rescaled",
+        ["A single source does as well: take maths as its own search rescaled it; it has "],
+        "take maths as its own search rescaled it",
     ),
     "a source that is the base": (
         {"japanese": 0.05, "alone_maths": 0.6, "ps": 0.59},
-        ["A single source does as well: keep maths, rescaled; 200 examples do not tell them "],
-        "keep maths, rescaled",
+        ["A single source does as well: take maths as its own search rescaled it; it has "],
+        "take maths as its own search rescaled it",
     ),
     "a task that the base solves": (
         {"base": 0.9, "maths": 0.8, "average": 0.9, "alone_maths": 0.9, "lora": 0.9, "ps": 0.905},
         [
-            (
-                "The base (tiny) does as well: keep the base (tiny) as it is; 200 examples do not "
-                "tell them apart: +0.005 ("
-            ),
-            "The plain average does as well: take it, no search is needed; 200 examples do not ",
-            "A single source does as well: keep maths, rescaled; ",
-            "LoRA at the same cost is as good; 200 examples do not tell them apart: ",
+            ("The base (tiny) does as well: keep the base (tiny) as it is; it has "),
+            "The plain average does as well; it has ",
+            "A single source does as well; it has ",
+            "LoRA at the same cost is as good; it has ",
         ],
         "keep the base (tiny) as it is",
     ),
@@ -380,13 +371,13 @@ SEARCHES = {
     ),
     "a parent is enough": (
         {"maths": 0.8, "average": 0.3, "alone_maths": 0.8, "alone_japanese": 0.2, "ps": 0.79},
-        ["A parent does as well: keep maths as it is; 200 examples do not tell them apart: -0.010"],
+        ["A parent does as well: keep maths as it is; it has "],
         "keep maths as it is",
     ),
     "the average is enough": (
         {"average": 0.7, "alone_maths": 0.3, "alone_japanese": 0.1, "ps": 0.7},
         [
-            "The plain average does as well: take it, no search is needed; 200 examples do not ",
+            "The plain average does as well: take it, no search is needed; it has ",
             "Evolved PS is better than its best parent",
             "Needs both sources: maths alone has 0.300, japanese alone has 0.100; ",
         ],
@@ -418,13 +409,10 @@ SEARCHES = {
     "random directions are enough": (
         {"alone_maths": 0.6, "alone_japanese": 0.6, "noise": 0.9, "ps": 0.9},
         [
-            (
-                "Random directions do as well: what was found is in the base; 200 examples do not "
-                "tell them apart: +0.000 ("
-            ),
+            ("Random changes do as well as the sources: what was found is in the base; it has "),
             "Evolved PS is better than its best parent",
         ],
-        "fine-tune the base, or take other sources: random directions do as well as these",
+        "fine-tune the base, or take other sources: random changes do as well as these",
     ),
     "all level": (
         {
@@ -441,10 +429,10 @@ SEARCHES = {
         },
         [
             "The base (tiny) does as well: keep the base (tiny) as it is; ",
-            "The plain average does as well: ",
-            "The same examples in the prompt do as well: ",
-            "A single source does as well: ",
-            "Random directions do as well: ",
+            "The plain average does as well; it has ",
+            "The same examples in the prompt do as well; it has ",
+            "A single source does as well; it has ",
+            "Random changes do as well as the sources; it has ",
             "LoRA at the same cost is as good; ",
         ],
         "keep the base (tiny) as it is",
@@ -477,9 +465,9 @@ def test_searches_whose_truth_is_known(case):
     [
         (
             0.9,
-            "A single source does as well: keep maths, rescaled; 200 examples do not tell them "
-            "apart: +0.000 (-0.010 to 0.010), p = 1 of accuracy; but better in fitness (nats): "
-            "+0.400 (",
+            "A single source does as well: take maths as its own search rescaled it; it has "
+            "0.900 and evolved PS 0.900, which 200 examples do not tell apart: +0.000 (-0.010 to "
+            "0.010), p = 1 of accuracy; but better in fitness (nats): +0.400 (",
         ),
         (0.0, "Needs more than one source: maths alone has -0.498; it beats the best alone by "),
     ],
@@ -517,7 +505,7 @@ def test_a_lora_that_forgets_more_is_no_substitute():
     rows = _search({"lora": 0.02, "ps": 0.38}, **shares)
     (said,) = (each for each in verdict(rows, "test") if each.startswith("LoRA"))
     assert said.startswith(
-        "LoRA at the same cost is as good, and forgets more (0.02 against 0.38 of sums); 200 "
+        "LoRA at the same cost is as good, and forgets more (0.02 against 0.38 of sums); it has "
     )
     assert instead(rows) is None
     rows = _search({"lora": 0.38, "ps": 0.38}, **shares)

@@ -56,8 +56,13 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     sentences = _nothing_right(rows, winner, by)
     others = _others(rows, winner, by)
     simpler = _simplest(rows, others, winner, by)
+    if simpler is not None and simpler.stage == "noise":
+        others = [row for row in others if row.stage != "alone"]  # no source is needed
     for row in sorted(others, key=lambda row: row is not simpler):
-        sentences += _against(row, rows, winner=winner, by=by, unit=unit)
+        said = _against(row, rows, winner=winner, by=by, unit=unit)
+        if simpler not in (None, row):  # one piece of advice is enough
+            said = [_without_advice(sentence) for sentence in said]
+        sentences += said
     sentences += _forgotten(winner, _parents(rows), unit) + _cut(rows)
     if split == "test":
         often = (
@@ -260,14 +265,24 @@ def _against(
         level = against.level or f"{against.name} does as well"
         if forgets:
             level = f"{level.partition(':')[0]}, and {forgets}"
+        if not _any_right(rows, by):
+            return []  # to be level with nothing is no advice
         hardly = "hardly tell" if first.is_close else "do not tell"
-        return [f"{level}; {size} {hardly} them apart: {figures}"]
+        of_other, of_winner = (column(row.scores, by[0]).mean() for row in (other, winner))
+        has = f"it has {of_other:.3f} and {winner.model} {of_winner:.3f}"
+        return [f"{level}; {has}, which {size} {hardly} apart: {figures}"]
     if against.undecided is not None:
         nothing = "hardly anything" if first.is_close else "nothing"
         return [f"the search added {nothing} {against.undecided} that {size} could show: {figures}"]
     return [
         f"{winner.model} is {_not(first)} distinguishable from {against.name}, on {size}: {figures}"
     ]
+
+
+def _without_advice(sentence: str) -> str:
+    """Leave out what a sentence about an equal says to do, between its colon and its figures."""
+    said, level, figures = sentence.partition("; it has ")
+    return f"{said.partition(':')[0]}{level}{figures}" if level else sentence
 
 
 def _needs(rows: Sequence[Row], comparison: Comparison) -> str:

@@ -44,10 +44,12 @@ class Alone(Phase):
 
 def against(source: str, space: str) -> Against:
     """Sentences about the best of the sources, alone, in a search of a space."""
-    kept = f"{source}, rescaled" if space == "ps" else f"a path through {source} alone"
+    kept = f"{source} as its own search rescaled it"
+    if space != "ps":
+        kept = f"a path through {source} alone"
     return Against(
         f"{source} alone",
-        worse=f"keep {kept}",
-        level=f"a single source does as well: keep {kept}",
-        keep=f"keep {kept}",
+        worse=f"take {kept}",
+        level=f"a single source does as well: take {kept}",
+        keep=f"take {kept}",
     )

@@ -12,11 +12,11 @@ from ..stages import winner_row
 from ..winner import best_of
 
 AGAINST = Against(
-    "random directions",
+    "random changes in place of its sources",
     worse="what was found is in the base",
-    better="needs what its sources have learned: it beats random directions",
-    level="random directions do as well: what was found is in the base",
-    keep="fine-tune the base, or take other sources: random directions do as well as these",
+    better="needs its sources: it beats random changes of their size",
+    level="random changes do as well as the sources: what was found is in the base",
+    keep="fine-tune the base, or take other sources: random changes do as well as these",
 )
 
 
