@@ -22,7 +22,7 @@ from texts import SpaceError
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.pictures.trials import Trial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
-from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of
+from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of, with_optional
 from hf_evomerge.record import EVOLVED, MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -259,7 +259,7 @@ def _parents(found: Published) -> tuple[Parent, ...]:
     else:
         sources = found.sources_of_config if found.path else []
         base = None
-    refs = [*sources, *([base] if base is not None else [])]
+    refs = with_optional(sources, base)
     keys = [*(f"source:{at}" for at in range(len(sources))), "base"]
     own = [ref.label for ref in refs]
     alone = labels_of([ref.model_copy(update={"revision": None}) for ref in refs])

@@ -21,7 +21,7 @@ from ..checkpoints.open import open_source
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import RecipeError, SourceError
 from ..recipes.names import named_folder
-from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef, with_optional
 from .adapter import AdapterCheckpoint, MergedAdapter
 from .composed import Composed
 from .merged import Merged
@@ -83,9 +83,10 @@ def build_model(
         >>> (folder / "model.safetensors").is_file()
         True
     """
-    names = [name for ref in recipe.refs for name in (ref.model, ref.adapter) if name is not None]
     remove_leftovers(Path(out))
-    check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
+    check_target(
+        Path(out), overwrite=overwrite, keep=[named_folder(ref.model) for ref in recipe.parents]
+    )
     recipe = _pinned(recipe, trust_remote_code)
     checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
     is_adapter = isinstance(checkpoint, AdapterCheckpoint)
@@ -271,14 +272,12 @@ def _parents(
     base = opened(recipe.base) if recipe.base is not None else None
     if recipe.chat_template == "auto":
         chosen = most_common_template(
-            source.beside for source in [*sources.values(), *([base] if base is not None else [])]
+            source.beside for source in with_optional(sources.values(), base)
         )
         recipe = recipe.model_copy(update={"chat_template": chosen})
     if recipe.has_components:
         numbers = recipe.merge_sources if recipe.flow is None else list(sources)
-        parts = as_parts(
-            [*(sources[number] for number in numbers), *([base] if base is not None else [])]
-        )
+        parts = as_parts(with_optional((sources[number] for number in numbers), base))
         sources |= dict(zip(numbers, parts, strict=False))
         base = parts[-1] if base is not None else None
         if recipe.flow is not None:

@@ -21,7 +21,7 @@ from ..merging.method import Call, MergeMethod
 from ..merging.registry import get_method, in_core
 from ..merging.rows import row_count
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve
-from ..recipes.recipe import MergePart, Recipe, SlicePart
+from ..recipes.recipe import MergePart, Recipe, SlicePart, with_optional
 from .planned import Input, Planned
 
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
@@ -134,7 +134,7 @@ def _planned(
 ) -> Planned:
     """Plan one tensor, once its inputs are known to be there and alike."""
     first, own = inputs[0]
-    others = [*inputs[1:], *([base] if base is not None else [])]
+    others = with_optional(inputs[1:], base)
     info = first.tensors[own]
     if not info.is_float:  # not merged, so that others may lack it
         others = [pair for pair in others if pair[1] in pair[0].tensors]

@@ -27,7 +27,7 @@ from ..merging.arithmetic import TensorJob
 from ..merging.core import Core, factors_of
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
-from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
+from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of, with_optional
 from ..routing.config import check_configs, path_config
 from .merge_plan import MergePlan, plan_merge
 from .planned import PlannedCheckpoint
@@ -104,7 +104,7 @@ class Merged(PlannedCheckpoint):
         planned = self.planned[name]
         if not planned.is_merged:
             return super().origin(name)
-        inputs = (*planned.inputs, *([planned.base] if planned.base is not None else []))
+        inputs = with_optional(planned.inputs, planned.base)
         return Origin(
             "merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs)
         )

@@ -24,7 +24,7 @@ from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .commit import Commit, Target, commit_files
 from .licenses import decide_license, license_of
-from .names import PublicNames, parts_of
+from .names import PublicNames
 from .push_plan import PushOptions, PushPlan, files_there, for_license, is_ours, plan_push
 from .space import push_space
 from .target import check_login, check_name
@@ -147,7 +147,7 @@ def check_push(
     check_login(api, repo_id)
     files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
-    parents = [part for ref in recipe_refs for part in parts_of(ref)]
+    parents = [part for ref in recipe_refs for part in ref.parts]
     license = decide_license(
         [license_of(for_license(ref, names), api) for ref in parents], options.license
     )

@@ -32,7 +32,7 @@ from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
 from .commit import Content
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
-from .names import PublicNames, hashes, is_on_hub, parents_of, weight_files
+from .names import PublicNames, hashes, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .space import check_space, has_space, space_files
 from .target import CARD, find_model
@@ -218,7 +218,7 @@ def plan_push(
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
     license = decide_license(
-        [license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license
+        [license_of(for_license(ref, names), api) for ref in recipe.parents], options.license
     )
     built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
@@ -313,7 +313,7 @@ def plan_push(
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     """Return where to read a parent's license: on the Hub, where it is published there."""
     public = names(ref)
-    return public if is_on_hub(public) else ref
+    return public if public.is_on_hub else ref
 
 
 def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
@@ -427,7 +427,7 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
     config = read_json(own)
     if (named := config.get("base_model_name_or_path")) is not None:
         base = names(SourceRef(model=named, revision=config.get("revision")))
-        if not is_on_hub(base):
+        if not base.is_on_hub:
             what = "the adapter's base is on this machine only, so nobody could load the adapter"
             hint = (
                 f"publish the base, and pass --published {named}=user/name, or merge again with "
@@ -447,7 +447,7 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
 def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> list[str]:
     warnings = []
     if local := list(
-        dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))
+        dict.fromkeys(ref.model for ref in map(names, recipe.parents) if not ref.is_on_hub)
     ):
         warnings.append(
             f"{listed(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so "

@@ -28,7 +28,7 @@ from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import read_text
 from .card import read_json
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
-from .names import hashes, is_on_hub, parents_of, parts_of, weight_files
+from .names import hashes, weight_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -197,7 +197,7 @@ def verify_source(
     elif source.adapter is not None:
         source.adapter.download(progress=progress)
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
-    for part, folder in zip(parts_of(ref), folders, strict=True):
+    for part, folder in zip(ref.parts, folders, strict=True):
         expected = large_files(repo_info(api, part.model, part.revision))
         inside = (
             "*/*.safetensors"
@@ -240,8 +240,8 @@ class _Published:
             )  # which looks for no run's checkpoints
         except RecipeError as error:
             raise HubError(f"{self.repo_id}: {RECIPE_FILE}: {error}") from error
-        parents = parents_of(recipe)
-        if missing := list(dict.fromkeys(ref.model for ref in parents if not is_on_hub(ref))):
+        parents = recipe.parents
+        if missing := list(dict.fromkeys(ref.model for ref in parents if not ref.is_on_hub)):
             raise HubError(
                 f"{self.repo_id}: only its author can rebuild it: {listed(missing)} cannot "
                 "be had from the Hub"

@@ -9,7 +9,15 @@ from typing import Any
 from ..errors import RecipeError
 from ..merging.method import MergeMethod
 from ..merging.registry import get_method
-from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
+from ..recipes.recipe import (
+    MergePart,
+    Recipe,
+    SlicePart,
+    SourceRef,
+    TokenPart,
+    TokenRow,
+    with_optional,
+)
 from ..recipes.strict_yaml import to_yaml
 from .reader import REQUIRED
 
@@ -290,7 +298,7 @@ def _written_value(value: Any, where: str) -> Any:
                 "layer groups; `hf-evomerge merge` "
                 "builds the recipe as it is"
             )
-    return [*found, *([default] if default is not None else [])]
+    return with_optional(found, default)
 
 
 def _reference(ref: SourceRef) -> str:

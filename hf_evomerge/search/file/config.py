@@ -15,7 +15,15 @@ from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...fitness.tasks.terms import TermsSpec
 from ...fitness.tasks.writing import WritingSpec
 from ...merging.registry import all_methods
-from ...recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, Sources, labels_of
+from ...recipes.recipe import (
+    FlowPart,
+    MergePart,
+    Recipe,
+    SourceRef,
+    Sources,
+    labels_of,
+    with_optional,
+)
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
 from ..optimizers.ask_tell import Algorithm
@@ -108,7 +116,7 @@ class SearchConfig(StrictModel):
     @property
     def refs(self) -> list[SourceRef]:
         """The sources, and the base where there is one."""
-        return [*self.sources, *([self.base] if self.base is not None else [])]
+        return with_optional(self.sources, self.base)
 
     @property
     def parents(self) -> dict[str, SourceRef]:

@@ -30,7 +30,7 @@ from ...fitness.data.records import read_jsonl
 from ...fitness.data.spec import DataSpec
 from ...fitness.registry import parse_task
 from ...fitness.tasks.classification import label_names, label_shares
-from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of
+from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of, with_optional
 from ...recipes.strict_yaml import in_line, parse_yaml
 from .config import SearchConfig
 from .named_base import named_base
@@ -146,7 +146,7 @@ def draft_search(
     said = list[str]()
     if given is None:
         given, said = _named_base(opened)
-    everyone = [*opened, *([open_source(given)] if given is not None else [])]
+    everyone = with_optional(opened, None if given is None else open_source(given))
     depths = [source.layer_count for source in everyone]
     by_token = _check_together(opened, everyone[len(opened) :])
     templates = [most_common_template([source.folder]) is not None for source in everyone]
