@@ -448,7 +448,7 @@ def test_models_that_are_none(recipe_file, tiny, tmp_path):
         f"error: {weights}: a file; give the folder that holds the config and the weights"
     )
     assert "some one/model: no such folder" in _error("inspect", "some one/model")
-    built = build_model(path_of(tiny / "a", hops="0:0-1"), tmp_path / "built", progress=False)
+    built = build_model(path_of(tiny / "a", hops="0:0-1"), tmp_path / "built")
     for recipe in (merge_of(built), path_of(built, hops="0:0")):
         recipe.save(tmp_path / "again.yaml")
         assert _error("merge", tmp_path / "again.yaml", "--out", tmp_path / "out") == (

@@ -16,7 +16,7 @@ from hf_evomerge.building.build import build_model
 def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built model with a path."""
     recipe = path_of(tiny / "a", hops=["0:0", "0:0-1"])
-    return build_model(recipe, tmp_path_factory.mktemp("registered") / "model", progress=False)
+    return build_model(recipe, tmp_path_factory.mktemp("registered") / "model")
 
 
 def _run(program: str, *arguments: str) -> list[str]:

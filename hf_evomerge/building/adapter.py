@@ -364,11 +364,11 @@ class MergedAdapter(AdapterCheckpoint):
         inputs = [term.source.origin(weight).inputs[0] for term in self._terms[weight]]
         return Origin("merged", tuple(inputs))
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch the adapters; the base's weights are not needed."""
         for source in self.sources:
             if source.adapter is not None:
-                source.adapter.download(progress=progress)
+                source.adapter.download()
 
     @property
     def warnings(self) -> list[str]:

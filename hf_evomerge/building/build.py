@@ -38,7 +38,6 @@ def build_model(
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
-    progress: bool = True,
     overwrite: bool = False,
     max_shard_size: str | int = "4GB",
     trust_remote_code: bool = False,
@@ -59,7 +58,6 @@ def build_model(
     Args:
         recipe: What to build.
         out: The folder to make.
-        progress: Whether to show a progress bar.
         overwrite: Whether to replace a model that is there.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         trust_remote_code: Whether Python files that come with the sources may be run to read their
@@ -79,7 +77,7 @@ def build_model(
             sources), or another process is building it.
 
     Example:
-        >>> folder = build_model(Recipe.load("recipe.yaml"), "merged", progress=False)
+        >>> folder = build_model(Recipe.load("recipe.yaml"), "merged")
         >>> (folder / "model.safetensors").is_file()
         True
     """
@@ -105,7 +103,6 @@ def build_model(
         files={RECIPE_FILE: recipe.to_yaml()},
         max_shard_size=sys.maxsize if is_adapter else max_shard_size,
         overwrite=overwrite,
-        progress=progress,
         finish=finish,
     )
 

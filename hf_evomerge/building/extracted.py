@@ -38,7 +38,6 @@ def extract_adapter(
     rank: int = 16,
     dtype: Dtype = "float32",
     overwrite: bool = False,
-    progress: bool = True,
     trust_remote_code: bool = False,
 ) -> ExtractedAdapter:
     """Write what a fine-tune changed as an adapter of its base.
@@ -48,7 +47,7 @@ def extract_adapter(
         out: The folder to make.
         rank: The rank of every module.
         dtype: The dtype of the matrices.
-        overwrite, progress, trust_remote_code: As for `build_model`.
+        overwrite, trust_remote_code: As for `build_model`.
 
     Returns:
         The adapter; as text, what it keeps and what it loses.
@@ -59,7 +58,7 @@ def extract_adapter(
         EvoMergeError: The folder exists, or the rank is less than 1.
 
     Example:
-        >>> report = extract_adapter("japanese", "base", "japanese-lora", rank=4, progress=False)
+        >>> report = extract_adapter("japanese", "base", "japanese-lora", rank=4)
         >>> print(report)  # doctest: +ELLIPSIS
         layer...
     """
@@ -70,14 +69,7 @@ def extract_adapter(
     def finish(folder: Path) -> None:
         write_build_record(folder, f"the change from {models[1]} to {models[0]}", adapter.energy)
 
-    write_checkpoint(
-        adapter,
-        out,
-        max_shard_size=sys.maxsize,
-        overwrite=overwrite,
-        progress=progress,
-        finish=finish,
-    )
+    write_checkpoint(adapter, out, max_shard_size=sys.maxsize, overwrite=overwrite, finish=finish)
     return adapter
 
 

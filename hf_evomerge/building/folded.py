@@ -160,7 +160,6 @@ def fold(
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
     overwrite: bool = False,
-    progress: bool = True,
     trust_remote_code: bool = False,
 ) -> Path:
     """Write a merged model as a plain checkpoint of the source architecture, which needs no custom
@@ -173,7 +172,6 @@ def fold(
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         overwrite: Whether to replace a model that is there.
-        progress: Whether to show a progress bar.
         trust_remote_code: Whether Python files that come with the model may be run.
 
     Returns:
@@ -191,9 +189,7 @@ def fold(
     """
     source = open_source(str(model), trust_remote_code=trust_remote_code)
     folded = _plain(source, dtype) if source.layer_order else Folded(source, dtype)
-    return write_checkpoint(
-        folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress
-    )
+    return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite)
 
 
 def _plain(source: Parent, dtype: str | None) -> Merged:

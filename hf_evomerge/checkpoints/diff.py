@@ -114,12 +114,7 @@ class Difference:
 
 
 def diff_models(
-    a: str | Path,
-    b: str | Path,
-    *,
-    base: str | Path | None = None,
-    progress: bool = False,
-    trust_remote_code: bool = False,
+    a: str | Path, b: str | Path, *, base: str | Path | None = None, trust_remote_code: bool = False
 ) -> Difference:
     """Say how two checkpoints differ by layer group; with a base also how their task vectors do.
 
@@ -127,7 +122,6 @@ def diff_models(
 
     Args:
         a, b, base: Folders, or ids of repositories on the Hub.
-        progress: Whether to show a progress bar.
         trust_remote_code: Whether Python files that come with the models may be run to read their
             configs, which say whether a stored head is the embedding matrix.
 
@@ -149,7 +143,7 @@ def diff_models(
     notes = list[str]()
     try:
         names = sorted(compared[0].tensors.keys() | compared[1].tensors.keys(), key=tensor_order)
-        for name in tqdm(names, unit="tensor", desc="comparing", disable=not progress):
+        for name in tqdm(names, unit="tensor", desc="comparing", disable=None):
             if (reason := _reason(name, compared[0], compared[1], "B")) is not None:
                 notes.append(f"{name}: {reason}")
                 continue

@@ -138,7 +138,7 @@ class Repository:
                 found[file][name] = StoredTensor(info.dtype, tuple(info.shape), self.folder / file)
         return found
 
-    def fetch(self, files: Sequence[str], *, progress: bool = True) -> None:
+    def fetch(self, files: Sequence[str]) -> None:
         """Download those of these files that the cache lacks, and check what came.
 
         Raises:
@@ -161,7 +161,7 @@ class Repository:
         }
         sizes = {entry.path: entry.size for entry in entries}
         for file in missing:
-            if progress:
+            if sys.stderr.isatty():
                 tqdm.write(
                     f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)",
                     file=sys.stderr,

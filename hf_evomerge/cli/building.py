@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +133,7 @@ def merge(
                 "tensors": str(checked.ledger),
             }
         else:
-            how |= {"max_shard_size": max_shard_size, "progress": sys.stderr.isatty()}
+            how |= {"max_shard_size": max_shard_size}
             folder = build_model(chosen, out or place, overwrite=overwrite, **how)
             text = f"built {folder}"
             if as_json and (built := read_build_record(folder)) is not None:
@@ -305,7 +304,6 @@ def extract(
             out,
             rank=rank,
             overwrite=overwrite,
-            progress=sys.stderr.isatty(),
             trust_remote_code=trust_remote_code,
         )
         text = str(adapter)
@@ -370,7 +368,5 @@ def diff(
         from ..checkpoints.diff import diff_models
 
         quiet()
-        report = diff_models(
-            a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code
-        )
+        report = diff_models(a, b, base=base, trust_remote_code=trust_remote_code)
         echo(report.to_json() if as_json else report)

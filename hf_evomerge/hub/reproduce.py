@@ -121,7 +121,6 @@ def reproduce(
     revision: str | None = None,
     out: str | os.PathLike[str] | None = None,
     api: HfApi | None = None,
-    progress: bool = False,
     trust_remote_code: bool = False,
 ) -> Reproduction:
     """Rebuild a published model from its recipe, and compare the weights with those on the Hub.
@@ -131,7 +130,6 @@ def reproduce(
         revision: Its branch, tag or commit.
         out: Where to leave the rebuilt model; it is thrown away by default.
         api: The client.
-        progress: Whether to show progress bars.
         trust_remote_code: Whether Python files that come with the sources may be run to read their
             configs. Those of the published model are compared, and never run.
 
@@ -150,13 +148,11 @@ def reproduce(
     published.check(given)
     whole = not {WEIGHTS_FILE, PICTURE_FILE} & given.keys()
     for ref in recipe.refs:
-        verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
+        verify_source(ref, api, trust_remote_code=trust_remote_code, whole=whole)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"
         again = recipe.model_copy(update={"built": None})
-        built = build_model(
-            again, folder, progress=progress, trust_remote_code=trust_remote_code, whole=whole
-        )
+        built = build_model(again, folder, trust_remote_code=trust_remote_code, whole=whole)
         files = hashes(built, weight_files(built))
         there = SourceRef(model=repo_id, revision=published.commit)
         both = (open_files(ref) for ref in (SourceRef(model=str(built)), there))
@@ -179,12 +175,7 @@ def reproduce(
 
 
 def verify_source(
-    ref: SourceRef,
-    api: HfApi,
-    *,
-    progress: bool = False,
-    trust_remote_code: bool = False,
-    whole: bool = True,
+    ref: SourceRef, api: HfApi, *, trust_remote_code: bool = False, whole: bool = True
 ) -> None:
     """Download a source and its adapter, or the adapter alone, and refuse them where a weights file
     is not what the Hub says.
@@ -193,9 +184,9 @@ def verify_source(
     """
     source = open_source(ref, trust_remote_code=trust_remote_code)
     if whole:
-        source.download(progress=progress)
+        source.download()
     elif source.adapter is not None:
-        source.adapter.download(progress=progress)
+        source.adapter.download()
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
     for part, folder in zip(ref.parts, folders, strict=True):
         expected = large_files(repo_info(api, part.model, part.revision))

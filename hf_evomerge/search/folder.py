@@ -224,12 +224,7 @@ def build_winner(
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
         build_model(
-            winner,
-            built.parent,
-            progress=False,
-            overwrite=True,
-            whole=whole,
-            trust_remote_code=trust_remote_code,
+            winner, built.parent, overwrite=True, whole=whole, trust_remote_code=trust_remote_code
         )
 
 

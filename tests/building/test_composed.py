@@ -74,7 +74,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_pat
     nothing is lost."""
     folder = parents(name)
     recipe = recipe_of(folder, "sight", "plain")
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     sight = state(folder / "sight", CLASSES[name])
     merged = state(out, CLASSES[name])
     plain = state(folder / "plain")
@@ -117,8 +117,7 @@ def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
         }
     )
     first, second = (
-        build_model(one, tmp_path / f"out{n}", progress=False)
-        for n, one in enumerate((recipe, other))
+        build_model(one, tmp_path / f"out{n}") for n, one in enumerate((recipe, other))
     )
     left = state(first, CLASSES[name])
     right = state(second, CLASSES[name])
@@ -130,7 +129,7 @@ def test_a_part_may_come_from_another_source(parents, tmp_path):
     ledger says how many."""
     folder = parents("llava")
     recipe = recipe_of(folder, "sight", "other", "plain", components={"vision": 1}, processor=1)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     sight, other, merged = (
         state(path, CLASSES["llava"]) for path in (folder / "sight", folder / "other", out)
     )
@@ -161,9 +160,7 @@ def test_vocabularies_may_differ(vocabulary, tmp_path):
     recipe = recipe_of(tmp_path, "sight", "plain")
     with pytest.raises(SourceError, match="vocabulary size differs: 64"):
         check_recipe(recipe)
-    out = build_model(
-        recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out", progress=False
-    )
+    out = build_model(recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out")
     merged = state(out, CLASSES["llava"])
     own = sight.state_dict()
     for key in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
@@ -178,7 +175,7 @@ def test_matched_vocabularies_of_two_models_of_sight(tmp_path):
     save_vlm(tmp_path / "other", "llava", 1)
     save_plain(tmp_path / "base", "llava", 2, vocab_size=40)
     recipe = recipe_of(tmp_path, "sight", "other").model_copy(update={"vocabulary": "union"})
-    built = build_model(recipe, tmp_path / "out", progress=False)
+    built = build_model(recipe, tmp_path / "out")
     assert "vision of other, of which the result has another's" in str(check_recipe(recipe).ledger)
     plan = open_merge(recipe, open_source).plan
     kind = getattr(transformers, CLASSES["llava"])
@@ -210,7 +207,7 @@ def test_any_part_can_be_merged(part, parents, tmp_path):
             )
             transformers.T5ForConditionalGeneration(config).save_pretrained(folder / name)
     sources = [{"model": str(folder / name), "component": part} for name in names]
-    out = build_model(merge_of(*sources), tmp_path / "out", progress=False)
+    out = build_model(merge_of(*sources), tmp_path / "out")
     left, right, merged = (
         state(path, kind) for path in (folder / names[0], folder / names[1], out)
     )
@@ -308,7 +305,7 @@ def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_pa
     folder = parents(name)
     given = inputs(name)
     recipe = path_of(folder, "0:0", "1:1", "0:0", "0:1", flow={"scales": [1.0, 0.8, 1.25, -1.1]})
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
     assert [type(model).__name__, *model.config.architectures] == [
         "EvoMergedForImageTextToText"
@@ -330,7 +327,7 @@ def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_pa
         "embeddings, norm and head come from another source",
     }
     plainly = transformers.AutoModelForImageTextToText.from_pretrained(
-        fold(out, tmp_path / "plain", progress=False)
+        fold(out, tmp_path / "plain")
     )
     assert type(plainly).__name__ == ALL_CLASSES[name]
     with torch.no_grad():
@@ -353,7 +350,7 @@ def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
     recipe = path_of(
         folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16"
     )
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
     sight = state(folder / "sight", CLASSES["llava"])
     plain = state(folder / "plain")

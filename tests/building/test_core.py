@@ -156,12 +156,12 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     weighted = fields["method"] not in ("slerp", "sce", "iso_c")
     given = [{"weight": value, **density} for value in values] if weighted else []
     recipe = make_recipe(sources, **fields, parameters=given)
-    folder = build_model(recipe, tmp_path / "out", progress=False)
+    folder = build_model(recipe, tmp_path / "out")
     assert not (folder / "config.json").exists()
     base = AutoModelForCausalLM.from_pretrained(sources[0]["model"])
     plain = {name: tensor.double() for name, tensor in base.state_dict().items()}
     found = PeftModel.from_pretrained(base, folder).merge_and_unload().state_dict()
-    whole = open_source(str(build_model(recipe, tmp_path / "whole", progress=False, whole=True)))
+    whole = open_source(str(build_model(recipe, tmp_path / "whole", whole=True)))
     changed = 0
     for name in whole.tensors:
         live = next(own for own in plain if own.endswith(name))
@@ -195,9 +195,7 @@ def test_equal_adapters_give_themselves(families, tmp_path):
     and the largest entry of the others is positive."""
     first = families["llama"][0]
     recipe = make_recipe([first, first], method="ties", parameters=[{"density": 1.0}] * 2)
-    state = load_file(
-        build_model(recipe, tmp_path / "out", progress=False) / "adapter_model.safetensors"
-    )
+    state = load_file(build_model(recipe, tmp_path / "out") / "adapter_model.safetensors")
     for name, pairs in products([first]).items():
         module = name.removesuffix(".weight")
         b, a = (state[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "BA")
@@ -214,9 +212,7 @@ def test_a_rank_and_a_dtype(families, tmp_path):
     keeps."""
     fields = {"method": "ties", "parameters": [{"density": 0.5}] * 3}
     exact, small = (
-        build_model(
-            make_recipe(families["llama"], **fields, **own), tmp_path / str(number), progress=False
-        )
+        build_model(make_recipe(families["llama"], **fields, **own), tmp_path / str(number))
         for number, own in enumerate(({}, {"rank": 2, "dtype": "bfloat16"}))
     )
     states = [load_file(folder / "adapter_model.safetensors") for folder in (exact, small)]
@@ -240,9 +236,7 @@ def test_a_sum_is_the_same_merge(families, tmp_path):
         update={"merge": recipe.merge.model_copy(update={"core_space": None})}
     )
     weights = [
-        (
-            build_model(each, tmp_path / str(number), progress=False) / "adapter_model.safetensors"
-        ).read_bytes()
+        (build_model(each, tmp_path / str(number)) / "adapter_model.safetensors").read_bytes()
         for number, each in enumerate((recipe, plain))
     ]
     assert weights[0] == weights[1]
@@ -255,7 +249,7 @@ def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
     found = []
     for threads in (1, 3, 1):
         torch.set_num_threads(threads)
-        folder = build_model(recipe, tmp_path / str(len(found)), progress=False)
+        folder = build_model(recipe, tmp_path / str(len(found)))
         found.append((folder / "adapter_model.safetensors").read_bytes())
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]

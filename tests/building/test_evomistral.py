@@ -123,13 +123,13 @@ def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
     """Logits, and those of the folded plain Mistral; every stored layer is there once."""
     released = save(tmp_path / "released")
-    out = build_model(convert(released, monkeypatch), tmp_path / "ours", progress=False)
+    out = build_model(convert(released, monkeypatch), tmp_path / "ours")
     ids = torch.tensor([[3, 9, 30, 12, 7, 7, 21]])
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert type(model).__name__ == "EvoMergedForCausalLM"
     assert model.config.scale_target == "mlp_delta"
     plain = AutoModelForCausalLM.from_pretrained(
-        hf_evomerge.fold(out, tmp_path / "plain", progress=False), dtype=torch.float32
+        hf_evomerge.fold(out, tmp_path / "plain"), dtype=torch.float32
     )
     assert type(plain).__name__ == "MistralForCausalLM"
     with torch.no_grad():

@@ -65,10 +65,8 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp
     assert len(names["router"]) in (2, 4)  # gpt-oss has a bias
     assert len(names["experts"]) >= 4
     weights = {"blocks.0-1.experts": 0.25, "default": 0.5}
-    merged = tensors_of(build_model(recipe_of(folder, weights), tmp_path / "out", progress=False))
-    other = tensors_of(
-        build_model(recipe_of(folder, weights, router=1), tmp_path / "other", progress=False)
-    )
+    merged = tensors_of(build_model(recipe_of(folder, weights), tmp_path / "out"))
+    other = tensors_of(build_model(recipe_of(folder, weights, router=1), tmp_path / "other"))
     for name, tensor in merged.items():
         if name in names["router"]:
             assert torch.equal(tensor, a[name]), name
@@ -94,7 +92,7 @@ def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tm
     of each."""
     folder = families(architecture)
     written = AutoModelForCausalLM.from_pretrained(
-        build_model(recipe_of(folder, router=router), tmp_path / "out", progress=False)
+        build_model(recipe_of(folder, router=router), tmp_path / "out")
     )
     live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base")
     sources = [open_source(str(folder / name)) for name in "ab"]
@@ -111,9 +109,7 @@ def test_merged_routers_are_a_group_too(families, tmp_path):
     folder = families("mixtral")
     base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
     weights = {"blocks.0-1.router": 0.0, "blocks.1.mlp": 0.25, "default": 0.5}
-    merged = tensors_of(
-        build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out", progress=False)
-    )
+    merged = tensors_of(build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out"))
     for name, tensor in merged.items():
         half = classify(name)[2]
         block = classify(name)[1]
@@ -131,7 +127,7 @@ def test_slices_take_the_router_of_their_first_source(families, tmp_path):
     a, b = (tensors_of(folder / name) for name in "ab")
     slices = [{"layers": ["0:0", "1:0"]}, {"layers": ["1:1", "0:1"]}]
     recipe = recipe_of(folder, slices=slices, parameters=[])
-    merged = tensors_of(build_model(recipe, tmp_path / "out", progress=False))
+    merged = tensors_of(build_model(recipe, tmp_path / "out"))
     for name in halves(a)["router"]:
         assert torch.equal(merged[name], (a if classify(name)[1] == 0 else b)[name])
 

@@ -196,7 +196,7 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     said = check_recipe(recipe).summary
     assert said.startswith(f"{method} of 3 sources")
     assert re.search(rf", as one LoRA of rank \d+ \({FILE}\), as float32$", said)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     files = ["adapter_config.json", "build.json", FILE, "recipe.yaml"]
     assert sorted(file.name for file in out.iterdir()) == files
     pipeline = fused(folder / "base", out)
@@ -204,7 +204,7 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     assert difference(weights(pipeline), wanted) < 1e-6
     base = loaded(folder / "base")
     assert difference(wanted, weights(base)) > 0.05
-    whole = loaded(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    whole = loaded(build_model(recipe, tmp_path / "whole", whole=True))
     assert difference(weights(whole), wanted) < 1e-6
     picture = draw(pipeline)
     assert (picture - draw(whole)).abs().max() < 1e-4
@@ -216,9 +216,9 @@ def test_it_is_read_again(parents, tmp_path):
     and may be overwritten; the same recipe gives the same bits."""
     folder = parents / "sd"
     recipe = recipe_of(folder, rank=5)
-    out = build_model(recipe, tmp_path / "out", progress=False)
-    again = build_model(recipe, tmp_path / "again", progress=False)
-    build_model(recipe, again, progress=False, overwrite=True)
+    out = build_model(recipe, tmp_path / "out")
+    again = build_model(recipe, tmp_path / "again")
+    build_model(recipe, again, overwrite=True)
     assert digests(again) == digests(out)
     assert 0 < min(read_build_record(out).energy.values()) < 1
     facts = inspect_model(out)
@@ -229,7 +229,7 @@ def test_it_is_read_again(parents, tmp_path):
     alone = open_source(str(out))
     assert alone.adapter.label == str(out)
     twice = recipe_of(folder, adapters=[str(out)], merge={"parameters": [{"weight": 2.0}]})
-    double = build_model(twice, tmp_path / "double", progress=False)
+    double = build_model(twice, tmp_path / "double")
     base = weights(loaded(folder / "base"))
     once = weights(fused(folder / "base", out))
     wanted = {name: 2 * tensor - base[name] for name, tensor in once.items()}
@@ -250,11 +250,11 @@ def test_a_component_and_weights_by_component(parents, tmp_path):
     ]
     named = recipe_of(folder, merge={"parameters": values})
     found = [
-        weights(fused(folder / "base", build_model(each, tmp_path / name, progress=False)))
+        weights(fused(folder / "base", build_model(each, tmp_path / name)))
         for name, each in (("part", part), ("named", named))
     ]
     assert difference(*found) < 1e-7
-    whole = build_model(part, tmp_path / "whole", progress=False, whole=True)
+    whole = build_model(part, tmp_path / "whole", whole=True)
     assert difference(found[0], weights(loaded(whole))) < 1e-6
     for value in ([0.0, 1.0], {"blocks.0": 1.0, "default": 0.0}):
         with pytest.raises(RecipeError, match="blocks are numbered within a component"):
@@ -276,7 +276,7 @@ def test_a_file_of_kohya(parents, tmp_path):
         renamed[f"lora_{flat}.alpha"] = torch.tensor(7.0)
     save_file(renamed, tmp_path / "kohya.safetensors")
     names = [str(tmp_path / "kohya.safetensors"), *(str(folder / f"lora{n}") for n in (1, 2))]
-    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out", progress=False)
+    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out")
     wanted = by_hand(folder, total)
     assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
 

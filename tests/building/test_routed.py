@@ -41,10 +41,7 @@ def build(
 ) -> Path:
     """Build into the folder ``out`` beside the sources."""
     return write_checkpoint(
-        Routed(opened(folders), flow, dtype=dtype),
-        folders[0].parent / "out",
-        progress=False,
-        **options,
+        Routed(opened(folders), flow, dtype=dtype), folders[0].parent / "out", **options
     )
 
 
@@ -114,9 +111,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = write_checkpoint(
-        Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False
-    )
+    out = write_checkpoint(Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out")
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 

@@ -50,7 +50,7 @@ def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
     of text and images."""
     folder = save(kind, tmp_path / "a")
     assert check_recipe(merge_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
-    built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out", progress=False)
+    built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out")
     (name,) = open_source(str(built)).config.architectures
     _, info = getattr(transformers, name).from_pretrained(built, output_loading_info=True)
     assert not info["missing_keys"]
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_whole_is_refused(damage, llama, tmp_path):
     with pytest.raises(
         SourceError, match=f"^{llama}: LlamaForCausalLM, as its config.json describes it, {message}"
     ):
-        build_model(merge_of(llama, llama), tmp_path / "out" / "model", progress=False)
+        build_model(merge_of(llama, llama), tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists()
 
 

@@ -205,6 +205,6 @@ def test_how_the_sources_are_related(spread, method, warned, pair, tiny, tmp_pat
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     recipe = merge_of(*pair, method=method, base=tiny / "base" if method != "linear" else None)
     with caplog.at_level("INFO", logger="hf_evomerge"):
-        build_model(recipe, tmp_path / "out", progress=False)
+        build_model(recipe, tmp_path / "out")
     lines = [record.getMessage() for record in caplog.records]
     assert any("hardly have a common ancestor" in line for line in lines) == warned

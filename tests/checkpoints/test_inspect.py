@@ -38,7 +38,7 @@ def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = path_of(
         tiny / "a", tiny / "b", hops=hops, flow={"scales": [1, 0.5, 1, 2], "embedding_source": 1}
     )
-    return build_model(recipe, tmp_path_factory.mktemp("merged") / "model", progress=False)
+    return build_model(recipe, tmp_path_factory.mktemp("merged") / "model")
 
 
 def test_a_plain_model(tiny, tiny_half):
@@ -88,9 +88,7 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     config = tiny_config(vocab_size=26, hidden_size=16, intermediate_size=24, **heads)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    build_model(
-        path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged", progress=False
-    )
+    build_model(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged")
     for name, layers in (("tied", 2), ("merged", 1)):
         found = inspect_model(tmp_path / name)
         assert found.tied_head

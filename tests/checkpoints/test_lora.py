@@ -177,9 +177,7 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted
     sources = [{"model": str(base), "adapter": str(adapter)}]
     for dtype in ("float32", "float16", "bfloat16"):
         recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
-        found = load_file(
-            build_model(recipe, tmp_path / dtype, progress=False, whole=True) / "model.safetensors"
-        )
+        found = load_file(build_model(recipe, tmp_path / dtype, whole=True) / "model.safetensors")
         for name in source.changes:
             expected = (
                 source.read(name)
@@ -199,9 +197,7 @@ def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
     adapter = save_adapter(tiny / "b", tmp_path / "adapter", 1, r=2, target_modules=BOTH)
     ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))
     alone = Recipe(sources=[ref], merge=MergePart(method="linear"))
-    folder = SourceRef(
-        model=str(build_model(alone, tmp_path / "merged", progress=False, whole=True))
-    )
+    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", whole=True)))
     scores = []
     for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
         evaluator = Evaluator(

@@ -60,7 +60,7 @@ def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
             "sources": [{"model": str(folder)} for folder in sources],
             "merge": {"method": "linear", "parameters": [{"weight": 0.3}, {"weight": 0.7}]},
         }
-        build_model(Recipe.model_validate(recipe), tmp_path / name, progress=False)
+        build_model(Recipe.model_validate(recipe), tmp_path / name)
     built = load_file(tmp_path / "merged" / "model.safetensors")
     for name, tensor in load_file(tmp_path / "expected" / "model.safetensors").items():
         assert torch.equal(built[name], tensor), name
@@ -110,9 +110,7 @@ def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
     merge = {"method": "linear", "parameters": [{"weight": 1.0}]}
     for part in ({"merge": merge}, {"flow": {"path": "0:0-1"}}):
         with pytest.raises(SourceError, match=f"weights quantised by {name} cannot be"):
-            build_model(
-                Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out", progress=False
-            )
+            build_model(Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

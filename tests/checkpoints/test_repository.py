@@ -118,9 +118,7 @@ def test_weights_are_fetched_checked_and_kept(hub, family, run, tiny, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     done = run("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 0, done.stderr
-    expected = build_model(
-        Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False
-    )
+    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
     for name in NAMES:
         assert any(
@@ -180,9 +178,7 @@ def test_a_damaged_download_is_refused_and_made_good(hub, family, run, tiny, tmp
     hub.faults.clear()
     good = run("merge", "recipe.yaml", "--out", "out")
     assert good.returncode == 0, good.stderr
-    expected = build_model(
-        Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False
-    )
+    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
@@ -302,9 +298,6 @@ def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
     places = {"here": str(tmp_path), "there": "local"}
-    here = [
-        build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out, progress=False)
-        for out, p in places.items()
-    ]
+    here = [build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out) for out, p in places.items()]
     for file in (WEIGHTS, f"2_Dense/{WEIGHTS}", "2_Dense/config.json", "modules.json"):
         assert (here[0] / file).read_bytes() == (here[1] / file).read_bytes()

@@ -64,7 +64,7 @@ def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
     with pytest.raises(
         SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"
     ):
-        build_model(merge_of(folder, folder), tmp_path / "out", progress=False)
+        build_model(merge_of(folder, folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

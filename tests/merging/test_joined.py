@@ -138,7 +138,7 @@ def test_core_space_is_the_adapter_that_is_built(method, family, load, tmp_path)
     refs = [source.ref.model_dump() for source in sources]
     merge = {"method": method, "core_space": True, "parameters": parameters, "options": options}
     recipe = {"sources": refs, "base": base.ref.model_dump(), "merge": merge, "seed": 5}
-    folder = build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False)
+    folder = build_model(Recipe.model_validate(recipe), tmp_path / "out")
     tuned = PeftModel.from_pretrained(load(family / "base").double(), folder).eval()
     assert torch.allclose(logits(model), logits(tuned), atol=2e-5)
     assert any(found.values())

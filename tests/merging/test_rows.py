@@ -78,7 +78,7 @@ def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     recipe.save(tmp_path / "recipe.yaml")
     again = Recipe.load(tmp_path / "recipe.yaml")
     assert again == recipe
-    build_model(again, tmp_path / "model", progress=False)
+    build_model(again, tmp_path / "model")
     model = load(family / "base")
     sources = [open_source(str(family / f"source{i}")) for i in range(2)]
     base = open_source(str(family / "base"))

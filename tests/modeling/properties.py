@@ -315,7 +315,7 @@ def saved(architecture: str, folder: Path) -> None:
         flow = FlowPart(path=path.as_text(), scales=path.scales)
         refs = [SourceRef(model="first"), SourceRef(model="second")]
         opened = [Source(folder / str(number), ref) for number, ref in enumerate(refs)]
-        write_checkpoint(Routed(opened, flow), folder / name / "built", progress=False)
+        write_checkpoint(Routed(opened, flow), folder / name / "built")
         for where in (folder / name / "saved", folder / name / "built"):
             again, info = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True)
             assert type(again) is EvoMergedForCausalLM

@@ -95,9 +95,7 @@ def test_the_mergekit_file_builds(family, tmp_path):
     out."""
     read = from_mergekit(MERGEKIT[0].replace("your-name/", f"{family}/"))
     assert read.notes == []
-    model = AutoModelForCausalLM.from_pretrained(
-        build_model(read.recipe, tmp_path / "out", progress=False)
-    )
+    model = AutoModelForCausalLM.from_pretrained(build_model(read.recipe, tmp_path / "out"))
     assert model.dtype == torch.bfloat16
 
 
@@ -107,6 +105,6 @@ def test_every_example_builds(number, family, tmp_path):
     recipe = local(BLOCKS[number], family)
     assert str(check_recipe(recipe)).startswith("fine: ")
     kind = AutoModelForImageTextToText if recipe.has_components else AutoModelForCausalLM
-    model = kind.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
+    model = kind.from_pretrained(build_model(recipe, tmp_path / "out"))
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
     shutil.rmtree(tmp_path / "out")

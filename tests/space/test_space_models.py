@@ -97,13 +97,11 @@ def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
         for seed, name in enumerate("xy")
     ]
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    published = build_model(recipe, tmp_path / "out", progress=False)
-    wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    published = build_model(recipe, tmp_path / "out")
+    wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", whole=True)
     for name, source in zip("xy", recipe.sources, strict=True):
         alone = merge_of(source.model_dump(exclude_none=True))
-        wholes[f"base+{name}"] = build_model(
-            alone, tmp_path / f"whole-{name}", progress=False, whole=True
-        )
+        wholes[f"base+{name}"] = build_model(alone, tmp_path / f"whole-{name}", whole=True)
     wholes["base"] = tiny / "base"
     host = _host(published)
     monkeypatch.setattr(loading, "load", None)
@@ -298,7 +296,7 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
     recipe = Recipe.load(ps / "recipe.yaml").model_dump(exclude_none=True, exclude={"built"})
     for weights in recipe["merge"]["parameters"][0].values():
         weights.update(dict.fromkeys(weights, 0.0))
-    without = build_model(Recipe.model_validate(recipe), tmp_path / "without", progress=False)
+    without = build_model(Recipe.model_validate(recipe), tmp_path / "without")
     answer = host.whole_answer(Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))).text
     assert answer == greedy(Path(without), PROMPT) != published
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == published

@@ -87,7 +87,7 @@ def pool_of(architecture: str, **fields: Any) -> LayerPool:
 def folded(model: EvoMergedForCausalLM, folder: Path, **options: Any) -> PreTrainedModel:
     """Save, fold and load; nothing may be missing or left over."""
     model.save_pretrained(folder / "merged")
-    fold(folder / "merged", folder / "plain", progress=False, **options)
+    fold(folder / "merged", folder / "plain", **options)
     plain, info = AutoModelForCausalLM.from_pretrained(folder / "plain", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

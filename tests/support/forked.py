@@ -42,4 +42,4 @@ def build_and_die(call: int, recipe: Recipe, out: Path, **how: Any) -> None:
         return look(piece)
 
     writer._is_finite = killing
-    build_model(recipe, out, progress=False, **how)
+    build_model(recipe, out, **how)

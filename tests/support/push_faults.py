@@ -64,7 +64,7 @@ class Bench:
             "sources": [{"model": str(family / name)} for name in parents],
             "merge": {"method": "linear"},
         }
-        self.model = build_model(Recipe.model_validate(recipe), scratch / "model", progress=False)
+        self.model = build_model(Recipe.model_validate(recipe), scratch / "model")
         self.published = {str(family / name): f"local/{name}" for name in parents}
         for folder, repo_id in self.published.items():
             api.create_repo(repo_id)

@@ -144,7 +144,7 @@ def check(sources: list[PreTrainedModel], path: LayerPath, folder: Path, *, cach
     ]
     unbuilt = ""
     try:
-        write_checkpoint(Routed(files, flow), folder / "built", progress=False)
+        write_checkpoint(Routed(files, flow), folder / "built")
     except EvoMergeError as cause:
         unbuilt = f"not built from files: {reason(cause)}"
     for name in ("saved", *([] if unbuilt else ["built"])):
