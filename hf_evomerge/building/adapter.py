@@ -8,7 +8,6 @@ of both matrices, SVD of the small core, in float64.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
 from ..checkpoints.lora import CONFIG_FILE, WEIGHTS_FILE, Change
+from ..checkpoints.model_folder import write_json
 from ..errors import SourceError
 from ..merging.core import why_no_products
 from ..merging.method import Call
@@ -205,8 +205,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def write_companions(self, folder: Path) -> None:
         """Write the config, the tokenizer and the chat template."""
-        text = json.dumps(self.adapter_config(), indent=2, ensure_ascii=False)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, self.adapter_config())
         self.tokenizer_source.write_tokenizer(folder)
 
     def unused(self, source: Parent, name: str) -> str:

@@ -4,7 +4,6 @@ both."""
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def build_model(
     recipe: Recipe,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     overwrite: bool = False,
     max_shard_size: str | int = "4GB",

@@ -6,7 +6,6 @@ Nothing else is in such an adapter: what changed in norms, embeddings and biases
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -33,7 +32,7 @@ _STANDS = 1e-6  # the energy stands where a block of directions adds no more tha
 def extract_adapter(
     fine_tune: SourceRef | str,
     base: SourceRef | str,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     rank: int = 16,
     dtype: Dtype = "float32",

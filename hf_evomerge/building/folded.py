@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import tensor_order, torch_dtype
+from ..checkpoints.model_folder import write_json
 from ..checkpoints.open import open_source
 from ..checkpoints.quantized import check_quantization
 from ..checkpoints.writer import write_checkpoint
@@ -487,4 +488,4 @@ def _say_whether_bos(folder: Path) -> None:
     settings["add_bos_token"] = tokenizer.bos_token_id is not None and first == [
         tokenizer.bos_token_id
     ]
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, settings)

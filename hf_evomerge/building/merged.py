@@ -21,7 +21,7 @@ from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.lora import add_product
 from ..checkpoints.mapped import release_pages
-from ..checkpoints.model_folder import CODE, SENTENCE, copy_files
+from ..checkpoints.model_folder import CODE, SENTENCE, copy_files, write_json
 from ..errors import SourceError
 from ..merging.arithmetic import TensorJob
 from ..merging.core import Core, factors_of
@@ -211,8 +211,7 @@ class Merged(PlannedCheckpoint):
 
     def write_companions(self, folder: Path) -> None:
         """Write ``config.json``, and copy what else lies beside the weights."""
-        text = json.dumps(self._config_fields(), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "config.json", self._config_fields())
         copy_files(self.plan.sources[0].sentence.folder, folder, SENTENCE)
         self.tokenizer_source.write_tokenizer(folder)
         for source in (self.plan.sources[0], self.tokenizer_source):

@@ -45,7 +45,7 @@ _HELD = 8
 
 def write_checkpoint(
     checkpoint: Checkpoint,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     files: Mapping[str, str] | None = None,
     max_shard_size: str | int = "4GB",

@@ -202,7 +202,7 @@ def as_object(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False)
 
 
-def reading(what: str | os.PathLike[str]) -> None:
+def reading(what: str | Path) -> None:
     """Say at once, to whoever waits at a terminal, what a command reads that may take minutes."""
     if sys.stderr.isatty():
         say(f"reading {what} ...", err=True, dim=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ class CardFacts:
     space: str | None = None
 
     @classmethod
-    def of_folder(cls, folder: str | os.PathLike[str]) -> CardFacts:
+    def of_folder(cls, folder: str | Path) -> CardFacts:
         """Read what a model folder holds; raises `HubError` where it holds no model or no
         recipe."""
         folder = Path(folder)

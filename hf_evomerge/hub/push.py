@@ -7,7 +7,6 @@ Nothing leaves this machine before everything is checked and planned.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +45,7 @@ class Pushed:
 
 
 def push_model(
-    model: Study | str | os.PathLike[str],
+    model: Study | str | Path,
     repo_id: str,
     options: PushOptions | None = None,
     *,
@@ -111,7 +110,7 @@ def push_model(
 
 
 def preview_push(
-    folder: str | os.PathLike[str],
+    folder: str | Path,
     repo_id: str,
     options: PushOptions | None = None,
     *,

@@ -6,8 +6,6 @@ What the plan does not list does not leave this machine at all.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +18,7 @@ from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
-from ..checkpoints.model_folder import COMPANIONS
+from ..checkpoints.model_folder import COMPANIONS, write_json
 from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.replication import KEY as LAYERS
@@ -194,7 +192,7 @@ class PushPlan:
 #   of an earlier push          removed: old shards would be taken for this model's
 #   any other                   left; without --replace they must be none, unless a push filled it
 def plan_push(
-    folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
+    folder: str | Path, repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
 ) -> PushPlan:
     """Make everything that `push_model` sends, in the empty folder `scratch`, and send nothing.
 
@@ -414,9 +412,7 @@ def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, C
         ]:
             kept = {key: value for key, value in settings.items() if key not in found}
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / name).write_text(
-                json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            write_json(scratch / name, kept)
             cleaned[name] = scratch / name
     return cleaned
 
@@ -441,7 +437,7 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("_name_or_path"):
             del part["_name_or_path"]
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, config)
 
 
 def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> list[str]:

@@ -48,8 +48,8 @@ Publish = Callable[[SourceRef], SourceRef]
 
 
 def write_record(
-    search: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    search: str | Path,
+    out: str | Path,
     *,
     examples: int = 0,
     publish: Publish = SourceRef.hidden,

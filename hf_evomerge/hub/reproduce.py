@@ -7,7 +7,6 @@ trusted. Says nothing of the tokenizer and the card.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ def reproduce(
     repo_id: str,
     *,
     revision: str | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: str | Path | None = None,
     api: HfApi | None = None,
     trust_remote_code: bool = False,
 ) -> Reproduction:

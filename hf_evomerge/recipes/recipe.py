@@ -7,9 +7,9 @@ computes is in ``hf_evomerge/modeling``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -596,7 +596,7 @@ class Recipe(StrictModel):
             update={"sources": [name(ref) for ref in self.sources], "base": base}
         )
 
-    def save(self, file: str | os.PathLike[str]) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the recipe to a YAML file."""
         write_whole(file, self.to_yaml())
 
@@ -613,6 +613,6 @@ class Recipe(StrictModel):
         return validate(cls, data, RecipeError)
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str]) -> Recipe:
+    def load(cls, file: str | Path) -> Recipe:
         """Read a recipe from a YAML file; raises `RecipeError`."""
         return load_yaml(cls, file, RecipeError)

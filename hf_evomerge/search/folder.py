@@ -151,7 +151,7 @@ def known_pins(out: Path) -> Pins:
         return (study.has_scores and study.meta("pins")) or {}
 
 
-def resumed(folder: str | os.PathLike[str]) -> SearchConfig:
+def resumed(folder: str | Path) -> SearchConfig:
     """Return the search of a folder; warn of what its search file says and does not count.
 
     Raises:
@@ -228,7 +228,7 @@ def build_winner(
         )
 
 
-def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:
+def found_recipe(folder: str | Path, pick: int | None = None) -> tuple[Recipe, Path]:
     """The recipe of a study's winner, or of one point of its front; and the folder in which its
     model belongs.
 

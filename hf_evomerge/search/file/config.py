@@ -3,8 +3,8 @@ anything is loaded."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -393,12 +393,12 @@ class SearchConfig(StrictModel):
         own = {"sources": self.sources, "base": self.base, "seed": self.compute.seed}
         return {**own, **dict(self.output), "merge": merge, "flow": flow}
 
-    def save(self, file: str | os.PathLike[str]) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the search to a YAML file."""
         write_whole(file, dump_yaml(self))
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
+    def load(cls, file: str | Path) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong.
 
         Folders and files that it names are looked for beside it, then in the current directory.

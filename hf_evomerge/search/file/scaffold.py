@@ -97,7 +97,7 @@ class Draft:
 
 def draft_search(
     sources: Sequence[str],
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: str | Path | Sequence[str | Path],
     *,
     base: str | None = None,
     device: str = "cpu",
