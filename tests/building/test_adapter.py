@@ -4,7 +4,6 @@ for bit the same again."""
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,7 +35,7 @@ PATTERNS = {
 }
 ROWS = {"*q_proj*": [0.2, 0.9, -0.4], "*down_proj*": [1.5, 0.0], "default": 0.5}
 # The settings of the adapters, and what a recipe says of the merge.
-CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+CASES = {
     "rank-stabilised": (
         [{**PLAIN, "r": 9, "use_rslora": True}, PLAIN],
         {"parameters": [{"weight": 0.5}, {"weight": 1.2}]},
@@ -77,12 +76,10 @@ Make = Callable[..., Recipe]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path):
     """Saves a base and adapters of random numbers, and makes a recipe that merges them."""
 
-    def recipe(
-        adapters: list[dict[str, Any]], architecture: str = "llama", **fields: Any
-    ) -> Recipe:
+    def recipe(adapters, architecture="llama", **fields):
         base = tmp_path / "base"
         tiny_model(architecture, 2).save_pretrained(base)
         sources = []
@@ -97,7 +94,7 @@ def make(tmp_path: Path) -> Make:
     return recipe
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     """What a model computes of some tokens."""
     with torch.inference_mode():
         return model.eval()(torch.arange(1, 13)[None]).logits
@@ -251,7 +248,7 @@ def test_a_rank_is_the_best_of_that_rank(make, tmp_path, caplog):
     assert torch.equal(exact[unchanged], small[unchanged])
 
 
-REFUSALS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+REFUSALS = {
     "ties": ([PLAIN, PLAIN], {"method": "ties"}, "ties is not linear"),
     "a sum of models": (
         [PLAIN, PLAIN],

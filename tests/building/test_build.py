@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ MERGE = {
     "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4, "density": 0.7}],
 }
 FLOW = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.8, 1.1]}
-PARTS: dict[str, dict[str, Any]] = {
+PARTS = {
     "merge": {"merge": MERGE},
     "flow": {"flow": FLOW},
     "both": {"merge": MERGE, "flow": {"path": ["2:0", "1:1", "2:1"], "embedding_source": 2}},
@@ -36,10 +35,10 @@ MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
-def make(tiny: Path) -> MakeRecipe:
+def make(tiny):
     """Makes a recipe over the tiny family."""
 
-    def recipe(part: str = "merge", **fields: Any) -> Recipe:
+    def recipe(part="merge", **fields):
         sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
         return Recipe.model_validate(
             {"sources": sources, "base": {"model": str(tiny / "base")}, **PARTS[part], **fields}
@@ -91,7 +90,7 @@ def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch
     out = build_model(make("flow"), tmp_path / "model")
     before = digests(out)
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_):
         raise fault
 
     monkeypatch.setattr("hf_evomerge.checkpoints.writer._replace", interrupted)
@@ -125,7 +124,7 @@ def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
         assert not out.exists()
     kept = {file.name for file in tmp_path.rglob(".out.*/**/*.safetensors")}
     assert len(kept) >= 3
-    made: list[str] = []
+    made = []
     write = shards._write_file
     monkeypatch.setattr(
         shards,
@@ -194,19 +193,19 @@ def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
     new = digests(build_model(make("merge"), tmp_path / "new"))
     shutil.rmtree(tmp_path / "new")
 
-    def killed(call: Callable[..., Any], last: bool) -> Callable[..., None]:
-        def act(*names: Any) -> None:
+    def killed(call, last):
+        def act(*names):
             call(*names)
             if last and str(names[-1]).endswith(("replaced", "model")):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         return act
 
-    def build_and_be_killed() -> None:
+    def build_and_be_killed():
         moved = Path.rename
         replace = os.replace
         Path.rename = killed(moved, rename == 1)
-        os.replace = killed(replace, True)  # type: ignore[assignment, method-assign]
+        os.replace = killed(replace, True)
         build_model(make("merge"), out, overwrite=True)
 
     assert status_of_fork(build_and_be_killed) == -signal.SIGKILL
@@ -276,7 +275,7 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
     """A folder that comes to be under the name during a build is not replaced; the same command
     goes on from what was built."""
 
-    def somebody_else(*_: Any) -> None:
+    def somebody_else(*_):
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "model/notes.txt").write_text("mine")
 

@@ -1,7 +1,6 @@
 """The record that a build leaves: what it gave, so that a change of it is seen."""
 
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from hf_evomerge.errors import EvoMergeError
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path):
     """Files that have the names of a model's."""
     for name in (
         "model.safetensors",

@@ -1,7 +1,5 @@
 """Encoders, classifiers and encoder-decoders: merged whole and by part, on disk and in memory."""
 
-from typing import Any
-
 import pytest
 import torch
 import transformers
@@ -28,7 +26,7 @@ PARTS = {
 @pytest.mark.parametrize("name", slow_beyond(["bert", "t5", "vit"], CLASSES))
 def test_models_of_any_class_are_merged(name, tmp_path):
     """The result is what the formula gives, whole and of a part, and a live model has its bits."""
-    kind: Any = getattr(transformers, CLASSES[name][0])
+    kind = getattr(transformers, CLASSES[name][0])
     for seed, folder in enumerate(("base", "a", "b")):
         random_class(name, seed).save_pretrained(tmp_path / folder)
     base, a, b = (

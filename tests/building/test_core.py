@@ -5,7 +5,6 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import merge_reference as reference
 import numpy as np
@@ -27,7 +26,7 @@ from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe
 
 # Three adapters: of other ranks and scalings, and two of them of other modules.
-SETTINGS: list[dict[str, Any]] = [
+SETTINGS = [
     {"r": 4, "lora_alpha": 7},
     {
         "r": 3,
@@ -58,7 +57,7 @@ def total(cores, weights):
 
 
 # What a recipe says of the merge beside the numbers, and how to compute it by hand.
-KINDS: dict[str, tuple[dict[str, Any], Any]] = {
+KINDS = {
     "linear": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
     "task arithmetic": (
         {"method": "task_arithmetic", "options": {"lambda": 0.6}},
@@ -88,7 +87,7 @@ OFTEN = [
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]  # the last two have tied embeddings
 
 
-def save_family(folder: Path, architecture: str) -> list[dict[str, Any]]:
+def save_family(folder, architecture):
     """Save a tiny base and its adapters; return the sources of a recipe."""
     tiny_model(architecture).save_pretrained(folder / "base")
     sources = []
@@ -98,7 +97,7 @@ def save_family(folder: Path, architecture: str) -> list[dict[str, Any]]:
     return sources
 
 
-def make_recipe(refs: list[dict[str, Any]], **merge: Any) -> Recipe:
+def make_recipe(refs, **merge):
     """A recipe in core space."""
     own = {key: merge.pop(key) for key in ("rank", "dtype", "vocabulary") if key in merge}
     return Recipe.model_validate(
@@ -112,9 +111,9 @@ def make_recipe(refs: list[dict[str, Any]], **merge: Any) -> Recipe:
     )
 
 
-def products(sources: list[dict[str, Any]]) -> dict[str, dict[int, tuple[Any, Any]]]:
+def products(sources):
     """Scaled factors of each weight as it is stored, by the adapter's number, from its file."""
-    found: dict[str, dict[int, tuple[Any, Any]]] = {}
+    found = {}
     for number, source in enumerate(sources):
         folder = Path(source["adapter"])
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -131,7 +130,7 @@ def products(sources: list[dict[str, Any]]) -> dict[str, dict[int, tuple[Any, An
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: Any) -> dict[str, list[dict[str, Any]]]:
+def families(tmp_path_factory):
     """The sources of each architecture."""
     return {name: save_family(tmp_path_factory.mktemp(name), name) for name in ARCHITECTURES}
 
@@ -147,7 +146,7 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     merged = fields.get("sources", [0, 1, 2])
     named = products(sources)
     by_rows = next(iter(named))
-    values: list[Any] = WEIGHTS
+    values = WEIGHTS
     if "groups" in kind:
         values = GROUPED
     elif "rows" in kind:
@@ -181,7 +180,7 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     assert changed > 4
 
 
-def numbers_of(value: Any, name: str, by_rows: str) -> list[float]:
+def numbers_of(value, name, by_rows):
     """The numbers of a source for the rows of a tensor."""
     if not isinstance(value, dict):
         return [value]

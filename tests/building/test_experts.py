@@ -2,7 +2,6 @@
 memory."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,22 +9,21 @@ from recipes import merge_of
 from safetensors.torch import load_file
 from slowly import slow_beyond
 from tiny_models import MIXTURES, tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.layer_groups import classify
-from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def families(tmp_path_factory):
     """Makes, once for each architecture, a base and two models of two blocks."""
-    made: dict[str, Path] = {}
+    made = {}
 
-    def of(architecture: str) -> Path:
+    def of(architecture):
         if architecture not in made:
             made[architecture] = tmp_path_factory.mktemp(architecture)
             for seed, name in enumerate(("base", "a", "b")):
@@ -36,20 +34,20 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return of
 
 
-def recipe_of(folder: Path, weights: Any = 0.5, **merge: Any) -> Recipe:
+def recipe_of(folder, weights=0.5, **merge):
     """Task arithmetic of the two, with one value of the weight for both."""
     fields = {"method": "task_arithmetic", "base": folder / "base", "weights": [weights] * 2}
     return merge_of(folder / "a", folder / "b", **fields, merge=merge)
 
 
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+def tensors_of(folder):
     """What the file of a model holds."""
     return load_file(folder / "model.safetensors")
 
 
-def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
+def halves(tensors):
     """The names of the tensors by the half of a block that they are in."""
-    found: dict[str | None, list[str]] = {}
+    found = {}
     for name in tensors:
         found.setdefault(classify(name)[2], []).append(name)
     return found
@@ -94,7 +92,7 @@ def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tm
     written = AutoModelForCausalLM.from_pretrained(
         build_model(recipe_of(folder, router=router), tmp_path / "out")
     )
-    live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base")
+    live = AutoModelForCausalLM.from_pretrained(folder / "base")
     sources = [open_source(str(folder / name)) for name in "ab"]
     merger = LiveMerger(
         sources, open_source(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router

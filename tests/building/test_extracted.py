@@ -2,8 +2,6 @@
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +28,7 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.score_model import evaluate_model
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder):
     """The weights of a model in float64."""
     return {
         name: tensor.double()
@@ -83,7 +81,7 @@ def test_a_full_rank_loses_nothing_linear(architecture, linear, count, tiny, tmp
         GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
     folder = tmp_path if architecture == "gpt2" else tiny
     extract_adapter(str(folder / "a"), str(folder / "base"), tmp_path / "out", rank=1000)
-    model: Any = PeftModel.from_pretrained(
+    model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder / "base"), tmp_path / "out"
     )
     merged = model.merge_and_unload().state_dict()
@@ -195,7 +193,7 @@ def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
     assert torch.allclose(b @ a, wanted, atol=1e-6)
 
 
-def test_the_report_in_json(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
+def test_the_report_in_json(tiny, search_settings, tmp_path):
     """`--json` prints the energy that each module keeps, as build.json has it, what is lost with
     its part in the change, and the scores."""
     file = tmp_path / "search.yaml"

@@ -1,7 +1,5 @@
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,13 +25,13 @@ from hf_evomerge.routing.pool import LayerPool
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_gradients() -> Iterator[None]:
+def _no_gradients():
     with torch.no_grad():
         yield
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path):
     """A merged Llama in a folder."""
     pool_of("llama").model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "merged")
     return tmp_path / "merged"

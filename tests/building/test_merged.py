@@ -35,12 +35,12 @@ DARE = [
 ]
 
 
-def warned(caplog) -> list[str]:
+def warned(caplog):
     """The warnings that were logged."""
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-def digest(folder) -> str:
+def digest(folder):
     """The bits of a folder's tensors, whatever the shards."""
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -372,7 +372,7 @@ def test_sizes_are_read(text, size):
         parse_size(text)
 
 
-def mapped(file: Path) -> list[int]:
+def mapped(file):
     """Kilobytes of a file that are resident in this process, for each of its mappings."""
     found = list[int]()
     here = False
@@ -396,7 +396,7 @@ def test_what_was_read_is_let_go(tmp_path, monkeypatch):
     adapters = [str(save_adapter(tmp_path / "base", tmp_path / str(seed), seed)) for seed in (1, 2)]
     sources = [{**base, "adapter": adapter} for adapter in adapters]
     file = tmp_path / "base" / "model.safetensors"
-    resident: list[list[int]] = []
+    resident = []
     read = Source.read_stored
 
     def watched(self, info, name):

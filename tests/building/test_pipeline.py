@@ -3,9 +3,6 @@ nothing is lost."""
 
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,14 +19,11 @@ from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
-KINDS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "sdxl": ("unet", save_sdxl),
-    "dit": ("transformer", save_dit),
-}
+KINDS = {"sdxl": ("unet", save_sdxl), "dit": ("transformer", save_dit)}
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parents(tmp_path_factory):
     """Three pipelines of each kind: base, a and b."""
     folder = tmp_path_factory.mktemp("pipelines")
     for kind, (_, save) in KINDS.items():
@@ -38,9 +32,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(
-    folder: Path, kind: str, method: str, parameters: list[dict[str, Any]], **fields: Any
-) -> Recipe:
+def recipe_of(folder, kind, method, parameters, **fields):
     """A merge of `a` and `b`."""
     part = fields.pop("part", KINDS[kind][0])
     sources = [{"model": str(folder / kind / name), "component": part} for name in ("a", "b")]
@@ -49,7 +41,7 @@ def recipe_of(
     return Recipe.model_validate({"sources": sources, **base, "merge": merge, **fields})
 
 
-def state(folder: Path, part: str) -> dict[str, torch.Tensor]:
+def state(folder, part):
     """A component's tensors as they are on disk."""
     return load_file(next((folder / part).glob("*.safetensors")))
 
@@ -261,7 +253,7 @@ def test_an_adapter_is_fused(layout, parents, tmp_path):
             torch.testing.assert_close(tensor, theirs[name], msg=name)
 
 
-def _with(key: str, value: Any) -> Callable[[Path], None]:
+def _with(key, value):
     return lambda folder: edit_json(folder / "model_index.json", **{key: value})
 
 

@@ -3,9 +3,6 @@ gives by hand, and what the whole merged pipeline has."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import core_reference
 import merge_reference as reference
@@ -42,7 +39,7 @@ CLIP = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def any_peft() -> Iterator[None]:
+def any_peft():
     """transformers 5.24 asks for a peft that is not released, before it adapts a text encoder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17.0")
@@ -50,7 +47,7 @@ def any_peft() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parents(tmp_path_factory):
     """A pipeline of each kind and three LoRAs of it, saved by diffusers: of other ranks, alphas and
     modules; the second has a convolution, the third no text encoder."""
     folder = tmp_path_factory.mktemp("loras")
@@ -61,7 +58,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int) -> None:
+def save_lora(base, folder, number, rank, alpha):
     """Train nothing, and save random numbers as diffusers' training scripts do."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft import LoraConfig
@@ -87,7 +84,7 @@ def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int) -> N
     type(pipeline).save_lora_weights(folder, **named, **_collate_lora_metadata(modules))
 
 
-def recipe_of(folder: Path, method: str = "task_arithmetic", **fields: Any) -> Recipe:
+def recipe_of(folder, method="task_arithmetic", **fields):
     """A merge of the three LoRAs."""
     base = {"model": str(folder / "base")}
     adapters = fields.pop("adapters", [str(folder / f"lora{number}") for number in range(3)])
@@ -100,7 +97,7 @@ def recipe_of(folder: Path, method: str = "task_arithmetic", **fields: Any) -> R
     )
 
 
-def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+def weights(pipeline):
     """All weights of a pipeline in float64."""
     found = {}
     for part, module in pipeline.components.items():
@@ -111,7 +108,7 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def products(folder: Path, names: Any) -> dict[str, tuple[Any, Any]]:
+def products(folder, names):
     """The two factors of what a LoRA of diffusers adds to each weight, from its file, in
     float64."""
     with safe_open(folder / FILE, "pt") as opened:
@@ -131,7 +128,7 @@ def products(folder: Path, names: Any) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def fused(base: Path, folder: Path) -> Any:
+def fused(base, folder):
     """The base with a LoRA, by plain diffusers."""
     pipeline = loaded(base)
     pipeline.load_lora_weights(folder)
@@ -140,10 +137,10 @@ def fused(base: Path, folder: Path) -> Any:
     return pipeline
 
 
-def by_hand(folder: Path, merge: Any) -> dict[str, torch.Tensor]:
+def by_hand(folder, merge):
     """The weights of the base with a merge of the LoRAs."""
     wanted = weights(loaded(folder / "base"))
-    pairs: dict[str, dict[int, Any]] = {}
+    pairs = {}
     for number in range(3):
         for name, pair in products(folder / f"lora{number}", wanted).items():
             pairs.setdefault(name, {})[number] = pair
@@ -153,18 +150,18 @@ def by_hand(folder: Path, merge: Any) -> dict[str, torch.Tensor]:
     return wanted
 
 
-def total(pairs: dict[int, Any], shares: Sequence[float] = WEIGHTS) -> Any:
+def total(pairs, shares=WEIGHTS):
     """The weighted sum."""
     return sum(shares[number] * b @ a for number, (b, a) in pairs.items())
 
 
-def in_core(merge: Any) -> Any:
+def in_core(merge):
     """A merge of small matrices."""
     numbers = [[weight] for weight in WEIGHTS]
     return lambda pairs: core_reference.by_hand(pairs, numbers, 3, merge)
 
 
-def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+def difference(found, wanted):
     """The largest difference of two states of the same names."""
     assert found.keys() == wanted.keys()
     return max(float((found[name] - wanted[name]).abs().max()) for name in found)
@@ -172,7 +169,7 @@ def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
 
 DENSE = [{"weight": weight, "density": 1.0} for weight in WEIGHTS]
 HALF = [{"weight": weight, "density": 0.5} for weight in WEIGHTS]
-MERGES: dict[str, tuple[dict[str, Any], Any]] = {
+MERGES = {
     "task_arithmetic": ({}, total),
     "linear": ({}, lambda pairs: total(pairs, [weight / sum(WEIGHTS) for weight in WEIGHTS])),
     "dare_linear": ({"core_space": True, "parameters": DENSE}, total),
@@ -281,7 +278,7 @@ def test_a_file_of_kohya(parents, tmp_path):
     assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
 
 
-def spoiled_lora(file: Path, folder: Path, more: dict[str, Any]) -> str:
+def spoiled_lora(file, folder, more):
     """A copy of a LoRA with further tensors."""
     folder.mkdir()
     save_file(load_file(file) | more, folder / FILE)

@@ -1,8 +1,6 @@
 """A path through one model as an adapter of peft, and such an adapter as a source."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,27 +30,27 @@ COUNTED = {"qwen2": {"repeat"}, "smollm3": {"repeat"}}  # one kind, in a list as
 HIDDEN = {"gpt2", "gpt_neox", "opt"}  # where peft finds no layers
 
 
-def saved(folder: Path, architecture: str = "llama", layers: int = LAYERS, seed: int = 0) -> Path:
+def saved(folder, architecture="llama", layers=LAYERS, seed=0):
     """Save a random model."""
     tiny_model(architecture, layers, seed).save_pretrained(folder)
     return folder
 
 
-def recipe_of(path: Any, *models: Path, **fields: Any) -> Recipe:
+def recipe_of(path, *models, **fields):
     """A path through models, as an adapter where it can be one."""
     sources = [{"model": str(model)} for model in models]
     flow = path if isinstance(path, dict) else {"path": path}
     return Recipe.model_validate({"sources": sources, "flow": flow, "adapter": "auto", **fields})
 
 
-def answers(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(model):
     """Logits, and what it writes with its cache."""
     ids = token_ids()
     written = model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     return model(input_ids=ids).logits, written
 
 
-def same(model: Any, other: Any) -> bool:
+def same(model, other):
     """Tell whether two models compute and write the same."""
     return all(torch.equal(a, b) for a, b in zip(answers(model), answers(other), strict=True))
 

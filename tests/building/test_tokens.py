@@ -2,8 +2,6 @@
 what stays untouched."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ TOKENS = {
 }
 
 
-def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) -> None:
+def save(folder, tokens, seed, rows=None):
     """A model with a byte-pair tokenizer of these tokens, those in angles added to it, and perhaps
     more rows than tokens."""
     torch.manual_seed(seed)
@@ -36,7 +34,7 @@ def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) ->
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family(tmp_path_factory):
     """A base and two sources, one of which has the common tokens in another order; each has tokens
     that others lack."""
     folder = tmp_path_factory.mktemp("family")
@@ -45,13 +43,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(folder: Path, method: str = "linear", *, base: bool = False, **fields: Any) -> Recipe:
+def recipe_of(folder, method="linear", *, base=False, **fields):
     """A merge of both sources with weights .25 and .75."""
     of = {"method": method, "base": folder / "base" if base else None, "weights": [0.25, 0.75]}
     return merge_of(folder / "first", folder / "second", **of, **fields)
 
 
-def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Tensor]:
+def rows_of(folder, tokens=None):
     """The row of each token in the embeddings."""
     tensor = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     if tokens is None:

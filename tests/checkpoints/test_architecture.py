@@ -2,8 +2,6 @@
 written."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from hf_evomerge.errors import SourceError
 Tensors = dict[str, torch.Tensor]
 
 
-def save(kind: str, folder: Path) -> Path:
+def save(kind, folder):
     """Save a tiny random model of a kind."""
     if kind == "llava":
         save_vlm(folder, kind, 0)
@@ -31,7 +29,7 @@ def save(kind: str, folder: Path) -> Path:
     return folder
 
 
-def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
+def change(folder, edit):
     """Change the tensors of a checkpoint."""
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -39,7 +37,7 @@ def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
 
 
 @pytest.fixture
-def llama(tmp_path: Path) -> Path:
+def llama(tmp_path):
     """A Llama that a test may change."""
     return save("llama", tmp_path / "llama")
 
@@ -57,7 +55,7 @@ def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
     assert not info["unexpected_keys"]
 
 
-DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
+DAMAGES = {
     "a missing tensor": (
         lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"),
         (

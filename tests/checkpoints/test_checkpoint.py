@@ -3,7 +3,6 @@ accounted for."""
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,10 +26,10 @@ MakeCheckpoint = Callable[[str], Checkpoint]
 
 
 @pytest.fixture
-def make(tiny: Path) -> MakeCheckpoint:
+def make(tiny):
     """Makes a checkpoint of each kind over the tiny family."""
 
-    def made(kind: str) -> Checkpoint:
+    def made(kind):
         if kind == "source":
             return open_source(str(tiny / "a"))
         flow = (
@@ -100,10 +99,10 @@ def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypa
     """The layers of the merged model that no hop runs are neither merged nor written."""
     from hf_evomerge.building.merged import Merged
 
-    read: list[str] = []
+    read = []
     stream = Merged.stream
 
-    def noting(self: Merged, name: str) -> object:
+    def noting(self, name):
         read.append(name)
         return stream(self, name)
 

@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,14 +22,14 @@ BLOCK = 16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16
 OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
 
 
-def _invoke(*arguments: Any) -> str:
+def _invoke(*arguments):
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
 
 
 @pytest.fixture(scope="module")
-def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tiny, tmp_path_factory):
     """A path of four hops that runs one layer twice and sums two layers once, so five slots over
     three layers."""
     hops = ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]

@@ -4,16 +4,15 @@ used from the cache."""
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from faulty_hub import Fault, FaultyHub
+from faulty_hub import Fault
 from hub_fixtures import Said, use_hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
 from recipes import merge_of
@@ -35,7 +34,7 @@ WEIGHTS = "model.safetensors"
 Run = Callable[..., Any]
 
 
-def recipe_text(prefix: str, **fields: Any) -> str:
+def recipe_text(prefix, **fields):
     """A merge of the tiny family under these names."""
     data = {
         "sources": [{"model": f"{prefix}a"}, {"model": f"{prefix}b"}],
@@ -50,13 +49,13 @@ def recipe_text(prefix: str, **fields: Any) -> str:
 
 
 @pytest.fixture
-def family(lfs_api: HfApi, tiny: Path) -> None:
+def family(lfs_api, tiny):
     """The tiny family, published."""
     for name in NAMES:
         publish(lfs_api, tiny / name, f"local/{name}")
 
 
-def publish(api: HfApi, folder: Path, repo_id: str) -> None:
+def publish(api, folder, repo_id):
     """Upload a folder."""
     api.create_repo(repo_id)
     for file in sorted(
@@ -66,16 +65,14 @@ def publish(api: HfApi, folder: Path, repo_id: str) -> None:
 
 
 @pytest.fixture
-def run(hub: FaultyHub, tmp_path: Path) -> Run:
+def run(hub, tmp_path):
     """Runs the command line in this process against the hub, by LFS, from a cache of its own; or
     where none is, or offline."""
 
     there = hub.endpoint
     token = hub.token
 
-    def go(
-        *words: str, home: str = "client", endpoint: str | None = None, offline: bool = False
-    ) -> Said:
+    def go(*words, home="client", endpoint=None, offline=False):
         with pytest.MonkeyPatch.context() as patch:
             use_hub(
                 patch, SimpleNamespace(endpoint=endpoint or there, token=token), tmp_path / home
@@ -91,7 +88,7 @@ def run(hub: FaultyHub, tmp_path: Path) -> Run:
     return go
 
 
-def cached(tmp_path: Path) -> list[Path]:
+def cached(tmp_path):
     """The weights in the client's cache."""
     return sorted((tmp_path / "client").rglob("*.safetensors"))
 

@@ -19,7 +19,7 @@ from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import SourceRef
 
 
-def save(folder: Path, dtype: torch.dtype = torch.float32, **changes) -> Path:
+def save(folder, dtype=torch.float32, **changes):
     """Save a tiny Llama."""
     torch.manual_seed(0)
     settings = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 32, **changes}
@@ -28,13 +28,13 @@ def save(folder: Path, dtype: torch.dtype = torch.float32, **changes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
+def saved(tmp_path_factory):
     """A tiny Llama on disk."""
     return save(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture
-def folder(saved, tmp_path) -> Path:
+def folder(saved, tmp_path):
     """A copy of it that a test may damage."""
     return shutil.copytree(saved, tmp_path / "model")
 
@@ -362,9 +362,9 @@ def test_a_config_that_makes_no_sense_is_one_line(folder, text):
 def test_the_config_is_not_asked_for_each_tensor(tmp_path, monkeypatch):
     """Mixtures of experts have tens of thousands of tensors: what is done for each must not look at
     all the others again."""
-    asked: list[Source] = []
+    asked = []
 
-    def is_tied(source: Source) -> bool:
+    def is_tied(source):
         asked.append(source)
         return True
 

@@ -21,7 +21,7 @@ ONE_WAY = "# one way: "  # built, and not written as a mergekit file again
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory):
     """The folder of all stand-ins."""
     return tmp_path_factory.mktemp("zoo")
 

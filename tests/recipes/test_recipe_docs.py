@@ -31,7 +31,7 @@ FINE_TUNES = ("japanese-7b", "maths-7b", "maths-7b-instruct", "chat-7b-with-adde
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family(tmp_path_factory):
     """A base, fine-tunes of it, one of them with more tokens, and two adapters."""
     folder = tmp_path_factory.mktemp("family")
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def local(text: str, family: Path) -> Recipe:
+def local(text, family):
     """The example on the tiny family: folders in place of repositories, without their revisions."""
     recipe = Recipe.from_yaml(text).model_dump(exclude_none=True)
     for ref in [*recipe["sources"], *([recipe["base"]] if "base" in recipe else [])]:

@@ -1,9 +1,6 @@
 """The models behind a Space, on a device that stands in for a GPU, answer as on the processor."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import mixing
 import pytest
@@ -18,23 +15,23 @@ DEVICE = "standin:1"
 
 
 @contextmanager
-def models_there() -> Iterator[None]:
+def models_there():
     """Let models come from their files to the device, as they come to a GPU."""
-    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    load = PreTrainedModel.from_pretrained.__func__
     moved = classmethod(lambda kind, *given, **more: load(kind, *given, **more).to(DEVICE))
     with standing_in(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreTrainedModel, "from_pretrained", moved)
         yield
 
 
-def hosted(folder: Path) -> Host:
+def hosted(folder):
     """The models of a Space, loaded."""
     host = Host(read(str(folder)))
     host.load()
     return host
 
 
-def answers(host: Host, jobs: list[Job]) -> list[Any]:
+def answers(host, jobs):
     """Answers to jobs, tokens that the head reads from hidden states, and judgements of
     examples."""
     written = [host.whole_answer(job).text for job in jobs]

@@ -1,7 +1,6 @@
 """Edits of a path: what each does, what is refused, and that the changed recipe is one that the
 package reads."""
 
-from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import edits
@@ -12,7 +11,7 @@ from edits import Route
 from published import Parent, Published
 from recipes import merge_of
 from served import shown
-from showcase import Edit, Showcase
+from showcase import Edit
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError
@@ -56,7 +55,7 @@ def test_what_cannot_be_edited_is_refused():
             WAY.scale(scale)
 
 
-NO_PATHS: list[Any] = [
+NO_PATHS = [
     "0:0",
     [],
     None,
@@ -72,7 +71,7 @@ NO_PATHS: list[Any] = [
 ]
 NO_PATHS += [["0:0 + " * 3000 + "0:0"], ["0:0"] * 100_000, ["0:0*" + "9" * 390]]
 NO_PATHS += [[" + ".join(["0:0"] * 8)] * 65]
-NO_SCALES: list[Any] = [[1, 2], "1", [None], [1e300]]
+NO_SCALES = [[1, 2], "1", [None], [1e300]]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_the_difference_is_said():
     """A visitor reads which hop was changed and how, for each of three changes."""
     labels = ["ja", "maths"]
 
-    def said(after: Route) -> str:
+    def said(after):
         return edits.difference(WAY, after, labels)
 
     assert said(WAY.select(2)) == "The path is as published."
@@ -151,7 +150,7 @@ def test_a_path_may_be_written_in_ranges():
         edits.route(["0:0-99999999 x99999"])
 
 
-def _merge() -> Showcase:
+def _merge():
     """A merge of two parents on show, without its weights."""
     recipe = merge_of(*SOURCES, weights=[1, 2])
     parents = (Parent("a", "a"), Parent("b", "b"))
@@ -283,7 +282,7 @@ def test_the_picture_of_weights_follows_what_a_visitor_changes():
         ],
     }
 
-    def weights(*factors: tuple[str, tuple[float, ...]]) -> list[object]:
+    def weights(*factors):
         changed = mixing.edited(merge, factors, 3)
         return [item["weight"] for item in changed["parameters"]]
 

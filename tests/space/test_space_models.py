@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import loading
 import mixing
@@ -35,14 +34,14 @@ from hf_evomerge.record import Data
 PROMPT = "t0 w3 w4 5"
 
 
-def _host(folder: Path, **changes: Any) -> Host:
+def _host(folder, **changes):
     host = Host(replace(read(str(folder)), **changes))
     host.load()
     return host
 
 
 @pytest.fixture(scope="module")
-def host(dfs: Path) -> Host:
+def host(dfs):
     """The model with a path, loaded."""
     return _host(dfs)
 
@@ -118,15 +117,15 @@ def test_answers_end_at_the_bounds(host, monkeypatch):
     host."""
     plain = StoppingCriteriaList.__call__
 
-    def slow(self: Any, *arguments: Any, **named: Any) -> Any:
+    def slow(self, *arguments, **named):
         time.sleep(0.1)
         return plain(self, *arguments, **named)
 
     endless = Host(host.published)
     endless.max_seconds = 0.0
     endless.load()
-    endless.evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    endless.evolved.tokenizer.eos_token = None  # type: ignore[union-attr]
+    endless.evolved.model.generation_config.eos_token_id = None
+    endless.evolved.tokenizer.eos_token = None
     with pytest.raises(SpaceError, match="Reading the prompt took longer than 0 s"):
         endless.whole_answer(Job(EVOLVED, PROMPT, 40))
     endless.max_seconds = 1.0
@@ -152,7 +151,7 @@ def test_a_stop_ends_the_answer_and_frees_the_model(host):
     """After a stop the answer ends as stopped, and the next visitor is served."""
     asked = []
 
-    def stopped() -> bool:
+    def stopped():
         asked.append(1)
         return len(asked) > 1
 
@@ -165,10 +164,10 @@ def test_a_stop_ends_the_answer_and_frees_the_model(host):
 
 def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
     """The first pass over a long path ends between two layers, not with the last of them."""
-    layer = next(iter(host.evolved.model.get_decoder().layers))  # type: ignore[union-attr]
+    layer = next(iter(host.evolved.model.get_decoder().layers))
     plain = type(layer).forward
 
-    def slow(self: Any, *arguments: Any, **named: Any) -> Any:
+    def slow(self, *arguments, **named):
         time.sleep(0.3)
         return plain(self, *arguments, **named)
 
@@ -193,7 +192,7 @@ def test_one_pass_at_a_time(host, monkeypatch):
     lock = threading.Lock()
     plain = models._write
 
-    def counted(*arguments: Any, **named: Any) -> bool:
+    def counted(*arguments, **named):
         nonlocal inside, most
         with lock:
             inside += 1
@@ -206,9 +205,9 @@ def test_one_pass_at_a_time(host, monkeypatch):
     prompts = [f"w{k} w{k + 1} {k}" for k in range(8)]
     wanted = [host.whole_answer(Job(EVOLVED, prompt, 6)).text for prompt in prompts]
     monkeypatch.setattr(models, "_write", counted)
-    got: dict[int, str] = {}
+    got = {}
 
-    def ask(k: int) -> None:
+    def ask(k):
         got[k] = host.whole_answer(Job(EVOLVED, prompts[k], 6)).text
 
     threads = [threading.Thread(target=ask, args=(k,)) for k in range(8)]
@@ -319,16 +318,14 @@ def test_rounding_does_not_hide_a_weighted_sum():
         for size in (1e-3, 0.5)
     )
 
-    def model(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    def model(tensors):
         made = torch.nn.Sequential(
             torch.nn.Linear(64, 64), torch.nn.LayerNorm(64, bias=False)
         ).bfloat16()
         made.load_state_dict(tensors)
         return made
 
-    def turned(
-        tensors: dict[str, torch.Tensor], parents: list[dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
+    def turned(tensors, parents):
         there = [model(parent).float() for parent in parents]
         with mixing.mixed(
             made := model(tensors),

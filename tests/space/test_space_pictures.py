@@ -27,7 +27,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
 
 
-def _frames(html: str) -> list[ElementTree.Element]:
+def _frames(html):
     """The pictures in a piece of HTML; fails where one is not well-formed."""
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S)]
 
@@ -35,17 +35,17 @@ def _frames(html: str) -> list[ElementTree.Element]:
 class _Tags(HTMLParser):
     """The names of all tags and attributes, as a browser sees them."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: set[str] = set()
-        self.attributes: set[str] = set()
+        self.names = set()
+        self.attributes = set()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.names.add(tag)
         self.attributes.update(name for name, _ in attrs)
 
 
-def _way(hops: int) -> Route:
+def _way(hops):
     return Route(
         tuple(f"{k % 2}:{k % 32}" for k in range(hops)),
         tuple(0.5 + (k % 7) / 7 for k in range(hops)),
@@ -327,7 +327,7 @@ def test_a_visitors_score_stands_beside_the_searchs():
     """Both numbers are there while it is counted; at the end a sentence says who leads."""
     problems = [Problem(prompt=str(k), answer="1") for k in range(50)]
 
-    def said(right: int, before: int = 49, done: int = 50, algorithm: str = "cma") -> str:
+    def said(right, before=49, done=50, algorithm="cma"):
         record = Record(examples=problems, stages=[StageSummary(stage="ps", algorithm=algorithm)])
         return views.scores(Published("m", "m", record=record), done, right, before)
 

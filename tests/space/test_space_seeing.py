@@ -6,7 +6,6 @@ import io
 import json
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -20,7 +19,6 @@ from hub_fixtures import use_hub
 from local_hub import LocalHub
 from models import EVOLVED, Job
 from PIL import Image
-from served import Served
 from slowly import slow_beyond
 from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
@@ -35,14 +33,14 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
 
 
-def _file(size: tuple[int, int] = (24, 24), kind: str = "PNG") -> bytes:
+def _file(size=(24, 24), kind="PNG"):
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, format=kind)
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+def hub(tmp_path_factory):
     """The Hub that the client talks to."""
     folder = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub", user="demo") as hub:
@@ -51,11 +49,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(scope="module", params=slow_beyond(["ps"], ["ps", "dfs"]))
-def search(
-    request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def search(request, hub, tmp_path_factory):
     """A short search of the demo's model that sees, published with its Space and its sources."""
-    folder: Path = tmp_path_factory.mktemp("seeing") / request.param
+    folder = tmp_path_factory.mktemp("seeing") / request.param
     family = folder.parent / "family"
     family.mkdir()
     for model in (SPECIALISTS / "base", SPECIALISTS / "japanese", SIGHT):
@@ -70,7 +66,7 @@ def search(
 
 
 @pytest.fixture(scope="module")
-def served(search: Path, serve: Callable[..., Served]) -> Served:
+def served(search, serve):
     """The page of the published model."""
     served = serve(f"demo/{search.name}")
     assert served.show.ready_for.wait(60)
