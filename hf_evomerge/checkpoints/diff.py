@@ -244,11 +244,11 @@ def _warning(total: Row) -> str | None:
     )
 
 
-def _table(rows: Sequence[Row], with_optional: bool) -> list[str]:
+def _table(rows: Sequence[Row], with_base: bool) -> list[str]:
     """Lines of numbers with a bar each, as long as the relative difference; the last row is the sum
     of the others."""
     columns = ["|B-A|/|A|", "cosine"]
-    if with_optional:
+    if with_base:
         columns += ["A-base", "B-base", "task cos"]
     lines = [" " * 10 + "".join(f"{column:>10}" for column in columns)]
     longest = max(row.weights.relative or 0.0 for row in rows) or 1.0

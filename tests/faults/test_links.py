@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from recipes import merge_of
@@ -15,7 +14,7 @@ from hf_evomerge.errors import EvoMergeError, SourceError
 
 
 @pytest.fixture
-def folder(tiny, tmp_path) -> Path:
+def folder(tiny, tmp_path):
     """A model folder that a test may change, beside a file that is nobody's business."""
     (tmp_path / "secret").write_text('{"key": 1}')
     return shutil.copytree(tiny / "a", tmp_path / "a")
