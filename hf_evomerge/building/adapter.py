@@ -251,8 +251,7 @@ class MergedAdapter(AdapterCheckpoint):
         self.chat_template = merged.chat_template
         self.settings = merged.settings
         self.dtype = recipe.dtype or "float32"
-        first = merged.plan.sources[0].ref
-        self.base = first.model_copy(update={"adapter": None, "adapter_revision": None})
+        self.base = merged.plan.sources[0].ref.parts[0]
         self._terms = dict(self._find_terms())
         if not self._terms:
             raise SourceError("every adapter has the weight 0")

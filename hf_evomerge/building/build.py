@@ -22,11 +22,11 @@ from ..errors import RecipeError, SourceError
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef, with_optional
 from .adapter import AdapterCheckpoint, MergedAdapter
+from .build_record import write_build_record
 from .composed import Composed
+from .composed_pipeline import ComposedPipeline
 from .merged import Merged
-from .pipeline import ComposedPipeline
 from .pipeline_adapter import PipelineAdapter
-from .record import write_build_record
 from .replicated import PathAdapter
 from .routed import Routed
 

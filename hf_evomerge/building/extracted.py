@@ -20,7 +20,7 @@ from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import EvoMergeError, SourceError
 from ..recipes.recipe import Dtype, SourceRef
 from .adapter import AdapterCheckpoint, Factors, Module, truncate
-from .record import write_build_record
+from .build_record import write_build_record
 
 if TYPE_CHECKING:
     from torch import Tensor

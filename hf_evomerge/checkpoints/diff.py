@@ -51,7 +51,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupDifference:
     """Comparison of a layer group or the model.
 
     Attributes:
@@ -85,8 +85,8 @@ class Difference:
     a: str
     b: str
     base: str | None
-    total: Row
-    groups: list[Row]
+    total: GroupDifference
+    groups: list[GroupDifference]
     notes: list[str]
     warning: str | None
 
@@ -212,12 +212,12 @@ def _products(x: Tensor, y: Tensor) -> list[float]:
     return [float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (change, change))]
 
 
-def _row(name: str, sums: NDArray[np.float64]) -> Row:
+def _row(name: str, sums: NDArray[np.float64]) -> GroupDifference:
     elements, base, *products = sums.tolist()
     weights = _agreement(*products[:4])
     if not base:
-        return Row(name, int(elements), weights)
-    return Row(name, int(elements), weights, _agreement(*products[4:]), math.sqrt(base))
+        return GroupDifference(name, int(elements), weights)
+    return GroupDifference(name, int(elements), weights, _agreement(*products[4:]), math.sqrt(base))
 
 
 def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
@@ -231,7 +231,7 @@ def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
     return Agreement(x, y, relative, max(-1.0, min(1.0, xy / x / y)) if x and y else None)
 
 
-def _warning(total: Row) -> str | None:
+def _warning(total: GroupDifference) -> str | None:
     if total.tasks is None or not total.base_norm:
         return None
     a = total.tasks.norm_x / total.base_norm
@@ -244,7 +244,7 @@ def _warning(total: Row) -> str | None:
     )
 
 
-def _table(rows: Sequence[Row], with_base: bool) -> list[str]:
+def _table(rows: Sequence[GroupDifference], with_base: bool) -> list[str]:
     """Lines of numbers with a bar each, as long as the relative difference; the last row is the sum
     of the others."""
     columns = ["|B-A|/|A|", "cosine"]

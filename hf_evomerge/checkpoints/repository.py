@@ -67,10 +67,14 @@ class Repository:
             )
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
-        small: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": IGNORED_FILES}
-        self.folder = Path(
-            _asked(name, lambda: snapshot_download(name, revision=revision, **small))
+        small = partial(
+            snapshot_download,
+            name,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=IGNORED_FILES,
         )
+        self.folder = Path(_asked(name, small))
         if (self.folder / "modules.json").is_file():
             _asked(
                 name,

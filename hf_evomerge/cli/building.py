@@ -115,7 +115,7 @@ def merge(
     """
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
-        from ..building.record import read_build_record
+        from ..building.build_record import read_build_record
         from ..checkpoints.writer import check_target
 
         quiet()

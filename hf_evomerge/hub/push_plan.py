@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..building.record import BUILD_FILE, changed_since, read_build_record
+from ..building.build_record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from words import word_tokenizer
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.building.record import read_build_record
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from hf_evomerge.building.record import changed_since, read_build_record, write_build_record
+from hf_evomerge.building.build_record import changed_since, read_build_record, write_build_record
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import EvoMergeError
 

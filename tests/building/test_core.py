@@ -19,7 +19,7 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.building.record import read_build_record
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.mergekit import to_mergekit

@@ -19,8 +19,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.building.extracted import extract_adapter
-from hf_evomerge.building.record import read_build_record
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError, SourceError
 from hf_evomerge.recipes.strict_yaml import validate

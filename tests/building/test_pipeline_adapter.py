@@ -17,7 +17,7 @@ from slowly import slow_beyond
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.building.record import read_build_record
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app

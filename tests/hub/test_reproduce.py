@@ -19,7 +19,7 @@ from sentence import sentence_folder
 from words import word_tokenizer
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.building.record import write_build_record
+from hf_evomerge.building.build_record import write_build_record
 from hf_evomerge.errors import EvoMergeError, HubError, SourceError
 from hf_evomerge.hub.compare import compare_code
 from hf_evomerge.hub.push import push_model

@@ -12,7 +12,7 @@ from hf_evomerge.pictures.climb import climb_scene
 from hf_evomerge.pictures.fitness import fitness_range, fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
-from hf_evomerge.pictures.path import Words, path_scene
+from hf_evomerge.pictures.path import StepWords, path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, ticks
 from hf_evomerge.pictures.trials import Objective, Point, Step, Trial
 from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
@@ -334,7 +334,7 @@ def test_what_is_said_stands_on_the_hops():
     all; narrow, those that fit."""
     path = LayerPath.parse("0:0-3")
     after = [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")]
-    scene = path_scene(path, ["a"], [4], words=Words(("a", "no"), after))
+    scene = path_scene(path, ["a"], [4], words=StepWords(("a", "no"), after))
     over = [text for text in of_kind(scene, Text, "name") if text.anchor == "middle"]
     assert sorted((text.at[0], text.words, text.colour) for text in over) == [
         (1, "x", "grey"),
@@ -343,12 +343,12 @@ def test_what_is_said_stands_on_the_hops():
         (4, "no", "good"),
     ]
     assert of_kind(scene, Group, "hop")[1].tip.endswith("; here it would say: a yes")
-    long = Words(("word",), [("other words",)] * 6 + [("word",)])
+    long = StepWords(("word",), [("other words",)] * 6 + [("word",)])
     crowded = path_scene(LayerPath.parse("0:0 x7"), ["a"], [2], words=long, width=NARROW)
     shown = [text.words for text in of_kind(crowded, Text, "name") if text.anchor == "middle"]
     assert {"other words", "word"} == set(shown)
     assert len(shown) < 7
-    steep = Words(("word",), [("longer words",)] * 7 + [("word",)])
+    steep = StepWords(("word",), [("longer words",)] * 7 + [("word",)])
     for width, count in ((NARROW, 4), (WIDE, 8)):
         rising = path_scene(
             LayerPath.parse("0:0-7"), ["a name that is long"], [8], words=steep, width=width
@@ -365,7 +365,7 @@ def test_what_is_said_stands_on_the_hops():
     assert (
         sum(
             text.look.startswith("name")
-            for text in of_kind(weights_scene(weights, words=Words(("a", "no"), after)), Text)
+            for text in of_kind(weights_scene(weights, words=StepWords(("a", "no"), after)), Text)
         )
         == 5
     )

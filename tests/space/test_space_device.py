@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import mixing
 import pytest
 import torch
-from models import EVOLVED, Host, Job
+from models import EVOLVED, AnswerJob, Host
 from other_device import standing_in
 from reading import read
 from transformers import PreTrainedModel
@@ -44,9 +44,9 @@ def test_a_path_answers_there(dfs):
     host = hosted(dfs)
     layers = tuple(dict.fromkeys(host.published.path))
     jobs = [
-        Job(EVOLVED, PROMPT, 8),
-        Job(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)),
-        Job("a", PROMPT, 8),
+        AnswerJob(EVOLVED, PROMPT, 8),
+        AnswerJob(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)),
+        AnswerJob("a", PROMPT, 8),
     ]
     wanted = answers(host, jobs)
     with models_there():
@@ -59,7 +59,10 @@ def test_a_path_answers_there(dfs):
 
 def test_weights_are_turned_there(ps):
     """A merge answers as on the processor with a parent's weight turned down, and after that."""
-    jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))]
+    jobs = [
+        AnswerJob(EVOLVED, PROMPT, 8),
+        AnswerJob(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),)),
+    ]
     wanted = answers(hosted(ps), jobs)
     with models_there():
         assert answers(host := hosted(ps), jobs) == wanted

@@ -8,7 +8,7 @@ import mixing
 import pytest
 from actions import Actions
 from edits import Route
-from published import Parent, Published
+from published import Published, PublishedParent
 from recipes import merge_of
 from served import shown
 from showcase import Edit
@@ -153,7 +153,7 @@ def test_a_path_may_be_written_in_ranges():
 def _merge():
     """A merge of two parents on show, without its weights."""
     recipe = merge_of(*SOURCES, weights=[1, 2])
-    parents = (Parent("a", "a"), Parent("b", "b"))
+    parents = (PublishedParent("a", "a"), PublishedParent("b", "b"))
     return shown(
         Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents)
     )
@@ -242,7 +242,7 @@ def test_a_link_carries_an_edit():
     edit = Edit(edits.Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)))
     (text,) = parse_qs(edit.link[1:])["edit"]
     assert Edit.of_link(text, path) == edit
-    parents = (Parent("a", "a"), Parent("b", "b"))
+    parents = (PublishedParent("a", "a"), PublishedParent("b", "b"))
     merge = Published("m", "m", config={"num_hidden_layers": 2}, recipe=MERGE, parents=parents)
     edit = Edit(factors=mixing.with_factors((), "layer 1", [0.5, 2.0]))
     (text,) = parse_qs(edit.link[1:])["edit"]

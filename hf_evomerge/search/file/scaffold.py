@@ -258,11 +258,7 @@ def _size(model: Source) -> int:
 
 def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
     """The base of the adapters among some sources; raises `SearchError` where they have several."""
-    bases = {
-        ref.model_copy(update={"adapter": None, "adapter_revision": None})
-        for ref in refs
-        if ref.adapter is not None
-    }
+    bases = {ref.parts[0] for ref in refs if ref.adapter is not None}
     if len(bases) > 1:
         raise SearchError(
             f"sources: adapters of {', '.join(sorted(map(str, bases)))}; give those of one base"
