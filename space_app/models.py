@@ -235,17 +235,11 @@ class Host(loading.LoadedInBackground):
         if not job.factors:
             yield model
             return
-        parents = [
-            self._loaded(parent.label).model
-            for parent in self.published.parents
-            if parent.role == "parent"
-        ]
-        bases = [
-            self._loaded(parent.label).model
-            for parent in self.published.parents
-            if parent.role == "base"
-        ]
-        with mixing.mixed(model, parents, bases[0] if bases else None, job.factors):
+        parents: dict[str, list[Any]] = {"parent": [], "base": []}
+        for parent in self.published.parents:
+            parents[parent.role].append(self._loaded(parent.label).model)
+        base = next(iter(parents["base"]), None)
+        with mixing.mixed(model, parents["parent"], base, job.factors):
             yield model
 
     def score(self, job: AnswerJob, examples: Sequence[Example]) -> list[bool]:

@@ -11,7 +11,6 @@ from classes import edit_json
 from peft import AutoPeftModelForCausalLM, PeftModel
 from recipes import merge_of
 from safetensors.torch import load_file, save_file
-from searches import digests
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
@@ -319,15 +318,6 @@ def test_a_rank_is_of_an_adapter_alone(make, tmp_path):
         build_model(make([PLAIN, PLAIN], method="ties", rank=4), tmp_path / "out")
     with pytest.raises(RecipeError, match="rank: the whole model has none"):
         build_model(make([PLAIN, PLAIN], rank=4), tmp_path / "out", whole=True)
-
-
-@pytest.mark.parametrize("rank", [None, 5])
-def test_the_same_recipe_gives_the_same_bits(rank, make, tmp_path):
-    """The recipe that was saved beside an adapter builds it again, the same in every file."""
-    recipe = make([PLAIN, PATTERNS], rank=rank)
-    first = build_model(recipe, tmp_path / "first")
-    again = build_model(Recipe.load(first / "recipe.yaml"), tmp_path / "again")
-    assert digests(again) == digests(first)
 
 
 def test_doubts_are_warnings(make):

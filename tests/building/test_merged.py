@@ -138,20 +138,6 @@ def test_shards_do_not_matter(half_family, make_recipe, load, tmp_path, size):
     )
 
 
-def test_the_place_of_the_sources_does_not_matter(half_family, make_recipe, tmp_path):
-    """The same recipe with its sources elsewhere gives the same files, byte for byte."""
-    moved = tmp_path / "elsewhere"
-    moved.symlink_to(half_family)
-    first = build_model(make_recipe(half_family, "dare_ties", DARE), tmp_path / "a")
-    second = build_model(make_recipe(moved, "dare_ties", DARE), tmp_path / "b")
-    named = ("recipe.yaml", "build.json")
-    contents = [
-        {f.name: f.read_bytes() for f in out.iterdir() if f.name not in named}
-        for out in (first, second)
-    ]
-    assert contents[0] == contents[1]
-
-
 @pytest.mark.slow
 def test_hash_seed_and_threads_do_not_matter(tmp_path, make_recipe):
     """Another process with another hash seed and more threads writes the same bits, large tensors
