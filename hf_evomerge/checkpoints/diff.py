@@ -133,7 +133,7 @@ def diff_models(
         >>> -1 <= difference.total.tasks.cosine <= 1
         True
     """
-    from tqdm import tqdm
+    from huggingface_hub.utils import tqdm
 
     references = [a, b] if base is None else [a, b, base]
     compared: Sequence[Parent] = [

@@ -166,10 +166,8 @@ class Repository:
         sizes = {entry.path: entry.size for entry in entries}
         for file in missing:
             if sys.stderr.isatty():
-                tqdm.write(
-                    f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)",
-                    file=sys.stderr,
-                )
+                size = sizes.get(file, 0) / 1e9
+                tqdm.write(f"{self.name}: fetching {file} ({size:.2f} GB)", file=sys.stderr)
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
             # The Hub was there just now, so that it is worth to wait for it.
             path = Path(_asked(f"{self.name}: {file}", read, is_passing))

@@ -247,8 +247,9 @@ def _single_threaded() -> Iterator[int]:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar in bytes, on a terminal, that may be moved from several threads."""
-    from tqdm import tqdm
+    """A progress bar in bytes that may be moved from several threads; on a terminal, unless the
+    Hub's own bars are switched off."""
+    from huggingface_hub.utils import tqdm
 
     lock = Lock()
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:

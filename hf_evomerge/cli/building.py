@@ -118,7 +118,7 @@ def merge(
         from ..building.build_record import read_build_record
         from ..checkpoints.writer import check_target
 
-        quiet()
+        quiet(bars=True)
         chosen, place = _recipe_of(recipe, pick, soup, checkpoints, data)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
@@ -243,7 +243,7 @@ def fold(
         from ..building.folded import fold as fold_model
         from ..search.folder import built_model
 
-        quiet()
+        quiet(bars=True)
         trusted = {"trust_remote_code": trust_remote_code}
         folder = fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)
         echo(as_object({"folder": str(folder)}) if as_json else f"wrote {folder}")
@@ -293,7 +293,7 @@ def extract(
         from ..search.file.config import SearchConfig
         from ..search.score_model import evaluate_model
 
-        quiet()
+        quiet(bars=True)
         how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
         config = SearchConfig.load(file) if file is not None else None
         # first, as it may be refused
@@ -336,7 +336,7 @@ def inspect(
         from ..checkpoints.inspect import inspect_model
         from ..search.folder import built_model
 
-        quiet()
+        quiet(bars=True)
         folder = built_model(model)
         if is_of_one_part(folder):
             without_torch()
@@ -367,6 +367,6 @@ def diff(
     with one_line_errors():
         from ..checkpoints.diff import diff_models
 
-        quiet()
+        quiet(bars=True)
         report = diff_models(a, b, base=base, trust_remote_code=trust_remote_code)
         echo(report.to_json() if as_json else report)

@@ -142,7 +142,7 @@ def reproduce(
     with one_line_errors(again=True):
         from ..hub.reproduce import reproduce as reproduce_model
 
-        quiet()
+        quiet(bars=True)
         result = reproduce_model(
             repo_id, revision=revision, out=out, trust_remote_code=trust_remote_code
         )
